@@ -1,0 +1,1 @@
+//! Starts one Postgres on a lazily filled copy and ships its WAL.

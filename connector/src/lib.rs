@@ -1,0 +1,1 @@
+//! Follows a production server into a root timeline.

@@ -1,0 +1,1 @@
+//! Who owns which branch and endpoint; lifecycle; the HTTP API; the store.

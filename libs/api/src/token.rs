@@ -1,0 +1,214 @@
+//! Service tokens: signed claims that page server and safekeeper check with a public key alone.
+//!
+//! Text form: `base64url(JSON claims) "." base64url(Ed25519 signature of the first part's ASCII)`, no padding.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use serde::{Deserialize, Serialize};
+
+use ardent_types::{TenantId, TimelineId};
+
+/// Longest token accepted, in bytes.
+pub const TOKEN_LEN_MAX: usize = 4096;
+
+/// Which service a token opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Service {
+    /// The page service.
+    Pageserver,
+    /// The WAL service.
+    Safekeeper,
+    /// Both.
+    Any,
+}
+
+/// What a token allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rights {
+    /// Read pages and WAL.
+    Read,
+    /// Also write WAL, renew leases.
+    Write,
+    /// Also create and delete timelines, import.
+    Manage,
+}
+
+/// The claims of a token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// Service.
+    pub service: Service,
+    /// Only this tenant; absent: any.
+    pub tenant: Option<TenantId>,
+    /// Only this timeline; absent: any of the tenant.
+    pub timeline: Option<TimelineId>,
+    /// Rights; each includes those before it.
+    pub rights: Rights,
+    /// Seconds since the Unix epoch after which the token is refused; absent: never.
+    pub expires_at_s: Option<u64>,
+}
+
+/// Why a token was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Not a token at all.
+    #[error("the token is malformed")]
+    Malformed,
+    /// Signed by another key, or changed.
+    #[error("the token's signature does not match this installation's key")]
+    BadSignature,
+    /// Past its expiry.
+    #[error("the token has expired")]
+    Expired,
+    /// Valid, but for something else.
+    #[error("the token does not allow this")]
+    NotAllowed,
+}
+
+/// A failure to make or read the signing key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the token signing key is not a valid Ed25519 PKCS#8 key")]
+pub struct KeyError;
+
+/// Signs tokens. Only control holds one.
+pub struct TokenIssuer {
+    pair: Ed25519KeyPair,
+}
+
+impl std::fmt::Debug for TokenIssuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TokenIssuer")
+    }
+}
+
+impl TokenIssuer {
+    /// A new private key as PKCS#8 bytes, to be kept in a file with mode 0600.
+    pub fn generate_key() -> Result<Vec<u8>, KeyError> {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| KeyError)?;
+        Ok(document.as_ref().to_vec())
+    }
+
+    /// The issuer with this PKCS#8 key.
+    pub fn from_key(pkcs8: &[u8]) -> Result<Self, KeyError> {
+        Ok(TokenIssuer { pair: Ed25519KeyPair::from_pkcs8(pkcs8).map_err(|_| KeyError)? })
+    }
+
+    /// The verifier that accepts this issuer's tokens.
+    pub fn verifier(&self) -> TokenVerifier {
+        TokenVerifier { public_key: self.pair.public_key().as_ref().to_vec() }
+    }
+
+    /// Signs `claims`.
+    pub fn issue(&self, claims: &Claims) -> String {
+        let body = URL_SAFE_NO_PAD.encode(serde_json::to_vec(claims).expect("claims are plain data"));
+        let signature = URL_SAFE_NO_PAD.encode(self.pair.sign(body.as_bytes()));
+        format!("{body}.{signature}")
+    }
+}
+
+/// Checks tokens with the public key alone.
+#[derive(Clone, Debug)]
+pub struct TokenVerifier {
+    public_key: Vec<u8>,
+}
+
+impl TokenVerifier {
+    /// A verifier for this raw Ed25519 public key (32 bytes).
+    pub fn from_public_key(public_key: Vec<u8>) -> Self {
+        TokenVerifier { public_key }
+    }
+
+    /// The raw public key.
+    pub fn public_key(&self) -> &[u8] {
+        &self.public_key
+    }
+
+    /// Checks signature and expiry at `now_s` (seconds since the Unix epoch).
+    pub fn verify(&self, token: &str, now_s: u64) -> Result<Claims, TokenError> {
+        if token.len() > TOKEN_LEN_MAX {
+            return Err(TokenError::Malformed);
+        }
+        let (body, signature) = token.split_once('.').ok_or(TokenError::Malformed)?;
+        let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| TokenError::Malformed)?;
+        UnparsedPublicKey::new(&ED25519, &self.public_key)
+            .verify(body.as_bytes(), &signature)
+            .map_err(|_| TokenError::BadSignature)?;
+        let json = URL_SAFE_NO_PAD.decode(body).map_err(|_| TokenError::Malformed)?;
+        let claims: Claims = serde_json::from_slice(&json).map_err(|_| TokenError::Malformed)?;
+        match claims.expires_at_s {
+            Some(expiry) if now_s >= expiry => Err(TokenError::Expired),
+            _ => Ok(claims),
+        }
+    }
+}
+
+impl Claims {
+    /// Whether these claims open `service` on `(tenant, timeline)` with `rights`. [`TenantId::NONE`] and
+    /// [`TimelineId::NONE`] stand for connections bound to nothing, which only unbound claims open.
+    pub fn allow(
+        &self,
+        service: Service,
+        tenant: TenantId,
+        timeline: TimelineId,
+        rights: Rights,
+    ) -> Result<(), TokenError> {
+        let allowed = (self.service == Service::Any || self.service == service)
+            && self.tenant.is_none_or(|only| only == tenant)
+            && self.timeline.is_none_or(|only| only == timeline)
+            && self.rights >= rights;
+        if allowed { Ok(()) } else { Err(TokenError::NotAllowed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issuer() -> TokenIssuer {
+        TokenIssuer::from_key(&TokenIssuer::generate_key().expect("key")).expect("key is valid")
+    }
+
+    fn claims() -> Claims {
+        Claims {
+            service: Service::Pageserver,
+            tenant: Some(TenantId::from_bytes([1; 16])),
+            timeline: Some(TimelineId::from_bytes([2; 16])),
+            rights: Rights::Read,
+            expires_at_s: Some(100),
+        }
+    }
+
+    #[test]
+    fn a_token_verifies_until_it_expires() {
+        let issuer = issuer();
+        let token = issuer.issue(&claims());
+        assert_eq!(issuer.verifier().verify(&token, 99), Ok(claims()));
+        assert_eq!(issuer.verifier().verify(&token, 100), Err(TokenError::Expired));
+    }
+
+    #[test]
+    fn a_changed_or_foreign_token_is_refused() {
+        let (ours, theirs) = (issuer(), issuer());
+        let token = ours.issue(&claims());
+        assert_eq!(theirs.verifier().verify(&token, 0), Err(TokenError::BadSignature));
+        let forged = format!("x{token}");
+        assert_eq!(ours.verifier().verify(&forged, 0), Err(TokenError::BadSignature));
+        assert_eq!(ours.verifier().verify("nonsense", 0), Err(TokenError::Malformed));
+    }
+
+    #[test]
+    fn claims_bind_service_tenant_timeline_and_rights() {
+        let (tenant, timeline) = (TenantId::from_bytes([1; 16]), TimelineId::from_bytes([2; 16]));
+        let claims = claims();
+        let check = |service, tenant, timeline, rights| claims.allow(service, tenant, timeline, rights).is_ok();
+        assert!(check(Service::Pageserver, tenant, timeline, Rights::Read));
+        assert!(!check(Service::Safekeeper, tenant, timeline, Rights::Read));
+        assert!(!check(Service::Pageserver, TenantId::NONE, timeline, Rights::Read));
+        assert!(!check(Service::Pageserver, tenant, TimelineId::NONE, Rights::Read));
+        assert!(!check(Service::Pageserver, tenant, timeline, Rights::Write));
+    }
+}

@@ -1,0 +1,1 @@
+//! WAL service (being written).

@@ -1,0 +1,1 @@
+//! Two row streams and two catalogs in, a change set out.

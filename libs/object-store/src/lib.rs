@@ -1,0 +1,1 @@
+//! Where layers and manifests live: a trait and its local-folder backend.

@@ -1,0 +1,1 @@
+//! Turns a decoded WAL record into changes of storage keys.

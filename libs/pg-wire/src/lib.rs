@@ -1,0 +1,1 @@
+//! The Postgres wire protocol as a client: replication connections, COPY streams, SCRAM.

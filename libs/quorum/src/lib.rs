@@ -1,0 +1,1 @@
+//! Consensus on WAL: proposer and acceptor as sans-IO state machines.

@@ -1,0 +1,22 @@
+//! Identifiers and coordinates that every part of Ardent shares.
+//!
+//! Nothing here does I/O or knows a service. The types are small, `Copy`, and ordered the way storage orders them:
+//!
+//! - [`Lsn`]: a position in WAL. Half-open everywhere: a range `[a, b)` holds the bytes from `a` up to, not
+//!   including, `b`; a `flush_lsn` is the first byte that is *not* yet durable.
+//! - [`TenantId`], [`TimelineId`]: a tenant is one Postgres cluster's history (one system identifier), a timeline a
+//!   branch of it. "Timeline" is never Postgres's timeline id; that one is [`PgTli`].
+//! - [`RelTag`], [`BlockNumber`]: a relation fork and a block of it.
+//! - [`Key`]: what the page server stores versions of; its 18-byte encoding sorts as the enum does.
+//!
+//! Invariants: parsing never panics; `Display` and `FromStr` round-trip; arithmetic on LSNs is checked and named.
+
+mod id;
+mod key;
+mod lsn;
+mod rel;
+
+pub use id::{Generation, ParseIdError, PgTli, SystemId, TenantId, Term, TimelineId};
+pub use key::{KEY_LEN, Key, KeyDecodeError, SlruKind};
+pub use lsn::{Lsn, ParseLsnError, WalSegmentSize, WalSegmentSizeError};
+pub use rel::{BLCKSZ, BlockNumber, ForkNumber, RelTag, oid};

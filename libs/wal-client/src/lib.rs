@@ -1,0 +1,1 @@
+//! Talks to safekeepers: the proposer's and the reader's shell around the quorum core.

@@ -1,0 +1,1 @@
+//! The page server: WAL in, page versions at any LSN out.

@@ -1,0 +1,1 @@
+//! The page server's storage engine: layers, timelines, manifest, compaction, garbage collection.

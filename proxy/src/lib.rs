@@ -1,0 +1,1 @@
+//! The Postgres front door: TLS, SNI, SCRAM, wake, relay, cancel.

@@ -1,0 +1,1 @@
+//! Makes WAL durable and streams it out.

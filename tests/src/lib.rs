@@ -1,0 +1,1 @@
+//! End to end tests of Ardent: real processes, real Postgres, free ports.
