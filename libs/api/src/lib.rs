@@ -17,6 +17,7 @@
 
 pub mod addr;
 pub mod compute;
+pub mod control;
 pub mod frame;
 pub mod page_service;
 pub mod token;

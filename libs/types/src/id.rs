@@ -81,6 +81,14 @@ id_16! {
     /// A branch of a tenant's history. Not Postgres's timeline id ([`PgTli`]).
     TimelineId
 }
+id_16! {
+    /// What users call a branch: it has a name, settings and passwords, and stands for one timeline at a time.
+    BranchId
+}
+id_16! {
+    /// The place where a branch's Postgres runs: a folder, an unprivileged user, at most one agent.
+    ComputeId
+}
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {

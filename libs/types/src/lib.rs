@@ -16,7 +16,7 @@ mod key;
 mod lsn;
 mod rel;
 
-pub use id::{Generation, ParseIdError, PgTli, SystemId, TenantId, Term, TimelineId};
+pub use id::{BranchId, ComputeId, Generation, ParseIdError, PgTli, SystemId, TenantId, Term, TimelineId};
 pub use key::{KEY_LEN, Key, KeyDecodeError, SlruKind};
 pub use lsn::{Lsn, ParseLsnError, WalSegmentSize, WalSegmentSizeError};
 pub use rel::{BLCKSZ, BlockNumber, ForkNumber, RelTag, oid};
