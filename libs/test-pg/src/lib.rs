@@ -1,0 +1,19 @@
+//! A real Postgres server for tests.
+//!
+//! ```text
+//!  TestPg::start(options) ── initdb ──► temp folder ── postgres ──► Unix socket (and TCP, if asked for)
+//! ```
+//!
+//! Postgres refuses to run as root. When the tests run as root, every server program is run as the user `postgres`, and
+//! the folder belongs to that user; otherwise they run as whoever runs the tests.
+//!
+//! Invariants: a server that can't be started is a panic with its log, never a skipped test; dropping a [`TestPg`] ends
+//! its own process (by the child's id) and removes its folder.
+//!
+//! Knows nothing of Ardent.
+
+mod programs;
+mod server;
+
+pub use programs::{bin_dir, program, server_command, temp_dir};
+pub use server::{StopMode, TestPg, TestPgOptions};
