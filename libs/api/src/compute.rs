@@ -35,6 +35,9 @@ pub struct ComputeSpec {
     pub token: String,
     /// Run Postgres as this user id and group id; absent: as the agent's own (which must not be root).
     pub run_as: Option<RunAs>,
+    /// Name of the bootstrap superuser (role OID 10), as preflight found it; absent: `postgres`. The agent connects as it.
+    #[serde(default)]
+    pub superuser: Option<String>,
     /// How Postgres is confined.
     pub sandbox: Sandbox,
     /// Read-only: `default_transaction_read_only` is forced and no WAL is accepted but what maintenance writes. Used for
@@ -123,7 +126,7 @@ pub enum ComputeEvent {
     /// The compute could not start or could not go on; the last line.
     Failed {
         /// A word for scripts: `fenced`, `pageserver_unavailable`, `safekeeper_unavailable`, `postgres_failed`, `crashed`, `no_sandbox`,
-        /// `no_postgres`, `invalid`.
+        /// `no_postgres`, `base_lsn_expired`, `invalid`.
         code: String,
         /// What failed, why, what to do.
         message: String,
