@@ -1,1 +1,31 @@
-//! Where layers and manifests live: a trait and its local-folder backend.
+//! Where layers and manifests live: the object-store trait and its local-folder backend.
+//!
+//! ```text
+//!  storage engine ──put, put_if_absent, put_file──► ┌─────────────┐ ──► LocalFolder: temp file, fsync, rename or link,
+//!                 ◄──get, get_range, head, list──── │ ObjectStore │                  fsync of the folder
+//!                 ──delete────────────────────────► └─────────────┘ ──► (another crate) S3 and what speaks it
+//! ```
+//!
+//! Invariants, which [`conformance`] checks for every backend:
+//!
+//! - OS-1: an object is there whole or not at all; a reader never sees part of a write.
+//! - OS-2: when a write returns, the object survives a crash.
+//! - OS-3: of any number of concurrent [`ObjectStore::put_if_absent`] of one name exactly one succeeds.
+//! - OS-4: a list taken after a write returned shows it, and pages come in the byte order of the names.
+//!
+//! Methods block: callers run them on threads that may. The crate does not know what objects hold, and does not retry:
+//! each error has a kind ([`ErrorKind`]) and the caller decides.
+//!
+//! Start reading at [`ObjectStore`], then [`LocalFolder`].
+
+pub mod conformance;
+mod error;
+pub mod fault;
+mod local;
+mod name;
+mod store;
+
+pub use error::{ErrorKind, StoreError};
+pub use local::LocalFolder;
+pub use name::{NAME_LEN_MAX, NameError, ObjectName};
+pub use store::{ListPage, ListRequest, ObjectMeta, ObjectStore, list_all};

@@ -1,0 +1,68 @@
+//! What can go wrong with an object, and what a caller may do about it.
+
+use crate::name::ObjectName;
+
+/// What a caller does about a [`StoreError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The same call may succeed later: timeouts, throttling, a full disk, a store that is away.
+    Retry,
+    /// There is no such object.
+    NotFound,
+    /// The object exists, and the call demanded that it doesn't.
+    Precondition,
+    /// The range asked for is not wholly inside the object.
+    OutOfRange,
+    /// The store refuses us: credentials, permissions, a read-only folder. A person has to change something.
+    Denied,
+    /// What came back is not what was stored.
+    Corrupt,
+    /// Anything else.
+    Internal,
+}
+
+/// A call on an object failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} of object {object:?} failed ({kind:?}): {detail}")]
+pub struct StoreError {
+    kind: ErrorKind,
+    operation: &'static str,
+    object: String,
+    detail: String,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StoreError {
+    /// An error of `kind` met by `operation` on `object`; `detail` says what was expected or what to do.
+    pub fn new(kind: ErrorKind, operation: &'static str, object: &str, detail: impl Into<String>) -> Self {
+        StoreError { kind, operation, object: object.to_owned(), detail: detail.into(), source: None }
+    }
+
+    /// The same with the error that caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+
+    /// There is no object `name`.
+    pub fn not_found(operation: &'static str, name: &ObjectName) -> Self {
+        Self::new(ErrorKind::NotFound, operation, name.as_str(), "there is no such object")
+    }
+
+    /// `name` exists already.
+    pub fn exists(operation: &'static str, name: &ObjectName) -> Self {
+        Self::new(ErrorKind::Precondition, operation, name.as_str(), "the object exists already")
+    }
+
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The object or prefix concerned.
+    pub fn object(&self) -> &str {
+        &self.object
+    }
+}

@@ -1,0 +1,328 @@
+//! The local-folder backend: an object is a file below one folder.
+//!
+//! ```text
+//!  put:           .tmp/N  write, fsync ──rename──► NAME, fsync of the folder
+//!  put_if_absent: .tmp/N  write, fsync ──link────► NAME (fails if taken), fsync of the folder, unlink .tmp/N
+//!  put_file:      PATH    fsync ──rename (copy across file systems)──► NAME, fsync of the folder
+//! ```
+//!
+//! Folders come into being with their first object and go with their last. Files in `.tmp` are leftovers of a crash when the
+//! store is opened, and are removed.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+
+use crate::error::{ErrorKind, StoreError};
+use crate::fault::FailPoints;
+use crate::name::ObjectName;
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectStore};
+
+/// Entries in a page of a listing unless the request says otherwise.
+const PAGE_SIZE: usize = 1000;
+/// How often a write tries again after the folder it was about to enter was removed as empty.
+const FOLDER_RACES_MAX: u32 = 16;
+
+/// Objects as files below one folder.
+#[derive(Debug)]
+pub struct LocalFolder {
+    root: PathBuf,
+    temp: PathBuf,
+    next_temp: AtomicU64,
+    faults: Arc<FailPoints>,
+}
+
+impl LocalFolder {
+    /// The store in folder `root`, which is made if it isn't there. Two processes must not share it: what holds the folder's
+    /// lock opens it.
+    pub fn open(root: &Path) -> Result<Self, StoreError> {
+        Self::open_with_faults(root, Arc::new(FailPoints::new()))
+    }
+
+    /// The same, with fail points.
+    pub fn open_with_faults(root: &Path, faults: Arc<FailPoints>) -> Result<Self, StoreError> {
+        let temp = root.join(".tmp");
+        let failed = |error| io_error("open", &root.display().to_string(), error);
+        fs::create_dir_all(&temp).map_err(failed)?;
+        for entry in fs::read_dir(&temp).map_err(failed)? {
+            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+        }
+        sync_folder(root).map_err(failed)?;
+        Ok(LocalFolder { root: root.to_owned(), temp, next_temp: AtomicU64::new(0), faults })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn path(&self, name: &ObjectName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    /// Writes `body` to a new file in `.tmp` and makes it durable.
+    fn write_temp(&self, body: &[u8]) -> io::Result<TempFile> {
+        let number = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        self.faults.pass("local.create")?;
+        let path = self.temp.join(format!("{}-{number}", std::process::id()));
+        let mut file = File::create_new(&path)?;
+        let temp = TempFile { path };
+        if let Err(error) = self.faults.pass("local.write") {
+            // What a crash in the middle of a write leaves behind.
+            file.write_all(&body[..body.len() / 2])?;
+            return Err(error);
+        }
+        file.write_all(body)?;
+        self.faults.pass("local.fsync")?;
+        file.sync_all()?;
+        Ok(temp)
+    }
+
+    /// Runs `enter`, which puts a file into the folder of `target`, and makes the folder's new entry durable.
+    fn enter_folder(&self, target: &Path, enter: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let folder = target.parent().expect("an object's path has a parent");
+        let mut races = 0;
+        loop {
+            match self.make_folders(folder).and_then(|()| enter()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && races < FOLDER_RACES_MAX => races += 1,
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        self.faults.pass("local.folder_fsync")?;
+        sync_folder(folder)
+    }
+
+    /// Makes `folder` and what is missing above it, each durable in its parent.
+    fn make_folders(&self, folder: &Path) -> io::Result<()> {
+        if folder == self.root || folder.is_dir() {
+            return Ok(());
+        }
+        let parent = folder.parent().expect("folders of objects lie below the root");
+        self.make_folders(parent)?;
+        match fs::create_dir(folder) {
+            Ok(()) => sync_folder(parent),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // Somebody removed the parent as empty in between: the caller's loop makes it again.
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write_at(&self, name: &ObjectName, temp: &Path, how: Entering) -> io::Result<()> {
+        let target = self.path(name);
+        self.enter_folder(&target, || match how {
+            Entering::Rename => {
+                self.faults.pass("local.rename")?;
+                fs::rename(temp, &target)
+            }
+            Entering::Link => {
+                self.faults.pass("local.link")?;
+                fs::hard_link(temp, &target)
+            }
+        })
+    }
+
+    /// Removes folders that became empty, from the one of `path` upwards.
+    fn remove_empty_folders(&self, path: &Path) {
+        let mut folder = path.parent();
+        while let Some(at) = folder.filter(|at| *at != self.root) {
+            // Fails when it is not empty, which is the common case, and when another thread was faster.
+            if fs::remove_dir(at).is_err() {
+                return;
+            }
+            folder = at.parent();
+        }
+    }
+
+    /// Adds what lies in `folder` and matches to `out`, unsorted. `folder_name` is empty or ends in `/`.
+    fn walk(&self, folder: &Path, folder_name: &str, request: &ListRequest, out: &mut Vec<Found>) -> io::Result<()> {
+        let entries = match fs::read_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Ok(part) = entry.file_name().into_string() else { continue };
+            if part.starts_with('.') {
+                continue;
+            }
+            let name = format!("{folder_name}{part}");
+            let is_folder = entry.file_type()?.is_dir();
+            let below = if is_folder { format!("{name}/") } else { String::new() };
+            if is_folder && request.prefix.starts_with(&below) {
+                self.walk(&entry.path(), &below, request, out)?;
+            } else if !name.starts_with(&request.prefix) {
+                continue;
+            } else if is_folder && request.folded {
+                out.push(Found { sort: below, size_bytes: None });
+            } else if is_folder {
+                self.walk(&entry.path(), &below, request, out)?;
+            } else {
+                match entry.metadata() {
+                    Ok(meta) => out.push(Found { sort: name, size_bytes: Some(meta.len()) }),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Entering {
+    Rename,
+    Link,
+}
+
+/// An object (with a size) or a folder, by the text that it sorts by.
+struct Found {
+    sort: String,
+    size_bytes: Option<u64>,
+}
+
+/// A file that goes away with this value.
+struct TempFile {
+    path: PathBuf,
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        // Already renamed, or swept when the store is opened the next time.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl ObjectStore for LocalFolder {
+    fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        let write = || self.write_at(name, &self.write_temp(body)?.path, Entering::Rename);
+        write().map_err(|error| io_error("put", name.as_str(), error))
+    }
+
+    fn put_if_absent(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        let write = || self.write_at(name, &self.write_temp(body)?.path, Entering::Link);
+        match write() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Err(StoreError::exists("conditional put", name).with_source(error))
+            }
+            done => done.map_err(|error| io_error("conditional put", name.as_str(), error)),
+        }
+    }
+
+    fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
+        let write = || {
+            self.faults.pass("local.file_fsync")?;
+            File::open(path)?.sync_all()?;
+            match self.write_at(name, path, Entering::Rename) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    let copy = self.write_temp(&fs::read(path)?)?;
+                    self.write_at(name, &copy.path, Entering::Rename)?;
+                    fs::remove_file(path)
+                }
+                done => done,
+            }
+        };
+        write().map_err(|error| io_error("put of a file", name.as_str(), error))
+    }
+
+    fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
+        let read = || {
+            let mut body = Vec::new();
+            File::open(self.path(name))?.read_to_end(&mut body)?;
+            Ok(body)
+        };
+        read().map(Bytes::from).map_err(|error| io_error("get", name.as_str(), error))
+    }
+
+    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let out_of_range = |detail: String| StoreError::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail);
+        let failed = |error| io_error("ranged get", name.as_str(), error);
+        let file = File::open(self.path(name)).map_err(failed)?;
+        let size = file.metadata().map_err(failed)?.len();
+        let Some(length) = range.end.checked_sub(range.start).filter(|_| range.end <= size) else {
+            return Err(out_of_range(format!("bytes {range:?} of an object of {size} bytes")));
+        };
+        let mut body = vec![0; usize::try_from(length).map_err(|_| out_of_range(format!("{length} bytes at once")))?];
+        file.read_exact_at(&mut body, range.start).map_err(failed)?;
+        Ok(Bytes::from(body))
+    }
+
+    fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {
+        let meta = fs::metadata(self.path(name)).map_err(|error| io_error("head", name.as_str(), error))?;
+        if !meta.is_file() {
+            return Err(StoreError::not_found("head", name));
+        }
+        Ok(ObjectMeta { name: name.clone(), size_bytes: meta.len() })
+    }
+
+    fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let failed = |error| io_error("list", &request.prefix, error);
+        let mut found = Vec::new();
+        // Only the prefix's own folder can hold what begins with it.
+        let folder_name = request.prefix.rfind('/').map_or("", |slash| &request.prefix[..=slash]);
+        self.walk(&self.root.join(folder_name), folder_name, request, &mut found).map_err(failed)?;
+        if let Some(token) = &request.token {
+            found.retain(|found| found.sort > *token);
+        }
+        found.sort_unstable_by(|a, b| a.sort.cmp(&b.sort));
+        let page_size = request.page_size.unwrap_or(PAGE_SIZE).max(1);
+        let next = (found.len() > page_size).then(|| found[page_size - 1].sort.clone());
+        found.truncate(page_size);
+        let mut page = ListPage { next, ..ListPage::default() };
+        for found in found {
+            match found.size_bytes {
+                None => page.folders.push(found.sort),
+                // A file that somebody else put here under a name that we never give is not an object.
+                Some(size_bytes) => {
+                    if let Ok(name) = ObjectName::new(found.sort) {
+                        page.objects.push(ObjectMeta { name, size_bytes });
+                    }
+                }
+            }
+        }
+        Ok(page)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        let path = self.path(name);
+        let remove = || {
+            self.faults.pass("local.unlink")?;
+            fs::remove_file(&path)
+        };
+        match remove() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io_error("delete", name.as_str(), error)),
+            Ok(()) => {
+                self.remove_empty_folders(&path);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+fn io_error(operation: &'static str, object: &str, error: io::Error) -> StoreError {
+    let (kind, detail) = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
+            (ErrorKind::NotFound, "there is no such object".to_owned())
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            (ErrorKind::Denied, format!("{error}; give this user write access to the store's folder"))
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            (ErrorKind::Retry, format!("{error}; free space on the store's file system"))
+        }
+        io::ErrorKind::Interrupted | io::ErrorKind::TimedOut => (ErrorKind::Retry, error.to_string()),
+        _ => (ErrorKind::Internal, error.to_string()),
+    };
+    StoreError::new(kind, operation, object, detail).with_source(error)
+}
