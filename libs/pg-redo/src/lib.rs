@@ -1,12 +1,124 @@
-//! Redo in Rust: one pure function per WAL record type, and the oracle that proves it.
+//! Redo in Rust: one pure function per WAL record type.
 //!
 //! ```text
-//! DecodedRecord ──view──► RecordView ──redo_block(view, id, page)──► page as Postgres leaves it
-//!       └──for_block──► Value::Record (what storage keeps per key) ──view──┘
+//! DecodedRecord ──RecordView::of_record──► RecordView ──redo_block──► page as Postgres leaves it
+//!       │                                      ▲
+//!       └──Value::for_block──► Value::Record ──┘  (StoredRecord: what storage keeps per key)
+//!       └──vm_changes──► Value::Delta             (what redo does to pages without a reference)
+//!
+//! base + (Lsn, Value), oldest to newest ──reconstruct──► content of the key
 //! ```
+//!
+//! Invariants:
+//! - Redo of one block reads that block, the record's main data and the block's own data; never another block's content.
+//! - A record that a page already has (page LSN at or past the record's end) changes nothing.
+//! - Bytes of a record or a page never panic and never write outside of the page: they give a [`RedoError`].
+//! - Majors differ in tables and small functions, not in copies.
+//!
+//! It knows nothing of files, networks, layers or timelines. Start with [`redo_block`], then a resource manager's file.
+//! `docs/redo.md` says how to add a record type.
 
+mod delta;
+mod fault;
+mod fsm;
+mod heap;
+pub mod names;
+mod page;
+mod read;
+mod reconstruct;
+mod stored;
 pub mod value;
 pub mod view;
+mod vm;
 
+use ardent_pg_format::PgMajor;
+use ardent_types::{BLCKSZ, ForkNumber};
+
+pub use delta::{
+    COMMIT_TS_PER_PAGE, Delta, DeltaError, MULTIXACT_MEMBERS_PER_PAGE, MULTIXACT_OFFSETS_PER_PAGE, MultiXactMember,
+    XACTS_PER_PAGE, XactStatus,
+};
+pub use fault::RedoError;
+pub use reconstruct::{ReconstructError, reconstruct};
+pub use stored::StoredRecord;
 pub use value::{Value, ValueDecodeError};
-pub use view::{BlockView, RecordView};
+pub use view::{BlockView, HintBits, RecordView};
+pub use vm::{
+    ALL_FROZEN, ALL_VISIBLE, HEAP_BLOCKS_PER_PAGE, VmChange, VmPageChanges, bits as vm_bits, map_block as vm_map_block,
+    vm_changes,
+};
+
+use fault::Fault;
+use names::rm;
+use page::Page;
+
+/// What redo did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RedoOutcome {
+    /// The page was changed.
+    Applied,
+    /// The page's LSN is at or past the record's end: it has the change already.
+    AlreadyApplied,
+    /// The record references the block without changing it.
+    Unchanged,
+}
+
+/// What a record's function did to the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Changed it; Postgres stamps the record's LSN.
+    Stamp,
+    /// Changed it without a stamp.
+    KeepLsn,
+    /// Changed nothing.
+    Nothing,
+}
+
+/// What a record's function works from.
+pub(crate) struct Context<'v, 'a> {
+    pub(crate) major: PgMajor,
+    pub(crate) view: &'v RecordView<'a>,
+    pub(crate) block: &'v BlockView<'a>,
+}
+
+/// Redoes `view` on the block that its reference `block_id` names, whose content is `page`, leaving it as Postgres's redo
+/// does, LSN included. A page of zeros stands for a block that was never written. A reference whose image is to be applied
+/// has no redo besides that image: it is refused here. After an error the page's content is unspecified.
+pub fn redo_block(
+    major: PgMajor,
+    view: &RecordView<'_>,
+    block_id: u8,
+    page: &mut [u8; BLCKSZ],
+) -> Result<RedoOutcome, RedoError> {
+    let block = view.block(block_id).ok_or(RedoError::NoSuchBlock { id: block_id, lsn: view.end_lsn })?;
+    let mut page = Page::new(page);
+    let error = |fault| RedoError::new(fault, view, block.rel, block.blkno);
+    if block.has_applied_image {
+        return Err(error(Fault::Record("the block is restored from its image, not redone")));
+    }
+    if !block.will_init {
+        if page.lsn() >= view.end_lsn {
+            return Ok(RedoOutcome::AlreadyApplied);
+        }
+        // Map forks are read with RBM_ZERO_ON_ERROR and made up on the way (checklist 36).
+        if page.is_new() && !matches!(block.rel.fork, ForkNumber::Vm | ForkNumber::Fsm) {
+            return Err(error(Fault::Page("the page was never initialised")));
+        }
+    }
+    let cx = Context { major, view, block };
+    match dispatch(&cx, &mut page).map_err(error)? {
+        Change::Stamp => {
+            page.set_lsn(view.end_lsn);
+            Ok(RedoOutcome::Applied)
+        }
+        Change::KeepLsn => Ok(RedoOutcome::Applied),
+        Change::Nothing => Ok(RedoOutcome::Unchanged),
+    }
+}
+
+fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
+    match cx.view.rmid {
+        rm::HEAP => heap::redo(cx, page),
+        _ => Err(Fault::Unsupported),
+    }
+}

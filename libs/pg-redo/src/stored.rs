@@ -1,0 +1,131 @@
+//! The part of a WAL record that storage keeps for one block: enough to redo that block, without the other blocks' data.
+//! The key gives the relation and block; they aren't repeated. Byte table: `docs/formats/values.md`.
+
+use ardent_pg_format::DecodedRecord;
+use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
+
+use crate::value::{Value, ValueDecodeError};
+use crate::view::{BlockView, HintBits, RecordView};
+
+const HEADER_HINT_BITS: u8 = 0x01;
+
+const BLOCK_WILL_INIT: u8 = 0x01;
+const BLOCK_APPLIED_IMAGE: u8 = 0x02;
+/// Tablespace, database and relfilenode are the key's.
+const BLOCK_SAME_RELATION: u8 = 0x04;
+/// The block that the value is for: the block number is the key's too.
+const BLOCK_TARGET: u8 = 0x08;
+const BLOCK_FLAGS: u8 = 0x0F;
+
+const CUT_SHORT: ValueDecodeError = ValueDecodeError("a stored record is cut short");
+
+impl Value {
+    /// What storage keeps of `record` for its block `block_id`, where that block has no image to apply (an image is kept as
+    /// [`Value::Image`] instead). `None` if the record has no such block.
+    pub fn for_block(record: &DecodedRecord, block_id: u8, hint_bits: HintBits) -> Option<Value> {
+        let target = record.block(block_id)?;
+        let (data, main_data) = (record.block_data(target), record.main_data());
+        let mut out = BytesMut::with_capacity(16 + record.blocks.len() * 20 + data.len() + main_data.len());
+        out.put_u8(if hint_bits == HintBits::Logged { HEADER_HINT_BITS } else { 0 });
+        out.put_u8(record.header.rmid);
+        out.put_u8(record.header.info);
+        out.put_u8(record.blocks.len() as u8);
+        out.put_u32_le(record.header.xid);
+        out.put_u16_le(u16::try_from(data.len()).expect("block data length is a u16 in WAL"));
+        for block in &record.blocks {
+            let same_relation = block.rel.with_fork(target.rel.fork) == target.rel;
+            let is_target = block.id == block_id;
+            let mut flags = 0;
+            let mut put = |flag, set| flags |= if set { flag } else { 0 };
+            put(BLOCK_WILL_INIT, block.will_init);
+            put(BLOCK_APPLIED_IMAGE, block.image.as_ref().is_some_and(|image| image.apply));
+            put(BLOCK_SAME_RELATION, same_relation);
+            put(BLOCK_TARGET, is_target);
+            out.put_u8(block.id);
+            out.put_u8(flags | (block.rel.fork as u8) << 4);
+            if !same_relation {
+                out.put_u32_le(block.rel.spcnode);
+                out.put_u32_le(block.rel.dbnode);
+                out.put_u32_le(block.rel.relnode);
+            }
+            if !is_target {
+                out.put_u32_le(block.blkno);
+            }
+        }
+        out.put_slice(data);
+        out.put_slice(main_data);
+        Some(Value::Record { will_init: target.will_init, record: out.freeze() })
+    }
+
+    /// The value that says a block can't be rebuilt from here on, because of a record that has no redo.
+    pub fn unreadable(error: &impl std::fmt::Display) -> Value {
+        Value::Unreadable(Bytes::from(error.to_string()))
+    }
+}
+
+/// A stored record, opened: the view, and which of its blocks the value is for.
+#[derive(Clone, Debug)]
+pub struct StoredRecord<'a> {
+    /// What redo sees.
+    pub view: RecordView<'a>,
+    /// Id of the block that the value is for.
+    pub block_id: u8,
+}
+
+impl<'a> StoredRecord<'a> {
+    /// Opens the stored record of a block's key. `end_lsn` is the LSN that it is stored under.
+    pub fn decode(bytes: &'a [u8], end_lsn: Lsn, rel: RelTag, blkno: BlockNumber) -> Result<Self, ValueDecodeError> {
+        let (head, mut rest) = bytes.split_at_checked(10).ok_or(CUT_SHORT)?;
+        let mut take = |len: usize| {
+            let (part, tail) = rest.split_at_checked(len).ok_or(CUT_SHORT)?;
+            rest = tail;
+            Ok::<&'a [u8], ValueDecodeError>(part)
+        };
+        let u32_of = |part: &[u8]| u32::from_le_bytes(part.try_into().expect("4 bytes were taken"));
+        let mut blocks: SmallVec<[BlockView<'a>; 4]> = SmallVec::new();
+        let mut target = None;
+        for _ in 0..head[3] {
+            let part = take(2)?;
+            let (id, flags) = (part[0], part[1] & BLOCK_FLAGS);
+            let fork = ForkNumber::from_raw(part[1] >> 4).ok_or(ValueDecodeError("an unknown fork"))?;
+            let block_rel = if flags & BLOCK_SAME_RELATION != 0 {
+                rel.with_fork(fork)
+            } else {
+                let part = take(12)?;
+                let number = |at: usize| u32_of(&part[at..at + 4]);
+                RelTag { spcnode: number(0), dbnode: number(4), relnode: number(8), fork }
+            };
+            let block_number = if flags & BLOCK_TARGET != 0 {
+                target = Some(blocks.len());
+                blkno
+            } else {
+                u32_of(take(4)?)
+            };
+            blocks.push(BlockView {
+                id,
+                rel: block_rel,
+                blkno: block_number,
+                will_init: flags & BLOCK_WILL_INIT != 0,
+                has_applied_image: flags & BLOCK_APPLIED_IMAGE != 0,
+                data: &[],
+            });
+        }
+        let data = take(usize::from(u16::from_le_bytes([head[8], head[9]])))?;
+        let block = &mut blocks[target.ok_or(ValueDecodeError("a stored record without its block"))?];
+        block.data = data;
+        let block_id = block.id;
+        let hint_bits = if head[0] & HEADER_HINT_BITS != 0 { HintBits::Logged } else { HintBits::NotLogged };
+        let view = RecordView {
+            end_lsn,
+            rmid: head[1],
+            info: head[2],
+            xid: u32_of(&head[4..8]),
+            hint_bits,
+            main_data: rest,
+            blocks,
+        };
+        Ok(StoredRecord { view, block_id })
+    }
+}
