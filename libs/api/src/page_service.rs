@@ -326,6 +326,8 @@ pub struct ImportSpec {
     pub pg_tli: PgTli,
     /// WAL segment size of the source in bytes.
     pub wal_segment_size: WalSegmentSize,
+    /// Whether the source has data checksums (`show data_checksums`): then pages up to `start_lsn` are checked on import.
+    pub data_checksums: bool,
     /// The redo LSN from `backup_label`: WAL from here on makes the pages consistent.
     pub start_lsn: Lsn,
 }

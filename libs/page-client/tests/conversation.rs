@@ -178,6 +178,7 @@ fn import_spec() -> ImportSpec {
         system_id: SystemId::new(1),
         pg_tli: PgTli::new(1),
         wal_segment_size: WalSegmentSize::DEFAULT,
+        data_checksums: true,
         start_lsn: Lsn::new(0x28),
     }
 }

@@ -49,7 +49,8 @@ pub enum Key {
     Checkpoint,
     /// `pg_control` as imported; settings that WAL changes (`XLOG_PARAMETER_CHANGE`) applied.
     ControlFile,
-    /// A database's folder: exists when it has a value. The value is empty.
+    /// A database's folder in a tablespace; with database 0 and a user's tablespace, that tablespace's own folder. One byte: 1 if
+    /// the folder holds a `PG_VERSION` file (it is the database's default tablespace), else 0. Empty: dropped.
     Database {
         /// Tablespace.
         spcnode: u32,
@@ -70,7 +71,9 @@ pub enum Key {
         /// Its transaction id, with the epoch in the upper half where the major knows it, else 0 there.
         xid: u64,
     },
-    /// A small file kept whole, by a number that ingest assigns (replication origins: 0). Empty: absent.
+    /// A small value kept whole, by a number that ingest assigns. 0: replication origins' progress, as Postgres's checkpoint file
+    /// of them. 1: time of the last commit or abort, microseconds since the Unix epoch, i64 little-endian. 2: pages that WAL
+    /// referred to and an import did not hold. Empty: absent.
     AuxFile(u32),
     /// A page of an SLRU. Empty: truncated away.
     SlruPage(SlruKind, u64),
