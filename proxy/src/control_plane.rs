@@ -9,7 +9,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
-use ardent_api::control::{AuthInfo, ErrorBody, WakeReply, WakeRequest};
+use ardent_api::control::{AuthInfo, ErrorReply, WakeReply, WakeRequest};
 
 /// Largest answer taken from control, in bytes.
 const ANSWER_LEN_MAX: usize = 256 * 1024;
@@ -109,8 +109,8 @@ fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, ControlError
 }
 
 fn refusal(status: StatusCode, body: &[u8]) -> ControlError {
-    match serde_json::from_slice::<ErrorBody>(body) {
-        Ok(ErrorBody { error, .. }) => {
+    match serde_json::from_slice::<ErrorReply>(body) {
+        Ok(ErrorReply { error, .. }) => {
             ControlError::Refused { code: error.code.to_string(), message: error.message, hint: error.hint }
         }
         Err(_) => ControlError::Unreachable(format!("status {status}")),

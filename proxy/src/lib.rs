@@ -32,7 +32,7 @@ pub mod server;
 pub mod session;
 pub mod startup;
 
-pub use certificate::{Certificates, CertificateError};
+pub use certificate::{CertificateError, Certificates};
 pub use control_plane::{ControlPlane, ControlSocket};
 pub use route::HostNames;
 pub use server::{Proxy, ProxyConfig, ProxyError};

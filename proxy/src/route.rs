@@ -136,10 +136,16 @@ mod tests {
         parameters
     }
 
-    fn check(sni: Option<&str>, user: &str, options: Option<&str>, expect: Result<(&str, &str, Option<&str>), RouteError>) {
+    fn check(
+        sni: Option<&str>,
+        user: &str,
+        options: Option<&str>,
+        expect: Result<(&str, &str, Option<&str>), RouteError>,
+    ) {
         let hosts = HostNames::new(["*.db.example.com".to_owned()]);
         let got = route(&hosts, sni, parameters(user, options));
-        let got = got.as_ref().map(|route| (route.branch.as_str(), route.role.as_str(), route.parameters.get("options")));
+        let got =
+            got.as_ref().map(|route| (route.branch.as_str(), route.role.as_str(), route.parameters.get("options")));
         assert_eq!(got, expect.as_ref().map(|expect| *expect), "{sni:?} {user:?} {options:?}");
     }
 

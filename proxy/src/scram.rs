@@ -4,7 +4,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::{constant_time, digest, hmac};
+use ring::{digest, hmac};
+use subtle::ConstantTimeEq as _;
 
 /// Without channel binding.
 pub const MECHANISM: &str = "SCRAM-SHA-256";
@@ -142,11 +143,8 @@ impl Exchange {
     pub fn finish(self, client_final: &[u8]) -> Result<String, ScramError> {
         let text = std::str::from_utf8(client_final).map_err(|_| ScramError::Malformed)?;
         let (without_proof, proof) = text.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
-        let proof: [u8; 32] = STANDARD
-            .decode(proof)
-            .ok()
-            .and_then(|proof| proof.try_into().ok())
-            .ok_or(ScramError::Malformed)?;
+        let proof: [u8; 32] =
+            STANDARD.decode(proof).ok().and_then(|proof| proof.try_into().ok()).ok_or(ScramError::Malformed)?;
         let mut attributes = without_proof.split(',');
         let binding = attributes.next().and_then(|text| text.strip_prefix("c=")).ok_or(ScramError::Malformed)?;
         let nonce = attributes.next().and_then(|text| text.strip_prefix("r=")).ok_or(ScramError::Malformed)?;
@@ -164,7 +162,7 @@ impl Exchange {
             *byte ^= mask;
         }
         let stored_key = digest::digest(&digest::SHA256, &client_key);
-        let is_right = constant_time::verify_slices_are_equal(stored_key.as_ref(), &self.verifier.stored_key).is_ok();
+        let is_right = bool::from(stored_key.as_ref().ct_eq(&self.verifier.stored_key));
         if !is_right || self.verifier.is_mock {
             return Err(ScramError::Denied);
         }

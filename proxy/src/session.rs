@@ -56,7 +56,8 @@ impl From<message::ReadError> for SessionError {
 pub async fn serve<C: ControlPlane>(shared: &Shared<C>, tcp: TcpStream) -> Result<(), SessionError> {
     tcp.set_nodelay(true)?;
     let handshake = timeout(limits::HANDSHAKE_TIMEOUT, authenticate(shared, tcp));
-    let Some(client) = handshake.await.map_err(|_| SessionError::Dropped("no password within the time allowed"))?? else {
+    let Some(client) = handshake.await.map_err(|_| SessionError::Dropped("no password within the time allowed"))??
+    else {
         return Ok(());
     };
     let Client { mut stream, route } = client;
@@ -73,10 +74,7 @@ struct Client {
 }
 
 /// Everything up to the proved password. `None`: the connection was for a cancel request, or ended before it began.
-async fn authenticate<C: ControlPlane>(
-    shared: &Shared<C>,
-    mut tcp: TcpStream,
-) -> Result<Option<Client>, SessionError> {
+async fn authenticate<C: ControlPlane>(shared: &Shared<C>, mut tcp: TcpStream) -> Result<Option<Client>, SessionError> {
     let Some(acceptor) = start_tls(shared, &mut tcp).await? else { return Ok(None) };
     let mut stream = acceptor.accept(tcp).await?;
     let parameters = match read_first_packet(&mut stream).await? {
@@ -164,8 +162,11 @@ fn choose_route<C: ControlPlane>(
     parameters: StartupParameters,
 ) -> Result<Route, ClientError> {
     let server_name = stream.get_ref().1.server_name();
-    route::route(&shared.hosts, server_name, parameters)
-        .map_err(|error| ClientError { sqlstate: "08004", message: error.to_string(), hint: None })
+    route::route(&shared.hosts, server_name, parameters).map_err(|error| ClientError {
+        sqlstate: "08004",
+        message: error.to_string(),
+        hint: None,
+    })
 }
 
 /// Runs SCRAM. The inner result is what the client is told.
@@ -267,7 +268,9 @@ async fn connect_compute<C: ControlPlane>(shared: &Shared<C>, route: &Route) -> 
         let opened = timeout_at(deadline, open_session(shared, route, socket)).await.map_err(|_| timed_out())?;
         match opened {
             Ok(compute) => return Ok(compute),
-            Err(OpenError::Asleep) => timeout_at(deadline, sleep(limits::REWAKE_PAUSE)).await.map_err(|_| timed_out())?,
+            Err(OpenError::Asleep) => {
+                timeout_at(deadline, sleep(limits::REWAKE_PAUSE)).await.map_err(|_| timed_out())?
+            }
             Err(OpenError::Unusable(reason)) => {
                 tracing::error!(branch = route.branch, reason, "a compute does not take sessions");
                 let message = format!("the compute of branch \"{}\" does not take sessions: {reason}", route.branch);
@@ -300,7 +303,9 @@ async fn open_session<C: ControlPlane>(
         let (kind, body) = match read {
             Ok(message) => message,
             Err(message::ReadError::Io(error)) => return Err(gone(error)),
-            Err(message::ReadError::Length { .. }) => return Err(OpenError::Unusable("a message of an impossible length")),
+            Err(message::ReadError::Length { .. }) => {
+                return Err(OpenError::Unusable("a message of an impossible length"));
+            }
         };
         match kind {
             message::AUTHENTICATION if body[..] != [0, 0, 0, 0] => {
@@ -333,7 +338,14 @@ async fn relay(mut client: TlsStream<TcpStream>, mut compute: Compute) -> Result
     match tokio::io::copy_bidirectional_with_sizes(&mut client, &mut compute.stream, buffer, buffer).await {
         Ok(_) => Ok(()),
         // Clients that exit without a goodbye are everyday business.
-        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ) =>
+        {
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }

@@ -1,0 +1,44 @@
+# Two commands do everything on a fresh Debian 12 with Rust: `make demo` runs the main job, `make test` every test.
+
+SHELL := /bin/bash
+export ARDENT_COMPUTE_LIB_DIR ?= $(CURDIR)/target/compute-lib
+
+.PHONY: help setup extension build up demo test test-full verify-redo bench lint clean
+
+help: ## What can be made.
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install the system packages that are missing.
+	@scripts/setup.sh
+
+extension: setup ## Build the library that computes load, for each major whose server headers are there.
+	@compute-hooks/extension/build.sh "$(ARDENT_COMPUTE_LIB_DIR)"
+
+build: extension ## Build the ardent program.
+	@cargo build --bin ardent
+
+up: build ## Run Ardent for your own database, until Ctrl-C.
+	@scripts/up.sh
+
+demo: build ## Walk the whole job on a sample production server, and clean up.
+	@scripts/demo.sh
+
+test: extension ## Run every test.
+	@scripts/test.sh
+
+test-full: extension ## Run the long tests of one area: make test-full AREA=redo|storage|quorum|e2e
+	@scripts/test-full.sh "$(AREA)"
+
+verify-redo: build ## Prove redo against Postgres's own regression suite.
+	@scripts/verify-redo.sh
+
+bench: extension ## Run the benchmarks beside their peers.
+	@scripts/bench.sh
+
+lint: ## Formatting and lints.
+	@cargo fmt --all --check
+	@cargo clippy --workspace --all-targets -- -D warnings
+
+clean: ## Remove what was built.
+	@cargo clean
+	@rm -rf target/compute-lib
