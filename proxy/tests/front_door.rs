@@ -59,7 +59,8 @@ struct House {
 impl House {
     fn start(stale_wakes: usize) -> House {
         let pg = TestPg::start(TestPgOptions::default());
-        pg.sql("create role app login; create database app owner app");
+        pg.sql("create role app login");
+        pg.sql("create database app owner app");
         let folder = ardent_test_pg::temp_dir();
         let hosts = HostNames::new([]);
         let certificates = Certificates::load_or_make(&folder.path().join("tls"), &hosts).expect("certificates");
