@@ -1,13 +1,15 @@
 //! The installation's own certificate authority and the proxy's certificate.
 //!
-//! Kept in one folder: `ca.pem` (public: clients verify with it), `ca.key`, `server.pem`, `server.key` (both 0600).
+//! Kept in one folder: `ca.pem` (public: clients verify with it), `ca.key`, `server.key` (both 0600).
 
+use std::collections::HashMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -18,15 +20,35 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::route::HostNames;
 
-/// What the TLS side of the proxy needs.
-#[derive(Clone, Debug)]
+/// Most certificates kept for names that clients asked for; all are dropped when there are more.
+const ISSUED_MAX: usize = 1024;
+
+/// Issues the proxy's certificates.
+///
+/// Each branch's host name gets a certificate of its own on first use: several TLS libraries refuse a wildcard right below a
+/// top-level name, so `*.localhost` would not do.
 pub struct Certificates {
+    issuer: Issuer<'static, KeyPair>,
+    ca_der: CertificateDer<'static>,
+    ca_path: PathBuf,
+    server_key: KeyPair,
+    hosts: HostNames,
+    issued: Mutex<HashMap<Option<String>, Arc<Issued>>>,
+}
+
+/// A certificate, ready to be shown.
+#[derive(Debug)]
+pub struct Issued {
     /// For the acceptor.
     pub server_config: Arc<ServerConfig>,
-    /// `tls-server-end-point` (RFC 5929): SHA-256 of the server's certificate.
+    /// `tls-server-end-point` (RFC 5929): SHA-256 of the certificate, whose signature uses SHA-256.
     pub end_point: Vec<u8>,
-    /// The CA's certificate, for clients.
-    pub ca_path: PathBuf,
+}
+
+impl std::fmt::Debug for Certificates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificates").field("ca_path", &self.ca_path).finish_non_exhaustive()
+    }
 }
 
 /// Certificates could not be made or read.
@@ -53,8 +75,8 @@ pub enum CertificateError {
 }
 
 impl Certificates {
-    /// Reads the CA in `folder`, or makes one, and makes a server certificate for the host names. The CA stays the same
-    /// for as long as its files are kept, so clients need to be given it once.
+    /// Reads the CA in `folder`, or makes one. It stays the same for as long as its files are kept, so clients need to be
+    /// given it once.
     pub fn load_or_make(folder: &Path, hosts: &HostNames) -> Result<Certificates, CertificateError> {
         fs::create_dir_all(folder).map_err(|source| io_error(folder, source))?;
         let (ca_key_path, ca_path) = (folder.join("ca.key"), folder.join("ca.pem"));
@@ -66,27 +88,54 @@ impl Certificates {
             let certificate = ca_params.self_signed(&ca_key).map_err(bad_ca)?;
             write_file(&ca_path, certificate.pem().as_bytes(), 0o644)?;
         }
-        let server_key_path = folder.join("server.key");
-        let server_key = load_or_make_key(&server_key_path)?;
-        let issuer = Issuer::new(ca_params, ca_key);
-        let certificate = server_params(hosts)
-            .and_then(|params| params.signed_by(&server_key, &issuer))
-            .map_err(|source| malformed(&server_key_path, source))?;
-        write_file(&folder.join("server.pem"), certificate.pem().as_bytes(), 0o644)?;
+        let certificates = Certificates {
+            issuer: Issuer::new(ca_params, ca_key),
+            ca_der: CertificateDer::from_pem_file(&ca_path).map_err(|source| malformed(&ca_path, source))?,
+            ca_path,
+            server_key: load_or_make_key(&folder.join("server.key"))?,
+            hosts: hosts.clone(),
+            issued: Mutex::default(),
+        };
+        certificates.for_server_name(None)?;
+        Ok(certificates)
+    }
 
+    /// The CA's certificate file, for clients.
+    pub fn ca_path(&self) -> &Path {
+        &self.ca_path
+    }
+
+    /// The certificate to show to a client that asked for `server_name`. For names that are not ours it is the one for
+    /// plain addresses: the client finds out itself.
+    pub fn for_server_name(&self, server_name: Option<&str>) -> Result<Arc<Issued>, CertificateError> {
+        let name = server_name.filter(|name| self.hosts.is_ours(name)).map(str::to_ascii_lowercase);
+        let mut issued = self.issued.lock();
+        if let Some(known) = issued.get(&name) {
+            return Ok(Arc::clone(known));
+        }
+        if issued.len() >= ISSUED_MAX {
+            issued.clear();
+        }
+        let new = Arc::new(self.issue(name.as_deref())?);
+        issued.insert(name, Arc::clone(&new));
+        Ok(new)
+    }
+
+    fn issue(&self, name: Option<&str>) -> Result<Issued, CertificateError> {
+        let certificate = server_params(&self.hosts, name)
+            .and_then(|params| params.signed_by(&self.server_key, &self.issuer))
+            .map_err(|source| malformed(&self.ca_path, source))?;
         let end_point = digest::digest(&digest::SHA256, certificate.der()).as_ref().to_vec();
-        let ca_der = CertificateDer::from_pem_file(&ca_path).map_err(|source| malformed(&ca_path, source))?;
-        let private_key = PrivateKeyDer::try_from(server_key.serialize_der())
-            .map_err(|source| malformed(&server_key_path, io::Error::other(source)))?;
+        let private_key = PrivateKeyDer::try_from(self.server_key.serialize_der())
+            .map_err(|source| malformed(&self.ca_path, io::Error::other(source)))?;
+        let chain = vec![certificate.der().clone(), self.ca_der.clone()];
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut server_config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .and_then(|builder| {
-                builder.with_no_client_auth().with_single_cert(vec![certificate.der().clone(), ca_der], private_key)
-            })
-            .map_err(|source| malformed(&server_key_path, source))?;
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private_key))
+            .map_err(|source| malformed(&self.ca_path, source))?;
         server_config.alpn_protocols = vec![b"postgresql".to_vec()];
-        Ok(Certificates { server_config: Arc::new(server_config), end_point, ca_path })
+        Ok(Issued { server_config: Arc::new(server_config), end_point })
     }
 }
 
@@ -98,12 +147,10 @@ fn ca_params() -> Result<CertificateParams, rcgen::Error> {
     Ok(params)
 }
 
-fn server_params(hosts: &HostNames) -> Result<CertificateParams, rcgen::Error> {
+fn server_params(hosts: &HostNames, name: Option<&str>) -> Result<CertificateParams, rcgen::Error> {
     let mut names = vec!["127.0.0.1".to_owned(), "::1".to_owned()];
-    for suffix in hosts.suffixes() {
-        names.push(suffix.clone());
-        names.push(format!("*.{suffix}"));
-    }
+    names.extend(hosts.suffixes().iter().cloned());
+    names.extend(name.map(str::to_owned));
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "Ardent proxy");
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -154,9 +201,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let hosts = HostNames::new(["db.example.com".to_owned()]);
         let first = Certificates::load_or_make(folder.path(), &hosts).expect("made");
-        let ca = fs::read(&first.ca_path).expect("CA");
+        let ca = fs::read(first.ca_path()).expect("CA");
         Certificates::load_or_make(folder.path(), &hosts).expect("loaded");
-        assert_eq!(fs::read(&first.ca_path).expect("CA"), ca);
+        assert_eq!(fs::read(first.ca_path()).expect("CA"), ca);
         for key in ["ca.key", "server.key"] {
             let mode = fs::metadata(folder.path().join(key)).expect("key").permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{key}");

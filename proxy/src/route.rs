@@ -25,6 +25,11 @@ impl HostNames {
         &self.suffixes
     }
 
+    /// Whether `server_name` is one that a branch can have.
+    pub fn is_ours(&self, server_name: &str) -> bool {
+        self.branch(server_name).is_some()
+    }
+
     /// The branch that a server name stands for; `None` when it is a plain host name of ours or foreign.
     fn branch(&self, server_name: &str) -> Option<String> {
         let name = server_name.trim_end_matches('.').to_ascii_lowercase();
@@ -82,7 +87,7 @@ pub fn route(
     if let Some(value) = parameters.get("replication").filter(|value| !is_false(value)) {
         return Err(RouteError::Replication(value.to_owned()));
     }
-    let role = parameters.get("user").filter(|role| !role.is_empty()).ok_or(RouteError::NoRole)?.to_owned();
+    let sent_role = parameters.get("user").filter(|role| !role.is_empty()).ok_or(RouteError::NoRole)?.to_owned();
     let by_host = server_name.and_then(|name| hosts.branch(name));
     let (by_options, rest) = split_options(parameters.get("options").unwrap_or_default());
     let named = match (by_host, by_options) {
@@ -91,16 +96,16 @@ pub fn route(
         }
         (by_host, by_options) => by_host.or(by_options),
     };
-    let (role, branch) = match (named, role.rsplit_once('.')) {
+    let (role, branch) = match (named, sent_role.rsplit_once('.')) {
         (Some(branch), Some((plain, suffix))) if suffix == branch && !plain.is_empty() => (plain.to_owned(), branch),
-        (Some(branch), _) => (role, branch),
+        (Some(branch), _) => (sent_role.clone(), branch),
         (None, Some((plain, suffix))) if !plain.is_empty() && !suffix.is_empty() => {
             (plain.to_owned(), suffix.to_owned())
         }
         (None, _) => return Err(RouteError::NoBranch),
     };
-    // Postgres takes the role's name for a missing database; the client's idea of it included the suffix.
-    if parameters.get("database").is_none_or(str::is_empty) {
+    // The database's name is by default the role's; a client (libpq does) may have filled it in, suffix included.
+    if parameters.get("database").is_none_or(|name| name.is_empty() || name == sent_role) {
         parameters.set("database", Some(role.clone()));
     }
     parameters.set("user", Some(role.clone()));

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use base64::Engine as _;
@@ -75,8 +76,18 @@ struct Client {
 
 /// Everything up to the proved password. `None`: the connection was for a cancel request, or ended before it began.
 async fn authenticate<C: ControlPlane>(shared: &Shared<C>, mut tcp: TcpStream) -> Result<Option<Client>, SessionError> {
-    let Some(acceptor) = start_tls(shared, &mut tcp).await? else { return Ok(None) };
-    let mut stream = acceptor.accept(tcp).await?;
+    if !wants_tls(shared, &mut tcp).await? {
+        return Ok(None);
+    }
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+    let certificate = match shared.certificates.for_server_name(hello.client_hello().server_name()) {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            tracing::error!(%error, "cannot issue a certificate");
+            return Err(SessionError::Dropped("no certificate to show"));
+        }
+    };
+    let mut stream = hello.into_stream(Arc::clone(&certificate.server_config)).await?;
     let parameters = match read_first_packet(&mut stream).await? {
         FirstPacket::Startup(parameters) => parameters,
         FirstPacket::Cancel(key) => {
@@ -91,7 +102,7 @@ async fn authenticate<C: ControlPlane>(shared: &Shared<C>, mut tcp: TcpStream) -
         stream.write_all(&message::negotiate_protocol_version(parameters.protocol_extensions())).await?;
     }
     let outcome = match choose_route(shared, &stream, parameters) {
-        Ok(route) => check_password(shared, &mut stream, &route).await?.map(|()| route),
+        Ok(route) => check_password(shared, &mut stream, &route, &certificate.end_point).await?.map(|()| route),
         Err(error) => Err(error),
     };
     match outcome {
@@ -100,30 +111,26 @@ async fn authenticate<C: ControlPlane>(shared: &Shared<C>, mut tcp: TcpStream) -
     }
 }
 
-/// Answers what comes before TLS. `None`: nothing more will come.
-async fn start_tls<C: ControlPlane>(
-    shared: &Shared<C>,
-    tcp: &mut TcpStream,
-) -> Result<Option<TlsAcceptor>, SessionError> {
-    let acceptor = || TlsAcceptor::from(Arc::clone(&shared.certificates.server_config));
+/// Answers what comes before TLS; then says whether TLS comes next, or nothing more.
+async fn wants_tls<C: ControlPlane>(shared: &Shared<C>, tcp: &mut TcpStream) -> Result<bool, SessionError> {
     let mut first = [0];
     if tcp.peek(&mut first).await? == 0 {
-        return Ok(None);
+        return Ok(false);
     }
     if first[0] == TLS_HANDSHAKE {
-        return Ok(Some(acceptor()));
+        return Ok(true);
     }
     // A client asks at most once for each kind of encryption.
     for _ in 0..3 {
         match read_first_packet(tcp).await? {
             FirstPacket::SslRequest => {
                 tcp.write_all(b"S").await?;
-                return Ok(Some(acceptor()));
+                return Ok(true);
             }
             FirstPacket::GssEncRequest => tcp.write_all(b"N").await?,
             FirstPacket::Cancel(key) => {
                 shared.cancels.cancel(key).await?;
-                return Ok(None);
+                return Ok(false);
             }
             FirstPacket::Startup(_) => {
                 let error = ClientError {
@@ -174,6 +181,7 @@ async fn check_password<C: ControlPlane>(
     shared: &Shared<C>,
     stream: &mut TlsStream<TcpStream>,
     route: &Route,
+    end_point: &[u8],
 ) -> Result<Result<(), ClientError>, SessionError> {
     let verifier = match shared.control.verifier(&route.branch, &route.role).await {
         Ok(Some(text)) => Verifier::parse(&text),
@@ -191,7 +199,6 @@ async fn check_password<C: ControlPlane>(
     let Some((mechanism, first)) = message::parse_sasl_initial(read_password_message(stream).await?) else {
         return Err(SessionError::Dropped("a malformed SASL response"));
     };
-    let end_point = &shared.certificates.end_point;
     let started = Exchange::start(verifier, &mechanism, &first, &server_nonce()?, Some(end_point));
     let exchange = match started {
         Ok(exchange) => exchange,
