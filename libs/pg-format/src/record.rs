@@ -8,6 +8,18 @@ use smallvec::SmallVec;
 
 use ardent_types::{BlockNumber, Lsn, RelTag};
 
+mod parse;
+
+pub use parse::{RecordDecodeError, RecordProblem};
+
+/// `SizeOfXLogRecord`: length of the fixed header.
+pub const RECORD_HEADER_LEN: usize = 24;
+/// Most bytes that a record can have. Postgres 16 caps records a little below (`XLogRecordMaxSize`); before, nothing larger could be
+/// allocated.
+pub const RECORD_LEN_MAX: u32 = 1 << 30;
+/// Highest block id (`XLR_MAX_BLOCK_ID`).
+pub const BLOCK_ID_MAX: u8 = 32;
+
 /// `XLogRecord`, the fixed header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
@@ -92,6 +104,11 @@ pub enum ImageCompression {
 }
 
 impl DecodedRecord {
+    /// The record type without the `XLR_*` flags: what resource managers switch on.
+    pub fn info(&self) -> u8 {
+        self.header.info & 0xF0
+    }
+
     /// Main data.
     pub fn main_data(&self) -> &[u8] {
         &self.raw[self.main_data.clone()]

@@ -1,0 +1,93 @@
+//! Where the last whole record of a stream starts and ends.
+
+use bytes::Bytes;
+
+use ardent_types::{Lsn, SystemId, WalSegmentSize};
+
+use super::error::WalError;
+use super::framer::{Framer, StreamStart};
+use crate::major::PgMajor;
+
+/// A record's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordSpan {
+    /// Where it starts: what the next record's `xl_prev` is.
+    pub start: Lsn,
+    /// Where it ends: aligned, not past a page header. For a segment switch, the end of the segment.
+    pub end: Lsn,
+}
+
+/// Follows a stream of WAL bytes, cut anywhere, and knows the last whole record in it. Checks pages, links and CRCs as the decoder does,
+/// but doesn't look into records.
+#[derive(Debug)]
+pub struct RecordBoundaryTracker {
+    framer: Framer,
+}
+
+impl RecordBoundaryTracker {
+    /// A tracker of the stream that starts at `start`, a record's end or start.
+    pub fn new(start: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> RecordBoundaryTracker {
+        RecordBoundaryTracker { framer: Framer::new(start, StreamStart::RecordBoundary, major, segment_size) }
+    }
+
+    /// A tracker of a stream that starts with a page, which may begin with the rest of an earlier record.
+    pub fn at_page(page: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> RecordBoundaryTracker {
+        RecordBoundaryTracker { framer: Framer::new(page, StreamStart::Page, major, segment_size) }
+    }
+
+    /// Sets where the record before the stream starts; the first record's link is then checked exactly.
+    #[must_use]
+    pub fn with_previous_record(mut self, start: Lsn) -> RecordBoundaryTracker {
+        self.framer = self.framer.with_previous_record(start);
+        self
+    }
+
+    /// Sets the cluster whose segments are to be read; others' are refused.
+    #[must_use]
+    pub fn with_system_id(mut self, system_id: SystemId) -> RecordBoundaryTracker {
+        self.framer = self.framer.with_system_id(system_id);
+        self
+    }
+
+    /// Takes the bytes that follow those before. Gives the last record that they complete, if they complete one. On an error the records
+    /// before it count: ask [`RecordBoundaryTracker::end_of_last_record`].
+    pub fn feed(&mut self, bytes: impl Into<Bytes>) -> Result<Option<RecordSpan>, WalError> {
+        self.framer.feed(bytes.into());
+        let mut last = None;
+        while let Some(record) = self.framer.next_record()? {
+            last = Some(RecordSpan { start: record.start_lsn, end: record.end_lsn });
+        }
+        Ok(last)
+    }
+
+    /// [`RecordBoundaryTracker::feed`], with a copy of the bytes.
+    pub fn feed_slice(&mut self, bytes: &[u8]) -> Result<Option<RecordSpan>, WalError> {
+        self.feed(Bytes::copy_from_slice(bytes))
+    }
+
+    /// [`RecordBoundaryTracker::feed`], with the LSN where the bytes start; a gap is an error (checklist 7).
+    pub fn feed_at(&mut self, lsn: Lsn, bytes: impl Into<Bytes>) -> Result<Option<RecordSpan>, WalError> {
+        self.framer.feed_at(lsn, Bytes::new())?;
+        self.feed(bytes)
+    }
+
+    /// Where the next byte to feed stands.
+    pub fn fed_to(&self) -> Lsn {
+        self.framer.fed_to()
+    }
+
+    /// End of the last whole record, or where the stream started.
+    pub fn end_of_last_record(&self) -> Lsn {
+        self.framer.end_of_last_record()
+    }
+
+    /// Start of the last whole record, or what [`RecordBoundaryTracker::with_previous_record`] said.
+    pub fn start_of_last_record(&self) -> Option<Lsn> {
+        self.framer.start_of_last_record()
+    }
+
+    /// The highest Postgres timeline id of the pages read.
+    pub fn tli(&self) -> ardent_types::PgTli {
+        self.framer.tli()
+    }
+}
