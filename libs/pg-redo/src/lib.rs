@@ -18,18 +18,23 @@
 //! It knows nothing of files, networks, layers or timelines. Start with [`redo_block`], then a resource manager's file.
 //! `docs/redo.md` says how to add a record type.
 
+mod btree;
 mod delta;
 mod fault;
 mod fsm;
+mod generic;
 mod heap;
+mod heap2;
 pub mod names;
 mod page;
 mod read;
 mod reconstruct;
+mod seq;
 mod stored;
 pub mod value;
 pub mod view;
 mod vm;
+mod xlog;
 
 use ardent_pg_format::PgMajor;
 use ardent_types::{BLCKSZ, ForkNumber};
@@ -118,7 +123,12 @@ pub fn redo_block(
 
 fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
     match cx.view.rmid {
+        rm::XLOG => xlog::redo(cx),
         rm::HEAP => heap::redo(cx, page),
+        rm::HEAP2 => heap2::redo(cx, page),
+        rm::BTREE => btree::redo(cx, page),
+        rm::SEQ => seq::redo(cx, page),
+        rm::GENERIC => generic::redo(cx, page),
         _ => Err(Fault::Unsupported),
     }
 }
