@@ -121,6 +121,12 @@ pub fn redo_block(
     }
 }
 
+/// Whether there is redo for this record type. Blocks of other records become unreadable (checklist 55).
+pub fn has_redo(_major: PgMajor, rmid: u8, info: u8) -> bool {
+    let known_rmgr = matches!(rmid, rm::XLOG | rm::HEAP | rm::HEAP2 | rm::BTREE | rm::SEQ | rm::GENERIC);
+    known_rmgr && names::record(rmid, info) != "other"
+}
+
 fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
     match cx.view.rmid {
         rm::XLOG => xlog::redo(cx),

@@ -1,13 +1,15 @@
 //! The part of a WAL record that storage keeps for one block: enough to redo that block, without the other blocks' data.
 //! The key gives the relation and block; they aren't repeated. Byte table: `docs/formats/values.md`.
 
-use ardent_pg_format::DecodedRecord;
-use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
+use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image_into};
+use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
+use crate::fault::RedoError;
 use crate::value::{Value, ValueDecodeError};
 use crate::view::{BlockView, HintBits, RecordView};
+use crate::{has_redo, names};
 
 const HEADER_HINT_BITS: u8 = 0x01;
 
@@ -22,47 +24,63 @@ const BLOCK_FLAGS: u8 = 0x0F;
 const CUT_SHORT: ValueDecodeError = ValueDecodeError("a stored record is cut short");
 
 impl Value {
-    /// What storage keeps of `record` for its block `block_id`, where that block has no image to apply (an image is kept as
-    /// [`Value::Image`] instead). `None` if the record has no such block.
-    pub fn for_block(record: &DecodedRecord, block_id: u8, hint_bits: HintBits) -> Option<Value> {
-        let target = record.block(block_id)?;
-        let (data, main_data) = (record.block_data(target), record.main_data());
-        let mut out = BytesMut::with_capacity(16 + record.blocks.len() * 20 + data.len() + main_data.len());
-        out.put_u8(if hint_bits == HintBits::Logged { HEADER_HINT_BITS } else { 0 });
-        out.put_u8(record.header.rmid);
-        out.put_u8(record.header.info);
-        out.put_u8(record.blocks.len() as u8);
-        out.put_u32_le(record.header.xid);
-        out.put_u16_le(u16::try_from(data.len()).expect("block data length is a u16 in WAL"));
-        for block in &record.blocks {
-            let same_relation = block.rel.with_fork(target.rel.fork) == target.rel;
-            let is_target = block.id == block_id;
-            let mut flags = 0;
-            let mut put = |flag, set| flags |= if set { flag } else { 0 };
-            put(BLOCK_WILL_INIT, block.will_init);
-            put(BLOCK_APPLIED_IMAGE, block.image.as_ref().is_some_and(|image| image.apply));
-            put(BLOCK_SAME_RELATION, same_relation);
-            put(BLOCK_TARGET, is_target);
-            out.put_u8(block.id);
-            out.put_u8(flags | (block.rel.fork as u8) << 4);
-            if !same_relation {
-                out.put_u32_le(block.rel.spcnode);
-                out.put_u32_le(block.rel.dbnode);
-                out.put_u32_le(block.rel.relnode);
-            }
-            if !is_target {
-                out.put_u32_le(block.blkno);
-            }
+    /// What storage keeps of `record` for its block `block_id`: the page of its image if that is to be applied, else the record
+    /// without the other blocks' data, else, where the record type has no redo, a value that says so. `None` if the record
+    /// has no such block. Errors if the image is damaged.
+    pub fn for_block(
+        major: PgMajor,
+        record: &DecodedRecord,
+        block_id: u8,
+        hint_bits: HintBits,
+    ) -> Result<Option<Value>, ImageError> {
+        let Some(target) = record.block(block_id) else { return Ok(None) };
+        if target.image.as_ref().is_some_and(|image| image.apply) {
+            let mut page = BytesMut::zeroed(BLCKSZ);
+            let bytes: &mut [u8; BLCKSZ] = page[..].as_mut().try_into().expect("made with this length");
+            restore_image_into(record, target, bytes)?;
+            return Ok(Some(Value::Image(page.freeze())));
         }
-        out.put_slice(data);
-        out.put_slice(main_data);
-        Some(Value::Record { will_init: target.will_init, record: out.freeze() })
+        let (rmid, info) = (record.header.rmid, record.header.info);
+        if !has_redo(major, rmid, info) {
+            let error = RedoError::Unsupported { rmid, rmgr: names::rmgr(rmid), info, lsn: record.end_lsn };
+            return Ok(Some(Value::Unreadable(Bytes::from(error.to_string()))));
+        }
+        Ok(Some(Value::Record { will_init: target.will_init, record: encode(record, target, hint_bits) }))
     }
+}
 
-    /// The value that says a block can't be rebuilt from here on, because of a record that has no redo.
-    pub fn unreadable(error: &impl std::fmt::Display) -> Value {
-        Value::Unreadable(Bytes::from(error.to_string()))
+fn encode(record: &DecodedRecord, target: &DecodedBlock, hint_bits: HintBits) -> Bytes {
+    let (data, main_data) = (record.block_data(target), record.main_data());
+    let mut out = BytesMut::with_capacity(16 + record.blocks.len() * 20 + data.len() + main_data.len());
+    out.put_u8(if hint_bits == HintBits::Logged { HEADER_HINT_BITS } else { 0 });
+    out.put_u8(record.header.rmid);
+    out.put_u8(record.header.info);
+    out.put_u8(record.blocks.len() as u8);
+    out.put_u32_le(record.header.xid);
+    out.put_u16_le(u16::try_from(data.len()).expect("block data length is a u16 in WAL"));
+    for block in &record.blocks {
+        let same_relation = block.rel.with_fork(target.rel.fork) == target.rel;
+        let is_target = block.id == target.id;
+        let mut flags = 0;
+        let mut put = |flag, set| flags |= if set { flag } else { 0 };
+        put(BLOCK_WILL_INIT, block.will_init);
+        put(BLOCK_APPLIED_IMAGE, block.image.as_ref().is_some_and(|image| image.apply));
+        put(BLOCK_SAME_RELATION, same_relation);
+        put(BLOCK_TARGET, is_target);
+        out.put_u8(block.id);
+        out.put_u8(flags | (block.rel.fork as u8) << 4);
+        if !same_relation {
+            out.put_u32_le(block.rel.spcnode);
+            out.put_u32_le(block.rel.dbnode);
+            out.put_u32_le(block.rel.relnode);
+        }
+        if !is_target {
+            out.put_u32_le(block.blkno);
+        }
     }
+    out.put_slice(data);
+    out.put_slice(main_data);
+    out.freeze()
 }
 
 /// A stored record, opened: the view, and which of its blocks the value is for.
