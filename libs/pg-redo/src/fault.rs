@@ -1,8 +1,9 @@
 //! What can be wrong with a record or a page, cheap to make and without context; [`RedoError`] adds the context once.
 
-use ardent_types::{BlockNumber, Lsn, RelTag};
+use std::borrow::Cow;
 
-use crate::names;
+use ardent_pg_format::{PgMajor, rmgr};
+use ardent_types::{BlockNumber, Lsn, RelTag};
 
 /// Why a redo function gave up. The page may be half changed then and must be thrown away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +24,8 @@ pub enum RedoError {
     Unsupported {
         /// Resource manager id.
         rmid: u8,
-        /// Its name, "custom" for 128 and above, "unknown" between.
-        rmgr: &'static str,
+        /// Its name.
+        rmgr: Cow<'static, str>,
         /// The record's `xl_info`.
         info: u8,
         /// End of the record.
@@ -69,14 +70,23 @@ pub enum RedoError {
 }
 
 impl RedoError {
-    pub(crate) fn new(fault: Fault, view: &crate::RecordView<'_>, rel: RelTag, blkno: BlockNumber) -> RedoError {
-        let record = || format!("{}/{}", names::rmgr(view.rmid), names::record(view.rmid, view.info));
+    pub(crate) fn new(
+        fault: Fault,
+        major: PgMajor,
+        view: &crate::RecordView<'_>,
+        rel: RelTag,
+        blkno: BlockNumber,
+    ) -> RedoError {
+        let record = || {
+            let kind = rmgr::identify(view.rmid, view.info, major).unwrap_or("unknown");
+            format!("{}/{kind}", rmgr::name(view.rmid))
+        };
         let lsn = view.end_lsn;
         match fault {
             Fault::Record(what) => RedoError::Record { record: record(), lsn, rel, blkno, what },
             Fault::Page(what) => RedoError::Page { record: record(), lsn, rel, blkno, what },
             Fault::Unsupported => {
-                RedoError::Unsupported { rmid: view.rmid, rmgr: names::rmgr(view.rmid), info: view.info, lsn }
+                RedoError::Unsupported { rmid: view.rmid, rmgr: rmgr::name(view.rmid), info: view.info, lsn }
             }
         }
     }

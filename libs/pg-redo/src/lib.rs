@@ -25,7 +25,6 @@ mod fsm;
 mod generic;
 mod heap;
 mod heap2;
-pub mod names;
 mod page;
 mod read;
 mod reconstruct;
@@ -36,7 +35,7 @@ pub mod view;
 mod vm;
 mod xlog;
 
-use ardent_pg_format::PgMajor;
+use ardent_pg_format::{PgMajor, rmgr};
 use ardent_types::{BLCKSZ, ForkNumber};
 
 pub use delta::{
@@ -54,7 +53,6 @@ pub use vm::{
 };
 
 use fault::Fault;
-use names::rm;
 use page::Page;
 
 /// What redo did.
@@ -97,7 +95,7 @@ pub fn redo_block(
 ) -> Result<RedoOutcome, RedoError> {
     let block = view.block(block_id).ok_or(RedoError::NoSuchBlock { id: block_id, lsn: view.end_lsn })?;
     let mut page = Page::new(page);
-    let error = |fault| RedoError::new(fault, view, block.rel, block.blkno);
+    let error = |fault| RedoError::new(fault, major, view, block.rel, block.blkno);
     if block.has_applied_image {
         return Err(error(Fault::Record("the block is restored from its image, not redone")));
     }
@@ -122,19 +120,20 @@ pub fn redo_block(
 }
 
 /// Whether there is redo for this record type. Blocks of other records become unreadable (checklist 55).
-pub fn has_redo(_major: PgMajor, rmid: u8, info: u8) -> bool {
-    let known_rmgr = matches!(rmid, rm::XLOG | rm::HEAP | rm::HEAP2 | rm::BTREE | rm::SEQ | rm::GENERIC);
-    known_rmgr && names::record(rmid, info) != "other"
+pub fn has_redo(major: PgMajor, rmid: u8, info: u8) -> bool {
+    let known_rmgr =
+        matches!(rmid, rmgr::XLOG | rmgr::HEAP | rmgr::HEAP2 | rmgr::BTREE | rmgr::SEQUENCE | rmgr::GENERIC);
+    known_rmgr && rmgr::identify(rmid, info, major).is_some()
 }
 
 fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
     match cx.view.rmid {
-        rm::XLOG => xlog::redo(cx),
-        rm::HEAP => heap::redo(cx, page),
-        rm::HEAP2 => heap2::redo(cx, page),
-        rm::BTREE => btree::redo(cx, page),
-        rm::SEQ => seq::redo(cx, page),
-        rm::GENERIC => generic::redo(cx, page),
+        rmgr::XLOG => xlog::redo(cx),
+        rmgr::HEAP => heap::redo(cx, page),
+        rmgr::HEAP2 => heap2::redo(cx, page),
+        rmgr::BTREE => btree::redo(cx, page),
+        rmgr::SEQUENCE => seq::redo(cx, page),
+        rmgr::GENERIC => generic::redo(cx, page),
         _ => Err(Fault::Unsupported),
     }
 }

@@ -1,15 +1,15 @@
 //! The part of a WAL record that storage keeps for one block: enough to redo that block, without the other blocks' data.
 //! The key gives the relation and block; they aren't repeated. Byte table: `docs/formats/values.md`.
 
-use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image_into};
+use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image_into, rmgr};
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use crate::fault::RedoError;
+use crate::has_redo;
 use crate::value::{Value, ValueDecodeError};
 use crate::view::{BlockView, HintBits, RecordView};
-use crate::{has_redo, names};
 
 const HEADER_HINT_BITS: u8 = 0x01;
 
@@ -42,7 +42,7 @@ impl Value {
         }
         let (rmid, info) = (record.header.rmid, record.header.info);
         if !has_redo(major, rmid, info) {
-            let error = RedoError::Unsupported { rmid, rmgr: names::rmgr(rmid), info, lsn: record.end_lsn };
+            let error = RedoError::Unsupported { rmid, rmgr: rmgr::name(rmid), info, lsn: record.end_lsn };
             return Ok(Some(Value::Unreadable(Bytes::from(error.to_string()))));
         }
         Ok(Some(Value::Record { will_init: target.will_init, record: encode(record, target, hint_bits) }))

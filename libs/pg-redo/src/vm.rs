@@ -1,12 +1,12 @@
 //! The visibility map: where its bits are, and the changes that heap records make to it without referencing its pages
 //! (checklist 31 to 34). Postgres clears the bits whatever the heap page's LSN says, and leaves the map page's LSN alone.
 
+use ardent_pg_format::{PgMajor, rmgr};
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, RelTag};
 use smallvec::SmallVec;
 
 use crate::fault::{Fault, RedoError};
 use crate::heap::{self, op};
-use crate::names::rm;
 use crate::view::RecordView;
 
 /// All tuples of the heap page are visible to everyone.
@@ -77,9 +77,9 @@ pub struct VmPageChanges {
 
 /// The visibility-map changes that follow from a heap record, grouped by map page. Empty for all other records. The map
 /// page need not exist (checklist 34): then there is nothing to clear.
-pub fn vm_changes(view: &RecordView<'_>) -> Result<SmallVec<[VmPageChanges; 1]>, RedoError> {
+pub fn vm_changes(major: PgMajor, view: &RecordView<'_>) -> Result<SmallVec<[VmPageChanges; 1]>, RedoError> {
     let mut pages: SmallVec<[VmPageChanges; 1]> = SmallVec::new();
-    if view.rmid != rm::HEAP && view.rmid != rm::HEAP2 {
+    if view.rmid != rmgr::HEAP && view.rmid != rmgr::HEAP2 {
         return Ok(pages);
     }
     let mut clear = |block_id: u8, bits: u8| {
@@ -94,18 +94,18 @@ pub fn vm_changes(view: &RecordView<'_>) -> Result<SmallVec<[VmPageChanges; 1]>,
         Ok(())
     };
     let fault = |fault: Fault| match view.blocks.first() {
-        Some(block) => RedoError::new(fault, view, block.rel, block.blkno),
+        Some(block) => RedoError::new(fault, major, view, block.rel, block.blkno),
         None => RedoError::NoSuchBlock { id: 0, lsn: view.end_lsn },
     };
     let flag_at = |at: usize| view.main_data.get(at).copied().ok_or(Fault::Record("flags are missing")).map_err(fault);
     match (view.rmid, view.info & op::MASK) {
-        (rm::HEAP, op::INSERT) if flag_at(heap::INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
+        (rmgr::HEAP, op::INSERT) if flag_at(heap::INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
             clear(0, VALID_BITS)?;
         }
-        (rm::HEAP, op::DELETE) if flag_at(heap::DELETE_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
+        (rmgr::HEAP, op::DELETE) if flag_at(heap::DELETE_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
             clear(0, VALID_BITS)?;
         }
-        (rm::HEAP, op::UPDATE | op::HOT_UPDATE) => {
+        (rmgr::HEAP, op::UPDATE | op::HOT_UPDATE) => {
             let flags = flag_at(heap::UPDATE_FLAGS_AT)?;
             // The old page is block 1, unless old and new tuple share block 0.
             let old = if view.block(1).is_some() { 1 } else { 0 };
@@ -116,13 +116,13 @@ pub fn vm_changes(view: &RecordView<'_>) -> Result<SmallVec<[VmPageChanges; 1]>,
                 clear(0, VALID_BITS)?;
             }
         }
-        (rm::HEAP, op::LOCK) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
+        (rmgr::HEAP, op::LOCK) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
             clear(0, ALL_FROZEN)?;
         }
-        (rm::HEAP2, op::MULTI_INSERT) if flag_at(heap::MULTI_INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
+        (rmgr::HEAP2, op::MULTI_INSERT) if flag_at(heap::MULTI_INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
             clear(0, VALID_BITS)?;
         }
-        (rm::HEAP2, op::LOCK_UPDATED) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
+        (rmgr::HEAP2, op::LOCK_UPDATED) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
             clear(0, ALL_FROZEN)?;
         }
         _ => {}
