@@ -1,1 +1,35 @@
-//! Two row streams and two catalogs in, a change set out.
+//! What changed between two states of a database, read from changed blocks alone.
+//!
+//! ```text
+//!  page server: blocks changed in (S, head] ──┐
+//!                                             ▼
+//!  compute at the branch point ──► catalog ─► scan: rows of just those blocks, both sides ─► pairing ─► ChangeSet ─► render
+//!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)
+//! ```
+//!
+//! Rows that are in both sides cancel out; the rest is paired by primary key into inserts, updates and deletes. Values
+//! are compared and shown as text, in one fixed set of output settings.
+//!
+//! Invariants:
+//! - DF-1: a row is read only if its block changed, or its table was rewritten, created or dropped, or a transaction that
+//!   was prepared at the branch point held a lock on its table.
+//! - DF-2: both sides are read in one snapshot each; the changed blocks are asked for up to an LSN taken after the
+//!   head's snapshot.
+//! - DF-3: `pairing` is pure: what goes in on one side only comes out exactly once.
+//!
+//! Knows nothing of branches, timelines or how a compute is started. Start reading at [`compare`].
+
+mod catalog;
+mod change_set;
+mod compare;
+mod error;
+mod pairing;
+mod render;
+mod scan;
+mod session;
+
+pub use change_set::{ChangeSet, RowChange, SequenceChange, TableChange, TableState};
+pub use compare::{CompareOptions, compare};
+pub use error::DiffError;
+pub use render::{render_people, render_stat};
+pub use session::Session;

@@ -1,0 +1,133 @@
+//! The tables and sequences of one side, as far as a diff needs them.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Row;
+
+use crate::error::DiffError;
+use crate::session::Session;
+
+/// A table (ordinary, a partition, or a materialised view) on one side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub oid: u32,
+    pub schema: String,
+    pub name: String,
+    /// Its main fork's file: (tablespace, relfilenode); the tablespace is resolved, never 0.
+    pub file: (u32, u32),
+    pub columns: Vec<Column>,
+    /// Attribute numbers of the primary key, in its order.
+    pub key: Vec<i16>,
+}
+
+/// A column of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Column {
+    pub attnum: i16,
+    pub name: String,
+    /// What rows have that were there before the column was added without a rewrite; text.
+    pub missing: Option<String>,
+}
+
+/// A sequence on one side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Sequence {
+    pub schema: String,
+    pub name: String,
+    pub file: (u32, u32),
+}
+
+/// One side's catalog.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    /// By OID, which a table keeps for life.
+    pub tables: BTreeMap<u32, Table>,
+    /// By OID.
+    pub sequences: BTreeMap<u32, Sequence>,
+}
+
+/// User relations with storage that is WAL-logged: temporary and unlogged ones differ between computes for no reason a
+/// user would call a change.
+const RELATIONS: &str = "
+    select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
+           coalesce(nullif(c.reltablespace, 0), d.dattablespace)::oid, c.relfilenode
+      from pg_class c
+      join pg_namespace n on n.oid = c.relnamespace
+      join pg_database d on d.datname = current_database()
+     where c.relkind in ('r', 'm', 'S') and c.relpersistence = 'p'
+       and n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_toast'";
+
+const COLUMNS: &str = "
+    select a.attrelid, a.attnum, a.attname::text,
+           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
+      from pg_attribute a
+     where a.attrelid = any($1) and a.attnum > 0 and not a.attisdropped
+     order by a.attrelid, a.attnum";
+
+const KEYS: &str = "
+    select i.indrelid, k.attnum
+      from pg_index i, unnest(i.indkey::int2[]) with ordinality as k(attnum, place)
+     where i.indrelid = any($1) and i.indisprimary and k.place <= i.indnkeyatts
+     order by i.indrelid, k.place";
+
+impl Catalog {
+    /// Reads the names and files of all relations; columns and keys come with [`Catalog::load_details`].
+    pub async fn load(session: &Session) -> Result<Catalog, DiffError> {
+        let mut catalog = Catalog::default();
+        for row in session.query(RELATIONS, &[]).await? {
+            let (oid, schema, name): (u32, String, String) =
+                (field(session, &row, 0)?, field(session, &row, 1)?, field(session, &row, 2)?);
+            let kind: String = field(session, &row, 3)?;
+            let file = (field(session, &row, 4)?, field(session, &row, 5)?);
+            if kind == "S" {
+                catalog.sequences.insert(oid, Sequence { schema, name, file });
+            } else {
+                catalog.tables.insert(oid, Table { oid, schema, name, file, columns: Vec::new(), key: Vec::new() });
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// Fills in columns and keys of these tables.
+    pub async fn load_details(&mut self, session: &Session, tables: &[u32]) -> Result<(), DiffError> {
+        for row in session.query(COLUMNS, &[&tables]).await? {
+            let oid: u32 = field(session, &row, 0)?;
+            let column = Column {
+                attnum: field(session, &row, 1)?,
+                name: field(session, &row, 2)?,
+                missing: field(session, &row, 3)?,
+            };
+            if let Some(table) = self.tables.get_mut(&oid) {
+                table.columns.push(column);
+            }
+        }
+        for row in session.query(KEYS, &[&tables]).await? {
+            let oid: u32 = field(session, &row, 0)?;
+            let attnum: i16 = field(session, &row, 1)?;
+            if let Some(table) = self.tables.get_mut(&oid) {
+                table.key.push(attnum);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tables that transactions prepared on this side have locked for writing: what they wrote becomes visible later without
+/// any of its blocks changing again.
+pub(crate) async fn tables_of_prepared_transactions(session: &Session) -> Result<Vec<u32>, DiffError> {
+    // A prepared transaction's locks belong to no process.
+    let locked = "select distinct relation from pg_locks \
+                   where locktype = 'relation' and pid is null and relation is not null \
+                     and database = (select oid from pg_database where datname = current_database()) \
+                     and mode not in ('AccessShareLock', 'RowShareLock')";
+    let rows = session.query(locked, &[]).await?;
+    rows.iter().map(|row| field(session, row, 0)).collect()
+}
+
+fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
+    session: &Session,
+    row: &'a Row,
+    index: usize,
+) -> Result<T, DiffError> {
+    row.try_get(index).map_err(|source| session.failed(source))
+}

@@ -1,0 +1,25 @@
+//! Why a diff could not be made.
+
+/// A diff could not be made. Nothing was changed anywhere.
+#[derive(Debug, thiserror::Error)]
+pub enum DiffError {
+    /// One side's Postgres refused a query or went away.
+    #[error("the {side} side of database \"{database}\" could not be read")]
+    Query {
+        /// `branch point` or `head`.
+        side: &'static str,
+        /// Database.
+        database: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The answer to a query of ours has an unexpected form.
+    #[error("database \"{database}\" answered in an unexpected form: {what}")]
+    Unexpected {
+        /// Database.
+        database: String,
+        /// What.
+        what: &'static str,
+    },
+}

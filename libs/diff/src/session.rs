@@ -1,0 +1,79 @@
+//! One side of a diff: a connection with one snapshot and fixed output settings.
+
+use std::str::FromStr as _;
+
+use ardent_types::Lsn;
+use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+
+use crate::error::DiffError;
+
+/// Settings that decide how values turn into text, so that both sides turn them alike.
+const SETTINGS: &str = "set search_path = pg_catalog; set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; \
+     set timezone = 'UTC'; set bytea_output = 'hex'; set extra_float_digits = 1; set xmlbinary = 'base64'; \
+     set lc_monetary = 'C'; set row_security = off; set statement_timeout = 0; set lock_timeout = '30s'; \
+     set idle_in_transaction_session_timeout = 0; set enable_seqscan = on; set enable_tidscan = on; \
+     set synchronize_seqscans = off; set max_parallel_workers_per_gather = 0";
+
+/// A connection that reads one snapshot.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    pub(crate) side: &'static str,
+    pub(crate) database: String,
+}
+
+impl Session {
+    /// Begins a read-only transaction on `client` and takes its snapshot. The LSN is at or past everything that the snapshot
+    /// sees: changed blocks up to it cover the snapshot (DF-2). `side` names it in errors.
+    pub async fn open(client: Client, side: &'static str, database: &str) -> Result<(Session, Lsn), DiffError> {
+        let session = Session { client, side, database: database.to_owned() };
+        session.run(SETTINGS).await?;
+        session.run("begin isolation level repeatable read read only").await?;
+        // The snapshot is taken before the first query runs, so its LSN is never too small.
+        let rows = session.query("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await?;
+        let text: Option<&str> = rows.first().and_then(|row| row.try_get(0).ok());
+        let lsn = text.and_then(|text| Lsn::from_str(text).ok());
+        let lsn = lsn.ok_or_else(|| session.unexpected("no current LSN"))?;
+        Ok((session, lsn))
+    }
+
+    async fn run(&self, sql: &str) -> Result<(), DiffError> {
+        self.client.batch_execute(sql).await.map_err(|source| self.failed(source))
+    }
+
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, DiffError> {
+        self.client.query(sql, parameters).await.map_err(|source| self.failed(source))
+    }
+
+    pub(crate) async fn query_stream(&self, sql: &str) -> Result<tokio_postgres::RowStream, DiffError> {
+        let nothing: [&str; 0] = [];
+        self.client.query_raw(sql, nothing).await.map_err(|source| self.failed(source))
+    }
+
+    pub(crate) fn failed(&self, source: tokio_postgres::Error) -> DiffError {
+        DiffError::Query { side: self.side, database: self.database.clone(), source }
+    }
+
+    pub(crate) fn unexpected(&self, what: &'static str) -> DiffError {
+        DiffError::Unexpected { database: self.database.clone(), what }
+    }
+}
+
+/// `name` as an SQL identifier.
+pub(crate) fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `text` as an SQL string constant that means the same whatever `standard_conforming_strings` says.
+pub(crate) fn quote_literal(text: &str) -> String {
+    if text.contains('\\') {
+        format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", text.replace('\'', "''"))
+    }
+}
