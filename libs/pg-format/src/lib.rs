@@ -14,14 +14,20 @@
 //! Knows nothing of storage keys, timelines of Ardent, or services. Start reading at [`wal`] and [`record`].
 
 mod bytes_at;
+pub mod checkpoint;
+pub mod control;
+pub mod encode;
 pub mod image;
 pub mod major;
 pub mod page;
 pub mod pglz;
 pub mod record;
 pub mod rmgr;
+pub mod segment;
 pub mod wal;
 
+pub use checkpoint::{CHECKPOINT_LEN, CheckPoint};
+pub use control::{ClusterState, ControlFile, ControlFileError};
 pub use image::{ImageError, ImageProblem, restore_image, restore_image_into};
 pub use major::PgMajor;
 pub use record::{BkpImage, DecodedBlock, DecodedRecord, RecordDecodeError, RecordHeader};

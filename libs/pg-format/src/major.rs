@@ -45,6 +45,26 @@ impl PgMajor {
         }
     }
 
+    /// `CATALOG_VERSION_NO` of the released major.
+    pub fn catalog_version(self) -> u32 {
+        match self {
+            PgMajor::V15 => 202_209_061,
+            PgMajor::V16 => 202_307_071,
+            PgMajor::V17 => 202_406_281,
+            PgMajor::V18 => 202_506_291,
+        }
+    }
+
+    /// The major with this catalog version, if Ardent knows it.
+    pub fn from_catalog_version(version: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|major| major.catalog_version() == version)
+    }
+
+    /// `PG_CONTROL_VERSION`
+    pub fn control_version(self) -> u32 {
+        if self >= PgMajor::V18 { 1800 } else { 1300 }
+    }
+
     /// The bits of `bimg_info` that say how a full-page image is stored (checklist 13). They moved in 15; the four majors known
     /// agree.
     pub(crate) fn image_bits(self) -> ImageBits {

@@ -23,6 +23,7 @@ mod header;
 pub use boundary::{RecordBoundaryTracker, RecordSpan};
 pub use decoder::WalDecoder;
 pub use error::{WalError, WalProblem};
+pub(crate) use framer::record_crc;
 pub use framer::{FramedRecord, Framer, StreamStart};
 pub use header::{
     LONG_HEADER_LEN, PageFlags, SHORT_HEADER_LEN, WAL_PAGE_LEN, WalPageHeader, WalPageLongFields, page_header_len,

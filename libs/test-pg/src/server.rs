@@ -191,9 +191,27 @@ impl TestPg {
         });
     }
 
-    /// Kills the postmaster, as a crash would. Its children notice and end on their own.
+    /// Kills the postmaster and its children, as a crash would, and waits until they are gone: a new server refuses to start
+    /// beside them.
     pub fn kill(&mut self) {
+        let children = self.children();
         self.end(Signal::SIGKILL);
+        for &child in &children {
+            // An error means that it noticed the postmaster's death and ended by itself.
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+        let deadline = Instant::now() + DEADLINE;
+        while children.iter().any(|child| Path::new(&format!("/proc/{child}")).exists()) {
+            assert!(Instant::now() < deadline, "the server's processes {children:?} did not end");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The postmaster's child processes.
+    fn children(&self) -> Vec<i32> {
+        let Some(pid) = self.pid() else { return Vec::new() };
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        list.split_whitespace().filter_map(|child| child.parse().ok()).collect()
     }
 
     fn end(&mut self, signal: Signal) {
