@@ -20,5 +20,6 @@ pub mod compute;
 pub mod control;
 pub mod frame;
 pub mod page_service;
+#[cfg(feature = "token")]
 pub mod token;
 pub mod wal_service;

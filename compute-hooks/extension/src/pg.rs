@@ -1,0 +1,46 @@
+//! The server's declarations, generated from its headers by `build.rs`, and the few macros that C would have expanded.
+//!
+//! Postgres raises errors with `siglongjmp`. Every function here that can raise is declared `C-unwind`, and the rule of
+//! this crate is: no value with a destructor may be alive in a frame below which Postgres can raise. What must outlive
+//! such a call lives in a static.
+
+#[allow(warnings, clippy::all)]
+mod bindings {
+    include!(concat!(env!("OUT_DIR"), "/bindings.rs"));
+}
+
+pub use bindings::*;
+
+/// The backend id of relations that are not temporary (`InvalidBackendId`).
+pub const INVALID_BACKEND: BackendId = -1;
+
+/// `CHECK_FOR_INTERRUPTS`: may raise, or end the process. Does nothing where Postgres holds interrupts off.
+///
+/// # Safety
+/// Only in a process that Postgres runs, where an error may be raised.
+pub unsafe fn check_for_interrupts() {
+    // SAFETY: the flag is set by signal handlers of this very thread; a volatile read is what C does.
+    unsafe {
+        if (&raw const InterruptPending).read_volatile() != 0 {
+            ProcessInterrupts();
+        }
+    }
+}
+
+/// Whether an error raised now would take the whole server down.
+pub fn in_critical_section() -> bool {
+    // SAFETY: only this thread changes it.
+    unsafe { (&raw const CritSectionCount).read_volatile() > 0 }
+}
+
+/// The process id, as Postgres knows it.
+pub fn process_id() -> i32 {
+    // SAFETY: set once, before this library runs in the process.
+    unsafe { (&raw const MyProcPid).read() }
+}
+
+/// The descriptor that becomes readable when the postmaster is gone (`POSTMASTER_FD_WATCH`).
+pub fn postmaster_watch_fd() -> i32 {
+    // SAFETY: set before any child is forked.
+    unsafe { (&raw const postmaster_alive_fds).read()[0] }
+}

@@ -1,0 +1,171 @@
+//! The library's settings (`ardent.*`).
+
+use std::ffi::{CStr, c_char, c_int};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::pg;
+use crate::report::Text;
+use crate::storage_hooks;
+
+/// Default of `ardent.fetch_timeout`.
+const FETCH_TIMEOUT_DEFAULT_MS: c_int = 60_000;
+/// Most blocks that read-ahead asks for at once.
+pub const READ_AHEAD_BLOCKS_MAX: u32 = 128;
+
+static mut PRESENCE_MAP: *mut c_char = std::ptr::null_mut();
+static mut AGENT_SOCKET: *mut c_char = std::ptr::null_mut();
+static mut BASE_LSN: *mut c_char = std::ptr::null_mut();
+static mut COUNTERS: *mut c_char = std::ptr::null_mut();
+static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
+static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
+static mut COUNTERS_TEXT: Text = Text::new();
+
+/// The text of a string setting. Postgres replaces it only between statements, and for these settings never.
+unsafe fn text(value: *const *mut c_char) -> &'static CStr {
+    // SAFETY: Postgres owns the string and keeps it for the life of the process (PGC_POSTMASTER).
+    unsafe {
+        let value = value.read();
+        if value.is_null() { c"" } else { CStr::from_ptr(value) }
+    }
+}
+
+/// `ardent.presence_map`: the map's file; empty: this data directory is complete.
+pub fn presence_map() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const PRESENCE_MAP) }
+}
+
+/// `ardent.agent_socket`: where to get connections to the page server.
+pub fn agent_socket() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const AGENT_SOCKET) }
+}
+
+/// `ardent.base_lsn`: the LSN that absent pages are read at.
+pub fn base_lsn() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const BASE_LSN) }
+}
+
+/// `ardent.fetch_timeout`.
+pub fn fetch_timeout() -> Duration {
+    // SAFETY: single-threaded process; Postgres keeps the value within the bounds given below.
+    Duration::from_millis(unsafe { (&raw const FETCH_TIMEOUT_MS).read() }.unsigned_abs().into())
+}
+
+/// `ardent.read_ahead`.
+pub fn read_ahead_blocks() -> u32 {
+    // SAFETY: as above.
+    unsafe { (&raw const READ_AHEAD_BLOCKS).read() }.unsigned_abs()
+}
+
+/// `SHOW ardent.counters`.
+unsafe extern "C-unwind" fn show_counters() -> *const c_char {
+    // SAFETY: single-threaded process; Postgres copies the text before anybody asks again.
+    let out = unsafe { &mut *(&raw mut COUNTERS_TEXT) };
+    *out = Text::new();
+    if let Some(map) = storage_hooks::presence_map() {
+        for (name, value) in map.counters().values().named() {
+            let _cut = write!(out, "{name}={value} ");
+        }
+        let _cut = write!(out, "absent={}", map.absent_count());
+    }
+    out.as_c_str().as_ptr()
+}
+
+/// Defines all settings.
+///
+/// # Safety
+/// Only from `_PG_init`.
+pub unsafe fn define() {
+    let string = |name: &CStr, about: &CStr, value: *mut *mut c_char, context, flags, show| {
+        // SAFETY: all pointers are to statics.
+        unsafe {
+            pg::DefineCustomStringVariable(
+                name.as_ptr(),
+                about.as_ptr(),
+                std::ptr::null(),
+                value,
+                c"".as_ptr(),
+                context,
+                flags,
+                None,
+                None,
+                show,
+            );
+        }
+    };
+    let number = |name: &CStr, about: &CStr, value: *mut c_int, default, min, max, flags| {
+        // SAFETY: all pointers are to statics.
+        unsafe {
+            pg::DefineCustomIntVariable(
+                name.as_ptr(),
+                about.as_ptr(),
+                std::ptr::null(),
+                value,
+                default,
+                min,
+                max,
+                pg::PGC_USERSET,
+                flags,
+                None,
+                None,
+                None,
+            );
+        }
+    };
+    let fixed = pg::PGC_POSTMASTER;
+    string(
+        c"ardent.presence_map",
+        c"File that says which blocks this compute still lacks.",
+        &raw mut PRESENCE_MAP,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.agent_socket",
+        c"Unix socket that hands out connections to the page server.",
+        &raw mut AGENT_SOCKET,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.base_lsn",
+        c"LSN that the blocks this compute lacks are read at.",
+        &raw mut BASE_LSN,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.counters",
+        c"What this compute has fetched from the page server since its data directory was made.",
+        &raw mut COUNTERS,
+        pg::PGC_INTERNAL,
+        pg::GUC_NOT_IN_SAMPLE | pg::GUC_DISALLOW_IN_FILE | pg::GUC_NO_SHOW_ALL,
+        Some(show_counters as unsafe extern "C-unwind" fn() -> *const c_char),
+    );
+    number(
+        c"ardent.fetch_timeout",
+        c"How long a read waits for the page server before it fails.",
+        &raw mut FETCH_TIMEOUT_MS,
+        FETCH_TIMEOUT_DEFAULT_MS,
+        100,
+        c_int::MAX,
+        pg::GUC_UNIT_MS,
+    );
+    number(
+        c"ardent.read_ahead",
+        c"Most blocks to ask the page server for at once when a relation is read in sequence.",
+        &raw mut READ_AHEAD_BLOCKS,
+        READ_AHEAD_BLOCKS_MAX as c_int,
+        1,
+        READ_AHEAD_BLOCKS_MAX as c_int,
+        0,
+    );
+    // SAFETY: called from `_PG_init`, as the function asks.
+    unsafe { pg::MarkGUCPrefixReserved(c"ardent".as_ptr()) };
+}
