@@ -1,0 +1,38 @@
+//! Pages are fetched when they are read, and only then.
+
+use ardent_extension_tests::HollowPg;
+use ardent_types::ForkNumber;
+
+const TABLE: &str = "create table t (id int primary key, v text);
+    insert into t select g, md5(g::text) from generate_series(1, 60000) g";
+const SUM: &str = "select count(*), sum(id), md5(string_agg(v, ',' order by id)) from t";
+
+#[test]
+fn select_works_with_every_block_absent() {
+    let mut expected = String::new();
+    let hollow = HollowPg::start(
+        |server| {
+            server.sql(TABLE);
+            expected = server.sql(SUM);
+        },
+        &[],
+    );
+    let absent = hollow.map.absent_count();
+    assert_eq!(hollow.server.sql("select 1"), "1");
+    let fetched = absent - hollow.map.absent_count();
+    assert!((20..200).contains(&fetched), "the first select fetched {fetched} blocks");
+    assert_eq!(hollow.server.sql(SUM), expected);
+    assert!(hollow.server.sql("show ardent.counters").contains("absent="));
+
+    let table = hollow.rel("t", ForkNumber::Main);
+    let entry = hollow.map.find(&table).expect("the table has an entry");
+    assert_eq!(entry.absent_count(), 0);
+    let (requests, pages) = (hollow.page_server.requests(), hollow.page_server.pages());
+    assert_eq!(hollow.server.sql(SUM), expected);
+    assert_eq!(
+        (hollow.page_server.requests(), hollow.page_server.pages()),
+        (requests, pages),
+        "read twice, fetched once"
+    );
+    assert!(requests * 4 < pages, "{requests} requests for {pages} pages: read-ahead does not work");
+}
