@@ -1,0 +1,83 @@
+//! The redo oracle: `ardent inspect verify-redo`.
+//!
+//! With `wal_consistency_checking = all`, Postgres logs beside every change the page as it left it. The oracle redoes each
+//! record on pages of its own and compares:
+//!
+//! ```text
+//!  WAL folder ──WalFolder──► records ──► Oracle ── our page (from our previous output) ──┐
+//!                                          │                                            ├─ compare under the mask ─► Report
+//!                                          └── the logged page ─────────────────────────┘
+//! ```
+//!
+//! Invariants:
+//! - A page starts from our own previous output. The logged page is taken over only where it is an image to apply, or where
+//!   the block is seen for the first time and its history lies before the WAL at hand; both are counted.
+//! - Redo goes through the values that storage keeps ([`ardent_pg_redo::Value`]), so their encoding is proven with it.
+//! - What Postgres masks is masked in the same way, and counted. What it masks without need is compared all the same: each
+//!   page's LSN and `PD_ALL_VISIBLE`, and the visibility map's bits, the ones that are derived included.
+//!
+//! It knows nothing of storage or services. Start with [`run`].
+
+mod files;
+mod mask;
+mod oracle;
+mod report;
+mod store;
+mod vm_check;
+
+use std::path::PathBuf;
+
+use ardent_pg_redo::HintBits;
+use ardent_types::Lsn;
+
+pub use files::{FilesError, WalFolder};
+pub use oracle::{Oracle, OracleError, Tamper};
+pub use report::{Expectations, ExpectationsError, Mismatch, Report, TypeReport};
+
+/// The record types of Postgres 15 that a thorough workload must reach, and the refusals that are allowed.
+pub const EXPECTED_15: &str = include_str!("../expected-15.txt");
+
+/// What to verify.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyRedoArgs {
+    /// Folder of WAL segments (`pg_wal`).
+    pub wal: PathBuf,
+    /// Where to start: a record boundary. Default: the first whole record of the oldest segment.
+    pub start: Option<Lsn>,
+    /// Records that start at or past this are not read. Default: where the WAL ends.
+    pub end: Option<Lsn>,
+    /// A list of record types that must be checked, and of refusals that are allowed; [`EXPECTED_15`] shows the format.
+    pub expect: Option<PathBuf>,
+    /// Whether the cluster logs hint bits (checksums or `wal_log_hints`); decides which pages `Heap2/VISIBLE` stamps.
+    pub hint_bits: HintBits,
+}
+
+/// Why no verdict could be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyRedoError {
+    /// The WAL can't be read.
+    #[error("the WAL can't be read")]
+    Files(#[from] FilesError),
+    /// A record makes no sense.
+    #[error("verification stopped")]
+    Oracle(#[from] OracleError),
+    /// The list of expected record types can't be read.
+    #[error("the list of expected record types can't be used")]
+    Expectations(#[from] ExpectationsError),
+}
+
+/// Verifies redo over a folder of WAL. The report says whether it passed ([`Report::passed`]).
+pub fn run(args: &VerifyRedoArgs) -> Result<Report, VerifyRedoError> {
+    let expectations = args.expect.as_deref().map(Expectations::load).transpose()?;
+    let mut folder = WalFolder::open(&args.wal, args.start, args.end)?;
+    let mut oracle = Oracle::new(folder.major(), args.hint_bits);
+    while let Some(record) = folder.next_record()? {
+        oracle.check(&record)?;
+    }
+    let mut report = oracle.finish();
+    report.range = folder.range();
+    if let Some(expectations) = &expectations {
+        report.expect(expectations);
+    }
+    Ok(report)
+}

@@ -1,0 +1,315 @@
+//! Record by record: redo on our page, compare with the logged one.
+
+use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image, rmgr};
+use ardent_pg_redo::{
+    HintBits, RecordView, RedoError, StoredRecord, Value, ValueDecodeError, redo_block, vm_changes, vm_map_block,
+};
+use ardent_types::{BLCKSZ, ForkNumber, Lsn};
+
+use crate::mask::{Mask, settle_speculative_tuples};
+use crate::report::{MISMATCHES_MAX, Mismatch, Report};
+use crate::store::{PageBytes, PageStore};
+use crate::vm_check::VmCheck;
+
+/// `XLR_CHECK_CONSISTENCY`: the record carries images to compare with.
+const CHECK_CONSISTENCY: u8 = 0x02;
+const PD_ALL_VISIBLE: u8 = 0x04;
+
+/// A record can't even be taken apart.
+#[derive(Debug, thiserror::Error)]
+pub enum OracleError {
+    /// An image is damaged.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What storage would have kept does not decode.
+    #[error("the stored form of the record that ends at {lsn} does not decode")]
+    Stored {
+        /// End of the record.
+        lsn: Lsn,
+        /// Why.
+        #[source]
+        source: ValueDecodeError,
+    },
+}
+
+/// Changes what redo made before it is compared, so that a test can see the oracle catch it.
+pub type Tamper = Box<dyn FnMut(&DecodedRecord, &DecodedBlock, &mut PageBytes)>;
+
+/// The oracle. See the [crate](crate).
+pub struct Oracle {
+    major: PgMajor,
+    hint_bits: HintBits,
+    store: PageStore,
+    vm: VmCheck,
+    report: Report,
+    tamper: Option<Tamper>,
+}
+
+/// What redo of one block came to.
+enum Redone {
+    Page(Box<PageBytes>),
+    Failed(RedoError),
+    Unreadable,
+}
+
+impl Oracle {
+    /// An oracle that has seen nothing yet.
+    pub fn new(major: PgMajor, hint_bits: HintBits) -> Oracle {
+        Oracle {
+            major,
+            hint_bits,
+            store: PageStore::default(),
+            vm: VmCheck::default(),
+            report: Report::default(),
+            tamper: None,
+        }
+    }
+
+    /// Lets a test change what redo makes.
+    #[must_use]
+    pub fn with_tamper(mut self, tamper: Tamper) -> Oracle {
+        self.tamper = Some(tamper);
+        self
+    }
+
+    /// Takes the next record.
+    pub fn check(&mut self, record: &DecodedRecord) -> Result<(), OracleError> {
+        self.report.records += 1;
+        self.store.follow(record);
+        if record.header.rmid == rmgr::STORAGE || record.header.rmid == rmgr::DATABASE {
+            // Files were cut or replaced; which ones matters too little to be worked out again.
+            self.vm.forget(|_| true);
+        }
+        if record.blocks.is_empty() {
+            return Ok(());
+        }
+        let kind = rmgr::identify(record.header.rmid, record.header.info, self.major);
+        let name = format!("{}/{}", rmgr::name(record.header.rmid), kind.unwrap_or("unknown"));
+        self.report.entry(&name).records += 1;
+        self.apply_vm_changes(record, &name);
+        for block in &record.blocks {
+            self.check_block(record, block, &name)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run: what is left unexplained becomes mismatches.
+    pub fn finish(mut self) -> Report {
+        let left: Vec<_> = self.vm.unexplained().collect();
+        for (rel, heap_block, lsn) in left {
+            let block = vm_map_block(heap_block);
+            let what =
+                format!("a bit of heap block {heap_block} that Postgres had cleared and no record cleared later");
+            let record = "Heap2/VISIBLE".to_owned();
+            let mismatch = Mismatch { lsn, record, rel, block, what, offset: 0, ours: vec![], theirs: vec![] };
+            self.mismatch(mismatch);
+        }
+        self.report.pages = self.store.len() as u64;
+        self.report
+    }
+
+    fn mismatch(&mut self, mismatch: Mismatch) {
+        self.report.entry(&mismatch.record).mismatches += 1;
+        if self.report.mismatches.len() < MISMATCHES_MAX {
+            self.report.mismatches.push(mismatch);
+        }
+    }
+
+    fn apply_vm_changes(&mut self, record: &DecodedRecord, name: &str) {
+        let view = RecordView::of_record(record, self.hint_bits);
+        match vm_changes(self.major, &view) {
+            Ok(pages) => {
+                for page in &pages {
+                    self.vm.cleared(page);
+                    self.report.entry(name).derived_vm_changes += page.changes.len() as u64;
+                    if let Some(bytes) = self.store.get_mut(page.rel, page.block) {
+                        page.changes.iter().for_each(|change| change.apply(bytes));
+                    }
+                }
+            }
+            Err(error) => {
+                let block = &record.blocks[0];
+                self.failed(record, block, name, error.to_string());
+            }
+        }
+    }
+
+    fn failed(&mut self, record: &DecodedRecord, block: &DecodedBlock, name: &str, what: String) {
+        self.mismatch(Mismatch {
+            lsn: record.end_lsn,
+            record: name.to_owned(),
+            rel: block.rel,
+            block: block.blkno,
+            what,
+            offset: 0,
+            ours: vec![],
+            theirs: vec![],
+        });
+    }
+
+    fn check_block(&mut self, record: &DecodedRecord, block: &DecodedBlock, name: &str) -> Result<(), OracleError> {
+        let value = Value::for_block(self.major, record, block.id, self.hint_bits)?;
+        let value = value.expect("the block is one of the record's");
+        if let Value::Image(bytes) = &value {
+            self.report.entry(name).images_applied += 1;
+            let page: &PageBytes = bytes[..].try_into().expect("images are pages");
+            self.store.put(block.rel, block.blkno, page);
+            return Ok(());
+        }
+        let theirs = match &block.image {
+            Some(image) if record.header.info & CHECK_CONSISTENCY != 0 && !image.apply => {
+                Some(Box::new(restore_image(record, block)?))
+            }
+            _ => None,
+        };
+        let before = self.store.get_mut(block.rel, block.blkno).map(|page| Box::new(*page));
+        if let (Some(before), Some(theirs)) = (&before, &theirs)
+            && !block.will_init
+        {
+            self.compare_lsn(record, block, name, before, theirs);
+        }
+        // A map page that is not there yet starts as zeros; if that doesn't do, its history lies before this WAL.
+        let from_zeros = before.is_none() && block.rel.fork == ForkNumber::Vm;
+        if before.is_none() && !block.will_init && !from_zeros {
+            self.first_seen(record, block, name, theirs.as_deref());
+            return Ok(());
+        }
+        let page = before.unwrap_or_else(|| Box::new([0; BLCKSZ]));
+        let redone = self.redo(record, block, &value, page)?;
+        match (redone, theirs) {
+            (Redone::Unreadable, _) => {
+                self.report.entry(name).unreadable += 1;
+                if !self.report.unexpected_unreadable.iter().any(|known| known == name) {
+                    self.report.unexpected_unreadable.push(name.to_owned());
+                }
+                self.store.remove(block.rel, block.blkno);
+            }
+            (Redone::Failed(error), theirs) => {
+                self.failed(record, block, name, error.to_string());
+                self.take_over(record, block, theirs.as_deref());
+            }
+            (Redone::Page(ours), Some(theirs)) if from_zeros && ours[24..] != theirs[24..] => {
+                self.first_seen(record, block, name, Some(&theirs));
+            }
+            (Redone::Page(ours), Some(theirs)) => {
+                self.compare(record, block, name, &ours, &theirs);
+                self.store.put(block.rel, block.blkno, &ours);
+            }
+            (Redone::Page(ours), None) => {
+                self.report.entry(name).unchecked += 1;
+                self.store.put(block.rel, block.blkno, &ours);
+            }
+        }
+        Ok(())
+    }
+
+    /// Redo by way of what storage keeps.
+    fn redo(
+        &mut self,
+        record: &DecodedRecord,
+        block: &DecodedBlock,
+        value: &Value,
+        mut page: Box<PageBytes>,
+    ) -> Result<Redone, OracleError> {
+        let lsn = record.end_lsn;
+        let stored = Value::decode(value.encode()).map_err(|source| OracleError::Stored { lsn, source })?;
+        let Value::Record { record: bytes, .. } = &stored else { return Ok(Redone::Unreadable) };
+        let stored = StoredRecord::decode(bytes, lsn, block.rel, block.blkno)
+            .map_err(|source| OracleError::Stored { lsn, source })?;
+        if let Err(error) = redo_block(self.major, &stored.view, stored.block_id, &mut page) {
+            return Ok(Redone::Failed(error));
+        }
+        if let Some(tamper) = &mut self.tamper {
+            tamper(record, block, &mut page);
+        }
+        Ok(Redone::Page(page))
+    }
+
+    fn first_seen(&mut self, record: &DecodedRecord, block: &DecodedBlock, name: &str, theirs: Option<&PageBytes>) {
+        self.report.entry(name).first_seen += 1;
+        self.take_over(record, block, theirs);
+    }
+
+    /// The logged page becomes ours. It was logged before it was stamped.
+    fn take_over(&mut self, record: &DecodedRecord, block: &DecodedBlock, theirs: Option<&PageBytes>) {
+        let Some(theirs) = theirs else { return self.store.remove(block.rel, block.blkno) };
+        let mut page = Box::new(*theirs);
+        let (high, low) = record.end_lsn.halves();
+        page[0..4].copy_from_slice(&high.to_le_bytes());
+        page[4..8].copy_from_slice(&low.to_le_bytes());
+        self.store.put(block.rel, block.blkno, &page);
+    }
+
+    /// The logged page still has the LSN of the record before: ours must have had it too.
+    fn compare_lsn(
+        &mut self,
+        record: &DecodedRecord,
+        block: &DecodedBlock,
+        name: &str,
+        before: &PageBytes,
+        theirs: &PageBytes,
+    ) {
+        self.report.entry(name).lsns_checked += 1;
+        if before[..8] != theirs[..8] {
+            self.differs(record, block, name, "page LSN before the record", 0, before, theirs);
+        }
+    }
+
+    fn compare(
+        &mut self,
+        record: &DecodedRecord,
+        block: &DecodedBlock,
+        name: &str,
+        ours: &PageBytes,
+        theirs: &PageBytes,
+    ) {
+        let rmid = record.header.rmid;
+        let heap = rmid == rmgr::HEAP || rmid == rmgr::HEAP2;
+        let entry = self.report.entry(name);
+        entry.checked += 1;
+        let mut settled = Box::new(*theirs);
+        if heap {
+            entry.masked_bytes += settle_speculative_tuples(&mut settled, block.blkno);
+        }
+        let theirs = &*settled;
+        let (Ok(our_mask), Ok(their_mask)) = (Mask::of(rmid, ours), Mask::of(rmid, theirs)) else {
+            return self.differs(record, block, name, "page header", 8, ours, theirs);
+        };
+        entry.masked_bytes += their_mask.masked_bytes();
+        if let Some(at) = their_mask.first_difference(&our_mask, ours, theirs) {
+            return self.differs(record, block, name, "page", at, ours, theirs);
+        }
+        if heap && block.rel.fork == ForkNumber::Main && (ours[10] ^ theirs[10]) & PD_ALL_VISIBLE != 0 {
+            return self.differs(record, block, name, "PD_ALL_VISIBLE", 10, ours, theirs);
+        }
+        if block.rel.fork == ForkNumber::Vm
+            && let Err(difference) = self.vm.compare(block.rel, block.blkno, record.end_lsn, ours, theirs)
+        {
+            self.differs(record, block, name, "visibility-map bits", difference.at, ours, theirs);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the report wants all of it")]
+    fn differs(
+        &mut self,
+        record: &DecodedRecord,
+        block: &DecodedBlock,
+        name: &str,
+        what: &str,
+        offset: usize,
+        ours: &PageBytes,
+        theirs: &PageBytes,
+    ) {
+        let part = |page: &PageBytes| page[offset..(offset + 32).min(BLCKSZ)].to_vec();
+        self.mismatch(Mismatch {
+            lsn: record.end_lsn,
+            record: name.to_owned(),
+            rel: block.rel,
+            block: block.blkno,
+            what: what.to_owned(),
+            offset,
+            ours: part(ours),
+            theirs: part(theirs),
+        });
+    }
+}

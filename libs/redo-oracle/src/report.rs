@@ -1,0 +1,245 @@
+//! What verification found, for people and as JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use ardent_types::{BlockNumber, Lsn, RelTag};
+use serde::Serialize;
+
+/// At most this many mismatches are kept in detail.
+pub(crate) const MISMATCHES_MAX: usize = 20;
+
+/// Counts for one record type.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TypeReport {
+    /// Records.
+    pub records: u64,
+    /// Blocks whose redo was compared with the logged page.
+    pub checked: u64,
+    /// Blocks that differed.
+    pub mismatches: u64,
+    /// Blocks whose logged image was to be applied: taken over, nothing to compare.
+    pub images_applied: u64,
+    /// Blocks that appeared for the first time with their history before this WAL: the logged page was taken over.
+    pub first_seen: u64,
+    /// Blocks that were skipped because there is no redo.
+    pub unreadable: u64,
+    /// Blocks without a logged page: redone, not compared.
+    pub unchecked: u64,
+    /// Bytes with ignored bits, over all comparisons.
+    pub masked_bytes: u64,
+    /// Page LSNs compared: that of the logged page, which is from before the record, with ours before redo.
+    pub lsns_checked: u64,
+    /// Map bits cleared on pages that the record does not reference.
+    pub derived_vm_changes: u64,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Mismatch {
+    /// End of the record.
+    pub lsn: Lsn,
+    /// Resource manager and record type.
+    pub record: String,
+    /// Relation fork.
+    pub rel: RelTag,
+    /// Block.
+    pub block: BlockNumber,
+    /// What was compared, or redo's error.
+    pub what: String,
+    /// Offset of the first byte that differs.
+    pub offset: usize,
+    /// Our bytes from there.
+    pub ours: Vec<u8>,
+    /// Postgres's bytes from there.
+    pub theirs: Vec<u8>,
+}
+
+/// The outcome of a verification.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// From the first record's start to the last one's end.
+    pub range: Option<(Lsn, Lsn)>,
+    /// All records, those without blocks included.
+    pub records: u64,
+    /// Pages in memory at the end.
+    pub pages: u64,
+    /// By resource manager and record type, as `Heap/INSERT`; only records that reference blocks.
+    pub types: BTreeMap<String, TypeReport>,
+    /// The first mismatches.
+    pub mismatches: Vec<Mismatch>,
+    /// Expected record types that no block was checked for.
+    pub missing: Vec<String>,
+    /// Record types that were skipped as unreadable and are not listed as allowed.
+    pub unexpected_unreadable: Vec<String>,
+}
+
+/// Record types that must be checked, and those that may have no redo.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expectations {
+    /// Must have at least one check.
+    pub checked: BTreeSet<String>,
+    /// May be unreadable.
+    pub unreadable: BTreeSet<String>,
+}
+
+/// The list can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ExpectationsError {
+    /// I/O.
+    #[error("{path}", path = path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is neither a record type nor "unreadable" and a record type.
+    #[error("line {line}: {text:?} is not a record type such as Heap/INSERT")]
+    Line {
+        /// Counted from 1.
+        line: usize,
+        /// What it says.
+        text: String,
+    },
+}
+
+impl Expectations {
+    /// Reads a list: one record type a line, `unreadable TYPE` for allowed refusals, `#` for comments.
+    pub fn parse(text: &str) -> Result<Expectations, ExpectationsError> {
+        let mut expectations = Expectations::default();
+        for (index, line) in text.lines().enumerate() {
+            let entry = line.split('#').next().unwrap_or_default().trim();
+            let error = || ExpectationsError::Line { line: index + 1, text: line.to_owned() };
+            let (set, name) = match entry.strip_prefix("unreadable ") {
+                Some(name) => (&mut expectations.unreadable, name.trim()),
+                None => (&mut expectations.checked, entry),
+            };
+            if name.is_empty() {
+                continue;
+            }
+            if !name.contains('/') || name.contains(char::is_whitespace) {
+                return Err(error());
+            }
+            set.insert(name.to_owned());
+        }
+        Ok(expectations)
+    }
+
+    /// Reads a list from a file.
+    pub fn load(path: &Path) -> Result<Expectations, ExpectationsError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ExpectationsError::Io { path: path.to_owned(), source })?;
+        Expectations::parse(&text)
+    }
+}
+
+impl Report {
+    pub(crate) fn entry(&mut self, record: &str) -> &mut TypeReport {
+        if !self.types.contains_key(record) {
+            self.types.insert(record.to_owned(), TypeReport::default());
+        }
+        self.types.get_mut(record).expect("just inserted")
+    }
+
+    /// Applies a list of expectations: fills [`Report::missing`], and takes allowed refusals out of
+    /// [`Report::unexpected_unreadable`].
+    pub fn expect(&mut self, expectations: &Expectations) {
+        let was_checked = |name: &str| self.types.get(name).is_some_and(|counts| counts.checked > 0);
+        self.missing = expectations.checked.iter().filter(|name| !was_checked(name)).cloned().collect();
+        self.unexpected_unreadable.retain(|name| !expectations.unreadable.contains(name));
+    }
+
+    /// Counts over all record types.
+    pub fn total(&self) -> TypeReport {
+        self.types.values().fold(TypeReport::default(), |sum, part| TypeReport {
+            records: sum.records + part.records,
+            checked: sum.checked + part.checked,
+            mismatches: sum.mismatches + part.mismatches,
+            images_applied: sum.images_applied + part.images_applied,
+            first_seen: sum.first_seen + part.first_seen,
+            unreadable: sum.unreadable + part.unreadable,
+            unchecked: sum.unchecked + part.unchecked,
+            masked_bytes: sum.masked_bytes + part.masked_bytes,
+            lsns_checked: sum.lsns_checked + part.lsns_checked,
+            derived_vm_changes: sum.derived_vm_changes + part.derived_vm_changes,
+        })
+    }
+
+    /// Whether nothing differed, nothing expected is missing, and nothing was skipped without leave. Otherwise the command
+    /// exits with 1.
+    pub fn passed(&self) -> bool {
+        self.total().mismatches == 0 && self.missing.is_empty() && self.unexpected_unreadable.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((from, to)) = self.range {
+            writeln!(f, "WAL from {from} to {to}: {} records, {} pages", self.records, self.pages)?;
+        }
+        writeln!(
+            f,
+            "{:<32} {:>9} {:>9} {:>10} {:>8} {:>10} {:>10} {:>9} {:>9} {:>12}",
+            "record type",
+            "records",
+            "checked",
+            "mismatches",
+            "images",
+            "first seen",
+            "unreadable",
+            "unchecked",
+            "LSNs",
+            "masked bytes"
+        )?;
+        let mut line = |name: &str, counts: &TypeReport| {
+            writeln!(
+                f,
+                "{:<32} {:>9} {:>9} {:>10} {:>8} {:>10} {:>10} {:>9} {:>9} {:>12}",
+                name,
+                counts.records,
+                counts.checked,
+                counts.mismatches,
+                counts.images_applied,
+                counts.first_seen,
+                counts.unreadable,
+                counts.unchecked,
+                counts.lsns_checked,
+                counts.masked_bytes
+            )
+        };
+        for (name, counts) in &self.types {
+            line(name, counts)?;
+        }
+        let total = self.total();
+        line("total", &total)?;
+        writeln!(f, "visibility-map changes derived from heap records: {}", total.derived_vm_changes)?;
+        for mismatch in &self.mismatches {
+            writeln!(
+                f,
+                "mismatch: {} that ends at {}, {} block {}, {} at offset {}\n  ours   {}\n  theirs {}",
+                mismatch.record,
+                mismatch.lsn,
+                mismatch.rel,
+                mismatch.block,
+                mismatch.what,
+                mismatch.offset,
+                hex(&mismatch.ours),
+                hex(&mismatch.theirs)
+            )?;
+        }
+        for name in &self.missing {
+            writeln!(f, "never checked, but expected: {name}")?;
+        }
+        for name in &self.unexpected_unreadable {
+            writeln!(f, "skipped without redo, and not listed as allowed: {name}")?;
+        }
+        writeln!(f, "{}", if self.passed() { "passed" } else { "FAILED" })
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
+}
