@@ -1,0 +1,113 @@
+//! The engine's threads: one writes frozen layers, one looks after everything that isn't urgent.
+
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+
+use crate::engine::{Engine, WeakEngine};
+use crate::stats::count;
+use crate::timeline::Timeline;
+
+/// How often the second thread looks around.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long to leave a timeline alone whose flush has failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The running threads.
+pub(crate) struct Background {
+    /// Closed to end the threads.
+    stop: Sender<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    pub(crate) fn start(engine: &Arc<Engine>) -> std::io::Result<Background> {
+        let (stop, stopped) = bounded::<()>(0);
+        // As many entries as freezes, and those wait when too many layers do.
+        let (queue, frozen) = unbounded();
+        let only_once = engine.shared().flush_queue.set(queue);
+        assert!(only_once.is_ok(), "the background is started once");
+        let flush_stop = stopped.clone();
+        let weak = Arc::downgrade(engine);
+        let threads = vec![
+            std::thread::Builder::new()
+                .name("ardent-flush".to_owned())
+                .spawn(move || flush_loop(&frozen, &flush_stop))?,
+            std::thread::Builder::new().name("ardent-tend".to_owned()).spawn(move || tend_loop(&weak, &stopped))?,
+        ];
+        Ok(Background { stop, threads })
+    }
+
+    /// Ends the threads and joins them.
+    pub(crate) fn stop(self) {
+        drop(self.stop);
+        for thread in self.threads {
+            if thread.thread().id() == std::thread::current().id() {
+                // The last handle to the engine was dropped by this very thread, which ends now.
+                continue;
+            }
+            if thread.join().is_err() {
+                tracing::error!("a background thread of the storage engine panicked");
+            }
+        }
+    }
+}
+
+fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
+    let mut failed: Vec<Weak<Timeline>> = Vec::new();
+    loop {
+        let wait = if failed.is_empty() { Duration::MAX } else { RETRY_AFTER };
+        let next = crossbeam_channel::select! {
+            recv(frozen) -> next => next.ok(),
+            recv(stopped) -> _ => return,
+            default(wait.min(Duration::from_secs(3600))) => None,
+        };
+        let due = next.into_iter().chain(if frozen.is_empty() { std::mem::take(&mut failed) } else { Vec::new() });
+        for weak in due {
+            let Some(timeline) = weak.upgrade() else { continue };
+            if let Err(error) = timeline.flush_frozen() {
+                tracing::warn!(timeline = %timeline.id(), error = %chain(&error), "a flush failed");
+                if error.kind() == crate::ErrorKind::Retry {
+                    failed.push(weak);
+                }
+            }
+        }
+    }
+}
+
+fn tend_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
+    while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
+        let Some(engine) = engine.upgrade() else { return };
+        for timeline in engine.loaded() {
+            if let Err(error) = tend(&engine, timeline) {
+                count(&engine.shared().stats.background_failures, 1);
+                tracing::warn!(error = %chain(&error), "background work on a timeline failed");
+            }
+        }
+    }
+}
+
+fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), crate::CommitError> {
+    let config = &engine.shared().config;
+    let is_old = timeline.writer.lock().open_since.is_some_and(|since| since.elapsed() >= config.open_layer_age_max);
+    if is_old {
+        timeline.freeze();
+    }
+    if timeline.idle_for() >= config.idle_unload_after && !timeline.is_importing() {
+        engine.unload(timeline)?;
+    }
+    Ok(())
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,86 @@
+//! Branch points: where a branch can begin, and what pins it.
+
+use ardent_object_store::list_all;
+use ardent_types::{Lsn, TimelineId};
+
+use crate::error::TimelineError;
+use crate::object_names::parse_child;
+use crate::position::{BranchPoint, RecordPosition};
+use crate::timeline::Timeline;
+
+impl Timeline {
+    /// The branch point for `at`: the last record known to end at or below it, or the last record ingested. The timeline that it lies on
+    /// is an ancestor if `at` lies before this timeline's own beginning. Errors if `at` is ahead of what was ingested, or before what is
+    /// retained.
+    ///
+    /// Exact to the record if ingest gave the positions of all records ([`Timeline::put_records`]), else to the batch: nothing
+    /// between the answer and `at` was ever visible by itself.
+    pub fn branch_point(&self, at: Option<Lsn>) -> Result<(TimelineId, BranchPoint), TimelineError> {
+        if self.is_importing() {
+            return Err(TimelineError::Importing { timeline: self.id() });
+        }
+        let last = self.progress.last();
+        let at = at.unwrap_or(last.end);
+        if at > last.end {
+            return Err(TimelineError::NotYet { lsn: at, last: last.end });
+        }
+        if let Some(ancestor) = self.ancestor {
+            if at < ancestor.point.lsn {
+                if let Some(parent) = self.parent()? {
+                    return parent.branch_point(Some(at));
+                }
+            }
+        }
+        let position = if at == last.end { last } else { self.last_boundary(at)? };
+        let retained_from = self.retained_from();
+        let is_leased = || self.leases.read().values().any(|lease| lease.lsn == position.end);
+        if position.end < retained_from && !is_leased() {
+            return Err(TimelineError::Retired { lsn: at, retained_from });
+        }
+        Ok((self.id(), position.into()))
+    }
+
+    /// The last record on this timeline that is known to end at or below `at`.
+    fn last_boundary(&self, at: Lsn) -> Result<RecordPosition, TimelineError> {
+        let set = self.layer_set();
+        let memory = std::iter::once(&set.open).chain(set.frozen.iter().rev().map(|frozen| &frozen.layer));
+        if let Some(position) = memory.filter_map(|layer| layer.boundary_at(at)).next() {
+            return Ok(position);
+        }
+        // A frozen layer without versions leaves no file; the durable position stands for its records.
+        let durable = self.durable_record();
+        let mut best = Some(durable).filter(|durable| durable.end <= at);
+        for layer in set.files.layers().iter().filter(|layer| layer.desc.boundaries && layer.desc.after < at) {
+            if best.is_some_and(|best| best.end >= layer.desc.upto.min(at)) {
+                break;
+            }
+            let found = layer.boundaries()?.into_iter().rev().find(|position| position.end <= at);
+            best = best.max_by_end(found);
+        }
+        let start = match self.ancestor {
+            Some(ancestor) => RecordPosition { end: ancestor.point.lsn, start: ancestor.point.prev_lsn },
+            None => RecordPosition { end: self.facts.start_lsn, start: Lsn::INVALID },
+        };
+        match best {
+            Some(position) => Ok(position),
+            None if start.end <= at => Ok(start),
+            None => Err(TimelineError::Retired { lsn: at, retained_from: self.retained_from() }),
+        }
+    }
+
+    /// The branches that hang on this timeline, with where, as the store has them.
+    pub fn children(&self) -> Result<Vec<(TimelineId, BranchPoint)>, TimelineError> {
+        let page = list_all(&*self.shared.config.store, &self.names.children(), false)?;
+        Ok(page.objects.iter().filter_map(|object| parse_child(&object.name)).collect())
+    }
+}
+
+trait MaxByEnd {
+    fn max_by_end(self, other: Self) -> Self;
+}
+
+impl MaxByEnd for Option<RecordPosition> {
+    fn max_by_end(self, other: Self) -> Self {
+        if self.map(|position| position.end) >= other.map(|position| position.end) { self } else { other }
+    }
+}

@@ -1,0 +1,143 @@
+//! Frozen layers become files, in order; only then does the durable position move (PS-1).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::error::CommitError;
+use crate::layer::{FinishedLayer, Layer, LayerDesc, LayerKind, LayerWriter};
+use crate::layer_map::{Frozen, LayerMap};
+use crate::manifest::Manifest;
+use crate::mem_layer::MemLayer;
+use crate::stats::count;
+use crate::timeline::Timeline;
+
+impl Timeline {
+    /// Makes everything ingested so far durable. When this returns, [`Timeline::disk_consistent_lsn`] is at or past what
+    /// [`Timeline::last_record`] said when it was called.
+    pub fn flush(&self) -> Result<(), CommitError> {
+        self.freeze_open(&mut self.writer.lock());
+        self.flush_frozen()
+    }
+
+    pub(crate) fn ask_for_flush(&self) {
+        if let Some(queue) = self.shared.flush_queue.get() {
+            // The queue is closed only when the engine ends; whoever ends it flushes first.
+            let _ = queue.send(self.this.clone());
+        }
+    }
+
+    /// Writes the frozen layers, oldest first.
+    pub(crate) fn flush_frozen(&self) -> Result<(), CommitError> {
+        let _flushing = self.flushing.lock();
+        loop {
+            let Some(frozen) = self.layer_set().frozen.first().cloned() else { return Ok(()) };
+            let result = self.flush_one(&frozen);
+            let mut state = self.flush_state.lock();
+            match result {
+                Ok(()) => {
+                    state.waiting -= 1;
+                    state.last_error = None;
+                    drop(state);
+                    self.flushed.notify_all();
+                }
+                Err(error) => {
+                    count(&self.shared.stats.background_failures, 1);
+                    // The caller gets the error itself; writers that wait get a copy of what it says.
+                    state.last_error = Some(Arc::new(copy_of(&error)));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn flush_one(&self, frozen: &Arc<Frozen>) -> Result<(), CommitError> {
+        // A file whose commit failed is kept for the next attempt: a full disk must not get fuller with each.
+        let mut kept = frozen.written.lock();
+        if kept.is_none() && !frozen.layer.is_empty() {
+            *kept = Some(self.write_memory(frozen)?);
+        }
+        let written = kept.clone();
+        let name = |manifest: &mut Manifest| {
+            manifest.layers.extend(written.as_ref().map(|layer| layer.desc.clone()));
+            manifest.last_record = frozen.position;
+        };
+        self.commit(name, |_| {
+            self.change_layers(|set| {
+                let first = set.frozen.remove(0);
+                assert!(Arc::ptr_eq(&first, frozen), "layers are flushed in order");
+                if let Some(layer) = &written {
+                    let mut layers = set.files.layers().to_vec();
+                    layers.push(layer.clone());
+                    set.files = Arc::new(LayerMap::new(layers));
+                }
+            });
+            self.durable.store(frozen.position.end.get(), Ordering::Release);
+        })?;
+        count(&self.shared.stats.layers_flushed, u64::from(written.is_some()));
+        Ok(())
+    }
+
+    fn write_memory(&self, frozen: &Frozen) -> Result<Arc<Layer>, CommitError> {
+        let finished = write_sorted(self, &frozen.layer, |writer| {
+            let boundaries = frozen.layer.boundaries();
+            writer.finish(None, Some(frozen.layer.after), frozen.position.end, &boundaries)
+        })?;
+        self.store_layer(finished, 0)
+    }
+
+    /// Makes a finished file an object, durable but not yet named by a manifest.
+    pub(crate) fn store_layer(&self, finished: FinishedLayer, level: u8) -> Result<Arc<Layer>, CommitError> {
+        let FinishedLayer { path, desc } = finished;
+        let letter = if desc.kind == LayerKind::Delta { 'd' } else { 'i' };
+        let file = self.shared.next_file_name(letter, level, desc.upto);
+        let name = self.names.layer(&file).expect("our own file names are good");
+        if let Err(error) = self.shared.config.store.put_file(&name, &path) {
+            // Gone if it was moved; else swept at the next start should this fail too.
+            let _ = std::fs::remove_file(&path);
+            return Err(error.into());
+        }
+        count(&self.shared.stats.layer_bytes_written, desc.bytes);
+        let desc = LayerDesc { file, level, ..desc };
+        Ok(Layer::new(desc, name, self.shared.config.store.clone(), self.shared.blocks.clone()))
+    }
+}
+
+/// Writes all versions of `memory` to a local file.
+pub(crate) fn write_sorted(
+    timeline: &Timeline,
+    memory: &MemLayer,
+    finish: impl FnOnce(LayerWriter<'_>) -> std::io::Result<FinishedLayer>,
+) -> Result<FinishedLayer, CommitError> {
+    let path = timeline.shared.temp_path();
+    let write = || {
+        let mut writer = LayerWriter::create(&path, LayerKind::Delta, &timeline.shared.config.faults)?;
+        memory.for_each_sorted(|key, lsn, kind, value| writer.add(key, lsn, kind, value))?;
+        finish(writer)
+    };
+    write().map_err(|source| CommitError::Local { path: path.display().to_string(), source })
+}
+
+/// What waiting writers are told: kind and text of an error that its first receiver keeps.
+fn copy_of(error: &CommitError) -> CommitError {
+    match error {
+        CommitError::Fenced { timeline, generation } => {
+            CommitError::Fenced { timeline: *timeline, generation: *generation }
+        }
+        CommitError::Deleted { timeline } => CommitError::Deleted { timeline: *timeline },
+        CommitError::Local { path, source } => {
+            CommitError::Local { path: path.clone(), source: std::io::Error::new(source.kind(), source.to_string()) }
+        }
+        CommitError::Corrupt(error) => CommitError::Corrupt(crate::error::CorruptFile {
+            file: error.file.clone(),
+            offset: error.offset,
+            expected: error.expected.clone(),
+            keys: error.keys.clone(),
+        }),
+        CommitError::Store(error) => CommitError::Store(ardent_object_store::StoreError::new(
+            error.kind(),
+            "write",
+            error.object(),
+            error.to_string(),
+        )),
+    }
+}

@@ -1,0 +1,326 @@
+//! Reads layer files.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, StoreError};
+use ardent_types::{KEY_LEN, Lsn};
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use super::block::{BlockCache, Group, unpack};
+use super::file::{LayerCorrupt, LayerError, Section, TRAILER_LEN, Trailer};
+use super::filter::Filter;
+use super::{LayerDesc, LayerKind};
+use crate::position::{RecordPosition, decode_boundaries};
+use crate::stored_key::{KeyRange, StoredKey};
+use crate::version::{Gathered, Version, VersionKind};
+
+/// Length of an index entry: first key, first LSN, offset, length.
+const INDEX_ENTRY_LEN: usize = KEY_LEN + 8 + 8 + 4;
+
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
+
+/// The parts of a file that every read needs; loaded with the first one.
+#[derive(Debug)]
+struct Opened {
+    trailer: Trailer,
+    index: Bytes,
+    filter: Filter,
+}
+
+impl Opened {
+    fn groups(&self) -> usize {
+        self.index.len() / INDEX_ENTRY_LEN
+    }
+
+    fn first(&self, group: usize) -> (StoredKey, Lsn) {
+        let entry = &self.index[group * INDEX_ENTRY_LEN..];
+        let key = StoredKey::from_bytes(entry[..KEY_LEN].try_into().expect("a key's length of bytes"));
+        (key, Lsn::new(u64::from_le_bytes(entry[18..26].try_into().expect("8 bytes"))))
+    }
+
+    fn section(&self, group: usize) -> Section {
+        let entry = &self.index[group * INDEX_ENTRY_LEN..];
+        Section {
+            offset: u64::from_le_bytes(entry[26..34].try_into().expect("8 bytes")),
+            length: u32::from_le_bytes(entry[34..38].try_into().expect("4 bytes")),
+        }
+    }
+
+    /// How many groups begin at or before `(key, lsn)`.
+    fn groups_through(&self, key: &StoredKey, lsn: Lsn) -> usize {
+        let (mut low, mut high) = (0, self.groups());
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.first(middle) > (*key, lsn) { high = middle } else { low = middle + 1 }
+        }
+        low
+    }
+}
+
+/// A layer file that the manifest names, or named when the reader that still holds this began.
+pub(crate) struct Layer {
+    pub(crate) desc: LayerDesc,
+    name: ObjectName,
+    store: Arc<dyn ObjectStore>,
+    cache: Arc<BlockCache>,
+    number: u64,
+    opened: RwLock<Option<Arc<Opened>>>,
+    delete_on_drop: AtomicBool,
+}
+
+impl Layer {
+    pub(crate) fn new(
+        desc: LayerDesc,
+        name: ObjectName,
+        store: Arc<dyn ObjectStore>,
+        cache: Arc<BlockCache>,
+    ) -> Arc<Layer> {
+        Arc::new(Layer {
+            desc,
+            name,
+            store,
+            cache,
+            number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
+            opened: RwLock::new(None),
+            delete_on_drop: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &ObjectName {
+        &self.name
+    }
+
+    /// No manifest names the file any more: it goes when the last reader is done with it.
+    pub(crate) fn delete_when_unused(&self) {
+        self.delete_on_drop.store(true, Ordering::Release);
+    }
+
+    /// Adds the versions of `key` in `(after, upto]` that a read needs. For an image layer: the version that it has of the key,
+    /// whatever its LSN; false if that is a hole.
+    pub(crate) fn gather(
+        &self,
+        key: &StoredKey,
+        after: Lsn,
+        upto: Lsn,
+        out: &mut Gathered,
+    ) -> Result<bool, LayerError> {
+        let opened = self.opened()?;
+        if !opened.filter.may_contain(key) {
+            return Ok(true);
+        }
+        let upto = if self.desc.kind == LayerKind::Image { Lsn::MAX } else { upto };
+        let mut groups = opened.groups_through(key, upto);
+        while groups > 0 {
+            groups -= 1;
+            let group = self.group(&opened, groups)?;
+            let mut at = group.count_through(key, upto);
+            while at > 0 {
+                at -= 1;
+                if group.key(at) != *key {
+                    return Ok(true);
+                }
+                let version = group.version(at);
+                match version.kind {
+                    VersionKind::Hole => return Ok(false),
+                    _ if self.desc.kind == LayerKind::Delta && version.lsn <= after => return Ok(true),
+                    kind => {
+                        out.push(version);
+                        if kind.ends_search() {
+                            return Ok(true);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// The keys in `range` with a version in `(after, upto]`, ascending, at most `limit`.
+    pub(crate) fn keys(
+        self: &Arc<Self>,
+        range: &KeyRange,
+        after: Lsn,
+        upto: Lsn,
+        limit: usize,
+    ) -> Result<Vec<StoredKey>, LayerError> {
+        let mut keys: Vec<StoredKey> = Vec::new();
+        let mut cursor = self.cursor(range.first)?;
+        while keys.len() < limit {
+            let Some((key, version)) = cursor.next()? else { break };
+            if key > range.last {
+                break;
+            }
+            if version.lsn > after && version.lsn <= upto && keys.last() != Some(&key) {
+                keys.push(key);
+            }
+        }
+        Ok(keys)
+    }
+
+    /// A cursor over all versions from `key` on, by key, then LSN.
+    pub(crate) fn cursor(self: &Arc<Self>, key: StoredKey) -> Result<LayerCursor, LayerError> {
+        let opened = self.opened()?;
+        let group = opened.groups_through(&key, Lsn::INVALID).saturating_sub(1);
+        let mut cursor = LayerCursor { layer: self.clone(), opened, next_group: group, group: None, at: 0 };
+        cursor.skip_to(key)?;
+        Ok(cursor)
+    }
+
+    /// Record positions that the file holds, ascending.
+    pub(crate) fn boundaries(&self) -> Result<Vec<RecordPosition>, LayerError> {
+        let section = self.opened()?.trailer.boundaries;
+        if section.length == 0 {
+            return Ok(Vec::new());
+        }
+        let raw = self.block(section)?;
+        decode_boundaries(&raw).ok_or_else(|| self.corrupt(section.offset, "a list of record boundaries"))
+    }
+
+    /// Reads and checks everything in the file.
+    pub(crate) fn verify(self: &Arc<Self>) -> Result<u64, LayerError> {
+        self.boundaries()?;
+        let mut cursor = self.cursor(StoredKey::MIN)?;
+        let (mut entries, mut last) = (0, None);
+        while let Some((key, version)) = cursor.next()? {
+            if last.is_some_and(|last| last >= (key, version.lsn)) {
+                return Err(self.corrupt(0, "versions in order"));
+            }
+            last = Some((key, version.lsn));
+            entries += 1;
+        }
+        if entries != self.desc.entries {
+            return Err(self.corrupt(0, format!("{} versions, found {entries}", self.desc.entries)));
+        }
+        Ok(entries)
+    }
+
+    fn corrupt(&self, offset: u64, expected: impl Into<String>) -> LayerError {
+        let file = self.name.to_string();
+        LayerCorrupt { file, offset, expected: expected.into(), keys: self.desc.keys }.into()
+    }
+
+    /// Bytes of the file. One that is shorter than the manifest says, or gone, is corrupt: it isn't worth a retry.
+    fn read(&self, range: Range<u64>) -> Result<Bytes, LayerError> {
+        let offset = range.start;
+        self.store.get_range(&self.name, range).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => self.corrupt(0, "the file, which is missing from the store"),
+            ErrorKind::OutOfRange => self.corrupt(offset, format!("{} bytes of file", self.desc.bytes)),
+            _ => error.into(),
+        })
+    }
+
+    fn block(&self, section: Section) -> Result<Bytes, LayerError> {
+        let end = section.offset.checked_add(u64::from(section.length));
+        let Some(end) = end.filter(|end| *end <= self.desc.bytes) else {
+            return Err(self.corrupt(section.offset, "a block inside the file"));
+        };
+        let block = self.read(section.offset..end)?;
+        unpack(&block).map_err(|expected| self.corrupt(section.offset, expected))
+    }
+
+    fn opened(&self) -> Result<Arc<Opened>, LayerError> {
+        if let Some(opened) = &*self.opened.read() {
+            return Ok(opened.clone());
+        }
+        let mut slot = self.opened.write();
+        if let Some(opened) = &*slot {
+            return Ok(opened.clone());
+        }
+        let opened = Arc::new(self.open()?);
+        *slot = Some(opened.clone());
+        Ok(opened)
+    }
+
+    fn open(&self) -> Result<Opened, LayerError> {
+        let Some(at) = self.desc.bytes.checked_sub(TRAILER_LEN as u64) else {
+            return Err(self.corrupt(0, "a file with a trailer"));
+        };
+        let trailer = self.read(at..self.desc.bytes)?;
+        let trailer = Trailer::decode(&trailer).map_err(|expected| self.corrupt(at, expected))?;
+        if trailer.kind != self.desc.kind || trailer.entries != self.desc.entries || trailer.upto != self.desc.upto {
+            return Err(self.corrupt(at, "the layer that the manifest describes"));
+        }
+        let index = self.block(trailer.index)?;
+        if index.len() % INDEX_ENTRY_LEN != 0 {
+            return Err(self.corrupt(trailer.index.offset, "a whole index"));
+        }
+        let filter = Filter::from_bytes(self.block(trailer.filter)?)
+            .ok_or_else(|| self.corrupt(trailer.filter.offset, "a filter"))?;
+        Ok(Opened { trailer, index, filter })
+    }
+
+    fn group(&self, opened: &Opened, group: usize) -> Result<Arc<Group>, LayerError> {
+        let key = (self.number, group as u32);
+        if let Some(group) = self.cache.get(&key) {
+            return Ok(group);
+        }
+        let unpacked = self.group_uncached(opened, group)?;
+        self.cache.insert(key, unpacked.clone(), unpacked.weight());
+        Ok(unpacked)
+    }
+
+    fn group_uncached(&self, opened: &Opened, group: usize) -> Result<Arc<Group>, LayerError> {
+        let section = opened.section(group);
+        let raw = self.block(section)?;
+        let parsed = Group::parse(raw).map_err(|expected| self.corrupt(section.offset, expected))?;
+        Ok(Arc::new(parsed))
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        if *self.delete_on_drop.get_mut() {
+            delete_object(&*self.store, &self.name);
+        }
+    }
+}
+
+fn delete_object(store: &dyn ObjectStore, name: &ObjectName) {
+    let removed: Result<(), StoreError> = store.delete(name);
+    if let Err(error) = removed {
+        tracing::warn!(%error, "a layer that is not needed any more stays until the next start");
+    }
+}
+
+/// Goes over a layer's versions in order. Reads past the block cache, so that a compaction doesn't push out what readers use.
+pub(crate) struct LayerCursor {
+    layer: Arc<Layer>,
+    opened: Arc<Opened>,
+    next_group: usize,
+    group: Option<Arc<Group>>,
+    at: usize,
+}
+
+impl LayerCursor {
+    /// The next version and its key.
+    pub(crate) fn next(&mut self) -> Result<Option<(StoredKey, Version)>, LayerError> {
+        loop {
+            if let Some(group) = self.group.as_ref().filter(|group| self.at < group.len()) {
+                let found = (group.key(self.at), group.version(self.at));
+                self.at += 1;
+                return Ok(Some(found));
+            }
+            if self.next_group >= self.opened.groups() {
+                return Ok(None);
+            }
+            self.group = Some(self.layer.group_uncached(&self.opened, self.next_group)?);
+            self.next_group += 1;
+            self.at = 0;
+        }
+    }
+
+    fn skip_to(&mut self, key: StoredKey) -> Result<(), LayerError> {
+        if self.next_group >= self.opened.groups() {
+            return Ok(());
+        }
+        let group = self.layer.group_uncached(&self.opened, self.next_group)?;
+        self.at = group.count_through(&key, Lsn::INVALID);
+        // An entry with LSN 0 does not occur; without it, "through (key, 0)" is "before key".
+        self.group = Some(group);
+        self.next_group += 1;
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! Writes a layer file from sorted versions, with memory for one group and the index.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use ardent_object_store::fault::FailPoints;
+use ardent_types::Lsn;
+
+use super::block::{BlockPacker, GroupBuilder};
+use super::file::{Section, Trailer, encode_header};
+use super::{LayerDesc, LayerKind, filter};
+use crate::limits::GROUP_BYTES_MAX;
+use crate::position::{RecordPosition, encode_boundaries};
+use crate::stored_key::{KeyRange, StoredKey};
+use crate::version::VersionKind;
+
+/// Writes one layer file. The file is removed if the writer is dropped unfinished.
+pub(crate) struct LayerWriter<'a> {
+    out: BufWriter<File>,
+    path: PathBuf,
+    finished: bool,
+    faults: &'a FailPoints,
+    kind: LayerKind,
+    packer: BlockPacker,
+    group: GroupBuilder,
+    scratch: Vec<u8>,
+    offset: u64,
+    index: Vec<u8>,
+    group_first: Option<(StoredKey, Lsn)>,
+    hashes: Vec<u64>,
+    first: Option<StoredKey>,
+    last: Option<(StoredKey, Lsn)>,
+    oldest: Lsn,
+    newest: Lsn,
+    entries: u64,
+    holes: u64,
+}
+
+/// A complete file and what the manifest will say of it.
+pub(crate) struct FinishedLayer {
+    pub(crate) path: PathBuf,
+    pub(crate) desc: LayerDesc,
+}
+
+impl<'a> LayerWriter<'a> {
+    /// Starts the file at `path`.
+    pub(crate) fn create(path: &Path, kind: LayerKind, faults: &'a FailPoints) -> io::Result<Self> {
+        faults.pass("layer.create")?;
+        let mut out = BufWriter::with_capacity(256 << 10, File::create_new(path)?);
+        let header = encode_header(kind);
+        out.write_all(&header)?;
+        Ok(LayerWriter {
+            out,
+            path: path.to_owned(),
+            finished: false,
+            faults,
+            kind,
+            packer: BlockPacker::new()?,
+            group: GroupBuilder::default(),
+            scratch: Vec::new(),
+            offset: header.len() as u64,
+            index: Vec::new(),
+            group_first: None,
+            hashes: Vec::new(),
+            first: None,
+            last: None,
+            oldest: Lsn::MAX,
+            newest: Lsn::INVALID,
+            entries: 0,
+            holes: 0,
+        })
+    }
+
+    /// Adds a version that sorts after the ones before.
+    pub(crate) fn add(&mut self, key: &StoredKey, lsn: Lsn, kind: VersionKind, value: &[u8]) -> io::Result<()> {
+        assert!(self.last.is_none_or(|last| last < (*key, lsn)), "versions are written in order");
+        let full = self.group.values_len() + value.len() > GROUP_BYTES_MAX || self.group.table_len() > GROUP_BYTES_MAX;
+        if full && !self.group.is_empty() {
+            self.end_group()?;
+        }
+        if self.last.is_none_or(|(last, _)| last != *key) {
+            self.hashes.push(key.stable_hash());
+        }
+        self.group_first.get_or_insert((*key, lsn));
+        self.first.get_or_insert(*key);
+        self.last = Some((*key, lsn));
+        self.oldest = self.oldest.min(lsn);
+        self.newest = self.newest.max(lsn);
+        self.entries += 1;
+        self.holes += u64::from(kind == VersionKind::Hole);
+        self.group.add(key, lsn, kind, value);
+        Ok(())
+    }
+
+    /// Bytes written so far.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether nothing was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries == 0
+    }
+
+    fn end_group(&mut self) -> io::Result<()> {
+        let (key, lsn) = self.group_first.take().expect("a group that ends has a first entry");
+        let mut raw = std::mem::take(&mut self.scratch);
+        self.group.take(&mut raw);
+        let section = self.write_block(&raw)?;
+        self.scratch = raw;
+        self.index.extend_from_slice(key.as_bytes());
+        self.index.extend_from_slice(&lsn.get().to_le_bytes());
+        self.index.extend_from_slice(&section.offset.to_le_bytes());
+        self.index.extend_from_slice(&section.length.to_le_bytes());
+        Ok(())
+    }
+
+    fn write_block(&mut self, raw: &[u8]) -> io::Result<Section> {
+        let block = self.packer.pack(raw)?;
+        let length = u32::try_from(block.len()).map_err(|_| io::Error::other("a block of 4 GiB or more"))?;
+        self.faults.pass("layer.write")?;
+        self.out.write_all(block)?;
+        let section = Section { offset: self.offset, length };
+        self.offset += u64::from(length);
+        Ok(section)
+    }
+
+    /// Completes the file; whoever makes it an object makes it durable. `keys` and `after` may say more than the versions do: that an
+    /// image layer speaks for a range, that a delta layer holds all there is since an LSN. `upto` is the image's LSN, or the
+    /// position that the versions reach.
+    pub(crate) fn finish(
+        mut self,
+        keys: Option<KeyRange>,
+        after: Option<Lsn>,
+        upto: Lsn,
+        boundaries: &[RecordPosition],
+    ) -> io::Result<FinishedLayer> {
+        if !self.group.is_empty() {
+            self.end_group()?;
+        }
+        let keys = keys.unwrap_or_else(|| match (self.first, self.last) {
+            (Some(first), Some((last, _))) => KeyRange { first, last },
+            _ => KeyRange::ALL,
+        });
+        let oldest = if self.entries == 0 { upto } else { self.oldest };
+        let after = after.unwrap_or(Lsn::new(oldest.get().saturating_sub(1)));
+        assert!(self.entries == 0 || (after < self.oldest && self.newest <= upto), "versions lie in the layer's range");
+        let index = std::mem::take(&mut self.index);
+        let index = self.write_block(&index)?;
+        let filter = filter::build(&self.hashes);
+        let filter = self.write_block(&filter)?;
+        let boundaries_section = if boundaries.is_empty() {
+            Section::default()
+        } else {
+            let mut raw = Vec::new();
+            encode_boundaries(boundaries, &mut raw);
+            self.write_block(&raw)?
+        };
+        let (kind, entries) = (self.kind, self.entries);
+        let trailer = Trailer { kind, keys, after, upto, entries, index, filter, boundaries: boundaries_section };
+        let trailer = trailer.encode();
+        self.out.write_all(&trailer)?;
+        self.faults.pass("layer.finish")?;
+        self.out.flush()?;
+        self.finished = true;
+        let desc = LayerDesc {
+            file: String::new(),
+            kind,
+            level: 0,
+            keys,
+            after,
+            upto,
+            bytes: self.offset + trailer.len() as u64,
+            entries,
+            boundaries: !boundaries.is_empty(),
+            holes: self.holes,
+        };
+        Ok(FinishedLayer { path: self.path.clone(), desc })
+    }
+}
+
+impl Drop for LayerWriter<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Swept at the next start if this fails.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Which layers of a timeline a read visits.
+//!
+//! ```text
+//!  newest ──► open layer ──► frozen layers ──► delta files above the newest image that covers the key ──► that image
+//!                                                                                  └─ none: down to the ancestor
+//! ```
+//!
+//! A map is immutable: whoever changes the set of layers installs another one, and readers keep theirs (and with it the
+//! files) until they are done.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ardent_types::Lsn;
+use parking_lot::Mutex;
+
+use crate::layer::{Layer, LayerError, LayerKind};
+use crate::mem_layer::MemLayer;
+use crate::position::RecordPosition;
+use crate::stored_key::{KeyRange, StoredKey};
+use crate::version::Gathered;
+
+/// A layer that takes no more versions and waits to be written.
+pub(crate) struct Frozen {
+    pub(crate) layer: Arc<MemLayer>,
+    /// The last record in it.
+    pub(crate) position: RecordPosition,
+    /// Its file, written but not yet named by a manifest.
+    pub(crate) written: Mutex<Option<Arc<Layer>>>,
+}
+
+/// All layers of a timeline at one moment.
+#[derive(Clone)]
+pub(crate) struct LayerSet {
+    pub(crate) open: Arc<MemLayer>,
+    /// Oldest first.
+    pub(crate) frozen: Vec<Arc<Frozen>>,
+    pub(crate) files: Arc<LayerMap>,
+}
+
+/// What a read cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ReadCost {
+    pub(crate) files: usize,
+}
+
+impl LayerSet {
+    /// Adds the versions of `key` in `(after, upto]` that a read needs from this timeline. An image from an image layer can be older
+    /// than `after`; it is the newest version all the same.
+    pub(crate) fn gather(
+        &self,
+        key: &StoredKey,
+        after: Lsn,
+        upto: Lsn,
+        out: &mut Gathered,
+    ) -> Result<ReadCost, LayerError> {
+        let memory = std::iter::once(&self.open).chain(self.frozen.iter().rev().map(|frozen| &frozen.layer));
+        for layer in memory {
+            layer.gather(key, after, upto, out);
+            if out.complete_from().is_some() || layer.after <= after {
+                return Ok(ReadCost::default());
+            }
+        }
+        self.files.gather(key, after, upto, out)
+    }
+
+    /// The keys in `range` with a version in `(after, upto]`, ascending, at most `limit`.
+    pub(crate) fn keys(
+        &self,
+        range: &KeyRange,
+        after: Lsn,
+        upto: Lsn,
+        limit: usize,
+    ) -> Result<Vec<StoredKey>, LayerError> {
+        let mut keys = BTreeSet::new();
+        let mut add = |found: Vec<StoredKey>| {
+            keys.extend(found);
+            while keys.len() > limit {
+                keys.pop_last();
+            }
+        };
+        for layer in std::iter::once(&self.open).chain(self.frozen.iter().map(|frozen| &frozen.layer)) {
+            add(layer.keys(range, after, upto, limit));
+        }
+        for layer in self.files.layers() {
+            let desc = &layer.desc;
+            // The versions in an image layer can be much older than the image.
+            if desc.keys.overlaps(range) && desc.after < upto && desc.upto > after {
+                add(layer.keys(range, after, upto, limit)?);
+            }
+        }
+        Ok(keys.into_iter().collect())
+    }
+}
+
+/// The layer files of a timeline, and for each part of the key space those that speak for it.
+#[derive(Default)]
+pub(crate) struct LayerMap {
+    /// Newest first.
+    layers: Vec<Arc<Layer>>,
+    /// First keys of the parts, ascending; the first is [`StoredKey::MIN`].
+    parts: Vec<StoredKey>,
+    /// For each part, indexes into `layers`, ascending.
+    cover: Vec<Vec<u32>>,
+}
+
+impl LayerMap {
+    pub(crate) fn new(mut layers: Vec<Arc<Layer>>) -> Self {
+        layers.sort_by(|a, b| {
+            let order = |layer: &Layer| (layer.desc.upto, layer.desc.kind == LayerKind::Image, layer.desc.after);
+            order(b).cmp(&order(a)).then_with(|| a.desc.file.cmp(&b.desc.file))
+        });
+        let mut parts = BTreeSet::from([StoredKey::MIN]);
+        for layer in &layers {
+            parts.insert(layer.desc.keys.first);
+            parts.extend(layer.desc.keys.last.successor());
+        }
+        let parts: Vec<_> = parts.into_iter().collect();
+        let mut cover = vec![Vec::new(); parts.len()];
+        for (index, layer) in layers.iter().enumerate() {
+            let first = parts.partition_point(|part| *part < layer.desc.keys.first);
+            let end = parts.partition_point(|part| *part <= layer.desc.keys.last);
+            for part in &mut cover[first..end] {
+                part.push(index as u32);
+            }
+        }
+        LayerMap { layers, parts, cover }
+    }
+
+    /// All, newest first.
+    pub(crate) fn layers(&self) -> &[Arc<Layer>] {
+        &self.layers
+    }
+
+    /// The layers that speak for `key`, newest first.
+    fn covering(&self, key: &StoredKey) -> impl Iterator<Item = &Arc<Layer>> + Clone {
+        let part = self.parts.partition_point(|part| part <= key);
+        let cover = part.checked_sub(1).map_or(&[][..], |part| &self.cover[part][..]);
+        cover.iter().map(|index| &self.layers[*index as usize])
+    }
+
+    fn gather(&self, key: &StoredKey, after: Lsn, upto: Lsn, out: &mut Gathered) -> Result<ReadCost, LayerError> {
+        let mut cost = ReadCost::default();
+        let is_image = |layer: &&Arc<Layer>| layer.desc.kind == LayerKind::Image;
+        let mut images =
+            self.covering(key).filter(is_image).filter(|layer| layer.desc.upto <= upto && layer.desc.upto > after);
+        loop {
+            let image = images.next();
+            let floor = image.map_or(after, |image| image.desc.upto);
+            for delta in self.covering(key).filter(|layer| !is_image(layer)) {
+                let floor = out.complete_from().map_or(floor, |lsn| lsn.max(floor));
+                if delta.desc.upto <= floor {
+                    break;
+                }
+                if delta.desc.after < upto {
+                    cost.files += 1;
+                    delta.gather(key, floor, upto, out)?;
+                }
+            }
+            let Some(image) = image.filter(|_| out.complete_from().is_none()) else { return Ok(cost) };
+            cost.files += 1;
+            if image.gather(key, after, upto, out)? {
+                return Ok(cost);
+            }
+            // A hole: what lies below the image is needed as if it weren't there.
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Where a timeline's objects are in the store. See `docs/formats/manifest.md`.
+//!
+//! ```text
+//!  timelines/TENANT/TIMELINE/manifest/GENERATION         16 hexadecimal digits
+//!                           /layers/FILE
+//!                           /children/TIMELINE.LSN.PREV  pins LSN for a branch; an empty object
+//! ```
+
+use ardent_object_store::ObjectName;
+use ardent_types::{Generation, Lsn, TenantId, TimelineId};
+
+use crate::position::BranchPoint;
+
+/// Names below one timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TimelineNames {
+    pub(crate) tenant: TenantId,
+    pub(crate) timeline: TimelineId,
+}
+
+impl TimelineNames {
+    pub(crate) fn prefix(&self) -> String {
+        format!("{}{}/", tenant_prefix(self.tenant), self.timeline)
+    }
+
+    pub(crate) fn manifests(&self) -> String {
+        format!("{}manifest/", self.prefix())
+    }
+
+    pub(crate) fn layers(&self) -> String {
+        format!("{}layers/", self.prefix())
+    }
+
+    pub(crate) fn children(&self) -> String {
+        format!("{}children/", self.prefix())
+    }
+
+    pub(crate) fn manifest(&self, generation: Generation) -> ObjectName {
+        name(format!("{}{:016x}", self.manifests(), generation.get()))
+    }
+
+    /// `None` for a file name that is none of ours.
+    pub(crate) fn layer(&self, file: &str) -> Option<ObjectName> {
+        ObjectName::new(format!("{}{file}", self.layers())).ok().filter(|_| !file.contains('/'))
+    }
+
+    pub(crate) fn child(&self, child: TimelineId, point: BranchPoint) -> ObjectName {
+        name(format!("{}{child}.{:016x}.{:016x}", self.children(), point.lsn.get(), point.prev_lsn.get()))
+    }
+}
+
+/// The prefix of a tenant's timelines.
+pub(crate) fn tenant_prefix(tenant: TenantId) -> String {
+    format!("timelines/{tenant}/")
+}
+
+/// The generation in a manifest's name.
+pub(crate) fn parse_manifest(name: &ObjectName) -> Option<Generation> {
+    let digits = name.file_name();
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (digits.len() == 16).then_some(Generation::new(number))
+}
+
+/// The branch that a child marker names.
+pub(crate) fn parse_child(name: &ObjectName) -> Option<(TimelineId, BranchPoint)> {
+    let mut parts = name.file_name().split('.');
+    let child = parts.next()?.parse().ok()?;
+    let mut lsn = || Some(Lsn::new(u64::from_str_radix(parts.next()?, 16).ok()?));
+    let point = BranchPoint { lsn: lsn()?, prev_lsn: lsn()? };
+    parts.next().is_none().then_some((child, point))
+}
+
+fn name(text: String) -> ObjectName {
+    ObjectName::new(text).expect("ids and numbers make good names")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        let names = TimelineNames { tenant: TenantId::generate(), timeline: TimelineId::generate() };
+        assert_eq!(parse_manifest(&names.manifest(Generation::new(255))), Some(Generation::new(255)));
+        let (child, point) = (TimelineId::generate(), BranchPoint { lsn: Lsn::new(99), prev_lsn: Lsn::new(9) });
+        assert_eq!(parse_child(&names.child(child, point)), Some((child, point)));
+        assert_eq!(parse_child(&name("a/b.c".into())), None);
+        assert_eq!(parse_manifest(&name("a/12".into())), None);
+        assert_eq!(names.layer("../x"), None);
+    }
+}

@@ -1,0 +1,161 @@
+//! Versions in: the open layer, freezing, back-pressure.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use ardent_pg_redo::Value;
+use ardent_types::{Key, Lsn};
+use parking_lot::Mutex;
+
+use crate::error::PutError;
+use crate::layer_map::Frozen;
+use crate::limits::{FROZEN_LAYERS_MAX, VALUE_BYTES_MAX};
+use crate::mem_layer::{Disorder, MemLayer};
+use crate::position::RecordPosition;
+use crate::stats::count;
+use crate::stored_key::StoredKey;
+use crate::timeline::{Timeline, Writer};
+use crate::version::VersionKind;
+
+/// How long a writer waits for a flush before it says that it is stalled.
+const STALL_AFTER: Duration = Duration::from_secs(10);
+
+impl Timeline {
+    /// Adds what records changed, and makes it visible as a whole: readers see nothing past the last record of the call before,
+    /// then everything.
+    ///
+    /// The batch is in LSN order. `last_record` is the last record of the batch, and is given even if no record changed a key
+    /// (checklist 7). What lies at or below the last record already there is left out: after a restart WAL comes again.
+    /// Waits while too many layers wait to be written.
+    pub fn put(&self, batch: Vec<(Key, Lsn, Value)>, last_record: RecordPosition) -> Result<(), PutError> {
+        self.put_records(&batch, &[last_record])
+    }
+
+    /// The same with the position of every record of the batch, ascending, so that branches can be made at each.
+    pub fn put_records(&self, batch: &[(Key, Lsn, Value)], positions: &[RecordPosition]) -> Result<(), PutError> {
+        self.touch();
+        self.check_takes_wal()?;
+        self.wait_for_room()?;
+        let mut writer = self.writer.lock();
+        if writer.poisoned {
+            return Err(PutError::Poisoned { timeline: self.id() });
+        }
+        let known = self.progress.end();
+        let new = &positions[positions.partition_point(|position| position.end <= known)..];
+        let Some(last) = new.last().copied() else { return Ok(()) };
+        let batch = &batch[batch.partition_point(|(_, lsn, _)| *lsn <= known)..];
+        self.check_order(batch, new, last)?;
+        let open = self.layers.read().open.clone();
+        let versions = batch.iter().map(|(key, lsn, value)| {
+            let (kind, bytes) = VersionKind::of(value);
+            (StoredKey::from(key), *lsn, kind, &bytes[..])
+        });
+        if let Err(disorder) = open.put(versions, new) {
+            writer.poisoned = true;
+            return Err(self.disorder(disorder));
+        }
+        count(&self.shared.stats.values_put, batch.len() as u64);
+        writer.open_since.get_or_insert_with(Instant::now);
+        self.progress.advance(last);
+        let config = &self.shared.config;
+        let all = self.shared.memory.load(Ordering::Relaxed);
+        if open.bytes() >= config.open_layer_bytes_max || all >= config.memory_layers_bytes_max {
+            self.freeze_open(&mut writer);
+            self.ask_for_flush();
+        }
+        Ok(())
+    }
+
+    fn check_takes_wal(&self) -> Result<(), PutError> {
+        self.check_owned()?;
+        if self.is_importing() {
+            return Err(PutError::WrongState { timeline: self.id(), state: "being imported; finish the import first" });
+        }
+        Ok(())
+    }
+
+    fn check_order(
+        &self,
+        batch: &[(Key, Lsn, Value)],
+        positions: &[RecordPosition],
+        last: RecordPosition,
+    ) -> Result<(), PutError> {
+        let broken = |rule: String| Err(PutError::Disorder { timeline: self.id(), rule });
+        if let Some(pair) = positions.windows(2).find(|pair| pair[0].end >= pair[1].end) {
+            return broken(format!(
+                "the record ending at {} comes before the one ending at {}",
+                pair[0].end, pair[1].end
+            ));
+        }
+        if let Some(pair) = batch.windows(2).find(|pair| pair[0].1 > pair[1].1) {
+            return broken(format!("{} at {} comes before {} at {}", pair[0].0, pair[0].1, pair[1].0, pair[1].1));
+        }
+        if let Some((key, lsn, _)) = batch.last().filter(|(_, lsn, _)| *lsn > last.end) {
+            return broken(format!(
+                "{key} has a version at {lsn}, past the batch's last record, which ends at {}",
+                last.end
+            ));
+        }
+        if let Some((key, lsn, value)) =
+            batch.iter().find(|(_, _, value)| VersionKind::of(value).1.len() > VALUE_BYTES_MAX)
+        {
+            let length = VersionKind::of(value).1.len();
+            return broken(format!("{key} has a version of {length} bytes at {lsn}; {VALUE_BYTES_MAX} are allowed"));
+        }
+        Ok(())
+    }
+
+    fn disorder(&self, disorder: Disorder) -> PutError {
+        let rule = match disorder {
+            Disorder::Backwards { key, lsn, newest } => {
+                format!("{key} has a version at {newest}, {lsn} comes too late")
+            }
+            Disorder::Twice { key, lsn } => format!("{key} has two changes at {lsn}, which must be one"),
+        };
+        PutError::Disorder { timeline: self.id(), rule }
+    }
+
+    /// Back-pressure: memory is bounded because writers wait here.
+    fn wait_for_room(&self) -> Result<(), PutError> {
+        let config = &self.shared.config;
+        if !config.background {
+            let waiting = self.flush_state.lock().waiting;
+            return if waiting >= FROZEN_LAYERS_MAX { Ok(self.flush_frozen()?) } else { Ok(()) };
+        }
+        let deadline = Instant::now() + STALL_AFTER;
+        let mut state = self.flush_state.lock();
+        while state.waiting >= FROZEN_LAYERS_MAX {
+            if self.flushed.wait_until(&mut state, deadline).timed_out() && state.waiting >= FROZEN_LAYERS_MAX {
+                if let Some(source) = state.last_error.clone() {
+                    return Err(PutError::Stalled { timeline: self.id(), source });
+                }
+                // Slow, not failing: keep waiting.
+                drop(state);
+                return self.wait_for_room();
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the open layer, so that it can be written. What is in it stays readable.
+    pub fn freeze(&self) {
+        self.freeze_open(&mut self.writer.lock());
+        self.ask_for_flush();
+    }
+
+    pub(crate) fn freeze_open(&self, writer: &mut Writer) {
+        let position = self.progress.last();
+        let mut flush = self.flush_state.lock();
+        self.change_layers(|set| {
+            // Without versions there may still be records: the durable position moves with them (checklist 7).
+            if position.end > set.open.after {
+                let open = Arc::new(MemLayer::new(position.end, self.shared.memory.clone()));
+                let layer = std::mem::replace(&mut set.open, open);
+                set.frozen.push(Arc::new(Frozen { layer, position, written: Mutex::new(None) }));
+                flush.waiting += 1;
+            }
+        });
+        writer.open_since = None;
+    }
+}

@@ -1,0 +1,103 @@
+//! What all timelines of an engine share.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
+
+use ardent_types::{Lsn, TenantId, TimelineId};
+use bytes::Bytes;
+use crossbeam_channel::Sender;
+
+use crate::clock_cache::ClockCache;
+use crate::config::EngineConfig;
+use crate::engine::Engine;
+use crate::layer::BlockCache;
+use crate::mem_layer::MemoryGauge;
+use crate::stats::Stats;
+use crate::stored_key::StoredKey;
+use crate::timeline::Timeline;
+
+/// Rebuilt content of a key: right for every LSN from `version` to `valid_to`, both included.
+#[derive(Clone)]
+pub(crate) struct CachedPage {
+    pub(crate) version: Lsn,
+    pub(crate) valid_to: Lsn,
+    /// Empty: absent.
+    pub(crate) content: Bytes,
+}
+
+/// Rebuilt content by loaded timeline (its number in this process) and key.
+pub(crate) type PageCache = ClockCache<(u64, StoredKey), CachedPage>;
+
+/// See the module's documentation.
+pub(crate) struct Shared {
+    pub(crate) config: EngineConfig,
+    /// Random per process: in the names of layer files and in manifests.
+    pub(crate) writer: String,
+    pub(crate) pages: PageCache,
+    pub(crate) blocks: Arc<BlockCache>,
+    pub(crate) memory: MemoryGauge,
+    pub(crate) stats: Stats,
+    pub(crate) flush_queue: OnceLock<Sender<Weak<Timeline>>>,
+    pub(crate) engine: OnceLock<Weak<Engine>>,
+    next_file: AtomicU64,
+    next_instance: AtomicU64,
+    opened: Instant,
+}
+
+impl Shared {
+    pub(crate) fn new(config: EngineConfig) -> Self {
+        Shared {
+            pages: ClockCache::new(config.page_cache_bytes),
+            blocks: Arc::new(ClockCache::new(config.block_cache_bytes)),
+            writer: format!("{:016x}", rand::random::<u64>()),
+            memory: MemoryGauge::default(),
+            stats: Stats::default(),
+            flush_queue: OnceLock::new(),
+            engine: OnceLock::new(),
+            next_file: AtomicU64::new(0),
+            next_instance: AtomicU64::new(0),
+            opened: Instant::now(),
+            config,
+        }
+    }
+
+    /// A name for a layer file that no other process and no other call gives.
+    pub(crate) fn next_file_name(&self, kind: char, level: u8, upto: Lsn) -> String {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        format!("{kind}{level}-{:016x}-{}-{number:x}", upto.get(), self.writer)
+    }
+
+    /// Where a file is written before it becomes an object.
+    pub(crate) fn temp_path(&self) -> PathBuf {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        self.temp_folder().join(format!("{number:x}"))
+    }
+
+    pub(crate) fn temp_folder(&self) -> PathBuf {
+        self.config.local_dir.join("writing")
+    }
+
+    pub(crate) fn next_instance(&self) -> u64 {
+        self.next_instance.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Milliseconds since the engine was opened.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.opened.elapsed().as_millis() as u64
+    }
+
+    pub(crate) fn engine(&self) -> Option<Arc<Engine>> {
+        self.engine.get().and_then(Weak::upgrade)
+    }
+
+    /// A timeline of this engine, loaded if need be; `None` if the engine is gone.
+    pub(crate) fn load(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Option<Arc<Timeline>>, crate::TimelineError> {
+        self.engine().map(|engine| engine.timeline(tenant, timeline)).transpose()
+    }
+}

@@ -1,0 +1,60 @@
+//! Counters of an engine, for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Default)]
+        pub(crate) struct Stats {
+            $(pub(crate) $name: AtomicU64,)*
+        }
+
+        /// Counters since the engine was opened. All only grow, unless they say otherwise.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct EngineStats {
+            $($(#[$doc])* pub $name: u64,)*
+            /// Memory in open and frozen layers now, in bytes.
+            pub memory_layer_bytes: u64,
+            /// Memory in the page cache now, in bytes.
+            pub page_cache_bytes: u64,
+            /// Memory in the block cache now, in bytes.
+            pub block_cache_bytes: u64,
+        }
+
+        impl Stats {
+            pub(crate) fn read(&self) -> EngineStats {
+                EngineStats { $($name: self.$name.load(Ordering::Relaxed),)* ..EngineStats::default() }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Keys read.
+    reads,
+    /// Of these, answered by the page cache alone.
+    reads_cached,
+    /// Layer files that reads visited.
+    files_visited,
+    /// Values that redo was given.
+    values_replayed,
+    /// Values put.
+    values_put,
+    /// Layers written from memory.
+    layers_flushed,
+    /// Bytes of layer files written: flushes, imports, compactions.
+    layer_bytes_written,
+    /// Manifests written.
+    manifests_written,
+    /// Compactions finished.
+    compactions,
+    /// Layer files that garbage collection and compaction removed.
+    layers_removed,
+    /// Failed flushes, compactions and collections.
+    background_failures,
+}
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

@@ -1,0 +1,289 @@
+//! A loaded timeline.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use ardent_types::{Lsn, TenantId, TimelineId};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::error::{CommitError, CorruptFile, TimelineError, WaitError};
+use crate::import::Import;
+use crate::layer::Layer;
+use crate::layer_map::{LayerMap, LayerSet};
+use crate::manifest::{Ancestor, Lease, Manifest, TimelineFacts};
+use crate::manifest_log::ManifestLog;
+use crate::mem_layer::MemLayer;
+use crate::object_names::TimelineNames;
+use crate::position::RecordPosition;
+use crate::progress::Progress;
+use crate::shared::Shared;
+
+/// A branch of a tenant's history: takes versions in, gives content at any retained LSN out.
+///
+/// All methods block and can be called from any thread. One writer at a time makes progress; readers never wait for it, nor
+/// for flushes, compaction or garbage collection.
+pub struct Timeline {
+    pub(crate) this: Weak<Timeline>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) names: TimelineNames,
+    /// Tells this loading of the timeline from others in the page cache.
+    pub(crate) instance: u64,
+    pub(crate) facts: TimelineFacts,
+    pub(crate) ancestor: Option<Ancestor>,
+    pub(crate) parent: OnceLock<Arc<Timeline>>,
+    pub(crate) layers: RwLock<Arc<LayerSet>>,
+    pub(crate) progress: Progress,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) manifest: Mutex<ManifestLog>,
+    pub(crate) durable: AtomicU64,
+    pub(crate) retained_from: AtomicU64,
+    pub(crate) leases: RwLock<Arc<BTreeMap<String, Lease>>>,
+    pub(crate) importing: AtomicBool,
+    pub(crate) import: Mutex<Option<Import>>,
+    /// Held while a frozen layer is written.
+    pub(crate) flushing: Mutex<()>,
+    pub(crate) flush_state: Mutex<FlushState>,
+    pub(crate) flushed: Condvar,
+    /// Held while compaction or garbage collection works on the files.
+    pub(crate) compacting: Mutex<()>,
+    /// Shared by whoever makes a branch, exclusive for garbage collection (checklist 58).
+    pub(crate) pinning: RwLock<()>,
+    /// Milliseconds after the engine was opened.
+    pub(crate) last_used_ms: AtomicU64,
+    /// False once a commit found that the timeline is another page server's, or deleted.
+    pub(crate) owned: AtomicBool,
+}
+
+/// What only the writer of the open layer touches.
+pub(crate) struct Writer {
+    pub(crate) poisoned: bool,
+    /// When the first version of the open layer came.
+    pub(crate) open_since: Option<Instant>,
+}
+
+/// How flushing goes.
+#[derive(Default)]
+pub(crate) struct FlushState {
+    pub(crate) waiting: usize,
+    pub(crate) last_error: Option<Arc<CommitError>>,
+}
+
+/// How much of what a timeline has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimelineSizes {
+    /// Its own layer files, in bytes.
+    pub stored_bytes: u64,
+    /// How many.
+    pub files: usize,
+    /// Of these, straight from memory and not yet compacted.
+    pub uncompacted_files: usize,
+    /// Versions in memory, in bytes.
+    pub memory_bytes: usize,
+}
+
+impl Timeline {
+    /// The timeline that `manifest` describes.
+    pub(crate) fn from_manifest(shared: &Arc<Shared>, log: ManifestLog) -> Result<Arc<Timeline>, CorruptFile> {
+        let manifest = log.current().clone();
+        let names = TimelineNames { tenant: manifest.tenant, timeline: manifest.timeline };
+        let files = manifest.layers.iter().map(|desc| {
+            let name = names.layer(&desc.file).ok_or_else(|| CorruptFile {
+                file: names.manifest(manifest.generation).to_string(),
+                offset: 0,
+                expected: format!("good names of layer files, found {:?}", desc.file),
+                keys: desc.keys.to_string(),
+            })?;
+            Ok(Layer::new(desc.clone(), name, shared.config.store.clone(), shared.blocks.clone()))
+        });
+        let files = Arc::new(LayerMap::new(files.collect::<Result<_, CorruptFile>>()?));
+        let last = manifest.last_record;
+        let open = Arc::new(MemLayer::new(last.end, shared.memory.clone()));
+        let import = manifest.importing.then(|| Import::new(shared, names));
+        Ok(Arc::new_cyclic(|this| Timeline {
+            this: this.clone(),
+            shared: shared.clone(),
+            names,
+            instance: shared.next_instance(),
+            facts: manifest.facts,
+            ancestor: manifest.ancestor,
+            parent: OnceLock::new(),
+            layers: RwLock::new(Arc::new(LayerSet { open, frozen: Vec::new(), files })),
+            progress: Progress::new(last),
+            writer: Mutex::new(Writer { poisoned: false, open_since: None }),
+            manifest: Mutex::new(log),
+            durable: AtomicU64::new(last.end.get()),
+            retained_from: AtomicU64::new(manifest.retained_from.get()),
+            leases: RwLock::new(Arc::new(manifest.leases.clone())),
+            importing: AtomicBool::new(manifest.importing),
+            import: Mutex::new(import),
+            flushing: Mutex::new(()),
+            flush_state: Mutex::default(),
+            flushed: Condvar::new(),
+            compacting: Mutex::new(()),
+            pinning: RwLock::new(()),
+            last_used_ms: AtomicU64::new(shared.now_ms()),
+            owned: AtomicBool::new(true),
+        }))
+    }
+
+    /// Its tenant.
+    pub fn tenant(&self) -> TenantId {
+        self.names.tenant
+    }
+
+    /// Its id.
+    pub fn id(&self) -> TimelineId {
+        self.names.timeline
+    }
+
+    /// What never changes about it.
+    pub fn facts(&self) -> &TimelineFacts {
+        &self.facts
+    }
+
+    /// Where it hangs; `None` for a root.
+    pub fn ancestor(&self) -> Option<Ancestor> {
+        self.ancestor
+    }
+
+    /// The last record that readers may see.
+    pub fn last_record(&self) -> RecordPosition {
+        self.progress.last()
+    }
+
+    /// Up to here nothing is lost by a crash: WAL that ends at or below it need not be sent again.
+    pub fn disk_consistent_lsn(&self) -> Lsn {
+        Lsn::new(self.durable.load(Ordering::Acquire))
+    }
+
+    /// The last record that [`Timeline::disk_consistent_lsn`] covers: where receiving WAL goes on after a restart.
+    pub fn durable_record(&self) -> RecordPosition {
+        self.manifest.lock().current().last_record
+    }
+
+    /// The oldest LSN that can be read and branched from without a pin.
+    pub fn retained_from(&self) -> Lsn {
+        Lsn::new(self.retained_from.load(Ordering::Acquire))
+    }
+
+    /// Whether the import isn't finished: nothing can be read, and WAL isn't taken.
+    pub fn is_importing(&self) -> bool {
+        self.importing.load(Ordering::Acquire)
+    }
+
+    /// An error once another page server owns the timeline or it is deleted.
+    pub fn check_owned(&self) -> Result<(), CommitError> {
+        if self.owned.load(Ordering::Acquire) { Ok(()) } else { self.manifest.lock().check() }
+    }
+
+    /// Waits until WAL up to `lsn` is ingested here, and on ancestors up to where this timeline hangs.
+    pub fn wait_for(&self, lsn: Lsn, deadline: Instant) -> Result<(), WaitError> {
+        let behind =
+            |timeline: &Timeline, lsn| WaitError { timeline: timeline.id(), lsn, last: timeline.progress.end() };
+        if !self.progress.wait_for(lsn, deadline) {
+            return Err(behind(self, lsn));
+        }
+        // After a restart an ancestor's WAL may have to come in again; its branches are at home before that.
+        if let (Some(ancestor), Ok(Some(parent))) = (self.ancestor, self.parent()) {
+            let lsn = lsn.min(ancestor.point.lsn);
+            if parent.progress.end() < lsn || parent.ancestor.is_some() {
+                return parent.wait_for(lsn, deadline);
+            }
+        }
+        Ok(())
+    }
+
+    /// For an async caller: true if WAL up to `lsn` is ingested, else `waker` is woken when it is. It may be woken early.
+    pub fn poll_reached(&self, lsn: Lsn, waker: &Waker) -> bool {
+        self.progress.poll(lsn, waker)
+    }
+
+    /// The parent, loaded; `None` for a root. Also `None` if the engine is gone, when nothing is asked any more.
+    pub(crate) fn parent(&self) -> Result<Option<&Arc<Timeline>>, TimelineError> {
+        let Some(ancestor) = self.ancestor else { return Ok(None) };
+        if let Some(parent) = self.parent.get() {
+            return Ok(Some(parent));
+        }
+        let Some(parent) = self.shared.load(self.names.tenant, ancestor.timeline)? else { return Ok(None) };
+        Ok(Some(self.parent.get_or_init(|| parent)))
+    }
+
+    /// Small facts of the caller's, durable when this returns.
+    pub fn set_metadata(&self, name: &str, value: serde_json::Value) -> Result<(), CommitError> {
+        let insert = |manifest: &mut Manifest| {
+            manifest.metadata.insert(name.to_owned(), value);
+        };
+        self.commit(insert, |_| ())
+    }
+
+    /// What [`Timeline::set_metadata`] was given last.
+    pub fn get_metadata(&self, name: &str) -> Option<serde_json::Value> {
+        self.manifest.lock().current().metadata.get(name).cloned()
+    }
+
+    /// Sizes of its own layers.
+    pub fn sizes(&self) -> TimelineSizes {
+        let set = self.layer_set();
+        let layers = set.files.layers();
+        TimelineSizes {
+            stored_bytes: layers.iter().map(|layer| layer.desc.bytes).sum(),
+            files: layers.len(),
+            uncompacted_files: layers.iter().filter(|layer| layer.desc.level == 0).count(),
+            memory_bytes: set.open.bytes() + set.frozen.iter().map(|frozen| frozen.layer.bytes()).sum::<usize>(),
+        }
+    }
+
+    pub(crate) fn layer_set(&self) -> Arc<LayerSet> {
+        self.layers.read().clone()
+    }
+
+    /// Replaces the set of layers by what `change` makes of it.
+    pub(crate) fn change_layers(&self, change: impl FnOnce(&mut LayerSet)) {
+        let mut slot = self.layers.write();
+        let mut set = (**slot).clone();
+        change(&mut set);
+        *slot = Arc::new(set);
+    }
+
+    pub(crate) fn manifest_now(&self) -> Arc<Manifest> {
+        self.manifest.lock().current().clone()
+    }
+
+    pub(crate) fn touch(&self) {
+        self.last_used_ms.store(self.shared.now_ms(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn idle_for(&self) -> Duration {
+        Duration::from_millis(self.shared.now_ms().saturating_sub(self.last_used_ms.load(Ordering::Relaxed)))
+    }
+
+    /// Makes a changed manifest durable, then runs `then` before another commit can begin.
+    pub(crate) fn commit(
+        &self,
+        change: impl FnOnce(&mut Manifest),
+        then: impl FnOnce(&Manifest),
+    ) -> Result<(), CommitError> {
+        let mut log = self.manifest.lock();
+        let result = log.commit(change);
+        if let Err(CommitError::Fenced { .. } | CommitError::Deleted { .. }) = &result {
+            self.owned.store(false, Ordering::Release);
+            self.progress.wake_all();
+        }
+        result?;
+        then(log.current());
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Timeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Timeline")
+            .field("tenant", &self.names.tenant)
+            .field("timeline", &self.names.timeline)
+            .field("last_record", &self.progress.last())
+            .finish_non_exhaustive()
+    }
+}
