@@ -1,1 +1,32 @@
-//! Consensus on WAL: proposer and acceptor as sans-IO state machines.
+//! Consensus on a timeline's WAL: the proposer (one writer) and the acceptor (one safekeeper's part) as state machines
+//! without I/O. `docs/quorum.md` states the protocol and argues why it is right.
+//!
+//! ```text
+//!   WAL, ticks, replies                                    messages, "the disk has it"
+//!          │                                                          │
+//!          ▼          Vote, Begin, Append                             ▼
+//!   Proposer::step ─────────────────────────────────────────► Acceptor::step
+//!          │      ◄─────────────────────────────────────────          │
+//!          ▼          their replies                                   ▼
+//!   Send, Scan, Fetch, Elected, Progress, Closed      Persist, Truncate, Write, Committed, Reply
+//! ```
+//!
+//! The shells (`ardent-wal-client`, `ardent-safekeeper`) and the simulation in this crate's tests feed inputs and carry
+//! out effects, in order; an effect is carried out, durably where it says so, before the one behind it.
+//!
+//! Invariants are functions in [`invariant`], used by the simulation, by tests and as asserts.
+//!
+//! Not known here: sockets, clocks (time is an argument), files, what a WAL record is (record ends are told by the shell).
+//!
+//! Start reading with [`acceptor`], then [`proposer`].
+
+pub mod acceptor;
+mod bug;
+pub mod history;
+pub mod invariant;
+mod log_buffer;
+pub mod proposer;
+
+pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
+pub use history::TermHistory;
+pub use proposer::{CloseReason, Elected, Proposer, ProposerEffect, ProposerInput, ProposerLimits};

@@ -1,0 +1,60 @@
+//! Deliberate bugs, so that the simulation can show that it finds them. Outside tests none can be switched on.
+
+/// A way to break the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), allow(dead_code, reason = "switched on by the simulation only"))]
+pub(crate) enum Bug {
+    /// A vote is answered before it is durable.
+    VoteNotPersisted,
+    /// A second proposer gets the same term.
+    VoteTwice,
+    /// WAL is acknowledged when it is written, before it is fsynced.
+    AckBeforeFsync,
+    /// WAL of an older term is accepted.
+    StaleTermAccepted,
+    /// A tail that diverges from the elected writer's log is kept.
+    NoTruncation,
+    /// The term history of an elected writer is not durable before it is acknowledged.
+    HistoryNotPersisted,
+    /// A `Begin` that arrives twice cuts the log twice.
+    BeginTwice,
+    /// WAL that starts past the end of the log is accepted.
+    GapAccepted,
+    /// Commit after one acknowledgement instead of a quorum's.
+    CommitAtOne,
+    /// The election is won with a minority of votes.
+    MinorityElection,
+    /// The donor is chosen by length alone, not by its last term.
+    DonorByLength,
+    /// The log is not completed on a quorum before the writer starts.
+    NoCompletion,
+    /// The commit position moves to where bytes are, not to a record end.
+    CommitMidRecord,
+    /// WAL fetched for a laggard is not protected by the term.
+    FetchUnfenced,
+}
+
+/// The bugs that are switched on: none outside tests.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bugs {
+    #[cfg(test)]
+    active: Option<Bug>,
+}
+
+impl Bugs {
+    #[cfg(test)]
+    pub(crate) fn with(active: Option<Bug>) -> Self {
+        Bugs { active }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has(self, bug: Bug) -> bool {
+        self.active == Some(bug)
+    }
+
+    #[cfg(not(test))]
+    #[inline]
+    pub(crate) fn has(self, _bug: Bug) -> bool {
+        false
+    }
+}

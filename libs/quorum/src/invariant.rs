@@ -1,0 +1,73 @@
+//! What must always hold. Each has an id, one sentence and one function; the simulation, tests and the production code's
+//! asserts call the same functions.
+
+use ardent_api::wal_service::TermStart;
+use ardent_types::{Lsn, Term};
+
+/// An invariant does not hold: this is a bug, or a disk or peer broke its promise.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{id} is broken: {what}")]
+pub struct Violation {
+    /// The invariant.
+    pub id: &'static str,
+    /// What was seen.
+    pub what: String,
+}
+
+fn check(holds: bool, id: &'static str, what: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation { id, what: what() }) }
+}
+
+/// SK-1: an acceptor's durable term never decreases, over crashes too.
+pub fn term_never_decreases(before: Term, after: Term) -> Result<(), Violation> {
+    check(after >= before, "SK-1", || format!("term {before} became {after}"))
+}
+
+/// SK-2: at most one proposer is elected in a term.
+pub fn one_writer_per_term(term: Term, first: u128, second: u128) -> Result<(), Violation> {
+    check(first == second, "SK-2", || format!("proposers {first} and {second} were both elected in term {term}"))
+}
+
+/// SK-3: two acceptors whose logs share a term hold the same bytes up to the end of that term in both.
+pub fn logs_match(common: Lsn, first_difference: Option<Lsn>) -> Result<(), Violation> {
+    check(first_difference.is_none_or(|at| at >= common), "SK-3", || {
+        format!("logs that are the same up to {common} by their terms differ at {first_difference:?}")
+    })
+}
+
+/// SK-4: whatever a proposer reported as committed is part of every later elected writer's log, unchanged.
+pub fn elected_log_holds_committed(committed: &[u8], log: &[u8]) -> Result<(), Violation> {
+    check(log.starts_with(committed), "SK-4", || {
+        let same = committed.iter().zip(log).take_while(|(a, b)| a == b).count();
+        format!("{} bytes were committed, an elected log of {} bytes has the first {same}", committed.len(), log.len())
+    })
+}
+
+/// SK-5: an acceptor's commit position is never past what is durable on it.
+pub fn commit_is_durable(commit: Lsn, flush: Lsn) -> Result<(), Violation> {
+    check(commit <= flush, "SK-5", || format!("commit {commit} is past the durable end {flush}"))
+}
+
+/// SK-6: what an acceptor acknowledged as durable is there after a crash, up to the last whole record.
+pub fn acknowledged_survives(acknowledged_records_end: Lsn, recovered: Lsn) -> Result<(), Violation> {
+    check(recovered >= acknowledged_records_end, "SK-6", || {
+        format!("records up to {acknowledged_records_end} were acknowledged, {recovered} was recovered")
+    })
+}
+
+/// SK-7: the commit position is a record end.
+pub fn commit_is_record_end(commit: Lsn, is_record_end: bool) -> Result<(), Violation> {
+    check(is_record_end, "SK-7", || format!("commit {commit} is in the middle of a record"))
+}
+
+/// SK-8: what a reader was served is never undone: it is a prefix of what is committed.
+pub fn served_is_committed(served: &[u8], committed: &[u8]) -> Result<(), Violation> {
+    check(committed.starts_with(served), "SK-8", || {
+        format!("{} bytes were served that are not a prefix of the {} committed ones", served.len(), committed.len())
+    })
+}
+
+/// SK-9: a term history ascends in terms and positions.
+pub fn history_ascends(history: &[TermStart]) -> Result<(), Violation> {
+    check(history.is_sorted_by(|a, b| a.term < b.term && a.lsn <= b.lsn), "SK-9", || format!("{history:?}"))
+}

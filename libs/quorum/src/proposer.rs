@@ -1,0 +1,683 @@
+//! The proposer: one writer of a timeline.
+//!
+//! ```text
+//!  Asking ──quorum answered──► Electing ──quorum granted──► Scanning ──last record found──► Leading ──fenced──► Closed
+//!     ▲                            │                            │                              │
+//!     └────────── a higher term seen, or the donor lost ────────┴──────── (until announced) ───┘
+//! ```
+//!
+//! Leading first completes the log on a quorum (only then [`ProposerEffect::Elected`]), then takes appends.
+
+use bytes::Bytes;
+
+use ardent_api::wal_service::{
+    Append, AppendReply, Begin, BeginReply, ProposerId, RecordEnd, Vote, VoteReply, WAL_LEN_MAX,
+};
+use ardent_types::{Lsn, Term};
+
+use crate::bug::{Bug, Bugs};
+use crate::history::TermHistory;
+use crate::log_buffer::LogBuffer;
+
+/// Bounds of a proposer's memory and patience.
+#[derive(Clone, Copy, Debug)]
+pub struct ProposerLimits {
+    /// An acceptor that has not answered for this long is asked again, in microseconds.
+    pub resend_after_us: u64,
+    /// Most bytes sent to one acceptor and not acknowledged.
+    pub in_flight_bytes_max: u64,
+    /// Committed WAL kept for acceptors that lag, in bytes; one that lags further catches up from its peers.
+    pub laggard_bytes_max: u64,
+    /// After how many elections that a higher term ended the proposer gives up.
+    pub elections_max: u32,
+}
+
+impl Default for ProposerLimits {
+    fn default() -> Self {
+        ProposerLimits {
+            resend_after_us: 5_000_000,
+            in_flight_bytes_max: 16 << 20,
+            laggard_bytes_max: 16 << 20,
+            elections_max: 20,
+        }
+    }
+}
+
+/// What happened. `peer` is the acceptor's index.
+#[derive(Debug)]
+pub enum ProposerInput {
+    /// A connection to an acceptor is up; nothing sent before on another one counts.
+    Connected(usize),
+    /// It is gone.
+    Disconnected(usize),
+    /// Answer to a vote.
+    Vote(usize, VoteReply),
+    /// Answer to a begin.
+    Begin(usize, BeginReply),
+    /// Answer to appends.
+    Append(usize, AppendReply),
+    /// Answer to [`ProposerEffect::Scan`].
+    Scanned {
+        /// The scan's.
+        term: Term,
+        /// The end of the last whole record; absent: the donor could not be read.
+        cut: Option<RecordEnd>,
+    },
+    /// Answer to [`ProposerEffect::Fetch`] for this peer; empty when it failed.
+    Fetched {
+        /// For whom.
+        peer: usize,
+        /// Position of the first byte.
+        start: Lsn,
+        /// The bytes.
+        bytes: Bytes,
+    },
+    /// New WAL at the end of the log, and the last record end in it. Only after [`ProposerEffect::Elected`].
+    Write {
+        /// The bytes, cut anywhere.
+        data: Bytes,
+        /// The last record that ends in or at the end of them.
+        record_end: Option<RecordEnd>,
+    },
+    /// Time has passed. Wanted every `resend_after_us` or a few times as often.
+    Tick,
+}
+
+/// What the shell must do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProposerEffect {
+    /// Send to an acceptor.
+    SendVote(usize, Vote),
+    /// Send to an acceptor.
+    SendBegin(usize, Begin),
+    /// Send to an acceptor.
+    SendAppend(usize, Append),
+    /// Read `[from.end, to)` from this acceptor and find the last whole record; if there is none, it is `from` itself.
+    Scan {
+        /// The acceptor.
+        donor: usize,
+        /// A term that the read is bound to.
+        term: Term,
+        /// A record end.
+        from: RecordEnd,
+        /// End of its log.
+        to: Lsn,
+    },
+    /// Read some of `[from, to)` from one acceptor for another.
+    Fetch {
+        /// For whom.
+        peer: usize,
+        /// From whom.
+        donor: usize,
+        /// A term that the read is bound to.
+        term: Term,
+        /// First byte.
+        from: Lsn,
+        /// First byte not wanted.
+        to: Lsn,
+    },
+    /// The election is won and the log complete on a quorum.
+    Elected(Elected),
+    /// A quorum has more of the log.
+    Progress {
+        /// First byte that is not durable on a quorum.
+        flushed: Lsn,
+        /// The last record end below it.
+        commit: RecordEnd,
+    },
+    /// The proposer will do nothing more.
+    Closed(CloseReason),
+}
+
+/// What a won election found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elected {
+    /// The term.
+    pub term: Term,
+    /// End of the log: a record end. The next byte goes here.
+    pub end_lsn: Lsn,
+    /// Start of the last record; [`Lsn::INVALID`] if the timeline was created without telling it and is empty.
+    pub prev_lsn: Lsn,
+    /// Where the timeline begins.
+    pub start_lsn: Lsn,
+}
+
+/// Why a proposer ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// Another writer has been promised a higher term.
+    #[error("another writer took this timeline over in term {0}")]
+    Fenced(Term),
+    /// Acceptors contradict each other in a way that no crash explains.
+    #[error("the safekeepers' logs contradict each other: {0}")]
+    Contradiction(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Offline,
+    /// A vote is on its way (in stage `Asking` with term 0, which nobody grants: it only asks).
+    Voting,
+    /// It answered the question for its term.
+    Answered,
+    /// It granted our term; begin follows when the log is chosen.
+    Granted,
+    Beginning,
+    Streaming,
+}
+
+#[derive(Debug)]
+struct Peer {
+    phase: Phase,
+    attempt: u32,
+    heard_at_us: u64,
+    vote: Option<VoteReply>,
+    /// Next byte to send.
+    next: Lsn,
+    /// Durable there in our log; counts although the connection may be gone.
+    acked: Lsn,
+    fetching: bool,
+    commit_sent: Lsn,
+}
+
+impl Peer {
+    fn new() -> Self {
+        Peer {
+            phase: Phase::Offline,
+            attempt: 0,
+            heard_at_us: 0,
+            vote: None,
+            next: Lsn::INVALID,
+            acked: Lsn::INVALID,
+            fetching: false,
+            commit_sent: Lsn::INVALID,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Asking,
+    Electing,
+    Scanning { donor: usize, from: RecordEnd, to: Lsn },
+    Leading { announced: bool },
+    Closed,
+}
+
+/// The state machine. See the module's documentation.
+#[derive(Debug)]
+pub struct Proposer {
+    id: ProposerId,
+    limits: ProposerLimits,
+    stage: Stage,
+    term: Term,
+    highest_term_seen: Term,
+    elections: u32,
+    /// When to start over after a lost election.
+    retry_at_us: Option<u64>,
+    peers: Vec<Peer>,
+    history: TermHistory,
+    start: RecordEnd,
+    /// Where our term starts.
+    log_start: RecordEnd,
+    buffer: LogBuffer,
+    flushed: Lsn,
+    commit: RecordEnd,
+    bugs: Bugs,
+}
+
+type Effects = Vec<ProposerEffect>;
+
+impl Proposer {
+    /// A proposer for `acceptors` safekeepers. `id` must be random and never used before.
+    pub fn new(id: ProposerId, acceptors: usize, limits: ProposerLimits) -> Self {
+        assert!(acceptors > 0, "a timeline has at least one safekeeper");
+        Proposer {
+            id,
+            limits,
+            stage: Stage::Asking,
+            term: Term::new(0),
+            highest_term_seen: Term::new(0),
+            elections: 0,
+            retry_at_us: None,
+            peers: (0..acceptors).map(|_| Peer::new()).collect(),
+            history: TermHistory::default(),
+            start: RecordEnd::default(),
+            log_start: RecordEnd::default(),
+            buffer: LogBuffer::new(Lsn::INVALID),
+            flushed: Lsn::INVALID,
+            commit: RecordEnd::default(),
+            bugs: Bugs::default(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_bugs(&mut self, bugs: Bugs) {
+        self.bugs = bugs;
+    }
+
+    /// How many acceptors make a quorum.
+    pub fn quorum(&self) -> usize {
+        self.peers.len() / 2 + 1
+    }
+
+    /// The term that it is or tries to be elected in.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Whether it is elected and its log complete.
+    pub fn is_announced(&self) -> bool {
+        self.stage == Stage::Leading { announced: true }
+    }
+
+    /// End of the log.
+    pub fn end_lsn(&self) -> Lsn {
+        self.buffer.end()
+    }
+
+    /// Bytes that were given to it and that no quorum has yet.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.buffer.end().saturating_sub(self.flushed)
+    }
+
+    /// How many acceptors stream now.
+    pub fn streaming_peers(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.phase == Phase::Streaming).count()
+    }
+
+    /// Takes one input at time `now_us` (any monotonic clock) and says what to do.
+    pub fn step(&mut self, now_us: u64, input: ProposerInput, out: &mut Effects) {
+        if self.stage == Stage::Closed {
+            return;
+        }
+        match input {
+            ProposerInput::Connected(peer) => self.ask(now_us, peer, out),
+            ProposerInput::Disconnected(peer) => self.disconnected(now_us, peer),
+            ProposerInput::Vote(peer, reply) => self.vote_reply(now_us, peer, reply, out),
+            ProposerInput::Begin(peer, reply) => self.begin_reply(now_us, peer, reply, out),
+            ProposerInput::Append(peer, reply) => self.append_reply(now_us, peer, reply, out),
+            ProposerInput::Scanned { term, .. } if term != self.term => {}
+            ProposerInput::Scanned { cut: Some(cut), .. } => self.scanned(now_us, cut, out),
+            ProposerInput::Scanned { cut: None, .. } => self.election_failed(now_us),
+            ProposerInput::Fetched { peer, start, bytes } => self.fetched(peer, start, bytes, out),
+            ProposerInput::Write { data, record_end } => self.write(data, record_end, out),
+            ProposerInput::Tick => self.tick(now_us, out),
+        }
+    }
+
+    fn close(&mut self, reason: CloseReason, out: &mut Effects) {
+        self.stage = Stage::Closed;
+        out.push(ProposerEffect::Closed(reason));
+    }
+
+    /// Votes are asked for with our term; in stage `Asking` that is 0, which only asks what the others have.
+    fn ask(&mut self, now_us: u64, index: usize, out: &mut Effects) {
+        let peer = &mut self.peers[index];
+        peer.phase = Phase::Voting;
+        peer.attempt += 1;
+        peer.heard_at_us = now_us;
+        let vote = Vote { attempt: peer.attempt, term: self.term, proposer: self.id };
+        out.push(ProposerEffect::SendVote(index, vote));
+    }
+
+    fn ask_all_online(&mut self, now_us: u64, out: &mut Effects) {
+        for index in 0..self.peers.len() {
+            if self.peers[index].phase != Phase::Offline {
+                self.ask(now_us, index, out);
+            }
+        }
+    }
+
+    fn disconnected(&mut self, now_us: u64, index: usize) {
+        self.peers[index].phase = Phase::Offline;
+        self.peers[index].fetching = false;
+        if matches!(self.stage, Stage::Scanning { donor, .. } if donor == index) {
+            self.election_failed(now_us);
+        }
+    }
+
+    /// Starts over after a pause that differs between proposers, so that two do not outbid each other for ever.
+    fn election_failed(&mut self, now_us: u64) {
+        if matches!(self.stage, Stage::Closed | Stage::Leading { announced: true }) || self.retry_at_us.is_some() {
+            return;
+        }
+        let spread = (self.id.get() as u64 ^ self.term.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)) % 16;
+        self.retry_at_us = Some(now_us + (spread + 1) * self.limits.resend_after_us / 64);
+    }
+
+    fn higher_term(&mut self, now_us: u64, seen: Term, out: &mut Effects) {
+        self.highest_term_seen = self.highest_term_seen.max(seen);
+        match self.stage {
+            Stage::Asking | Stage::Closed => {}
+            Stage::Leading { announced: true } => self.close(CloseReason::Fenced(seen), out),
+            _ if self.elections >= self.limits.elections_max => self.close(CloseReason::Fenced(seen), out),
+            _ => self.election_failed(now_us),
+        }
+    }
+
+    fn vote_reply(&mut self, now_us: u64, index: usize, reply: VoteReply, out: &mut Effects) {
+        let peer = &mut self.peers[index];
+        if peer.phase != Phase::Voting || reply.attempt != peer.attempt {
+            return;
+        }
+        peer.heard_at_us = now_us;
+        if self.stage == Stage::Asking {
+            peer.phase = Phase::Answered;
+            self.highest_term_seen = self.highest_term_seen.max(reply.term);
+            self.elect_when_a_quorum_answered(now_us, out);
+        } else if reply.term > self.term {
+            peer.phase = Phase::Answered;
+            self.higher_term(now_us, reply.term, out);
+        } else if !reply.granted {
+            // Another proposer holds this very term here: outbid it, or be fenced by it.
+            peer.phase = Phase::Answered;
+            self.higher_term(now_us, reply.term, out);
+        } else {
+            peer.phase = Phase::Granted;
+            peer.vote = Some(reply);
+            match self.stage {
+                Stage::Electing => self.choose_log(now_us, out),
+                Stage::Leading { .. } => self.begin(now_us, index, out),
+                _ => {}
+            }
+        }
+    }
+
+    fn elect_when_a_quorum_answered(&mut self, now_us: u64, out: &mut Effects) {
+        let answered = self.peers.iter().filter(|peer| peer.phase == Phase::Answered).count();
+        if answered >= self.quorum() {
+            self.start_election(now_us, out);
+        }
+    }
+
+    fn start_election(&mut self, now_us: u64, out: &mut Effects) {
+        self.retry_at_us = None;
+        self.elections += 1;
+        self.stage = Stage::Electing;
+        self.term = self.highest_term_seen.max(self.term).next();
+        for peer in &mut self.peers {
+            peer.vote = None;
+            peer.acked = Lsn::INVALID;
+            peer.fetching = false;
+        }
+        self.ask_all_online(now_us, out);
+    }
+
+    /// With a quorum of votes: the most advanced log among them is the log.
+    fn choose_log(&mut self, now_us: u64, out: &mut Effects) {
+        let granted = || {
+            let granted = self.peers.iter().enumerate().filter(|(_, peer)| peer.phase == Phase::Granted);
+            granted.filter_map(|(index, peer)| peer.vote.as_ref().map(|vote| (index, vote)))
+        };
+        let needed = if self.bugs.has(Bug::MinorityElection) { 1 } else { self.quorum() };
+        if granted().count() < needed {
+            return;
+        }
+        let by_length = self.bugs.has(Bug::DonorByLength);
+        let rank = |vote: &VoteReply| {
+            let last_term = vote.history.last().map_or(Term::new(0), |entry| entry.term);
+            (if by_length { Term::new(0) } else { last_term }, vote.flush_lsn)
+        };
+        let (donor, best) = granted().max_by_key(|(_, vote)| rank(vote)).expect("a quorum is not empty");
+        let from = granted().map(|(_, vote)| vote.commit).max().expect("a quorum is not empty");
+        let (start, to) = (best.start, best.flush_lsn);
+        let history = TermHistory::from_entries(best.history.clone());
+        let same_start = granted().all(|(_, vote)| vote.start == start);
+        let Some(history) = history.filter(|_| same_start && from.end <= to) else {
+            let what = format!(
+                "the most advanced log ends at {to}, {} is committed, {}",
+                from.end,
+                if same_start { "all begin at the same place" } else { "they begin at different places" }
+            );
+            return self.close(CloseReason::Contradiction(what), out);
+        };
+        (self.history, self.start) = (history, start);
+        self.stage = Stage::Scanning { donor, from, to };
+        if from.end == to {
+            self.scanned(now_us, from, out);
+        } else {
+            out.push(ProposerEffect::Scan { donor, term: self.term, from, to });
+        }
+    }
+
+    /// The log is chosen and cut at its last whole record: it is ours from here on.
+    fn scanned(&mut self, now_us: u64, cut: RecordEnd, out: &mut Effects) {
+        let Stage::Scanning { from, to, .. } = self.stage else { return };
+        assert!((from.end..=to).contains(&cut.end), "a record end at {} in {}..{to}", cut.end, from.end);
+        if self.retry_at_us.is_some() {
+            return;
+        }
+        // The donor may hold less than it said when it crashed since; a term that starts past the cut wrote nothing.
+        self.history = self.history.up_to(cut.end);
+        self.history.push(self.term, cut.end);
+        self.log_start = cut;
+        self.commit = from;
+        self.flushed = from.end;
+        self.buffer = LogBuffer::new(cut.end);
+        self.stage = Stage::Leading { announced: false };
+        for index in 0..self.peers.len() {
+            if self.peers[index].phase == Phase::Granted {
+                self.begin(now_us, index, out);
+            }
+        }
+        if self.bugs.has(Bug::NoCompletion) {
+            self.announce(out);
+        }
+    }
+
+    fn begin(&mut self, now_us: u64, index: usize, out: &mut Effects) {
+        let peer = &mut self.peers[index];
+        let Some(vote) = peer.vote.take() else { return };
+        if vote.start != self.start {
+            let what = format!("a safekeeper's timeline begins at {:?}, another's at {:?}", vote.start, self.start);
+            return self.close(CloseReason::Contradiction(what), out);
+        }
+        let theirs = TermHistory::from_entries(vote.history).expect("votes are checked when they are decoded");
+        let common_lsn = self.history.common_lsn(self.buffer.end(), &theirs, vote.flush_lsn);
+        peer.phase = Phase::Beginning;
+        peer.heard_at_us = now_us;
+        let history = self.history.entries().to_vec();
+        let begin = Begin { attempt: peer.attempt, term: self.term, history, common_lsn };
+        out.push(ProposerEffect::SendBegin(index, begin));
+    }
+
+    fn begin_reply(&mut self, now_us: u64, index: usize, reply: BeginReply, out: &mut Effects) {
+        if reply.term > self.term {
+            return self.higher_term(now_us, reply.term, out);
+        }
+        let end = self.buffer.end();
+        let peer = &mut self.peers[index];
+        if peer.phase != Phase::Beginning || reply.attempt != peer.attempt {
+            return;
+        }
+        if reply.flush_lsn > end {
+            let what = format!("a safekeeper has {} of a log that ends at {end}", reply.flush_lsn);
+            return self.close(CloseReason::Contradiction(what), out);
+        }
+        peer.phase = Phase::Streaming;
+        peer.heard_at_us = now_us;
+        peer.next = reply.flush_lsn;
+        peer.acked = reply.flush_lsn;
+        peer.fetching = false;
+        peer.commit_sent = Lsn::INVALID;
+        self.advance(out);
+        self.pump_all(out);
+    }
+
+    fn append_reply(&mut self, now_us: u64, index: usize, reply: AppendReply, out: &mut Effects) {
+        if reply.term > self.term {
+            return self.higher_term(now_us, reply.term, out);
+        }
+        let peer = &mut self.peers[index];
+        // A late reply from before a reconnection may tell of bytes that are being sent again.
+        if reply.term < self.term || peer.phase != Phase::Streaming || reply.flush_lsn > peer.next {
+            return;
+        }
+        if reply.flush_lsn > peer.acked {
+            peer.acked = reply.flush_lsn;
+            peer.heard_at_us = now_us;
+            self.advance(out);
+        }
+        self.pump_all(out);
+    }
+
+    /// What a quorum has: the position that at least that many have reached.
+    fn quorum_flush(&self) -> Lsn {
+        let mut acked: Vec<Lsn> = self.peers.iter().map(|peer| peer.acked).collect();
+        acked.sort_unstable_by(|a, b| b.cmp(a));
+        acked[if self.bugs.has(Bug::CommitAtOne) { 0 } else { self.quorum() - 1 }]
+    }
+
+    fn advance(&mut self, out: &mut Effects) {
+        let Stage::Leading { announced } = self.stage else { return };
+        let reached = self.quorum_flush();
+        if reached < self.log_start.end {
+            return;
+        }
+        if !announced {
+            self.announce(out);
+        }
+        let before = (self.flushed, self.commit);
+        self.flushed = self.flushed.max(reached);
+        if let Some(commit) = self.buffer.take_record_end(self.flushed) {
+            self.commit = commit;
+        }
+        if self.bugs.has(Bug::CommitMidRecord) {
+            self.commit.end = self.flushed;
+        }
+        if before != (self.flushed, self.commit) {
+            out.push(ProposerEffect::Progress { flushed: self.flushed, commit: self.commit });
+            self.trim_buffer();
+        }
+    }
+
+    fn announce(&mut self, out: &mut Effects) {
+        self.stage = Stage::Leading { announced: true };
+        self.retry_at_us = None;
+        self.commit = self.log_start;
+        self.flushed = self.log_start.end;
+        out.push(ProposerEffect::Elected(Elected {
+            term: self.term,
+            end_lsn: self.log_start.end,
+            prev_lsn: self.log_start.start,
+            start_lsn: self.start.end,
+        }));
+        out.push(ProposerEffect::Progress { flushed: self.flushed, commit: self.commit });
+    }
+
+    fn peers_lsn(&self) -> Lsn {
+        self.peers.iter().map(|peer| peer.acked).min().expect("there are peers")
+    }
+
+    /// Uncommitted WAL is always kept, committed WAL for those that lag, within a bound.
+    fn trim_buffer(&mut self) {
+        let bound = Lsn::new(self.buffer.end().get().saturating_sub(self.limits.laggard_bytes_max));
+        self.buffer.trim(self.peers_lsn().max(bound).min(self.commit.end));
+    }
+
+    fn write(&mut self, data: Bytes, record_end: Option<RecordEnd>, out: &mut Effects) {
+        assert!(self.is_announced(), "WAL is written only after the election");
+        if data.is_empty() {
+            return;
+        }
+        self.buffer.push(data, record_end);
+        self.pump_all(out);
+    }
+
+    fn pump_all(&mut self, out: &mut Effects) {
+        for index in 0..self.peers.len() {
+            self.pump(index, out);
+        }
+    }
+
+    fn append_message(&self, start: Lsn, data: Bytes) -> Append {
+        Append { term: self.term, start, commit: self.commit, peers_lsn: self.peers_lsn(), data }
+    }
+
+    /// Sends a peer what it lacks, within the bound of what may be unacknowledged.
+    fn pump(&mut self, index: usize, out: &mut Effects) {
+        if !matches!(self.stage, Stage::Leading { .. }) || self.peers[index].phase != Phase::Streaming {
+            return;
+        }
+        if self.peers[index].next < self.buffer.start() {
+            return self.fetch(index, out);
+        }
+        let commit = self.commit.end;
+        loop {
+            let peer = &self.peers[index];
+            let next = peer.next;
+            if next.saturating_sub(peer.acked) >= self.limits.in_flight_bytes_max {
+                break;
+            }
+            let Some(data) = self.buffer.read(next) else { break };
+            let peer = &mut self.peers[index];
+            peer.next = next.advance(data.len() as u64);
+            peer.commit_sent = commit;
+            out.push(ProposerEffect::SendAppend(index, self.append_message(next, data)));
+        }
+        let peer = &mut self.peers[index];
+        if self.stage == (Stage::Leading { announced: true }) && peer.commit_sent < commit {
+            peer.commit_sent = commit;
+            let next = peer.next;
+            out.push(ProposerEffect::SendAppend(index, self.append_message(next, Bytes::new())));
+        }
+    }
+
+    /// WAL that we no longer have, or that was written before our term, comes from a peer.
+    fn fetch(&mut self, index: usize, out: &mut Effects) {
+        let from = self.peers[index].next;
+        if self.peers[index].fetching {
+            return;
+        }
+        let streaming = self.peers.iter().enumerate().filter(|(_, peer)| peer.phase == Phase::Streaming);
+        let Some((donor, best)) = streaming.max_by_key(|(_, peer)| peer.acked) else { return };
+        let to = best.acked.min(self.buffer.start()).min(from.advance(WAL_LEN_MAX as u64));
+        if to > from {
+            self.peers[index].fetching = true;
+            out.push(ProposerEffect::Fetch { peer: index, donor, term: self.term, from, to });
+        }
+    }
+
+    fn fetched(&mut self, index: usize, start: Lsn, bytes: Bytes, out: &mut Effects) {
+        let peer = &mut self.peers[index];
+        if !peer.fetching {
+            return;
+        }
+        peer.fetching = false;
+        if peer.phase != Phase::Streaming || start != peer.next || bytes.is_empty() {
+            return;
+        }
+        peer.next = start.advance(bytes.len() as u64);
+        let append = self.append_message(start, bytes);
+        out.push(ProposerEffect::SendAppend(index, append));
+        self.pump(index, out);
+    }
+
+    fn tick(&mut self, now_us: u64, out: &mut Effects) {
+        if self.retry_at_us.is_some_and(|at| at <= now_us) {
+            return self.start_election(now_us, out);
+        }
+        for index in 0..self.peers.len() {
+            let peer = &mut self.peers[index];
+            let silent = now_us.saturating_sub(peer.heard_at_us) >= self.limits.resend_after_us;
+            match peer.phase {
+                Phase::Voting | Phase::Beginning if silent => self.ask(now_us, index, out),
+                Phase::Granted if silent && matches!(self.stage, Stage::Leading { .. }) => {
+                    self.ask(now_us, index, out);
+                }
+                Phase::Streaming if silent && peer.acked < peer.next => self.ask(now_us, index, out),
+                Phase::Streaming if silent => {
+                    // Nothing is on its way: a fetch that got lost is asked for again.
+                    peer.fetching = false;
+                    peer.heard_at_us = now_us;
+                    self.pump(index, out);
+                }
+                Phase::Answered if silent && matches!(self.stage, Stage::Electing | Stage::Leading { .. }) => {
+                    self.ask(now_us, index, out);
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The file `state` of a timeline: what an acceptor promised, and the timeline's properties. Byte table:
+//! `docs/formats/safekeeper-state.md`. Written whole beside itself, fsynced and renamed over.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+
+use ardent_api::wal_service::{Ancestor, ProposerId, RecordEnd, TermStart, TimelineSpec};
+use ardent_quorum::{AcceptorState, TermHistory};
+use ardent_types::{Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
+
+/// Name of the file in a timeline's folder.
+pub(crate) const FILE_NAME: &str = "state";
+const MAGIC: [u8; 4] = *b"ARSK";
+const FORMAT_VERSION: u16 = 1;
+const FIXED_LEN: usize = 170;
+const CRC_LEN: usize = 4;
+
+/// A timeline's control file cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlFileError {
+    /// The operating system refused.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The content is not what was written.
+    #[error(
+        "{path} is damaged at byte {offset}: {what}; restore it from another safekeeper or delete the timeline, others are not affected"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: usize,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Written by another version of this program.
+    #[error("{path} has format version {found}, this build reads version {FORMAT_VERSION}")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u16,
+    },
+}
+
+/// Makes `state` durable in folder `dir`.
+pub(crate) fn store(dir: &Path, spec: &TimelineSpec, state: &AcceptorState) -> Result<(), ControlFileError> {
+    let (path, fresh) = (dir.join(FILE_NAME), dir.join("state.new"));
+    let at = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| ControlFileError::Io { action, path, source }
+    };
+    let mut file = File::create(&fresh).map_err(at("create", &fresh))?;
+    file.write_all(&encode(spec, state)).map_err(at("write", &fresh))?;
+    file.sync_all().map_err(at("fsync", &fresh))?;
+    fs::rename(&fresh, &path).map_err(at("rename", &fresh))?;
+    sync_dir(dir).map_err(at("fsync", dir))
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Reads the control file in folder `dir`.
+pub(crate) fn load(dir: &Path) -> Result<(TimelineSpec, AcceptorState), ControlFileError> {
+    let path = dir.join(FILE_NAME);
+    let bytes =
+        fs::read(&path).map_err(|source| ControlFileError::Io { action: "read", path: path.clone(), source })?;
+    decode(&bytes).map_err(|problem| match problem {
+        Problem::Corrupt(offset, what) => ControlFileError::Corrupt { path, offset, what },
+        Problem::Version(found) => ControlFileError::Version { path, found },
+    })
+}
+
+fn encode(spec: &TimelineSpec, state: &AcceptorState) -> Vec<u8> {
+    let mut out = BytesMut::with_capacity(FIXED_LEN + 16 * state.history.entries().len() + CRC_LEN);
+    out.put_slice(&MAGIC);
+    out.put_u16_le(FORMAT_VERSION);
+    out.put_slice(spec.tenant.as_bytes());
+    out.put_slice(spec.timeline.as_bytes());
+    out.put_u32_le(spec.pg_major);
+    out.put_u64_le(spec.system_id.get());
+    out.put_u32_le(spec.pg_tli.get());
+    out.put_u32_le(spec.wal_segment_size.into());
+    out.put_u64_le(spec.start_lsn.get());
+    out.put_u64_le(spec.prev_lsn.get());
+    let none = Ancestor { timeline: TimelineId::NONE, lsn: Lsn::INVALID };
+    let ancestor = spec.ancestor.unwrap_or(none);
+    out.put_slice(ancestor.timeline.as_bytes());
+    out.put_u64_le(ancestor.lsn.get());
+    out.put_u64_le(state.term.get());
+    out.put_u128_le(state.voted_for.get());
+    put_record_end(&mut out, state.commit);
+    put_record_end(&mut out, state.start);
+    out.put_u32_le(u32::try_from(state.history.entries().len()).expect("a history fits a frame"));
+    out.put_u32_le(0);
+    out.put_u16_le(0);
+    assert_eq!(out.len(), FIXED_LEN, "the byte table is wrong");
+    for entry in state.history.entries() {
+        out.put_u64_le(entry.term.get());
+        out.put_u64_le(entry.lsn.get());
+    }
+    let crc = crc32c::crc32c(&out);
+    out.put_u32_le(crc);
+    out.to_vec()
+}
+
+fn put_record_end(out: &mut BytesMut, at: RecordEnd) {
+    out.put_u64_le(at.end.get());
+    out.put_u64_le(at.start.get());
+}
+
+enum Problem {
+    Corrupt(usize, &'static str),
+    Version(u16),
+}
+
+fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
+    if bytes.len() < FIXED_LEN + CRC_LEN {
+        return Err(Problem::Corrupt(bytes.len(), "it is too short"));
+    }
+    if bytes[..4] != MAGIC {
+        return Err(Problem::Corrupt(0, "it does not begin with ARSK"));
+    }
+    let version = u16::from_le_bytes([bytes[4], bytes[5]]);
+    if version != FORMAT_VERSION {
+        return Err(Problem::Version(version));
+    }
+    let (body, crc) = bytes.split_at(bytes.len() - CRC_LEN);
+    if crc != crc32c::crc32c(body).to_le_bytes() {
+        return Err(Problem::Corrupt(body.len(), "its checksum does not match"));
+    }
+    let mut rest = Bytes::copy_from_slice(&body[6..]);
+    let (spec, start_field_at) = take_spec(&mut rest)?;
+    let term = Term::new(rest.get_u64_le());
+    let voted_for = ProposerId::new(rest.get_u128_le());
+    let (commit, start) = (take_record_end(&mut rest), take_record_end(&mut rest));
+    let entries = rest.get_u32_le() as usize;
+    rest.advance(6);
+    if rest.len() != entries * 16 {
+        return Err(Problem::Corrupt(FIXED_LEN, "the history has another length"));
+    }
+    let entries = (0..entries)
+        .map(|_| TermStart { term: Term::new(rest.get_u64_le()), lsn: Lsn::new(rest.get_u64_le()) })
+        .collect();
+    let history = TermHistory::from_entries(entries).ok_or(Problem::Corrupt(FIXED_LEN, "the history is out of order"))?;
+    if commit.end < start.end || start.end != spec.start_lsn {
+        return Err(Problem::Corrupt(start_field_at, "the commit position is before the start"));
+    }
+    Ok((spec, AcceptorState { term, voted_for, history, commit, start }))
+}
+
+fn take_record_end(rest: &mut Bytes) -> RecordEnd {
+    RecordEnd { end: Lsn::new(rest.get_u64_le()), start: Lsn::new(rest.get_u64_le()) }
+}
+
+fn take_id(rest: &mut Bytes) -> [u8; 16] {
+    let mut id = [0; 16];
+    rest.copy_to_slice(&mut id);
+    id
+}
+
+fn take_spec(rest: &mut Bytes) -> Result<(TimelineSpec, usize), Problem> {
+    let tenant = TenantId::from_bytes(take_id(rest));
+    let timeline = TimelineId::from_bytes(take_id(rest));
+    let pg_major = rest.get_u32_le();
+    let system_id = SystemId::new(rest.get_u64_le());
+    let pg_tli = PgTli::new(rest.get_u32_le());
+    let wal_segment_size =
+        WalSegmentSize::new(rest.get_u32_le()).map_err(|_| Problem::Corrupt(54, "not a segment size"))?;
+    let (start_lsn, prev_lsn) = (Lsn::new(rest.get_u64_le()), Lsn::new(rest.get_u64_le()));
+    let ancestor = Ancestor { timeline: TimelineId::from_bytes(take_id(rest)), lsn: Lsn::new(rest.get_u64_le()) };
+    let ancestor = (ancestor.timeline != TimelineId::NONE).then_some(ancestor);
+    let spec = TimelineSpec {
+        tenant,
+        timeline,
+        pg_major,
+        system_id,
+        pg_tli,
+        wal_segment_size,
+        start_lsn,
+        prev_lsn,
+        ancestor,
+    };
+    Ok((spec, 58))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> (TimelineSpec, AcceptorState) {
+        let start = RecordEnd { end: Lsn::new(0x0200_0028), start: Lsn::new(0x01FF_FF00) };
+        let spec = TimelineSpec {
+            tenant: TenantId::from_bytes([1; 16]),
+            timeline: TimelineId::from_bytes([2; 16]),
+            pg_major: 15,
+            system_id: SystemId::new(77),
+            pg_tli: PgTli::new(3),
+            wal_segment_size: WalSegmentSize::DEFAULT,
+            start_lsn: start.end,
+            prev_lsn: start.start,
+            ancestor: Some(Ancestor { timeline: TimelineId::from_bytes([4; 16]), lsn: start.end }),
+        };
+        let mut state = AcceptorState::new(start);
+        (state.term, state.voted_for) = (Term::new(9), ProposerId::new(1 << 100));
+        state.history.push(Term::new(2), start.end);
+        state.history.push(Term::new(9), Lsn::new(0x0200_1000));
+        state.commit = RecordEnd { end: Lsn::new(0x0200_2000), start: Lsn::new(0x0200_1FA0) };
+        (spec, state)
+    }
+
+    #[test]
+    fn a_state_is_read_back_as_written() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let (spec, state) = sample();
+        store(dir.path(), &spec, &state).expect("stored");
+        assert_eq!(load(dir.path()).expect("loaded"), (spec, state));
+    }
+
+    #[test]
+    fn every_changed_byte_and_every_length_is_noticed() {
+        let (spec, state) = sample();
+        let good = encode(&spec, &state);
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x40;
+            assert!(decode(&bad).is_err(), "byte {at} changed");
+            assert!(decode(&good[..at]).is_err(), "cut to {at} bytes");
+        }
+        assert!(decode(&good).is_ok());
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let (spec, state) = sample();
+        let bytes = encode(&spec, &state);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "4152534b0100010101010101010101010101010101010202020202020202020202020202020\
+             20f0000004d0000000000000003000000000000012800000200000000\
+             00ffff0100000000040404040404040404040404040404042800000200000000\
+             09000000000000000000000000000000000000001000000000200002000000\
+             00a01f0002000000002800000200000000\
+             00ffff010000000002000000000000000000\
+             0200000000000000280000020000000009000000000000000010000200000000"
+                .to_owned()
+                + &hex[hex.len() - 8..]
+        );
+    }
+}

@@ -1,0 +1,265 @@
+//! A thread that owns timelines and does all their writing. Everything that has queued up while an fsync ran is written
+//! before the next one: many appends, one fsync.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self as queue, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
+use ardent_types::{Lsn, TenantId, Term, TimelineId};
+
+use crate::control_file;
+use crate::failure::TimelineError;
+use crate::timeline::{Replies, Timeline, TimelineView};
+
+/// Most bytes written between two fsyncs, so that the first of many appends does not wait for all.
+const BATCH_BYTES_MAX: usize = 4 << 20;
+/// How often idle timelines are looked at.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Names a timeline.
+pub(crate) type Key = (TenantId, TimelineId);
+
+type Answer<T> = oneshot::Sender<Result<T, TimelineError>>;
+
+/// What a worker is asked to do with a timeline.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Open(Answer<Arc<TimelineView>>),
+    Status(Answer<TimelineStatus>),
+    Create { spec: TimelineSpec, before: Option<Bytes>, answer: Answer<()> },
+    Delete(Answer<()>),
+    Vote { vote: Vote, to: Replies },
+    Begin { begin: Begin, to: Replies },
+    /// The permit bounds what a connection may have queued.
+    Append { append: Append, to: Replies, permit: OwnedSemaphorePermit },
+    ReadWal { id: u64, term: Term, from: Lsn, to: Lsn, replies: Replies },
+    Followed(Lsn),
+}
+
+/// What a worker is told about its surroundings.
+#[derive(Clone, Debug)]
+pub(crate) struct WorkerConfig {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) keep_bytes: u64,
+    pub(crate) unload_after: Duration,
+}
+
+enum Slot {
+    Loaded(Box<Timeline>),
+    /// A write or fsync failed; only what was durable then can be trusted when it is loaded again.
+    Failed { durable: Lsn },
+}
+
+/// The state of the thread.
+pub(crate) struct DiskWorker {
+    config: WorkerConfig,
+    timelines: HashMap<Key, Slot>,
+    dirty: HashSet<Key>,
+    batch_bytes: usize,
+    last_housekeeping: Instant,
+}
+
+impl DiskWorker {
+    pub(crate) fn new(config: WorkerConfig) -> Self {
+        DiskWorker {
+            config,
+            timelines: HashMap::new(),
+            dirty: HashSet::new(),
+            batch_bytes: 0,
+            last_housekeeping: Instant::now(),
+        }
+    }
+
+    /// Works until all senders are gone.
+    pub(crate) fn run(mut self, commands: &queue::Receiver<(Key, Command)>) {
+        loop {
+            match commands.recv_timeout(HOUSEKEEPING_INTERVAL) {
+                Ok((key, command)) => self.execute(key, command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while self.batch_bytes < BATCH_BYTES_MAX {
+                let Ok((key, command)) = commands.try_recv() else { break };
+                self.execute(key, command);
+            }
+            self.sync_all();
+            if self.last_housekeeping.elapsed() >= HOUSEKEEPING_INTERVAL {
+                self.last_housekeeping = Instant::now();
+                self.keep_house();
+            }
+        }
+        self.save_all();
+    }
+
+    fn execute(&mut self, key: Key, command: Command) {
+        // An answer whose asker has gone away is of no use to anybody.
+        match command {
+            Command::Open(answer) => {
+                let _ = answer.send(self.loaded(key).map(|timeline| timeline.view()));
+            }
+            Command::Status(answer) => {
+                let _ = answer.send(self.loaded(key).map(|timeline| timeline.status()));
+            }
+            Command::Create { spec, before, answer } => {
+                let _ = answer.send(self.create(key, &spec, before.as_deref()));
+            }
+            Command::Delete(answer) => {
+                let _ = answer.send(self.delete(key));
+            }
+            Command::Vote { vote, to } => self.write(key, &to, |timeline| timeline.vote(&vote, &to)),
+            Command::Begin { begin, to } => self.write(key, &to, |timeline| timeline.begin(&begin, &to)),
+            Command::Append { append, to, permit } => {
+                self.batch_bytes += append.data.len();
+                let mut is_dirty = false;
+                self.write(key, &to, |timeline| {
+                    is_dirty = timeline.append(append, &to)?;
+                    Ok(())
+                });
+                if is_dirty {
+                    self.dirty.insert(key);
+                }
+                drop(permit);
+            }
+            Command::ReadWal { id, term, from, to, replies } => {
+                let read = self.loaded(key).and_then(|timeline| timeline.read_for_writer(term, from, to));
+                let _ = replies.send(match read {
+                    Ok(bytes) => Response::Wal { id, start: from, bytes },
+                    Err(error) => error.response(id),
+                });
+            }
+            Command::Followed(lsn) => self.followed(key, lsn),
+        }
+    }
+
+    fn dir(&self, key: Key) -> PathBuf {
+        self.config.data_dir.join(key.0.to_string()).join(key.1.to_string())
+    }
+
+    /// The timeline, loaded if it was not.
+    fn loaded(&mut self, key: Key) -> Result<&mut Timeline, TimelineError> {
+        let limit = match self.timelines.get(&key) {
+            Some(Slot::Loaded(_)) => None,
+            Some(Slot::Failed { durable }) => Some(Some(*durable)),
+            None => Some(None),
+        };
+        if let Some(limit) = limit {
+            let timeline = Timeline::load(&self.dir(key), key.1, limit)?;
+            self.timelines.insert(key, Slot::Loaded(Box::new(timeline)));
+        }
+        match self.timelines.get_mut(&key) {
+            Some(Slot::Loaded(timeline)) => {
+                timeline.last_used = Instant::now();
+                Ok(timeline)
+            }
+            _ => Err(TimelineError::NotFound(key.1)),
+        }
+    }
+
+    /// Does a writer's request; a failure is told to it and ends its connection.
+    fn write(&mut self, key: Key, to: &Replies, work: impl FnOnce(&mut Timeline) -> Result<(), TimelineError>) {
+        let result = self.loaded(key).and_then(work);
+        if let Err(error) = result {
+            self.fail(key, &error, Some(to));
+        }
+    }
+
+    fn fail(&mut self, key: Key, error: &TimelineError, to: Option<&Replies>) {
+        tracing::warn!(timeline = %key.1, error = ?error, "request failed");
+        let mut told = to.cloned();
+        if matches!(error, TimelineError::Wal { .. } | TimelineError::ControlFile { .. }) {
+            // What is in memory may be ahead of the disk: start over from the disk.
+            self.dirty.remove(&key);
+            if let Some(Slot::Loaded(mut timeline)) = self.timelines.remove(&key) {
+                told = told.or_else(|| timeline.take_writer());
+                self.timelines.insert(key, Slot::Failed { durable: timeline.flush_lsn() });
+            }
+        }
+        if let Some(to) = told {
+            let _ = to.send(error.response(0));
+        }
+    }
+
+    fn sync_all(&mut self) {
+        self.batch_bytes = 0;
+        let dirty = std::mem::take(&mut self.dirty);
+        for key in dirty {
+            let Some(Slot::Loaded(timeline)) = self.timelines.get_mut(&key) else { continue };
+            if let Err(error) = timeline.sync() {
+                let writer = timeline.take_writer();
+                self.fail(key, &error, writer.as_ref());
+            }
+        }
+    }
+
+    fn create(&mut self, key: Key, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), TimelineError> {
+        let dir = self.dir(key);
+        if crate::wal_files::is_timeline_dir(&dir) {
+            let existing = self.loaded(key)?.status().spec;
+            return if existing == *spec { Ok(()) } else { Err(TimelineError::Conflict(key.1)) };
+        }
+        Timeline::create(&dir, spec, before)
+    }
+
+    fn delete(&mut self, key: Key) -> Result<(), TimelineError> {
+        self.dirty.remove(&key);
+        self.timelines.remove(&key);
+        let dir = self.dir(key);
+        let gone = dir.with_file_name(format!(".deleted-{}", key.1));
+        let remove = || {
+            if dir.exists() {
+                fs::rename(&dir, &gone)?;
+                control_file::sync_dir(dir.parent().expect("a timeline's folder is in its tenant's"))?;
+            }
+            if gone.exists() { fs::remove_dir_all(&gone) } else { Ok(()) }
+        };
+        remove().map_err(|source| TimelineError::ControlFile {
+            timeline: key.1,
+            source: control_file::ControlFileError::Io { action: "remove", path: dir.clone(), source },
+        })
+    }
+
+    fn followed(&mut self, key: Key, lsn: Lsn) {
+        let keep_bytes = self.config.keep_bytes;
+        let result = self.loaded(key).and_then(|timeline| timeline.followed(lsn, keep_bytes));
+        if let Err(error) = result {
+            self.fail(key, &error, None);
+        }
+    }
+
+    /// Writes down the commit positions of timelines that have come to rest, unloads those that nobody uses.
+    fn keep_house(&mut self) {
+        let mut failed = Vec::new();
+        let unload_after = self.config.unload_after;
+        self.timelines.retain(|key, slot| {
+            let Slot::Loaded(timeline) = slot else { return true };
+            let idle = timeline.last_used.elapsed();
+            if idle >= HOUSEKEEPING_INTERVAL
+                && let Err(error) = timeline.save_commit()
+            {
+                failed.push((*key, error));
+                return true;
+            }
+            idle < unload_after || timeline.is_in_use()
+        });
+        for (key, error) in failed {
+            self.fail(key, &error, None);
+        }
+    }
+
+    fn save_all(&mut self) {
+        for (key, slot) in &mut self.timelines {
+            let Slot::Loaded(timeline) = slot else { continue };
+            // Not saved is not lost: the next start finds the end of the log by reading further.
+            if let Err(error) = timeline.save_commit() {
+                tracing::warn!(timeline = %key.1, error = ?error, "commit position not saved");
+            }
+        }
+    }
+}

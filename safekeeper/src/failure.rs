@@ -1,0 +1,109 @@
+//! Why a request to a timeline failed, and how that is told to the client.
+
+use ardent_api::wal_service::{ErrorCode, Response};
+use ardent_quorum::OutOfOrder;
+use ardent_types::{Lsn, TimelineId};
+
+use crate::control_file::ControlFileError;
+use crate::wal_files::WalFileError;
+
+/// A request to a timeline failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TimelineError {
+    /// Not here.
+    #[error("timeline {0} does not exist on this safekeeper; create it first")]
+    NotFound(TimelineId),
+    /// Its control file.
+    #[error("timeline {timeline}: its state cannot be used")]
+    ControlFile {
+        /// Which.
+        timeline: TimelineId,
+        /// Why.
+        #[source]
+        source: ControlFileError,
+    },
+    /// Its WAL.
+    #[error("timeline {timeline}: its WAL cannot be used")]
+    Wal {
+        /// Which.
+        timeline: TimelineId,
+        /// Why.
+        #[source]
+        source: WalFileError,
+    },
+    /// Its major version.
+    #[error("timeline {timeline} is of Postgres {pg_major}, which this build does not know")]
+    UnknownMajor {
+        /// Which.
+        timeline: TimelineId,
+        /// Its major version.
+        pg_major: u32,
+    },
+    /// A writer's message out of order.
+    #[error("timeline {timeline}: {source}")]
+    OutOfOrder {
+        /// Which.
+        timeline: TimelineId,
+        /// What.
+        source: OutOfOrder,
+    },
+    /// A position that cannot be read.
+    #[error("timeline {timeline} has WAL from {oldest_lsn} to {end_lsn} here, {lsn} was asked for")]
+    OutOfRange {
+        /// Which.
+        timeline: TimelineId,
+        /// What was asked for.
+        lsn: Lsn,
+        /// The oldest position that is kept.
+        oldest_lsn: Lsn,
+        /// The end of what may be read.
+        end_lsn: Lsn,
+    },
+    /// The specification is not one.
+    #[error("timeline {timeline} cannot be made: {what}")]
+    BadSpec {
+        /// Which.
+        timeline: TimelineId,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// It exists and is another.
+    #[error("timeline {0} exists with other properties; delete it first or use another id")]
+    Conflict(TimelineId),
+    /// The safekeeper is stopping.
+    #[error("the safekeeper is stopping")]
+    Stopping,
+}
+
+impl TimelineError {
+    /// The code on the wire.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            TimelineError::NotFound(_) => ErrorCode::TimelineNotFound,
+            TimelineError::ControlFile { source: ControlFileError::Io { .. }, .. }
+            | TimelineError::Wal { source: WalFileError::Io { .. }, .. }
+            | TimelineError::Stopping => ErrorCode::Unavailable,
+            TimelineError::ControlFile { .. } | TimelineError::Wal { .. } | TimelineError::UnknownMajor { .. } => {
+                ErrorCode::Corrupt
+            }
+            TimelineError::OutOfOrder { .. } => ErrorCode::OutOfOrder,
+            TimelineError::OutOfRange { .. } => ErrorCode::LsnOutOfRange,
+            TimelineError::BadSpec { .. } => ErrorCode::Invalid,
+            TimelineError::Conflict(_) => ErrorCode::Conflict,
+        }
+    }
+
+    /// The message for the client, with its causes: the other side has no other way to learn them.
+    pub fn response(&self, id: u64) -> Response {
+        let mut message = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            let text = source.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = source.source();
+        }
+        Response::Error { id, code: self.code(), message }
+    }
+}

@@ -1,0 +1,303 @@
+//! One loaded timeline: the acceptor, its control file and its WAL, owned by one disk worker.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use ardent_api::wal_service::{
+    Append, Begin, RecordEnd, Response, TimelineSpec, TimelineStatus, Vote, VoteReply, WAL_LEN_MAX,
+};
+use ardent_pg_format::PgMajor;
+use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
+use ardent_types::{Lsn, Term, TimelineId};
+
+use crate::control_file;
+use crate::failure::TimelineError;
+use crate::wal_files::{SegmentNames, WalFileError, WalFiles};
+
+/// Where answers for a connection go.
+pub(crate) type Replies = mpsc::UnboundedSender<Response>;
+
+/// What readers see of a loaded timeline. Holding one keeps it loaded.
+#[derive(Debug)]
+pub(crate) struct TimelineView {
+    pub(crate) spec: TimelineSpec,
+    pub(crate) names: SegmentNames,
+    /// End of the last committed record.
+    commit: watch::Sender<Lsn>,
+    oldest: AtomicU64,
+    durable: AtomicU64,
+}
+
+impl TimelineView {
+    /// The commit position as it moves; closed when the timeline goes away.
+    pub(crate) fn commit(&self) -> watch::Receiver<Lsn> {
+        self.commit.subscribe()
+    }
+
+    pub(crate) fn oldest_lsn(&self) -> Lsn {
+        Lsn::new(self.oldest.load(Ordering::Acquire))
+    }
+
+    /// What followers have made durable.
+    pub(crate) fn durable_lsn(&self) -> Lsn {
+        Lsn::new(self.durable.load(Ordering::Acquire))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Timeline {
+    dir: PathBuf,
+    acceptor: Acceptor,
+    files: WalFiles,
+    view: Arc<TimelineView>,
+    /// The connection that appended last.
+    writer: Option<Replies>,
+    dirty: bool,
+    pub(crate) last_used: Instant,
+}
+
+impl Timeline {
+    /// Makes a new timeline's folder, durably. `before`: see [`WalFiles::create`].
+    pub(crate) fn create(dir: &Path, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), TimelineError> {
+        let (io, wal) = (control_failure(spec.timeline), wal_failure(spec.timeline));
+        let parent = dir.parent().expect("a timeline's folder is in its tenant's");
+        let fresh = parent.join(format!(".creating-{}", spec.timeline));
+        let make = || {
+            if fresh.exists() {
+                fs::remove_dir_all(&fresh)?;
+            }
+            fs::create_dir_all(fresh.join("wal"))
+        };
+        make().map_err(|source| io("create", &fresh, source))?;
+        WalFiles::create(SegmentNames::new(fresh.join("wal"), spec), spec, before).map_err(&wal)?;
+        let start = RecordEnd { end: spec.start_lsn, start: spec.prev_lsn };
+        control_file::store(&fresh, spec, &AcceptorState::new(start))
+            .map_err(|source| TimelineError::ControlFile { timeline: spec.timeline, source })?;
+        fs::rename(&fresh, dir).map_err(|source| io("create", dir, source))?;
+        // The tenant's folder may be new as well.
+        for folder in [Some(parent), parent.parent()].into_iter().flatten() {
+            control_file::sync_dir(folder).map_err(|source| io("fsync", folder, source))?;
+        }
+        Ok(())
+    }
+
+    /// Loads a timeline from its folder and brings it to a state in which all that it has is durable. After a failed write or
+    /// fsync `limit` is the end of what was durable then: what lies behind may only seem to be on disk.
+    pub(crate) fn load(dir: &Path, timeline: TimelineId, limit: Option<Lsn>) -> Result<Timeline, TimelineError> {
+        if !crate::wal_files::is_timeline_dir(dir) {
+            return Err(TimelineError::NotFound(timeline));
+        }
+        let (spec, state) =
+            control_file::load(dir).map_err(|source| TimelineError::ControlFile { timeline, source })?;
+        let major = PgMajor::from_number(spec.pg_major)
+            .ok_or(TimelineError::UnknownMajor { timeline, pg_major: spec.pg_major })?;
+        let names = SegmentNames::new(dir.join("wal"), &spec);
+        let wal = wal_failure(timeline);
+        let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit).map_err(&wal)?;
+        let oldest = files.oldest(spec.start_lsn).map_err(&wal)?;
+        let view = TimelineView {
+            spec,
+            names,
+            commit: watch::Sender::new(state.commit.end),
+            oldest: AtomicU64::new(oldest.get()),
+            durable: AtomicU64::new(0),
+        };
+        tracing::info!(%timeline, term = %state.term, commit = %state.commit.end, flush = %end, "timeline loaded");
+        Ok(Timeline {
+            dir: dir.to_owned(),
+            acceptor: Acceptor::recover(state, end),
+            files,
+            view: Arc::new(view),
+            writer: None,
+            dirty: false,
+            last_used: Instant::now(),
+        })
+    }
+
+    pub(crate) fn view(&self) -> Arc<TimelineView> {
+        Arc::clone(&self.view)
+    }
+
+    fn id(&self) -> TimelineId {
+        self.view.spec.timeline
+    }
+
+    /// End of what is surely durable.
+    pub(crate) fn flush_lsn(&self) -> Lsn {
+        self.acceptor.flush_lsn()
+    }
+
+    /// The connection that would be told of a failed fsync.
+    pub(crate) fn take_writer(&mut self) -> Option<Replies> {
+        self.writer.take()
+    }
+
+    /// Whether anybody but its worker holds it.
+    pub(crate) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.view) > 1 || self.writer.as_ref().is_some_and(|writer| !writer.is_closed())
+    }
+
+    pub(crate) fn status(&self) -> TimelineStatus {
+        TimelineStatus {
+            spec: self.view.spec,
+            term: self.acceptor.state().term,
+            flush_lsn: self.acceptor.flush_lsn(),
+            commit_lsn: self.acceptor.state().commit.end,
+            oldest_lsn: self.view.oldest_lsn(),
+            durable_lsn: self.view.durable_lsn(),
+        }
+    }
+
+    pub(crate) fn vote(&mut self, vote: &Vote, to: &Replies) -> Result<(), TimelineError> {
+        let mut effects = Vec::new();
+        self.acceptor.vote(vote, &mut effects);
+        self.carry_out(effects, Some(to))
+    }
+
+    pub(crate) fn begin(&mut self, begin: &Begin, to: &Replies) -> Result<(), TimelineError> {
+        let mut effects = Vec::new();
+        let out_of_order = out_of_order(self.id());
+        self.acceptor.begin(begin, &mut effects).map_err(out_of_order)?;
+        self.carry_out(effects, Some(to))
+    }
+
+    /// Writes; the answer comes when [`Timeline::sync`] has made it durable. True: there is something to sync.
+    pub(crate) fn append(&mut self, append: Append, to: &Replies) -> Result<bool, TimelineError> {
+        let mut effects = Vec::new();
+        let out_of_order = out_of_order(self.id());
+        self.acceptor.append(append, &mut effects).map_err(out_of_order)?;
+        // A stale writer is answered at once; only one that was not refused becomes the one that syncs answer.
+        let wrote = effects.iter().any(|effect| matches!(effect, AcceptorEffect::Write { .. }));
+        if wrote && !self.writer.as_ref().is_some_and(|writer| writer.same_channel(to)) {
+            self.writer = Some(to.clone());
+        }
+        self.dirty |= wrote;
+        self.carry_out(effects, Some(to))?;
+        Ok(self.dirty)
+    }
+
+    /// Makes what was written durable and answers the writer.
+    pub(crate) fn sync(&mut self) -> Result<(), TimelineError> {
+        if !self.dirty {
+            return Ok(());
+        }
+        self.files.sync().map_err(wal_failure(self.id()))?;
+        self.dirty = false;
+        let mut effects = Vec::new();
+        self.acceptor.flushed(self.acceptor.write_lsn(), &mut effects);
+        let writer = self.writer.clone();
+        self.carry_out(effects, writer.as_ref())
+    }
+
+    fn carry_out(&mut self, effects: Vec<AcceptorEffect>, to: Option<&Replies>) -> Result<(), TimelineError> {
+        for effect in effects {
+            match effect {
+                AcceptorEffect::Persist(state) => self.store(&state)?,
+                AcceptorEffect::Truncate(lsn) => self.files.truncate(lsn).map_err(wal_failure(self.id()))?,
+                AcceptorEffect::Write { start, data } => {
+                    self.files.write(start, &data).map_err(wal_failure(self.id()))?;
+                }
+                AcceptorEffect::Committed(commit) => {
+                    self.view.commit.send_replace(commit.end);
+                }
+                AcceptorEffect::Reply(reply) => {
+                    let response = self.response(reply);
+                    // A writer that has gone away asks again when it is back.
+                    let _ = to.map(|to| to.send(response));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn response(&self, reply: Reply) -> Response {
+        match reply {
+            Reply::Vote(answer) => Response::Vote(VoteReply {
+                attempt: answer.attempt,
+                term: answer.term,
+                granted: answer.granted,
+                history: answer.history.entries().to_vec(),
+                flush_lsn: answer.flush_lsn,
+                commit: answer.commit,
+                start: answer.start,
+                oldest_lsn: self.view.oldest_lsn(),
+                pg_major: self.view.spec.pg_major,
+                wal_segment_size: self.view.spec.wal_segment_size,
+            }),
+            Reply::Begin(reply) => Response::Begin(reply),
+            Reply::Append(reply) => Response::Append(reply),
+        }
+    }
+
+    fn store(&self, state: &AcceptorState) -> Result<(), TimelineError> {
+        control_file::store(&self.dir, &self.view.spec, state)
+            .map_err(|source| TimelineError::ControlFile { timeline: self.id(), source })
+    }
+
+    /// Writes the commit position down if it has moved since it was.
+    pub(crate) fn save_commit(&mut self) -> Result<(), TimelineError> {
+        if self.acceptor.commit_is_unsaved() {
+            self.store(self.acceptor.state())?;
+            self.acceptor.state_saved();
+        }
+        Ok(())
+    }
+
+    /// Durable WAL from `from` on, for a writer of `term`; empty when there is none.
+    pub(crate) fn read_for_writer(&self, term: Term, from: Lsn, to: Lsn) -> Result<Bytes, TimelineError> {
+        if !self.acceptor.may_read(term) {
+            let last_term = self.acceptor.state().term;
+            return Err(out_of_order(self.id())(OutOfOrder::NotBegun { term, last_term }));
+        }
+        let (oldest_lsn, end_lsn) = (self.view.oldest_lsn(), self.acceptor.flush_lsn());
+        if from < oldest_lsn {
+            return Err(TimelineError::OutOfRange { timeline: self.id(), lsn: from, oldest_lsn, end_lsn });
+        }
+        let length = to.min(end_lsn).saturating_sub(from).min(WAL_LEN_MAX as u64) as usize;
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        self.view.names.read(from, length).map_err(wal_failure(self.id()))
+    }
+
+    /// A follower has made everything below `lsn` durable. Segments that neither it nor the other safekeepers need, and that are
+    /// further back than `keep_bytes`, are removed.
+    pub(crate) fn followed(&mut self, lsn: Lsn, keep_bytes: u64) -> Result<(), TimelineError> {
+        let commit = self.acceptor.state().commit.end;
+        let lsn = lsn.min(commit);
+        self.view.durable.fetch_max(lsn.get(), Ordering::AcqRel);
+        let horizon = Lsn::new(commit.get().saturating_sub(keep_bytes));
+        let before = self.view.durable_lsn().min(horizon).min(self.acceptor.peers_lsn());
+        if before.segment_start(self.view.spec.wal_segment_size) <= self.view.oldest_lsn() {
+            return Ok(());
+        }
+        // Recovery starts at the commit position on disk: it must not lie in a segment that goes.
+        self.save_commit()?;
+        if let Some(oldest) = self.files.trim(before).map_err(wal_failure(self.id()))? {
+            self.view.oldest.store(oldest.get(), Ordering::Release);
+            tracing::info!(timeline = %self.id(), %oldest, "WAL trimmed");
+        }
+        Ok(())
+    }
+}
+
+fn wal_failure(timeline: TimelineId) -> impl Fn(WalFileError) -> TimelineError {
+    move |source| TimelineError::Wal { timeline, source }
+}
+
+fn out_of_order(timeline: TimelineId) -> impl FnOnce(OutOfOrder) -> TimelineError {
+    move |source| TimelineError::OutOfOrder { timeline, source }
+}
+
+fn control_failure(timeline: TimelineId) -> impl Fn(&'static str, &Path, std::io::Error) -> TimelineError {
+    move |action, path, source| TimelineError::ControlFile {
+        timeline,
+        source: control_file::ControlFileError::Io { action, path: path.to_owned(), source },
+    }
+}

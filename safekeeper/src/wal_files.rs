@@ -1,0 +1,403 @@
+//! A timeline's WAL as ordinary segment files, named and laid out as Postgres does: `pg_waldump` reads them.
+//!
+//! Every file has the full segment size; what is not written yet is zeros. Bytes past the end of the log are zeros too,
+//! always: [`WalFiles::truncate`] and recovery see to it, so that no old tail can be taken for WAL later.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+
+use ardent_api::wal_service::{RecordEnd, TimelineSpec};
+use ardent_pg_format::PgMajor;
+use ardent_pg_format::wal::RecordBoundaryTracker;
+use ardent_types::{Lsn, PgTli, WalSegmentSize};
+
+use crate::control_file::sync_dir;
+
+const WAL_PAGE_LEN: u64 = 8192;
+const SHORT_HEADER_LEN: u64 = 24;
+const LONG_HEADER_LEN: u64 = 40;
+/// `XLP_FIRST_IS_CONTRECORD`: the page begins with the rest of a record.
+const FIRST_IS_CONTRECORD: u16 = 0x0001;
+/// `XLP_LONG_HEADER`.
+const LONG_HEADER: u16 = 0x0002;
+/// Bytes read at a time by recovery.
+const SCAN_STEP_BYTES: usize = 1 << 20;
+
+/// WAL cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WalFileError {
+    /// The operating system refused.
+    #[error("cannot {action} WAL file {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// WAL that must be there is not.
+    #[error("the WAL at {lsn} is missing: {path} does not exist or is too short")]
+    Missing {
+        /// Position.
+        lsn: Lsn,
+        /// The file that should hold it.
+        path: PathBuf,
+    },
+}
+
+/// Where a timeline's segment files are and how they are named.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentNames {
+    dir: PathBuf,
+    tli: PgTli,
+    size: WalSegmentSize,
+}
+
+impl SegmentNames {
+    pub(crate) fn new(dir: PathBuf, spec: &TimelineSpec) -> Self {
+        SegmentNames { dir, tli: spec.pg_tli, size: spec.wal_segment_size }
+    }
+
+    pub(crate) fn size(&self) -> WalSegmentSize {
+        self.size
+    }
+
+    /// `XLogFileName`: timeline id, then the segment's number split at 4 GiB of WAL.
+    pub(crate) fn path(&self, segment: u64) -> PathBuf {
+        let per_xlog_id = (1_u64 << 32) / self.size.bytes();
+        let (high, low) = (segment / per_xlog_id, segment % per_xlog_id);
+        self.dir.join(format!("{:08X}{high:08X}{low:08X}", self.tli.get()))
+    }
+
+    fn parse(&self, name: &str) -> Option<u64> {
+        let hex = |range: std::ops::Range<usize>| u64::from_str_radix(name.get(range)?, 16).ok();
+        let is_segment = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let per_xlog_id = (1_u64 << 32) / self.size.bytes();
+        let (tli, high, low) = (hex(0..8)?, hex(8..16)?, hex(16..24)?);
+        (is_segment && tli == u64::from(self.tli.get()) && low < per_xlog_id).then_some(high * per_xlog_id + low)
+    }
+
+    /// The segments that exist, ascending.
+    pub(crate) fn list(&self) -> Result<Vec<u64>, WalFileError> {
+        let io = |source| WalFileError::Io { action: "list", path: self.dir.clone(), source };
+        let mut segments = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io)? {
+            let name = entry.map_err(io)?.file_name();
+            segments.extend(name.to_str().and_then(|name| self.parse(name)));
+        }
+        segments.sort_unstable();
+        Ok(segments)
+    }
+
+    /// Reads up to `length` bytes at `from`, not past the end of the segment.
+    pub(crate) fn read(&self, from: Lsn, length: usize) -> Result<Bytes, WalFileError> {
+        let offset = from.segment_offset(self.size);
+        let length = length.min((self.size.bytes() - offset) as usize);
+        let path = self.path(from.segment_number(self.size));
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(WalFileError::Missing { lsn: from, path });
+            }
+            Err(source) => return Err(WalFileError::Io { action: "open", path, source }),
+        };
+        let mut bytes = BytesMut::zeroed(length);
+        match file.read_exact_at(&mut bytes, offset) {
+            Ok(()) => Ok(bytes.freeze()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(WalFileError::Missing { lsn: from, path })
+            }
+            Err(source) => Err(WalFileError::Io { action: "read", path, source }),
+        }
+    }
+}
+
+/// The writing side of a timeline's WAL.
+#[derive(Debug)]
+pub(crate) struct WalFiles {
+    names: SegmentNames,
+    current: Option<OpenSegment>,
+    /// Segments that were left behind since the last sync.
+    unsynced: Vec<OpenSegment>,
+    names_changed: bool,
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    number: u64,
+    path: PathBuf,
+    file: File,
+    dirty: bool,
+}
+
+impl OpenSegment {
+    fn sync(&mut self) -> Result<(), WalFileError> {
+        if self.dirty {
+            let io = |source| WalFileError::Io { action: "fsync", path: self.path.clone(), source };
+            self.file.sync_data().map_err(io)?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+}
+
+impl WalFiles {
+    /// Makes the first segment of a new timeline, durably: up to `start_lsn` it holds `before`, the ancestor's bytes of that
+    /// segment, or page headers that make the file readable from `start_lsn` on.
+    pub(crate) fn create(names: SegmentNames, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), WalFileError> {
+        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let size = spec.wal_segment_size;
+        let segment_start = spec.start_lsn.segment_start(size);
+        let synthetic;
+        let before = match before {
+            Some(bytes) => bytes,
+            None => {
+                synthetic = synthetic_start(spec);
+                &synthetic
+            }
+        };
+        // Even with nothing before the start the file must exist: that is what recovery looks for.
+        files.segment(segment_start.segment_number(size))?;
+        files.write(segment_start, before)?;
+        files.sync()
+    }
+
+    /// Opens a timeline's WAL and finds its end: the last whole record after `commit`, but not past `limit`. Everything behind
+    /// is cut off. What is left is durable.
+    pub(crate) fn recover(
+        names: SegmentNames,
+        spec: &TimelineSpec,
+        major: PgMajor,
+        commit: RecordEnd,
+        limit: Option<Lsn>,
+    ) -> Result<(WalFiles, Lsn), WalFileError> {
+        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let end = files.scan(spec, major, commit, limit.unwrap_or(Lsn::MAX))?;
+        files.sync_range(commit.end, end)?;
+        files.truncate(end)?;
+        Ok((files, end))
+    }
+
+    fn scan(
+        &self,
+        spec: &TimelineSpec,
+        major: PgMajor,
+        commit: RecordEnd,
+        limit: Lsn,
+    ) -> Result<Lsn, WalFileError> {
+        let mut tracker = RecordBoundaryTracker::new(commit.end, major, spec.wal_segment_size);
+        if commit.start.is_valid() {
+            tracker = tracker.with_previous_record(commit.start);
+        }
+        let mut at = commit.end;
+        while at < limit {
+            let step = SCAN_STEP_BYTES.min(limit.saturating_sub(at).min(usize::MAX as u64) as usize);
+            let bytes = match self.names.read(at, step) {
+                Ok(bytes) => bytes,
+                Err(WalFileError::Missing { .. }) => break,
+                Err(error) => return Err(error),
+            };
+            at = at.advance(bytes.len() as u64);
+            // A record that does not check out is the torn end of the log: nothing past it was acknowledged.
+            if let Err(error) = tracker.feed(bytes) {
+                tracing::debug!(%error, timeline = %spec.timeline, "end of the log");
+                break;
+            }
+        }
+        let end = tracker.end_of_last_record().max(commit.end);
+        self.check_exists(commit.end, spec)?;
+        Ok(end)
+    }
+
+    /// The file that holds the last byte of the committed log must be there.
+    fn check_exists(&self, commit: Lsn, spec: &TimelineSpec) -> Result<(), WalFileError> {
+        let last = if commit > spec.start_lsn { Lsn::new(commit.get() - 1) } else { commit };
+        let path = self.names.path(last.segment_number(self.names.size));
+        if path.exists() { Ok(()) } else { Err(WalFileError::Missing { lsn: last, path }) }
+    }
+
+    fn sync_range(&mut self, from: Lsn, to: Lsn) -> Result<(), WalFileError> {
+        for number in from.segment_number(self.names.size)..=to.segment_number(self.names.size) {
+            let path = self.names.path(number);
+            match File::open(&path).and_then(|file| file.sync_data()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(WalFileError::Io { action: "fsync", path, source }),
+                Ok(()) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The segment with this number, opened, made if need be.
+    fn segment(&mut self, number: u64) -> Result<&mut OpenSegment, WalFileError> {
+        if self.current.as_ref().is_none_or(|open| open.number != number) {
+            let fresh = self.open(number)?;
+            let left = self.current.replace(fresh);
+            self.unsynced.extend(left.filter(|open| open.dirty));
+        }
+        Ok(self.current.as_mut().expect("just opened"))
+    }
+
+    fn open(&mut self, number: u64) -> Result<OpenSegment, WalFileError> {
+        let path = self.names.path(number);
+        let io = |action| {
+            let path = path.clone();
+            move |source| WalFileError::Io { action, path, source }
+        };
+        let size = self.names.size.bytes();
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open"))?;
+        let is_whole = file.metadata().map_err(io("look at"))?.len() == size;
+        if !is_whole {
+            file.set_len(size).map_err(io("extend"))?;
+            file.sync_all().map_err(io("fsync"))?;
+            self.names_changed = true;
+        }
+        Ok(OpenSegment { number, path, file, dirty: false })
+    }
+
+    /// Writes `data` at `at`; not durable before [`WalFiles::sync`].
+    pub(crate) fn write(&mut self, at: Lsn, data: &[u8]) -> Result<(), WalFileError> {
+        let (mut at, mut data) = (at, data);
+        while !data.is_empty() {
+            let size = self.names.size;
+            let offset = at.segment_offset(size);
+            let length = data.len().min((size.bytes() - offset) as usize);
+            let open = self.segment(at.segment_number(size))?;
+            open.dirty = true;
+            open.file
+                .write_all_at(&data[..length], offset)
+                .map_err(|source| WalFileError::Io { action: "write", path: open.path.clone(), source })?;
+            at = at.advance(length as u64);
+            data = &data[length..];
+        }
+        Ok(())
+    }
+
+    /// Makes everything written durable.
+    pub(crate) fn sync(&mut self) -> Result<(), WalFileError> {
+        for open in &mut self.unsynced {
+            open.sync()?;
+        }
+        self.unsynced.clear();
+        if let Some(open) = &mut self.current {
+            open.sync()?;
+        }
+        if self.names_changed {
+            sync_dir(&self.names.dir).map_err(|source| WalFileError::Io {
+                action: "fsync",
+                path: self.names.dir.clone(),
+                source,
+            })?;
+            self.names_changed = false;
+        }
+        Ok(())
+    }
+
+    /// Cuts the log off at `end`, durably: from there on there are zeros or no file.
+    pub(crate) fn truncate(&mut self, end: Lsn) -> Result<(), WalFileError> {
+        self.sync()?;
+        self.current = None;
+        let size = self.names.size;
+        let (last, offset) = (end.segment_number(size), end.segment_offset(size));
+        for number in self.names.list()?.into_iter().filter(|number| *number > last) {
+            let path = self.names.path(number);
+            fs::remove_file(&path).map_err(|source| WalFileError::Io { action: "remove", path, source })?;
+            self.names_changed = true;
+        }
+        let path = self.names.path(last);
+        if path.exists() {
+            let cut = || {
+                let file = OpenOptions::new().write(true).open(&path)?;
+                file.set_len(offset)?;
+                file.set_len(size.bytes())?;
+                file.sync_all()
+            };
+            cut().map_err(|source| WalFileError::Io { action: "cut", path: path.clone(), source })?;
+        }
+        self.sync()
+    }
+
+    /// Removes whole segments below `before`. Gives the oldest position that is left, if any were removed.
+    pub(crate) fn trim(&mut self, before: Lsn) -> Result<Option<Lsn>, WalFileError> {
+        let size = self.names.size;
+        let keep_from = before.segment_number(size);
+        let mut removed = false;
+        for number in self.names.list()?.into_iter().filter(|number| *number < keep_from) {
+            let path = self.names.path(number);
+            fs::remove_file(&path).map_err(|source| WalFileError::Io { action: "remove", path, source })?;
+            removed = true;
+        }
+        self.names_changed |= removed;
+        Ok(removed.then(|| before.segment_start(size)))
+    }
+
+    /// The oldest position that is kept.
+    pub(crate) fn oldest(&self, start_lsn: Lsn) -> Result<Lsn, WalFileError> {
+        let first = self.names.list()?.first().map(|number| Lsn::new(number * self.names.size.bytes()));
+        Ok(first.map_or(start_lsn, |first| first.max(start_lsn)))
+    }
+}
+
+/// The bytes of the first segment up to the timeline's start, where nobody has them: the long header of the segment's
+/// first page, and on the page where the timeline starts a header that says that everything up to the start belongs to a record
+/// from before, so that readers begin exactly there.
+fn synthetic_start(spec: &TimelineSpec) -> Vec<u8> {
+    let start = spec.start_lsn;
+    let offset = start.segment_offset(spec.wal_segment_size);
+    let mut bytes = BytesMut::zeroed(offset as usize);
+    let segment_start = start.segment_start(spec.wal_segment_size);
+    let page_offset = offset - offset % WAL_PAGE_LEN;
+    if offset >= LONG_HEADER_LEN {
+        let rest = if page_offset == 0 { offset - LONG_HEADER_LEN } else { 0 };
+        let header = page_header(spec, segment_start, LONG_HEADER, rest);
+        bytes[..header.len()].copy_from_slice(&header);
+    }
+    if page_offset > 0 && offset - page_offset >= SHORT_HEADER_LEN {
+        let rest = offset - page_offset - SHORT_HEADER_LEN;
+        let header = page_header(spec, segment_start.advance(page_offset), 0, rest);
+        let at = page_offset as usize;
+        bytes[at..at + header.len()].copy_from_slice(&header);
+    }
+    bytes.to_vec()
+}
+
+/// `XLogPageHeaderData`, or `XLogLongPageHeaderData` with [`LONG_HEADER`] in `flags`.
+fn page_header(spec: &TimelineSpec, address: Lsn, flags: u16, rest_of_record: u64) -> BytesMut {
+    let magic = PgMajor::from_number(spec.pg_major).map_or(0, PgMajor::wal_page_magic);
+    let contrecord = if rest_of_record > 0 { FIRST_IS_CONTRECORD } else { 0 };
+    let mut out = BytesMut::with_capacity(LONG_HEADER_LEN as usize);
+    out.put_u16_le(magic);
+    out.put_u16_le(flags | contrecord);
+    out.put_u32_le(spec.pg_tli.get());
+    out.put_u64_le(address.get());
+    out.put_u32_le(rest_of_record as u32);
+    out.put_u32_le(0);
+    if flags & LONG_HEADER != 0 {
+        out.put_u64_le(spec.system_id.get());
+        out.put_u32_le(spec.wal_segment_size.into());
+        out.put_u32_le(WAL_PAGE_LEN as u32);
+    }
+    out
+}
+
+/// The ancestor's bytes of the segment in which a branch begins, up to the branch point; `None` where they are not all kept.
+pub(crate) fn ancestor_bytes(names: &SegmentNames, start_lsn: Lsn, oldest: Lsn) -> Option<Bytes> {
+    let from = start_lsn.segment_start(names.size());
+    // The ancestor's own first segment is whole too: it begins with bytes of its ancestor or with synthetic headers.
+    if from.segment_number(names.size()) < oldest.segment_number(names.size()) {
+        return None;
+    }
+    let length = start_lsn.saturating_sub(from) as usize;
+    names.read(from, length).ok()
+}
+
+/// Whether `dir` holds a timeline.
+pub(crate) fn is_timeline_dir(dir: &Path) -> bool {
+    dir.join(crate::control_file::FILE_NAME).exists()
+}
