@@ -154,7 +154,8 @@ fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
     let entries = (0..entries)
         .map(|_| TermStart { term: Term::new(rest.get_u64_le()), lsn: Lsn::new(rest.get_u64_le()) })
         .collect();
-    let history = TermHistory::from_entries(entries).ok_or(Problem::Corrupt(FIXED_LEN, "the history is out of order"))?;
+    let history =
+        TermHistory::from_entries(entries).ok_or(Problem::Corrupt(FIXED_LEN, "the history is out of order"))?;
     if commit.end < start.end || start.end != spec.start_lsn {
         return Err(Problem::Corrupt(start_field_at, "the commit position is before the start"));
     }
@@ -182,17 +183,8 @@ fn take_spec(rest: &mut Bytes) -> Result<(TimelineSpec, usize), Problem> {
     let (start_lsn, prev_lsn) = (Lsn::new(rest.get_u64_le()), Lsn::new(rest.get_u64_le()));
     let ancestor = Ancestor { timeline: TimelineId::from_bytes(take_id(rest)), lsn: Lsn::new(rest.get_u64_le()) };
     let ancestor = (ancestor.timeline != TimelineId::NONE).then_some(ancestor);
-    let spec = TimelineSpec {
-        tenant,
-        timeline,
-        pg_major,
-        system_id,
-        pg_tli,
-        wal_segment_size,
-        start_lsn,
-        prev_lsn,
-        ancestor,
-    };
+    let spec =
+        TimelineSpec { tenant, timeline, pg_major, system_id, pg_tli, wal_segment_size, start_lsn, prev_lsn, ancestor };
     Ok((spec, 58))
 }
 

@@ -33,13 +33,33 @@ type Answer<T> = oneshot::Sender<Result<T, TimelineError>>;
 pub(crate) enum Command {
     Open(Answer<Arc<TimelineView>>),
     Status(Answer<TimelineStatus>),
-    Create { spec: TimelineSpec, before: Option<Bytes>, answer: Answer<()> },
+    Create {
+        spec: TimelineSpec,
+        before: Option<Bytes>,
+        answer: Answer<()>,
+    },
     Delete(Answer<()>),
-    Vote { vote: Vote, to: Replies },
-    Begin { begin: Begin, to: Replies },
+    Vote {
+        vote: Vote,
+        to: Replies,
+    },
+    Begin {
+        begin: Begin,
+        to: Replies,
+    },
     /// The permit bounds what a connection may have queued.
-    Append { append: Append, to: Replies, permit: OwnedSemaphorePermit },
-    ReadWal { id: u64, term: Term, from: Lsn, to: Lsn, replies: Replies },
+    Append {
+        append: Append,
+        to: Replies,
+        permit: OwnedSemaphorePermit,
+    },
+    ReadWal {
+        id: u64,
+        term: Term,
+        from: Lsn,
+        to: Lsn,
+        replies: Replies,
+    },
     Followed(Lsn),
 }
 
@@ -54,7 +74,9 @@ pub(crate) struct WorkerConfig {
 enum Slot {
     Loaded(Box<Timeline>),
     /// A write or fsync failed; only what was durable then can be trusted when it is loaded again.
-    Failed { durable: Lsn },
+    Failed {
+        durable: Lsn,
+    },
 }
 
 /// The state of the thread.

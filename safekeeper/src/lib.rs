@@ -1,1 +1,36 @@
-//! Makes WAL durable and streams it out.
+//! The safekeeper: makes WAL durable for writers, and streams what is committed to readers.
+//!
+//! ```text
+//!  agent, connector ──Vote, Begin, Append──► connection ──commands──► disk worker (thread)
+//!                   ◄──── durable up to ────     ▲                     │ Acceptor (ardent-quorum) says what to do
+//!                                                └────── replies ──────┤ write, write, write, one fsync
+//!                                                                      ▼
+//!  page server ◄──────── committed WAL ──────── follow ◄── DATA/TENANT/TIMELINE/{state, wal/0000...}
+//! ```
+//!
+//! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
+//! - Nothing is acknowledged before it is durable; one fsync serves all appends that queued up during the one before.
+//! - A timeline is owned by one thread; nobody else writes its files. Readers read committed bytes, which never change.
+//! - Past the end of the log its files hold zeros only.
+//! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
+//! - Memory is bounded: what a connection has queued, what a batch writes, and only timelines in use are loaded.
+//!
+//! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers.
+//!
+//! Start reading with [`Safekeeper::start`], then `disk_worker`, `timeline`, `wal_files`. Formats:
+//! `docs/formats/safekeeper-state.md`, `docs/formats/wal-service.md`. Protocol: `docs/quorum.md`.
+
+mod connection;
+mod control_file;
+mod disk_worker;
+mod failure;
+mod follow;
+mod registry;
+mod service;
+mod timeline;
+mod wal_files;
+
+pub use control_file::ControlFileError;
+pub use failure::TimelineError;
+pub use service::{Safekeeper, SafekeeperConfig, StartError};
+pub use wal_files::WalFileError;

@@ -29,7 +29,7 @@ pub(crate) struct TimelineView {
     pub(crate) spec: TimelineSpec,
     pub(crate) names: SegmentNames,
     /// End of the last committed record.
-    commit: watch::Sender<Lsn>,
+    commit: watch::Receiver<Lsn>,
     oldest: AtomicU64,
     durable: AtomicU64,
 }
@@ -37,7 +37,7 @@ pub(crate) struct TimelineView {
 impl TimelineView {
     /// The commit position as it moves; closed when the timeline goes away.
     pub(crate) fn commit(&self) -> watch::Receiver<Lsn> {
-        self.commit.subscribe()
+        self.commit.clone()
     }
 
     pub(crate) fn oldest_lsn(&self) -> Lsn {
@@ -56,6 +56,7 @@ pub(crate) struct Timeline {
     acceptor: Acceptor,
     files: WalFiles,
     view: Arc<TimelineView>,
+    commit: watch::Sender<Lsn>,
     /// The connection that appended last.
     writer: Option<Replies>,
     dirty: bool,
@@ -101,10 +102,11 @@ impl Timeline {
         let wal = wal_failure(timeline);
         let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit).map_err(&wal)?;
         let oldest = files.oldest(spec.start_lsn).map_err(&wal)?;
+        let (commit, committed) = watch::channel(state.commit.end);
         let view = TimelineView {
             spec,
             names,
-            commit: watch::Sender::new(state.commit.end),
+            commit: committed,
             oldest: AtomicU64::new(oldest.get()),
             durable: AtomicU64::new(0),
         };
@@ -114,6 +116,7 @@ impl Timeline {
             acceptor: Acceptor::recover(state, end),
             files,
             view: Arc::new(view),
+            commit,
             writer: None,
             dirty: false,
             last_used: Instant::now(),
@@ -204,7 +207,7 @@ impl Timeline {
                     self.files.write(start, &data).map_err(wal_failure(self.id()))?;
                 }
                 AcceptorEffect::Committed(commit) => {
-                    self.view.commit.send_replace(commit.end);
+                    self.commit.send_replace(commit.end);
                 }
                 AcceptorEffect::Reply(reply) => {
                     let response = self.response(reply);

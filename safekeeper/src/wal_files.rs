@@ -183,13 +183,7 @@ impl WalFiles {
         Ok((files, end))
     }
 
-    fn scan(
-        &self,
-        spec: &TimelineSpec,
-        major: PgMajor,
-        commit: RecordEnd,
-        limit: Lsn,
-    ) -> Result<Lsn, WalFileError> {
+    fn scan(&self, spec: &TimelineSpec, major: PgMajor, commit: RecordEnd, limit: Lsn) -> Result<Lsn, WalFileError> {
         let mut tracker = RecordBoundaryTracker::new(commit.end, major, spec.wal_segment_size);
         if commit.start.is_valid() {
             tracker = tracker.with_previous_record(commit.start);
@@ -270,9 +264,11 @@ impl WalFiles {
             let length = data.len().min((size.bytes() - offset) as usize);
             let open = self.segment(at.segment_number(size))?;
             open.dirty = true;
-            open.file
-                .write_all_at(&data[..length], offset)
-                .map_err(|source| WalFileError::Io { action: "write", path: open.path.clone(), source })?;
+            open.file.write_all_at(&data[..length], offset).map_err(|source| WalFileError::Io {
+                action: "write",
+                path: open.path.clone(),
+                source,
+            })?;
             at = at.advance(length as u64);
             data = &data[length..];
         }

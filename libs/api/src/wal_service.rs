@@ -677,11 +677,9 @@ impl Response {
             APPEND => {
                 Response::Append(AppendReply { term: take_term(&mut fields)?, flush_lsn: take_lsn(&mut fields)? })
             }
-            READ_WAL => Response::Wal {
-                id: fields.u64()?,
-                start: take_lsn(&mut fields)?,
-                bytes: take_wal(&mut fields)?,
-            },
+            READ_WAL => {
+                Response::Wal { id: fields.u64()?, start: take_lsn(&mut fields)?, bytes: take_wal(&mut fields)? }
+            }
             FOLLOW => Response::Chunk(WalChunk {
                 start: take_lsn(&mut fields)?,
                 commit_lsn: take_lsn(&mut fields)?,
@@ -768,7 +766,11 @@ mod tests {
             Response::Begin(BeginReply { attempt: 9, term, flush_lsn }),
             Response::Append(AppendReply { term, flush_lsn }),
             Response::Wal { id: 3, start: Lsn::new(5), bytes: Bytes::from_static(b"wal") },
-            Response::Chunk(WalChunk { start: Lsn::new(5), commit_lsn: Lsn::new(8), bytes: Bytes::from_static(b"wal") }),
+            Response::Chunk(WalChunk {
+                start: Lsn::new(5),
+                commit_lsn: Lsn::new(8),
+                bytes: Bytes::from_static(b"wal"),
+            }),
             Response::Manage { id: 1, reply: ManageReply::Done },
             Response::Error { id: 0, code: ErrorCode::Corrupt, message: "m".to_owned() },
         ]

@@ -1,0 +1,136 @@
+//! One connection to one safekeeper.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::frame::Frame;
+use ardent_api::wal_service::{Hello, PROTOCOL_VERSION, Request, Response};
+use ardent_types::{TenantId, TimelineId};
+
+use crate::error::ClientError;
+
+const READ_BUFFER_LEN: usize = 64 << 10;
+
+/// What a connection is bound to.
+#[derive(Clone)]
+pub(crate) struct Binding {
+    pub(crate) tenant: TenantId,
+    pub(crate) timeline: TimelineId,
+    pub(crate) token: String,
+}
+
+type ReadHalf = Box<dyn AsyncRead + Send + Unpin>;
+type WriteHalf = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// The receiving half.
+pub(crate) struct Receiver {
+    address: ServiceAddr,
+    stream: ReadHalf,
+    buffer: BytesMut,
+}
+
+/// The sending half.
+pub(crate) struct Sender {
+    address: ServiceAddr,
+    stream: WriteHalf,
+    buffer: BytesMut,
+}
+
+/// Connects and says hello.
+pub(crate) async fn connect(address: &ServiceAddr, binding: &Binding) -> Result<(Sender, Receiver), ClientError> {
+    let (read, write) = open(address).await?;
+    let mut sender = Sender { address: address.clone(), stream: write, buffer: BytesMut::new() };
+    let mut receiver =
+        Receiver { address: address.clone(), stream: read, buffer: BytesMut::with_capacity(READ_BUFFER_LEN) };
+    let hello = Request::Hello(Hello {
+        version: PROTOCOL_VERSION,
+        capabilities: 0,
+        tenant: binding.tenant,
+        timeline: binding.timeline,
+        token: binding.token.clone(),
+    });
+    sender.send(&hello).await?;
+    match receiver.next().await? {
+        Response::HelloOk { version: PROTOCOL_VERSION, .. } => Ok((sender, receiver)),
+        _ => Err(ClientError::unexpected(address)),
+    }
+}
+
+async fn open(address: &ServiceAddr) -> Result<(ReadHalf, WriteHalf), ClientError> {
+    let failed = |source| ClientError::Connect { address: address.clone(), source: Arc::new(source) };
+    match address {
+        ServiceAddr::Unix(path) => {
+            let (read, write) = UnixStream::connect(path).await.map_err(failed)?.into_split();
+            Ok((Box::new(read), Box::new(write)))
+        }
+        ServiceAddr::Tcp(host_port) => {
+            let stream = TcpStream::connect(host_port).await.map_err(failed)?;
+            if !stream.peer_addr().map_err(failed)?.ip().is_loopback() {
+                return Err(ClientError::OffHost { address: address.clone() });
+            }
+            stream.set_nodelay(true).map_err(failed)?;
+            let (read, write) = stream.into_split();
+            Ok((Box::new(read), Box::new(write)))
+        }
+    }
+}
+
+impl Receiver {
+    /// The next message; an error message is an error. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Response, ClientError> {
+        loop {
+            let decoded = Frame::take(&mut self.buffer).map_err(|error| ClientError::decode(&self.address, &error))?;
+            if let Some(frame) = decoded {
+                let response = Response::decode(frame).map_err(|error| ClientError::decode(&self.address, &error))?;
+                return match response {
+                    Response::Error { code, message, .. } => {
+                        Err(ClientError::Answer { address: self.address.clone(), code, message })
+                    }
+                    response => Ok(response),
+                };
+            }
+            if self.buffer.capacity() - self.buffer.len() < READ_BUFFER_LEN / 4 {
+                self.buffer.reserve(READ_BUFFER_LEN);
+            }
+            let lost = |source| ClientError::Lost { address: self.address.clone(), source };
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) => return Err(lost(None)),
+                Ok(_) => {}
+                Err(error) => return Err(lost(Some(Arc::new(error)))),
+            }
+        }
+    }
+
+    pub(crate) fn unexpected(&self) -> ClientError {
+        ClientError::unexpected(&self.address)
+    }
+}
+
+impl Sender {
+    /// Adds a message to those that [`Sender::flush`] sends.
+    pub(crate) fn queue(&mut self, request: &Request) {
+        request.encode(&mut self.buffer);
+    }
+
+    /// Bytes queued.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Sends what is queued. Not cancel-safe.
+    pub(crate) async fn flush(&mut self) -> Result<(), ClientError> {
+        let sent = self.stream.write_all(&self.buffer).await;
+        self.buffer.clear();
+        sent.map_err(|error| ClientError::Lost { address: self.address.clone(), source: Some(Arc::new(error)) })
+    }
+
+    /// Sends one message.
+    pub(crate) async fn send(&mut self, request: &Request) -> Result<(), ClientError> {
+        self.queue(request);
+        self.flush().await
+    }
+}

@@ -1,0 +1,142 @@
+//! What can go wrong with a safekeeper, or with a quorum of them.
+
+use std::sync::Arc;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::frame::DecodeError;
+use ardent_api::wal_service::ErrorCode;
+use ardent_types::{Lsn, Term, TimelineId};
+
+/// A safekeeper cannot be talked to, or says no.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ClientError {
+    /// Not reached.
+    #[error("cannot reach the safekeeper at {address}")]
+    Connect {
+        /// Which.
+        address: ServiceAddr,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// The connection broke.
+    #[error("lost the connection to the safekeeper at {address}")]
+    Lost {
+        /// Which.
+        address: ServiceAddr,
+        /// Why; absent: it closed the connection.
+        source: Option<Arc<std::io::Error>>,
+    },
+    /// It sends what is not a message, or not an answer to the question.
+    #[error("the safekeeper at {address} does not speak the protocol: {what}")]
+    Protocol {
+        /// Which.
+        address: ServiceAddr,
+        /// What is wrong.
+        what: String,
+    },
+    /// It answered with an error.
+    #[error("the safekeeper at {address} says: {message}")]
+    Answer {
+        /// Which.
+        address: ServiceAddr,
+        /// Kind.
+        code: ErrorCode,
+        /// Its message.
+        message: String,
+    },
+    /// It is on another host, and tokens and WAL are not sent off this host in the clear.
+    #[error("the safekeeper at {address} is not on this host; use a Unix socket or a loopback address")]
+    OffHost {
+        /// Which.
+        address: ServiceAddr,
+    },
+}
+
+impl ClientError {
+    /// Whether the same may succeed a little later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            ClientError::Connect { .. } | ClientError::Lost { .. } => true,
+            ClientError::Protocol { .. } | ClientError::OffHost { .. } => false,
+            ClientError::Answer { code, .. } => code.is_retryable(),
+        }
+    }
+
+    /// The safekeeper's error code, where it gave one.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            ClientError::Answer { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn decode(address: &ServiceAddr, error: &DecodeError) -> Self {
+        ClientError::Protocol { address: address.clone(), what: error.to_string() }
+    }
+
+    pub(crate) fn unexpected(address: &ServiceAddr) -> Self {
+        ClientError::Protocol { address: address.clone(), what: "an answer to another question".to_owned() }
+    }
+}
+
+/// A writer could not be elected, or cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProposerError {
+    /// Another writer holds a higher term: whatever this one has not seen flushed must be taken for lost.
+    #[error("another writer took timeline {timeline} over in term {term}")]
+    Fenced {
+        /// Which.
+        timeline: TimelineId,
+        /// The other's term, or one after it.
+        term: Term,
+    },
+    /// Too few safekeepers answer.
+    #[error("timeline {timeline}: fewer than {needed} of {safekeepers} safekeepers can be used")]
+    NoQuorum {
+        /// Which.
+        timeline: TimelineId,
+        /// How many are needed.
+        needed: usize,
+        /// How many there are.
+        safekeepers: usize,
+        /// What the last of those that cannot be used said.
+        #[source]
+        source: Option<ClientError>,
+    },
+    /// The safekeepers' logs cannot come from one history.
+    #[error("timeline {timeline}: {what}")]
+    Contradiction {
+        /// Which.
+        timeline: TimelineId,
+        /// What was seen.
+        what: String,
+    },
+    /// WAL that was to be appended is not WAL, or the log's tail on the safekeepers is not.
+    #[error("timeline {timeline}: bad WAL: {what}")]
+    BadWal {
+        /// Which.
+        timeline: TimelineId,
+        /// What was seen.
+        what: String,
+    },
+    /// WAL that was to be appended does not start where the log ends.
+    #[error("timeline {timeline}: the log ends at {expected}, WAL from {given} cannot be appended")]
+    Gap {
+        /// Which.
+        timeline: TimelineId,
+        /// End of the log.
+        expected: Lsn,
+        /// Where the WAL starts.
+        given: Lsn,
+    },
+    /// The caller ended it.
+    #[error("the writer was stopped")]
+    Stopped,
+}
+
+impl ProposerError {
+    /// Whether a new election may succeed a little later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, ProposerError::NoQuorum { source, .. } if source.as_ref().is_none_or(ClientError::is_retryable))
+    }
+}

@@ -1,0 +1,78 @@
+//! Timelines of a safekeeper: create, delete, look at.
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::wal_service::{ManageReply, ManageRequest, Request, Response, TimelineSpec, TimelineStatus};
+use ardent_types::{TenantId, TimelineId};
+
+use crate::connection::{Binding, Receiver, Sender, connect};
+use crate::error::ClientError;
+
+/// A connection for management, bound to a tenant. One request at a time.
+pub struct SafekeeperClient {
+    address: ServiceAddr,
+    sender: Sender,
+    receiver: Receiver,
+    next_id: u64,
+}
+
+impl SafekeeperClient {
+    /// Connects. The token must allow the tenant; creating and deleting need management rights.
+    pub async fn connect(address: &ServiceAddr, tenant: TenantId, token: &str) -> Result<Self, ClientError> {
+        Self::connect_to_timeline(address, tenant, TimelineId::NONE, token).await
+    }
+
+    /// Connects with a token that is bound to one timeline: only requests about that timeline are allowed.
+    pub async fn connect_to_timeline(
+        address: &ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+        token: &str,
+    ) -> Result<Self, ClientError> {
+        let binding = Binding { tenant, timeline, token: token.to_owned() };
+        let (sender, receiver) = connect(address, &binding).await?;
+        Ok(SafekeeperClient { address: address.clone(), sender, receiver, next_id: 1 })
+    }
+
+    async fn ask(&mut self, request: ManageRequest) -> Result<ManageReply, ClientError> {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.sender.send(&Request::Manage { id, request }).await?;
+        match self.receiver.next().await? {
+            Response::Manage { id: answered, reply } if answered == id => Ok(reply),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    async fn ask_done(&mut self, request: ManageRequest) -> Result<(), ClientError> {
+        match self.ask(request).await? {
+            ManageReply::Done => Ok(()),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// Makes a timeline. The same specification again is no error.
+    pub async fn create_timeline(&mut self, spec: TimelineSpec) -> Result<(), ClientError> {
+        self.ask_done(ManageRequest::CreateTimeline { spec }).await
+    }
+
+    /// Forgets a timeline and its WAL. One that does not exist is no error.
+    pub async fn delete_timeline(&mut self, timeline: TimelineId) -> Result<(), ClientError> {
+        self.ask_done(ManageRequest::DeleteTimeline { timeline }).await
+    }
+
+    /// Facts about a timeline.
+    pub async fn status(&mut self, timeline: TimelineId) -> Result<TimelineStatus, ClientError> {
+        match self.ask(ManageRequest::TimelineStatus { timeline }).await? {
+            ManageReply::Timeline(status) => Ok(status),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// The tenant's timelines.
+    pub async fn list(&mut self) -> Result<Vec<TimelineId>, ClientError> {
+        match self.ask(ManageRequest::ListTimelines).await? {
+            ManageReply::Timelines { timelines } => Ok(timelines),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! One client's connection: decode, check rights, pass on, send what comes back.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, mpsc};
+
+use ardent_api::frame::{DecodeError, Frame};
+use ardent_api::token::{Claims, Rights, Service, TokenVerifier};
+use ardent_api::wal_service::{ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response};
+use ardent_types::TimelineId;
+
+use crate::disk_worker::{Command, Key};
+use crate::failure::TimelineError;
+use crate::follow;
+use crate::registry::Registry;
+use crate::timeline::Replies;
+
+/// A client must have said hello after this long.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// WAL that one connection may have waiting for the disk, in bytes.
+const QUEUED_BYTES_MAX: usize = 8 << 20;
+const READ_BUFFER_LEN: usize = 64 << 10;
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) registry: Registry,
+    pub(crate) verifier: TokenVerifier,
+}
+
+impl Shared {
+    /// Checks a token; the error is the text for the client.
+    pub(crate) fn verify(&self, token: &str) -> Result<Claims, String> {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.verifier.verify(token, now_s).map_err(|error| error.to_string())
+    }
+}
+
+/// Why a connection ended, where it did not just close.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    #[error("the connection failed")]
+    Io(#[from] std::io::Error),
+    #[error("a message cannot be read")]
+    Decode(#[from] DecodeError),
+    #[error("no hello came in time")]
+    NoHello,
+    #[error("{0}")]
+    Refused(String),
+    #[error("request failed: {0}")]
+    Failed(String),
+}
+
+/// The reading half with what has been read ahead.
+pub(crate) struct Frames<R> {
+    stream: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Frames<R> {
+    pub(crate) fn new(stream: R) -> Self {
+        Frames { stream, buffer: BytesMut::with_capacity(READ_BUFFER_LEN) }
+    }
+
+    /// The next frame, `None` when the client has closed. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        loop {
+            if let Some(frame) = Frame::take(&mut self.buffer)? {
+                return Ok(Some(frame));
+            }
+            if self.buffer.capacity() - self.buffer.len() < READ_BUFFER_LEN / 4 {
+                self.buffer.reserve(READ_BUFFER_LEN);
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Serves one connection until either side ends it.
+pub(crate) async fn serve<R, W>(shared: Arc<Shared>, reader: R, mut writer: W) -> Result<(), ConnectionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut frames = Frames::new(reader);
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, frames.next()).await {
+        Err(_) => return Err(ConnectionError::NoHello),
+        Ok(frame) => match frame? {
+            None => return Ok(()),
+            Some(frame) => Request::decode(frame)?,
+        },
+    };
+    let session = match Session::open(shared, hello) {
+        Ok(session) => session,
+        Err(message) => {
+            let refusal = Response::Error { id: 0, code: ErrorCode::Refused, message: message.clone() };
+            send(&mut writer, &refusal).await?;
+            return Err(ConnectionError::Refused(message));
+        }
+    };
+    send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities: 0 }).await?;
+    session.run(frames, writer).await
+}
+
+async fn send<W: AsyncWrite + Unpin>(writer: &mut W, response: &Response) -> Result<(), ConnectionError> {
+    let mut out = BytesMut::new();
+    response.encode(&mut out);
+    writer.write_all(&out).await?;
+    Ok(())
+}
+
+/// A connection after its hello.
+struct Session {
+    shared: Arc<Shared>,
+    claims: Claims,
+    key: Key,
+    replies: Replies,
+    answers: mpsc::UnboundedReceiver<Response>,
+    queued: Arc<Semaphore>,
+}
+
+enum Next {
+    Continue,
+    Follow(ardent_types::Lsn),
+}
+
+impl Session {
+    fn open(shared: Arc<Shared>, hello: Request) -> Result<Session, String> {
+        let Request::Hello(Hello { version, tenant, timeline, token, .. }) = hello else {
+            return Err("the first message must be a hello".to_owned());
+        };
+        if version != PROTOCOL_VERSION {
+            return Err(format!("protocol version {version} is not spoken here, version {PROTOCOL_VERSION} is"));
+        }
+        let claims = shared.verify(&token)?;
+        claims.allow(Service::Safekeeper, tenant, timeline, Rights::Read).map_err(|error| error.to_string())?;
+        let (replies, answers) = mpsc::unbounded_channel();
+        let queued = Arc::new(Semaphore::new(QUEUED_BYTES_MAX));
+        Ok(Session { shared, claims, key: (tenant, timeline), replies, answers, queued })
+    }
+
+    fn check_rights(&self, timeline: TimelineId, rights: Rights) -> Result<(), Response> {
+        self.claims.allow(Service::Safekeeper, self.key.0, timeline, rights).map_err(|error| Response::Error {
+            id: 0,
+            code: ErrorCode::Refused,
+            message: error.to_string(),
+        })
+    }
+
+    async fn run<R, W>(mut self, mut frames: Frames<R>, mut writer: W) -> Result<(), ConnectionError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let mut out = BytesMut::new();
+        loop {
+            tokio::select! {
+                biased;
+                answer = self.answers.recv() => {
+                    let mut answer = answer.expect("the session holds a sender");
+                    loop {
+                        answer.encode(&mut out);
+                        if let Some(failure) = failure_that_closes(&answer) {
+                            writer.write_all(&out).await?;
+                            return Err(failure);
+                        }
+                        match self.answers.try_recv() {
+                            Ok(another) => answer = another,
+                            Err(_) => break,
+                        }
+                    }
+                    writer.write_all(&out).await?;
+                    out.clear();
+                }
+                frame = frames.next() => {
+                    let Some(frame) = frame? else { return Ok(()) };
+                    match self.handle(Request::decode(frame)?).await {
+                        Ok(Next::Continue) => {}
+                        Ok(Next::Follow(from)) => {
+                            return follow::serve(&self.shared, self.key, &self.claims, from, frames, writer).await;
+                        }
+                        Err(response) => {
+                            // Through the queue, so that answers that are on their way come first.
+                            let _ = self.replies.send(response);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a request on. An error is the answer.
+    async fn handle(&self, request: Request) -> Result<Next, Response> {
+        let key = self.key;
+        let to = || self.replies.clone();
+        let command = match request {
+            Request::Hello(_) => return Err(invalid(0, "a second hello")),
+            Request::Manage { id, request } => {
+                let reply = self.manage(request).await.map_err(|failure| failure.response(id))?;
+                let _ = self.replies.send(Response::Manage { id, reply });
+                return Ok(Next::Continue);
+            }
+            Request::Follow { from } => {
+                self.check_rights(key.1, Rights::Read)?;
+                return Ok(Next::Follow(from));
+            }
+            Request::Vote(vote) => Command::Vote { vote, to: to() },
+            Request::Begin(begin) => Command::Begin { begin, to: to() },
+            Request::Append(append) => {
+                let permits = u32::try_from(append.data.len()).expect("WAL fits a frame").max(1);
+                let permit = Arc::clone(&self.queued).acquire_many_owned(permits).await;
+                let permit = permit.expect("the semaphore is never closed");
+                Command::Append { append, to: to(), permit }
+            }
+            Request::ReadWal { id, term, from, to: end } => Command::ReadWal { id, term, from, to: end, replies: to() },
+            Request::Position { durable_lsn } => Command::Followed(durable_lsn),
+        };
+        self.check_rights(key.1, Rights::Write)?;
+        self.shared.registry.send(key, command).map_err(|error| error.response(0))?;
+        Ok(Next::Continue)
+    }
+
+    async fn manage(&self, request: ManageRequest) -> Result<ManageReply, ManageFailure> {
+        let tenant = self.key.0;
+        let registry = &self.shared.registry;
+        match request {
+            ManageRequest::CreateTimeline { spec } => {
+                self.check_rights(spec.timeline, Rights::Manage)?;
+                if spec.tenant != tenant {
+                    return Err(ManageFailure::Response(invalid(0, "the timeline is of another tenant")));
+                }
+                registry.create(spec).await?;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::DeleteTimeline { timeline } => {
+                self.check_rights(timeline, Rights::Manage)?;
+                registry.delete((tenant, timeline)).await?;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::TimelineStatus { timeline } => {
+                self.check_rights(timeline, Rights::Read)?;
+                Ok(ManageReply::Timeline(registry.status((tenant, timeline)).await?))
+            }
+            ManageRequest::ListTimelines => {
+                self.check_rights(TimelineId::NONE, Rights::Read)?;
+                let timelines = registry.list(tenant).await.map_err(|error| {
+                    ManageFailure::Response(Response::Error {
+                        id: 0,
+                        code: ErrorCode::Unavailable,
+                        message: format!("the data folder cannot be listed: {error}"),
+                    })
+                })?;
+                Ok(ManageReply::Timelines { timelines })
+            }
+        }
+    }
+}
+
+enum ManageFailure {
+    Timeline(TimelineError),
+    Response(Response),
+}
+
+impl From<TimelineError> for ManageFailure {
+    fn from(error: TimelineError) -> Self {
+        ManageFailure::Timeline(error)
+    }
+}
+
+impl From<Response> for ManageFailure {
+    fn from(response: Response) -> Self {
+        ManageFailure::Response(response)
+    }
+}
+
+impl ManageFailure {
+    fn response(self, id: u64) -> Response {
+        match self {
+            ManageFailure::Timeline(error) => error.response(id),
+            ManageFailure::Response(Response::Error { code, message, .. }) => Response::Error { id, code, message },
+            ManageFailure::Response(other) => other,
+        }
+    }
+}
+
+fn invalid(id: u64, message: &str) -> Response {
+    Response::Error { id, code: ErrorCode::Invalid, message: message.to_owned() }
+}
+
+/// Failures that belong to no request by id end the connection: what was sent after them cannot be right either.
+fn failure_that_closes(answer: &Response) -> Option<ConnectionError> {
+    match answer {
+        Response::Error { id: 0, message, .. } => Some(ConnectionError::Failed(message.clone())),
+        _ => None,
+    }
+}

@@ -1,0 +1,122 @@
+//! Committed WAL, streamed to a follower as it comes.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::watch;
+
+use ardent_api::token::{Claims, Rights, Service};
+use ardent_api::wal_service::{ErrorCode, Request, Response, WAL_LEN_MAX, WalChunk};
+use ardent_types::Lsn;
+
+use crate::connection::{ConnectionError, Frames, Shared};
+use crate::disk_worker::{Command, Key};
+use crate::failure::TimelineError;
+use crate::timeline::TimelineView;
+
+/// WAL this close to the commit position was written a moment ago and is in the page cache: reading it does not block.
+const CACHED_TAIL_BYTES: u64 = 4 << 20;
+
+/// A position in a timeline's committed WAL. What it gives never changes later.
+pub(crate) struct CommittedWal {
+    view: Arc<TimelineView>,
+    commit: watch::Receiver<Lsn>,
+    at: Lsn,
+}
+
+impl CommittedWal {
+    /// Starts at `from`, which must be kept and not past the commit position.
+    pub(crate) fn open(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
+        let commit = view.commit();
+        let end_lsn = *commit.borrow();
+        let oldest_lsn = view.oldest_lsn();
+        if from < oldest_lsn || from > end_lsn {
+            return Err(TimelineError::OutOfRange { timeline: view.spec.timeline, lsn: from, oldest_lsn, end_lsn });
+        }
+        Ok(CommittedWal { view, commit, at: from })
+    }
+
+    /// The next bytes and the commit position, as soon as there are any. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Result<WalChunk, TimelineError> {
+        let at = self.at;
+        let waited = self.commit.wait_for(|commit| *commit > at).await;
+        let commit_lsn = *waited.map_err(|_| TimelineError::Stopping)?;
+        let length = commit_lsn.saturating_sub(at).min(WAL_LEN_MAX as u64) as usize;
+        let bytes = self.read(commit_lsn, length).await?;
+        self.at = at.advance(bytes.len() as u64);
+        Ok(WalChunk { start: at, commit_lsn, bytes })
+    }
+
+    async fn read(&self, commit: Lsn, length: usize) -> Result<Bytes, TimelineError> {
+        let at = self.at;
+        let read = if commit.saturating_sub(at) <= CACHED_TAIL_BYTES {
+            self.view.names.read(at, length)
+        } else {
+            let view = Arc::clone(&self.view);
+            let read = tokio::task::spawn_blocking(move || view.names.read(at, length)).await;
+            read.map_err(|_| TimelineError::Stopping)?
+        };
+        read.map_err(|source| TimelineError::Wal { timeline: self.view.spec.timeline, source })
+    }
+}
+
+/// Streams from `from` until either side ends the connection.
+pub(crate) async fn serve<R, W>(
+    shared: &Shared,
+    key: Key,
+    claims: &Claims,
+    from: Lsn,
+    mut frames: Frames<R>,
+    mut writer: W,
+) -> Result<(), ConnectionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut out = BytesMut::new();
+    let opened = shared.registry.open(key).await.and_then(|view| CommittedWal::open(view, from));
+    let mut wal = match opened {
+        Ok(wal) => wal,
+        Err(error) => return fail(&mut writer, error.response(0)).await,
+    };
+    // The commit position is told at once, so that a follower that is up to date knows it.
+    let commit_lsn = *wal.commit.borrow();
+    Response::Chunk(WalChunk { start: from, commit_lsn, bytes: Bytes::new() }).encode(&mut out);
+    loop {
+        writer.write_all(&out).await?;
+        out.clear();
+        tokio::select! {
+            chunk = wal.next() => match chunk {
+                Ok(chunk) => Response::Chunk(chunk).encode(&mut out),
+                Err(error) => return fail(&mut writer, error.response(0)).await,
+            },
+            frame = frames.next() => {
+                let Some(frame) = frame? else { return Ok(()) };
+                if let Some(refusal) = position(shared, key, claims, Request::decode(frame)?) {
+                    return fail(&mut writer, refusal).await;
+                }
+            }
+        }
+    }
+}
+
+/// A follower says how far it is. Trimming rests on it, so it needs write rights.
+fn position(shared: &Shared, key: Key, claims: &Claims, request: Request) -> Option<Response> {
+    let refuse = |code, message: String| Some(Response::Error { id: 0, code, message });
+    let Request::Position { durable_lsn } = request else {
+        return refuse(ErrorCode::Invalid, "a follower sends nothing but positions".to_owned());
+    };
+    match claims.allow(Service::Safekeeper, key.0, key.1, Rights::Write) {
+        Err(error) => refuse(ErrorCode::Refused, format!("a position was sent, but {error}")),
+        Ok(()) => shared.registry.send(key, Command::Followed(durable_lsn)).err().map(|error| error.response(0)),
+    }
+}
+
+async fn fail<W: AsyncWrite + Unpin>(writer: &mut W, response: Response) -> Result<(), ConnectionError> {
+    let mut out = BytesMut::new();
+    response.encode(&mut out);
+    writer.write_all(&out).await?;
+    let Response::Error { message, .. } = response else { return Ok(()) };
+    Err(ConnectionError::Failed(message))
+}

@@ -1,0 +1,125 @@
+//! Which worker owns which timeline; requests to workers as async calls.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc as queue;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use ardent_api::wal_service::{TimelineSpec, TimelineStatus};
+use ardent_pg_format::PgMajor;
+use ardent_types::{TenantId, TimelineId};
+
+use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
+use crate::failure::TimelineError;
+use crate::timeline::TimelineView;
+use crate::wal_files::{ancestor_bytes, is_timeline_dir};
+
+/// The way to all timelines. When it is dropped, the workers save what they have and end.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    data_dir: PathBuf,
+    workers: Vec<queue::Sender<(Key, Command)>>,
+}
+
+impl Registry {
+    /// Starts the workers.
+    pub(crate) fn start(config: &WorkerConfig, workers: usize) -> io::Result<(Registry, Vec<JoinHandle<()>>)> {
+        let mut senders = Vec::with_capacity(workers);
+        let mut threads = Vec::with_capacity(workers);
+        for number in 0..workers {
+            let (sender, receiver) = queue::channel();
+            let worker = DiskWorker::new(config.clone());
+            let thread = std::thread::Builder::new().name(format!("wal-disk-{number}"));
+            threads.push(thread.spawn(move || worker.run(&receiver))?);
+            senders.push(sender);
+        }
+        Ok((Registry { data_dir: config.data_dir.clone(), workers: senders }, threads))
+    }
+
+    /// Gives a command to the timeline's worker.
+    pub(crate) fn send(&self, key: Key, command: Command) -> Result<(), TimelineError> {
+        let bytes = key.1.as_bytes();
+        let number = bytes.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
+        self.workers[number % self.workers.len()].send((key, command)).map_err(|_| TimelineError::Stopping)
+    }
+
+    async fn ask<T>(
+        &self,
+        key: Key,
+        command: impl FnOnce(oneshot::Sender<Result<T, TimelineError>>) -> Command,
+    ) -> Result<T, TimelineError> {
+        let (sender, answer) = oneshot::channel();
+        self.send(key, command(sender))?;
+        answer.await.map_err(|_| TimelineError::Stopping)?
+    }
+
+    pub(crate) async fn open(&self, key: Key) -> Result<std::sync::Arc<TimelineView>, TimelineError> {
+        self.ask(key, Command::Open).await
+    }
+
+    pub(crate) async fn status(&self, key: Key) -> Result<TimelineStatus, TimelineError> {
+        self.ask(key, Command::Status).await
+    }
+
+    pub(crate) async fn delete(&self, key: Key) -> Result<(), TimelineError> {
+        self.ask(key, Command::Delete).await
+    }
+
+    /// Makes a timeline; its first segment begins with its ancestor's bytes, if they are here and committed.
+    pub(crate) async fn create(&self, spec: TimelineSpec) -> Result<(), TimelineError> {
+        check_spec(&spec)?;
+        let before = self.ancestor_bytes(&spec).await;
+        let key = (spec.tenant, spec.timeline);
+        self.ask(key, |answer| Command::Create { spec, before, answer }).await
+    }
+
+    async fn ancestor_bytes(&self, spec: &TimelineSpec) -> Option<Bytes> {
+        let ancestor = spec.ancestor?;
+        let view = self.open((spec.tenant, ancestor.timeline)).await.ok()?;
+        let same = view.spec.wal_segment_size == spec.wal_segment_size && view.spec.pg_tli == spec.pg_tli;
+        if !same || *view.commit().borrow() < spec.start_lsn {
+            return None;
+        }
+        let (start_lsn, oldest) = (spec.start_lsn, view.oldest_lsn());
+        tokio::task::spawn_blocking(move || ancestor_bytes(&view.names, start_lsn, oldest)).await.ok()?
+    }
+
+    /// The timelines of a tenant.
+    pub(crate) async fn list(&self, tenant: TenantId) -> io::Result<Vec<TimelineId>> {
+        let dir = self.data_dir.join(tenant.to_string());
+        let list = move || {
+            let entries = match std::fs::read_dir(&dir) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+                entries => entries?,
+            };
+            let mut timelines = Vec::new();
+            for entry in entries {
+                let entry = entry?;
+                let id: Option<TimelineId> = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                timelines.extend(id.filter(|_| is_timeline_dir(&entry.path())));
+            }
+            Ok(timelines)
+        };
+        tokio::task::spawn_blocking(list).await.map_err(io::Error::other)?
+    }
+}
+
+fn check_spec(spec: &TimelineSpec) -> Result<(), TimelineError> {
+    let bad = |what| Err(TimelineError::BadSpec { timeline: spec.timeline, what });
+    if spec.timeline == TimelineId::NONE || spec.tenant == TenantId::NONE {
+        return bad("its id or its tenant's is missing");
+    }
+    if PgMajor::from_number(spec.pg_major).is_none() {
+        return bad("this build does not know its major version of Postgres");
+    }
+    if !spec.start_lsn.is_valid() || spec.start_lsn.align_up_8() != spec.start_lsn {
+        return bad("its start is not a record boundary");
+    }
+    if spec.prev_lsn >= spec.start_lsn {
+        return bad("the record before its start begins after it");
+    }
+    Ok(())
+}

@@ -1,0 +1,279 @@
+//! The running service: listeners, connections, workers, and their end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::ToSocketAddrs as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::token::TokenVerifier;
+
+use crate::connection::{self, Shared};
+use crate::disk_worker::WorkerConfig;
+use crate::registry::Registry;
+
+/// How a safekeeper runs.
+#[derive(Clone, Debug)]
+pub struct SafekeeperConfig {
+    /// Its folder; made if it is not there. One process at a time.
+    pub data_dir: PathBuf,
+    /// Where it listens; TCP only on this host. Port 0 is any free one, see [`Safekeeper::addresses`].
+    pub listen: Vec<ServiceAddr>,
+    /// Checks tokens.
+    pub verifier: TokenVerifier,
+    /// Threads that write and fsync.
+    pub disk_workers: usize,
+    /// WAL this close to the commit position is kept even where nobody needs it any more, in bytes.
+    pub wal_keep_bytes: u64,
+    /// A timeline that nobody has used for this long takes no memory.
+    pub unload_after: Duration,
+}
+
+impl SafekeeperConfig {
+    /// A configuration with everything but the necessary at its default.
+    pub fn new(data_dir: PathBuf, listen: Vec<ServiceAddr>, verifier: TokenVerifier) -> Self {
+        SafekeeperConfig {
+            data_dir,
+            listen,
+            verifier,
+            disk_workers: 4,
+            wal_keep_bytes: 32 << 20,
+            unload_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A safekeeper cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its folder.
+    #[error("cannot use the safekeeper's data folder {path}")]
+    DataDir {
+        /// The folder or a file in it.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process has it.
+    #[error("another safekeeper uses the data folder {path}; stop that one first")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An address.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: ServiceAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// An address that others can reach.
+    #[error(
+        "{address} is not on this host; the WAL service is not encrypted and listens on loopback and Unix sockets only"
+    )]
+    OffHost {
+        /// Which.
+        address: ServiceAddr,
+    },
+    /// A thread.
+    #[error("cannot start a disk thread")]
+    Thread(#[source] io::Error),
+}
+
+/// A running safekeeper.
+#[derive(Debug)]
+pub struct Safekeeper {
+    addresses: Vec<ServiceAddr>,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+    threads: Vec<JoinHandle<()>>,
+    _lock: Flock<File>,
+}
+
+impl Safekeeper {
+    /// Starts serving. Everything ends when `cancel` is cancelled or [`Safekeeper::shutdown`] is called.
+    pub async fn start(config: SafekeeperConfig, cancel: CancellationToken) -> Result<Safekeeper, StartError> {
+        let lock = prepare_data_dir(&config.data_dir)?;
+        let mut listeners = Vec::with_capacity(config.listen.len());
+        for address in &config.listen {
+            listeners.push(Listener::bind(address).await?);
+        }
+        let worker = WorkerConfig {
+            data_dir: config.data_dir.clone(),
+            keep_bytes: config.wal_keep_bytes,
+            unload_after: config.unload_after,
+        };
+        let (registry, threads) = Registry::start(&worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
+        let shared = Arc::new(Shared { registry, verifier: config.verifier });
+        let tasks = TaskTracker::new();
+        let cancel = cancel.child_token();
+        let addresses = listeners.iter().map(|listener| listener.address.clone()).collect();
+        for listener in listeners {
+            tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
+        }
+        tasks.close();
+        Ok(Safekeeper { addresses, cancel, tasks, threads, _lock: lock })
+    }
+
+    /// Where it listens, with real port numbers.
+    pub fn addresses(&self) -> &[ServiceAddr] {
+        &self.addresses
+    }
+
+    /// Ends all connections, saves what is in memory, joins all threads.
+    pub async fn shutdown(self) {
+        self.cancel.cancel();
+        self.join().await;
+    }
+
+    /// Waits for the end, which `cancel` brings.
+    pub async fn join(self) {
+        // The last connection drops the registry, and with it the queues that keep the threads going.
+        self.tasks.wait().await;
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            for thread in threads {
+                if thread.join().is_err() {
+                    tracing::error!("a disk thread panicked");
+                }
+            }
+        });
+        if joined.await.is_err() {
+            tracing::error!("joining the disk threads failed");
+        }
+        for address in &self.addresses {
+            if let ServiceAddr::Unix(path) = address {
+                // It may be gone already; the next start replaces it anyway.
+                let _ = fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Makes the folder, takes its lock, removes what an interrupted creation or deletion left.
+fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| StartError::DataDir { path, source }
+    };
+    fs::create_dir_all(dir).map_err(failed(dir))?;
+    let lock_path = dir.join("lock");
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).open(&lock_path).map_err(failed(&lock_path))?;
+    let lock =
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::InUse { path: dir.to_owned() })?;
+    remove_leftovers(dir).map_err(failed(dir))?;
+    Ok(lock)
+}
+
+fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for tenant in fs::read_dir(dir)? {
+        let tenant = tenant?.path();
+        if !tenant.is_dir() {
+            continue;
+        }
+        for entry in fs::read_dir(&tenant)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let is_leftover =
+                name.to_str().is_some_and(|name| name.starts_with(".creating-") || name.starts_with(".deleted-"));
+            if is_leftover {
+                fs::remove_dir_all(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Socket {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+struct Listener {
+    address: ServiceAddr,
+    socket: Socket,
+}
+
+impl Listener {
+    async fn bind(address: &ServiceAddr) -> Result<Listener, StartError> {
+        let failed = |source| StartError::Listen { address: address.clone(), source };
+        match address {
+            ServiceAddr::Unix(path) => {
+                // A socket that a killed process left behind; the folder's lock says that no other is alive.
+                if let Err(error) = fs::remove_file(path)
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    return Err(failed(error));
+                }
+                let socket = UnixListener::bind(path).map_err(failed)?;
+                Ok(Listener { address: address.clone(), socket: Socket::Unix(socket) })
+            }
+            ServiceAddr::Tcp(host_port) => {
+                let resolved: Vec<_> = host_port.to_socket_addrs().map_err(failed)?.collect();
+                if !resolved.iter().all(|at| at.ip().is_loopback()) {
+                    return Err(StartError::OffHost { address: address.clone() });
+                }
+                let socket = TcpListener::bind(&resolved[..]).await.map_err(failed)?;
+                let address = ServiceAddr::Tcp(socket.local_addr().map_err(failed)?.to_string());
+                Ok(Listener { address, socket: Socket::Tcp(socket) })
+            }
+        }
+    }
+
+    async fn accept_all(self, shared: Arc<Shared>, tasks: TaskTracker, cancel: CancellationToken) {
+        loop {
+            let accepted = tokio::select! {
+                () = cancel.cancelled() => return,
+                accepted = self.accept_one(&shared, &tasks, &cancel) => accepted,
+            };
+            if let Err(error) = accepted {
+                // Out of file descriptors, mostly: give connections time to end.
+                tracing::warn!(%error, address = %self.address, "cannot accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+
+    async fn accept_one(
+        &self,
+        shared: &Arc<Shared>,
+        tasks: &TaskTracker,
+        cancel: &CancellationToken,
+    ) -> io::Result<()> {
+        let (shared, cancel) = (Arc::clone(shared), cancel.clone());
+        match &self.socket {
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let (reader, writer) = stream.into_split();
+                tasks.spawn(run(connection::serve(shared, reader, writer), cancel));
+            }
+            Socket::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let (reader, writer) = stream.into_split();
+                tasks.spawn(run(connection::serve(shared, reader, writer), cancel));
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn run(serving: impl Future<Output = Result<(), connection::ConnectionError>>, cancel: CancellationToken) {
+    let ended = tokio::select! {
+        () = cancel.cancelled() => return,
+        ended = serving => ended,
+    };
+    if let Err(error) = ended {
+        tracing::info!(error = ?error, "connection ended");
+    }
+}
