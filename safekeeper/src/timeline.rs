@@ -76,7 +76,7 @@ impl Timeline {
             fs::create_dir_all(fresh.join("wal"))
         };
         make().map_err(|source| io("create", &fresh, source))?;
-        WalFiles::create(SegmentNames::new(fresh.join("wal"), spec), spec, before).map_err(&wal)?;
+        WalFiles::create(SegmentNames::new(fresh.join("wal"), spec), spec, known_major(spec)?, before).map_err(&wal)?;
         let start = RecordEnd { end: spec.start_lsn, start: spec.prev_lsn };
         control_file::store(&fresh, spec, &AcceptorState::new(start))
             .map_err(|source| TimelineError::ControlFile { timeline: spec.timeline, source })?;
@@ -96,8 +96,7 @@ impl Timeline {
         }
         let (spec, state) =
             control_file::load(dir).map_err(|source| TimelineError::ControlFile { timeline, source })?;
-        let major = PgMajor::from_number(spec.pg_major)
-            .ok_or(TimelineError::UnknownMajor { timeline, pg_major: spec.pg_major })?;
+        let major = known_major(&spec)?;
         let names = SegmentNames::new(dir.join("wal"), &spec);
         let wal = wal_failure(timeline);
         let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit).map_err(&wal)?;
@@ -288,6 +287,11 @@ impl Timeline {
         }
         Ok(())
     }
+}
+
+fn known_major(spec: &TimelineSpec) -> Result<PgMajor, TimelineError> {
+    let unknown = TimelineError::UnknownMajor { timeline: spec.timeline, pg_major: spec.pg_major };
+    PgMajor::from_number(spec.pg_major).ok_or(unknown)
 }
 
 fn wal_failure(timeline: TimelineId) -> impl Fn(WalFileError) -> TimelineError {

@@ -8,22 +8,17 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use ardent_api::wal_service::{RecordEnd, TimelineSpec};
 use ardent_pg_format::PgMajor;
-use ardent_pg_format::wal::RecordBoundaryTracker;
+use ardent_pg_format::encode::WalStream;
+use ardent_pg_format::segment;
+use ardent_pg_format::wal::{RecordBoundaryTracker, page_header_len};
 use ardent_types::{Lsn, PgTli, WalSegmentSize};
 
 use crate::control_file::sync_dir;
 
-const WAL_PAGE_LEN: u64 = 8192;
-const SHORT_HEADER_LEN: u64 = 24;
-const LONG_HEADER_LEN: u64 = 40;
-/// `XLP_FIRST_IS_CONTRECORD`: the page begins with the rest of a record.
-const FIRST_IS_CONTRECORD: u16 = 0x0001;
-/// `XLP_LONG_HEADER`.
-const LONG_HEADER: u16 = 0x0002;
 /// Bytes read at a time by recovery.
 const SCAN_STEP_BYTES: usize = 1 << 20;
 
@@ -67,19 +62,13 @@ impl SegmentNames {
         self.size
     }
 
-    /// `XLogFileName`: timeline id, then the segment's number split at 4 GiB of WAL.
-    pub(crate) fn path(&self, segment: u64) -> PathBuf {
-        let per_xlog_id = (1_u64 << 32) / self.size.bytes();
-        let (high, low) = (segment / per_xlog_id, segment % per_xlog_id);
-        self.dir.join(format!("{:08X}{high:08X}{low:08X}", self.tli.get()))
+    pub(crate) fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(segment::wal_file_name(self.tli, number, self.size))
     }
 
     fn parse(&self, name: &str) -> Option<u64> {
-        let hex = |range: std::ops::Range<usize>| u64::from_str_radix(name.get(range)?, 16).ok();
-        let is_segment = name.len() == 24 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let per_xlog_id = (1_u64 << 32) / self.size.bytes();
-        let (tli, high, low) = (hex(0..8)?, hex(8..16)?, hex(16..24)?);
-        (is_segment && tli == u64::from(self.tli.get()) && low < per_xlog_id).then_some(high * per_xlog_id + low)
+        let (tli, number) = segment::parse_wal_file_name(name, self.size)?;
+        (tli == self.tli).then_some(number)
     }
 
     /// The segments that exist, ascending.
@@ -149,7 +138,12 @@ impl OpenSegment {
 impl WalFiles {
     /// Makes the first segment of a new timeline, durably: up to `start_lsn` it holds `before`, the ancestor's bytes of that
     /// segment, or page headers that make the file readable from `start_lsn` on.
-    pub(crate) fn create(names: SegmentNames, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), WalFileError> {
+    pub(crate) fn create(
+        names: SegmentNames,
+        spec: &TimelineSpec,
+        major: PgMajor,
+        before: Option<&[u8]>,
+    ) -> Result<(), WalFileError> {
         let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
         let size = spec.wal_segment_size;
         let segment_start = spec.start_lsn.segment_start(size);
@@ -157,7 +151,7 @@ impl WalFiles {
         let before = match before {
             Some(bytes) => bytes,
             None => {
-                synthetic = synthetic_start(spec);
+                synthetic = synthetic_start(spec, major);
                 &synthetic
             }
         };
@@ -189,6 +183,7 @@ impl WalFiles {
             tracker = tracker.with_previous_record(commit.start);
         }
         let mut at = commit.end;
+        let limit = Lsn::new(limit.get() & !7);
         while at < limit {
             let step = SCAN_STEP_BYTES.min(limit.saturating_sub(at).min(usize::MAX as u64) as usize);
             let bytes = match self.names.read(at, step) {
@@ -340,46 +335,27 @@ impl WalFiles {
     }
 }
 
-/// The bytes of the first segment up to the timeline's start, where nobody has them: the long header of the segment's
-/// first page, and on the page where the timeline starts a header that says that everything up to the start belongs to a record
-/// from before, so that readers begin exactly there.
-fn synthetic_start(spec: &TimelineSpec) -> Vec<u8> {
-    let start = spec.start_lsn;
-    let offset = start.segment_offset(spec.wal_segment_size);
-    let mut bytes = BytesMut::zeroed(offset as usize);
-    let segment_start = start.segment_start(spec.wal_segment_size);
-    let page_offset = offset - offset % WAL_PAGE_LEN;
-    if offset >= LONG_HEADER_LEN {
-        let rest = if page_offset == 0 { offset - LONG_HEADER_LEN } else { 0 };
-        let header = page_header(spec, segment_start, LONG_HEADER, rest);
-        bytes[..header.len()].copy_from_slice(&header);
+/// The bytes of the first segment up to the timeline's start, where nobody has them: the header of the segment's first page,
+/// and on the page where the timeline starts a header that says that everything up to the start belongs to a record from before,
+/// so that readers begin exactly there.
+fn synthetic_start(spec: &TimelineSpec, major: PgMajor) -> Vec<u8> {
+    let (start, size) = (spec.start_lsn, spec.wal_segment_size);
+    let stream = WalStream { major, segment_size: size, tli: spec.pg_tli, system_id: spec.system_id };
+    let segment_start = start.segment_start(size);
+    let start_page = Lsn::new(start.get() - start.page_offset());
+    let mut bytes = vec![0; start.segment_offset(size) as usize];
+    for page in [segment_start, start_page] {
+        let at = page.saturating_sub(segment_start) as usize;
+        // On a page before the one with the start nothing is readable.
+        let readable_from = if page == start_page { start } else { page.advance(page_header_len(page, size) as u64) };
+        let mut header = Vec::new();
+        stream.synthetic_page_header(page, readable_from).write(&mut header);
+        // A timeline that starts before or within a page's header gets that header from its writer.
+        if let Some(place) = bytes.get_mut(at..at + header.len()) {
+            place.copy_from_slice(&header);
+        }
     }
-    if page_offset > 0 && offset - page_offset >= SHORT_HEADER_LEN {
-        let rest = offset - page_offset - SHORT_HEADER_LEN;
-        let header = page_header(spec, segment_start.advance(page_offset), 0, rest);
-        let at = page_offset as usize;
-        bytes[at..at + header.len()].copy_from_slice(&header);
-    }
-    bytes.to_vec()
-}
-
-/// `XLogPageHeaderData`, or `XLogLongPageHeaderData` with [`LONG_HEADER`] in `flags`.
-fn page_header(spec: &TimelineSpec, address: Lsn, flags: u16, rest_of_record: u64) -> BytesMut {
-    let magic = PgMajor::from_number(spec.pg_major).map_or(0, PgMajor::wal_page_magic);
-    let contrecord = if rest_of_record > 0 { FIRST_IS_CONTRECORD } else { 0 };
-    let mut out = BytesMut::with_capacity(LONG_HEADER_LEN as usize);
-    out.put_u16_le(magic);
-    out.put_u16_le(flags | contrecord);
-    out.put_u32_le(spec.pg_tli.get());
-    out.put_u64_le(address.get());
-    out.put_u32_le(rest_of_record as u32);
-    out.put_u32_le(0);
-    if flags & LONG_HEADER != 0 {
-        out.put_u64_le(spec.system_id.get());
-        out.put_u32_le(spec.wal_segment_size.into());
-        out.put_u32_le(WAL_PAGE_LEN as u32);
-    }
-    out
+    bytes
 }
 
 /// The ancestor's bytes of the segment in which a branch begins, up to the branch point; `None` where they are not all kept.
