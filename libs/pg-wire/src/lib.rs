@@ -1,1 +1,32 @@
-//! The Postgres wire protocol as a client: replication connections, COPY streams, SCRAM.
+//! The Postgres wire protocol as a client: replication connections, base backups, SQL over the simple protocol.
+//!
+//! ```text
+//!  ConnectConfig (URL) ──► Connection (TCP, TLS or Unix socket; trust, password, md5, SCRAM)
+//!                             │ query ──────────► rows
+//!                             │ start_replication ► ReplicationStream: WAL in, standby status out
+//!                             └ base_backup ─────► BaseBackup: tar archives as they come
+//! ```
+//!
+//! Ordinary drivers (tokio-postgres among them) can't stream physical replication, which is all that this crate adds to them.
+//!
+//! Invariants: nothing from the server panics; a message longer than [`MESSAGE_LEN_MAX`] is refused before it is read; passwords are
+//! never printed.
+//!
+//! Knows nothing of WAL's content, timelines of Ardent, or storage.
+
+mod base_backup;
+mod config;
+mod connection;
+mod error;
+mod handshake;
+mod message;
+mod replication;
+mod stream;
+mod tls;
+
+pub use base_backup::{BackupEvent, BackupTablespace, BaseBackup, BaseBackupOptions, CheckpointMode};
+pub use config::{ConnectConfig, ConnectMode, TlsMode};
+pub use connection::{Connection, QueryResult};
+pub use error::{ConfigError, ServerError, WireError};
+pub use message::MESSAGE_LEN_MAX;
+pub use replication::{ReplicationMessage, ReplicationStream, SlotState, StandbyStatus, SystemIdentity};

@@ -1,0 +1,153 @@
+//! Messages on the wire: a tag byte, a length, a body.
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::error::{ServerError, WireError};
+use crate::stream::WireStream;
+
+/// Longest message that is read, in bytes. WAL comes in pieces of 128 KiB; rows of our own queries are small.
+pub const MESSAGE_LEN_MAX: usize = 64 << 20;
+const READ_BUFFER_LEN: usize = 256 << 10;
+
+/// A message's tag and body.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub tag: u8,
+    pub body: Bytes,
+}
+
+/// Reads and writes messages.
+pub(crate) struct MessageStream {
+    stream: WireStream,
+    received: BytesMut,
+}
+
+impl MessageStream {
+    pub(crate) fn new(stream: WireStream) -> MessageStream {
+        MessageStream { stream, received: BytesMut::with_capacity(READ_BUFFER_LEN) }
+    }
+
+    /// The next message, whatever it is. Cancel-safe: what was read stays.
+    pub(crate) async fn read(&mut self) -> Result<Message, WireError> {
+        loop {
+            if let Some(message) = self.parse()? {
+                return Ok(message);
+            }
+            if self.received.capacity() - self.received.len() < READ_BUFFER_LEN / 4 {
+                self.received.reserve(READ_BUFFER_LEN);
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(WireError::Closed);
+            }
+        }
+    }
+
+    fn parse(&mut self) -> Result<Option<Message>, WireError> {
+        if self.received.len() < 5 {
+            return Ok(None);
+        }
+        let length = u32::from_be_bytes(self.received[1..5].try_into().expect("4 bytes")) as usize;
+        if !(4..=MESSAGE_LEN_MAX).contains(&length) {
+            return Err(WireError::protocol(format!("a message of {length} bytes")));
+        }
+        if self.received.len() < length + 1 {
+            self.received.reserve(length + 1 - self.received.len());
+            return Ok(None);
+        }
+        let mut message = self.received.split_to(length + 1).freeze();
+        let tag = message[0];
+        message.advance(5);
+        Ok(Some(Message { tag, body: message }))
+    }
+
+    /// The next message that isn't a notice, a parameter or a notification; an error that the server reports is an error.
+    pub(crate) async fn expect(&mut self) -> Result<Message, WireError> {
+        loop {
+            let message = self.read().await?;
+            match message.tag {
+                b'E' => return Err(WireError::Server(Box::new(parse_error(&message.body)))),
+                b'N' => {
+                    let notice = parse_error(&message.body);
+                    tracing::debug!(%notice, "notice from the server");
+                }
+                b'S' | b'A' => {}
+                _ => return Ok(message),
+            }
+        }
+    }
+
+    /// Writes bytes that hold whole messages.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        self.stream.write_all(bytes).await?;
+        self.stream.flush().await?;
+        Ok(())
+    }
+}
+
+/// The fields of an error or a notice.
+pub(crate) fn parse_error(body: &[u8]) -> ServerError {
+    let mut error = ServerError::default();
+    for field in body.split(|&byte| byte == 0).filter(|field| !field.is_empty()) {
+        let text = String::from_utf8_lossy(&field[1..]).into_owned();
+        match field[0] {
+            // The plain severity comes as well; this one is never translated.
+            b'V' => error.severity = text,
+            b'S' if error.severity.is_empty() => error.severity = text,
+            b'C' => error.code = text,
+            b'M' => error.message = text,
+            b'D' => error.detail = Some(text),
+            b'H' => error.hint = Some(text),
+            _ => {}
+        }
+    }
+    error
+}
+
+/// Reads a message's body from front to back.
+pub(crate) struct Fields {
+    body: Bytes,
+}
+
+impl Fields {
+    pub(crate) fn new(body: Bytes) -> Fields {
+        Fields { body }
+    }
+
+    fn need(&self, length: usize) -> Result<(), WireError> {
+        if self.body.len() < length { Err(WireError::protocol("a message is too short")) } else { Ok(()) }
+    }
+
+    pub(crate) fn u8(&mut self) -> Result<u8, WireError> {
+        self.need(1).map(|()| self.body.get_u8())
+    }
+
+    pub(crate) fn u16(&mut self) -> Result<u16, WireError> {
+        self.need(2).map(|()| self.body.get_u16())
+    }
+
+    pub(crate) fn i32(&mut self) -> Result<i32, WireError> {
+        self.need(4).map(|()| self.body.get_i32())
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, WireError> {
+        self.need(8).map(|()| self.body.get_u64())
+    }
+
+    pub(crate) fn bytes(&mut self, length: usize) -> Result<Bytes, WireError> {
+        self.need(length).map(|()| self.body.split_to(length))
+    }
+
+    /// Text up to a zero byte.
+    pub(crate) fn text(&mut self) -> Result<String, WireError> {
+        let end = self.body.iter().position(|&byte| byte == 0);
+        let end = end.ok_or_else(|| WireError::protocol("a text without an end"))?;
+        let text = self.body.split_to(end);
+        self.body.advance(1);
+        String::from_utf8(text.to_vec()).map_err(|_| WireError::protocol("a text that is not UTF-8"))
+    }
+
+    pub(crate) fn rest(self) -> Bytes {
+        self.body
+    }
+}

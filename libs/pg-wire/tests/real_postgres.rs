@@ -1,0 +1,156 @@
+//! Against a real server.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use ardent_pg_wire::{
+    BackupEvent, BaseBackupOptions, CheckpointMode, ConnectConfig, ConnectMode, Connection, ReplicationMessage,
+    StandbyStatus, WireError,
+};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
+use ardent_types::Lsn;
+
+async fn replication(server: &TestPg) -> Connection {
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser());
+    Connection::connect(&config, ConnectMode::Replication).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_wal_and_a_synchronous_commit_waits_for_the_status() {
+    let mut server = TestPg::start(TestPgOptions::default().set("synchronous_standby_names", "ardent"));
+    let mut connection = replication(&server).await;
+    connection.create_physical_slot("s1").await.unwrap();
+    let system = connection.identify_system().await.unwrap();
+    assert!(connection.read_slot("s1").await.unwrap().unwrap().restart_lsn.is_some());
+    assert_eq!(connection.read_slot("other").await.unwrap(), None);
+
+    let mut stream = connection.start_replication(Some("s1"), system.flush_lsn, Some(system.tli)).await.unwrap();
+    let url = server.socket_url("postgres");
+    let commit = tokio::spawn(async move {
+        let config = ConnectConfig::parse(&url).unwrap();
+        let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+        sql.query("create table t (a int)").await.unwrap();
+        sql.query("select pg_current_wal_flush_lsn() as lsn")
+            .await
+            .unwrap()
+            .value("lsn")
+            .unwrap()
+            .parse::<Lsn>()
+            .unwrap()
+    });
+    let mut next = system.flush_lsn;
+    while !commit.is_finished() {
+        if let ReplicationMessage::Wal { start, data, .. } = stream.recv().await.unwrap() {
+            assert_eq!(start, next);
+            next = start.advance(data.len() as u64);
+        }
+        stream.send_status(StandbyStatus { write_lsn: next, flush_lsn: next, ..Default::default() }).await.unwrap();
+        // Keepalives come at once when asked for, so that the loop sees the commit's end.
+        stream
+            .send_status(StandbyStatus {
+                write_lsn: next,
+                flush_lsn: next,
+                reply_requested: true,
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+    }
+    assert!(commit.await.unwrap() <= next);
+    assert_eq!(server.sql("select application_name from pg_stat_replication"), "ardent");
+    let stopping = tokio::task::spawn_blocking(move || {
+        server.stop(StopMode::Fast);
+        server
+    });
+    let ended = loop {
+        match stream.recv().await {
+            Ok(ReplicationMessage::End { next_timeline }) => break next_timeline,
+            Ok(ReplicationMessage::Wal { start, data, .. }) => {
+                next = start.advance(data.len() as u64);
+            }
+            Ok(ReplicationMessage::Keepalive { .. }) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        stream.send_status(StandbyStatus { write_lsn: next, flush_lsn: next, ..Default::default() }).await.unwrap();
+    };
+    assert_eq!(ended, None);
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn base_backup_has_the_files_and_ends_past_its_start() {
+    let server = TestPg::start(TestPgOptions::default());
+    server.sql("create table t as select generate_series(1, 10000) a");
+    let options = BaseBackupOptions { label: "it's".to_owned(), checkpoint: CheckpointMode::Fast, max_rate_kib: None };
+    let mut backup = replication(&server).await.base_backup(&options).await.unwrap();
+    assert_eq!(backup.tablespaces().len(), 1);
+    let (mut names, mut bytes, mut progress) = (Vec::new(), Vec::new(), 0);
+    let end = loop {
+        match backup.next().await.unwrap() {
+            BackupEvent::Archive { name } => names.push(name),
+            BackupEvent::Data(data) => bytes.extend_from_slice(&data),
+            BackupEvent::Progress(done) => progress = done,
+            BackupEvent::End { end_lsn, .. } => break end_lsn,
+        }
+    };
+    assert_eq!(names, ["base.tar"]);
+    assert!(end > backup.start_lsn() && progress > 0 && progress <= backup.total_bytes() + (1 << 20));
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("LABEL: it's") && text.contains("global/pg_control"));
+}
+
+#[tokio::test]
+async fn passwords_scram_md5_and_errors() {
+    let hba = "local all all trust\nhost all s all scram-sha-256\nhost all m all md5\nhost all c all password\n";
+    let mut options = TestPgOptions::default().with_tcp();
+    options.hba = Some(hba.to_owned());
+    let server = TestPg::start(options);
+    server.sql("create role s login password 'pw'; create role c login password 'pw'");
+    server.sql("set password_encryption = md5; create role m login password 'pw'");
+    for user in ["s", "m", "c"] {
+        let config = ConnectConfig::parse(&server.tcp_url(&format!("{user}:pw"), "postgres")).unwrap();
+        let mut connection = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+        let result = connection.query("select current_user as me, null as nothing").await.unwrap();
+        assert_eq!(result.rows, [[Some(user.to_owned()), None]]);
+        // An error leaves the connection usable.
+        assert_eq!(connection.query("select 1/0").await.unwrap_err().code(), Some("22012"));
+        assert_eq!(connection.query("select 1 as one").await.unwrap().value("one"), Some("1"));
+        let wrong = ConnectConfig::parse(&server.tcp_url(&format!("{user}:no"), "postgres")).unwrap();
+        let error = Connection::connect(&wrong, ConnectMode::Sql).await.unwrap_err();
+        assert_eq!(error.code(), Some("28P01"));
+        let none = ConnectConfig::parse(&server.tcp_url(user, "postgres")).unwrap();
+        let error = Connection::connect(&none, ConnectMode::Sql).await.unwrap_err();
+        assert!(matches!(error, WireError::PasswordMissing));
+    }
+    let tls = ConnectConfig::parse(&(server.tcp_url("s:pw", "postgres") + "?sslmode=require")).unwrap();
+    assert!(matches!(Connection::connect(&tls, ConnectMode::Sql).await.unwrap_err(), WireError::NoTls(_)));
+}
+
+#[tokio::test]
+async fn tls_modes_check_what_they_say() {
+    let certificate = rcgen::generate_simple_self_signed(["db.test".to_owned()]).unwrap();
+    let mut server = TestPg::init(TestPgOptions::default().with_tcp().set("ssl", "on"));
+    let (crt, key) = (server.data_dir().join("server.crt"), server.data_dir().join("server.key"));
+    fs::write(&crt, certificate.cert.pem()).unwrap();
+    fs::write(&key, certificate.signing_key.serialize_pem()).unwrap();
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
+    let owner = fs::metadata(server.data_dir()).unwrap();
+    std::os::unix::fs::chown(&key, Some(owner.uid()), Some(owner.gid())).unwrap();
+    server.start_server();
+    let url = server.tcp_url("postgres", "postgres");
+    let connect = async |parameters: String| {
+        let config = ConnectConfig::parse(&format!("{url}?{parameters}")).unwrap();
+        let mut connection = Connection::connect(&config, ConnectMode::Sql).await?;
+        let sql = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
+        Ok::<_, WireError>(connection.query(sql).await?.value("ssl").unwrap().to_owned())
+    };
+    let roots = format!("&sslrootcert={}", crt.display());
+    assert_eq!(connect("sslmode=disable".to_owned()).await.unwrap(), "f");
+    assert_eq!(connect("sslmode=prefer".to_owned()).await.unwrap(), "t");
+    assert_eq!(connect("sslmode=require".to_owned()).await.unwrap(), "t");
+    assert_eq!(connect(format!("sslmode=verify-ca{roots}")).await.unwrap(), "t");
+    // The certificate is for another name than 127.0.0.1.
+    assert!(matches!(connect(format!("sslmode=verify-full{roots}")).await, Err(WireError::Tls { .. })));
+    let missing = connect("sslmode=verify-full&sslrootcert=/nowhere.pem".to_owned()).await;
+    assert!(matches!(missing, Err(WireError::Config(_))));
+}
