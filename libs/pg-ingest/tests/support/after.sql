@@ -1,0 +1,115 @@
+checkpoint
+;;
+update plain set b = b + 1 where id % 7 = 0; delete from plain where id % 11 = 0; insert into plain (a, b) select 'more', i from generate_series(1, 5000) i
+;;
+update plain set a = a || '!' where id < 500
+;;
+begin; insert into plain (a, b) values ('rolled back', 1); create table never (a int); insert into never select generate_series(1, 100); rollback
+;;
+do $$ begin for i in 1..40000 loop begin insert into plain (a, b) values ('sub', i); if i % 3 = 0 then raise exception 'x'; end if; exception when others then null; end; end loop; end $$
+;;
+vacuum plain
+;;
+delete from cut_later where a > 1000
+;;
+vacuum cut_later
+;;
+insert into cut_later select i, repeat('y', 300) from generate_series(1, 9000) i
+;;
+vacuum (freeze) cut_later
+;;
+update cut_later set b = 'z' where a % 5 = 0; delete from cut_later where a % 17 = 0
+;;
+select count(*) from cut_later where b = 'z'
+;;
+begin; select * from plain where id < 200 for key share; savepoint s; update plain set b = b where id < 100; select * from plain where id between 150 and 180 for update; commit
+;;
+begin; select a from plain where id between 300 and 900 for share; savepoint s; select a from plain where id between 300 and 900 for update; rollback to s; savepoint t; select a from plain where id between 400 and 800 for no key update; commit
+;;
+update plain set b = b + 1 where id between 350 and 600
+;;
+vacuum (freeze) plain
+;;
+update toasted set t = t || t where id % 2 = 0; delete from toasted where id % 5 = 0
+;;
+truncate dropped_later; insert into dropped_later values (1)
+;;
+drop table dropped_later
+;;
+create unlogged table unlogged_after (a int primary key, t text); insert into unlogged_after select i, 'u' from generate_series(1, 100) i
+;;
+create table heap_after (a int, t text); create index heap_after_a on heap_after (a); insert into heap_after select i % 1000, md5(i::text) from generate_series(1, 20000) i; cluster heap_after using heap_after_a; reindex table heap_after
+;;
+create materialized view view_after as select b, count(*) from plain group by b; refresh materialized view view_after
+;;
+alter table heap_after add column c int default 5; alter table heap_after alter column c type bigint
+;;
+create sequence counted; select nextval('counted') from generate_series(1, 100); alter sequence counted restart with 7
+;;
+begin; insert into prepared values ('after kept'); savepoint s; insert into prepared values ('after kept, sub'); prepare transaction 'after kept'
+;;
+begin; insert into prepared values ('after aborted'); create table made_and_aborted (a int); prepare transaction 'after aborted'
+;;
+begin; insert into prepared values ('after committed'); truncate toasted; prepare transaction 'after committed'
+;;
+commit prepared 'after committed'
+;;
+rollback prepared 'after aborted'
+;;
+commit prepared 'before committed'
+;;
+vacuum full pg_class
+;;
+vacuum full pg_authid
+;;
+checkpoint
+;;
+create database copied_by_wal template old_database strategy wal_log
+;;
+create database copied_by_files template old_database strategy file_copy
+;;
+create database dropped_database template old_database
+;;
+drop database dropped_database
+;;
+create database moved template old_database
+;;
+create tablespace space_after location ''
+;;
+alter database moved set tablespace space_after
+;;
+create table in_space_after (a int primary key) tablespace space_after; insert into in_space_after select generate_series(1, 3000)
+;;
+alter table in_space set tablespace space_after
+;;
+drop tablespace space_before
+;;
+\c copied_by_files
+;;
+insert into in_old select generate_series(1, 2000); update in_old set a = a + 1 where a < 100
+;;
+\c moved
+;;
+delete from in_old where a % 2 = 0
+;;
+vacuum in_old
+;;
+\c postgres
+;;
+do $$ begin for i in 1..9000 loop perform lo_create(0); end loop; end $$
+;;
+select lo_from_bytea(0, decode(repeat('ab', 10000), 'hex'))
+;;
+select pg_replication_origin_create('elsewhere'); select pg_replication_origin_advance('elsewhere', '0/ABCD')
+;;
+select pg_replication_origin_create('gone'); select pg_replication_origin_advance('gone', '0/AB'); select pg_replication_origin_drop('gone')
+;;
+select pg_logical_emit_message(true, 'test', 'message'); select pg_create_restore_point('here'); select pg_switch_wal()
+;;
+create temporary table temporary_data as select * from generate_series(1, 100)
+;;
+create type mood as enum ('sad', 'ok'); create function f() returns int language sql as 'select 1'; comment on table plain is 'the comment'
+;;
+analyze
+;;
+update plain set b = 0 where id < 50; delete from plain where id between 60 and 70
