@@ -1,1 +1,103 @@
-//! Starts one Postgres on a lazily filled copy and ships its WAL.
+//! Starts one stock Postgres on a lazily filled copy and ships its WAL.
+//!
+//! ```text
+//!   control ── commands ──► agent ── events ──► control
+//!                             │
+//!      page server ◄── base backup, leases ──┤ data_dir, start_point: a directory that needs no recovery
+//!           ▲                                │
+//!           └──── page_door ◄── backends ────┤ sandbox, postmaster: Postgres and the compute library
+//!                                            │
+//!      safekeepers ◄── shipping ◄── walsender┘ the agent is the synchronous standby
+//! ```
+//!
+//! Invariants:
+//! - `AG-1`: Postgres runs only while the agent holds the timeline's term; fenced, it is killed at once.
+//! - `AG-2`: Postgres is told that WAL is flushed only when a quorum has it, so a commit that a client saw survives us.
+//! - `AG-3`: a data directory is started again only after a clean stop, on the same boot of the host, if the quorum's log ends
+//!   where its own does; after anything else it is thrown away. Postgres never recovers here.
+//! - `AG-4`: no token enters the sandbox.
+//! - `AG-5`: Postgres ends with the agent, and the agent's work ends when its standard input does.
+//!
+//! What it does not know: branches, passwords, other computes, how pages are made. What stock Postgres keeps over a clean
+//! restart and WAL does not carry (free space maps, statistics, exact sequence values, unlogged tables) is kept with a warm
+//! directory only; a cold start begins as after a crash. Start reading in `start.rs`, then `running.rs`.
+
+mod activity;
+mod channel;
+mod cold_start;
+mod data_dir;
+mod error;
+mod layout;
+mod lease;
+mod memory;
+mod page_door;
+mod pid_file;
+mod postgres_log;
+mod postmaster;
+mod programs;
+mod running;
+mod sandbox;
+mod settings;
+mod shipping;
+mod start;
+mod start_point;
+mod trash;
+mod wal_sender;
+
+use std::process::ExitCode;
+
+use ardent_api::compute::{ComputeEvent, ComputeSpec};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::channel::{Events, Order, Orders};
+use crate::running::{End, Running};
+use crate::start::Compute;
+
+pub use error::ComputeError;
+pub use programs::ServerPrograms;
+
+/// Runs one compute to its end. Commands come on `stdin`, events go to `stdout`, one JSON object a line
+/// ([`ardent_api::compute`]). The exit code is 0 when the compute was stopped, 1 when it failed.
+///
+/// When `stdin` is closed, Postgres is killed and the data directory thrown away: whoever started us is gone, and a new
+/// compute may be on its way.
+pub async fn run(spec: ComputeSpec, stdin: impl AsyncRead + Unpin, stdout: impl AsyncWrite + Unpin) -> ExitCode {
+    let mut orders = Orders::new(stdin);
+    let mut events = Events::new(stdout);
+    let compute_dir = spec.compute_dir.clone();
+    let end = live(spec, &mut orders, &mut events).await;
+    let (event, code) = match end {
+        End::Stopped { clean, end_lsn } => (ComputeEvent::Stopped { clean, end_lsn }, ExitCode::SUCCESS),
+        End::Failed(error) => (error.event(), ExitCode::FAILURE),
+    };
+    events.emit(&event).await;
+    if let Err(error) = tokio::task::spawn_blocking(move || trash::empty(&compute_dir)).await {
+        tracing::warn!(%error, "old data directories were not removed");
+    }
+    code
+}
+
+async fn live<R, W>(spec: ComputeSpec, orders: &mut Orders<R>, events: &mut Events<W>) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let compute = match Compute::new(spec) {
+        Ok(compute) => compute,
+        Err(error) => return End::Failed(error),
+    };
+    let started = tokio::select! {
+        started = compute.start(events) => started,
+        // Stopping a compute that is not there yet needs no ceremony: what the start had done is dropped.
+        order = orders.next() => {
+            if let Order::Command(command) = order {
+                tracing::info!(?command, "stopped while starting");
+            }
+            return End::Stopped { clean: false, end_lsn: None };
+        }
+    };
+    match started {
+        Ok(started) => Running::announce(compute, started, events).await.run(orders, events).await,
+        Err(error) => End::Failed(error),
+    }
+}

@@ -1,0 +1,215 @@
+//! Whether anybody uses the compute.
+//!
+//! Every now and then a short session asks Postgres who is there. A compute is busy while a client backend runs a
+//! statement or is in a transaction, and while a session holds what it would lose by being ended: advisory locks,
+//! temporary tables. Sessions that are open and idle don't count.
+//!
+//! What a session listens to, and its cursors that outlive a transaction, are not visible from another session.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+use crate::layout::PORT;
+
+/// Shortest and longest time between two looks.
+const LOOK_EVERY_MIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY_MAX: Duration = Duration::from_secs(10);
+/// Looks per idle time.
+const LOOKS_PER_IDLE_TIME: u32 = 10;
+/// A look that takes longer failed.
+const LOOK_DEADLINE: Duration = Duration::from_secs(10);
+/// The database that is asked in. A lasting session there would block CREATE DATABASE; a short one is waited for.
+const DATABASE: &str = "template1";
+
+/// One row: sessions at work, seconds since the last change of any session's state (empty: no session), sessions begun
+/// since the start, the bootstrap superuser's name.
+const QUERY: &str = "
+select
+  (select count(*) from pg_catalog.pg_stat_activity
+    where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid()
+      and (state is distinct from 'idle'
+           or pid in (select l.pid from pg_catalog.pg_locks l where l.locktype = 'advisory'))),
+  (select pg_catalog.min(extract(epoch from pg_catalog.clock_timestamp() - state_change))
+    from pg_catalog.pg_stat_activity
+    where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid()),
+  (select coalesce(pg_catalog.sum(sessions), 0) from pg_catalog.pg_stat_database where datname <> 'template1'),
+  (select rolname from pg_catalog.pg_roles where oid = 10),
+  (select count(*) from pg_catalog.pg_stat_activity
+    where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid())";
+
+/// Watches one compute.
+#[derive(Debug)]
+pub(crate) struct ActivityWatch {
+    socket_dir: PathBuf,
+    data_dir: PathBuf,
+    superuser: String,
+    idle_time: Duration,
+    last_active: Instant,
+    sessions_seen: Option<u64>,
+}
+
+/// What one look saw.
+#[derive(Clone, Debug, PartialEq)]
+struct Look {
+    busy: u64,
+    quiet_for: Option<Duration>,
+    sessions_begun: u64,
+    superuser: Option<String>,
+    open_sessions: u64,
+}
+
+/// What the watch has to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Noticed {
+    /// The idle time has passed without activity.
+    Idle,
+    /// The bootstrap superuser is called otherwise now.
+    Renamed(String),
+}
+
+impl ActivityWatch {
+    pub(crate) fn new(socket_dir: &Path, data_dir: &Path, superuser: &str, idle_time: Duration) -> Self {
+        ActivityWatch {
+            socket_dir: socket_dir.to_owned(),
+            data_dir: data_dir.to_owned(),
+            superuser: superuser.to_owned(),
+            idle_time,
+            last_active: Instant::now(),
+            sessions_seen: None,
+        }
+    }
+
+    /// Waits for the next thing worth telling; for ever if there is no idle time. Cancel-safe: a look that was given up is
+    /// made again.
+    pub(crate) async fn next(&mut self) -> Noticed {
+        if self.idle_time.is_zero() {
+            return std::future::pending().await;
+        }
+        let every = (self.idle_time / LOOKS_PER_IDLE_TIME).clamp(LOOK_EVERY_MIN, LOOK_EVERY_MAX);
+        loop {
+            tokio::time::sleep(every).await;
+            match tokio::time::timeout(LOOK_DEADLINE, self.look()).await {
+                Ok(Ok(look)) => {
+                    if let Some(name) = self.take_in(&look) {
+                        return Noticed::Renamed(name);
+                    }
+                }
+                // A server that cannot be asked is not known to be idle.
+                Ok(Err(error)) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "activity cannot be looked at");
+                    self.last_active = Instant::now();
+                }
+                Err(_) => {
+                    tracing::warn!("a look at the activity took too long");
+                    self.last_active = Instant::now();
+                }
+            }
+            if self.last_active.elapsed() >= self.idle_time {
+                return Noticed::Idle;
+            }
+        }
+    }
+
+    /// Gives the superuser's new name, if it has one.
+    fn take_in(&mut self, look: &Look) -> Option<String> {
+        let now = Instant::now();
+        let begun_since =
+            self.sessions_seen.replace(look.sessions_begun).is_some_and(|seen| seen != look.sessions_begun);
+        if look.busy > 0 || begun_since || (look.open_sessions > 0 && self.has_temporary_tables()) {
+            self.last_active = now;
+        } else if let Some(quiet_since) = look.quiet_for.and_then(|quiet| now.checked_sub(quiet)) {
+            self.last_active = self.last_active.max(quiet_since);
+        }
+        let renamed = look.superuser.clone().filter(|name| *name != self.superuser)?;
+        self.superuser.clone_from(&renamed);
+        Some(renamed)
+    }
+
+    /// Temporary tables are in their own database's catalog only, but their files tell: `tBACKEND_RELFILENODE`. Looked for
+    /// only when a session would be ended by suspending now.
+    fn has_temporary_tables(&self) -> bool {
+        if self.last_active.elapsed() < self.idle_time.saturating_sub(LOOK_EVERY_MAX) {
+            return false;
+        }
+        let Ok(databases) = std::fs::read_dir(self.data_dir.join("base")) else { return false };
+        let files =
+            databases.flatten().filter_map(|database| std::fs::read_dir(database.path()).ok()).flatten().flatten();
+        files.into_iter().any(|file| is_temporary(file.file_name().as_encoded_bytes()))
+    }
+
+    async fn look(&self) -> Result<Look, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(&self.socket_dir).port(PORT).user(&self.superuser).dbname(DATABASE);
+        config.application_name("ardent agent");
+        let (client, connection) = config.connect(NoTls).await?;
+        let ask = async move { client.simple_query(QUERY).await };
+        let (answer, _) = tokio::join!(ask, connection);
+        let rows = answer?;
+        let field = |column: usize| {
+            rows.iter().find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(column).map(str::to_owned),
+                _ => None,
+            })
+        };
+        let number = |column: usize| field(column).and_then(|text| text.parse().ok()).unwrap_or(0);
+        let seconds = field(1).and_then(|text| text.parse::<f64>().ok());
+        Ok(Look {
+            busy: number(0),
+            quiet_for: seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+            sessions_begun: number(2),
+            superuser: field(3),
+            open_sessions: number(4),
+        })
+    }
+}
+
+fn is_temporary(name: &[u8]) -> bool {
+    let Some(rest) = name.strip_prefix(b"t") else { return false };
+    rest.first().is_some_and(u8::is_ascii_digit) && rest.contains(&b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(busy: u64, quiet_s: Option<u64>, sessions_begun: u64) -> Look {
+        let quiet_for = quiet_s.map(Duration::from_secs);
+        Look { busy, quiet_for, sessions_begun, superuser: Some("owner".into()), open_sessions: 0 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn activity_is_work_new_sessions_and_recent_changes() {
+        let nowhere = Path::new("/nonexistent");
+        let watch = ActivityWatch::new(nowhere, nowhere, "owner", Duration::from_secs(60));
+        let watch = std::sync::Mutex::new(watch);
+        let quiet_after = async |advance_s: u64, seen: Look| {
+            tokio::time::advance(Duration::from_secs(advance_s)).await;
+            let mut watch = watch.lock().expect("one test");
+            assert_eq!(watch.take_in(&seen), None);
+            watch.last_active.elapsed().as_secs()
+        };
+        assert_eq!(quiet_after(100, look(0, None, 3)).await, 100, "the first count of sessions is no activity");
+        assert_eq!(quiet_after(10, look(0, None, 3)).await, 110);
+        assert_eq!(quiet_after(10, look(0, None, 4)).await, 0, "a session came and went");
+        assert_eq!(quiet_after(10, look(1, Some(500), 4)).await, 0, "a statement is running");
+        assert_eq!(quiet_after(50, look(0, Some(20), 4)).await, 20, "a session was at work 20 s ago");
+        assert_eq!(quiet_after(50, look(0, Some(500), 4)).await, 70, "an old change is older news");
+    }
+
+    #[tokio::test]
+    async fn a_renamed_superuser_is_noticed_once() {
+        let nowhere = Path::new("/nonexistent");
+        let mut watch = ActivityWatch::new(nowhere, nowhere, "postgres", Duration::from_secs(60));
+        assert_eq!(watch.take_in(&look(0, None, 0)), Some("owner".to_owned()));
+        assert_eq!(watch.take_in(&look(0, None, 0)), None);
+    }
+
+    #[test]
+    fn temporary_files_are_told_from_tables() {
+        assert!(is_temporary(b"t3_16384") && is_temporary(b"t12_16384_fsm"));
+        assert!(!is_temporary(b"16384") && !is_temporary(b"16384_fsm") && !is_temporary(b"true"));
+    }
+}

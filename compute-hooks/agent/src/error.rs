@@ -1,0 +1,151 @@
+//! Why a compute could not start or go on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ardent_api::compute::ComputeEvent;
+use ardent_api::page_service::ErrorCode;
+use ardent_page_client::PageError;
+use ardent_types::Lsn;
+use ardent_wal_client::ProposerError;
+
+/// The end of a compute that did not stop when it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ComputeError {
+    /// A newer compute writes this timeline.
+    #[error("this compute was replaced: {reason}")]
+    Fenced {
+        /// What the safekeepers said.
+        reason: String,
+    },
+    /// The page server does not answer or refuses.
+    #[error("{doing} failed")]
+    Pageserver {
+        /// What was being done.
+        doing: &'static str,
+        /// Cause.
+        #[source]
+        source: PageError,
+    },
+    /// No quorum of safekeepers.
+    #[error("the log cannot be written: {reason}")]
+    Safekeeper {
+        /// What is known.
+        reason: String,
+    },
+    /// Postgres did not start.
+    #[error("Postgres did not start ({status}); its log says:\n{log}")]
+    PostgresFailed {
+        /// How it ended.
+        status: String,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// Postgres started and does not answer the agent.
+    #[error("Postgres does not serve the agent: {reason}")]
+    PostgresRefused {
+        /// What it said.
+        reason: String,
+    },
+    /// Postgres ended by itself after it was ready.
+    #[error("Postgres ended unexpectedly ({status}); its log says:\n{log}")]
+    Crashed {
+        /// How it ended.
+        status: String,
+        /// The last lines of its log.
+        log: String,
+    },
+    /// This host does not let us make a sandbox.
+    #[error(
+        "the sandbox cannot be made: {reason} (install bubblewrap, allow user namespaces, or start with --no-sandbox)"
+    )]
+    NoSandbox {
+        /// What was said.
+        reason: String,
+    },
+    /// There are no server programs of this major.
+    #[error(
+        "no Postgres {major} server programs found; looked in {looked_in} (install postgresql-{major}, or name the folder with --pg-bin {major}=DIR)"
+    )]
+    NoPostgres {
+        /// Major version.
+        major: u32,
+        /// Where we looked.
+        looked_in: String,
+    },
+    /// The version that this compute's pages are read at is not retained any more.
+    #[error("the page server no longer keeps the version {lsn} that this compute reads")]
+    BaseLsnExpired {
+        /// The compute's base LSN.
+        lsn: Lsn,
+    },
+    /// The specification, or what the page server sent, makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// A local file operation failed.
+    #[error("{doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl ComputeError {
+    /// A shorthand for closures that add the file to an I/O error.
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ComputeError {
+        move |source| ComputeError::Io { doing, path: path.to_owned(), source }
+    }
+
+    /// A page server's failure; an expired base LSN is told apart, since starting again cures it.
+    pub(crate) fn pageserver(doing: &'static str, lsn: Lsn) -> impl FnOnce(PageError) -> ComputeError {
+        move |source| match source.code() {
+            Some(ErrorCode::BaseLsnExpired) => ComputeError::BaseLsnExpired { lsn },
+            _ => ComputeError::Pageserver { doing, source },
+        }
+    }
+
+    /// A writer's failure.
+    pub(crate) fn writing(error: ProposerError) -> ComputeError {
+        let reason = with_causes(&error);
+        match error {
+            ProposerError::Fenced { .. } => ComputeError::Fenced { reason },
+            _ => ComputeError::Safekeeper { reason },
+        }
+    }
+
+    /// The word for scripts in [`ComputeEvent::Failed`].
+    pub fn code(&self) -> &'static str {
+        match self {
+            ComputeError::Fenced { .. } => "fenced",
+            ComputeError::Pageserver { .. } => "pageserver_unavailable",
+            ComputeError::Safekeeper { .. } => "safekeeper_unavailable",
+            ComputeError::PostgresFailed { .. } | ComputeError::PostgresRefused { .. } => "postgres_failed",
+            ComputeError::Crashed { .. } => "crashed",
+            ComputeError::NoSandbox { .. } => "no_sandbox",
+            ComputeError::NoPostgres { .. } => "no_postgres",
+            ComputeError::BaseLsnExpired { .. } => "base_lsn_expired",
+            ComputeError::Invalid(_) | ComputeError::Io { .. } => "invalid",
+        }
+    }
+
+    /// The event that tells control, with the whole chain of causes in its message.
+    pub(crate) fn event(&self) -> ComputeEvent {
+        ComputeEvent::Failed { code: self.code().to_owned(), message: with_causes(self) }
+    }
+}
+
+/// An error and all its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        text.push_str(&format!(": {source}"));
+        cause = source.source();
+    }
+    text
+}

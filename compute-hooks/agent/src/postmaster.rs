@@ -1,0 +1,233 @@
+//! One running Postgres: its process, its signals, its end.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus};
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+
+use crate::error::ComputeError;
+use crate::sandbox::INFO_FD;
+
+/// A started server. Dropping it kills whatever still runs.
+#[derive(Debug)]
+pub(crate) struct Postmaster {
+    /// What we spawned: the postmaster itself, or the sandbox around it, whose end is the end of everything in it.
+    spawned: PidFd,
+    /// The postmaster, once it is known.
+    server: Option<PidFd>,
+    /// In a sandbox, its first process as seen from outside.
+    sandbox_init: Option<u32>,
+    exit: watch::Receiver<Option<ExitStatus>>,
+}
+
+impl Postmaster {
+    /// Runs `command`, with `log` as standard output and error. `sandboxed` commands report their child on [`INFO_FD`].
+    ///
+    /// The parent of the new process is a thread that lives exactly as long as it does: the kernel's "signal me when my
+    /// parent dies" means the parent *thread*, so a pool's thread will not do.
+    pub(crate) async fn spawn(mut command: Command, log: &File, sandboxed: bool) -> Result<Self, ComputeError> {
+        let program = command.get_program().to_owned();
+        let failed = |source| ComputeError::Io { doing: "cannot run", path: Path::new(&program).to_owned(), source };
+        let log_copy = || log.try_clone().map_err(failed);
+        command.stdin(std::process::Stdio::null()).stdout(log_copy()?).stderr(log_copy()?);
+        let (info_read, info_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let agent = nix::unistd::getpid();
+        let info_fd = info_write.as_raw_fd();
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, dup2, fcntl.
+        unsafe {
+            command.pre_exec(move || {
+                nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+                if nix::unistd::getppid() != agent {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                if !sandboxed {
+                    return Ok(());
+                }
+                // dup2 onto itself would leave close-on-exec set.
+                let done = if info_fd == INFO_FD {
+                    libc::fcntl(INFO_FD, libc::F_SETFD, 0)
+                } else {
+                    libc::dup2(info_fd, INFO_FD)
+                };
+                if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+            });
+        }
+        let (spawned, exit) = spawn_on_own_thread(command).await.map_err(failed)?;
+        drop(info_write);
+        let sandbox_init = if sandboxed { Some(read_sandbox_info(info_read).await?) } else { None };
+        let server = if sandboxed { None } else { Some(PidFd::open(spawned.pid).map_err(failed)?) };
+        Ok(Postmaster { spawned, server, sandbox_init, exit })
+    }
+
+    /// The postmaster's process id as seen from outside the sandbox. `inner` is what it calls itself.
+    pub(crate) fn identify(&mut self, inner: u32) -> io::Result<u32> {
+        if let Some(server) = &self.server {
+            return Ok(server.pid);
+        }
+        let init = self.sandbox_init.ok_or(io::ErrorKind::NotFound)?;
+        let pid = children_of(init)?.into_iter().find(|pid| inner_pid(*pid) == Some(inner));
+        let pid = pid.ok_or_else(|| io::Error::other(format!("process {inner} of the sandbox was not found")))?;
+        self.server = Some(PidFd::open(pid)?);
+        Ok(pid)
+    }
+
+    /// Asks the postmaster for a fast shutdown.
+    pub(crate) fn stop_fast(&self) -> io::Result<()> {
+        match &self.server {
+            Some(server) => server.signal(Signal::SIGINT),
+            None => self.spawned.signal(Signal::SIGKILL),
+        }
+    }
+
+    /// Ends everything now: no checkpoint, no goodbye.
+    pub(crate) fn kill(&self) {
+        if self.exit.borrow().is_some() {
+            return;
+        }
+        // Outside a sandbox SIGQUIT makes the postmaster take its children along; inside, the end of the sandbox's
+        // first process is the end of them all.
+        let outcome = match (&self.server, self.sandbox_init) {
+            (Some(server), None) => server.signal(Signal::SIGQUIT),
+            _ => self.spawned.signal(Signal::SIGKILL),
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%error, "Postgres could not be signalled");
+        }
+    }
+
+    /// Waits for the end. Cancel-safe, and gives the same status ever after.
+    pub(crate) async fn exited(&mut self) -> ExitStatus {
+        loop {
+            if let Some(status) = *self.exit.borrow_and_update() {
+                return status;
+            }
+            self.exit.changed().await.expect("the waiting thread tells the status before it ends");
+        }
+    }
+}
+
+impl Drop for Postmaster {
+    fn drop(&mut self) {
+        if self.exit.borrow().is_none() {
+            // An error means that it ended meanwhile.
+            let _ = self.spawned.signal(Signal::SIGKILL);
+        }
+    }
+}
+
+async fn spawn_on_own_thread(mut command: Command) -> io::Result<(PidFd, watch::Receiver<Option<ExitStatus>>)> {
+    let (started, is_started) = tokio::sync::oneshot::channel();
+    let (ended, exit) = watch::channel(None);
+    std::thread::Builder::new().name("postgres-parent".to_owned()).spawn(move || {
+        let spawned = command.spawn().and_then(|mut child| match PidFd::open(child.id()) {
+            Ok(pid_fd) => Ok((child, pid_fd)),
+            Err(error) => {
+                child.kill()?;
+                child.wait()?;
+                Err(error)
+            }
+        });
+        let mut child = match spawned {
+            Ok((child, pid_fd)) => {
+                if started.send(Ok(pid_fd)).is_err() {
+                    // Nobody waits any more: the start was given up.
+                    let _ = { child }.kill();
+                    return;
+                }
+                child
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+                return;
+            }
+        };
+        match child.wait() {
+            Ok(status) => {
+                ended.send_replace(Some(status));
+            }
+            Err(error) => tracing::error!(%error, "cannot wait for Postgres"),
+        }
+    })?;
+    let pid_fd = is_started.await.map_err(|_| io::Error::other("the spawning thread has ended"))??;
+    Ok((pid_fd, exit))
+}
+
+/// Reads bubblewrap's report. It closes the descriptor after it, or, when it fails, without having written it.
+async fn read_sandbox_info(pipe: OwnedFd) -> Result<u32, ComputeError> {
+    let read = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        File::from(pipe).read_to_string(&mut text).map(|_| text)
+    });
+    let text = match read.await {
+        Ok(Ok(text)) => text,
+        Ok(Err(error)) => {
+            return Err(ComputeError::NoSandbox { reason: format!("its report cannot be read: {error}") });
+        }
+        Err(error) => return Err(ComputeError::NoSandbox { reason: format!("its report was not read: {error}") }),
+    };
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+    report["child-pid"]
+        .as_u64()
+        .and_then(|pid| u32::try_from(pid).ok())
+        .ok_or_else(|| ComputeError::NoSandbox { reason: "bubblewrap could not make its namespaces".to_owned() })
+}
+
+/// A process that can't be mistaken for a later one with the same number.
+#[derive(Debug)]
+struct PidFd {
+    pid: u32,
+    fd: OwnedFd,
+}
+
+impl PidFd {
+    fn open(pid: u32) -> io::Result<Self> {
+        let raw_pid = i32::try_from(pid).map_err(io::Error::other)?;
+        // SAFETY: the call takes plain numbers and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, raw_pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = i32::try_from(fd).map_err(io::Error::other)?;
+        // SAFETY: the kernel just gave us this descriptor, and nobody else owns it.
+        Ok(PidFd { pid, fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+    }
+
+    fn signal(&self, signal: Signal) -> io::Result<()> {
+        let (fd, none) = (self.fd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: the descriptor is ours and open; a null siginfo is allowed.
+        let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, none, 0) };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+fn children_of(parent: u32) -> io::Result<Vec<u32>> {
+    if let Ok(text) = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")) {
+        return Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect());
+    }
+    // Kernels without that file: look at everybody.
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        if status_field(pid, "PPid:").and_then(|line| line.trim().parse().ok()) == Some(parent) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
+}
+
+/// The process's id in its own, innermost namespace.
+fn inner_pid(pid: u32) -> Option<u32> {
+    status_field(pid, "NSpid:")?.split_whitespace().next_back()?.parse().ok()
+}
+
+fn status_field(pid: u32, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+}

@@ -1,0 +1,154 @@
+//! The command that runs Postgres confined, as its own user.
+//!
+//! Inside a sandbox there is a system folder tree to read, the compute's own data directory, its socket folder, the door
+//! to the page server, and nothing else: no network but an empty loopback, no other process, no other compute's files, no
+//! token. As root the mounts are made by root and Postgres runs as the unprivileged user given; otherwise a user
+//! namespace does it.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ardent_api::compute::{RunAs, Sandbox};
+
+use crate::error::ComputeError;
+use crate::layout::{Layout, View};
+use crate::programs::ServerPrograms;
+
+/// The descriptor on which bubblewrap says who its child is.
+pub(crate) const INFO_FD: i32 = 3;
+/// Single files of `/etc` that programs need to run, read names and know the time zone.
+const ETC_FILES: [&str; 6] = [
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/timezone",
+    "/etc/locale.alias",
+    "/etc/nsswitch.conf",
+    "/etc/alternatives",
+];
+/// System folders that are links into `/usr` on today's distributions and real folders on others.
+const ROOT_FOLDERS: [&str; 5] = ["bin", "sbin", "lib", "lib32", "lib64"];
+/// All that Postgres finds in its environment.
+const ENVIRONMENT: [(&str, &str); 3] = [("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("HOME", "/tmp")];
+
+/// Builds the command line for `postgres ARGS`.
+pub(crate) fn command(
+    sandbox: Sandbox,
+    layout: &Layout,
+    view: &View,
+    programs: &ServerPrograms,
+    run_as: Option<RunAs>,
+    postgres_args: &[String],
+) -> Result<Command, ComputeError> {
+    let mut command = match sandbox {
+        Sandbox::None => {
+            let mut command = Command::new(programs.postgres());
+            if let Some(RunAs { uid, gid }) = run_as {
+                command.uid(uid).gid(gid);
+            }
+            command.current_dir(&layout.data);
+            command
+        }
+        Sandbox::Bubblewrap => bubblewrap(layout, view, programs, run_as)?,
+    };
+    command.args(postgres_args).env_clear().envs(ENVIRONMENT);
+    Ok(command)
+}
+
+fn bubblewrap(
+    layout: &Layout,
+    view: &View,
+    programs: &ServerPrograms,
+    run_as: Option<RunAs>,
+) -> Result<Command, ComputeError> {
+    let bwrap = find_program("bwrap")
+        .ok_or_else(|| ComputeError::NoSandbox { reason: "the program bwrap is not installed".to_owned() })?;
+    let mut command = Command::new(bwrap);
+    command.current_dir("/");
+    // As root a user namespace would map Postgres's user to root outside.
+    match run_as {
+        Some(_) => command.args(["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]),
+        None => command.args(["--unshare-all"]),
+    };
+    command.args(["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"]);
+    for (name, value) in ENVIRONMENT {
+        command.args(["--setenv", name, value]);
+    }
+    command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string()]);
+    system_folders(&mut command);
+    for folder in programs.private_folders() {
+        command.arg("--ro-bind").arg(&folder).arg(&folder);
+    }
+    accounts(&mut command, layout, run_as)?;
+    command.args(["--proc", "/proc", "--dev", "/dev"]);
+    for folder in ["/dev/shm", "/tmp"] {
+        command.args(["--perms", "1777", "--tmpfs", folder]);
+    }
+    command.args(["--perms", "0755", "--dir", "/ardent", "--perms", "0755", "--dir", "/ardent/lib"]);
+    for (outside, inside) in [(&layout.data, &view.data), (&layout.run, &view.run), (&layout.door, &view.door)] {
+        command.arg("--bind").arg(outside).arg(inside);
+    }
+    command.arg("--ro-bind").arg(&layout.library).arg(&view.library);
+    command.arg("--chdir").arg(&view.data);
+    // From here on the tree is read-only but for what is bound writable above.
+    command.args(["--remount-ro", "/", "--"]);
+    if let Some(RunAs { uid, gid }) = run_as {
+        let setpriv = find_program("setpriv").ok_or_else(|| ComputeError::NoSandbox {
+            reason: "the program setpriv (util-linux) is not installed".to_owned(),
+        })?;
+        command.arg(setpriv).args([
+            &format!("--reuid={uid}"),
+            &format!("--regid={gid}"),
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+            "--no-new-privs",
+            "--",
+        ]);
+    }
+    command.arg(programs.postgres());
+    Ok(command)
+}
+
+fn system_folders(command: &mut Command) {
+    command.args(["--ro-bind", "/usr", "/usr"]);
+    for name in ROOT_FOLDERS {
+        let path = Path::new("/").join(name);
+        match std::fs::read_link(&path) {
+            Ok(target) => {
+                command.arg("--symlink").arg(target).arg(&path);
+            }
+            Err(_) => {
+                command.arg("--ro-bind-try").arg(&path).arg(&path);
+            }
+        }
+    }
+    command.args(["--perms", "0755", "--dir", "/etc"]);
+    for file in ETC_FILES {
+        command.args(["--ro-bind-try", file, file]);
+    }
+}
+
+/// `/etc/passwd` and `/etc/group` with root and Postgres's user alone: Postgres looks up its own name and, for peer
+/// authentication, the agent's.
+fn accounts(command: &mut Command, layout: &Layout, run_as: Option<RunAs>) -> Result<(), ComputeError> {
+    let (uid, gid) = match run_as {
+        Some(RunAs { uid, gid }) => (uid, gid),
+        None => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),
+    };
+    let files = [
+        ("passwd", format!("root:x:0:0::/:/bin/false\npostgres:x:{uid}:{gid}::/tmp:/bin/sh\n")),
+        ("group", format!("root:x:0:\npostgres:x:{gid}:\n")),
+    ];
+    for (name, content) in files {
+        let path = layout.compute_dir.join(name);
+        std::fs::write(&path, content).map_err(ComputeError::io("cannot write", &path))?;
+        command.arg("--ro-bind").arg(&path).arg(Path::new("/etc").join(name));
+    }
+    Ok(())
+}
+
+fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin:/usr/sbin:/sbin".into());
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}

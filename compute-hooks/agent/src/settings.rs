@@ -1,0 +1,297 @@
+//! The settings that a compute's Postgres runs with.
+//!
+//! Three layers, the later winning: our defaults and the caller's wishes in `postgresql.conf`; what a session may set
+//! for itself; the guards on the postmaster's command line, which neither `ALTER SYSTEM` nor a configuration file can
+//! override.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ardent_types::Lsn;
+
+use crate::layout::{PAGE_SOCKET, PRESENCE_MAP, View};
+
+/// What the source server's control file says about settings that a compute must not undercut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// `wal_level` is `logical`.
+    pub wal_level_logical: bool,
+    /// `max_connections`.
+    pub max_connections: u32,
+    /// `max_worker_processes`.
+    pub max_worker_processes: u32,
+    /// `max_wal_senders`.
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions`.
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction`.
+    pub max_locks_per_transaction: u32,
+    /// `track_commit_timestamp`.
+    pub track_commit_timestamp: bool,
+}
+
+/// Everything that settings are made from.
+#[derive(Debug)]
+pub(crate) struct SettingsInput<'a> {
+    pub(crate) branch: &'a str,
+    pub(crate) view: &'a View,
+    pub(crate) limits: &'a SourceLimits,
+    /// The caller's wishes.
+    pub(crate) wishes: &'a BTreeMap<String, String>,
+    /// Libraries of the source that exist here.
+    pub(crate) libraries: Vec<String>,
+    pub(crate) read_only: bool,
+    pub(crate) port: u16,
+    /// What absent pages are read at.
+    pub(crate) base_lsn: Lsn,
+}
+
+/// The name that the agent has as a standby, and of its slot.
+pub(crate) const STANDBY_NAME: &str = "ardent";
+
+/// Settings of a foreign server that mean nothing here, or would undo what the agent arranges. Prefixes end in `*`.
+const NOT_TAKEN: [&str; 26] = [
+    "archive_*",
+    "recovery_*",
+    "primary_*",
+    "restore_command",
+    "promote_trigger_file",
+    "ssl*",
+    "krb_*",
+    "listen_addresses",
+    "port",
+    "unix_*",
+    "bonjour*",
+    "data_directory",
+    "config_file",
+    "hba_file",
+    "ident_file",
+    "external_pid_file",
+    "include*",
+    "log_destination",
+    "log_directory",
+    "log_filename",
+    "logging_collector",
+    "log_file_mode",
+    "syslog_*",
+    "event_source",
+    "stats_temp_directory",
+    "data_sync_retry",
+];
+
+/// `postgresql.conf`.
+pub(crate) fn configuration_file(input: &SettingsInput<'_>) -> String {
+    let defaults = [
+        // Lean: a compute is one of many on its host, and the operating system's cache is behind it.
+        ("shared_buffers", "32MB"),
+        ("wal_buffers", "1MB"),
+        ("min_wal_size", "32MB"),
+        // The local disk is a cache: nothing is gained by writing it back early or by writing zeros first.
+        ("wal_init_zero", "off"),
+        ("checkpoint_flush_after", "0"),
+        ("bgwriter_flush_after", "0"),
+        ("log_line_prefix", "%m [%p] "),
+        ("max_replication_slots", "10"),
+    ];
+    let defaults = defaults.into_iter().filter(|(name, _)| !input.wishes.contains_key(*name));
+    let wishes = input.wishes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    let mut text = String::from("# Written by the agent at every cold start. The guards are on the command line.\n");
+    for (name, value) in defaults.chain(wishes.filter(|(name, _)| is_taken(name))) {
+        text.push_str(&format!("{name} = {}\n", quoted(value)));
+    }
+    text
+}
+
+/// The postmaster's arguments.
+pub(crate) fn postmaster_arguments(input: &SettingsInput<'_>) -> Vec<String> {
+    let mut arguments = vec!["-D".to_owned(), text(&input.view.data)];
+    for (name, value) in guards(input) {
+        arguments.push("-c".to_owned());
+        arguments.push(format!("{name}={value}"));
+    }
+    arguments
+}
+
+fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
+    let limits = input.limits;
+    let at_least = |name: &str, source: u32, own: u32| {
+        let wished = input.wishes.get(name).and_then(|value| value.trim().parse().ok());
+        wished.unwrap_or(own).max(source).to_string()
+    };
+    let logical = limits.wal_level_logical || input.wishes.get("wal_level").is_some_and(|level| level == "logical");
+    let on_off = |on: bool| if on { "on" } else { "off" }.to_owned();
+    let track_timestamps = limits.track_commit_timestamp
+        || input.wishes.get("track_commit_timestamp").is_some_and(|value| value == "on" || value == "true");
+    let libraries: Vec<String> =
+        std::iter::once(text(&input.view.library)).chain(input.libraries.iter().cloned()).collect();
+    let mut guards = vec![
+        // A commit is acknowledged when the agent, that is a quorum, has it.
+        ("synchronous_standby_names", STANDBY_NAME.to_owned()),
+        ("synchronous_commit", "on".to_owned()),
+        ("max_slot_wal_keep_size", "-1".to_owned()),
+        ("wal_level", if logical { "logical" } else { "replica" }.to_owned()),
+        // No local durability and no local recovery.
+        ("fsync", "off".to_owned()),
+        ("full_page_writes", "off".to_owned()),
+        ("restart_after_crash", "off".to_owned()),
+        // A branch does nothing to the outside on its own.
+        ("archive_mode", "off".to_owned()),
+        ("archive_command", String::new()),
+        ("max_logical_replication_workers", "0".to_owned()),
+        ("listen_addresses", String::new()),
+        ("ssl", "off".to_owned()),
+        ("unix_socket_directories", text(&input.view.run)),
+        ("port", input.port.to_string()),
+        ("logging_collector", "off".to_owned()),
+        ("log_destination", "stderr".to_owned()),
+        ("cluster_name", input.branch.to_owned()),
+        ("shared_preload_libraries", libraries.join(",")),
+        ("max_connections", at_least("max_connections", limits.max_connections, 100)),
+        ("max_worker_processes", at_least("max_worker_processes", limits.max_worker_processes, 8)),
+        ("max_wal_senders", at_least("max_wal_senders", limits.max_wal_senders, 10)),
+        ("max_prepared_transactions", at_least("max_prepared_transactions", limits.max_prepared_transactions, 0)),
+        ("max_locks_per_transaction", at_least("max_locks_per_transaction", limits.max_locks_per_transaction, 64)),
+        ("track_commit_timestamp", on_off(track_timestamps)),
+        ("ardent.presence_map", text(&input.view.data.join(PRESENCE_MAP))),
+        ("ardent.agent_socket", text(&input.view.door.join(PAGE_SOCKET))),
+        ("ardent.base_lsn", input.base_lsn.to_string()),
+    ];
+    if input.read_only {
+        guards.push(("default_transaction_read_only", "on".to_owned()));
+        guards.push(("autovacuum", "off".to_owned()));
+    }
+    guards
+}
+
+/// The libraries named in a `shared_preload_libraries` value.
+pub(crate) fn library_list(value: &str) -> Vec<String> {
+    let names = value.split(',').map(|name| name.trim().trim_matches('"').to_owned());
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// `pg_hba.conf`: everybody who can reach the socket may be any role (the socket's folder is private, the proxy
+/// authenticates), but only the agent may replicate.
+pub(crate) fn hba_file(agent_is_root: bool, superusers: &[String]) -> String {
+    let replication = if agent_is_root {
+        // Nobody inside is root, so the operating system tells the agent from everybody else.
+        "local replication all peer map=agent".to_owned()
+    } else {
+        let names: Vec<String> = superusers.iter().map(|name| quoted_name(name)).collect();
+        format!("local replication {} trust", names.join(","))
+    };
+    format!("# Written by the agent.\n{replication}\nlocal replication all reject\nlocal all all trust\n")
+}
+
+/// `pg_ident.conf`: root outside may be the bootstrap superuser, whatever that is called.
+pub(crate) fn ident_file(superusers: &[String]) -> String {
+    let lines = superusers.iter().map(|name| format!("agent root {}\n", quoted_name(name)));
+    format!("# Written by the agent.\n{}", lines.collect::<String>())
+}
+
+/// A name as both files want it.
+fn quoted_name(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn is_taken(name: &str) -> bool {
+    let well_formed = !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
+        && !name.starts_with("ardent.");
+    let refused = NOT_TAKEN.iter().any(|pattern| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == *pattern,
+    });
+    well_formed && !refused && name != "shared_preload_libraries"
+}
+
+fn quoted(value: &str) -> String {
+    let escaped = value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n");
+    format!("'{escaped}'")
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> SourceLimits {
+        SourceLimits {
+            wal_level_logical: false,
+            max_connections: 250,
+            max_worker_processes: 4,
+            max_wal_senders: 3,
+            max_prepared_transactions: 7,
+            max_locks_per_transaction: 64,
+            track_commit_timestamp: true,
+        }
+    }
+
+    fn with_wishes(wishes: &[(&str, &str)], check: impl FnOnce(String, Vec<String>)) {
+        let view = View {
+            data: "/ardent/data".into(),
+            run: "/ardent/run".into(),
+            door: "/ardent/door".into(),
+            library: "/ardent/lib/ardent_compute.so".into(),
+        };
+        let wishes = wishes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let input = SettingsInput {
+            branch: "dev",
+            view: &view,
+            limits: &limits(),
+            wishes: &wishes,
+            libraries: vec!["pg_stat_statements".to_owned()],
+            read_only: false,
+            port: 5432,
+            base_lsn: Lsn::new(0x0100_0028),
+        };
+        check(configuration_file(&input), postmaster_arguments(&input));
+    }
+
+    #[test]
+    fn guards_win_over_wishes_and_limits_are_never_undercut() {
+        let wishes = [
+            ("fsync", "on"),
+            ("synchronous_standby_names", ""),
+            ("max_connections", "20"),
+            ("max_prepared_transactions", "9"),
+            ("wal_level", "minimal"),
+        ];
+        with_wishes(&wishes, |_, arguments| {
+            let has = |argument: &str| arguments.iter().any(|given| given == argument);
+            assert!(has("fsync=off") && has("synchronous_standby_names=ardent") && has("wal_level=replica"));
+            assert!(has("max_connections=250") && has("max_prepared_transactions=9"));
+            assert!(has("track_commit_timestamp=on") && has("restart_after_crash=off"));
+            assert!(has("shared_preload_libraries=/ardent/lib/ardent_compute.so,pg_stat_statements"));
+        });
+    }
+
+    #[test]
+    fn wishes_are_quoted_and_foreign_ones_left_out() {
+        let wishes = [
+            ("work_mem", "5MB"),
+            ("search_path", "\"a\\b\", o'x"),
+            ("archive_command", "rm -rf"),
+            ("ssl_cert_file", "x"),
+            ("bad name\n", "x"),
+            ("shared_buffers", "64MB"),
+            ("ardent.agent_socket", "/tmp/x"),
+        ];
+        with_wishes(&wishes, |file, _| {
+            assert!(file.contains("work_mem = '5MB'\n"));
+            assert!(file.contains("search_path = '\"a\\\\b\", o''x'\n"));
+            assert!(file.contains("shared_buffers = '64MB'\n") && !file.contains("32MB'\nwal_buffers"));
+            for left_out in ["archive_command", "ssl_cert_file", "bad name", "agent_socket"] {
+                assert!(!file.contains(left_out), "{left_out} is in:\n{file}");
+            }
+        });
+    }
+
+    #[test]
+    fn library_lists_are_taken_apart() {
+        assert_eq!(library_list("pg_stat_statements, \"auto_explain\",,"), ["pg_stat_statements", "auto_explain"]);
+        assert!(library_list("").is_empty());
+    }
+}

@@ -1,0 +1,379 @@
+//! From a specification to a Postgres that accepts connections.
+//!
+//! ```text
+//!  elect a term on the quorum ─┬─► end of log E ── warm directory that ends at E ──────────────► start Postgres
+//!  connect to the page server ─┘        └─ none ► wait for E, lease E, base backup at E,
+//!                                                 checkpoint record at E through the quorum ──► start Postgres
+//! ```
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use ardent_api::compute::{ComputeSpec, RunAs, Sandbox};
+use ardent_api::page_service::ErrorCode;
+use ardent_page_client::{Binding, PageClient, PageError};
+use ardent_pg_format::{ClusterState, PgMajor};
+use ardent_types::{Lsn, PgTli, Term};
+use ardent_wal_client::{Elected, Proposer, ProposerConfig};
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::channel::Events;
+use crate::cold_start;
+use crate::data_dir::{make_folder, write_file};
+use crate::error::ComputeError;
+use crate::layout::{Layout, PORT, PRESENCE_MAP, View};
+use crate::lease::{self, Lease};
+use crate::memory::{Memory, WarmMarker};
+use crate::page_door::PageDoor;
+use crate::pid_file;
+use crate::postgres_log::PostgresLog;
+use crate::postmaster::Postmaster;
+use crate::programs::ServerPrograms;
+use crate::sandbox;
+use crate::settings::{self, SettingsInput, SourceLimits};
+use crate::shipping::Shipper;
+use crate::start_point::{self, StartPoint};
+use crate::trash;
+use crate::wal_sender::WalSender;
+
+/// How long a page server may be away when a compute starts.
+const PAGESERVER_PATIENCE: Duration = Duration::from_secs(30);
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// One request to wait for ingestion; it is repeated while there is progress to hope for.
+const INGEST_WAIT: Duration = Duration::from_secs(10);
+const INGEST_PATIENCE: Duration = Duration::from_secs(600);
+/// How often `postmaster.pid` is looked at during a start.
+const READY_POLL: Duration = Duration::from_millis(1);
+const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// What initdb calls the bootstrap superuser when it is run by a user of that name.
+const USUAL_SUPERUSER: &str = "postgres";
+
+/// What stays the same over a compute's life.
+#[derive(Debug)]
+pub(crate) struct Compute {
+    pub(crate) spec: ComputeSpec,
+    pub(crate) layout: Layout,
+    pub(crate) memory: Memory,
+    view: View,
+    major: PgMajor,
+    programs: ServerPrograms,
+    run_as: Option<RunAs>,
+}
+
+/// A compute that accepts connections.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) postmaster: Postmaster,
+    pub(crate) postmaster_pid: u32,
+    pub(crate) shipper: Shipper,
+    pub(crate) sender: WalSender,
+    pub(crate) door: PageDoor,
+    pub(crate) lease: Lease,
+    pub(crate) log: PostgresLog,
+    pub(crate) superuser: String,
+    pub(crate) term: Term,
+    pub(crate) warm: bool,
+}
+
+/// A data directory that Postgres can be started on.
+struct Prepared {
+    limits: SourceLimits,
+    lease: Lease,
+    /// On which of its timelines Postgres goes on writing.
+    tli: PgTli,
+    warm: bool,
+}
+
+impl Compute {
+    /// Checks the specification and prepares the compute's folder.
+    pub(crate) fn new(spec: ComputeSpec) -> Result<Self, ComputeError> {
+        let major = PgMajor::from_number(spec.pg_major)
+            .ok_or_else(|| ComputeError::Invalid(format!("Postgres {} is not supported", spec.pg_major)))?;
+        let programs = ServerPrograms::find(spec.pg_major, spec.pg_bin_dir.as_deref())?;
+        let layout = Layout::new(&spec)?;
+        let run_as = identity(spec.run_as)?;
+        let view = layout.view(spec.sandbox);
+        let memory = Memory::open(&layout.memory, spec.timeline);
+        // Others may pass through to the folders that are theirs, and see nothing.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o711).create(&layout.compute_dir);
+        made.map_err(ComputeError::io("cannot make the folder", &layout.compute_dir))?;
+        memory.save(&layout.memory)?;
+        for folder in [&layout.run, &layout.door] {
+            make_folder(folder, run_as)?;
+        }
+        Ok(Compute { spec, layout, memory, view, major, programs, run_as })
+    }
+
+    /// Keeps the bootstrap superuser's name for the next start.
+    pub(crate) fn remember_superuser(&mut self, name: &str) {
+        let known = self.memory.superuser.as_deref().or(self.spec.superuser.as_deref()).unwrap_or(USUAL_SUPERUSER);
+        if known == name {
+            return;
+        }
+        self.memory.superuser = Some(name.to_owned());
+        if let Err(error) = self.memory.save(&self.layout.memory) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the superuser's new name is not kept");
+        }
+    }
+
+    /// Starts Postgres, warm if that is possible.
+    pub(crate) async fn start<W: AsyncWrite + Unpin>(&self, events: &mut Events<W>) -> Result<Started, ComputeError> {
+        let (elected, client) = tokio::join!(self.elect(), self.connect_patiently());
+        let (proposer, elected) = elected?;
+        let mut client = client?;
+        events.progress(format!("writing in term {} from {}", elected.term, elected.end_lsn)).await;
+        let prepared = match self.try_warm(&mut client, &elected).await? {
+            Some(prepared) => prepared,
+            None => self.make_cold(&mut client, &proposer, &elected, events).await?,
+        };
+        drop(client);
+        let pageserver = self.spec.pageserver.clone();
+        let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.binding())?;
+        let log = PostgresLog::open(&self.layout.log)?;
+        let users = self.superuser_candidates();
+        self.write_configuration(&prepared, &users)?;
+        let mut postmaster = self.spawn(&prepared, &log).await?;
+        events.progress("Postgres is starting").await;
+        let mut serving = door;
+        let (postmaster_pid, shipper, sender, superuser) = tokio::select! {
+            ready = self.until_ready(&mut postmaster, &log, proposer, &prepared, users) => ready?,
+            () = serving.serve() => unreachable!("the door serves for ever"),
+        };
+        let Prepared { lease, warm, .. } = prepared;
+        let term = elected.term;
+        Ok(Started { postmaster, postmaster_pid, shipper, sender, door: serving, lease, log, superuser, term, warm })
+    }
+
+    /// From here on every older writer is refused.
+    async fn elect(&self) -> Result<(Proposer, Elected), ComputeError> {
+        let spec = &self.spec;
+        let config = ProposerConfig::new(spec.tenant, spec.timeline, spec.safekeepers.clone(), spec.token.clone());
+        Proposer::elect(config, CancellationToken::new()).await.map_err(ComputeError::writing)
+    }
+
+    fn binding(&self) -> Binding {
+        Binding { tenant: self.spec.tenant, timeline: self.spec.timeline, token: self.spec.token.clone() }
+    }
+
+    fn lease_on(&self, base_lsn: Lsn) -> Lease {
+        Lease {
+            pageserver: self.spec.pageserver.clone(),
+            binding: self.binding(),
+            name: self.memory.lease.clone(),
+            base_lsn,
+        }
+    }
+
+    async fn connect_patiently(&self) -> Result<PageClient, ComputeError> {
+        let deadline = Instant::now() + PAGESERVER_PATIENCE;
+        loop {
+            match PageClient::connect(&self.spec.pageserver, &self.binding()).await {
+                Err(error) if error.is_retryable() && Instant::now() < deadline => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                outcome => {
+                    return outcome.map_err(ComputeError::pageserver("connecting to the page server", Lsn::INVALID));
+                }
+            }
+        }
+    }
+
+    /// A kept data directory is good if it was stopped cleanly, on this boot of this host, if the quorum's log ends where its
+    /// own does, and if the pages it lacks can still be had.
+    async fn try_warm(&self, client: &mut PageClient, elected: &Elected) -> Result<Option<Prepared>, ComputeError> {
+        let Some(marker) = WarmMarker::take(&self.layout.warm_marker, &self.spec) else { return Ok(None) };
+        let control = match start_point::read_control_file(&self.layout.data) {
+            Ok(control) => control,
+            Err(error) => {
+                tracing::warn!(%error, "the kept data directory is not used");
+                return Ok(None);
+            }
+        };
+        let same_end = marker.end_lsn == elected.end_lsn && marker.checkpoint_lsn == elected.prev_lsn;
+        let untouched = control.state == ClusterState::ShutDown
+            && control.checkpoint_lsn == marker.checkpoint_lsn
+            && self.layout.data.join(PRESENCE_MAP).is_file();
+        if !same_end || !untouched || marker.term > elected.term {
+            return Ok(None);
+        }
+        let lease = self.lease_on(marker.base_lsn);
+        match lease.take(client).await {
+            Ok(()) => {}
+            Err(error) if lease::lost(&error) => return Ok(None),
+            Err(error) => return Err(ComputeError::pageserver("renewing the lease", marker.base_lsn)(error)),
+        }
+        let limits = start_point::limits(&control);
+        let tli = control.checkpoint.tli;
+        Ok(Some(Prepared { limits, lease, tli, warm: true }))
+    }
+
+    async fn make_cold<W: AsyncWrite + Unpin>(
+        &self,
+        client: &mut PageClient,
+        proposer: &Proposer,
+        elected: &Elected,
+        events: &mut Events<W>,
+    ) -> Result<Prepared, ComputeError> {
+        trash::discard(&self.layout.compute_dir, &self.layout.data)?;
+        let end = elected.end_lsn;
+        self.wait_for_ingestion(client, end, events).await?;
+        let lease = self.lease_on(end);
+        lease.take(client).await.map_err(ComputeError::pageserver("taking the lease", end))?;
+        let origin = cold_start::receive(client, end, &self.layout.data, self.major, self.run_as).await?;
+        events.progress("the data directory is made").await;
+        let point = StartPoint::new(&origin, end, elected.prev_lsn)?;
+        let bytes = Bytes::from(point.wal.bytes.clone());
+        proposer.append(point.wal.start, bytes).await.map_err(ComputeError::writing)?;
+        point.write(&self.layout.data, self.run_as)?;
+        write_file(&self.layout.data.join("PG_VERSION"), format!("{}\n", self.major).as_bytes(), self.run_as)?;
+        // Postgres must not be seen running on a record that no quorum holds.
+        let mut flushed = proposer.flushed();
+        tokio::select! {
+            error = proposer.closed() => return Err(ComputeError::writing(error)),
+            Ok(_) = flushed.wait_for(|position| *position >= point.wal.record.end) => {}
+        }
+        Ok(Prepared { limits: point.limits, lease, tli: origin.header.pg_tli, warm: false })
+    }
+
+    async fn wait_for_ingestion<W: AsyncWrite + Unpin>(
+        &self,
+        client: &mut PageClient,
+        lsn: Lsn,
+        events: &mut Events<W>,
+    ) -> Result<(), ComputeError> {
+        let deadline = Instant::now() + INGEST_PATIENCE;
+        loop {
+            match client.wait_lsn(lsn, INGEST_WAIT).await {
+                Ok(_) => return Ok(()),
+                Err(PageError::Server { code: ErrorCode::Timeout, .. }) if Instant::now() < deadline => {
+                    events.progress(format!("waiting for the page server to reach {lsn}")).await;
+                }
+                Err(error) => return Err(ComputeError::pageserver("waiting for the page server", lsn)(error)),
+            }
+        }
+    }
+
+    /// The names to try for the bootstrap superuser, likeliest first.
+    fn superuser_candidates(&self) -> Vec<String> {
+        let known = [self.memory.superuser.clone(), self.spec.superuser.clone(), Some(USUAL_SUPERUSER.to_owned())];
+        let mut names: Vec<String> = Vec::new();
+        for name in known.into_iter().flatten() {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
+
+    fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
+        let wished = self.spec.settings.get("shared_preload_libraries").map_or("", String::as_str);
+        let (here, missing): (Vec<String>, Vec<String>) =
+            settings::library_list(wished).into_iter().partition(|name| self.programs.has_library(name));
+        if !missing.is_empty() {
+            tracing::warn!(?missing, "libraries of the source are not installed here and left out");
+        }
+        SettingsInput {
+            branch: &self.spec.branch,
+            view: &self.view,
+            limits: &prepared.limits,
+            wishes: &self.spec.settings,
+            libraries: here,
+            read_only: self.spec.read_only,
+            port: PORT,
+            base_lsn: prepared.lease.base_lsn,
+        }
+    }
+
+    fn write_configuration(&self, prepared: &Prepared, superusers: &[String]) -> Result<(), ComputeError> {
+        let write = |name: &str, text: &str| write_file(&self.layout.data.join(name), text.as_bytes(), self.run_as);
+        write("postgresql.conf", &settings::configuration_file(&self.settings_input(prepared)))?;
+        write("pg_hba.conf", &settings::hba_file(nix::unistd::geteuid().is_root(), superusers))?;
+        write("pg_ident.conf", &settings::ident_file(superusers))?;
+        empty_folder(&self.layout.run)
+    }
+
+    async fn spawn(&self, prepared: &Prepared, log: &PostgresLog) -> Result<Postmaster, ComputeError> {
+        let arguments = settings::postmaster_arguments(&self.settings_input(prepared));
+        let sandbox = self.spec.sandbox;
+        let command = sandbox::command(sandbox, &self.layout, &self.view, &self.programs, self.run_as, &arguments)?;
+        let spawned = Postmaster::spawn(command, &log.file, sandbox == Sandbox::Bubblewrap).await;
+        spawned.map_err(|error| match error {
+            ComputeError::NoSandbox { reason } => {
+                ComputeError::NoSandbox { reason: format!("{reason}: {}", log.tail()) }
+            }
+            error => error,
+        })
+    }
+
+    /// Waits until Postgres accepts connections and replication streams.
+    async fn until_ready(
+        &self,
+        postmaster: &mut Postmaster,
+        log: &PostgresLog,
+        proposer: Proposer,
+        prepared: &Prepared,
+        users: Vec<String>,
+    ) -> Result<(u32, Shipper, WalSender, String), ComputeError> {
+        let inner_pid = tokio::select! {
+            pid = wait_for_ready_pid(&self.layout.data) => pid,
+            status = postmaster.exited() => {
+                return Err(ComputeError::PostgresFailed { status: status.to_string(), log: log.tail() });
+            }
+            () = tokio::time::sleep(READY_PATIENCE) => {
+                let status = format!("not ready after {} s", READY_PATIENCE.as_secs());
+                return Err(ComputeError::PostgresFailed { status, log: log.tail() });
+            }
+        };
+        let refused = |reason: String| ComputeError::PostgresRefused { reason };
+        let pid = postmaster.identify(inner_pid).map_err(|error| refused(error.to_string()))?;
+        let shipper = Shipper {
+            proposer,
+            socket: self.layout.postgres_socket(),
+            users,
+            tli: prepared.tli,
+            stopping: CancellationToken::new(),
+        };
+        let (sender, superuser) = shipper.connect().await.map_err(|error| refused(error.to_string()))?;
+        Ok((pid, shipper, sender, superuser))
+    }
+}
+
+/// Postgres's user: root must name one, anybody else is it.
+fn identity(run_as: Option<RunAs>) -> Result<Option<RunAs>, ComputeError> {
+    let own = nix::unistd::geteuid();
+    match run_as {
+        Some(RunAs { uid: 0, .. }) => Err(ComputeError::Invalid("Postgres cannot run as root".to_owned())),
+        None if own.is_root() => {
+            Err(ComputeError::Invalid("running as root takes a user to run Postgres as".to_owned()))
+        }
+        Some(other) if own.is_root() => Ok(Some(other)),
+        Some(RunAs { uid, .. }) if uid != own.as_raw() => {
+            Err(ComputeError::Invalid(format!("only root can run Postgres as user {uid}")))
+        }
+        _ => Ok(None),
+    }
+}
+
+async fn wait_for_ready_pid(data: &Path) -> u32 {
+    let mut poll = tokio::time::interval(READY_POLL);
+    loop {
+        poll.tick().await;
+        if let Some(pid) = pid_file::ready_pid(data) {
+            return pid;
+        }
+    }
+}
+
+/// Removes sockets and lock files that a killed Postgres left.
+fn empty_folder(folder: &Path) -> Result<(), ComputeError> {
+    let entries = std::fs::read_dir(folder).map_err(ComputeError::io("cannot list", folder))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        std::fs::remove_file(&path).map_err(ComputeError::io("cannot remove", &path))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,314 @@
+//! Everything around an agent: a safekeeper, a page server that serves a stopped cluster, control's end of the channel.
+
+mod page_server;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::compute::{ComputeCommand, ComputeEvent, ComputeSpec, RunAs, Sandbox};
+use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
+use ardent_pg_format::ControlFile;
+use ardent_pg_format::encode::{WalStream, shutdown_checkpoint};
+use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
+use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_wal_client::{SafekeeperClient, TimelineSpec};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines};
+use tokio_util::sync::CancellationToken;
+
+pub use page_server::{FakePageServer, Pages};
+
+/// Longest wait for anything.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// What stands in for the compute library where all pages come ahead: any library that loads.
+const STAND_IN: &str = "auto_explain.so";
+/// Names a folder with the real library, to run on a server that fetches its pages.
+const LIBRARY_VARIABLE: &str = "ARDENT_COMPUTE_LIB_DIR";
+
+/// One tenant with one timeline, from a source cluster that has been stopped.
+pub struct World {
+    pub source: TestPg,
+    pub page_server: FakePageServer,
+    pub safekeeper: Option<Safekeeper>,
+    pub timeline: TimelineSpec,
+    pub token: String,
+    issuer: Arc<TokenIssuer>,
+    pub folder: tempfile::TempDir,
+}
+
+impl World {
+    /// A source with `options`, on which `sql` was run before it was stopped.
+    pub async fn new(options: TestPgOptions, sql: &str) -> World {
+        let mut source = TestPg::start(options);
+        if !sql.is_empty() {
+            source.sql(sql);
+        }
+        source.stop(StopMode::Fast);
+        let folder = ardent_test_pg::temp_dir();
+        let issuer = TokenIssuer::from_key(&TokenIssuer::generate_key().expect("key")).expect("valid");
+        let (tenant, timeline) = (TenantId::generate(), TimelineId::generate());
+        let claims = |rights, timeline| Claims {
+            service: Service::Any,
+            tenant: Some(tenant),
+            timeline,
+            rights,
+            expires_at_s: None,
+        };
+        let token = issuer.issue(&claims(Rights::Write, Some(timeline)));
+        let timeline = timeline_of(source.data_dir(), tenant, timeline);
+        let page_server = FakePageServer::start(folder.path(), source.data_dir(), pages(), &token);
+        let mut world =
+            World { source, page_server, safekeeper: None, timeline, token, issuer: Arc::new(issuer), folder };
+        world.start_safekeeper().await;
+        let manage = world.issuer.issue(&claims(Rights::Manage, None));
+        let mut client = SafekeeperClient::connect(&world.safekeeper_addr(), tenant, &manage).await.expect("connects");
+        client.create_timeline(world.timeline.clone()).await.expect("created");
+        world
+    }
+
+    pub fn safekeeper_dir(&self) -> PathBuf {
+        self.folder.path().join("safekeeper")
+    }
+
+    fn safekeeper_addr(&self) -> ServiceAddr {
+        ServiceAddr::Unix(self.folder.path().join("safekeeper.sock"))
+    }
+
+    pub async fn start_safekeeper(&mut self) {
+        let config = SafekeeperConfig::new(self.safekeeper_dir(), vec![self.safekeeper_addr()], self.issuer.verifier());
+        let started = Safekeeper::start(config, CancellationToken::new()).await.expect("safekeeper starts");
+        self.safekeeper = Some(started);
+    }
+
+    pub async fn stop_safekeeper(&mut self) {
+        self.safekeeper.take().expect("runs").shutdown().await;
+    }
+
+    pub fn compute_dir(&self) -> PathBuf {
+        self.folder.path().join("c")
+    }
+
+    pub fn spec(&self) -> ComputeSpec {
+        ComputeSpec {
+            tenant: self.timeline.tenant,
+            timeline: self.timeline.timeline,
+            branch: "dev".into(),
+            pg_major: 15,
+            pg_bin_dir: Some(ardent_test_pg::bin_dir()),
+            compute_dir: self.compute_dir(),
+            lib_dir: self.library_dir(),
+            pageserver: self.page_server.addr.clone(),
+            safekeepers: vec![self.safekeeper_addr()],
+            token: self.token.clone(),
+            run_as: unprivileged(),
+            superuser: Some(self.source.superuser().to_owned()),
+            sandbox: Sandbox::Bubblewrap,
+            read_only: false,
+            settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
+            idle_timeout_s: 0,
+        }
+    }
+
+    fn library_dir(&self) -> PathBuf {
+        if let Some(folder) = std::env::var_os(LIBRARY_VARIABLE) {
+            return folder.into();
+        }
+        let folder = self.folder.path().join("lib");
+        std::fs::create_dir_all(&folder).expect("folder");
+        let library = ardent_test_pg::bin_dir().join("../lib").join(STAND_IN);
+        std::fs::copy(library, folder.join("libardent_compute_15.so")).expect("postgresql-15 has contrib libraries");
+        folder
+    }
+
+    /// Starts an agent and waits until it is ready.
+    pub async fn start(&self) -> Agent {
+        self.start_with(self.spec()).await
+    }
+
+    pub async fn start_with(&self, spec: ComputeSpec) -> Agent {
+        let mut agent = Agent::spawn(spec);
+        agent.until_ready().await;
+        agent
+    }
+}
+
+/// Whether the real library is there to fetch pages.
+fn pages() -> Pages {
+    if std::env::var_os(LIBRARY_VARIABLE).is_some() { Pages::OnDemand } else { Pages::Ahead }
+}
+
+/// The user that Postgres runs as when tests run as root.
+pub fn unprivileged() -> Option<RunAs> {
+    let user = nix::unistd::User::from_name("postgres").expect("readable").expect("postgresql-15 is installed");
+    nix::unistd::geteuid().is_root().then(|| RunAs { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
+}
+
+/// The timeline that begins where a stopped cluster's WAL ends.
+fn timeline_of(data_dir: &Path, tenant: TenantId, timeline: TimelineId) -> TimelineSpec {
+    let bytes = std::fs::read(data_dir.join("global/pg_control")).expect("pg_control");
+    let control = ControlFile::decode(&bytes).expect("valid");
+    let stream = WalStream {
+        major: control.major,
+        segment_size: control.wal_segment_size,
+        tli: control.checkpoint.tli,
+        system_id: control.system_id,
+    };
+    // The record is there already; only its length is wanted.
+    let (wal, _) = shutdown_checkpoint(stream, control.checkpoint_lsn, Lsn::new(8), &control.checkpoint);
+    TimelineSpec {
+        tenant,
+        timeline,
+        pg_major: control.major.number(),
+        system_id: control.system_id,
+        pg_tli: control.checkpoint.tli,
+        wal_segment_size: control.wal_segment_size,
+        start_lsn: wal.record.end,
+        prev_lsn: control.checkpoint_lsn,
+        ancestor: None,
+    }
+}
+
+/// What a ready event says.
+#[derive(Clone, Debug)]
+pub struct Ready {
+    pub socket_dir: PathBuf,
+    pub base_lsn: Lsn,
+    pub postmaster_pid: u32,
+    pub warm: bool,
+}
+
+/// An agent in this process, and control's end of its channel.
+pub struct Agent {
+    stdin: Option<DuplexStream>,
+    events: Lines<BufReader<DuplexStream>>,
+    task: tokio::task::JoinHandle<ExitCode>,
+    pub ready: Option<Ready>,
+    pub steps: Vec<(String, u64)>,
+}
+
+impl Agent {
+    pub fn spawn(spec: ComputeSpec) -> Agent {
+        let (stdin, agent_stdin) = tokio::io::duplex(4096);
+        let (agent_stdout, stdout) = tokio::io::duplex(1 << 20);
+        let task = tokio::spawn(ardent_agent::run(spec, agent_stdin, agent_stdout));
+        let events = BufReader::new(stdout).lines();
+        Agent { stdin: Some(stdin), events, task, ready: None, steps: Vec::new() }
+    }
+
+    /// The next event that is no progress; `None` when the agent has ended.
+    pub async fn event(&mut self) -> Option<ComputeEvent> {
+        loop {
+            let line = tokio::time::timeout(DEADLINE, self.events.next_line()).await.expect("an event in time");
+            match serde_json::from_str(&line.expect("readable")?).expect("an event") {
+                ComputeEvent::Progress { step, elapsed_ms } => self.steps.push((step, elapsed_ms)),
+                event => return Some(event),
+            }
+        }
+    }
+
+    pub async fn until_ready(&mut self) {
+        match self.event().await {
+            Some(ComputeEvent::Ready { socket_dir, base_lsn, postmaster_pid, warm, .. }) => {
+                self.ready = Some(Ready { socket_dir, base_lsn, postmaster_pid, warm });
+            }
+            other => panic!("not ready: {other:?}"),
+        }
+    }
+
+    pub fn ready(&self) -> &Ready {
+        self.ready.as_ref().expect("ready")
+    }
+
+    pub async fn stop(&mut self, deadline: Duration) -> (bool, Option<Lsn>) {
+        self.ask_to_stop(deadline).await;
+        self.until_stopped().await
+    }
+
+    pub async fn ask_to_stop(&mut self, deadline: Duration) {
+        let deadline_ms = u64::try_from(deadline.as_millis()).expect("short");
+        let mut line = serde_json::to_vec(&ComputeCommand::Stop { deadline_ms }).expect("plain");
+        line.push(b'\n');
+        self.stdin.as_mut().expect("open").write_all(&line).await.expect("agent listens");
+    }
+
+    pub async fn until_stopped(&mut self) -> (bool, Option<Lsn>) {
+        match self.event().await {
+            Some(ComputeEvent::Stopped { clean, end_lsn }) => {
+                assert_eq!(self.event().await, None, "the last event");
+                (clean, end_lsn)
+            }
+            other => panic!("not stopped: {other:?}"),
+        }
+    }
+
+    /// The code of the failure that ends the agent.
+    pub async fn until_failed(&mut self) -> (String, String) {
+        match self.event().await {
+            Some(ComputeEvent::Failed { code, message }) => {
+                assert_eq!(self.event().await, None, "the last event");
+                (code, message)
+            }
+            other => panic!("not failed: {other:?}"),
+        }
+    }
+
+    /// What happens when control dies.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    pub async fn exit_code(self) -> ExitCode {
+        tokio::time::timeout(DEADLINE, self.task).await.expect("ends in time").expect("does not panic")
+    }
+
+    pub async fn connect(&self) -> Client {
+        Client::connect(&self.ready().socket_dir, "postgres").await
+    }
+
+    /// One statement on a connection of its own: the first column of the first row, or nothing.
+    pub async fn sql(&self, sql: &str) -> String {
+        self.connect().await.sql(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+}
+
+/// A client's session.
+pub struct Client {
+    client: tokio_postgres::Client,
+    _connection: tokio::task::JoinHandle<()>,
+}
+
+impl Client {
+    pub async fn connect(socket_dir: &Path, user: &str) -> Client {
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(socket_dir).port(5432).user(user).dbname("postgres");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connects");
+        let _connection = tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Client { client, _connection }
+    }
+
+    pub async fn sql(&self, sql: &str) -> Result<String, tokio_postgres::Error> {
+        let rows = self.client.simple_query(sql).await?;
+        Ok(rows
+            .iter()
+            .find_map(|message| match message {
+                tokio_postgres::SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or("").to_owned()),
+                _ => None,
+            })
+            .unwrap_or_default())
+    }
+}
+
+/// Waits until `condition` holds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "{what} did not happen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
