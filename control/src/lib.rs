@@ -1,1 +1,41 @@
-//! Who owns which branch and endpoint; lifecycle; the HTTP API; the store.
+//! Control: who owns which timeline, branch and compute; their lifecycle; the HTTP API; the store.
+//!
+//! ```text
+//!  CLI, programs ── HTTP /v1, bearer token ──┐
+//!  proxy ── Unix socket /internal/v1 ────────┤
+//!                                            ▼
+//!     http ──► service, branches, connectors ──► store (SQLite: what is to be)
+//!                        │            │
+//!                        │            └──► ConnectorRuntime ── production
+//!                        ├──► PageService, WalService ── timelines, leases
+//!                        └──► ComputePool ──► `ardent agent` child processes
+//! ```
+//!
+//! Invariants:
+//! - CT-1: a row exists before anything is made for it, and goes after everything of it is gone; so a crash leaves nothing that
+//!   no row knows.
+//! - CT-2: rows in state `creating` are undone at the next start, rows in state `deleting` are deleted.
+//! - CT-3: a branch with children is never deleted (one transaction checks and marks).
+//! - CT-4: at most one agent runs per branch: slots within a run, recorded process identities across runs. Were both to fail,
+//!   the safekeepers' terms still fence the older writer.
+//! - CT-5: passwords and URLs are stored sealed, tokens hashed; none is logged.
+//!
+//! Control does not know WAL, pages or the Postgres protocol, and depends on no other service's crate: the page server,
+//! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
+
+pub mod branches;
+pub mod compute;
+pub mod connectors;
+mod context;
+pub mod deps;
+mod http;
+pub mod pgurl;
+mod point;
+pub mod scram;
+pub mod secrets;
+pub mod service;
+pub mod store;
+
+pub use compute::PoolConfig;
+pub use pgurl::{PgUrl, PublicAddress};
+pub use service::{Control, ControlConfig, DataDir, Dependencies, RunningControl, StartError};

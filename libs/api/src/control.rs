@@ -491,7 +491,7 @@ pub struct ConnectorInfo {
     pub production_lsn: Option<Lsn>,
     /// Bytes between the two; null when production cannot be asked.
     pub lag_bytes: Option<u64>,
-    /// Seconds since everything that production had was ingested; null when production cannot be asked.
+    /// 0 when nothing is missing, otherwise the age of the newest commit ingested; null when production cannot be asked.
     pub lag_seconds: Option<u64>,
     /// Size of the source's relations in bytes.
     pub logical_size_bytes: Option<u64>,
@@ -528,6 +528,9 @@ pub struct CreateBranchRequest {
     /// The role that the printed URL is for; absent: the connector URL's.
     #[serde(default)]
     pub role: Option<String>,
+    /// Answer at once, while the branch is still being made.
+    #[serde(default)]
+    pub no_wait: bool,
 }
 
 /// Body of `PATCH /v1/branches/NAME`. What is absent stays.

@@ -1,0 +1,16 @@
+//! Computes: one child process per running branch, woken on demand, ended with us.
+//!
+//! ```text
+//!  wake ──► ComputePool ── slot per branch ──► drive task ──► child `ardent agent --spec FILE`
+//!  wake ──►      │  (waiters share one start)      │  stdin: commands, stdout: events
+//!  suspend ─►    └── watch: starting/running/...◄──┘
+//! ```
+
+mod drive;
+mod pool;
+mod process;
+
+pub use pool::{ComputePool, PoolConfig, RunningCompute};
+pub use process::ProcessIdentity;
+
+pub(crate) use process::end_process;

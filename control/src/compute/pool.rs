@@ -1,0 +1,227 @@
+//! The computes that run, and the way to one that does.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use ardent_api::compute::{RunAs, Sandbox};
+use ardent_api::control::{ApiErrorCode, ComputeState, ErrorInfo};
+use ardent_types::{BranchId, ComputeId};
+
+use crate::compute::drive::{Drive, DriveCommand};
+use crate::context::Context;
+use crate::store::BranchRow;
+
+/// How computes are run.
+#[derive(Clone, Debug)]
+pub struct PoolConfig {
+    /// Folder with one folder per compute.
+    pub computes_dir: PathBuf,
+    /// Program and first arguments of an agent; `--spec FILE` follows.
+    pub agent_command: Vec<OsString>,
+    /// Where the extension library is unpacked.
+    pub lib_dir: PathBuf,
+    /// Folders with server programs, by major version; others are searched by the agent.
+    pub pg_bin_dirs: BTreeMap<u32, PathBuf>,
+    /// How computes are confined.
+    pub sandbox: Sandbox,
+    /// Give each compute a user id of its own, from here on. For servers that run as root.
+    pub first_uid: Option<u32>,
+    /// Longest that a wake may take.
+    pub wake_timeout: Duration,
+    /// How long a stop may take before the agent gives up a clean one.
+    pub stop_deadline: Duration,
+}
+
+impl PoolConfig {
+    /// The identity of a compute with this user id.
+    pub(crate) fn run_as(uid: u32) -> RunAs {
+        RunAs { uid, gid: uid }
+    }
+}
+
+/// A compute that accepts connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunningCompute {
+    /// Its id.
+    pub id: ComputeId,
+    /// Which start of it.
+    pub incarnation: u64,
+    /// Folder with the socket.
+    pub socket_dir: PathBuf,
+    /// Port number in the socket's name.
+    pub port: u16,
+    /// A kept folder was started again.
+    pub warm: bool,
+}
+
+/// What a slot's task tells those who wait.
+#[derive(Clone, Debug)]
+pub(crate) enum SlotState {
+    /// On its way up.
+    Starting,
+    /// Up.
+    Running(RunningCompute),
+    /// On its way down.
+    Stopping,
+    /// The task has ended; the slot is empty.
+    Gone(Result<(), ErrorInfo>),
+}
+
+#[derive(Clone)]
+struct Slot {
+    state: watch::Receiver<SlotState>,
+    commands: mpsc::Sender<DriveCommand>,
+}
+
+/// All running computes.
+pub struct ComputePool {
+    context: Arc<Context>,
+    slots: Mutex<HashMap<BranchId, Slot>>,
+    /// Why a branch's last start failed, until it runs again.
+    problems: Mutex<HashMap<BranchId, String>>,
+    tasks: TaskTracker,
+    closing: std::sync::atomic::AtomicBool,
+}
+
+impl ComputePool {
+    pub(crate) fn new(context: Arc<Context>) -> Self {
+        ComputePool {
+            context,
+            slots: Mutex::default(),
+            problems: Mutex::default(),
+            tasks: TaskTracker::new(),
+            closing: std::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    /// A running compute for the branch and whether it ran already. Callers at the same time share one start; a caller
+    /// that goes away does not end it.
+    pub(crate) async fn wake(self: &Arc<Self>, branch: &BranchRow) -> Result<(RunningCompute, bool), ErrorInfo> {
+        let limit = self.context.pool.wake_timeout;
+        let deadline = Instant::now() + limit;
+        let mut was_running = true;
+        loop {
+            let mut state = self.slot(branch)?.state;
+            let started_here = !matches!(*state.borrow(), SlotState::Stopping);
+            loop {
+                let now = state.borrow_and_update().clone();
+                match now {
+                    SlotState::Running(running) => return Ok((running, was_running)),
+                    SlotState::Gone(Err(error)) if started_here => return Err(error),
+                    // It was on its way down when we came: start it again.
+                    SlotState::Gone(_) => break,
+                    SlotState::Starting | SlotState::Stopping => was_running = false,
+                }
+                match tokio::time::timeout_at(deadline, state.changed()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => break,
+                    Err(_) => return Err(self.wake_timed_out(branch, limit)),
+                }
+            }
+            if Instant::now() >= deadline {
+                return Err(self.wake_timed_out(branch, limit));
+            }
+        }
+    }
+
+    fn wake_timed_out(&self, branch: &BranchRow, limit: Duration) -> ErrorInfo {
+        let message = format!("branch {} did not start within {} s", branch.name, limit.as_secs());
+        ErrorInfo::new(ApiErrorCode::Timeout, message)
+            .with_hint(format!("it goes on starting; see ardent branch info {}", branch.name))
+    }
+
+    /// Stops the branch's compute and waits until it is gone; whether it ran.
+    pub(crate) async fn suspend(&self, branch: BranchId) -> Result<bool, ErrorInfo> {
+        let Some(slot) = self.slots.lock().get(&branch).cloned() else { return Ok(false) };
+        // A full queue holds a stop already; a closed one has ended.
+        let _ = slot.commands.try_send(DriveCommand::Stop);
+        let mut state = slot.state;
+        let gone = async {
+            while !matches!(*state.borrow_and_update(), SlotState::Gone(_)) {
+                if state.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        // The task itself kills what does not stop; this only bounds a hang of the machine.
+        let limit = self.context.pool.stop_deadline * 3;
+        tokio::time::timeout(limit, gone).await.map_err(|_| {
+            ErrorInfo::new(ApiErrorCode::Timeout, format!("Postgres did not stop within {} s", limit.as_secs()))
+        })?;
+        Ok(true)
+    }
+
+    /// What the branch's compute does.
+    pub(crate) fn state(&self, branch: BranchId) -> ComputeState {
+        match self.slots.lock().get(&branch).map(|slot| slot.state.borrow().clone()) {
+            None | Some(SlotState::Gone(_)) => ComputeState::Suspended,
+            Some(SlotState::Starting) => ComputeState::Starting,
+            Some(SlotState::Running(_)) => ComputeState::Running,
+            Some(SlotState::Stopping) => ComputeState::Stopping,
+        }
+    }
+
+    /// Why the branch's last start failed.
+    pub(crate) fn problem(&self, branch: BranchId) -> Option<String> {
+        self.problems.lock().get(&branch).cloned()
+    }
+
+    pub(crate) fn forget_problem(&self, branch: BranchId) {
+        self.problems.lock().remove(&branch);
+    }
+
+    /// How many run.
+    pub(crate) fn running(&self) -> u64 {
+        let slots = self.slots.lock();
+        slots.values().filter(|slot| matches!(*slot.state.borrow(), SlotState::Running(_))).count() as u64
+    }
+
+    /// Stops all and waits for them. No wake succeeds afterwards.
+    pub(crate) async fn close(&self) {
+        self.closing.store(true, std::sync::atomic::Ordering::SeqCst);
+        let slots: Vec<Slot> = self.slots.lock().values().cloned().collect();
+        for slot in slots {
+            let _ = slot.commands.try_send(DriveCommand::Stop);
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The branch's slot; an empty one gets a task that starts the compute.
+    fn slot(self: &Arc<Self>, branch: &BranchRow) -> Result<Slot, ErrorInfo> {
+        let mut slots = self.slots.lock();
+        if let Some(slot) = slots.get(&branch.id) {
+            return Ok(slot.clone());
+        }
+        if self.closing.load(std::sync::atomic::Ordering::SeqCst) {
+            return Err(ErrorInfo::new(ApiErrorCode::ComputeFailed, "the server is shutting down")
+                .with_hint("start it again with ardent up"));
+        }
+        let (state_in, state) = watch::channel(SlotState::Starting);
+        let (commands, commands_out) = mpsc::channel(4);
+        let slot = Slot { state, commands };
+        slots.insert(branch.id, slot.clone());
+        let drive = Drive::new(self.context.clone(), branch.clone(), state_in.clone(), commands_out);
+        let pool = self.clone();
+        let id = branch.id;
+        self.tasks.spawn(async move {
+            let outcome = drive.run().await;
+            match &outcome {
+                Ok(()) => pool.problems.lock().remove(&id),
+                Err(error) => pool.problems.lock().insert(id, error.message.clone()),
+            };
+            // Out of the map before the news: whoever hears `Gone` finds an empty slot.
+            pool.slots.lock().remove(&id);
+            state_in.send_replace(SlotState::Gone(outcome));
+        });
+        Ok(slot)
+    }
+}

@@ -1,0 +1,507 @@
+//! Connectors: importing, following, deleting.
+//!
+//! Creating one: preflight (nothing is stored before it passes), a row in state `creating`, the import, following, and once the
+//! root timeline is consistent `ready` with its root branch. Failing in the middle, or found half-made at start, it is undone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use ardent_api::control::{
+    ApiErrorCode, BranchName, BranchState, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState,
+    CreateConnectorRequest, DeleteReply, ErrorInfo, PreflightCheck, PreflightReply, SCHEMA_VERSION,
+};
+use ardent_api::page_service::ManageRequest;
+use ardent_api::token::{Claims, Rights, Service};
+use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
+
+use crate::branches::shutting_down;
+use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
+use crate::pgurl::PgUrl;
+use crate::service::Control;
+use crate::store::{BranchRow, ConnectorRow, iso8601, now_us};
+
+/// Pauses between attempts to follow a source that is away: doubled from the first to the last.
+const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// A follower that ran this long starts over with the shortest pause.
+const FOLLOW_STEADY: Duration = Duration::from_secs(60);
+/// Longest wait for the WAL of the base backup's time to be ingested without any progress.
+const CATCH_UP_STALL: Duration = Duration::from_secs(300);
+/// Step in which catching up is watched.
+const CATCH_UP_STEP: Duration = Duration::from_millis(500);
+/// Longest wait for production's position in a status.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest wait for a preflight.
+const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for the slot to be dropped at a delete.
+const DROP_SLOT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How far a creation is, for any number of listeners.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Creation {
+    pub preflight: Option<PreflightReply>,
+    pub progress: Option<ConnectorEvent>,
+    pub end: Option<Result<Box<ConnectorInfo>, ErrorInfo>>,
+}
+
+/// A root timeline that is being followed.
+struct Follower {
+    cancel: CancellationToken,
+    problem: watch::Receiver<Option<String>>,
+    ended: CancellationToken,
+}
+
+/// Followers by connector name, and creations under way.
+#[derive(Default)]
+pub(crate) struct Connectors {
+    followers: Mutex<HashMap<String, Follower>>,
+    creations: Mutex<HashMap<String, watch::Receiver<Creation>>>,
+}
+
+impl Control {
+    /// Looks at a server that may become a source.
+    pub async fn preflight(&self, url: &str) -> Result<PreflightReply, ErrorInfo> {
+        PgUrl::parse(url)?;
+        let looked = tokio::time::timeout(PREFLIGHT_TIMEOUT, self.context.connectors.preflight(url)).await;
+        let checks = looked.map_err(|_| {
+            let message = format!("the source did not answer within {} s", PREFLIGHT_TIMEOUT.as_secs());
+            ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).with_hint("see whether this host can reach it")
+        })??;
+        let passed = checks.iter().all(|check| check.outcome != CheckOutcome::Failed);
+        Ok(PreflightReply { schema_version: SCHEMA_VERSION, passed, checks })
+    }
+
+    /// Starts making a connector, or joins who does. What is heard ends with `end`.
+    pub(crate) fn create_connector(
+        self: &Arc<Self>,
+        request: CreateConnectorRequest,
+    ) -> Result<watch::Receiver<Creation>, ErrorInfo> {
+        let url = PgUrl::parse(&request.url)?;
+        let name = connector_name(request.name.as_deref(), &url)?;
+        let mut creations = self.connectors.creations.lock();
+        if let Some(running) = creations.get(name.as_str()) {
+            return Ok(running.clone());
+        }
+        if let Some(existing) = self.context.store.connector(name.as_str())? {
+            return self.join_existing(&existing, &request.url);
+        }
+        let (sender, receiver) = watch::channel(Creation::default());
+        creations.insert(name.as_str().to_owned(), receiver.clone());
+        drop(creations);
+        let control = self.clone();
+        self.tasks.spawn(async move {
+            let made = control.import_connector(name.as_str(), &url, &request, &sender).await;
+            if let Err(error) = &made {
+                warn!(connector = name.as_str(), %error, "connector could not be made");
+            }
+            control.connectors.creations.lock().remove(name.as_str());
+            sender.send_modify(|creation| creation.end = Some(made.map(Box::new)));
+        });
+        Ok(receiver)
+    }
+
+    /// The same connector again is answered as if it had just been made.
+    fn join_existing(&self, existing: &ConnectorRow, url: &str) -> Result<watch::Receiver<Creation>, ErrorInfo> {
+        let name = &existing.name;
+        let known = self.context.keyring.open(&url_context(existing.tenant), &existing.url_sealed)?;
+        if existing.state != ConnectorState::Ready {
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("connector {name} is being deleted"))
+                .with_hint("try again in a moment, or take another name with -n"));
+        }
+        if known != url {
+            return Err(ErrorInfo::new(
+                ApiErrorCode::AlreadyExists,
+                format!("connector {name} exists already, for {}", existing.source),
+            )
+            .with_hint("take another name with -n"));
+        }
+        let info = self.connector_info(existing, None, None)?;
+        Ok(watch::channel(Creation { end: Some(Ok(Box::new(info))), ..Creation::default() }).1)
+    }
+
+    async fn import_connector(
+        self: &Arc<Self>,
+        name: &str,
+        url: &PgUrl,
+        request: &CreateConnectorRequest,
+        listeners: &watch::Sender<Creation>,
+    ) -> Result<ConnectorInfo, ErrorInfo> {
+        let report = self.preflight(&request.url).await?;
+        listeners.send_modify(|creation| creation.preflight = Some(report.clone()));
+        if !report.passed {
+            return Err(preflight_failed(&report.checks));
+        }
+        let tenant = TenantId::generate();
+        let row = ConnectorRow {
+            name: name.to_owned(),
+            tenant,
+            timeline: TimelineId::generate(),
+            state: ConnectorState::Creating,
+            url_sealed: self.context.keyring.seal(&url_context(tenant), request.url.as_bytes())?,
+            source: url.to_string(),
+            fast: request.fast,
+            max_rate_bytes: request.max_rate_bytes,
+            pg_major: None,
+            settings: Default::default(),
+            created_us: now_us(),
+        };
+        if !self.context.store.insert_connector(&row)? {
+            return Err(ErrorInfo::new(ApiErrorCode::AlreadyExists, format!("there is a branch named {name} already"))
+                .with_hint("take another name with -n"));
+        }
+        match self.import_inserted(&row, url, listeners).await {
+            Ok(()) => {
+                let row = self.find_connector(name)?;
+                self.connector_status_of(&row).await
+            }
+            Err(error) => {
+                self.undo_connector(&row).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn import_inserted(
+        self: &Arc<Self>,
+        row: &ConnectorRow,
+        url: &PgUrl,
+        listeners: &watch::Sender<Creation>,
+    ) -> Result<(), ErrorInfo> {
+        let began = Instant::now();
+        let report = |progress: ImportProgress| {
+            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let ImportProgress { phase, bytes_done, bytes_total } = progress;
+            let event = ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms };
+            listeners.send_modify(|creation| creation.progress = Some(event));
+        };
+        let (progress_in, mut progress) = mpsc::channel(16);
+        let mut import = self.context.connectors.import(self.connector_spec_of(row)?, progress_in);
+        let imported: Imported = loop {
+            tokio::select! {
+                done = &mut import => break done?,
+                Some(step) = progress.recv() => report(step),
+                () = self.cancel.cancelled() => return Err(shutting_down()),
+            }
+        };
+        self.start_following(row).await?;
+        self.catch_up(row, &report).await?;
+        let root = BranchRow {
+            id: BranchId::generate(),
+            name: row.name.clone(),
+            state: BranchState::Ready,
+            connector: row.name.clone(),
+            parent: None,
+            tenant: row.tenant,
+            timeline: row.timeline,
+            branch_lsn: None,
+            hidden: false,
+            read_only: true,
+            role: url.role.clone(),
+            database: url.database.clone(),
+            idle_timeout_s: 0,
+            expires_us: None,
+            created_us: now_us(),
+        };
+        let credential = self.context.new_credential(&root, &root.role)?;
+        self.context.store.connector_ready(row, imported.pg_major, &imported.settings, &root, &credential)?;
+        info!(connector = %row.name, "connector is made");
+        Ok(())
+    }
+
+    /// Waits until WAL has made the base backup consistent.
+    async fn catch_up(&self, row: &ConnectorRow, report: &impl Fn(ImportProgress)) -> Result<(), ErrorInfo> {
+        let mut furthest = Lsn::INVALID;
+        let mut moved_at = Instant::now();
+        loop {
+            let status = self.context.timeline_status(row.tenant, row.timeline).await?;
+            if status.last_record_lsn >= status.consistent_from_lsn {
+                return Ok(());
+            }
+            if status.last_record_lsn > furthest {
+                furthest = status.last_record_lsn;
+                moved_at = Instant::now();
+            } else if moved_at.elapsed() > CATCH_UP_STALL {
+                let why = self.following(&row.name).1.unwrap_or_else(|| "no WAL arrives".to_owned());
+                let message =
+                    format!("the copy is not consistent yet, and catching up has stalled at {furthest}: {why}");
+                return Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message)
+                    .with_hint("see whether the source can still be reached, and create the connector again"));
+            }
+            report(ImportProgress {
+                phase: "catch_up".into(),
+                bytes_done: 0,
+                bytes_total: status.consistent_from_lsn.saturating_sub(status.last_record_lsn),
+            });
+            let waiting =
+                self.context.page_service.wait_lsn(row.tenant, row.timeline, status.consistent_from_lsn, CATCH_UP_STEP);
+            tokio::select! {
+                waited = waiting => match waited {
+                    Err(error) if error.kind != StorageErrorKind::Timeout => return Err(error.into()),
+                    _ => {}
+                },
+                () = self.cancel.cancelled() => return Err(shutting_down()),
+            }
+        }
+    }
+
+    /// Receives production's WAL from now on, through the safekeepers into the page server.
+    pub(crate) async fn start_following(self: &Arc<Self>, row: &ConnectorRow) -> Result<(), ErrorInfo> {
+        let request =
+            ManageRequest::FollowWal { timeline: row.timeline, safekeepers: self.context.wal_service.addrs() };
+        self.context.page_service.manage(row.tenant, request).await?;
+        let cancel = self.cancel.child_token();
+        let ended = CancellationToken::new();
+        let (problem_in, problem) = watch::channel(None);
+        let follower = Follower { cancel: cancel.clone(), problem, ended: ended.clone() };
+        if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
+            warn!(connector = %row.name, "was followed already");
+        }
+        let (control, row) = (self.clone(), row.clone());
+        self.tasks.spawn(async move {
+            control.follow(&row, cancel, problem_in).await;
+            ended.cancel();
+        });
+        Ok(())
+    }
+
+    async fn follow(&self, row: &ConnectorRow, cancel: CancellationToken, problem: watch::Sender<Option<String>>) {
+        let mut pause = FOLLOW_PAUSE.0;
+        while !cancel.is_cancelled() {
+            let began = Instant::now();
+            let outcome = match self.connector_spec_of(row) {
+                Ok(spec) => self.context.connectors.follow(spec, cancel.child_token()).await,
+                Err(error) => Err(error),
+            };
+            if cancel.is_cancelled() {
+                return;
+            }
+            let why = match outcome {
+                Ok(()) => "the source ended the stream".to_owned(),
+                Err(error) => error.message,
+            };
+            if began.elapsed() > FOLLOW_STEADY {
+                pause = FOLLOW_PAUSE.0;
+            }
+            warn!(connector = %row.name, why, retry_s = pause.as_secs(), "production is not being followed");
+            problem.send_replace(Some(why));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return,
+            }
+            pause = (pause * 2).min(FOLLOW_PAUSE.1);
+            problem.send_replace(None);
+        }
+    }
+
+    /// Whether a connector is being followed, and why not.
+    fn following(&self, name: &str) -> (bool, Option<String>) {
+        match self.connectors.followers.lock().get(name) {
+            None => (false, None),
+            Some(follower) => {
+                let problem = follower.problem.borrow().clone();
+                (problem.is_none(), problem)
+            }
+        }
+    }
+
+    async fn stop_following(&self, name: &str) {
+        let follower = self.connectors.followers.lock().remove(name);
+        if let Some(follower) = follower {
+            follower.cancel.cancel();
+            follower.ended.cancelled().await;
+        }
+    }
+
+    /// The connector with this name.
+    pub(crate) fn find_connector(&self, name: &str) -> Result<ConnectorRow, ErrorInfo> {
+        self.context.store.connector(name)?.ok_or_else(|| {
+            ErrorInfo::new(ApiErrorCode::NotFound, format!("there is no connector {name}"))
+                .with_hint("ardent connector list shows which there are")
+        })
+    }
+
+    /// What the runtime needs to know about a connector.
+    pub(crate) fn connector_spec(&self, name: &str) -> Result<ConnectorSpec, ErrorInfo> {
+        self.connector_spec_of(&self.find_connector(name)?)
+    }
+
+    fn connector_spec_of(&self, row: &ConnectorRow) -> Result<ConnectorSpec, ErrorInfo> {
+        let token = self.context.tokens.issue(&Claims {
+            service: Service::Any,
+            tenant: Some(row.tenant),
+            timeline: Some(row.timeline),
+            rights: Rights::Manage,
+            expires_at_s: None,
+        });
+        Ok(ConnectorSpec {
+            name: row.name.clone(),
+            tenant: row.tenant,
+            timeline: row.timeline,
+            url: self.context.keyring.open(&url_context(row.tenant), &row.url_sealed)?,
+            fast: row.fast,
+            max_rate_bytes: row.max_rate_bytes,
+            pageserver: self.context.page_service.addr(),
+            safekeepers: self.context.wal_service.addrs(),
+            token,
+        })
+    }
+
+    /// All connectors, without asking production.
+    pub async fn list_connectors(&self) -> Result<Vec<ConnectorInfo>, ErrorInfo> {
+        let mut list = Vec::new();
+        for row in self.context.store.connectors()? {
+            let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+            list.push(self.connector_info(&row, status.as_ref(), None)?);
+        }
+        Ok(list)
+    }
+
+    /// One connector with its lag.
+    pub async fn show_connector(&self, name: &str) -> Result<ConnectorInfo, ErrorInfo> {
+        self.connector_status_of(&self.find_connector(name)?).await
+    }
+
+    async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
+        let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
+        let production = tokio::time::timeout(STATUS_TIMEOUT, asked).await.ok().and_then(Result::ok);
+        let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+        self.connector_info(row, status.as_ref(), production)
+    }
+
+    fn connector_info(
+        &self,
+        row: &ConnectorRow,
+        status: Option<&ardent_api::page_service::TimelineStatus>,
+        production: Option<Lsn>,
+    ) -> Result<ConnectorInfo, ErrorInfo> {
+        let ingested = status.map(|status| status.last_record_lsn);
+        let last_commit_us = status.and_then(|status| status.last_commit_us);
+        let lag_bytes = production.zip(ingested).map(|(production, ingested)| production.saturating_sub(ingested));
+        let lag_seconds = match (lag_bytes, last_commit_us) {
+            (Some(0), _) => Some(0),
+            (Some(_), Some(at_us)) => u64::try_from(now_us().saturating_sub(at_us) / 1_000_000).ok(),
+            _ => None,
+        };
+        let branches = self.context.store.branches()?;
+        let (following, problem) = self.following(&row.name);
+        Ok(ConnectorInfo {
+            schema_version: SCHEMA_VERSION,
+            name: row.name.clone(),
+            state: row.state,
+            source: row.source.clone(),
+            tenant_id: row.tenant,
+            timeline_id: row.timeline,
+            created_at: iso8601(row.created_us),
+            pg_major: row.pg_major,
+            following,
+            problem,
+            ingested_lsn: ingested,
+            last_commit_at: last_commit_us.map(iso8601),
+            production_lsn: production,
+            lag_bytes,
+            lag_seconds,
+            logical_size_bytes: status.map(|status| status.logical_size_bytes),
+            branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && !b.hidden).count() as u64,
+        })
+    }
+
+    /// Deletes a connector that has no branches. Goes on when the caller goes away.
+    pub async fn delete_connector(self: &Arc<Self>, name: &str) -> Result<DeleteReply, ErrorInfo> {
+        let (control, name) = (self.clone(), name.to_owned());
+        let task = self.tasks.spawn(async move {
+            let lock = control.name_lock(&name);
+            let _guard = lock.lock().await;
+            let row = control.find_connector(&name)?;
+            if row.state == ConnectorState::Creating {
+                return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("connector {name} is still being made"))
+                    .with_hint("wait until it is, or stop the server: what is half made is undone at its next start"));
+            }
+            if let Err(branches) = control.context.store.begin_delete_connector(&name)? {
+                return Err(ErrorInfo::new(
+                    ApiErrorCode::Conflict,
+                    format!("connector {name} has branches: {}", branches.join(", ")),
+                )
+                .with_hint(format!("delete them first: ardent branch delete {}", branches.join(" "))));
+            }
+            let warning = control.finish_delete_connector(&row).await?;
+            Ok(DeleteReply { schema_version: SCHEMA_VERSION, name, warning })
+        });
+        task.await.map_err(|_| shutting_down())?
+    }
+
+    /// Deletes a connector that is marked for it. A slot that cannot be dropped is a warning: production may be gone for good.
+    pub(crate) async fn finish_delete_connector(&self, row: &ConnectorRow) -> Result<Option<String>, ErrorInfo> {
+        self.stop_following(&row.name).await;
+        let dropping = self.context.connectors.delete(self.connector_spec_of(row)?);
+        let warning = match tokio::time::timeout(DROP_SLOT_TIMEOUT, dropping).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.message),
+            Err(_) => Some(format!("production did not answer within {} s", DROP_SLOT_TIMEOUT.as_secs())),
+        };
+        let warning = warning.map(|why| {
+            format!(
+                "the replication slot on {} could not be dropped, and keeps WAL there ({why}). When it is back, look for it: \
+                 SELECT slot_name FROM pg_replication_slots WHERE NOT active; and drop it: SELECT pg_drop_replication_slot(NAME)",
+                row.source
+            )
+        });
+        if let Some(warning) = &warning {
+            warn!(connector = %row.name, warning, "deleting a connector");
+        }
+        self.delete_in_storage(row.tenant, row.timeline).await?;
+        self.context.store.remove_connector(row)?;
+        info!(connector = %row.name, "connector is deleted");
+        Ok(warning)
+    }
+
+    async fn undo_connector(&self, row: &ConnectorRow) {
+        // Against the housekeeper, who finishes deletions too.
+        let lock = self.name_lock(&row.name);
+        let _guard = lock.lock().await;
+        let undone = async {
+            let _ = self.context.store.begin_delete_connector(&row.name)?;
+            self.finish_delete_connector(row).await
+        };
+        if let Err(error) = undone.await {
+            warn!(connector = %row.name, %error, "a connector that could not be made is not undone yet; it will be tried again");
+        }
+    }
+}
+
+fn url_context(tenant: TenantId) -> String {
+    format!("source of tenant {tenant}")
+}
+
+/// The name given, or one made from the database's.
+fn connector_name(given: Option<&str>, url: &PgUrl) -> Result<BranchName, ErrorInfo> {
+    match given {
+        Some(name) => Ok(name.parse()?),
+        None => match url.database.parse::<BranchName>() {
+            Ok(name) => Ok(name),
+            Err(error) => match error.suggestion.and_then(|name| name.parse().ok()) {
+                Some(name) => Ok(name),
+                None => Err(ErrorInfo::new(
+                    ApiErrorCode::InvalidArguments,
+                    format!("no connector name can be made from the database name {:?}", url.database),
+                )
+                .with_hint("name it with -n NAME")),
+            },
+        },
+    }
+}
+
+fn preflight_failed(checks: &[PreflightCheck]) -> ErrorInfo {
+    let failed: Vec<&PreflightCheck> = checks.iter().filter(|check| check.outcome == CheckOutcome::Failed).collect();
+    let messages: Vec<&str> = failed.iter().map(|check| check.message.as_str()).collect();
+    let info = ErrorInfo::new(
+        ApiErrorCode::PreflightFailed,
+        format!("the source does not meet what a connector needs: {}", messages.join("; ")),
+    );
+    let fixes: Vec<&str> = failed.iter().filter_map(|check| check.fix.as_deref()).collect();
+    if fixes.is_empty() { info } else { info.with_hint(fixes.join("; ")) }
+}

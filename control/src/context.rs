@@ -1,0 +1,79 @@
+//! What every part of control works with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ardent_api::control::ErrorInfo;
+use ardent_api::token::TokenIssuer;
+
+use crate::compute::PoolConfig;
+use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::pgurl::PublicAddress;
+use crate::scram;
+use crate::secrets::{Keyring, SecretError, random_text};
+use crate::store::{BranchRow, CredentialRow, Store};
+
+/// How long a compute's lease holds without renewal: longer than a restart of control takes, shorter than a day that a lost
+/// compute would pin.
+pub(crate) const LEASE_TTL: Duration = Duration::from_secs(2 * 3600);
+/// Characters of a branch's password: 190 bits.
+const PASSWORD_LEN: usize = 32;
+
+/// The shared parts.
+pub(crate) struct Context {
+    pub store: Store,
+    pub keyring: Keyring,
+    pub tokens: TokenIssuer,
+    pub page_service: Arc<dyn PageService>,
+    pub wal_service: Arc<dyn WalService>,
+    pub connectors: Arc<dyn ConnectorRuntime>,
+    pub pool: PoolConfig,
+    pub public: PublicAddress,
+}
+
+impl Context {
+    /// A new random password for `role` on `branch`.
+    pub fn new_credential(&self, branch: &BranchRow, role: &str) -> Result<CredentialRow, SecretError> {
+        let password = random_text(PASSWORD_LEN)?;
+        Ok(CredentialRow {
+            role: role.to_owned(),
+            password_sealed: Some(self.keyring.seal(&password_context(branch, role), password.as_bytes())?),
+            verifier: scram::verifier(&password)?,
+        })
+    }
+
+    /// The connection string of a branch with the role's password; a role that has none gets one.
+    pub fn url_with_password(&self, branch: &BranchRow, role: &str) -> Result<String, ErrorInfo> {
+        let stored = self.store.credential(branch.id, role)?;
+        let credential = match stored {
+            Some(credential) if credential.password_sealed.is_some() => credential,
+            _ => {
+                let made = self.new_credential(branch, role)?;
+                self.store.put_credential(branch.id, &made)?;
+                made
+            }
+        };
+        let sealed = credential.password_sealed.unwrap_or_default();
+        let password = self.keyring.open(&password_context(branch, role), &sealed)?;
+        Ok(self.public.branch_url(&branch.name, role, Some(&password), &branch.database))
+    }
+
+    /// The connection string of a branch without a password.
+    pub fn url(&self, branch: &BranchRow) -> String {
+        self.public.branch_url(&branch.name, &branch.role, None, &branch.database)
+    }
+}
+
+fn password_context(branch: &BranchRow, role: &str) -> String {
+    format!("password of {role} on branch {}", branch.id)
+}
+
+impl From<SecretError> for ErrorInfo {
+    fn from(error: SecretError) -> ErrorInfo {
+        let message = match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        ErrorInfo::new(ardent_api::control::ApiErrorCode::Internal, message)
+    }
+}

@@ -1,0 +1,186 @@
+//! What control needs of others, as traits: storage and connectors are other services, which it knows by these only.
+//! The program that runs all roles brings the real ones.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
+use ardent_api::page_service::{ManageReply, ManageRequest};
+use ardent_types::{Lsn, TenantId, TimelineId};
+
+/// How a storage service failed, as far as control acts differently on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageErrorKind {
+    /// The timeline is not there.
+    NotFound,
+    /// The LSN is not there: ahead of the end, or below what is kept.
+    OutOfRange,
+    /// It forbids this: children, in use.
+    Conflict,
+    /// The deadline passed.
+    Timeout,
+    /// It does not answer.
+    Unavailable,
+    /// Anything else.
+    Failed,
+}
+
+/// A page server or safekeeper could not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StorageError {
+    /// Kind.
+    pub kind: StorageErrorKind,
+    /// What failed and why, with the service's own words.
+    pub message: String,
+}
+
+impl StorageError {
+    /// An error of this kind.
+    pub fn new(kind: StorageErrorKind, message: impl Into<String>) -> Self {
+        StorageError { kind, message: message.into() }
+    }
+}
+
+impl From<StorageError> for ErrorInfo {
+    fn from(error: StorageError) -> ErrorInfo {
+        let (code, hint) = match error.kind {
+            StorageErrorKind::NotFound => (ApiErrorCode::NotFound, None),
+            StorageErrorKind::OutOfRange => {
+                (ApiErrorCode::InvalidArguments, Some("choose another point: ardent branch info shows which are there"))
+            }
+            StorageErrorKind::Conflict => (ApiErrorCode::Conflict, None),
+            StorageErrorKind::Timeout => (ApiErrorCode::Timeout, Some("the same command again goes on waiting")),
+            StorageErrorKind::Unavailable => {
+                (ApiErrorCode::StorageUnavailable, Some("see whether the server runs: ardent status"))
+            }
+            StorageErrorKind::Failed => (ApiErrorCode::Internal, Some("the server's log says more")),
+        };
+        let info = ErrorInfo::new(code, error.message);
+        match hint {
+            Some(hint) => info.with_hint(hint),
+            None => info,
+        }
+    }
+}
+
+/// The page server, as control uses it.
+pub trait PageService: Send + Sync {
+    /// Its address, for computes and connectors.
+    fn addr(&self) -> ServiceAddr;
+    /// A management request within `tenant`.
+    fn manage(&self, tenant: TenantId, request: ManageRequest) -> BoxFuture<'_, Result<ManageReply, StorageError>>;
+    /// Waits until `timeline` is ingested up to `lsn`; gives the end of the last record ingested.
+    fn wait_lsn(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        lsn: Lsn,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Lsn, StorageError>>;
+}
+
+/// A branch's timeline, to be made on the safekeepers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalBranch {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// The new timeline.
+    pub timeline: TimelineId,
+    /// The timeline that it leaves.
+    pub ancestor: TimelineId,
+    /// Where: a record end.
+    pub start_lsn: Lsn,
+    /// Start of the record that ends there.
+    pub prev_lsn: Lsn,
+}
+
+/// The safekeepers, as control uses them.
+pub trait WalService: Send + Sync {
+    /// Their addresses, for computes, connectors and the page server.
+    fn addrs(&self) -> Vec<ServiceAddr>;
+    /// Makes a branch's timeline. Idempotent.
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>>;
+    /// Forgets a timeline and its WAL. Fine if it is not there.
+    fn delete_timeline(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>>;
+    /// Up to where a quorum holds the timeline's WAL; `None` if the timeline is not there.
+    fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
+}
+
+/// One connector, as its runtime needs to know it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ConnectorSpec {
+    /// Its name.
+    pub name: String,
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Root timeline.
+    pub timeline: TimelineId,
+    /// The production server's URL with its password.
+    pub url: String,
+    /// Ask for an immediate checkpoint.
+    pub fast: bool,
+    /// Most bytes per second of the base backup.
+    pub max_rate_bytes: Option<u64>,
+    /// Page server.
+    pub pageserver: ServiceAddr,
+    /// Safekeepers.
+    pub safekeepers: Vec<ServiceAddr>,
+    /// Service token with the right to import.
+    pub token: String,
+}
+
+impl std::fmt::Debug for ConnectorSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectorSpec")
+            .field("name", &self.name)
+            .field("tenant", &self.tenant)
+            .field("timeline", &self.timeline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How far an import is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportProgress {
+    /// `checkpoint`, `copy`, ...
+    pub phase: String,
+    /// Bytes copied.
+    pub bytes_done: u64,
+    /// Bytes to copy, an estimate; 0: not known.
+    pub bytes_total: u64,
+}
+
+/// What an import found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Imported {
+    /// Major version of the source.
+    pub pg_major: u32,
+    /// Settings that computes of this tenant get.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// What runs connectors.
+pub trait ConnectorRuntime: Send + Sync {
+    /// Looks at a server that may become a source. Failing checks are part of the answer; an error means that it could not
+    /// be looked at.
+    fn preflight<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>>;
+    /// Copies the source into the root timeline, on page server and safekeepers, and makes its replication slot. Dropped or
+    /// failed in the middle, [`Self::delete`] clears the slot away.
+    fn import(
+        &self,
+        spec: ConnectorSpec,
+        progress: mpsc::Sender<ImportProgress>,
+    ) -> BoxFuture<'static, Result<Imported, ErrorInfo>>;
+    /// Streams WAL into the root timeline until cancelled; an error is why it cannot go on for now.
+    fn follow(&self, spec: ConnectorSpec, cancel: CancellationToken) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// Where production's WAL is flushed to at this moment.
+    fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>>;
+    /// Drops the replication slot on the source. Fine if it is not there.
+    fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+}

@@ -1,0 +1,277 @@
+//! The OpenAPI document. A test compares it with the routes and with what the types really serialize to.
+
+use serde_json::{Map, Value, json};
+
+use ardent_api::control::ApiErrorCode;
+
+/// One operation: method, path, what it does, body schema, reply schema.
+type Operation = (&'static str, &'static str, &'static str, Option<&'static str>, &'static str);
+
+/// Every public operation.
+pub(crate) const OPERATIONS: &[Operation] = &[
+    ("get", "/v1/openapi.json", "This document", None, "Object"),
+    ("get", "/v1/status", "Facts about the server", None, "Status"),
+    ("get", "/v1/whoami", "Whose token this is", None, "Whoami"),
+    ("delete", "/v1/token", "Revoke the token that the request carries", None, "Deleted"),
+    ("get", "/v1/connectors", "All connectors", None, "ConnectorList"),
+    (
+        "post",
+        "/v1/connectors",
+        "Connect a production server; NDJSON, one event a line",
+        Some("CreateConnector"),
+        "ConnectorEvent",
+    ),
+    (
+        "post",
+        "/v1/connectors/preflight",
+        "Look at a server that may become a source",
+        Some("Preflight"),
+        "PreflightReport",
+    ),
+    ("get", "/v1/connectors/{name}", "One connector with its lag", None, "Connector"),
+    ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
+    ("get", "/v1/branches", "All branches", None, "BranchList"),
+    (
+        "post",
+        "/v1/branches",
+        "Make a branch, or answer with the one that has the name",
+        Some("CreateBranch"),
+        "CreatedBranch",
+    ),
+    ("get", "/v1/branches/{name}", "One branch", None, "Branch"),
+    ("patch", "/v1/branches/{name}", "Change a branch's settings", Some("UpdateBranch"), "Branch"),
+    ("delete", "/v1/branches/{name}", "Delete a branch that has no children", None, "Deleted"),
+    ("get", "/v1/branches/{name}/url", "The connection string with its password; query role", None, "Url"),
+    ("post", "/v1/branches/{name}/wake", "Start the branch's Postgres and wait for it", None, "Wake"),
+    ("post", "/v1/branches/{name}/suspend", "Stop the branch's Postgres", None, "Branch"),
+];
+
+/// Fields of an object, each with its kind; a `?` after the kind: may be null or absent.
+type Fields = &'static [(&'static str, &'static str)];
+
+const BRANCH: Fields = &[
+    ("schema_version", "integer"),
+    ("id", "string"),
+    ("name", "string"),
+    ("state", "BranchState"),
+    ("connector", "string"),
+    ("is_root", "boolean"),
+    ("parent", "string?"),
+    ("branch_lsn", "Lsn?"),
+    ("tenant_id", "string"),
+    ("timeline_id", "string"),
+    ("created_at", "Time"),
+    ("expires_at", "Time?"),
+    ("compute", "ComputeState"),
+    ("compute_problem", "string?"),
+    ("idle_timeout_s", "integer"),
+    ("role", "string"),
+    ("database", "string"),
+    ("url", "string"),
+    ("children", "[string]"),
+];
+
+/// Every object, by the name of its schema.
+pub(crate) const OBJECTS: &[(&str, Fields)] = &[
+    (
+        "Status",
+        &[
+            ("schema_version", "integer"),
+            ("version", "string"),
+            ("started_at", "Time"),
+            ("data_dir", "string"),
+            ("proxy_host", "string"),
+            ("proxy_port", "integer"),
+            ("proxy_wildcard", "boolean"),
+            ("ca_file", "string"),
+            ("connectors", "integer"),
+            ("branches", "integer"),
+            ("computes_running", "integer"),
+        ],
+    ),
+    ("Whoami", &[("schema_version", "integer"), ("token_name", "string"), ("created_at", "Time")]),
+    ("Deleted", &[("schema_version", "integer"), ("name", "string"), ("warning", "string?")]),
+    ("Preflight", &[("url", "string")]),
+    ("PreflightCheck", &[("name", "string"), ("outcome", "CheckOutcome"), ("message", "string"), ("fix", "string?")]),
+    ("PreflightReport", &[("schema_version", "integer"), ("passed", "boolean"), ("checks", "[PreflightCheck]")]),
+    (
+        "CreateConnector",
+        &[("name", "string?"), ("url", "string"), ("fast", "boolean?"), ("max_rate_bytes", "integer?")],
+    ),
+    (
+        "Connector",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("state", "ConnectorState"),
+            ("source", "string"),
+            ("tenant_id", "string"),
+            ("timeline_id", "string"),
+            ("created_at", "Time"),
+            ("pg_major", "integer?"),
+            ("following", "boolean"),
+            ("problem", "string?"),
+            ("ingested_lsn", "Lsn?"),
+            ("last_commit_at", "Time?"),
+            ("production_lsn", "Lsn?"),
+            ("lag_bytes", "integer?"),
+            ("lag_seconds", "integer?"),
+            ("logical_size_bytes", "integer?"),
+            ("branches", "integer"),
+        ],
+    ),
+    ("ConnectorList", &[("schema_version", "integer"), ("connectors", "[Connector]")]),
+    (
+        "CreateBranch",
+        &[
+            ("name", "string"),
+            ("from", "string?"),
+            ("at", "string?"),
+            ("ttl_s", "integer?"),
+            ("idle_timeout_s", "integer?"),
+            ("role", "string?"),
+            ("no_wait", "boolean?"),
+        ],
+    ),
+    ("UpdateBranch", &[("idle_timeout_s", "integer?"), ("ttl_s", "integer?")]),
+    ("Branch", BRANCH),
+    ("BranchList", &[("schema_version", "integer"), ("branches", "[Branch]")]),
+    (
+        "Url",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("role", "string"),
+            ("url", "string"),
+            ("host_address", "string"),
+            ("ca_file", "string"),
+        ],
+    ),
+    (
+        "Wake",
+        &[
+            ("schema_version", "integer"),
+            ("branch_id", "string"),
+            ("compute_id", "string"),
+            ("incarnation", "integer"),
+            ("socket_dir", "string"),
+            ("port", "integer"),
+            ("warm", "boolean"),
+            ("was_running", "boolean"),
+            ("waited_ms", "integer"),
+        ],
+    ),
+    ("Error", &[("schema_version", "integer"), ("error", "ErrorInfo")]),
+    ("ErrorInfo", &[("code", "ErrorCode"), ("message", "string"), ("hint", "string?")]),
+];
+
+/// What [`BRANCH`] has besides when it was just made.
+pub(crate) const CREATED: Fields = &[("created", "boolean"), ("server_us", "integer"), ("waited_us", "integer")];
+
+/// The document.
+pub(crate) fn document() -> Value {
+    let mut paths = Map::new();
+    for (method, path, summary, body, reply) in OPERATIONS {
+        let item = paths.entry(*path).or_insert_with(|| json!({}));
+        let media = if *reply == "ConnectorEvent" { "application/x-ndjson" } else { "application/json" };
+        let mut operation = json!({
+            "summary": summary,
+            "responses": {
+                "200": { "description": "Done", "content": { media: { "schema": schema(reply) } } },
+                "default": { "description": "Failed", "content": { "application/json": { "schema": schema("Error") } } },
+            },
+        });
+        if let Some(body) = body {
+            operation["requestBody"] =
+                json!({ "required": true, "content": { "application/json": { "schema": schema(body) } } });
+        }
+        let mut parameters = Vec::new();
+        if path.contains("{name}") {
+            parameters.push(json!({ "name": "name", "in": "path", "required": true, "schema": { "type": "string" } }));
+        }
+        if path.ends_with("/url") {
+            parameters.push(json!({ "name": "role", "in": "query", "schema": { "type": "string" } }));
+        }
+        if !parameters.is_empty() {
+            operation["parameters"] = Value::Array(parameters);
+        }
+        item[*method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Ardent",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Branches of a Postgres server. Every request carries a bearer token.",
+        },
+        "security": [{ "token": [] }],
+        "paths": paths,
+        "components": {
+            "securitySchemes": { "token": { "type": "http", "scheme": "bearer" } },
+            "schemas": schemas(),
+        },
+    })
+}
+
+fn schemas() -> Value {
+    let mut schemas = Map::new();
+    for (name, fields) in OBJECTS {
+        schemas.insert((*name).to_owned(), object(fields));
+    }
+    let created: Vec<_> = BRANCH.iter().chain(CREATED).copied().collect();
+    schemas.insert("CreatedBranch".into(), object(&created));
+    schemas.insert("Object".into(), json!({ "type": "object" }));
+    schemas.insert("Lsn".into(), json!({ "type": "string", "pattern": "^[0-9A-F]{1,8}/[0-9A-F]{1,8}$" }));
+    schemas.insert("Time".into(), json!({ "type": "string", "format": "date-time" }));
+    let words = |words: &[&str]| json!({ "type": "string", "enum": words });
+    schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting"]));
+    schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
+    schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
+    schemas.insert("CheckOutcome".into(), words(&["ok", "warning", "failed"]));
+    schemas.insert("ErrorCode".into(), words(&ApiErrorCode::ALL.map(ApiErrorCode::as_str)));
+    let event = |word: &str, fields: Fields| {
+        let mut event = object(fields);
+        event["properties"]["event"] = json!({ "const": word });
+        event
+    };
+    schemas.insert(
+        "ConnectorEvent".into(),
+        json!({ "oneOf": [
+            event("preflight", &[("event", "string"), ("report", "PreflightReport")]),
+            event("progress", &[("event", "string"), ("phase", "string"), ("bytes_done", "integer"),
+                ("bytes_total", "integer"), ("elapsed_ms", "integer")]),
+            event("done", &[("event", "string"), ("connector", "Connector")]),
+            event("error", &[("event", "string"), ("error", "ErrorInfo")]),
+        ] }),
+    );
+    Value::Object(schemas)
+}
+
+fn object(fields: &[(&str, &str)]) -> Value {
+    let mut properties = Map::new();
+    let mut required = Vec::new();
+    for (name, kind) in fields {
+        let (kind, optional) = match kind.strip_suffix('?') {
+            Some(kind) => (kind, true),
+            None => (*kind, false),
+        };
+        let plain = match kind.strip_prefix('[').and_then(|kind| kind.strip_suffix(']')) {
+            Some(item) => json!({ "type": "array", "items": schema(item) }),
+            None => schema(kind),
+        };
+        if optional {
+            properties.insert((*name).to_owned(), json!({ "anyOf": [plain, { "type": "null" }] }));
+        } else {
+            required.push(*name);
+            properties.insert((*name).to_owned(), plain);
+        }
+    }
+    json!({ "type": "object", "properties": properties, "required": required })
+}
+
+fn schema(kind: &str) -> Value {
+    match kind {
+        "string" | "integer" | "boolean" => json!({ "type": kind }),
+        named => json!({ "$ref": format!("#/components/schemas/{named}") }),
+    }
+}

@@ -1,0 +1,252 @@
+//! The public routes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body as ReplyBody, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use ardent_api::control::{
+    ApiErrorCode, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
+    CreateBranchRequest, CreateConnectorRequest, DeleteReply, ErrorInfo, PreflightReply, PreflightRequest,
+    SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
+};
+
+use super::reply::Body;
+use super::{BODY_LEN_MAX, Failure, Reply, openapi};
+use crate::connectors::Creation;
+use crate::secrets::token_hash;
+use crate::service::Control;
+use crate::store::{TokenRow, iso8601};
+
+type Shared = State<Arc<Control>>;
+type Result<T> = std::result::Result<Reply<T>, Failure>;
+
+pub(crate) fn router(control: Arc<Control>) -> Router {
+    Router::new()
+        .route("/v1/openapi.json", get(describe))
+        .route("/v1/status", get(status))
+        .route("/v1/whoami", get(whoami))
+        .route("/v1/token", delete(revoke_token))
+        .route("/v1/connectors", get(list_connectors).post(create_connector))
+        .route("/v1/connectors/preflight", post(preflight))
+        .route("/v1/connectors/{name}", get(show_connector).delete(delete_connector))
+        .route("/v1/branches", get(list_branches).post(create_branch))
+        .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
+        .route("/v1/branches/{name}/url", get(branch_url))
+        .route("/v1/branches/{name}/wake", post(wake))
+        .route("/v1/branches/{name}/suspend", post(suspend))
+        .method_not_allowed_fallback(no_such_route)
+        .fallback(no_such_route)
+        .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
+        // Outermost, around the fallbacks too: a stranger does not even learn which routes there are.
+        .layer(from_fn_with_state(control.clone(), authenticate))
+        .with_state(control)
+}
+
+/// Lets only known tokens through.
+async fn authenticate(State(control): Shared, mut request: Request, next: Next) -> Response {
+    let token = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+        .map(|(_, token)| token_hash(token.trim()));
+    let known = match token {
+        None => Ok(None),
+        Some(hash) => control.context.store.token(&hash).map(|row| row.map(|row| Caller { hash, row })),
+    };
+    match known {
+        Ok(Some(caller)) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Ok(None) => {
+            let error = ErrorInfo::new(ApiErrorCode::NotAuthenticated, "this needs a token that the server knows")
+                .with_hint("ardent login --token-stdin takes one; ardent up logs in the user who starts it");
+            let mut response = Failure(error).into_response();
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            response
+        }
+        Err(error) => Failure(error.into()).into_response(),
+    }
+}
+
+/// Whose token it is.
+#[derive(Clone)]
+struct Caller {
+    hash: [u8; 32],
+    row: TokenRow,
+}
+
+async fn no_such_route(request: Request) -> Failure {
+    let message = format!("there is no {} {}", request.method(), request.uri().path());
+    Failure(ErrorInfo::new(ApiErrorCode::NotFound, message).with_hint("GET /v1/openapi.json lists what there is"))
+}
+
+async fn describe() -> Reply<serde_json::Value> {
+    Reply(openapi::document())
+}
+
+async fn status(State(control): Shared) -> Result<StatusReply> {
+    Ok(Reply(control.status()?))
+}
+
+async fn whoami(request: Request) -> Result<WhoamiReply> {
+    let caller = caller(&request)?;
+    Ok(Reply(WhoamiReply {
+        schema_version: SCHEMA_VERSION,
+        token_name: caller.row.name,
+        created_at: iso8601(caller.row.created_us),
+    }))
+}
+
+async fn revoke_token(State(control): Shared, request: Request) -> Result<DeleteReply> {
+    let caller = caller(&request)?;
+    control.context.store.delete_token(&caller.hash).map_err(ErrorInfo::from)?;
+    Ok(Reply(DeleteReply { schema_version: SCHEMA_VERSION, name: caller.row.name, warning: None }))
+}
+
+fn caller(request: &Request) -> std::result::Result<Caller, Failure> {
+    let missing = || ErrorInfo::new(ApiErrorCode::Internal, "the request was not authenticated");
+    Ok(request.extensions().get::<Caller>().cloned().ok_or_else(missing)?)
+}
+
+async fn list_connectors(State(control): Shared) -> Result<ConnectorList> {
+    Ok(Reply(ConnectorList { schema_version: SCHEMA_VERSION, connectors: control.list_connectors().await? }))
+}
+
+async fn preflight(State(control): Shared, Body(request): Body<PreflightRequest>) -> Result<PreflightReply> {
+    Ok(Reply(control.preflight(&request.url).await?))
+}
+
+async fn show_connector(State(control): Shared, Path(name): Path<String>) -> Result<ConnectorInfo> {
+    Ok(Reply(control.show_connector(&name).await?))
+}
+
+async fn delete_connector(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {
+    Ok(Reply(control.delete_connector(&name).await?))
+}
+
+async fn create_connector(
+    State(control): Shared,
+    Body(request): Body<CreateConnectorRequest>,
+) -> std::result::Result<Response, Failure> {
+    let creation = control.create_connector(request)?;
+    let lines = stream::unfold(Listener { creation, sent: Sent::default(), first: true }, Listener::next);
+    Ok((StatusCode::OK, [(header::CONTENT_TYPE, "application/x-ndjson")], ReplyBody::from_stream(lines))
+        .into_response())
+}
+
+/// Turns the state of a creation into lines: what is new since the last one.
+struct Listener {
+    creation: watch::Receiver<Creation>,
+    sent: Sent,
+    first: bool,
+}
+
+#[derive(Default)]
+struct Sent {
+    preflight: bool,
+    progress: Option<ConnectorEvent>,
+    end: bool,
+}
+
+impl Listener {
+    async fn next(mut self) -> Option<(std::result::Result<Bytes, Infallible>, Listener)> {
+        loop {
+            if self.sent.end {
+                return None;
+            }
+            if !std::mem::take(&mut self.first) && self.creation.changed().await.is_err() {
+                let error = crate::branches::shutting_down();
+                self.sent.end = true;
+                return Some((Ok(line(&ConnectorEvent::Error { error })), self));
+            }
+            let now = self.creation.borrow_and_update().clone();
+            let mut out = Vec::new();
+            if !self.sent.preflight
+                && let Some(report) = now.preflight
+            {
+                self.sent.preflight = true;
+                out.extend_from_slice(&line(&ConnectorEvent::Preflight { report }));
+            }
+            if let Some(progress) = now.progress
+                && self.sent.progress.as_ref() != Some(&progress)
+            {
+                out.extend_from_slice(&line(&progress));
+                self.sent.progress = Some(progress);
+            }
+            if let Some(end) = now.end {
+                self.sent.end = true;
+                out.extend_from_slice(&line(&match end {
+                    Ok(connector) => ConnectorEvent::Done { connector: *connector },
+                    Err(error) => ConnectorEvent::Error { error },
+                }));
+            }
+            if !out.is_empty() {
+                return Some((Ok(Bytes::from(out)), self));
+            }
+        }
+    }
+}
+
+fn line(event: &ConnectorEvent) -> Bytes {
+    let mut line = serde_json::to_vec(event).expect("events are plain data");
+    line.push(b'\n');
+    Bytes::from(line)
+}
+
+async fn list_branches(State(control): Shared) -> Result<BranchList> {
+    Ok(Reply(BranchList { schema_version: SCHEMA_VERSION, branches: control.list_branches()? }))
+}
+
+async fn create_branch(State(control): Shared, Body(request): Body<CreateBranchRequest>) -> Result<CreateBranchReply> {
+    Ok(Reply(control.create_branch(request).await?))
+}
+
+async fn show_branch(State(control): Shared, Path(name): Path<String>) -> Result<BranchInfo> {
+    Ok(Reply(control.show_branch(&name)?))
+}
+
+async fn update_branch(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<UpdateBranchRequest>,
+) -> Result<BranchInfo> {
+    Ok(Reply(control.update_branch(&name, &request)?))
+}
+
+async fn delete_branch(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {
+    Ok(Reply(control.delete_branch(&name).await?))
+}
+
+#[derive(Deserialize)]
+struct UrlQuery {
+    role: Option<String>,
+}
+
+async fn branch_url(
+    State(control): Shared,
+    Path(name): Path<String>,
+    super::reply::Query(query): super::reply::Query<UrlQuery>,
+) -> Result<UrlReply> {
+    Ok(Reply(control.branch_url(&name, query.role.as_deref())?))
+}
+
+async fn wake(State(control): Shared, Path(name): Path<String>) -> Result<WakeReply> {
+    Ok(Reply(control.wake(&name).await?))
+}
+
+async fn suspend(State(control): Shared, Path(name): Path<String>) -> Result<BranchInfo> {
+    Ok(Reply(control.suspend(&name).await?))
+}

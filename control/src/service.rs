@@ -1,0 +1,474 @@
+//! Control as a whole: start, recovery, housekeeping, shutdown.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use ardent_api::control::{BranchState, ConnectorState, ErrorInfo, SCHEMA_VERSION, StatusReply};
+use ardent_api::page_service::ManageRequest;
+use ardent_api::token::{KeyError, TokenIssuer};
+
+use crate::compute::{ComputePool, PoolConfig, end_process};
+use crate::connectors::Connectors;
+use crate::context::{Context, LEASE_TTL};
+use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::http;
+use crate::pgurl::PublicAddress;
+use crate::secrets::{Keyring, SecretError, random_text, token_hash};
+use crate::store::{Store, StoreError, iso8601, now_us};
+
+/// How often expired branches are looked for and unfinished deletions tried again.
+const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(10);
+/// How long computes of a crashed server get to stop by themselves (their agents notice that it is gone).
+const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
+/// Characters of a user token: 238 bits.
+const TOKEN_LEN: usize = 40;
+/// Longest path that a Unix socket can have (`sun_path` without its end).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Where and how control runs.
+#[derive(Clone, Debug)]
+pub struct ControlConfig {
+    /// Folder with `control.db`, `keys/`, `run/`, `computes/`.
+    pub data_dir: PathBuf,
+    /// Where the HTTP API listens.
+    pub listen: SocketAddr,
+    /// How clients reach branches.
+    pub public: PublicAddress,
+    /// The proxy's address, for clients that cannot resolve a branch's hostname.
+    pub proxy_address: String,
+    /// The CA certificate, for clients that verify.
+    pub ca_file: PathBuf,
+    /// How computes are run.
+    pub pool: PoolConfig,
+}
+
+/// The other services.
+#[derive(Clone)]
+pub struct Dependencies {
+    /// Page server.
+    pub page_service: Arc<dyn PageService>,
+    /// Safekeepers.
+    pub wal_service: Arc<dyn WalService>,
+    /// Connectors.
+    pub connectors: Arc<dyn ConnectorRuntime>,
+}
+
+/// Why control could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The key file.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The signing key.
+    #[error("{path} cannot be used")]
+    SigningKey {
+        /// Its path.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: KeyError,
+    },
+    /// A folder.
+    #[error("the folder {path} cannot be made")]
+    Folder {
+        /// Its path.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Somebody else listens there.
+    #[error("port {} of {} is in use by another program: stop it, or choose another with --listen", address.port(), address.ip())]
+    PortInUse {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// It cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Address or path.
+        address: String,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The data directory's path is too long for sockets in it.
+    #[error("{path} is too long for a Unix socket ({} of at most 107 characters): choose a shorter --data-dir", path.as_os_str().len())]
+    SocketPath {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// What a crash left behind cannot be ended.
+    #[error("process {pid} of an earlier run cannot be ended: end it by hand and start again")]
+    Leftover {
+        /// Process id.
+        pid: u32,
+    },
+}
+
+/// The names of the files in a data directory that more than control knows.
+#[derive(Clone, Debug)]
+pub struct DataDir {
+    root: PathBuf,
+}
+
+impl DataDir {
+    /// The files below `root`.
+    pub fn new(root: &Path) -> Self {
+        DataDir { root: root.to_owned() }
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A socket or other run-time file.
+    pub fn run(&self, name: &str) -> PathBuf {
+        self.root.join("run").join(name)
+    }
+
+    /// A key file.
+    pub fn key(&self, name: &str) -> PathBuf {
+        self.root.join("keys").join(name)
+    }
+
+    /// Folder of all computes.
+    pub fn computes(&self) -> PathBuf {
+        self.root.join("computes")
+    }
+
+    /// Makes the folders: private ones 0700; the root and `computes` can be passed through, so that a compute's own user
+    /// reaches its folder.
+    pub fn create(&self) -> Result<(), StartError> {
+        let make = |path: &Path, mode: u32| {
+            let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+            let set = made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
+            set.map_err(|source| StartError::Folder { path: path.to_owned(), source })
+        };
+        make(&self.root, 0o711)?;
+        make(&self.root.join("run"), 0o700)?;
+        make(&self.root.join("keys"), 0o700)?;
+        make(&self.computes(), 0o711)
+    }
+
+    /// The issuer of service tokens, with a key that is made at first use.
+    pub fn token_issuer(&self) -> Result<TokenIssuer, StartError> {
+        let path = self.key("token-signing.pk8");
+        let failed = |source| StartError::SigningKey { path: path.clone(), source };
+        let key =
+            crate::secrets::read_or_create(&path, || TokenIssuer::generate_key().map_err(|_| SecretError::Random))?;
+        TokenIssuer::from_key(&key).map_err(failed)
+    }
+}
+
+/// The running service.
+pub struct Control {
+    pub(crate) context: Arc<Context>,
+    pub(crate) pool: Arc<ComputePool>,
+    pub(crate) connectors: Connectors,
+    pub(crate) config: ControlConfig,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+    /// One operation on a name at a time.
+    names: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    started_us: i64,
+}
+
+/// The running service with its listeners.
+pub struct RunningControl {
+    control: Arc<Control>,
+    address: SocketAddr,
+    servers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl RunningControl {
+    /// The service.
+    pub fn control(&self) -> &Arc<Control> {
+        &self.control
+    }
+
+    /// Where the HTTP API listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Ends everything: no new requests, computes stopped in order, operations under way finished or left to be undone.
+    pub async fn shutdown(self) {
+        self.control.cancel.cancel();
+        for server in self.servers {
+            // It can only fail by panicking, which was logged.
+            let _ = server.await;
+        }
+        self.control.pool.close().await;
+        self.control.tasks.close();
+        self.control.tasks.wait().await;
+    }
+}
+
+impl Control {
+    /// Opens the store, ends what a crash left behind, finishes or undoes what was half done, and listens.
+    pub async fn start(
+        config: ControlConfig,
+        dependencies: Dependencies,
+        cancel: CancellationToken,
+    ) -> Result<RunningControl, StartError> {
+        let data_dir = DataDir::new(&config.data_dir);
+        data_dir.create()?;
+        let context = Arc::new(Context {
+            store: Store::open(&config.data_dir.join("control.db"))?,
+            keyring: Keyring::open_or_create(&data_dir.key("secrets.key"))?,
+            tokens: data_dir.token_issuer()?,
+            page_service: dependencies.page_service,
+            wal_service: dependencies.wal_service,
+            connectors: dependencies.connectors,
+            pool: config.pool.clone(),
+            public: config.public.clone(),
+        });
+        let tcp = listen_tcp(config.listen).await?;
+        let address = tcp.local_addr().unwrap_or(config.listen);
+        let unix = listen_unix(&data_dir.run("control.sock"))?;
+        end_leftovers(&context).await?;
+        let control = Arc::new(Control {
+            pool: Arc::new(ComputePool::new(context.clone())),
+            context,
+            connectors: Connectors::default(),
+            config,
+            tasks: TaskTracker::new(),
+            cancel: cancel.child_token(),
+            names: Mutex::default(),
+            started_us: now_us(),
+        });
+        // Before anybody can ask for a name whose row is half made.
+        control.mark_half_made()?;
+        let (starting, housekeeper) = (control.clone(), control.clone());
+        // Storage may still be starting: what needs it is tried until it answers, and does not hold up the listeners.
+        control.tasks.spawn(async move { starting.recover().await });
+        control.tasks.spawn(async move { housekeeper.keep_house().await });
+        let servers = vec![
+            http::serve_tcp(tcp, control.clone(), control.cancel.clone()),
+            http::serve_unix(unix, control.clone(), control.cancel.clone()),
+        ];
+        info!(%address, "control is listening");
+        Ok(RunningControl { control, address, servers })
+    }
+
+    /// A new user token with this name. It is shown once, here.
+    pub fn new_user_token(&self, name: &str) -> Result<String, ErrorInfo> {
+        let token = format!("ardent_{}", random_text(TOKEN_LEN)?);
+        self.add_user_token(&token, name)?;
+        Ok(token)
+    }
+
+    /// Accepts this token from now on.
+    pub fn add_user_token(&self, token: &str, name: &str) -> Result<(), ErrorInfo> {
+        Ok(self.context.store.insert_token(&token_hash(token), name, now_us())?)
+    }
+
+    /// Facts about the server.
+    pub fn status(&self) -> Result<StatusReply, ErrorInfo> {
+        let branches = self.context.store.branches()?;
+        Ok(StatusReply {
+            schema_version: SCHEMA_VERSION,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: iso8601(self.started_us),
+            data_dir: self.config.data_dir.display().to_string(),
+            proxy_host: self.config.public.host.clone(),
+            proxy_port: self.config.public.port,
+            proxy_wildcard: self.config.public.wildcard,
+            ca_file: self.config.ca_file.display().to_string(),
+            connectors: self.context.store.connectors()?.len() as u64,
+            branches: branches.iter().filter(|row| !row.is_root() && !row.hidden).count() as u64,
+            computes_running: self.pool.running(),
+        })
+    }
+
+    /// The lock of operations on this name.
+    pub(crate) fn name_lock(&self, name: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut names = self.names.lock();
+        // Locks that nobody holds or waits for are only ever referred to from here.
+        names.retain(|_, lock| Arc::strong_count(lock) > 1);
+        names.entry(name.to_owned()).or_default().clone()
+    }
+
+    /// Follows every connector again.
+    async fn recover(self: &Arc<Self>) {
+        let mut pending = match self.context.store.connectors() {
+            Ok(rows) => rows,
+            Err(error) => {
+                warn!(%error, "connectors cannot be read");
+                return;
+            }
+        };
+        pending.retain(|row| row.state == ConnectorState::Ready);
+        while !pending.is_empty() && !self.cancel.is_cancelled() {
+            let mut later = Vec::new();
+            for row in pending {
+                if let Err(error) = self.start_following(&row).await {
+                    warn!(connector = %row.name, %error, "the page server cannot follow yet");
+                    later.push(row);
+                }
+            }
+            pending = later;
+            if !pending.is_empty() {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    () = self.cancel.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    /// Rows that were being created, or that only the last run needed, become rows to be deleted. The housekeeper does it.
+    fn mark_half_made(&self) -> Result<(), StoreError> {
+        for row in self.context.store.branches()? {
+            if row.created_us < self.started_us && (row.state == BranchState::Creating || row.hidden) {
+                info!(branch = %row.name, "was half made when the server ended: undoing it");
+                // One that has children by now was ready and is not hidden.
+                let _ = self.context.store.begin_delete_branch(row.id)?;
+            }
+        }
+        for row in self.context.store.connectors()? {
+            if row.created_us < self.started_us && row.state == ConnectorState::Creating {
+                info!(connector = %row.name, "was half imported when the server ended: undoing it");
+                let _ = self.context.store.begin_delete_connector(&row.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep_house(self: &Arc<Self>) {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut renewed: Option<tokio::time::Instant> = None;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.cancel.cancelled() => return,
+            }
+            if let Err(error) = self.delete_what_is_due().await {
+                warn!(%error, "housekeeping could not finish");
+            }
+            if renewed.is_none_or(|at| at.elapsed() > LEASE_TTL / 8) {
+                match self.renew_leases().await {
+                    Ok(()) => renewed = Some(tokio::time::Instant::now()),
+                    Err(error) => warn!(%error, "leases could not be renewed; trying again"),
+                }
+            }
+        }
+    }
+
+    /// Finishes deletions and deletes expired branches. One that has children waits for them.
+    async fn delete_what_is_due(self: &Arc<Self>) -> Result<(), ErrorInfo> {
+        let now = now_us();
+        for row in self.context.store.branches()? {
+            let lock = self.name_lock(&row.name);
+            let Ok(_guard) = lock.try_lock() else { continue };
+            // As it is under the lock.
+            let Some(row) = self.context.store.branch_by_id(row.id)? else { continue };
+            let expired = row.state == BranchState::Ready && row.expires_us.is_some_and(|at| at <= now);
+            if expired {
+                if self.context.store.begin_delete_branch(row.id)?.is_err() {
+                    continue;
+                }
+                info!(branch = %row.name, "has expired");
+            }
+            if (expired || row.state == BranchState::Deleting)
+                && !row.is_root()
+                && let Err(error) = self.finish_delete(&row).await
+            {
+                warn!(branch = %row.name, %error, "cannot be deleted yet");
+            }
+        }
+        for row in self.context.store.connectors()? {
+            let lock = self.name_lock(&row.name);
+            let Ok(_guard) = lock.try_lock() else { continue };
+            let Some(row) = self.context.store.connector(&row.name)? else { continue };
+            if row.state == ConnectorState::Deleting
+                && let Err(error) = self.finish_delete_connector(&row).await
+            {
+                warn!(connector = %row.name, %error, "cannot be deleted yet");
+            }
+        }
+        Ok(())
+    }
+
+    /// Renews what computes and kept folders read, so that the page server keeps it.
+    async fn renew_leases(&self) -> Result<(), ErrorInfo> {
+        for lease in self.context.store.leases()? {
+            let request = ManageRequest::Lease {
+                timeline: lease.timeline,
+                name: lease.name,
+                lsn: lease.lsn,
+                ttl_s: LEASE_TTL.as_secs(),
+            };
+            self.context.page_service.manage(lease.tenant, request).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends the processes of a run that ended without ending them: two writers of one timeline would fence each other, and two
+/// servers in one folder destroy it.
+async fn end_leftovers(context: &Context) -> Result<(), StartError> {
+    let computes = context.store.computes()?;
+    let ending = computes.iter().map(|row| async move {
+        for (process, grace) in [(&row.agent, LEFTOVER_GRACE), (&row.postmaster, Duration::ZERO)] {
+            if let Some(process) = process
+                && !end_process(process, grace).await
+            {
+                return Err(StartError::Leftover { pid: process.pid });
+            }
+        }
+        if row.agent.is_some() || row.postmaster.is_some() {
+            context.store.set_processes(row.id, None, None)?;
+        }
+        Ok(())
+    });
+    join_all(ending).await.into_iter().collect()
+}
+
+async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::PortInUse { address },
+        _ => StartError::Listen { address: address.to_string(), source },
+    })
+}
+
+/// Listens on a socket that only our own user can open. A leftover of an earlier run is replaced: the data directory's lock
+/// says that nobody uses it.
+fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
+    if path.as_os_str().len() > SOCKET_PATH_MAX {
+        return Err(StartError::SocketPath { path: path.to_owned() });
+    }
+    let listen = || {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // The folder is 0700, so nobody gets in between these two.
+        let listener = UnixListener::bind(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    listen().map_err(|source| StartError::Listen { address: path.display().to_string(), source })
+}
+
+/// Folders with server programs by major version, as `--pg-bin MAJOR=DIR` gives them.
+pub type PgBinDirs = BTreeMap<u32, PathBuf>;

@@ -1,0 +1,299 @@
+//! Branches, their timelines and their roles' passwords.
+
+use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+
+use ardent_api::control::BranchState;
+use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
+
+use super::{Store, StoreError, parsed, parsed_option};
+
+/// A branch with the facts of its timeline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchRow {
+    /// Id.
+    pub id: BranchId,
+    /// Name.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: BranchState,
+    /// The connector it descends from.
+    pub connector: String,
+    /// The branch it was made from; absent for a root.
+    pub parent: Option<BranchId>,
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// Where it leaves its parent, once known.
+    pub branch_lsn: Option<Lsn>,
+    /// Not shown to users: made by the server for its own needs, deleted at start.
+    pub hidden: bool,
+    /// Its compute refuses writes.
+    pub read_only: bool,
+    /// Role of the printed URL.
+    pub role: String,
+    /// Database of the printed URL.
+    pub database: String,
+    /// Suspend after this long without activity; 0: never.
+    pub idle_timeout_s: u64,
+    /// When it will be deleted, microseconds since the Unix epoch.
+    pub expires_us: Option<i64>,
+    /// When it was made, microseconds since the Unix epoch.
+    pub created_us: i64,
+}
+
+impl BranchRow {
+    /// A connector's root: no compute.
+    pub fn is_root(&self) -> bool {
+        self.parent.is_none()
+    }
+}
+
+/// A role's password on one branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CredentialRow {
+    /// Role.
+    pub role: String,
+    /// The password, sealed; absent where only its verifier is known.
+    pub password_sealed: Option<Vec<u8>>,
+    /// SCRAM-SHA-256 verifier.
+    pub verifier: String,
+}
+
+/// What came of [`Store::insert_branch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InsertBranch {
+    /// It is being created.
+    Inserted,
+    /// The name is taken by this one.
+    Exists(Box<BranchRow>),
+    /// The parent is gone or being deleted.
+    ParentGone,
+}
+
+const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id, t.branch_lsn,
+    b.hidden, b.read_only, b.role, b.database, b.idle_timeout_s, b.expires_us, b.created_us
+    FROM branches b JOIN timelines t ON t.id = b.timeline_id";
+
+impl BranchRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let state: String = row.get("state")?;
+        Ok(BranchRow {
+            id: parsed(row, "id")?,
+            name: row.get("name")?,
+            // The schema's CHECK leaves no fourth word.
+            state: match state.as_str() {
+                "creating" => BranchState::Creating,
+                "ready" => BranchState::Ready,
+                _ => BranchState::Deleting,
+            },
+            connector: row.get("connector")?,
+            parent: parsed_option(row, "parent_id")?,
+            tenant: parsed(row, "tenant_id")?,
+            timeline: parsed(row, "timeline_id")?,
+            branch_lsn: parsed_option(row, "branch_lsn")?,
+            hidden: row.get("hidden")?,
+            read_only: row.get("read_only")?,
+            role: row.get("role")?,
+            database: row.get("database")?,
+            idle_timeout_s: row.get("idle_timeout_s")?,
+            expires_us: row.get("expires_us")?,
+            created_us: row.get("created_us")?,
+        })
+    }
+}
+
+/// Inserts the row of a branch whose timeline exists.
+pub(super) fn insert(transaction: &Transaction<'_>, row: &BranchRow) -> rusqlite::Result<()> {
+    let state = match row.state {
+        BranchState::Creating => "creating",
+        BranchState::Ready => "ready",
+        BranchState::Deleting => "deleting",
+    };
+    transaction
+        .execute(
+            "INSERT INTO branches (id, name, state, connector, parent_id, timeline_id, hidden, read_only, role, database,
+                idle_timeout_s, expires_us, created_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            params![
+                row.id.to_string(),
+                row.name,
+                state,
+                row.connector,
+                row.parent.map(|id| id.to_string()),
+                row.timeline.to_string(),
+                row.hidden,
+                row.read_only,
+                row.role,
+                row.database,
+                row.idle_timeout_s,
+                row.expires_us,
+                row.created_us
+            ],
+        )
+        .map(|_| ())
+}
+
+/// Sets a role's password on a branch.
+pub(super) fn put_credential(
+    transaction: &Transaction<'_>,
+    branch: BranchId,
+    credential: &CredentialRow,
+) -> rusqlite::Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO credentials (branch_id, role, password_sealed, verifier) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (branch_id, role) DO UPDATE SET password_sealed = ?3, verifier = ?4",
+            params![branch.to_string(), credential.role, credential.password_sealed, credential.verifier],
+        )
+        .map(|_| ())
+}
+
+impl Store {
+    /// Adds a branch that is being created, with its timeline and its role's password. Its parent must be there and stay: both are seen to in one
+    /// transaction.
+    pub fn insert_branch(&self, row: &BranchRow, credential: &CredentialRow) -> Result<InsertBranch, StoreError> {
+        self.write(|transaction| {
+            let existing = transaction
+                .query_row(&format!("{SELECT} WHERE b.name = ?1"), params![row.name], BranchRow::read)
+                .optional()?;
+            if let Some(existing) = existing {
+                return Ok(InsertBranch::Exists(Box::new(existing)));
+            }
+            let parent = row.parent.map(|id| id.to_string());
+            let parent_timeline: Option<String> = transaction
+                .query_row(
+                    "SELECT timeline_id FROM branches WHERE id = ?1 AND state = 'ready'",
+                    params![parent],
+                    |row| row.get(0),
+                )
+                .optional()?;
+            let Some(parent_timeline) = parent_timeline else { return Ok(InsertBranch::ParentGone) };
+            transaction.execute(
+                "INSERT INTO timelines (id, tenant_id, ancestor_id) VALUES (?1, ?2, ?3)",
+                params![row.timeline.to_string(), row.tenant.to_string(), parent_timeline],
+            )?;
+            insert(transaction, row)?;
+            put_credential(transaction, row.id, credential)?;
+            Ok(InsertBranch::Inserted)
+        })
+    }
+
+    /// The branch with this name.
+    pub fn branch(&self, name: &str) -> Result<Option<BranchRow>, StoreError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("{SELECT} WHERE b.name = ?1"))?
+                .query_row(params![name], BranchRow::read)
+                .optional()
+        })
+    }
+
+    /// The branch with this id.
+    pub fn branch_by_id(&self, id: BranchId) -> Result<Option<BranchRow>, StoreError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("{SELECT} WHERE b.id = ?1"))?
+                .query_row(params![id.to_string()], BranchRow::read)
+                .optional()
+        })
+    }
+
+    /// All branches, hidden ones included, by name.
+    pub fn branches(&self) -> Result<Vec<BranchRow>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(&format!("{SELECT} ORDER BY b.name"))?;
+            statement.query_map([], BranchRow::read)?.collect()
+        })
+    }
+
+    /// Names of the branches made from this one.
+    pub fn children(&self, id: BranchId) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT name FROM branches WHERE parent_id = ?1 ORDER BY name")?;
+            statement.query_map(params![id.to_string()], |row| row.get(0))?.collect()
+        })
+    }
+
+    /// Storage has made the branch: it is ready.
+    pub fn branch_ready(&self, row: &BranchRow, branch_lsn: Lsn, prev_lsn: Lsn) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE timelines SET branch_lsn = ?2, prev_lsn = ?3 WHERE id = ?1",
+                params![row.timeline.to_string(), branch_lsn.to_string(), prev_lsn.to_string()],
+            )?;
+            transaction
+                .execute("UPDATE branches SET state = 'ready' WHERE id = ?1", params![row.id.to_string()])
+                .map(|_| ())
+        })
+    }
+
+    /// Marks a branch for deletion, unless branches were made from it: then their names.
+    pub fn begin_delete_branch(&self, id: BranchId) -> Result<Result<(), Vec<String>>, StoreError> {
+        self.write(|transaction| {
+            let mut statement = transaction.prepare("SELECT name FROM branches WHERE parent_id = ?1 ORDER BY name")?;
+            let children: Vec<String> =
+                statement.query_map(params![id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            if children.is_empty() {
+                transaction.execute("UPDATE branches SET state = 'deleting' WHERE id = ?1", params![id.to_string()])?;
+                return Ok(Ok(()));
+            }
+            Ok(Err(children))
+        })
+    }
+
+    /// Forgets a branch with its timeline, compute and passwords.
+    pub fn remove_branch(&self, row: &BranchRow) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let (id, timeline) = (row.id.to_string(), row.timeline.to_string());
+            transaction.execute("DELETE FROM leases WHERE timeline_id = ?1", params![timeline])?;
+            transaction.execute("DELETE FROM computes WHERE branch_id = ?1", params![id])?;
+            transaction.execute("DELETE FROM branches WHERE id = ?1", params![id])?;
+            transaction.execute("DELETE FROM timelines WHERE id = ?1", params![timeline]).map(|_| ())
+        })
+    }
+
+    /// Changes settings; what is `None` stays.
+    pub fn update_branch(
+        &self,
+        id: BranchId,
+        idle_timeout_s: Option<u64>,
+        expires_us: Option<Option<i64>>,
+    ) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            if let Some(idle_timeout_s) = idle_timeout_s {
+                transaction.execute(
+                    "UPDATE branches SET idle_timeout_s = ?2 WHERE id = ?1",
+                    params![id.to_string(), idle_timeout_s],
+                )?;
+            }
+            if let Some(expires_us) = expires_us {
+                transaction.execute(
+                    "UPDATE branches SET expires_us = ?2 WHERE id = ?1",
+                    params![id.to_string(), expires_us],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A role's password on a branch.
+    pub fn credential(&self, branch: BranchId, role: &str) -> Result<Option<CredentialRow>, StoreError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(
+                    "SELECT role, password_sealed, verifier FROM credentials WHERE branch_id = ?1 AND role = ?2",
+                )?
+                .query_row(params![branch.to_string(), role], |row| {
+                    Ok(CredentialRow { role: row.get(0)?, password_sealed: row.get(1)?, verifier: row.get(2)? })
+                })
+                .optional()
+        })
+    }
+
+    /// Sets a role's password on a branch.
+    pub fn put_credential(&self, branch: BranchId, credential: &CredentialRow) -> Result<(), StoreError> {
+        self.write(|transaction| put_credential(transaction, branch, credential))
+    }
+}

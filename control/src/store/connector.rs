@@ -1,0 +1,176 @@
+//! Connectors.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{OptionalExtension as _, Row, params};
+
+use ardent_api::control::ConnectorState;
+use ardent_types::{BranchId, TenantId, TimelineId};
+
+use super::{Store, StoreError, parsed};
+
+/// A connector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectorRow {
+    /// Name, also of its root branch.
+    pub name: String,
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Root timeline.
+    pub timeline: TimelineId,
+    /// Where it is in its life.
+    pub state: ConnectorState,
+    /// The source's URL, sealed.
+    pub url_sealed: Vec<u8>,
+    /// The source's URL without its password.
+    pub source: String,
+    /// Ask for an immediate checkpoint.
+    pub fast: bool,
+    /// Most bytes per second of the base backup.
+    pub max_rate_bytes: Option<u64>,
+    /// Major version, once imported.
+    pub pg_major: Option<u32>,
+    /// Settings that computes get.
+    pub settings: BTreeMap<String, String>,
+    /// When it was made, microseconds since the Unix epoch.
+    pub created_us: i64,
+}
+
+const COLUMNS: &str =
+    "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, settings, created_us";
+
+impl ConnectorRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let state: String = row.get("state")?;
+        let settings: String = row.get("settings")?;
+        let settings = serde_json::from_str(&settings).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+        })?;
+        Ok(ConnectorRow {
+            name: row.get("name")?,
+            tenant: parsed(row, "tenant_id")?,
+            timeline: parsed(row, "timeline_id")?,
+            // The schema's CHECK leaves no fourth word.
+            state: match state.as_str() {
+                "creating" => ConnectorState::Creating,
+                "ready" => ConnectorState::Ready,
+                _ => ConnectorState::Deleting,
+            },
+            url_sealed: row.get("url_sealed")?,
+            source: row.get("source")?,
+            fast: row.get("fast")?,
+            max_rate_bytes: row.get("max_rate_bytes")?,
+            pg_major: row.get("pg_major")?,
+            settings,
+            created_us: row.get("created_us")?,
+        })
+    }
+}
+
+impl Store {
+    /// Adds a connector that is being created, with its tenant and root timeline. False: the name is taken, by a connector or
+    /// a branch.
+    pub fn insert_connector(&self, row: &ConnectorRow) -> Result<bool, StoreError> {
+        self.write(|transaction| {
+            let taken: bool = transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM connectors WHERE name = ?1) OR EXISTS (SELECT 1 FROM branches WHERE name = ?1)",
+                params![row.name],
+                |row| row.get(0),
+            )?;
+            if taken {
+                return Ok(false);
+            }
+            let (tenant, timeline) = (row.tenant.to_string(), row.timeline.to_string());
+            transaction.execute("INSERT INTO tenants (id, created_us) VALUES (?1, ?2)", params![tenant, row.created_us])?;
+            transaction
+                .execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![timeline, tenant])?;
+            transaction.execute(
+                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, created_us)
+                 VALUES (?1, ?2, ?3, 'creating', ?4, ?5, ?6, ?7, ?8)",
+                params![row.name, tenant, timeline, row.url_sealed, row.source, row.fast, row.max_rate_bytes, row.created_us],
+            )?;
+            Ok(true)
+        })
+    }
+
+    /// The connector with this name.
+    pub fn connector(&self, name: &str) -> Result<Option<ConnectorRow>, StoreError> {
+        self.read(|connection| {
+            connection
+                .query_row(
+                    &format!("SELECT {COLUMNS} FROM connectors WHERE name = ?1"),
+                    params![name],
+                    ConnectorRow::read,
+                )
+                .optional()
+        })
+    }
+
+    /// All connectors, by name.
+    pub fn connectors(&self) -> Result<Vec<ConnectorRow>, StoreError> {
+        self.read(|connection| {
+            let mut statement =
+                connection.prepare_cached(&format!("SELECT {COLUMNS} FROM connectors ORDER BY name"))?;
+            statement.query_map([], ConnectorRow::read)?.collect()
+        })
+    }
+
+    /// The import is done: the connector is ready, and its root branch exists.
+    pub fn connector_ready(
+        &self,
+        row: &ConnectorRow,
+        pg_major: u32,
+        settings: &BTreeMap<String, String>,
+        root: &super::BranchRow,
+        credential: &super::CredentialRow,
+    ) -> Result<(), StoreError> {
+        let settings = serde_json::to_string(settings).expect("a map of strings is plain data");
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE connectors SET state = 'ready', pg_major = ?2, settings = ?3 WHERE name = ?1",
+                params![row.name, pg_major, settings],
+            )?;
+            super::branch::insert(transaction, root)?;
+            super::branch::put_credential(transaction, root.id, credential)
+        })
+    }
+
+    /// Marks a connector for deletion, unless branches were made from it: then their names.
+    pub fn begin_delete_connector(&self, name: &str) -> Result<Result<(), Vec<String>>, StoreError> {
+        self.write(|transaction| {
+            let mut statement = transaction
+                .prepare("SELECT name FROM branches WHERE connector = ?1 AND parent_id IS NOT NULL ORDER BY name")?;
+            let branches: Vec<String> =
+                statement.query_map(params![name], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            if branches.is_empty() {
+                transaction.execute("UPDATE connectors SET state = 'deleting' WHERE name = ?1", params![name])?;
+                return Ok(Ok(()));
+            }
+            Ok(Err(branches))
+        })
+    }
+
+    /// Forgets a connector with its root branch, timeline and tenant.
+    pub fn remove_connector(&self, row: &ConnectorRow) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute("DELETE FROM branches WHERE connector = ?1 AND parent_id IS NULL", params![row.name])?;
+            transaction.execute("DELETE FROM connectors WHERE name = ?1", params![row.name])?;
+            transaction.execute("DELETE FROM timelines WHERE id = ?1", params![row.timeline.to_string()])?;
+            transaction.execute("DELETE FROM tenants WHERE id = ?1", params![row.tenant.to_string()]).map(|_| ())
+        })
+    }
+
+    /// The root branch of a connector, once it is ready.
+    pub fn root_branch_id(&self, connector: &str) -> Result<Option<BranchId>, StoreError> {
+        self.read(|connection| {
+            connection
+                .query_row(
+                    "SELECT id FROM branches WHERE connector = ?1 AND parent_id IS NULL",
+                    params![connector],
+                    |row| parsed(row, "id"),
+                )
+                .optional()
+        })
+    }
+}

@@ -1,0 +1,190 @@
+//! Control's memory: one SQLite file. Every change is one transaction that is durable when the call returns.
+//!
+//! Calls are short (one transaction on a local file) and made from async code as they are; none is held across an await.
+//! The schema's version is SQLite's `user_version`; older files are migrated at opening, newer ones refused by name.
+
+mod branch;
+mod compute;
+mod connector;
+mod schema;
+mod token;
+
+use std::path::{Path, PathBuf};
+
+use parking_lot::{Mutex, MutexGuard};
+use rusqlite::Connection;
+
+use ardent_api::control::{ApiErrorCode, ErrorInfo};
+
+pub use branch::{BranchRow, CredentialRow, InsertBranch};
+pub use compute::{ComputeRow, LeaseRow};
+pub use connector::ConnectorRow;
+pub use schema::SCHEMA_VERSION;
+pub use token::TokenRow;
+
+/// Why the store failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Written by a newer program.
+    #[error(
+        "{path} has schema version {found}, and this program knows versions up to {known}: run a newer ardent on it"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Some other program's database.
+    #[error("{path} is a SQLite file, but not one of ardent's")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// SQLite failed.
+    #[error("the database {path} cannot be {action}")]
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Cause.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A row that this program did not write.
+    #[error("the database {path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What stands there.
+        what: String,
+    },
+}
+
+impl From<StoreError> for ErrorInfo {
+    fn from(error: StoreError) -> ErrorInfo {
+        let message = match std::error::Error::source(&error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        };
+        ErrorInfo::new(ApiErrorCode::Internal, message).with_hint("see whether the disk is full or read-only")
+    }
+}
+
+/// The open store.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    connection: Mutex<Connection>,
+}
+
+impl Store {
+    /// Opens the file at `path`, making or migrating it.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+        let mut connection = Connection::open(path).map_err(failed("opened"))?;
+        schema::prepare(&mut connection, path)?;
+        Ok(Store { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock()
+    }
+
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        query(&self.lock()).map_err(|source| self.failed("read", source))
+    }
+
+    /// Runs `change` in one transaction, which is durable when this returns.
+    fn write<T>(
+        &self,
+        change: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, StoreError> {
+        let run = || {
+            let mut connection = self.lock();
+            let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let value = change(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        run().map_err(|source| self.failed("written", source))
+    }
+
+    fn failed(&self, action: &'static str, source: rusqlite::Error) -> StoreError {
+        match source {
+            rusqlite::Error::FromSqlConversionFailure(_, _, cause) => {
+                StoreError::Damaged { path: self.path.clone(), what: cause.to_string() }
+            }
+            source => StoreError::Sqlite { path: self.path.clone(), action, source },
+        }
+    }
+}
+
+/// Parses a text column; what does not parse makes the store damaged, never a panic.
+fn parsed<T>(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<T>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+    })
+}
+
+/// The same for a column that may be null.
+fn parsed_option<T>(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<Option<T>>
+where
+    T: std::str::FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    match row.get::<_, Option<String>>(column)? {
+        Some(_) => parsed(row, column).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Now, in microseconds since the Unix epoch.
+pub fn now_us() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
+}
+
+/// A stored time as ISO 8601.
+pub fn iso8601(at_us: i64) -> String {
+    match jiff::Timestamp::from_microsecond(at_us) {
+        Ok(time) => format!("{time:.3}"),
+        Err(_) => format!("{at_us} us"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newer_or_foreign_file_is_refused_by_name() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("control.db");
+        drop(Store::open(&path).expect("made"));
+        let connection = Connection::open(&path).expect("opens");
+        connection.pragma_update(None, "user_version", SCHEMA_VERSION + 1).expect("set");
+        drop(connection);
+        let error = Store::open(&path).expect_err("newer");
+        assert!(error.to_string().contains("run a newer ardent"), "{error}");
+
+        let other = folder.path().join("other.db");
+        let connection = Connection::open(&other).expect("opens");
+        connection.execute_batch("CREATE TABLE someone(elses)").expect("made");
+        drop(connection);
+        assert!(matches!(Store::open(&other), Err(StoreError::Foreign { .. })));
+    }
+
+    #[test]
+    fn times_are_iso_8601_in_utc() {
+        assert_eq!(iso8601(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(iso8601(1_700_000_000_123_456), "2023-11-14T22:13:20.123Z");
+    }
+}

@@ -1,0 +1,124 @@
+//! The schema and its migrations.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// `application_id` of our files: `ARDC`.
+const APPLICATION_ID: i64 = 0x4152_4443;
+
+/// Each entry takes the schema from its index to the next version. Entries are never changed once released.
+const MIGRATIONS: &[&str] = &[
+    // 0 -> 1
+    "CREATE TABLE tenants (
+        id TEXT PRIMARY KEY,
+        created_us INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE timelines (
+        id TEXT PRIMARY KEY,
+        tenant_id TEXT NOT NULL REFERENCES tenants(id),
+        ancestor_id TEXT REFERENCES timelines(id),
+        branch_lsn TEXT,
+        prev_lsn TEXT
+    ) STRICT;
+    CREATE INDEX timelines_ancestor ON timelines(ancestor_id);
+    CREATE TABLE connectors (
+        name TEXT PRIMARY KEY,
+        tenant_id TEXT NOT NULL REFERENCES tenants(id),
+        timeline_id TEXT NOT NULL REFERENCES timelines(id),
+        state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+        url_sealed BLOB NOT NULL,
+        source TEXT NOT NULL,
+        fast INTEGER NOT NULL,
+        max_rate_bytes INTEGER,
+        pg_major INTEGER,
+        settings TEXT NOT NULL DEFAULT '{}',
+        created_us INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE branches (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+        connector TEXT NOT NULL REFERENCES connectors(name),
+        parent_id TEXT REFERENCES branches(id),
+        timeline_id TEXT NOT NULL UNIQUE REFERENCES timelines(id),
+        hidden INTEGER NOT NULL,
+        read_only INTEGER NOT NULL,
+        role TEXT NOT NULL,
+        database TEXT NOT NULL,
+        idle_timeout_s INTEGER NOT NULL,
+        expires_us INTEGER,
+        created_us INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX branches_parent ON branches(parent_id);
+    CREATE TABLE credentials (
+        branch_id TEXT NOT NULL REFERENCES branches(id) ON DELETE CASCADE,
+        role TEXT NOT NULL,
+        password_sealed BLOB,
+        verifier TEXT NOT NULL,
+        PRIMARY KEY (branch_id, role)
+    ) STRICT;
+    CREATE TABLE computes (
+        id TEXT PRIMARY KEY,
+        branch_id TEXT NOT NULL UNIQUE REFERENCES branches(id),
+        uid INTEGER UNIQUE,
+        incarnation INTEGER NOT NULL,
+        agent_pid INTEGER,
+        agent_started TEXT,
+        postmaster_pid INTEGER,
+        postmaster_started TEXT
+    ) STRICT;
+    CREATE TABLE leases (
+        name TEXT PRIMARY KEY,
+        compute_id TEXT NOT NULL UNIQUE REFERENCES computes(id) ON DELETE CASCADE,
+        timeline_id TEXT NOT NULL REFERENCES timelines(id),
+        lsn TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE user_tokens (
+        hash BLOB PRIMARY KEY,
+        name TEXT NOT NULL,
+        created_us INTEGER NOT NULL
+    ) STRICT;",
+];
+
+/// Version of the schema that this program writes.
+pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Brings the file to [`SCHEMA_VERSION`], one transaction per step.
+pub fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+    let pragma =
+        |connection: &Connection, name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let version = pragma(connection, "user_version").map_err(failed("read"))?;
+    let application = pragma(connection, "application_id").map_err(failed("read"))?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(failed("read"))?;
+    if application != APPLICATION_ID && tables > 0 {
+        return Err(StoreError::Foreign { path: path.to_owned() });
+    }
+    if version > SCHEMA_VERSION {
+        return Err(StoreError::Newer { path: path.to_owned(), found: version, known: SCHEMA_VERSION });
+    }
+    let setup = |connection: &Connection| {
+        // A commit is on disk when the call returns: what control answered survives a crash.
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        connection.pragma_update(None, "synchronous", "full")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.busy_timeout(std::time::Duration::from_secs(5))
+    };
+    setup(connection).map_err(failed("set up"))?;
+    let first = usize::try_from(version).map_err(|_| StoreError::Foreign { path: path.to_owned() })?;
+    for (index, migration) in MIGRATIONS.iter().enumerate().skip(first) {
+        let migrate = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+            transaction.pragma_update(None, "user_version", index as i64 + 1)?;
+            transaction.commit()
+        };
+        migrate(connection).map_err(failed("migrated"))?;
+    }
+    Ok(())
+}
