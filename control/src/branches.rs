@@ -335,9 +335,10 @@ impl Control {
             let lock = self.name_lock(name);
             let limit = self.context.pool.wake_timeout;
             let waited = tokio::time::timeout(limit, lock.lock()).await;
-            drop(waited.map_err(|_| {
-                ErrorInfo::new(ApiErrorCode::Timeout, format!("branch {name} is still being made"))
-            })?);
+            drop(
+                waited
+                    .map_err(|_| ErrorInfo::new(ApiErrorCode::Timeout, format!("branch {name} is still being made")))?,
+            );
             branch = self.find_branch(name)?;
         }
         self.wake_branch(&branch, began).await

@@ -147,6 +147,7 @@ impl Control {
             fast: request.fast,
             max_rate_bytes: request.max_rate_bytes,
             pg_major: None,
+            superuser: None,
             settings: Default::default(),
             created_us: now_us(),
         };
@@ -208,7 +209,7 @@ impl Control {
             created_us: now_us(),
         };
         let credential = self.context.new_credential(&root, &root.role)?;
-        self.context.store.connector_ready(row, imported.pg_major, &imported.settings, &root, &credential)?;
+        self.context.store.connector_ready(row, &imported, &root, &credential)?;
         info!(connector = %row.name, "connector is made");
         Ok(())
     }

@@ -161,6 +161,8 @@ pub struct ImportProgress {
 pub struct Imported {
     /// Major version of the source.
     pub pg_major: u32,
+    /// Name of the bootstrap superuser, if it is not `postgres`.
+    pub superuser: Option<String>,
     /// Settings that computes of this tenant get.
     pub settings: BTreeMap<String, String>,
 }

@@ -33,6 +33,8 @@ const STEADY_AFTER: Duration = Duration::from_secs(60);
 /// How long a token given to an agent is good for. An agent that runs longer keeps its connections; its token is only read when
 /// one is made.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long the last lines of an agent that has ended may take to arrive.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Longest line that an agent may send.
 const EVENT_LEN_MAX: usize = 64 << 10;
 
@@ -169,6 +171,7 @@ impl Drive {
             safekeepers: self.context.wal_service.addrs(),
             token,
             run_as: row.uid.map(PoolConfig::run_as),
+            superuser: connector.superuser,
             sandbox: pool.sandbox,
             read_only: self.branch.read_only,
             settings: connector.settings,
@@ -223,6 +226,7 @@ impl Drive {
     async fn attend(&mut self, agent: &mut Agent, row: &ComputeRow) -> Result<RunEnd, ErrorInfo> {
         let mut ran = false;
         let mut asked_to_stop = false;
+        let mut exited = false;
         let mut kill_at: Option<Instant> = None;
         loop {
             let late = async {
@@ -234,16 +238,7 @@ impl Drive {
             let event = tokio::select! {
                 line = agent.events.next_line() => match line {
                     Ok(Some(line)) => parse_event(&line),
-                    Ok(None) | Err(_) => {
-                        let why = "the agent ended without a word".to_owned();
-                        return if asked_to_stop {
-                            Ok(RunEnd::Stopped)
-                        } else if ran {
-                            Ok(RunEnd::Crashed(why))
-                        } else {
-                            Err(self.failed(why).with_hint("the server's log says more"))
-                        };
-                    }
+                    Ok(None) | Err(_) => return self.ended_without_a_word(ran, asked_to_stop),
                 },
                 Some(DriveCommand::Stop) = self.commands.recv() => {
                     if !asked_to_stop {
@@ -254,9 +249,18 @@ impl Drive {
                     }
                     continue;
                 },
+                // Its pipe may be held open by a child of its own: what it said before it ended is read, then it is over.
+                _ = agent.child.wait(), if !exited => {
+                    exited = true;
+                    kill_at = Some(Instant::now() + LAST_WORDS);
+                    continue;
+                }
                 () = late => {
-                    warn!(branch = %self.branch.name, "the agent does not stop; killing it");
-                    return Ok(RunEnd::Stopped);
+                    if !exited {
+                        warn!(branch = %self.branch.name, "the agent does not stop; killing it");
+                        return Ok(RunEnd::Stopped);
+                    }
+                    return self.ended_without_a_word(ran, asked_to_stop);
                 }
             };
             match event {
@@ -296,6 +300,15 @@ impl Drive {
                     };
                 }
             }
+        }
+    }
+
+    fn ended_without_a_word(&self, ran: bool, asked_to_stop: bool) -> Result<RunEnd, ErrorInfo> {
+        let why = "the agent ended without a word".to_owned();
+        match (asked_to_stop, ran) {
+            (true, _) => Ok(RunEnd::Stopped),
+            (false, true) => Ok(RunEnd::Crashed(why)),
+            (false, false) => Err(self.failed(why).with_hint("the server's log says more")),
         }
     }
 

@@ -7,6 +7,8 @@ use rusqlite::{OptionalExtension as _, Row, params};
 use ardent_api::control::ConnectorState;
 use ardent_types::{BranchId, TenantId, TimelineId};
 
+use crate::deps::Imported;
+
 use super::{Store, StoreError, parsed};
 
 /// A connector.
@@ -30,14 +32,15 @@ pub struct ConnectorRow {
     pub max_rate_bytes: Option<u64>,
     /// Major version, once imported.
     pub pg_major: Option<u32>,
+    /// Name of the bootstrap superuser, if it is not `postgres`.
+    pub superuser: Option<String>,
     /// Settings that computes get.
     pub settings: BTreeMap<String, String>,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
 }
 
-const COLUMNS: &str =
-    "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, settings, created_us";
+const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, created_us";
 
 impl ConnectorRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -61,6 +64,7 @@ impl ConnectorRow {
             fast: row.get("fast")?,
             max_rate_bytes: row.get("max_rate_bytes")?,
             pg_major: row.get("pg_major")?,
+            superuser: row.get("superuser")?,
             settings,
             created_us: row.get("created_us")?,
         })
@@ -119,16 +123,15 @@ impl Store {
     pub fn connector_ready(
         &self,
         row: &ConnectorRow,
-        pg_major: u32,
-        settings: &BTreeMap<String, String>,
+        imported: &Imported,
         root: &super::BranchRow,
         credential: &super::CredentialRow,
     ) -> Result<(), StoreError> {
-        let settings = serde_json::to_string(settings).expect("a map of strings is plain data");
+        let settings = serde_json::to_string(&imported.settings).expect("a map of strings is plain data");
         self.write(|transaction| {
             transaction.execute(
-                "UPDATE connectors SET state = 'ready', pg_major = ?2, settings = ?3 WHERE name = ?1",
-                params![row.name, pg_major, settings],
+                "UPDATE connectors SET state = 'ready', pg_major = ?2, superuser = ?3, settings = ?4 WHERE name = ?1",
+                params![row.name, imported.pg_major, imported.superuser, settings],
             )?;
             super::branch::insert(transaction, root)?;
             super::branch::put_credential(transaction, root.id, credential)

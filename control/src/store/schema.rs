@@ -34,6 +34,7 @@ const MIGRATIONS: &[&str] = &[
         fast INTEGER NOT NULL,
         max_rate_bytes INTEGER,
         pg_major INTEGER,
+        superuser TEXT,
         settings TEXT NOT NULL DEFAULT '{}',
         created_us INTEGER NOT NULL
     ) STRICT;

@@ -1,0 +1,136 @@
+//! The HTTP API: who gets in, what the proxy is told, and that the OpenAPI document is true.
+
+mod world;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use ardent_api::control::ApiErrorCode;
+use world::World;
+
+#[tokio::test]
+async fn strangers_get_nothing_but_a_word() {
+    let world = World::connected().await;
+    let document = world.get("/v1/openapi.json").await;
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for method in item.as_object().expect("methods").keys() {
+            let method = method.to_uppercase();
+            for token in [None, Some("wrong"), Some("")] {
+                let (status, text) = world.call_raw(&method, path, None, token).await;
+                assert_eq!(status, 401, "{method} {path} with {token:?}");
+                assert!(text.contains("not_authenticated"), "{text}");
+            }
+        }
+    }
+    assert_eq!(world.call_raw("GET", "/v1/no-such-route", None, None).await.0, 401);
+    let (_, who) = world.call("GET", "/v1/whoami", None).await;
+    assert_eq!(who["token_name"], "test");
+    assert_eq!(world.call("DELETE", "/v1/token", None).await.0, 200);
+    assert_eq!(world.call_raw("GET", "/v1/whoami", None, Some(&world.token)).await.0, 401);
+}
+
+#[tokio::test]
+async fn the_proxys_routes_are_on_the_unix_socket_only() {
+    let world = World::connected().await;
+    let path = "/internal/v1/auth?branch=shop&role=app";
+    assert_eq!(world.call("GET", path, None).await.0, 404);
+    let (status, known) = world.internal("GET", path, None).await;
+    assert_eq!(status, 200, "{known}");
+    let verifier = known["verifier"].as_str().expect("verifier");
+    assert!(verifier.starts_with("SCRAM-SHA-256$4096:"), "{verifier}");
+    let mut answers = BTreeSet::new();
+    for (branch, role) in [("shop", "nobody"), ("no", "app"), ("a.b", "app"), ("", "")] {
+        let path = format!("/internal/v1/auth?branch={branch}&role={role}");
+        let (status, error) = world.internal("GET", &path, None).await;
+        assert_eq!(status, 404);
+        answers.insert(error.to_string());
+    }
+    assert_eq!(answers.len(), 1, "unknown branches and roles are told apart: {answers:?}");
+    let (status, error) = world.internal("POST", "/internal/v1/wake", Some(json!({ "branch": "shop" }))).await;
+    assert_eq!((status, &error["error"]["code"]), (409, &json!("root_branch")));
+    assert_eq!(world.internal("GET", "/v1/status", None).await.0, 401, "the public routes ask for a token there too");
+}
+
+#[tokio::test]
+async fn bad_requests_are_errors_like_all_others() {
+    let world = World::connected().await;
+    let check = |method: &'static str, path: &'static str, body: Option<Value>, code| {
+        let world = &world;
+        async move { world.fails(method, path, body, code).await }
+    };
+    check("GET", "/v1/nothing", None, ApiErrorCode::NotFound).await;
+    check("PUT", "/v1/branches", None, ApiErrorCode::NotFound).await;
+    check("POST", "/v1/branches", None, ApiErrorCode::InvalidArguments).await;
+    check("POST", "/v1/branches", Some(json!({})), ApiErrorCode::InvalidArguments).await;
+    check("POST", "/v1/branches", Some(json!({ "name": 1 })), ApiErrorCode::InvalidArguments).await;
+    check("POST", "/v1/branches", Some(json!({ "name": "a", "ttl_s": -1 })), ApiErrorCode::InvalidArguments).await;
+    check("POST", "/v1/branches", Some(json!({ "name": "a", "ttl_s": u64::MAX })), ApiErrorCode::InvalidArguments)
+        .await;
+    check("POST", "/v1/connectors", Some(json!({ "url": "mysql://x" })), ApiErrorCode::InvalidArguments).await;
+    check("GET", "/v1/connectors/no", None, ApiErrorCode::NotFound).await;
+    check("GET", "/v1/branches/no", None, ApiErrorCode::NotFound).await;
+}
+
+/// Every object that a route answers with has exactly the fields that the document gives its schema.
+#[tokio::test]
+async fn the_openapi_document_is_true() {
+    let world = World::connected().await;
+    let document = world.get("/v1/openapi.json").await;
+    let created = world.create_branch(json!({ "name": "a" })).await;
+    let check = |schema: &str, value: &Value| {
+        let fields = |value: &Value| value.as_object().expect(schema).keys().cloned().collect::<BTreeSet<_>>();
+        let described = &document["components"]["schemas"][schema]["properties"];
+        assert_eq!(fields(value), fields(described), "{schema}");
+        for required in document["components"]["schemas"][schema]["required"].as_array().expect("list") {
+            assert!(!value[required.as_str().expect("name")].is_null(), "{schema}: {required} is null");
+        }
+    };
+    check("CreatedBranch", &created);
+    check("Status", &world.get("/v1/status").await);
+    check("Whoami", &world.get("/v1/whoami").await);
+    let connectors = world.get("/v1/connectors").await;
+    check("ConnectorList", &connectors);
+    check("Connector", &connectors["connectors"][0]);
+    check("Connector", &world.get("/v1/connectors/shop").await);
+    let branches = world.get("/v1/branches").await;
+    check("BranchList", &branches);
+    check("Branch", &branches["branches"][0]);
+    check("Branch", &world.get("/v1/branches/a").await);
+    check("Url", &world.get("/v1/branches/a/url").await);
+    let (_, report) = world.call("POST", "/v1/connectors/preflight", Some(json!({ "url": world::SOURCE }))).await;
+    check("PreflightReport", &report);
+    check("PreflightCheck", &report["checks"][0]);
+    check("Wake", &world.call("POST", "/v1/branches/a/wake", None).await.1);
+    check("Branch", &world.call("POST", "/v1/branches/a/suspend", None).await.1);
+    check("Branch", &world.call("PATCH", "/v1/branches/a", Some(json!({}))).await.1);
+    let error = world.call("GET", "/v1/branches/no", None).await.1;
+    check("Error", &error);
+    check("ErrorInfo", &error["error"]);
+    check("Deleted", &world.call("DELETE", "/v1/branches/a", None).await.1);
+    let references = document.to_string();
+    for reference in references.split("#/components/schemas/").skip(1) {
+        let name: String = reference.chars().take_while(char::is_ascii_alphanumeric).collect();
+        assert!(document["components"]["schemas"][&name].is_object(), "{name} is not described");
+    }
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let world = World::new().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut config = world.config();
+    config.listen = taken.local_addr().expect("address");
+    config.data_dir = world.folder.path().join("second");
+    let dependencies = ardent_control::Dependencies {
+        page_service: world.fakes.clone(),
+        wal_service: world.fakes.clone(),
+        connectors: world.fakes.clone(),
+    };
+    let started = ardent_control::Control::start(config, dependencies, Default::default()).await;
+    let error = started.err().expect("the port is taken").to_string();
+    assert!(
+        error.contains(&taken.local_addr().expect("address").port().to_string()) && error.contains("--listen"),
+        "{error}"
+    );
+}

@@ -1,0 +1,300 @@
+//! Branches and connectors from birth to death, with faults and restarts in between.
+
+mod world;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use ardent_api::control::ApiErrorCode;
+use ardent_control::compute::ProcessIdentity;
+use ardent_control::store::Store;
+use ardent_types::Lsn;
+use world::{SOURCE, World, until};
+
+#[tokio::test]
+async fn a_branch_is_made_once_and_prints_the_same_url() {
+    let world = World::connected().await;
+    let first = world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(first["created"], true);
+    assert_eq!(first["parent"], "shop");
+    assert_eq!(first["role"], "app");
+    let url = first["url"].as_str().expect("url");
+    assert!(url.starts_with("postgresql://app:") && url.ends_with("@a.localhost:7432/shop?sslmode=require"), "{url}");
+    let again = world.create_branch(json!({ "name": "a", "from": "shop" })).await;
+    assert_eq!(again["created"], false);
+    assert_eq!((&again["id"], &again["url"]), (&first["id"], &first["url"]));
+    assert_eq!(world.fakes.timelines(), (2, 1));
+
+    let shown = world.get("/v1/branches/a").await;
+    assert_eq!(shown["url"], "postgresql://app@a.localhost:7432/shop?sslmode=require", "no password in what is shown");
+    assert_eq!(world.get("/v1/branches/a/url").await["url"], first["url"]);
+    let root = world.get("/v1/branches/shop").await;
+    assert_eq!((&root["is_root"], &root["children"]), (&json!(true), &json!(["a"])));
+}
+
+#[tokio::test]
+async fn fifty_calls_at_once_for_one_name_make_one_branch() {
+    let world = World::connected().await;
+    let calls = (0..50).map(|_| world.create_branch(json!({ "name": "a" })));
+    let replies = futures_util::future::join_all(calls).await;
+    assert_eq!(replies.iter().filter(|reply| reply["created"] == true).count(), 1);
+    assert!(replies.iter().all(|reply| reply["url"] == replies[0]["url"]));
+    assert_eq!(world.fakes.timelines(), (2, 1));
+}
+
+#[tokio::test]
+async fn a_branch_taken_now_holds_what_production_had_committed() {
+    let world = World::connected().await;
+    world.fakes.production.send_replace(Lsn::new(0x2000));
+    let making = world.create_branch(json!({ "name": "a" }));
+    let ingest = async {
+        until("the branch is being made", || {
+            world.fakes.state.lock().requests.is_empty() && world.control().find_branch("a").is_ok()
+        })
+        .await;
+        world.fakes.ingested.send_replace(Lsn::new(0x2000));
+    };
+    let (branch, ()) = tokio::join!(making, ingest);
+    assert_eq!(branch["branch_lsn"], "0/00002000");
+    assert!(branch["waited_us"].as_u64().expect("a number") > 0);
+}
+
+#[tokio::test]
+async fn production_out_of_reach_is_said_and_latest_works() {
+    let world = World::connected().await;
+    world.fakes.state.lock().production_down = true;
+    let body = json!({ "name": "a" });
+    let error = world.fails("POST", "/v1/branches", Some(body), ApiErrorCode::ConnectorUnavailable).await;
+    let hint = error["hint"].as_str().expect("hint");
+    assert!(hint.contains("--at latest") && hint.contains("days old"), "{hint}");
+    assert_eq!(world.fakes.timelines(), (1, 0), "nothing is left of the attempt");
+    world.fails("GET", "/v1/branches/a", None, ApiErrorCode::NotFound).await;
+    world.create_branch(json!({ "name": "a", "at": "latest" })).await;
+}
+
+#[tokio::test]
+async fn points_in_the_past() {
+    let world = World::connected().await;
+    let at_lsn = world.create_branch(json!({ "name": "a", "at": "0/800" })).await;
+    assert_eq!(at_lsn["branch_lsn"], "0/00000800");
+    let at_time = world.create_branch(json!({ "name": "b", "at": "1970-01-01T00:00:00.000256Z" })).await;
+    assert_eq!(at_time["branch_lsn"], "0/00000100");
+    world.fails("POST", "/v1/branches", Some(json!({ "name": "c", "at": "x" })), ApiErrorCode::InvalidArguments).await;
+}
+
+#[tokio::test]
+async fn names_are_checked_and_children_protect_their_parent() {
+    let world = World::connected().await;
+    let body = json!({ "name": "feature/x" });
+    let error = world.fails("POST", "/v1/branches", Some(body), ApiErrorCode::InvalidName).await;
+    assert_eq!(error["hint"], "try the name feature-x");
+    world.create_branch(json!({ "name": "a" })).await;
+    world.create_branch(json!({ "name": "b", "from": "a" })).await;
+    let body = json!({ "name": "b", "from": "shop" });
+    world.fails("POST", "/v1/branches", Some(body), ApiErrorCode::AlreadyExists).await;
+    world.fails("POST", "/v1/branches", Some(json!({ "name": "shop" })), ApiErrorCode::AlreadyExists).await;
+    world.fails("POST", "/v1/branches", Some(json!({ "name": "x", "from": "no" })), ApiErrorCode::NotFound).await;
+    let error = world.fails("DELETE", "/v1/branches/a", None, ApiErrorCode::Conflict).await;
+    assert_eq!(error["hint"], "delete them first: ardent branch delete b");
+    world.fails("DELETE", "/v1/branches/shop", None, ApiErrorCode::RootBranch).await;
+    world.fails("DELETE", "/v1/connectors/shop", None, ApiErrorCode::Conflict).await;
+    for name in ["b", "a"] {
+        assert_eq!(world.call("DELETE", &format!("/v1/branches/{name}"), None).await.0, 200);
+    }
+    assert_eq!(world.fakes.timelines(), (1, 0));
+    assert_eq!(world.call("DELETE", "/v1/connectors/shop", None).await.0, 200);
+    assert_eq!(world.fakes.timelines(), (0, 0));
+    assert_eq!(world.fakes.state.lock().slots, 0);
+}
+
+#[tokio::test]
+async fn a_branch_that_storage_refuses_is_undone_even_later() {
+    let world = World::connected().await;
+    world.fakes.state.lock().safekeeper_down = true;
+    let body = json!({ "name": "a" });
+    world.fails("POST", "/v1/branches", Some(body.clone()), ApiErrorCode::StorageUnavailable).await;
+    // It cannot be undone either, while the safekeeper is away: the name is not free yet.
+    world.fails("POST", "/v1/branches", Some(body.clone()), ApiErrorCode::Conflict).await;
+    world.fakes.state.lock().safekeeper_down = false;
+    until("the housekeeper has undone it", || world.control().find_branch("a").is_err()).await;
+    assert_eq!(world.fakes.timelines(), (1, 0));
+    world.create_branch(body).await;
+}
+
+#[tokio::test]
+async fn what_was_half_made_at_a_crash_is_undone_at_the_next_start() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "kept" })).await;
+    // Production is ahead of what is ingested: the branch stays half made.
+    world.fakes.production.send_replace(Lsn::new(0x2000));
+    let reply = world.create_branch(json!({ "name": "half", "no_wait": true })).await;
+    assert_eq!(reply["state"], "creating");
+    world.fakes.state.lock().import_held = true;
+    let import = tokio::spawn({
+        let body = json!({ "name": "other", "url": SOURCE });
+        let address = world.socket();
+        let token = world.token.clone();
+        async move {
+            let stream = tokio::net::UnixStream::connect(address).await.expect("connects");
+            let text = format!(
+                "POST /v1/connectors HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\n\
+                 content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+                body.to_string().len()
+            );
+            tokio::io::AsyncWriteExt::write_all(&mut { stream }, text.as_bytes()).await
+        }
+    });
+    until("the import has begun", || world.fakes.state.lock().slots == 2).await;
+    import.await.expect("no panic").expect("sent");
+    world.crash();
+    world.fakes.state.lock().import_held = false;
+
+    world.start().await;
+    until("all of it is undone", || {
+        world.fakes.timelines() == (2, 1)
+            && world.fakes.state.lock().slots == 1
+            && world.control().find_branch("half").is_err()
+    })
+    .await;
+    let names: Vec<_> = world.control().list_branches().expect("list").into_iter().map(|branch| branch.name).collect();
+    assert_eq!(names, ["kept", "shop"]);
+    until("the connector is followed again", || {
+        world.fakes.state.lock().page_server.values().any(|timeline| timeline.ancestor.is_none() && timeline.following)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wake_starts_one_compute_for_any_number_of_waiters() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    let body = || Some(json!({ "branch": "a" }));
+    let wakes = (0..20).map(|_| world.internal("POST", "/internal/v1/wake", body()));
+    for (status, reply) in futures_util::future::join_all(wakes).await {
+        assert_eq!((status, &reply["port"], &reply["incarnation"]), (200, &json!(5432), &json!(1)), "{reply}");
+    }
+    assert_eq!(world.starts("a").len(), 1);
+    assert_eq!(world.get("/v1/branches/a").await["compute"], "running");
+    assert_eq!(world.fakes.state.lock().leases.values().next(), Some(&Lsn::new(0x2000)));
+
+    let (status, reply) = world.call("POST", "/v1/branches/a/suspend", None).await;
+    assert_eq!((status, &reply["compute"]), (200, &json!("suspended")), "{reply}");
+    assert!(
+        !world
+            .fakes
+            .state
+            .lock()
+            .page_server
+            .values()
+            .any(|timeline| timeline.ancestor.is_some() && timeline.following)
+    );
+    let (_, reply) = world.call("POST", "/v1/branches/a/wake", None).await;
+    assert_eq!((&reply["incarnation"], &reply["was_running"]), (&json!(2), &json!(false)), "{reply}");
+    world.stop().await;
+    for pid in world.starts("a") {
+        assert!(kill(Pid::from_raw(pid), None).is_err(), "agent {pid} is left");
+    }
+}
+
+#[tokio::test]
+async fn a_crashed_compute_is_started_again_and_an_idle_one_is_not() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    world.call("POST", "/v1/branches/a/wake", None).await;
+    kill(Pid::from_raw(world.starts("a")[0]), Signal::SIGKILL).expect("killed");
+    until("it was started again", || world.starts("a").len() == 2).await;
+    let (_, reply) = world.call("POST", "/v1/branches/a/wake", None).await;
+    assert_eq!(reply["incarnation"], 2, "{reply}");
+}
+
+#[tokio::test]
+async fn a_compute_that_cannot_start_says_why() {
+    let world = World::connected().await;
+    for (name, why) in [("broken", "no server programs of major 15"), ("silent", "ended without a word")] {
+        world.create_branch(json!({ "name": name })).await;
+        let path = format!("/v1/branches/{name}/wake");
+        let error = world.fails("POST", &path, None, ApiErrorCode::ComputeFailed).await;
+        assert!(error["message"].as_str().expect("message").contains(why), "{error}");
+        let shown = world.get(&format!("/v1/branches/{name}")).await;
+        assert!(shown["compute_problem"].as_str().expect("problem").contains(why), "{shown}");
+    }
+    let error = world.fails("POST", "/v1/branches/shop/wake", None, ApiErrorCode::RootBranch).await;
+    assert!(error["hint"].as_str().expect("hint").contains("ardent branch create NAME --from shop"), "{error}");
+}
+
+#[tokio::test]
+async fn processes_of_a_killed_server_are_ended_before_anything_else() {
+    let mut world = World::connected().await;
+    let branch = world.create_branch(json!({ "name": "a" })).await;
+    world.stop().await;
+    // What a kill -9 leaves: a row with the identity of a process that runs.
+    let mut leftover = std::process::Command::new("sleep").arg("60").spawn().expect("sleep runs");
+    let store = Store::open(&world.folder.path().join("control.db")).expect("the store opens");
+    let id = branch["id"].as_str().expect("id").parse().expect("an id");
+    let compute = store.begin_compute(id, None).expect("written");
+    let identity = ProcessIdentity::of(leftover.id()).expect("it runs");
+    store.set_processes(compute.id, None, Some(&identity)).expect("written");
+    drop(store);
+
+    world.start().await;
+    assert!(!identity.is_alive());
+    assert!(!leftover.wait().expect("reaped").success(), "it was killed");
+    let (_, reply) = world.call("POST", "/v1/branches/a/wake", None).await;
+    assert_eq!(reply["incarnation"], 2, "{reply}");
+}
+
+#[tokio::test]
+async fn deleting_a_running_branch_leaves_nothing() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    world.call("POST", "/v1/branches/a/wake", None).await;
+    let folder = world.compute_dir("a").expect("it was started");
+    assert_eq!(world.call("DELETE", "/v1/branches/a", None).await.0, 200);
+    assert!(!folder.exists() && !folder.with_extension("spec").exists());
+    assert_eq!(world.fakes.timelines(), (1, 0));
+    world.fails("DELETE", "/v1/branches/a", None, ApiErrorCode::NotFound).await;
+}
+
+#[tokio::test]
+async fn an_expired_branch_is_deleted_once_its_children_are() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a", "ttl_s": 0 })).await;
+    world.create_branch(json!({ "name": "b", "ttl_s": 3600 })).await;
+    until("the expired one is gone", || world.control().find_branch("a").is_err()).await;
+    let (_, kept) = world.call("PATCH", "/v1/branches/b", Some(json!({ "ttl_s": 0, "idle_timeout_s": 7 }))).await;
+    assert_eq!((&kept["expires_at"], &kept["idle_timeout_s"]), (&json!(null), &json!(7)));
+}
+
+#[tokio::test]
+async fn a_connector_that_fails_leaves_nothing_and_the_same_again_joins() {
+    let world = World::new().await;
+    world.fakes.state.lock().preflight_fails = true;
+    let events = world.connect("shop").await;
+    assert_eq!(events[0]["event"], "preflight");
+    assert_eq!(events[1]["error"]["code"], "preflight_failed", "{events:?}");
+    assert_eq!(events[1]["error"]["hint"], "ALTER ROLE app REPLICATION");
+    {
+        let mut state = world.fakes.state.lock();
+        state.preflight_fails = false;
+        state.import_fails = true;
+    }
+    let events = world.connect("shop").await;
+    assert_eq!(events.last().expect("events")["error"]["code"], "connector_unavailable", "{events:?}");
+    assert_eq!((world.fakes.timelines(), world.fakes.state.lock().slots), ((0, 0), 0));
+    world.fakes.state.lock().import_fails = false;
+    let (first, second) = tokio::join!(world.connect("shop"), world.connect("shop"));
+    for events in [first, second] {
+        assert_eq!(events.last().expect("events")["event"], "done", "{events:?}");
+    }
+    let events = world.connect("shop").await;
+    assert_eq!((events.len(), &events[0]["event"]), (1, &json!("done")));
+    assert!(!events[0].to_string().contains("s3cret"));
+    let body = json!({ "name": "shop", "url": "postgresql://other@elsewhere/db" });
+    world.fails("POST", "/v1/connectors", Some(body), ApiErrorCode::AlreadyExists).await;
+    assert_eq!(world.get("/v1/connectors/shop").await["lag_bytes"], 0);
+    world.fakes.state.lock().production_down = true;
+    let (status, deleted) = world.call("DELETE", "/v1/connectors/shop", None).await;
+    assert_eq!(status, 200);
+    assert!(deleted["warning"].as_str().expect("warning").contains("pg_drop_replication_slot"), "{deleted}");
+}

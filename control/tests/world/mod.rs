@@ -1,0 +1,456 @@
+//! Control on fakes: storage and production in memory, a shell script as the agent, and a client of the API.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::compute::Sandbox;
+use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck};
+use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus};
+use ardent_control::deps::{
+    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, PageService, StorageError, StorageErrorKind, WalBranch,
+    WalService,
+};
+use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
+use ardent_types::{Lsn, TenantId, TimelineId};
+
+pub const SOURCE: &str = "postgresql://app:s3cret@prod.example/shop";
+
+/// A timeline on the fake page server.
+#[derive(Clone, Debug)]
+pub struct FakeTimeline {
+    pub ancestor: Option<TimelineId>,
+    pub branch_lsn: Lsn,
+    pub following: bool,
+}
+
+/// The state of storage and production.
+#[derive(Default)]
+pub struct FakeState {
+    pub page_server: BTreeMap<TimelineId, FakeTimeline>,
+    pub safekeeper: BTreeMap<TimelineId, WalBranch>,
+    pub leases: BTreeMap<String, Lsn>,
+    pub slots: u32,
+    pub requests: Vec<String>,
+    pub page_server_down: bool,
+    pub safekeeper_down: bool,
+    pub production_down: bool,
+    pub preflight_fails: bool,
+    pub import_fails: bool,
+    /// An import waits while this is set.
+    pub import_held: bool,
+}
+
+pub struct Fakes {
+    pub state: Mutex<FakeState>,
+    /// How far the page server has ingested, and production has written.
+    pub ingested: watch::Sender<Lsn>,
+    pub production: watch::Sender<Lsn>,
+}
+
+impl Fakes {
+    fn new() -> Arc<Self> {
+        Arc::new(Fakes {
+            state: Mutex::default(),
+            ingested: watch::channel(Lsn::new(0x1000)).0,
+            production: watch::channel(Lsn::new(0x1000)).0,
+        })
+    }
+
+    pub fn timelines(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.page_server.len(), state.safekeeper.len())
+    }
+}
+
+fn down(who: &str) -> StorageError {
+    StorageError::new(StorageErrorKind::Unavailable, format!("the {who} does not answer"))
+}
+
+impl PageService for Fakes {
+    fn addr(&self) -> ServiceAddr {
+        ServiceAddr::Unix("/fake/pageserver.sock".into())
+    }
+
+    fn manage(&self, _tenant: TenantId, request: ManageRequest) -> BoxFuture<'_, Result<ManageReply, StorageError>> {
+        let mut state = self.state.lock();
+        let answer = if state.page_server_down { Err(down("page server")) } else { self.answer(&mut state, request) };
+        Box::pin(async move { answer })
+    }
+
+    fn wait_lsn(
+        &self,
+        _tenant: TenantId,
+        _timeline: TimelineId,
+        lsn: Lsn,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<Lsn, StorageError>> {
+        let mut ingested = self.ingested.subscribe();
+        Box::pin(async move {
+            match tokio::time::timeout(timeout, ingested.wait_for(|at| *at >= lsn)).await {
+                Ok(Ok(at)) => Ok(*at),
+                _ => Err(StorageError::new(StorageErrorKind::Timeout, "not ingested yet")),
+            }
+        })
+    }
+}
+
+impl Fakes {
+    fn answer(&self, state: &mut FakeState, request: ManageRequest) -> Result<ManageReply, StorageError> {
+        let missing = || StorageError::new(StorageErrorKind::NotFound, "no such timeline");
+        let ingested = *self.ingested.borrow();
+        match request {
+            ManageRequest::CreateBranch { timeline, ancestor, at } => {
+                state.requests.push(format!("branch at {at:?}"));
+                if !state.page_server.contains_key(&ancestor) {
+                    return Err(missing());
+                }
+                let branch_lsn = at.unwrap_or(ingested);
+                let new = FakeTimeline { ancestor: Some(ancestor), branch_lsn, following: false };
+                let made = state.page_server.entry(timeline).or_insert(new);
+                Ok(ManageReply::Branch { lsn: made.branch_lsn, prev_lsn: Lsn::new(0xF00) })
+            }
+            ManageRequest::DeleteTimeline { timeline } => {
+                if state.page_server.values().any(|other| other.ancestor == Some(timeline)) {
+                    return Err(StorageError::new(StorageErrorKind::Conflict, "it has children"));
+                }
+                state.page_server.remove(&timeline).map(|_| ManageReply::Done).ok_or_else(missing)
+            }
+            ManageRequest::TimelineStatus { timeline } => {
+                let found = state.page_server.get(&timeline).ok_or_else(missing)?;
+                Ok(ManageReply::Timeline(TimelineStatus {
+                    timeline,
+                    ancestor: found.ancestor,
+                    ancestor_lsn: found.branch_lsn,
+                    last_record_lsn: ingested,
+                    prev_record_lsn: Lsn::new(0xF00),
+                    disk_consistent_lsn: ingested,
+                    retained_from_lsn: Lsn::new(1),
+                    pg_major: 15,
+                    logical_size_bytes: 8192,
+                    stored_bytes: 100,
+                    consistent_from_lsn: Lsn::new(0x1000),
+                    following: found.following,
+                    last_commit_us: Some(1_000_000),
+                }))
+            }
+            ManageRequest::FollowWal { timeline, .. } => {
+                state.page_server.get_mut(&timeline).ok_or_else(missing)?.following = true;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::UnfollowWal { timeline } => {
+                state.page_server.get_mut(&timeline).ok_or_else(missing)?.following = false;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::LsnForTimestamp { timestamp_us, .. } => {
+                Ok(ManageReply::LsnForTimestamp { lsn: Lsn::new(timestamp_us as u64) })
+            }
+            ManageRequest::Lease { name, lsn, .. } => {
+                state.leases.insert(name, lsn);
+                Ok(ManageReply::Done)
+            }
+            other => Err(StorageError::new(StorageErrorKind::Failed, format!("not faked: {other:?}"))),
+        }
+    }
+}
+
+impl WalService for Fakes {
+    fn addrs(&self) -> Vec<ServiceAddr> {
+        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into())]
+    }
+
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>> {
+        let mut state = self.state.lock();
+        let answer = if state.safekeeper_down {
+            Err(down("safekeeper"))
+        } else {
+            state.safekeeper.insert(branch.timeline, branch);
+            Ok(())
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn delete_timeline(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>> {
+        let mut state = self.state.lock();
+        let answer = if state.safekeeper_down {
+            Err(down("safekeeper"))
+        } else {
+            state.safekeeper.remove(&timeline);
+            Ok(())
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn commit_lsn(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
+        let found = self.state.lock().safekeeper.get(&timeline).map(|branch| branch.start_lsn);
+        Box::pin(async move { Ok(found) })
+    }
+}
+
+impl ConnectorRuntime for Fakes {
+    fn preflight<'a>(&'a self, _url: &'a str) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>> {
+        let outcome = if self.state.lock().preflight_fails { CheckOutcome::Failed } else { CheckOutcome::Ok };
+        let check = PreflightCheck {
+            name: "replication_privilege".into(),
+            outcome,
+            message: "role app may not replicate".into(),
+            fix: Some("ALTER ROLE app REPLICATION".into()),
+        };
+        Box::pin(async move { Ok(vec![check]) })
+    }
+
+    fn import(
+        &self,
+        spec: ConnectorSpec,
+        progress: mpsc::Sender<ImportProgress>,
+    ) -> BoxFuture<'static, Result<Imported, ErrorInfo>> {
+        assert!(spec.url.contains("s3cret"), "the runtime gets the whole URL");
+        let mut production = self.production.subscribe();
+        let held = {
+            let mut state = self.state.lock();
+            state.slots += 1;
+            let root = FakeTimeline { ancestor: None, branch_lsn: Lsn::INVALID, following: false };
+            state.page_server.insert(spec.timeline, root);
+            state.import_held
+        };
+        let fails = self.state.lock().import_fails;
+        Box::pin(async move {
+            let step = ImportProgress { phase: "copy".into(), bytes_done: 5, bytes_total: 10 };
+            let _ = progress.send(step).await;
+            if held {
+                let _ = production.changed().await;
+            }
+            if fails {
+                let message = "the source closed the connection in the middle of the copy";
+                return Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message));
+            }
+            Ok(Imported { pg_major: 15, superuser: Some("root".into()), settings: BTreeMap::new() })
+        })
+    }
+
+    fn follow(&self, _spec: ConnectorSpec, cancel: CancellationToken) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        Box::pin(async move {
+            cancel.cancelled().await;
+            Ok(())
+        })
+    }
+
+    fn production_flush_lsn(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>> {
+        let answer = if self.state.lock().production_down {
+            Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "connection refused"))
+        } else {
+            Ok(*self.production.borrow())
+        };
+        Box::pin(async move { answer })
+    }
+
+    fn delete(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let mut state = self.state.lock();
+        let answer = if state.production_down {
+            Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "connection refused"))
+        } else {
+            state.slots = state.slots.saturating_sub(1);
+            Ok(())
+        };
+        Box::pin(async move { answer })
+    }
+}
+
+/// A data directory, its fakes, and control while it runs.
+pub struct World {
+    pub folder: tempfile::TempDir,
+    pub fakes: Arc<Fakes>,
+    pub token: String,
+    running: Option<RunningControl>,
+    /// Control's own, so that it can end as in a crash.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.crash();
+    }
+}
+
+impl World {
+    pub async fn new() -> World {
+        let folder = tempfile::tempdir().expect("folder");
+        let mut world = World { folder, fakes: Fakes::new(), token: String::new(), running: None, runtime: None };
+        world.start().await;
+        world.token = world.control().new_user_token("test").expect("token");
+        world
+    }
+
+    /// A world with one connector named `shop`.
+    pub async fn connected() -> World {
+        let world = World::new().await;
+        let events = world.connect("shop").await;
+        assert_eq!(events.last().expect("events")["event"], "done", "{events:?}");
+        world
+    }
+
+    pub fn config(&self) -> ControlConfig {
+        let root = self.folder.path();
+        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/world/fake-agent.sh");
+        ControlConfig {
+            data_dir: root.to_owned(),
+            listen: "127.0.0.1:0".parse().expect("address"),
+            public: PublicAddress { host: "localhost".into(), port: 7432, wildcard: true },
+            proxy_address: "127.0.0.1".into(),
+            ca_file: root.join("keys/ca.pem"),
+            pool: PoolConfig {
+                computes_dir: root.join("computes"),
+                agent_command: vec![OsString::from("sh"), agent.into()],
+                lib_dir: root.join("lib"),
+                pg_bin_dirs: BTreeMap::new(),
+                sandbox: Sandbox::None,
+                first_uid: None,
+                wake_timeout: Duration::from_secs(20),
+                stop_deadline: Duration::from_secs(5),
+            },
+        }
+    }
+
+    pub async fn start(&mut self) {
+        let dependencies = Dependencies {
+            page_service: self.fakes.clone(),
+            wal_service: self.fakes.clone(),
+            connectors: self.fakes.clone(),
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+        let starting = runtime.spawn(Control::start(self.config(), dependencies, CancellationToken::new()));
+        self.running = Some(starting.await.expect("no panic").expect("control starts"));
+        self.runtime = Some(runtime);
+    }
+
+    pub async fn stop(&mut self) {
+        if let Some((running, runtime)) = self.running.take().zip(self.runtime.as_ref()) {
+            runtime.spawn(running.shutdown()).await.expect("no panic");
+        }
+        self.crash();
+    }
+
+    /// Ends control where it stands: no task goes on, nothing is tidied up.
+    pub fn crash(&mut self) {
+        self.running = None;
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+
+    pub fn control(&self) -> &Arc<Control> {
+        self.running.as_ref().expect("it runs").control()
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/control.sock")
+    }
+
+    /// A request on TCP with the token; status and body.
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let (status, text) = self.call_raw(method, path, body, Some(&self.token)).await;
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    pub async fn call_raw(&self, method: &str, path: &str, body: Option<Value>, token: Option<&str>) -> (u16, String) {
+        let address = self.running.as_ref().expect("it runs").address();
+        let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        request(stream, method, path, body, token).await
+    }
+
+    /// A request on the Unix socket without a token.
+    pub async fn internal(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let stream = tokio::net::UnixStream::connect(self.socket()).await.expect("connects");
+        let (status, text) = request(stream, method, path, body, None).await;
+        (status, serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}")))
+    }
+
+    pub async fn get(&self, path: &str) -> Value {
+        let (status, value) = self.call("GET", path, None).await;
+        assert_eq!(status, 200, "{path}: {value}");
+        value
+    }
+
+    pub async fn create_branch(&self, body: Value) -> Value {
+        let (status, value) = self.call("POST", "/v1/branches", Some(body)).await;
+        assert_eq!(status, 200, "{value}");
+        value
+    }
+
+    /// Creates a connector; the lines that came.
+    pub async fn connect(&self, name: &str) -> Vec<Value> {
+        let body = json!({ "name": name, "url": SOURCE });
+        let (_, text) = self.call_raw("POST", "/v1/connectors", Some(body), Some(&self.token)).await;
+        text.lines().map(|line| serde_json::from_str(line).expect("a JSON line")).collect()
+    }
+
+    pub async fn fails(&self, method: &str, path: &str, body: Option<Value>, code: ApiErrorCode) -> Value {
+        let (status, value) = self.call(method, path, body).await;
+        assert_eq!(value["error"]["code"], code.as_str(), "{value}");
+        assert_eq!(status, code.http_status());
+        assert_eq!(value["schema_version"], 1);
+        value["error"].clone()
+    }
+
+    /// The folder of the branch's compute, once it was started.
+    pub fn compute_dir(&self, branch: &str) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path().join("computes")).expect("folder");
+        entries.filter_map(Result::ok).map(|entry| entry.path()).find(|path| {
+            let spec = std::fs::read_to_string(path.with_extension("spec")).unwrap_or_default();
+            path.is_dir() && spec.contains(&format!("\"branch\":\"{branch}\""))
+        })
+    }
+
+    /// Process ids of the agents that were started for the branch, in order.
+    pub fn starts(&self, branch: &str) -> Vec<i32> {
+        let text = self.compute_dir(branch).map(|dir| std::fs::read_to_string(dir.join("starts")).unwrap_or_default());
+        text.unwrap_or_default().lines().map(|line| line.parse().expect("a process id")).collect()
+    }
+}
+
+async fn request<S>(stream: S, method: &str, path: &str, body: Option<Value>, token: Option<&str>) -> (u16, String)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("handshake");
+    let connection = tokio::spawn(connection);
+    let mut request = hyper::Request::builder().method(method).uri(path).header("host", "ardent");
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    if body.is_some() {
+        request = request.header("content-type", "application/json");
+    }
+    let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
+    let request = request.body(Full::new(bytes)).expect("request");
+    let response = sender.send_request(request).await.expect("an answer");
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await.expect("the whole body").to_bytes();
+    connection.abort();
+    (status, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+/// Waits until `holds`, for at most 20 seconds.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
