@@ -1,1 +1,32 @@
 //! The page server: WAL in, page versions at any LSN out.
+//!
+//! ```text
+//!  safekeepers ──WAL──► follower (one thread per followed timeline)
+//!                         decoder ─► ingest ─► storage.put ──────────┐
+//!  connector ──base backup──► import ─► storage.put                  ▼
+//!                                                                 storage (layers, manifests, object store)
+//!  computes, control ──page service──► connection (one thread each) ─┘ get pages, base backup, changed blocks, manage
+//! ```
+//!
+//! This crate is the shell: sockets, threads, tokens. What a record means is in `pg-ingest`, what is kept is in `storage`.
+//!
+//! Invariants:
+//! - PS-S1: a connection reads and changes only the timeline that its hello named and its token allows.
+//! - PS-S2: WAL of a timeline is ingested by one thread, from the end of the last record that storage holds, without gaps.
+//! - PS-S3: an error of one request, one block or one timeline is answered or recorded there, and leaves the rest working.
+//! - PS-S4: safekeepers are told of an LSN only once it is durable in the object store.
+//!
+//! It knows nothing of branches' names, computes' processes or users. Start reading in [`server`], then [`connection`].
+
+mod changed;
+mod connection;
+mod follower;
+mod import;
+mod limits;
+mod manage;
+mod pages;
+mod server;
+mod socket;
+mod state;
+
+pub use server::{Pageserver, PageserverConfig, StartError};

@@ -446,8 +446,8 @@ pub struct TimelineStatus {
     pub retained_from_lsn: Lsn,
     /// Major version.
     pub pg_major: u32,
-    /// Relation blocks at the head, in bytes.
-    pub logical_size_bytes: u64,
+    /// Relation blocks at the head, in bytes; absent in lists and while importing.
+    pub logical_size_bytes: Option<u64>,
     /// Bytes of this timeline's own layers in the store.
     pub stored_bytes: u64,
     /// For a root: reads and branches are possible only once `last_record_lsn` has reached this.
@@ -456,6 +456,9 @@ pub struct TimelineStatus {
     pub following: bool,
     /// Commit time of the last commit ingested, microseconds since the Unix epoch.
     pub last_commit_us: Option<i64>,
+    /// What keeps it from receiving WAL, if anything does.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 const HELLO: u8 = 0x01;

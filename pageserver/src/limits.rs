@@ -1,0 +1,26 @@
+//! Every limit of the shell.
+
+use std::time::Duration;
+
+/// How long a read waits for WAL that is on its way.
+pub const READ_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Longest wait that a client can ask for.
+pub const WAIT_LSN_MAX: Duration = Duration::from_secs(600);
+/// Answers are sent once they reach this many bytes, and at the latest when no request is left.
+pub const OUTPUT_FLUSH_BYTES: usize = 256 << 10;
+/// Connections at one time.
+pub const CONNECTIONS_MAX: usize = 8192;
+/// Bytes of WAL that are decoded before their values are handed to storage, unless a chunk ends earlier.
+pub const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of imported pages that are handed to storage at a time.
+pub const IMPORT_BATCH_BYTES: usize = 8 << 20;
+/// First and longest pause before WAL is asked for again after a failure.
+pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A timeline that was followed only because somebody waited is left alone after this long without WAL or readers.
+pub const FOLLOW_IDLE: Duration = Duration::from_secs(600);
+/// How often a follower without WAL looks whether it should end, or report durability.
+pub const FOLLOW_TICK: Duration = Duration::from_secs(1);
+/// Relations in one frame of an answer.
+pub const RELATIONS_PER_FRAME: usize = 4096;
+/// Block ranges in one frame of an answer.
+pub const RANGES_PER_FRAME: usize = 1 << 20;

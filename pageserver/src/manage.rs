@@ -1,0 +1,165 @@
+//! Management: branches, facts, leases.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
+use ardent_api::token::Rights;
+use ardent_storage::Timeline;
+use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
+
+use crate::connection::{Bound, Connection, Failure};
+use crate::import::{check_consistent, consistent_from};
+use crate::limits;
+use crate::pages::{decode_size, timeline_failure};
+
+/// The key under which ingest keeps the time of the last commit.
+const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
+
+impl Connection<'_> {
+    pub(crate) fn run_manage(&mut self, bound: &Bound, request: ManageRequest) -> Result<ManageReply, Failure> {
+        match request {
+            ManageRequest::ImportBegin { spec } => self.import_begin(bound, spec),
+            ManageRequest::ImportFinish { end_lsn } => self.import_finish(end_lsn),
+            ManageRequest::CreateBranch { timeline, ancestor, at } => self.create_branch(bound, timeline, ancestor, at),
+            ManageRequest::DeleteTimeline { timeline } => self.delete_timeline(bound, timeline),
+            ManageRequest::TimelineStatus { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                self.status(&timeline).map(ManageReply::Timeline)
+            }
+            ManageRequest::ListTimelines => self.list_timelines(bound),
+            ManageRequest::FollowWal { timeline, safekeepers } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                self.shared.followers.follow(&timeline, safekeepers)?;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::UnfollowWal { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                self.shared.followers.unfollow(&timeline);
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::LsnForTimestamp { timeline, timestamp_us } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                let lsn = self.lsn_for_timestamp(&timeline, timestamp_us)?;
+                Ok(ManageReply::LsnForTimestamp { lsn })
+            }
+            ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                timeline.lease(&name, lsn, ttl_s).map_err(|error| timeline_failure(&error))?;
+                Ok(ManageReply::Done)
+            }
+        }
+    }
+
+    fn timeline(&mut self, bound: &Bound, timeline: TimelineId, rights: Rights) -> Result<Arc<Timeline>, Failure> {
+        bound.allow(timeline, rights)?;
+        self.shared.engine.timeline(bound.tenant, timeline).map_err(|error| timeline_failure(&error))
+    }
+
+    fn create_branch(
+        &mut self,
+        bound: &Bound,
+        timeline: TimelineId,
+        ancestor: TimelineId,
+        at: Option<Lsn>,
+    ) -> Result<ManageReply, Failure> {
+        bound.allow(timeline, Rights::Manage)?;
+        let parent = self.timeline(bound, ancestor, Rights::Manage)?;
+        if let Some(at) = at.filter(|at| parent.last_record().end < *at) {
+            self.shared.followers.wait_for(&parent, at, Instant::now() + limits::READ_WAIT_MAX)?;
+        }
+        check_consistent(&parent, at.unwrap_or(parent.last_record().end))?;
+        let point = self.shared.engine.create_branch(bound.tenant, timeline, ancestor, at);
+        let point = point.map_err(|error| timeline_failure(&error))?;
+        Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
+    }
+
+    fn delete_timeline(&mut self, bound: &Bound, timeline: TimelineId) -> Result<ManageReply, Failure> {
+        bound.allow(timeline, Rights::Manage)?;
+        self.shared.followers.end(bound.tenant, timeline);
+        let deleted = self.shared.engine.delete_timeline(bound.tenant, timeline);
+        deleted.map_err(|error| timeline_failure(&error)).map(|()| ManageReply::Done)
+    }
+
+    fn list_timelines(&mut self, bound: &Bound) -> Result<ManageReply, Failure> {
+        bound.allow(TimelineId::NONE, Rights::Read)?;
+        let ids = self.shared.engine.list(bound.tenant).map_err(|error| timeline_failure(&error))?;
+        let timelines = ids.into_iter().map(|id| {
+            let timeline = self.shared.engine.timeline(bound.tenant, id);
+            let timeline = timeline.map_err(|error| timeline_failure(&error))?;
+            Ok(self.facts(&timeline))
+        });
+        Ok(ManageReply::Timelines { timelines: timelines.collect::<Result<_, Failure>>()? })
+    }
+
+    /// What costs no reads.
+    fn facts(&self, timeline: &Arc<Timeline>) -> TimelineStatus {
+        let last = timeline.last_record();
+        let ancestor = timeline.ancestor();
+        TimelineStatus {
+            timeline: timeline.id(),
+            ancestor: ancestor.map(|ancestor| ancestor.timeline),
+            ancestor_lsn: ancestor.map_or(Lsn::INVALID, |ancestor| ancestor.point.lsn),
+            last_record_lsn: last.end,
+            prev_record_lsn: last.start,
+            disk_consistent_lsn: timeline.disk_consistent_lsn(),
+            retained_from_lsn: timeline.retained_from(),
+            pg_major: timeline.facts().pg_major.number(),
+            logical_size_bytes: None,
+            stored_bytes: timeline.sizes().stored_bytes,
+            consistent_from_lsn: consistent_from(timeline),
+            following: self.shared.followers.is_following(timeline),
+            last_commit_us: None,
+            problem: self.shared.followers.problem(timeline),
+        }
+    }
+
+    fn status(&self, timeline: &Arc<Timeline>) -> Result<TimelineStatus, Failure> {
+        let mut status = self.facts(timeline);
+        if timeline.is_importing() || status.last_record_lsn < status.consistent_from_lsn {
+            return Ok(status);
+        }
+        let lsn = status.last_record_lsn;
+        let first = RelTag { spcnode: 0, dbnode: 0, relnode: 0, fork: ForkNumber::Main };
+        let last = RelTag { spcnode: u32::MAX, dbnode: u32::MAX, relnode: u32::MAX, fork: ForkNumber::Init };
+        let sizes = self.read(timeline, |timeline| timeline.scan(Key::RelSize(first)..=Key::RelSize(last), lsn))?;
+        let mut blocks = 0u64;
+        for (key, size) in sizes {
+            if let Key::RelSize(rel) = key {
+                blocks += u64::from(decode_size(rel, Some(&size))?.unwrap_or(0));
+            }
+        }
+        status.logical_size_bytes = Some(blocks * ardent_types::BLCKSZ as u64);
+        status.last_commit_us = self.last_commit_us(timeline, lsn)?;
+        Ok(status)
+    }
+
+    /// Microseconds since the Unix epoch of the last commit at or before `lsn`.
+    fn last_commit_us(&self, timeline: &Arc<Timeline>, lsn: Lsn) -> Result<Option<i64>, Failure> {
+        let value = self.read(timeline, |timeline| timeline.get(&LAST_COMMIT_TIME, lsn))?;
+        Ok(value.and_then(|bytes| bytes.first_chunk::<8>().map(|bytes| i64::from_le_bytes(*bytes))))
+    }
+
+    /// Halves the range of LSNs until the last one is left whose last commit is not later than the time.
+    fn lsn_for_timestamp(&self, timeline: &Arc<Timeline>, timestamp_us: i64) -> Result<Lsn, Failure> {
+        let newest = timeline.last_record().end;
+        let oldest = timeline.retained_from().max(consistent_from(timeline));
+        let is_past = |lsn: Lsn| -> Result<bool, Failure> {
+            Ok(self.last_commit_us(timeline, lsn)?.is_some_and(|commit_us| commit_us > timestamp_us))
+        };
+        if is_past(oldest)? {
+            let message = format!("the time lies before {oldest}, the oldest LSN that is retained");
+            return Err(Failure::new(ErrorCode::LsnOutOfRange, message));
+        }
+        let (mut low, mut high) = (oldest, newest);
+        if !is_past(high)? {
+            return Ok(high);
+        }
+        while high.saturating_sub(low) > 1 {
+            let middle = low.advance(high.saturating_sub(low) / 2);
+            if is_past(middle)? { high = middle } else { low = middle }
+        }
+        let (_, point) = timeline.branch_point(Some(low)).map_err(|error| timeline_failure(&error))?;
+        Ok(point.lsn)
+    }
+}

@@ -1,0 +1,174 @@
+//! Reads: pages, relation sizes, base backups.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ardent_api::page_service::{BlockRange, ErrorCode, Response};
+use ardent_api::token::Rights;
+use ardent_pg_ingest::{BackupError, BackupPoint, base_backup};
+use ardent_storage::{CommitError, ErrorKind, ReadError, Timeline, TimelineError};
+use ardent_types::{BLCKSZ, BlockNumber, Key, Lsn, RelTag};
+use bytes::{BufMut as _, BytesMut};
+
+use crate::connection::{Bound, Connection, Failure};
+use crate::import::check_consistent;
+use crate::limits;
+use crate::state::TimelineAt;
+
+impl Connection<'_> {
+    pub(crate) fn get_pages(
+        &mut self,
+        bound: &Bound,
+        id: u64,
+        lsn: Lsn,
+        rel: RelTag,
+        ranges: &[BlockRange],
+    ) -> Result<(), Failure> {
+        let timeline = self.readable(bound, lsn)?;
+        let count: usize = ranges.iter().map(|range| range.count as usize).sum();
+        let mut pages = BytesMut::with_capacity(count * BLCKSZ);
+        // Asked for only if a block has no version: then it is zero below the relation's end (checklist 21), and nothing past it.
+        let mut size = None;
+        for block in ranges.iter().flat_map(|range| range.start..range.start + range.count) {
+            let page = self.read(&timeline, |timeline| timeline.get(&Key::RelBlock(rel, block), lsn))?;
+            match page {
+                Some(page) if page.len() == BLCKSZ => pages.put_slice(&page),
+                Some(page) => {
+                    let message = format!("{rel} block {block} has {} bytes at {lsn} instead of {BLCKSZ}", page.len());
+                    return Err(Failure::new(ErrorCode::Unreadable, message));
+                }
+                None => {
+                    if size.is_none() {
+                        size = Some(self.rel_size(&timeline, lsn, rel)?);
+                    }
+                    if size.flatten().is_none_or(|nblocks| block >= nblocks) {
+                        let message = format!("{rel} has no block {block} at {lsn}");
+                        return Err(Failure::new(ErrorCode::NotFound, message));
+                    }
+                    pages.put_bytes(0, BLCKSZ);
+                }
+            }
+        }
+        self.reply(&Response::Pages { id, pages: pages.freeze() })
+    }
+
+    pub(crate) fn get_rel_size(&mut self, bound: &Bound, id: u64, lsn: Lsn, rel: RelTag) -> Result<(), Failure> {
+        let timeline = self.readable(bound, lsn)?;
+        let nblocks = self.rel_size(&timeline, lsn, rel)?;
+        self.reply(&Response::RelSize { id, nblocks })
+    }
+
+    fn rel_size(&self, timeline: &Arc<Timeline>, lsn: Lsn, rel: RelTag) -> Result<Option<BlockNumber>, Failure> {
+        let value = self.read(timeline, |timeline| timeline.get(&Key::RelSize(rel), lsn))?;
+        decode_size(rel, value.as_deref())
+    }
+
+    pub(crate) fn get_base_backup(&mut self, bound: &Bound, id: u64, lsn: Lsn) -> Result<(), Failure> {
+        let timeline = self.readable(bound, lsn)?;
+        let (_, point) = timeline.branch_point(Some(lsn)).map_err(|error| timeline_failure(&error))?;
+        if point.lsn != lsn {
+            let message = format!("{lsn} is not the end of a WAL record of this timeline; {} is", point.lsn);
+            return Err(Failure::new(ErrorCode::LsnOutOfRange, message));
+        }
+        let point = BackupPoint { lsn, prev_lsn: point.prev_lsn };
+        let state = TimelineAt { timeline: &timeline, lsn };
+        let made = base_backup(timeline.facts().pg_major, point, &state, |item| {
+            self.reply(&Response::BackupItem { id, item })
+        });
+        made.map_err(|error| match error {
+            BackupError::Receiver(failure) => failure,
+            BackupError::State(error) => read_failure(&error),
+            damaged => Failure::new(ErrorCode::Unreadable, chain(&damaged)),
+        })
+    }
+
+    /// The bound timeline, once it has ingested WAL up to `lsn`.
+    pub(crate) fn readable(&mut self, bound: &Bound, lsn: Lsn) -> Result<Arc<Timeline>, Failure> {
+        let timeline = self.bound_timeline(bound)?;
+        bound.allow(timeline.id(), Rights::Read)?;
+        check_consistent(&timeline, lsn)?;
+        if timeline.last_record().end < lsn {
+            self.shared.followers.wait_for(&timeline, lsn, Instant::now() + limits::READ_WAIT_MAX)?;
+        }
+        Ok(timeline)
+    }
+
+    /// Reads; where an ancestor has yet to catch up after a restart, waits for it and reads again.
+    pub(crate) fn read<T>(
+        &self,
+        timeline: &Arc<Timeline>,
+        read: impl Fn(&Timeline) -> Result<T, ReadError>,
+    ) -> Result<T, Failure> {
+        let deadline = Instant::now() + limits::READ_WAIT_MAX;
+        loop {
+            match read(timeline) {
+                Ok(value) => return Ok(value),
+                Err(ReadError::NotYet { timeline: behind, lsn, .. }) => {
+                    let behind = self.shared.engine.timeline(timeline.tenant(), behind);
+                    let behind = behind.map_err(|error| timeline_failure(&error))?;
+                    self.shared.followers.wait_for(&behind, lsn, deadline)?;
+                }
+                Err(error) => return Err(read_failure(&error)),
+            }
+        }
+    }
+}
+
+/// The size in a value of [`Key::RelSize`].
+pub(crate) fn decode_size(rel: RelTag, value: Option<&[u8]>) -> Result<Option<BlockNumber>, Failure> {
+    match value {
+        None | Some([]) => Ok(None),
+        Some(bytes) => match bytes.first_chunk::<4>() {
+            Some(size) if bytes.len() == 4 => Ok(Some(u32::from_le_bytes(*size))),
+            _ => {
+                let message = format!("the size of {rel} is stored in {} bytes instead of 4", bytes.len());
+                Err(Failure::new(ErrorCode::Unreadable, message))
+            }
+        },
+    }
+}
+
+pub(crate) fn read_failure(error: &ReadError) -> Failure {
+    let code = match error {
+        ReadError::NotYet { .. } | ReadError::Retired { .. } => ErrorCode::LsnOutOfRange,
+        other => code_of(other.kind(), ErrorCode::Unreadable),
+    };
+    Failure::new(code, chain(error))
+}
+
+pub(crate) fn timeline_failure(error: &TimelineError) -> Failure {
+    let code = match error {
+        TimelineError::NotFound { .. } => ErrorCode::TimelineNotFound,
+        TimelineError::Conflict { .. } | TimelineError::HasChildren { .. } => ErrorCode::Conflict,
+        TimelineError::Retired { .. } | TimelineError::NotYet { .. } => ErrorCode::LsnOutOfRange,
+        other => code_of(other.kind(), ErrorCode::Unreadable),
+    };
+    Failure::new(code, chain(error))
+}
+
+pub(crate) fn commit_failure(error: &CommitError) -> Failure {
+    Failure::new(code_of(error.kind(), ErrorCode::Unreadable), chain(error))
+}
+
+pub(crate) fn code_of(kind: ErrorKind, corrupt: ErrorCode) -> ErrorCode {
+    match kind {
+        ErrorKind::Retry => ErrorCode::Unavailable,
+        ErrorKind::NotFound => ErrorCode::TimelineNotFound,
+        ErrorKind::Invalid => ErrorCode::Invalid,
+        ErrorKind::Fenced => ErrorCode::Fenced,
+        ErrorKind::Corrupt => corrupt,
+        ErrorKind::Internal => ErrorCode::Internal,
+    }
+}
+
+/// An error and its causes in one line, for a client that sees no chain.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
