@@ -52,8 +52,8 @@ impl Connection<'_> {
         let mut frame = Vec::new();
         let mut ranges = 0;
         for relation in relations {
-            let is_full = frame.len() >= limits::RELATIONS_PER_FRAME
-                || ranges + relation.ranges.len() > limits::RANGES_PER_FRAME;
+            let is_full =
+                frame.len() >= limits::RELATIONS_PER_FRAME || ranges + relation.ranges.len() > limits::RANGES_PER_FRAME;
             if is_full && !frame.is_empty() {
                 self.reply(&Response::Changed { id, last: false, relations: std::mem::take(&mut frame) })?;
                 ranges = 0;

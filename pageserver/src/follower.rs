@@ -212,7 +212,8 @@ impl Worker {
                     }
                 }
             }
-            let now = self.engine.timeline(self.key.0, self.key.1).map_or(reached, |timeline| timeline.last_record().end);
+            let now =
+                self.engine.timeline(self.key.0, self.key.1).map_or(reached, |timeline| timeline.last_record().end);
             pause = if now > reached { first_pause } else { (pause * 2).min(longest_pause) };
             reached = now;
             self.pause(pause);
@@ -289,7 +290,8 @@ impl Intake {
     fn open(timeline: &Arc<Timeline>) -> Result<Intake, FollowError> {
         let facts = timeline.facts();
         let last = timeline.last_record();
-        let mut decoder = WalDecoder::new(last.end, facts.pg_major, facts.wal_segment_size).with_system_id(facts.system_id);
+        let mut decoder =
+            WalDecoder::new(last.end, facts.pg_major, facts.wal_segment_size).with_system_id(facts.system_id);
         if last.start.is_valid() {
             decoder = decoder.with_previous_record(last.start);
         }

@@ -1,11 +1,11 @@
 //! Management: branches, facts, leases.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
 use ardent_api::token::Rights;
-use ardent_storage::Timeline;
+use ardent_storage::{Timeline, TimelineError};
 use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
@@ -45,8 +45,14 @@ impl Connection<'_> {
             }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
-                timeline.lease(&name, lsn, ttl_s).map_err(|error| timeline_failure(&error))?;
-                Ok(ManageReply::Done)
+                let leased = timeline.lease(&name, lsn, Duration::from_secs(ttl_s));
+                match leased {
+                    Ok(()) => Ok(ManageReply::Done),
+                    Err(error @ TimelineError::Retired { .. }) => {
+                        Err(Failure::new(ErrorCode::BaseLsnExpired, error.to_string()))
+                    }
+                    Err(error) => Err(timeline_failure(&error)),
+                }
             }
         }
     }

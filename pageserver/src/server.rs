@@ -75,8 +75,7 @@ impl Pageserver {
     pub async fn start(config: PageserverConfig, cancel: CancellationToken) -> Result<Pageserver, StartError> {
         let engine = Engine::open(config.engine)?;
         let runtime = tokio::runtime::Handle::current();
-        let followers =
-            Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
+        let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
         let shared = Arc::new(Shared { engine, verifier: config.verifier, followers });
         let mut server =
             Pageserver { shared, cancel, acceptors: JoinSet::new(), connections: Arc::new(Connections::default()) };
@@ -134,7 +133,10 @@ impl Pageserver {
             connections.end_all();
             shared.followers.end_all();
             if let Err(error) = shared.engine.shutdown() {
-                tracing::warn!(error = crate::pages::chain(&error), "not all that is in memory became durable; WAL will be read again");
+                tracing::warn!(
+                    error = crate::pages::chain(&error),
+                    "not all that is in memory became durable; WAL will be read again"
+                );
             }
         });
         if let Err(error) = stopped.await {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ardent_object_store::{LocalFolder, ObjectName, ObjectStore};
+use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
 use bytes::Bytes;
 
@@ -60,14 +61,27 @@ impl Import {
 impl Timeline {
     /// Adds content as of the start LSN, in any order; a key given again replaces what it had.
     pub fn import_images(&self, images: &[(Key, Bytes)]) -> Result<(), PutError> {
+        self.import(images.iter().map(|(key, image)| (StoredKey::from(key), VersionKind::Image, &image[..])))
+    }
+
+    /// The same for values of any kind: a page that arrived damaged is known as unreadable until WAL brings it whole.
+    pub fn import_values(&self, values: &[(Key, Value)]) -> Result<(), PutError> {
+        self.import(values.iter().map(|(key, value)| {
+            let (kind, bytes) = VersionKind::of(value);
+            (StoredKey::from(key), kind, &bytes[..])
+        }))
+    }
+
+    fn import<'v>(&self, values: impl Iterator<Item = (StoredKey, VersionKind, &'v [u8])>) -> Result<(), PutError> {
         self.check_owned()?;
         let mut import = self.import.lock();
         let Some(import) = import.as_mut() else { return Err(self.not_importing()) };
         let lsn = self.facts.start_lsn;
         let after = Lsn::new(lsn.get().saturating_sub(1));
         let memory = import.memory.get_or_insert_with(|| MemLayer::new(after, self.shared.memory.clone()));
-        let versions = images.iter().map(|(key, image)| (StoredKey::from(key), lsn, VersionKind::Image, &image[..]));
-        memory.put(versions, &[]).expect("images of one LSN replace each other");
+        let versions = values.map(|(key, kind, bytes)| (key, lsn, kind, bytes));
+        // Values of one LSN replace each other; anything else would be an error of ours.
+        memory.put(versions, &[]).map_err(|disorder| self.disorder(disorder))?;
         if memory.bytes() >= self.shared.config.open_layer_bytes_max {
             self.spill(import)?;
         }

@@ -11,6 +11,7 @@ mod image_writer;
 mod import;
 mod layer;
 mod layer_map;
+mod lease;
 mod limits;
 mod manifest;
 mod manifest_log;

@@ -106,7 +106,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn disorder(&self, disorder: Disorder) -> PutError {
+    pub(crate) fn disorder(&self, disorder: Disorder) -> PutError {
         let rule = match disorder {
             Disorder::Backwards { key, lsn, newest } => {
                 format!("{key} has a version at {newest}, {lsn} comes too late")

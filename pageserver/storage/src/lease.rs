@@ -1,0 +1,47 @@
+//! Leases: named, durable holds on an LSN that garbage collection treats like a branch point.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ardent_types::Lsn;
+
+use crate::error::TimelineError;
+use crate::manifest::{Lease, Manifest};
+use crate::timeline::Timeline;
+
+impl Timeline {
+    /// Holds `lsn` under `name` for `ttl` from now; the same name again renews or moves it. A `ttl` of zero gives it back.
+    ///
+    /// Errors if `lsn` is ahead of what was ingested, or is retained by nothing any more: a lease that was lost cannot be taken
+    /// again.
+    pub fn lease(&self, name: &str, lsn: Lsn, ttl: Duration) -> Result<(), TimelineError> {
+        let _pinning = self.pinning.read();
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let expires_at_s = now_s.saturating_add(ttl.as_secs());
+        if !ttl.is_zero() {
+            self.check_can_lease(lsn)?;
+        }
+        let change = |manifest: &mut Manifest| {
+            manifest.leases.retain(|_, lease| lease.expires_at_s > now_s);
+            if ttl.is_zero() {
+                manifest.leases.remove(name);
+            } else {
+                manifest.leases.insert(name.to_owned(), Lease { lsn, expires_at_s });
+            }
+        };
+        self.commit(change, |manifest| *self.leases.write() = Arc::new(manifest.leases.clone()))?;
+        Ok(())
+    }
+
+    fn check_can_lease(&self, lsn: Lsn) -> Result<(), TimelineError> {
+        let last = self.last_record().end;
+        if lsn > last {
+            return Err(TimelineError::NotYet { lsn, last });
+        }
+        // Where the timeline begins, its own branch point holds the ancestor's history.
+        let is_origin = self.ancestor().is_some_and(|ancestor| ancestor.point.lsn == lsn);
+        let is_held = is_origin || self.leases.read().values().any(|lease| lease.lsn == lsn);
+        let retained_from = self.retained_from();
+        if lsn < retained_from && !is_held { Err(TimelineError::Retired { lsn, retained_from }) } else { Ok(()) }
+    }
+}
