@@ -71,3 +71,15 @@ pub fn served_is_committed(served: &[u8], committed: &[u8]) -> Result<(), Violat
 pub fn history_ascends(history: &[TermStart]) -> Result<(), Violation> {
     check(history.is_sorted_by(|a, b| a.term < b.term && a.lsn <= b.lsn), "SK-9", || format!("{history:?}"))
 }
+
+/// SK-10: what a proposer reported as flushed and committed is on the disks of a quorum.
+pub fn quorum_holds_committed(holders: usize, quorum: usize, commit: Lsn) -> Result<(), Violation> {
+    check(holders >= quorum, "SK-10", || {
+        format!("commit {commit} is durable on {holders} acceptors, {quorum} are needed")
+    })
+}
+
+/// SK-11: while a quorum is up and connected and only one proposer asks, it is elected and its WAL is committed.
+pub fn progress_is_made(committed: bool, waited_us: u64) -> Result<(), Violation> {
+    check(committed, "SK-11", || format!("nothing was committed in {waited_us} us without faults"))
+}

@@ -26,6 +26,8 @@ pub mod history;
 pub mod invariant;
 mod log_buffer;
 pub mod proposer;
+#[cfg(test)]
+mod simulation;
 
 pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
 pub use history::TermHistory;

@@ -1,0 +1,141 @@
+//! Deterministic simulation of whole clusters: one seed decides everything that happens.
+//!
+//! Faults: loss, duplication, reordering and delay of messages; partitions; connections that come and go; proposers that
+//! come, compete and vanish; crashes between any two effects, with loss and tearing of what was not fsynced; slow and full disks.
+//! An observer that sees all disks checks the invariants after every step.
+//!
+//! `ARDENT_SIMULATION_SEEDS=10000 cargo test -p ardent-quorum simulation` runs more; `ARDENT_SIMULATION_REPLAY=NODES:SEED` runs
+//! one seed and prints its last events.
+
+mod dice;
+mod node;
+mod record;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::bug::Bug;
+use world::{Setup, World};
+
+/// Seeds of a plain `cargo test`, for each cluster size.
+const SEEDS: u64 = 150;
+/// Seeds within which every deliberate bug must be found.
+const SEEDS_PER_BUG_MAX: u64 = 2000;
+
+/// Runs one seed. The error says what is broken; a panic of the code under test counts.
+fn run(setup: Setup) -> Result<World, String> {
+    let attempt = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(setup);
+        let result = world.run();
+        (world, result)
+    }));
+    match attempt {
+        Ok((world, Ok(()))) => Ok(world),
+        Ok((_, Err(violation))) => Err(violation.to_string()),
+        Err(_) => Err("a panic".to_owned()),
+    }
+}
+
+fn check_seeds(nodes: usize) {
+    let seeds = std::env::var("ARDENT_SIMULATION_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(SEEDS);
+    let (mut committed, mut elections) = (0, 0);
+    for seed in 0..seeds {
+        match run(Setup { seed, nodes, bug: None }) {
+            Ok(world) => {
+                committed += world.committed_bytes();
+                elections += world.elections;
+            }
+            Err(what) => panic!(
+                "seed {seed} with {nodes} nodes: {what}\nreplay with: \
+                 ARDENT_SIMULATION_REPLAY={nodes}:{seed} cargo test -p ardent-quorum simulation::replay -- --nocapture"
+            ),
+        }
+    }
+    println!("{nodes} nodes: {seeds} seeds, {elections} elections, {committed} bytes committed");
+    assert!(committed as u64 > seeds * 100, "hardly anything was committed: the faults are too many");
+}
+
+#[test]
+fn a_seed_gives_one_history() {
+    for seed in 0..5 {
+        let trace = || {
+            let mut world = World::new(Setup { seed, nodes: 3, bug: None });
+            world.trace = Some(Vec::new());
+            world.run().expect("no violation");
+            world.trace.take().expect("set above")
+        };
+        let (first, second) = (trace(), trace());
+        assert!(first.len() > 100);
+        assert_eq!(first, second, "seed {seed}");
+    }
+}
+
+#[test]
+fn one_node_keeps_its_promises() {
+    check_seeds(1);
+}
+
+#[test]
+fn three_nodes_keep_their_promises() {
+    check_seeds(3);
+}
+
+#[test]
+fn five_nodes_keep_their_promises() {
+    check_seeds(5);
+}
+
+/// Does nothing unless asked for a seed.
+#[test]
+fn replay() {
+    let Ok(which) = std::env::var("ARDENT_SIMULATION_REPLAY") else { return };
+    let (nodes, seed) = which.split_once(':').expect("NODES:SEED");
+    let setup = Setup { seed: seed.parse().expect("a seed"), nodes: nodes.parse().expect("a number"), bug: None };
+    let mut world = World::new(setup);
+    world.trace = Some(Vec::new());
+    let result = world.run();
+    let trace = world.trace.take().expect("set above");
+    for line in &trace[trace.len().saturating_sub(200)..] {
+        println!("{line}");
+    }
+    result.expect("no violation");
+}
+
+/// Every deliberate bug is found, and how soon. The list is documented in `docs/quorum.md`.
+fn check_bug(bug: Bug) {
+    for seed in 0..SEEDS_PER_BUG_MAX {
+        for nodes in [3, 5, 1] {
+            if let Err(what) = run(Setup { seed, nodes, bug: Some(bug) }) {
+                println!("{bug:?} found by seed {seed} with {nodes} nodes: {what}");
+                return;
+            }
+        }
+    }
+    panic!("{bug:?} was not found in {SEEDS_PER_BUG_MAX} seeds");
+}
+
+macro_rules! finds {
+    ($($name:ident: $bug:ident,)*) => {$(
+        #[test]
+        fn $name() {
+            check_bug(Bug::$bug);
+        }
+    )*};
+}
+
+finds! {
+    finds_vote_not_persisted: VoteNotPersisted,
+    finds_vote_twice: VoteTwice,
+    finds_ack_before_fsync: AckBeforeFsync,
+    finds_stale_term_accepted: StaleTermAccepted,
+    finds_no_truncation: NoTruncation,
+    finds_history_not_persisted: HistoryNotPersisted,
+    finds_begin_twice: BeginTwice,
+    finds_gap_accepted: GapAccepted,
+    finds_commit_at_one: CommitAtOne,
+    finds_minority_election: MinorityElection,
+    finds_donor_by_length: DonorByLength,
+    finds_no_completion: NoCompletion,
+    finds_commit_mid_record: CommitMidRecord,
+    finds_fetch_unfenced: FetchUnfenced,
+}

@@ -1,0 +1,529 @@
+//! A cluster on a simulated network: one queue of events, one source of chance, one clock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+use bytes::Bytes;
+
+use ardent_api::wal_service::{Append, AppendReply, Begin, BeginReply, ProposerId, RecordEnd, Vote, VoteReply};
+use ardent_types::{Lsn, Term};
+
+use super::dice::Dice;
+use super::node::{Node, Outcome, vote_reply};
+use super::record;
+use crate::bug::{Bug, Bugs};
+use crate::invariant::{self, Violation};
+use crate::{Proposer, ProposerEffect, ProposerInput, ProposerLimits, Reply};
+
+const FAULTS_END_US: u64 = 6_000_000;
+const CALM_END_US: u64 = FAULTS_END_US + 20_000_000;
+const TICK_US: u64 = 20_000;
+const RESEND_US: u64 = 150_000;
+const LOG_LEN_MAX: usize = 6_000;
+const PROPOSERS_ALIVE_MAX: usize = 3;
+
+/// What a run is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) nodes: usize,
+    pub(crate) bug: Option<Bug>,
+}
+
+#[derive(Clone, Debug)]
+enum ToNode {
+    Vote(Vote),
+    Begin(Begin),
+    Append(Append),
+}
+
+#[derive(Clone, Debug)]
+enum ToProposer {
+    Vote(VoteReply),
+    Begin(BeginReply),
+    Append(AppendReply),
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    ToNode { from: usize, node: usize, message: ToNode },
+    ToProposer { to: usize, node: usize, message: ToProposer },
+    Scan { proposer: usize, donor: usize, term: Term, from: RecordEnd, to: Lsn },
+    Scanned { proposer: usize, term: Term, cut: Option<RecordEnd> },
+    Fetch { proposer: usize, peer: usize, donor: usize, term: Term, from: Lsn, to: Lsn },
+    Fetched { proposer: usize, peer: usize, start: Lsn, bytes: Bytes },
+    Flush(usize),
+    Tick(usize),
+    Write(usize),
+    Reconnect { proposer: usize, node: usize },
+    Restart(usize),
+    Chaos,
+}
+
+struct Writer {
+    core: Proposer,
+    id: u128,
+    alive: bool,
+    /// The log as this writer knows it, once elected.
+    log: Option<Vec<u8>>,
+    /// WAL made and not yet given to the core: chunks end in the middle of records.
+    unsent: Vec<u8>,
+    /// End of the last whole record given to the core.
+    given: RecordEnd,
+    flushed: Lsn,
+}
+
+/// The cluster, and what an all-knowing observer has seen.
+pub(crate) struct World {
+    dice: Dice,
+    now_us: u64,
+    sequence: u64,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    events: BTreeMap<(u64, u64), Event>,
+    nodes: Vec<Node>,
+    writers: Vec<Writer>,
+    bugs: Bugs,
+    /// Pairs that cannot talk.
+    cut: Vec<(usize, usize)>,
+    elected: BTreeMap<Term, u128>,
+    /// Everything that was ever reported as committed.
+    committed: Vec<u8>,
+    /// How much of it each term's writer reported.
+    committed_by_term: BTreeMap<Term, usize>,
+    committed_in_calm: bool,
+    pub(crate) elections: usize,
+    pub(crate) trace: Option<Vec<String>>,
+}
+
+impl World {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let bugs = Bugs::with(setup.bug);
+        let dice = Dice::new(setup.seed.wrapping_mul(31).wrapping_add(setup.nodes as u64));
+        World {
+            dice,
+            now_us: 0,
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            events: BTreeMap::new(),
+            nodes: (0..setup.nodes).map(|_| Node::new(bugs)).collect(),
+            writers: Vec::new(),
+            bugs,
+            cut: Vec::new(),
+            elected: BTreeMap::new(),
+            committed: Vec::new(),
+            committed_by_term: BTreeMap::new(),
+            committed_in_calm: false,
+            elections: 0,
+            trace: None,
+        }
+    }
+
+    pub(crate) fn committed_bytes(&self) -> usize {
+        self.committed.len()
+    }
+
+    fn faults(&self) -> bool {
+        self.now_us < FAULTS_END_US
+    }
+
+    fn quorum(&self) -> usize {
+        self.nodes.len() / 2 + 1
+    }
+
+    fn schedule(&mut self, after_us: u64, event: Event) {
+        let key = (self.now_us + after_us, self.sequence);
+        self.sequence += 1;
+        self.queue.push(Reverse(key));
+        self.events.insert(key, event);
+    }
+
+    /// Mostly quick, sometimes very late.
+    fn delay(&mut self) -> u64 {
+        if self.faults() && self.dice.chance(20) {
+            self.dice.between(50_000, 800_000)
+        } else {
+            self.dice.between(200, 4_000)
+        }
+    }
+
+    /// Puts a message on the network, which may lose it, delay it, or deliver it twice.
+    fn post(&mut self, proposer: usize, node: usize, event: Event) {
+        if self.faults() {
+            if self.cut.contains(&(proposer, node)) || self.dice.chance(25) {
+                return;
+            }
+            if self.dice.chance(20) {
+                let after = self.delay();
+                self.schedule(after, event.clone());
+            }
+        }
+        let after = self.delay();
+        self.schedule(after, event);
+    }
+
+    /// Runs a faulty and then a calm time. The calm time has one new proposer, which must get its WAL committed.
+    pub(crate) fn run(&mut self) -> Result<(), Violation> {
+        self.schedule(0, Event::Chaos);
+        self.spawn_writer();
+        self.run_until(FAULTS_END_US)?;
+        self.calm_down()?;
+        self.run_until(CALM_END_US)?;
+        invariant::progress_is_made(self.committed_in_calm, CALM_END_US - FAULTS_END_US)?;
+        self.check_logs()
+    }
+
+    fn run_until(&mut self, end_us: u64) -> Result<(), Violation> {
+        while let Some(Reverse(key)) = self.queue.peek().copied() {
+            if key.0 > end_us || self.committed_in_calm {
+                break;
+            }
+            self.queue.pop();
+            let event = self.events.remove(&key).expect("queued");
+            self.now_us = key.0;
+            if let Some(trace) = &mut self.trace {
+                trace.push(format!("{key:?} {event:?}"));
+            }
+            self.handle(event)?;
+        }
+        self.now_us = end_us;
+        Ok(())
+    }
+
+    fn calm_down(&mut self) -> Result<(), Violation> {
+        self.cut.clear();
+        for writer in &mut self.writers {
+            writer.alive = false;
+        }
+        for node in 0..self.nodes.len() {
+            if self.nodes[node].acceptor().is_none() {
+                self.nodes[node].recover(None)?;
+            }
+        }
+        self.spawn_writer();
+        Ok(())
+    }
+
+    fn spawn_writer(&mut self) {
+        let index = self.writers.len();
+        let id = u128::from(self.dice.next()) << 64 | index as u128 + 1;
+        let limits = ProposerLimits {
+            resend_after_us: RESEND_US,
+            in_flight_bytes_max: 400,
+            laggard_bytes_max: 200,
+            elections_max: 30,
+        };
+        let mut core = Proposer::new(ProposerId::new(id), self.nodes.len(), limits);
+        core.set_bugs(self.bugs);
+        let (log, unsent, given) = (None, Vec::new(), record::start());
+        self.writers.push(Writer { core, id, alive: true, log, unsent, given, flushed: Lsn::INVALID });
+        for node in 0..self.nodes.len() {
+            self.schedule(1, Event::Reconnect { proposer: index, node });
+        }
+        self.schedule(TICK_US, Event::Tick(index));
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::ToNode { from, node, message } => self.at_node(from, node, message),
+            Event::ToProposer { to, node, message } => {
+                let input = match message {
+                    ToProposer::Vote(reply) => ProposerInput::Vote(node, reply),
+                    ToProposer::Begin(reply) => ProposerInput::Begin(node, reply),
+                    ToProposer::Append(reply) => ProposerInput::Append(node, reply),
+                };
+                self.step(to, input)
+            }
+            Event::Scan { proposer, donor, term, from, to } => {
+                let cut = self.readable(donor, term).map(|log| {
+                    let end = log.len().min(record::offset(to));
+                    if end < record::offset(from.end) { from } else { record::last_in(&log[..end], from) }
+                });
+                self.post(proposer, donor, Event::Scanned { proposer, term, cut });
+                Ok(())
+            }
+            Event::Scanned { proposer, term, cut } => self.step(proposer, ProposerInput::Scanned { term, cut }),
+            Event::Fetch { proposer, peer, donor, term, from, to } => {
+                let bytes = self.readable(donor, term).and_then(|log| {
+                    let end = record::offset(to).min(log.len());
+                    log.get(record::offset(from)..end).map(Bytes::copy_from_slice)
+                });
+                let bytes = bytes.unwrap_or_default();
+                self.post(proposer, donor, Event::Fetched { proposer, peer, start: from, bytes });
+                Ok(())
+            }
+            Event::Fetched { proposer, peer, start, bytes } => {
+                self.step(proposer, ProposerInput::Fetched { peer, start, bytes })
+            }
+            Event::Flush(node) => self.flush(node),
+            Event::Tick(index) => {
+                if self.writers[index].alive {
+                    self.schedule(TICK_US, Event::Tick(index));
+                }
+                self.step(index, ProposerInput::Tick)
+            }
+            Event::Write(index) => self.write(index),
+            Event::Reconnect { proposer, node } => self.step(proposer, ProposerInput::Connected(node)),
+            Event::Restart(node) => {
+                if self.nodes[node].acceptor().is_none() {
+                    self.nodes[node].recover(None)?;
+                }
+                Ok(())
+            }
+            Event::Chaos => self.chaos(),
+        }
+    }
+
+    /// A donor's durable log, if a writer of `term` may read it.
+    fn readable(&self, donor: usize, term: Term) -> Option<&[u8]> {
+        let node = &self.nodes[donor];
+        node.acceptor().filter(|acceptor| acceptor.may_read(term))?;
+        node.flushed_log()
+    }
+
+    fn at_node(&mut self, from: usize, index: usize, message: ToNode) -> Result<(), Violation> {
+        let node = &mut self.nodes[index];
+        let Some(acceptor) = node.acceptor_mut() else { return Ok(()) };
+        let mut effects = Vec::new();
+        let is_append = matches!(&message, ToNode::Append(append) if !append.data.is_empty());
+        // Out of order: the network of the simulation reorders; the real shell closes the connection.
+        let _ = match message {
+            ToNode::Vote(vote) => {
+                acceptor.vote(&vote, &mut effects);
+                Ok(())
+            }
+            ToNode::Begin(begin) => acceptor.begin(&begin, &mut effects),
+            ToNode::Append(append) => acceptor.append(append, &mut effects),
+        };
+        if is_append && effects.iter().any(|effect| matches!(effect, crate::AcceptorEffect::Write { .. })) {
+            node.writer = Some(from);
+        }
+        self.carry_out(index, Some(from), effects)
+    }
+
+    fn carry_out(
+        &mut self,
+        index: usize,
+        to: Option<usize>,
+        effects: Vec<crate::AcceptorEffect>,
+    ) -> Result<(), Violation> {
+        let faults = self.faults();
+        let (mut replies, mut commits) = (Vec::new(), Vec::new());
+        let was_due = self.nodes[index].flush_is_due;
+        let outcome = self.nodes[index].carry_out(effects, &mut self.dice, faults, &mut replies, &mut commits)?;
+        for commit in commits {
+            self.check_served(index, commit)?;
+        }
+        for reply in replies {
+            let message = match reply {
+                Reply::Vote(answer) => ToProposer::Vote(vote_reply(answer)),
+                Reply::Begin(reply) => ToProposer::Begin(reply),
+                Reply::Append(reply) => ToProposer::Append(reply),
+            };
+            if let Some(to) = to {
+                self.post(to, index, Event::ToProposer { to, node: index, message });
+            }
+        }
+        if matches!(outcome, Outcome::Crashed) {
+            self.after_crash(index);
+        } else if self.nodes[index].flush_is_due && !was_due {
+            let slow = faults && self.dice.chance(50);
+            let after = if slow { self.dice.between(10_000, 300_000) } else { self.dice.between(100, 2_000) };
+            self.schedule(after, Event::Flush(index));
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, index: usize) -> Result<(), Violation> {
+        if !self.nodes[index].flush_is_due {
+            return Ok(());
+        }
+        let effects = self.nodes[index].flush();
+        let writer = self.nodes[index].writer;
+        self.carry_out(index, writer, effects)?;
+        self.check_logs()
+    }
+
+    fn after_crash(&mut self, node: usize) {
+        let after = self.dice.between(1_000, 500_000);
+        self.schedule(after, Event::Restart(node));
+    }
+
+    fn step(&mut self, index: usize, input: ProposerInput) -> Result<(), Violation> {
+        if !self.writers[index].alive {
+            return Ok(());
+        }
+        let mut effects = Vec::new();
+        self.writers[index].core.step(self.now_us, input, &mut effects);
+        for effect in effects {
+            self.effect(index, effect)?;
+        }
+        Ok(())
+    }
+
+    fn effect(&mut self, index: usize, effect: ProposerEffect) -> Result<(), Violation> {
+        let mut send = |node, message| self.post(index, node, Event::ToNode { from: index, node, message });
+        match effect {
+            ProposerEffect::SendVote(node, vote) => send(node, ToNode::Vote(vote)),
+            ProposerEffect::SendBegin(node, begin) => send(node, ToNode::Begin(begin)),
+            ProposerEffect::SendAppend(node, append) => send(node, ToNode::Append(append)),
+            ProposerEffect::Scan { donor, term, from, to } => {
+                self.post(index, donor, Event::Scan { proposer: index, donor, term, from, to });
+            }
+            ProposerEffect::Fetch { peer, donor, term, from, to } => {
+                self.post(index, donor, Event::Fetch { proposer: index, peer, donor, term, from, to });
+            }
+            ProposerEffect::Elected(elected) => self.elected(index, elected)?,
+            ProposerEffect::Progress { flushed, commit } => self.progress(index, flushed, commit)?,
+            ProposerEffect::Closed(_) => self.writers[index].alive = false,
+        }
+        Ok(())
+    }
+
+    fn elected(&mut self, index: usize, elected: crate::Elected) -> Result<(), Violation> {
+        self.elections += 1;
+        let id = self.writers[index].id;
+        let first = *self.elected.entry(elected.term).or_insert(id);
+        invariant::one_writer_per_term(elected.term, first, id)?;
+        // Whoever adopted the term and is that long has the elected log.
+        let end = record::offset(elected.end_lsn);
+        let log = self.nodes.iter().find_map(|node| {
+            let adopted = node.acceptor()?.state().history.last_term() == elected.term;
+            node.durable_log().get(..end).filter(|_| adopted)
+        });
+        // They may all be down or fenced already; then nothing can be said, and nothing be committed by this writer.
+        let Some(log) = log.map(<[u8]>::to_vec) else {
+            self.writers[index].alive = false;
+            return Ok(());
+        };
+        // The news of an election may be late: later terms may have committed more.
+        let earlier = self.committed_by_term.range(..elected.term).map(|(_, length)| *length).max().unwrap_or(0);
+        invariant::elected_log_holds_committed(&self.committed[..earlier], &log)?;
+        let both = self.committed.len().min(log.len());
+        invariant::elected_log_holds_committed(&self.committed[..both], &log)?;
+        let writer = &mut self.writers[index];
+        writer.given = RecordEnd { end: elected.end_lsn, start: elected.prev_lsn };
+        writer.log = Some(log);
+        self.schedule(100, Event::Write(index));
+        Ok(())
+    }
+
+    fn progress(&mut self, index: usize, flushed: Lsn, commit: RecordEnd) -> Result<(), Violation> {
+        let writer = &mut self.writers[index];
+        assert!(flushed >= writer.flushed, "the flushed position went back");
+        writer.flushed = flushed;
+        let term = writer.core.term();
+        let Some(log) = &writer.log else { return Ok(()) };
+        invariant::commit_is_record_end(commit.end, record::is_end(log, commit.end))?;
+        let now_committed = log[..record::offset(commit.end)].to_vec();
+        if self.committed.len() <= now_committed.len() {
+            invariant::elected_log_holds_committed(&self.committed, &now_committed)?;
+        } else {
+            invariant::elected_log_holds_committed(&now_committed, &self.committed)?;
+        }
+        let holders = self.nodes.iter().filter(|node| node.durable_log().starts_with(&now_committed)).count();
+        invariant::quorum_holds_committed(holders, self.quorum(), commit.end)?;
+        self.committed_by_term.insert(term, now_committed.len());
+        if now_committed.len() > self.committed.len() {
+            self.committed = now_committed;
+            self.committed_in_calm |= !self.faults() && self.now_us > FAULTS_END_US;
+        }
+        Ok(())
+    }
+
+    /// Readers at this node may now see the log up to `commit`.
+    fn check_served(&self, index: usize, commit: RecordEnd) -> Result<(), Violation> {
+        let served = &self.nodes[index].durable_log();
+        let length = record::offset(commit.end);
+        invariant::commit_is_durable(commit.end, record::lsn_at(served.len()))?;
+        invariant::served_is_committed(&served[..length], &self.committed)
+    }
+
+    fn check_logs(&self) -> Result<(), Violation> {
+        for (number, a) in self.nodes.iter().enumerate() {
+            for b in &self.nodes[number + 1..] {
+                let (Some(first), Some(second)) = (a.acceptor(), b.acceptor()) else { continue };
+                let (Some(ours), Some(theirs)) = (a.flushed_log(), b.flushed_log()) else { continue };
+                let our_history = first.state().history.up_to(first.flush_lsn());
+                let their_history = second.state().history.up_to(second.flush_lsn());
+                let common = our_history.common_lsn(first.flush_lsn(), &their_history, second.flush_lsn());
+                let difference = ours.iter().zip(theirs).position(|(x, y)| x != y).map(record::lsn_at);
+                invariant::logs_match(common, difference)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, index: usize) -> Result<(), Violation> {
+        let writer = &mut self.writers[index];
+        let Some(log) = writer.log.as_mut().filter(|_| writer.alive) else { return Ok(()) };
+        if !writer.core.is_announced() || (log.len() > LOG_LEN_MAX && self.now_us < FAULTS_END_US) {
+            return Ok(());
+        }
+        while writer.unsent.len() < 100 {
+            let at = log.len() + writer.unsent.len();
+            let record = record::make(at, &mut self.dice);
+            writer.unsent.extend(record);
+        }
+        let length = self.dice.between(1, writer.unsent.len() as u64) as usize;
+        let data: Vec<u8> = writer.unsent.drain(..length).collect();
+        log.extend_from_slice(&data);
+        let last = record::last_in(log, writer.given);
+        let record_end = (last != writer.given).then_some(last);
+        writer.given = last;
+        let pause = self.dice.between(500, 15_000);
+        self.schedule(pause, Event::Write(index));
+        self.step(index, ProposerInput::Write { data: Bytes::from(data), record_end })
+    }
+
+    /// Something happens to somebody, again and again.
+    fn chaos(&mut self) -> Result<(), Violation> {
+        if !self.faults() {
+            return Ok(());
+        }
+        let pause = self.dice.between(5_000, 120_000);
+        self.schedule(pause, Event::Chaos);
+        let node = self.dice.between(0, self.nodes.len() as u64 - 1) as usize;
+        let writer = self.dice.between(0, self.writers.len() as u64 - 1) as usize;
+        match self.dice.between(0, 9) {
+            0 | 1 => {
+                if self.nodes[node].acceptor().is_some() {
+                    self.nodes[node].crash(&mut self.dice);
+                    self.after_crash(node);
+                }
+            }
+            2 => {
+                // Power fails everywhere at once.
+                if self.dice.chance(300) {
+                    for node in 0..self.nodes.len() {
+                        if self.nodes[node].acceptor().is_some() {
+                            self.nodes[node].crash(&mut self.dice);
+                            self.after_crash(node);
+                        }
+                    }
+                }
+            }
+            3 | 4 => self.cut.push((writer, node)),
+            5 | 6 => self.cut.clear(),
+            7 => {
+                self.step(writer, ProposerInput::Disconnected(node))?;
+                let after = self.dice.between(1_000, 100_000);
+                self.schedule(after, Event::Reconnect { proposer: writer, node });
+            }
+            8 => {
+                let alive = self.writers.iter().filter(|writer| writer.alive).count();
+                if alive < PROPOSERS_ALIVE_MAX {
+                    self.spawn_writer();
+                }
+            }
+            _ => {
+                let alive: Vec<usize> = (0..self.writers.len()).filter(|index| self.writers[*index].alive).collect();
+                if alive.is_empty() {
+                    self.spawn_writer();
+                } else if self.dice.chance(300) {
+                    self.writers[alive[0]].alive = false;
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! A safekeeper in a process of its own, killed with SIGKILL while it is written to.
+
+mod support;
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::token::{Rights, TokenVerifier};
+use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
+use ardent_types::Lsn;
+use ardent_wal_client::SafekeeperClient;
+use tokio_util::sync::CancellationToken;
+
+use support::{World, eventually, read_up_to};
+
+const DIR_VARIABLE: &str = "ARDENT_TEST_SAFEKEEPER_DIR";
+
+/// Does nothing, unless this process was started to be the safekeeper: then it runs until it is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn be_the_safekeeper() {
+    let Some(dir) = std::env::var_os(DIR_VARIABLE) else { return };
+    let dir = Path::new(&dir);
+    let key = std::fs::read(dir.join("public-key")).expect("the key");
+    let address = ServiceAddr::Unix(dir.join("sk.sock"));
+    let config = SafekeeperConfig::new(dir.join("data"), vec![address], TokenVerifier::from_public_key(key));
+    let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
+    safekeeper.join().await;
+}
+
+fn spawn(dir: &Path) -> Child {
+    Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "be_the_safekeeper"])
+        .env(DIR_VARIABLE, dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("spawned")
+}
+
+async fn up(world: &World, address: &ServiceAddr) {
+    let token = world.token(Rights::Manage);
+    eventually("the safekeeper answers", async || {
+        SafekeeperClient::connect(address, world.spec.tenant, &token).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_acknowledged_is_there_after_each_kill() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    std::fs::write(dir.path().join("public-key"), world.issuer.verifier().public_key()).expect("written");
+    let address = ServiceAddr::Unix(dir.path().join("sk.sock"));
+    let addresses = [address.clone()];
+    let start = world.spec.start_lsn;
+    let mut log: Vec<u8> = Vec::new();
+    let mut acknowledged = start;
+    for round in 0..6_u64 {
+        let mut process = spawn(dir.path());
+        up(&world, &address).await;
+        if round == 0 {
+            world.create(&addresses).await;
+        }
+        let (proposer, elected) = world.elect(&addresses).await;
+        assert!(elected.end_lsn >= acknowledged, "{acknowledged} was acknowledged, {} is left", elected.end_lsn);
+        let kept = elected.end_lsn.checked_sub(start).expect("after the start") as usize;
+        log.truncate(kept);
+        let mut reader = world.reader(&addresses, start).await;
+        assert!(read_up_to(&mut reader, elected.end_lsn).await == log, "other bytes after the kill");
+
+        let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+        let committed = proposer.committed();
+        let pieces = 20 + 10 * round;
+        let mut record_ends: Vec<Lsn> = Vec::new();
+        for piece in 0..pieces {
+            let length = 1 + wal.random(100_000) as usize;
+            let (at, data) = wal.take(length);
+            proposer.append(at, data).await.expect("appended");
+            record_ends.push(wal.end());
+            if piece == pieces / 2 {
+                // At least that much is acknowledged, the rest is anywhere between here and the disk.
+                support::reached(committed.clone(), record_ends[0]).await;
+            }
+        }
+        process.kill().expect("killed");
+        process.wait().expect("reaped");
+        acknowledged = *committed.borrow();
+        proposer.shutdown().await;
+        log.extend_from_slice(wal.bytes());
+    }
+}

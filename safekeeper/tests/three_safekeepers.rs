@@ -1,0 +1,138 @@
+//! A quorum of two out of three, on real files and sockets.
+
+mod support;
+
+use std::path::PathBuf;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_safekeeper::Safekeeper;
+use ardent_types::Lsn;
+
+use support::{World, eventually, reached, read_up_to};
+
+struct Cluster {
+    world: World,
+    _root: tempfile::TempDir,
+    dirs: Vec<PathBuf>,
+    nodes: Vec<Option<Safekeeper>>,
+    addresses: Vec<ServiceAddr>,
+}
+
+impl Cluster {
+    async fn start() -> Cluster {
+        let (world, root) = (World::new(), tempfile::tempdir().expect("a folder"));
+        let (mut dirs, mut nodes, mut addresses) = (Vec::new(), Vec::new(), Vec::new());
+        for number in 0..3 {
+            let dir = root.path().join(number.to_string());
+            std::fs::create_dir(&dir).expect("a folder");
+            let node = world.start(&dir).await;
+            addresses.push(node.addresses()[0].clone());
+            dirs.push(dir);
+            nodes.push(Some(node));
+        }
+        world.create(&addresses).await;
+        Cluster { world, _root: root, dirs, nodes, addresses }
+    }
+
+    async fn stop(&mut self, number: usize) {
+        self.nodes[number].take().expect("it runs").shutdown().await;
+    }
+
+    async fn restart(&mut self, number: usize) {
+        self.nodes[number] = Some(self.world.start(&self.dirs[number]).await);
+    }
+
+    async fn flush_lsn(&self, number: usize) -> Lsn {
+        let mut client = self.world.client(&self.addresses[number]).await;
+        client.status(self.world.spec.timeline).await.expect("status").flush_lsn
+    }
+
+    async fn shutdown(mut self) {
+        for node in &mut self.nodes {
+            if let Some(node) = node.take() {
+                node.shutdown().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_of_three_are_enough_and_the_third_catches_up() {
+    let mut cluster = Cluster::start().await;
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(500_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+
+    cluster.stop(2).await;
+    // More than the writer keeps for those that lag: the third must get it from the others.
+    for _ in 0..24 {
+        let (start, data) = wal.take(1 << 20);
+        proposer.append(start, data).await.expect("appended");
+    }
+    reached(proposer.committed(), wal.end()).await;
+    cluster.restart(2).await;
+    eventually("the third has everything", async || cluster.flush_lsn(2).await == wal.end()).await;
+    let mut reader = cluster.world.reader(&cluster.addresses[2..], elected.end_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    proposer.shutdown().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minority_takes_nothing_and_goes_on_when_there_is_a_quorum_again() {
+    let mut cluster = Cluster::start().await;
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(100_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let safe = wal.end();
+
+    cluster.stop(1).await;
+    cluster.stop(2).await;
+    let (start, data) = wal.take(100_000);
+    proposer.append(start, data).await.expect("queued");
+    eventually("the one that is left has it", async || cluster.flush_lsn(0).await == wal.end()).await;
+    assert_eq!(*proposer.flushed().borrow(), safe);
+
+    cluster.restart(1).await;
+    reached(proposer.committed(), wal.end()).await;
+    proposer.shutdown().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_writer_cuts_off_what_only_a_minority_has_and_keeps_what_a_quorum_has() {
+    let mut cluster = Cluster::start().await;
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(100_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let safe = wal.end();
+    cluster.stop(1).await;
+    cluster.stop(2).await;
+    let (start, data) = wal.take(50_000);
+    proposer.append(start, data).await.expect("queued");
+    eventually("the one that is left has it", async || cluster.flush_lsn(0).await == wal.end()).await;
+    proposer.shutdown().await;
+    cluster.stop(0).await;
+
+    // The others know nothing of it: their writer goes another way.
+    cluster.restart(1).await;
+    cluster.restart(2).await;
+    let (proposer, again) = cluster.world.elect(&cluster.addresses).await;
+    assert_eq!(again.end_lsn, safe);
+    let mut other = cluster.world.wal(again.end_lsn, again.prev_lsn);
+    let (start, data) = other.take(20_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), other.end()).await;
+    cluster.restart(0).await;
+    eventually("the first follows", async || cluster.flush_lsn(0).await == other.end()).await;
+    let mut reader = cluster.world.reader(&cluster.addresses[..1], safe).await;
+    assert!(read_up_to(&mut reader, other.end()).await == other.bytes());
+    proposer.shutdown().await;
+    cluster.shutdown().await;
+}
