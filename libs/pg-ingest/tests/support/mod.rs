@@ -4,3 +4,4 @@
 
 pub mod directory;
 pub mod store;
+pub mod timeline;
