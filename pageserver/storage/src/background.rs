@@ -1,16 +1,18 @@
-//! The engine's threads: one writes frozen layers, one looks after everything that isn't urgent.
+//! The engine's threads: one writes frozen layers, one compacts, one looks after what is old or idle.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use ardent_types::TimelineId;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
 use crate::engine::{Engine, WeakEngine};
 use crate::stats::count;
 use crate::timeline::Timeline;
 
-/// How often the second thread looks around.
+/// How often the others look around.
 const ROUND: Duration = Duration::from_secs(1);
 /// How long to leave a timeline alone whose flush has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -30,11 +32,15 @@ impl Background {
         let only_once = engine.shared().flush_queue.set(queue);
         assert!(only_once.is_ok(), "the background is started once");
         let flush_stop = stopped.clone();
+        let (compact_stop, compact_weak) = (stopped.clone(), Arc::downgrade(engine));
         let weak = Arc::downgrade(engine);
         let threads = vec![
             std::thread::Builder::new()
                 .name("ardent-flush".to_owned())
                 .spawn(move || flush_loop(&frozen, &flush_stop))?,
+            std::thread::Builder::new()
+                .name("ardent-compact".to_owned())
+                .spawn(move || compact_loop(&compact_weak, &compact_stop))?,
             std::thread::Builder::new().name("ardent-tend".to_owned()).spawn(move || tend_loop(&weak, &stopped))?,
         ];
         Ok(Background { stop, threads })
@@ -77,19 +83,43 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
     }
 }
 
+fn compact_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
+    // A timeline whose compaction failed, most likely on a corrupt file, is left alone until it has other files.
+    let mut failed: HashMap<TimelineId, usize> = HashMap::new();
+    while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
+        let Some(timelines) = engine.upgrade().map(|engine| engine.loaded()) else { return };
+        for timeline in timelines {
+            let files = timeline.sizes().files;
+            while failed.get(&timeline.id()) != Some(&files) && stopped.try_recv() == Err(TryRecvError::Empty) {
+                match timeline.compact_step() {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        failed.remove(&timeline.id());
+                        break;
+                    }
+                    Err(error) => {
+                        count(&timeline.shared.stats.background_failures, 1);
+                        tracing::warn!(timeline = %timeline.id(), error = %chain(&error), "a compaction failed");
+                        failed.insert(timeline.id(), files);
+                    }
+                }
+            }
+        }
+    }
+}
+
 fn tend_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
     while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
         let Some(engine) = engine.upgrade() else { return };
         for timeline in engine.loaded() {
             if let Err(error) = tend(&engine, timeline) {
-                count(&engine.shared().stats.background_failures, 1);
                 tracing::warn!(error = %chain(&error), "background work on a timeline failed");
             }
         }
     }
 }
 
-fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), crate::CommitError> {
+fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), Arc<crate::CommitError>> {
     let config = &engine.shared().config;
     let is_old = timeline.writer.lock().open_since.is_some_and(|since| since.elapsed() >= config.open_layer_age_max);
     if is_old {

@@ -337,7 +337,7 @@ impl Engine {
     }
 
     /// Makes everything ingested durable and unloads a timeline that nobody else holds. False if somebody does.
-    pub(crate) fn unload(&self, timeline: Arc<Timeline>) -> Result<bool, CommitError> {
+    pub(crate) fn unload(&self, timeline: Arc<Timeline>) -> Result<bool, Arc<CommitError>> {
         timeline.flush()?;
         let names = timeline.names;
         let slot = self.slot(names);
@@ -369,7 +369,7 @@ impl Engine {
 
     /// Ends the background threads and makes everything ingested durable. The first error is returned, after all timelines were tried;
     /// nothing is lost by one, as WAL comes again.
-    pub fn shutdown(&self) -> Result<(), CommitError> {
+    pub fn shutdown(&self) -> Result<(), Arc<CommitError>> {
         if let Some(background) = self.background.lock().take() {
             background.stop();
         }

@@ -188,6 +188,15 @@ pub enum CommitError {
     /// A layer that goes into another could not be read.
     #[error(transparent)]
     Corrupt(#[from] CorruptFile),
+    /// Content that goes into a new layer could not be read.
+    #[error("content for a new layer could not be read")]
+    Read {
+        /// Whether it may be readable later.
+        is_worth_a_retry: bool,
+        /// Why.
+        #[source]
+        source: Box<ReadError>,
+    },
     /// The store failed.
     #[error("the object store failed")]
     Store(#[from] StoreError),
@@ -201,6 +210,8 @@ impl CommitError {
             CommitError::Deleted { .. } => ErrorKind::NotFound,
             CommitError::Local { .. } => ErrorKind::Retry,
             CommitError::Corrupt(_) => ErrorKind::Corrupt,
+            CommitError::Read { is_worth_a_retry: true, .. } => ErrorKind::Retry,
+            CommitError::Read { .. } => ErrorKind::Internal,
             CommitError::Store(error) => store_kind(error),
         }
     }

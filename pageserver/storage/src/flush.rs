@@ -14,7 +14,7 @@ use crate::timeline::Timeline;
 impl Timeline {
     /// Makes everything ingested so far durable. When this returns, [`Timeline::disk_consistent_lsn`] is at or past what
     /// [`Timeline::last_record`] said when it was called.
-    pub fn flush(&self) -> Result<(), CommitError> {
+    pub fn flush(&self) -> Result<(), Arc<CommitError>> {
         self.freeze_open(&mut self.writer.lock());
         self.flush_frozen()
     }
@@ -27,7 +27,7 @@ impl Timeline {
     }
 
     /// Writes the frozen layers, oldest first.
-    pub(crate) fn flush_frozen(&self) -> Result<(), CommitError> {
+    pub(crate) fn flush_frozen(&self) -> Result<(), Arc<CommitError>> {
         let _flushing = self.flushing.lock();
         loop {
             let Some(frozen) = self.layer_set().frozen.first().cloned() else { return Ok(()) };
@@ -42,8 +42,8 @@ impl Timeline {
                 }
                 Err(error) => {
                     count(&self.shared.stats.background_failures, 1);
-                    // The caller gets the error itself; writers that wait get a copy of what it says.
-                    state.last_error = Some(Arc::new(copy_of(&error)));
+                    let error = Arc::new(error);
+                    state.last_error = Some(error.clone());
                     return Err(error);
                 }
             }
@@ -115,29 +115,4 @@ pub(crate) fn write_sorted(
         finish(writer)
     };
     write().map_err(|source| CommitError::Local { path: path.display().to_string(), source })
-}
-
-/// What waiting writers are told: kind and text of an error that its first receiver keeps.
-fn copy_of(error: &CommitError) -> CommitError {
-    match error {
-        CommitError::Fenced { timeline, generation } => {
-            CommitError::Fenced { timeline: *timeline, generation: *generation }
-        }
-        CommitError::Deleted { timeline } => CommitError::Deleted { timeline: *timeline },
-        CommitError::Local { path, source } => {
-            CommitError::Local { path: path.clone(), source: std::io::Error::new(source.kind(), source.to_string()) }
-        }
-        CommitError::Corrupt(error) => CommitError::Corrupt(crate::error::CorruptFile {
-            file: error.file.clone(),
-            offset: error.offset,
-            expected: error.expected.clone(),
-            keys: error.keys.clone(),
-        }),
-        CommitError::Store(error) => CommitError::Store(ardent_object_store::StoreError::new(
-            error.kind(),
-            "write",
-            error.object(),
-            error.to_string(),
-        )),
-    }
 }

@@ -3,6 +3,7 @@
 mod background;
 mod branch;
 mod clock_cache;
+mod compact;
 mod config;
 mod engine;
 mod error;
@@ -18,15 +19,22 @@ mod manifest_log;
 mod mem_layer;
 mod merge;
 mod object_names;
+mod plan;
 mod position;
 mod progress;
 mod put;
 mod read;
+mod retention;
 mod shared;
 mod stats;
 mod stored_key;
 mod timeline;
 mod version;
+
+#[cfg(test)]
+extern crate self as ardent_storage;
+#[cfg(test)]
+mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
 pub use engine::Engine;
@@ -34,5 +42,6 @@ pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadEr
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};
 pub use read::ScanPart;
+pub use retention::Collected;
 pub use stats::EngineStats;
 pub use timeline::{Timeline, TimelineSizes};

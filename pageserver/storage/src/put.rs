@@ -121,7 +121,8 @@ impl Timeline {
         let config = &self.shared.config;
         if !config.background {
             let waiting = self.flush_state.lock().waiting;
-            return if waiting >= FROZEN_LAYERS_MAX { Ok(self.flush_frozen()?) } else { Ok(()) };
+            let room = if waiting >= FROZEN_LAYERS_MAX { self.flush_frozen() } else { Ok(()) };
+            return room.map_err(|source| PutError::Stalled { timeline: self.id(), source });
         }
         let deadline = Instant::now() + STALL_AFTER;
         let mut state = self.flush_state.lock();

@@ -31,6 +31,15 @@ pub(crate) struct Content {
     pub(crate) version: Lsn,
 }
 
+/// Whether a read leaves what it rebuilt in the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CacheUse {
+    /// For readers.
+    Keep,
+    /// For compaction, which must not push out what readers use.
+    LookOnly,
+}
+
 /// A part of what [`Timeline::scan_part`] found.
 #[derive(Clone, Debug, Default)]
 pub struct ScanPart {
@@ -181,11 +190,21 @@ impl Timeline {
     }
 
     /// The content of `key` at `lsn`, without asking whether it may be read there.
-    pub(crate) fn content(&self, key: &Key, stored: &StoredKey, lsn: Lsn) -> Result<Option<Content>, ReadError> {
+    fn content(&self, key: &Key, stored: &StoredKey, lsn: Lsn) -> Result<Option<Content>, ReadError> {
+        self.content_with(key, stored, lsn, CacheUse::Keep)
+    }
+
+    pub(crate) fn content_with(
+        &self,
+        key: &Key,
+        stored: &StoredKey,
+        lsn: Lsn,
+        cache: CacheUse,
+    ) -> Result<Option<Content>, ReadError> {
         count(&self.shared.stats.reads, 1);
         let (mut timeline, mut lsn) = (self, lsn);
         loop {
-            match timeline.own_content(key, stored, lsn)? {
+            match timeline.own_content(key, stored, lsn, cache)? {
                 Some(content) => return Ok(Some(content)),
                 None => match timeline.parent_for_read(lsn)? {
                     Some((parent, at)) => (timeline, lsn) = (parent, at),
@@ -196,7 +215,13 @@ impl Timeline {
     }
 
     /// The same; `None` if this timeline has no version of the key at or below `lsn`.
-    fn own_content(&self, key: &Key, stored: &StoredKey, lsn: Lsn) -> Result<Option<Content>, ReadError> {
+    fn own_content(
+        &self,
+        key: &Key,
+        stored: &StoredKey,
+        lsn: Lsn,
+        cache: CacheUse,
+    ) -> Result<Option<Content>, ReadError> {
         let cache_key = (self.instance, *stored);
         let cached = self.shared.pages.get(&cache_key).filter(|cached| cached.version <= lsn);
         if let Some(cached) = cached.as_ref().filter(|cached| lsn <= cached.valid_to) {
@@ -226,7 +251,7 @@ impl Timeline {
                 } else if let Some(cached) = cached {
                     Some(cached.content)
                 } else {
-                    self.ancestors_content(key, stored, lsn)?
+                    self.ancestors_content(key, stored, lsn, cache)?
                 };
                 count(&self.shared.stats.values_replayed, gathered.len() as u64);
                 let base = base.filter(|base| !base.is_empty());
@@ -235,7 +260,7 @@ impl Timeline {
                 rebuilt.map_err(|source| ReadError::Rebuild { key: *key, lsn, source: Box::new(source) })?
             }
         };
-        if !from_memory {
+        if !from_memory && cache == CacheUse::Keep {
             // A copy: a slice would keep the whole group of a layer file in memory.
             let content = Bytes::copy_from_slice(&bytes);
             let weight = content.len() + CACHE_ENTRY_BYTES;
@@ -244,9 +269,15 @@ impl Timeline {
         Ok(Some(Content { bytes, version }))
     }
 
-    fn ancestors_content(&self, key: &Key, stored: &StoredKey, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
+    fn ancestors_content(
+        &self,
+        key: &Key,
+        stored: &StoredKey,
+        lsn: Lsn,
+        cache: CacheUse,
+    ) -> Result<Option<Bytes>, ReadError> {
         let Some((parent, at)) = self.parent_for_read(lsn)? else { return Ok(None) };
-        Ok(parent.content(key, stored, at)?.map(|content| content.bytes))
+        Ok(parent.content_with(key, stored, at, cache)?.map(|content| content.bytes))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-use ardent_types::{KEY_LEN, Key, RelTag};
+use ardent_types::{KEY_LEN, Key};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An encoded [`Key`]. Sorts as keys do.
@@ -35,14 +35,6 @@ impl StoredKey {
     /// The key; `None` for bytes that are only a bound, such as [`StoredKey::MAX`].
     pub(crate) fn decode(&self) -> Option<Key> {
         Key::decode(&self.0).ok()
-    }
-
-    /// The relation fork and number of a block.
-    pub(crate) fn block(&self) -> Option<(RelTag, u32)> {
-        match self.decode() {
-            Some(Key::RelBlock(rel, block)) => Some((rel, block)),
-            _ => None,
-        }
     }
 
     /// The next possible key; `None` after the last.

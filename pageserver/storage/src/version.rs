@@ -89,10 +89,6 @@ impl Gathered {
         self.versions.last().filter(|version| version.kind.ends_search()).map(|version| version.lsn)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.versions.is_empty()
-    }
-
     /// LSN of the newest version.
     pub(crate) fn newest(&self) -> Option<Lsn> {
         self.versions.first().map(|version| version.lsn)

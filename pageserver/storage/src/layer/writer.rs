@@ -98,11 +98,6 @@ impl<'a> LayerWriter<'a> {
         self.offset
     }
 
-    /// Whether nothing was added.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries == 0
-    }
-
     fn end_group(&mut self) -> io::Result<()> {
         let (key, lsn) = self.group_first.take().expect("a group that ends has a first entry");
         let mut raw = std::mem::take(&mut self.scratch);

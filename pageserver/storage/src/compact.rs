@@ -1,0 +1,249 @@
+//! Carries out what [`crate::plan`] says. Readers keep the files that they began with.
+
+use std::sync::Arc;
+
+use ardent_types::{Key, Lsn, RelTag};
+
+use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
+use crate::image_writer::ImageWriter;
+use crate::layer::{Layer, LayerDesc, LayerKind, LayerWriter};
+use crate::layer_map::LayerMap;
+use crate::merge::Merge;
+use crate::plan::{Job, Policy, image_floor, plan};
+use crate::position::RecordPosition;
+use crate::read::CacheUse;
+use crate::stats::count;
+use crate::stored_key::{KeyRange, StoredKey};
+use crate::timeline::Timeline;
+use crate::version::VersionKind;
+
+impl Timeline {
+    /// Does the next step of compaction. False if there is nothing to do.
+    pub fn compact_step(&self) -> Result<bool, CommitError> {
+        let _compacting = self.compacting.lock();
+        let config = &self.shared.config;
+        let policy = Policy {
+            compact_at_l0_files: config.compact_at_l0_files,
+            images_at_delta_files: config.images_at_delta_files,
+            layer_file_bytes: config.layer_file_bytes,
+        };
+        if self.is_importing() {
+            return Ok(false);
+        }
+        let files = self.layer_set().files.clone();
+        let descs: Vec<LayerDesc> = files.layers().iter().map(|layer| layer.desc.clone()).collect();
+        match plan(&descs, &policy, self.retained_from()) {
+            None => return Ok(false),
+            Some(Job::Merge { inputs }) => {
+                let inputs: Vec<_> = inputs.iter().map(|at| files.layers()[*at].clone()).collect();
+                self.merge_deltas(&inputs)?;
+            }
+            Some(Job::Images { keys, lsn }) => self.make_images(keys, lsn)?,
+        }
+        count(&self.shared.stats.compactions, 1);
+        Ok(true)
+    }
+
+    /// Does all of compaction that there is to do.
+    pub fn compact(&self) -> Result<(), CommitError> {
+        while self.compact_step()? {}
+        Ok(())
+    }
+
+    /// Replaces delta files by ones with the same versions, cut by key. `inputs` come oldest first.
+    pub(crate) fn merge_deltas(&self, inputs: &[Arc<Layer>]) -> Result<(), CommitError> {
+        let mut outputs = DeltaWriter::new(self, inputs)?;
+        let mut merge = Merge::new(inputs, &KeyRange::ALL)?;
+        while let Some((key, version)) = merge.next()? {
+            outputs.add(&key, version.lsn, version.kind, &version.bytes)?;
+        }
+        self.replace_layers(inputs, &outputs.finish()?)
+    }
+
+    /// Makes image layers that speak for `keys` as of `lsn`, beside what is there.
+    pub(crate) fn make_images(&self, keys: KeyRange, lsn: Lsn) -> Result<(), CommitError> {
+        let mut writer = ImageWriter::new(self, keys, lsn);
+        let files = self.layer_set().files.clone();
+        let descs: Vec<LayerDesc> = files.layers().iter().map(|layer| layer.desc.clone()).collect();
+        // What lies below images that cover the whole range adds no key that they don't have.
+        let floor = image_floor(&descs, &keys, lsn).unwrap_or(Lsn::INVALID);
+        let concerned = |layer: &&Arc<Layer>| {
+            let desc = &layer.desc;
+            let is_within = match desc.kind {
+                LayerKind::Delta => desc.after < lsn && desc.upto > floor,
+                LayerKind::Image => desc.upto <= lsn && desc.upto >= floor,
+            };
+            is_within && desc.keys.overlaps(&keys)
+        };
+        let layers: Vec<_> = files.layers().iter().filter(concerned).cloned().collect();
+        let mut merge = Merge::new(&layers, &keys)?;
+        let mut sizes = RelationSizes { timeline: self, lsn, last: None };
+        let mut current: Option<(StoredKey, Lsn)> = None;
+        loop {
+            let next = merge.next()?;
+            let key = next.as_ref().map(|(key, _)| *key);
+            if let Some((ended, newest)) = current.filter(|(current, _)| key != Some(*current)) {
+                self.make_image(&mut writer, &mut sizes, &ended, newest, lsn)?;
+                current = None;
+            }
+            let Some((key, version)) = next else { break };
+            if version.lsn <= lsn {
+                current = Some((key, version.lsn));
+            }
+        }
+        let written = writer.finish()?;
+        self.replace_layers(&[], &written)
+    }
+
+    fn make_image(
+        &self,
+        writer: &mut ImageWriter<'_>,
+        sizes: &mut RelationSizes<'_>,
+        stored: &StoredKey,
+        newest: Lsn,
+        lsn: Lsn,
+    ) -> Result<(), CommitError> {
+        let Some(key) = stored.decode() else { return Ok(()) };
+        if let Key::RelBlock(rel, block) = key {
+            if sizes.lies_past_end(rel, block)? {
+                return Ok(());
+            }
+        }
+        match self.content_with(&key, stored, lsn, CacheUse::LookOnly) {
+            Ok(Some(content)) => writer.add(stored, content.version, VersionKind::Image, &content.bytes),
+            Ok(None) => Err(CorruptFile {
+                file: format!("{}layers", self.names.prefix()),
+                offset: 0,
+                expected: format!("a version of {key} at or below {lsn}, as one at {newest} was found"),
+                keys: key.to_string(),
+            }
+            .into()),
+            // Stays readable below, and keeps what it needs there.
+            Err(ReadError::Rebuild { .. }) => writer.add(stored, newest, VersionKind::Hole, b""),
+            Err(error) => Err(read_failed(error)),
+        }
+    }
+
+    /// Names `new` layers and forgets `old` ones, in one manifest.
+    pub(crate) fn replace_layers(&self, old: &[Arc<Layer>], new: &[Arc<Layer>]) -> Result<(), CommitError> {
+        let is_old = |file: &str| old.iter().any(|layer| layer.desc.file == file);
+        self.commit(
+            |manifest| {
+                manifest.layers.retain(|layer| !is_old(&layer.file));
+                manifest.layers.extend(new.iter().map(|layer| layer.desc.clone()));
+            },
+            |_| {
+                self.change_layers(|set| {
+                    let kept = set.files.layers().iter().filter(|layer| !is_old(&layer.desc.file)).cloned();
+                    set.files = Arc::new(LayerMap::new(kept.chain(new.iter().cloned()).collect()));
+                });
+            },
+        )?;
+        old.iter().for_each(|layer| layer.delete_when_unused());
+        count(&self.shared.stats.layers_removed, old.len() as u64);
+        Ok(())
+    }
+}
+
+fn read_failed(error: ReadError) -> CommitError {
+    match error {
+        ReadError::Corrupt(error) => CommitError::Corrupt(error),
+        ReadError::Store(error) => CommitError::Store(error),
+        other => CommitError::Read { is_worth_a_retry: other.kind() == ErrorKind::Retry, source: Box::new(other) },
+    }
+}
+
+/// Says which blocks a relation has lost: they are in no image, so that what was dropped gives its space back.
+struct RelationSizes<'a> {
+    timeline: &'a Timeline,
+    lsn: Lsn,
+    last: Option<(RelTag, Option<u32>)>,
+}
+
+impl RelationSizes<'_> {
+    fn lies_past_end(&mut self, rel: RelTag, block: u32) -> Result<bool, CommitError> {
+        if self.last.is_none_or(|(last, _)| last != rel) {
+            let key = Key::RelSize(rel);
+            let content = self.timeline.content_with(&key, &StoredKey::from(&key), self.lsn, CacheUse::LookOnly);
+            let content = content.map_err(read_failed)?;
+            // Where nobody ever said a size, nothing is past the end.
+            let blocks = content.map(|content| match content.bytes[..] {
+                [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+                _ => 0,
+            });
+            self.last = Some((rel, blocks));
+        }
+        Ok(self.last.and_then(|(_, blocks)| blocks).is_some_and(|blocks| block >= blocks))
+    }
+}
+
+/// Writes merged versions into files of about the normal size, never splitting a key.
+struct DeltaWriter<'a> {
+    timeline: &'a Timeline,
+    after: Lsn,
+    upto: Lsn,
+    boundaries: Vec<RecordPosition>,
+    current: Option<LayerWriter<'a>>,
+    last_key: Option<StoredKey>,
+    done: Vec<Arc<Layer>>,
+}
+
+impl<'a> DeltaWriter<'a> {
+    fn new(timeline: &'a Timeline, inputs: &[Arc<Layer>]) -> Result<Self, CommitError> {
+        let mut boundaries = Vec::new();
+        for layer in inputs {
+            boundaries.append(&mut layer.boundaries()?);
+        }
+        boundaries.sort_unstable_by_key(|position| position.end);
+        boundaries.dedup_by_key(|position| position.end);
+        Ok(DeltaWriter {
+            timeline,
+            after: inputs.iter().map(|layer| layer.desc.after).min().unwrap_or(Lsn::INVALID),
+            upto: inputs.iter().map(|layer| layer.desc.upto).max().unwrap_or(Lsn::INVALID),
+            boundaries,
+            current: None,
+            last_key: None,
+            done: Vec::new(),
+        })
+    }
+
+    fn local(source: std::io::Error) -> CommitError {
+        CommitError::Local { path: "a new delta layer".to_owned(), source }
+    }
+
+    fn add(&mut self, key: &StoredKey, lsn: Lsn, kind: VersionKind, value: &[u8]) -> Result<(), CommitError> {
+        let shared = &self.timeline.shared;
+        let is_full = self.current.as_ref().is_some_and(|writer| writer.bytes() >= shared.config.layer_file_bytes);
+        if is_full && self.last_key != Some(*key) {
+            self.end_file()?;
+        }
+        if self.current.is_none() {
+            let path = shared.temp_path();
+            let writer = LayerWriter::create(&path, LayerKind::Delta, &shared.config.faults).map_err(Self::local)?;
+            self.current = Some(writer);
+        }
+        self.last_key = Some(*key);
+        self.current.as_mut().expect("made above").add(key, lsn, kind, value).map_err(Self::local)
+    }
+
+    fn end_file(&mut self) -> Result<(), CommitError> {
+        let Some(writer) = self.current.take() else { return Ok(()) };
+        // All in the first file: a branch point is looked up in whichever has it.
+        let boundaries = std::mem::take(&mut self.boundaries);
+        let finished = writer.finish(None, Some(self.after), self.upto, &boundaries).map_err(Self::local)?;
+        self.done.push(self.timeline.store_layer(finished, 1)?);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<Arc<Layer>>, CommitError> {
+        self.end_file()?;
+        Ok(std::mem::take(&mut self.done))
+    }
+}
+
+impl Drop for DeltaWriter<'_> {
+    fn drop(&mut self) {
+        // Given up half way: no manifest can have come to name these.
+        self.done.iter().for_each(|layer| layer.delete_when_unused());
+    }
+}

@@ -1,0 +1,322 @@
+//! Random histories against a model that keeps everything: never a different answer for any retained (key, LSN).
+//!
+//! A failure names its seed; `ARDENT_SEED=n cargo test -p ardent-storage model` runs that one alone.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ardent_object_store::fault::FailPoints;
+use ardent_pg_redo::Value;
+use ardent_types::{Key, Lsn};
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::layer::LayerKind;
+use crate::stored_key::{KeyRange, StoredKey};
+use crate::{Engine, EngineConfig, ReadError, Timeline, TimelineError};
+use support::{TENANT, at, block, config, facts, lsn, timeline_id};
+
+const BLOCKS: u32 = 12;
+const START: u64 = 0x100;
+
+type Batch = (Vec<(Key, Lsn, Value)>, u64);
+
+/// A timeline as the model knows it.
+struct Model {
+    ancestor: Option<(u8, u64)>,
+    start: u64,
+    last: u64,
+    versions: BTreeMap<u32, Vec<(u64, Value)>>,
+    wal: Vec<Batch>,
+    leases: BTreeMap<String, u64>,
+}
+
+struct World {
+    rng: StdRng,
+    config: EngineConfig,
+    engine: Arc<Engine>,
+    models: BTreeMap<u8, Model>,
+    next_id: u8,
+    next_value: u32,
+}
+
+impl World {
+    fn new(seed: u64, folder: &std::path::Path) -> World {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut config = config(folder, &Arc::new(FailPoints::new()));
+        config.open_layer_bytes_max = rng.random_range(500..5000);
+        config.layer_file_bytes = rng.random_range(100..2000);
+        config.compact_at_l0_files = rng.random_range(2..5);
+        config.images_at_delta_files = rng.random_range(1..4);
+        config.page_cache_bytes = *[0, 20_000, 1 << 20].choose(&mut rng).unwrap();
+        let engine = Engine::open(config.clone()).unwrap();
+        let root = engine.create_root(TENANT, timeline_id(1), facts(START)).unwrap();
+        let mut versions = BTreeMap::new();
+        for number in 0..BLOCKS / 2 {
+            let bytes = Bytes::from(format!("i{number}"));
+            root.import_images(&[(block(number), bytes.clone())]).unwrap();
+            versions.insert(number, vec![(START, Value::Image(bytes))]);
+        }
+        root.finish_import().unwrap();
+        let model =
+            Model { ancestor: None, start: START, last: START, versions, wal: Vec::new(), leases: BTreeMap::new() };
+        World { rng, config, engine, models: BTreeMap::from([(1, model)]), next_id: 2, next_value: 0 }
+    }
+
+    fn timeline(&self, id: u8) -> Arc<Timeline> {
+        self.engine.timeline(TENANT, timeline_id(id)).unwrap()
+    }
+
+    fn any(&mut self) -> u8 {
+        let ids: Vec<u8> = self.models.keys().copied().collect();
+        *ids.choose(&mut self.rng).unwrap()
+    }
+
+    /// Every version of a block that counts at `upto`, oldest first.
+    fn history(&self, id: u8, number: u32, upto: u64) -> Vec<(u64, Value)> {
+        let model = &self.models[&id];
+        let mut all = match model.ancestor {
+            Some((parent, at)) => self.history(parent, number, upto.min(at)),
+            None => Vec::new(),
+        };
+        let own = model.versions.get(&number).into_iter().flatten();
+        all.extend(own.filter(|(lsn, _)| *lsn <= upto).cloned());
+        all
+    }
+
+    /// Content by the book; an error where the block is unreadable.
+    fn expected(&self, id: u8, number: u32, upto: u64) -> Result<Option<Bytes>, ()> {
+        let mut content: Result<Option<Vec<u8>>, ()> = Ok(None);
+        for (_, value) in self.history(id, number, upto) {
+            content = match value {
+                Value::Image(bytes) | Value::Record { will_init: true, record: bytes } => Ok(Some(bytes.to_vec())),
+                Value::Unreadable(_) => Err(()),
+                Value::Delta(bytes) | Value::Record { record: bytes, .. } => {
+                    content.map(|content| Some([content.unwrap_or_default(), bytes.to_vec()].concat()))
+                }
+            };
+        }
+        content.map(|content| content.filter(|bytes| !bytes.is_empty()).map(Bytes::from))
+    }
+
+    fn put(&mut self, id: u8) {
+        let mut batch = Vec::new();
+        let mut end = self.models[&id].last;
+        for _ in 0..self.rng.random_range(0..5) {
+            end += 8 * self.rng.random_range(1..4);
+            let number = self.rng.random_range(0..BLOCKS);
+            self.next_value += 1;
+            let bytes = Bytes::from(format!(".{}", self.next_value));
+            let has_base = matches!(self.expected(id, number, end), Ok(Some(_)) | Err(()));
+            let value = match self.rng.random_range(0..100) {
+                0..3 => Value::Image(Bytes::new()),
+                3..5 => Value::Unreadable(bytes),
+                5..15 => Value::Image(bytes),
+                15..20 => Value::Record { will_init: true, record: bytes },
+                _ if !has_base => Value::Image(bytes),
+                20..60 => Value::Delta(bytes),
+                _ => Value::Record { will_init: false, record: bytes },
+            };
+            let model = self.models.get_mut(&id).unwrap();
+            model.versions.entry(number).or_default().push((end, value.clone()));
+            batch.push((block(number), lsn(end), value));
+        }
+        end += 8;
+        self.timeline(id).put(batch.clone(), at(end)).unwrap();
+        let model = self.models.get_mut(&id).unwrap();
+        model.last = end;
+        model.wal.push((batch, end));
+    }
+
+    /// An LSN that the timeline promises to have.
+    fn retained_lsn(&mut self, id: u8) -> u64 {
+        let timeline = self.timeline(id);
+        let leases: Vec<u64> = self.models[&id].leases.values().copied().collect();
+        if !leases.is_empty() && self.rng.random_bool(0.3) {
+            return *leases.choose(&mut self.rng).unwrap();
+        }
+        self.rng.random_range(timeline.retained_from().get()..=self.models[&id].last)
+    }
+
+    fn check_content(&self, id: u8, number: u32, upto: u64) {
+        let found = self.timeline(id).get(&block(number), lsn(upto));
+        let found = match found {
+            Err(ReadError::Rebuild { .. }) => Err(()),
+            other => Ok(other.unwrap_or_else(|error| panic!("timeline {id} block {number} at {upto:#x}: {error:?}"))),
+        };
+        assert_eq!(found, self.expected(id, number, upto), "timeline {id} block {number} at {upto:#x}");
+    }
+
+    fn check_changed(&self, id: u8, from: u64, to: u64) {
+        let is_changed = |number: &u32| self.history(id, *number, to).iter().any(|(lsn, _)| *lsn > from);
+        let expect: Vec<Key> = (0..BLOCKS).filter(is_changed).map(block).collect();
+        let found = self.timeline(id).changed_keys(block(0)..=block(BLOCKS), lsn(from), lsn(to)).unwrap();
+        assert_eq!(found, expect, "timeline {id} changed in ({from:#x}, {to:#x}]");
+    }
+
+    fn check_some(&mut self) {
+        for _ in 0..6 {
+            let id = self.any();
+            let upto = self.retained_lsn(id);
+            let number = self.rng.random_range(0..BLOCKS);
+            self.check_content(id, number, upto);
+            let from = self.rng.random_range(START..=upto);
+            self.check_changed(id, from, upto);
+        }
+    }
+
+    fn check_all(&self) {
+        for (id, model) in &self.models {
+            let from = self.timeline(*id).retained_from().get().next_multiple_of(8);
+            for upto in (from..=model.last).step_by(8).chain(model.leases.values().copied()) {
+                for number in 0..BLOCKS {
+                    self.check_content(*id, number, upto);
+                }
+            }
+            for layer in self.timeline(*id).layer_set().files.layers() {
+                layer.verify().unwrap();
+            }
+        }
+    }
+
+    fn restart(&mut self) {
+        self.engine = Engine::open(self.config.clone()).unwrap();
+        for (id, model) in &self.models {
+            let timeline = self.engine.timeline(TENANT, timeline_id(*id)).unwrap();
+            assert_eq!(timeline.last_record().end, timeline.disk_consistent_lsn());
+            for (batch, end) in &model.wal {
+                timeline.put(batch.clone(), at(*end)).unwrap();
+            }
+            assert_eq!(timeline.last_record().end, lsn(model.last));
+        }
+    }
+
+    fn branch(&mut self, of: u8) {
+        let id = self.next_id;
+        let at = self.rng.random_bool(0.7).then(|| self.rng.random_range(START..=self.models[&of].last));
+        match self.engine.create_branch(TENANT, timeline_id(id), timeline_id(of), at.map(lsn)) {
+            Ok(point) => {
+                let branch = self.timeline(id);
+                let owner = branch.ancestor().unwrap().timeline.as_bytes()[0];
+                let start = point.lsn.get();
+                assert!(at.is_none_or(|at| start <= at));
+                let (versions, wal, leases) = Default::default();
+                let ancestor = Some((owner, start));
+                self.models.insert(id, Model { ancestor, start, last: start, versions, wal, leases });
+                self.next_id += 1;
+            }
+            Err(TimelineError::Retired { .. }) => assert!(at.is_some()),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+
+    fn force_merge(&mut self, id: u8) {
+        let timeline = self.timeline(id);
+        let mut deltas: Vec<_> = timeline.layer_set().files.layers().to_vec();
+        deltas.retain(|layer| layer.desc.kind == LayerKind::Delta && self.rng.random_bool(0.6));
+        deltas.reverse();
+        if deltas.len() > 1 {
+            timeline.merge_deltas(&deltas).unwrap();
+        }
+    }
+
+    fn force_images(&mut self, id: u8) {
+        let timeline = self.timeline(id);
+        let (low, high) = (self.models[&id].start, timeline.disk_consistent_lsn().get());
+        let first = self.rng.random_range(0..BLOCKS);
+        let last = self.rng.random_range(first..BLOCKS);
+        let keys = KeyRange { first: StoredKey::from(&block(first)), last: StoredKey::from(&block(last)) };
+        // Below what is retained, layers may be gone that an image there would need.
+        let low = low.max(timeline.retained_from().get());
+        if low < high {
+            let lsn = lsn(self.rng.random_range(low + 1..=high));
+            timeline.make_images(keys, lsn).unwrap();
+        }
+    }
+
+    fn lease(&mut self, id: u8) {
+        let name = format!("l{}", self.rng.random_range(0..3));
+        let (timeline, upto) = (self.timeline(id), self.retained_lsn(id));
+        if self.rng.random_bool(0.5) {
+            timeline.release(&name).unwrap();
+            self.models.get_mut(&id).unwrap().leases.remove(&name);
+        } else {
+            timeline.lease(&name, lsn(upto), Duration::from_secs(3600)).unwrap();
+            self.models.get_mut(&id).unwrap().leases.insert(name, upto);
+        }
+    }
+
+    fn delete(&mut self, id: u8) {
+        let has_children = self.models.values().any(|model| model.ancestor.is_some_and(|(parent, _)| parent == id));
+        match self.engine.delete_timeline(TENANT, timeline_id(id)) {
+            Err(TimelineError::HasChildren { .. }) => assert!(has_children),
+            Err(error) => panic!("{error:?}"),
+            Ok(()) => {
+                assert!(!has_children);
+                self.models.remove(&id);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let id = self.any();
+        match self.rng.random_range(0..100) {
+            0..50 => self.put(id),
+            50..58 => self.timeline(id).flush().unwrap(),
+            58..60 => self.timeline(id).freeze(),
+            60..66 => self.force_merge(id),
+            66..74 => self.force_images(id),
+            74..78 => self.timeline(id).compact().unwrap(),
+            78..84 => {
+                let last = self.models[&id].last;
+                let horizon = self.rng.random_range(START..=last);
+                self.timeline(id).collect_garbage(lsn(horizon)).unwrap();
+            }
+            84..89 if self.models.len() < 6 => self.branch(id),
+            89..91 if id != 1 => self.delete(id),
+            91..95 => self.lease(id),
+            95..98 => {
+                // Without a flush: as after a kill.
+                let placeholder = Engine::open(self.elsewhere()).unwrap();
+                let gone = std::mem::replace(&mut self.engine, placeholder);
+                drop(gone);
+                self.restart();
+            }
+            _ => self.check_all(),
+        }
+    }
+
+    /// A configuration whose engine does nothing, to hold the place of one that is gone.
+    fn elsewhere(&self) -> EngineConfig {
+        EngineConfig { local_dir: self.config.local_dir.with_extension("idle"), ..self.config.clone() }
+    }
+}
+
+#[test]
+fn random_histories_never_give_another_answer_than_the_model() {
+    let seeds = match std::env::var("ARDENT_SEED") {
+        Ok(seed) => seed.parse().unwrap()..=seed.parse::<u64>().unwrap(),
+        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(25, |seeds| seeds.parse().unwrap()),
+    };
+    for seed in seeds {
+        let folder = tempfile::tempdir().unwrap();
+        let run = std::panic::catch_unwind(|| {
+            let mut world = World::new(seed, folder.path());
+            for _ in 0..200 {
+                world.step();
+                world.check_some();
+            }
+            world.check_all();
+        });
+        if let Err(panic) = run {
+            eprintln!("replay with: ARDENT_SEED={seed} cargo test -p ardent-storage model");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! What compaction and garbage collection should do next: pure functions of a timeline's layers.
+//!
+//! - Uncompacted files (level 0, each over the whole key space) are merged into files by key range when there are several.
+//! - Where a read would visit many delta files, images are made; unless the deltas are small beside the images that they would
+//!   cause to be rewritten: then the younger deltas are merged with each other, so that their number stays logarithmic.
+//! - Deltas whose last version has left retention make room once an image at or above them exists, so one is made when they
+//!   are many.
+//! - A file goes when no LSN that is retained, or pinned, needs it (PS-6).
+
+use ardent_types::Lsn;
+
+use crate::layer::{LayerDesc, LayerKind};
+use crate::stored_key::{KeyRange, StoredKey};
+
+/// Thresholds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    pub(crate) compact_at_l0_files: usize,
+    pub(crate) images_at_delta_files: usize,
+    pub(crate) layer_file_bytes: u64,
+}
+
+/// Most level-0 files that one job merges.
+const MERGE_FILES_MAX: usize = 32;
+/// Images are rewritten when the deltas above them are at least this fraction of their size.
+const IMAGE_REWRITE_FRACTION: u64 = 4;
+/// About how many files of the normal size one job makes.
+const JOB_FILES: u64 = 16;
+
+/// One step of compaction. Indexes are those of the slice given to [`plan`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Job {
+    /// Replace these delta files by ones sorted by key, with the same versions.
+    Merge {
+        /// Oldest first.
+        inputs: Vec<usize>,
+    },
+    /// Make images of these keys as of an LSN. Removes nothing.
+    Images {
+        /// Range.
+        keys: KeyRange,
+        /// At.
+        lsn: Lsn,
+    },
+}
+
+/// The next job, if there is something to do.
+pub(crate) fn plan(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Option<Job> {
+    merge_level_0(layers, policy)
+        .or_else(|| bound_depth(layers, policy))
+        .or_else(|| free_retired(layers, policy, retained_from))
+}
+
+fn is_delta(layer: &LayerDesc) -> bool {
+    layer.kind == LayerKind::Delta
+}
+
+fn merge_level_0(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
+    let mut inputs: Vec<usize> =
+        (0..layers.len()).filter(|at| is_delta(&layers[*at]) && layers[*at].level == 0).collect();
+    if inputs.len() < policy.compact_at_l0_files.max(1) {
+        return None;
+    }
+    inputs.sort_by_key(|at| layers[*at].upto);
+    inputs.truncate(MERGE_FILES_MAX);
+    Some(Job::Merge { inputs })
+}
+
+/// A stretch of the key space over which the same layers speak.
+struct Part {
+    keys: KeyRange,
+    /// Newest image, holes or not.
+    image: Option<usize>,
+    /// Level-1 deltas that reads at the head visit, newest first.
+    deltas: Vec<usize>,
+}
+
+fn parts(layers: &[LayerDesc]) -> Vec<Part> {
+    let mut starts: Vec<StoredKey> = vec![StoredKey::MIN];
+    for layer in layers {
+        starts.push(layer.keys.first);
+        starts.extend(layer.keys.last.successor());
+    }
+    starts.sort_unstable();
+    starts.dedup();
+    let ends = starts.iter().skip(1).map(|next| next.predecessor().expect("not the first key"));
+    let ends = ends.chain(std::iter::once(StoredKey::MAX));
+    let part = |first: StoredKey, last: StoredKey| {
+        let covering = || (0..layers.len()).filter(move |at| layers[*at].keys.contains(&first));
+        let image = covering().filter(|at| !is_delta(&layers[*at])).max_by_key(|at| layers[*at].upto);
+        let floor = image.map_or(Lsn::INVALID, |at| layers[at].upto);
+        let above = |at: &usize| is_delta(&layers[*at]) && layers[*at].level > 0 && layers[*at].upto > floor;
+        let mut deltas: Vec<usize> = covering().filter(above).collect();
+        deltas.sort_by_key(|at| std::cmp::Reverse(layers[*at].upto));
+        Part { keys: KeyRange { first, last }, image, deltas }
+    };
+    starts.iter().zip(ends).map(|(first, last)| part(*first, last)).collect()
+}
+
+/// Neighbouring parts that a condition holds for, taken together up to the size of a job.
+struct Stretch {
+    keys: KeyRange,
+    images: Vec<usize>,
+    deltas: Vec<usize>,
+}
+
+impl Stretch {
+    fn first_of(
+        layers: &[LayerDesc],
+        policy: &Policy,
+        parts: &[Part],
+        wanted: impl Fn(&Part) -> bool,
+    ) -> Option<Stretch> {
+        let at = parts.iter().position(&wanted)?;
+        let mut stretch = Stretch { keys: parts[at].keys, images: Vec::new(), deltas: Vec::new() };
+        for part in parts[at..].iter().take_while(|part| wanted(part)) {
+            let (mut images, mut deltas) = (stretch.images.clone(), stretch.deltas.clone());
+            images.extend(part.image);
+            deltas.extend(&part.deltas);
+            for list in [&mut images, &mut deltas] {
+                list.sort_unstable();
+                list.dedup();
+            }
+            let bytes = size(layers, &images) + size(layers, &deltas);
+            if !stretch.deltas.is_empty() && bytes > JOB_FILES * policy.layer_file_bytes {
+                break;
+            }
+            stretch = Stretch { keys: KeyRange { last: part.keys.last, ..stretch.keys }, images, deltas };
+        }
+        Some(stretch)
+    }
+}
+
+fn size(layers: &[LayerDesc], of: &[usize]) -> u64 {
+    of.iter().map(|at| layers[*at].bytes).sum()
+}
+
+fn bound_depth(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
+    let parts = parts(layers);
+    let is_deep = |part: &Part| part.deltas.len() > policy.images_at_delta_files;
+    let stretch = Stretch::first_of(layers, policy, &parts, is_deep)?;
+    let images_bytes = size(layers, &stretch.images);
+    let is_worth_it = size(layers, &stretch.deltas) * IMAGE_REWRITE_FRACTION >= images_bytes;
+    if !is_worth_it {
+        if let Some(inputs) = small_young(layers, &stretch.deltas, policy) {
+            return Some(Job::Merge { inputs });
+        }
+        // The deltas' sizes grow with age, so their number is logarithmic; twice the bound is still too many.
+        let is_too_deep = |part: &Part| part.deltas.len() > 2 * policy.images_at_delta_files;
+        let stretch = Stretch::first_of(layers, policy, &parts, is_too_deep)?;
+        return images(layers, &stretch);
+    }
+    images(layers, &stretch)
+}
+
+fn images(layers: &[LayerDesc], stretch: &Stretch) -> Option<Job> {
+    let lsn = stretch.deltas.iter().map(|at| layers[*at].upto).max()?;
+    Some(Job::Images { keys: stretch.keys, lsn })
+}
+
+/// The youngest deltas, as long as each is at most twice as large as the younger ones together; oldest first.
+fn small_young(layers: &[LayerDesc], deltas: &[usize], policy: &Policy) -> Option<Vec<usize>> {
+    let mut young: Vec<usize> = deltas.to_vec();
+    young.sort_by_key(|at| std::cmp::Reverse(layers[*at].upto));
+    let mut together = 0;
+    let mut taken = 0;
+    for at in &young {
+        let bytes = layers[*at].bytes;
+        if taken > 0 && (bytes > 2 * together || together + bytes > JOB_FILES * policy.layer_file_bytes) {
+            break;
+        }
+        together += bytes;
+        taken += 1;
+    }
+    young.truncate(taken);
+    young.reverse();
+    (young.len() > 1).then_some(young)
+}
+
+/// Images as of the newest delta that lies below `retained_from` as a whole, where such deltas take much space.
+fn free_retired(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Option<Job> {
+    let is_retired = |at: &usize| layers[*at].upto <= retained_from;
+    let mut parts = parts(layers);
+    for part in &mut parts {
+        part.deltas.retain(is_retired);
+    }
+    let stretch = Stretch::first_of(layers, policy, &parts, |part| !part.deltas.is_empty())?;
+    let is_worth_it = 2 * size(layers, &stretch.deltas) >= size(layers, &stretch.images) + policy.layer_file_bytes;
+    if is_worth_it { images(layers, &stretch) } else { None }
+}
+
+/// The layers that no LSN from `retained_from` on, and none of `pins`, needs. See the proof in `docs/formats/layers.md`.
+pub(crate) fn unneeded(layers: &[LayerDesc], retained_from: Lsn, pins: &[Lsn]) -> Vec<usize> {
+    let is_unneeded = |at: &usize| {
+        let layer = &layers[*at];
+        let (covered_from, is_seen_by): (_, fn(&LayerDesc, Lsn) -> bool) = match layer.kind {
+            // A reader at `lsn` needs it unless an image lies between its last version that the reader sees and `lsn`.
+            LayerKind::Delta => (layer.upto, |layer, lsn| lsn > layer.after),
+            // ... unless a newer image does.
+            LayerKind::Image => (Lsn::new(layer.upto.get().saturating_add(1)), |layer, lsn| lsn >= layer.upto),
+        };
+        if layer.upto > retained_from {
+            return false;
+        }
+        let readers = pins.iter().copied().filter(|pin| *pin < retained_from).chain(std::iter::once(retained_from));
+        readers.filter(|lsn| is_seen_by(layer, *lsn)).all(|lsn| {
+            let from = if layer.kind == LayerKind::Delta { covered_from.min(lsn) } else { covered_from };
+            has_images(layers, &layer.keys, from, lsn)
+        })
+    };
+    (0..layers.len()).filter(is_unneeded).collect()
+}
+
+/// The largest LSN such that images without holes from there to `lsn` cover all of `keys`.
+pub(crate) fn image_floor(layers: &[LayerDesc], keys: &KeyRange, lsn: Lsn) -> Option<Lsn> {
+    let images = layers.iter().filter(|layer| !is_delta(layer) && layer.upto <= lsn && layer.keys.overlaps(keys));
+    let mut floors: Vec<Lsn> = images.map(|layer| layer.upto).collect();
+    floors.sort_unstable();
+    floors.into_iter().rev().find(|floor| has_images(layers, keys, *floor, lsn))
+}
+
+/// Whether every key of `keys` has an image layer with an LSN from `from` to `to`, both included.
+fn has_images(layers: &[LayerDesc], keys: &KeyRange, from: Lsn, to: Lsn) -> bool {
+    let good = |layer: &&LayerDesc| !is_delta(layer) && layer.holes == 0 && from <= layer.upto && layer.upto <= to;
+    let mut ranges: Vec<KeyRange> = layers.iter().filter(good).map(|layer| layer.keys).collect();
+    ranges.sort_unstable_by_key(|range| range.first);
+    let mut next = keys.first;
+    for range in ranges {
+        if range.first > next {
+            return false;
+        }
+        if range.last >= keys.last {
+            return true;
+        }
+        if range.last >= next {
+            next = range.last.successor().expect("not the last key, as it is below one");
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ardent_types::{ForkNumber, Key, RelTag};
+
+    fn key(block: u32) -> StoredKey {
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
+        StoredKey::from(&Key::RelBlock(rel, block))
+    }
+
+    fn layer(kind: LayerKind, level: u8, blocks: (u32, u32), after: u64, upto: u64, bytes: u64) -> LayerDesc {
+        LayerDesc {
+            file: String::new(),
+            kind,
+            level,
+            keys: KeyRange { first: key(blocks.0), last: key(blocks.1) },
+            after: Lsn::new(after),
+            upto: Lsn::new(upto),
+            bytes,
+            entries: 1,
+            boundaries: false,
+            holes: 0,
+        }
+    }
+
+    fn delta(level: u8, blocks: (u32, u32), after: u64, upto: u64) -> LayerDesc {
+        layer(LayerKind::Delta, level, blocks, after, upto, 100)
+    }
+
+    fn image(blocks: (u32, u32), upto: u64) -> LayerDesc {
+        layer(LayerKind::Image, 1, blocks, 0, upto, 100)
+    }
+
+    const POLICY: Policy = Policy { compact_at_l0_files: 3, images_at_delta_files: 2, layer_file_bytes: 1000 };
+
+    #[test]
+    fn level_0_is_merged_oldest_first_when_there_are_enough() {
+        let two = [delta(0, (0, 9), 10, 20), delta(0, (0, 9), 0, 10)];
+        assert_eq!(plan(&two, &POLICY, Lsn::INVALID), None);
+        let three = [two[0].clone(), two[1].clone(), delta(0, (0, 9), 20, 30)];
+        assert_eq!(plan(&three, &POLICY, Lsn::INVALID), Some(Job::Merge { inputs: vec![1, 0, 2] }));
+    }
+
+    #[test]
+    fn images_are_made_where_deltas_pile_up_and_nowhere_else() {
+        let layers = [delta(1, (0, 9), 0, 10), delta(1, (5, 9), 10, 20), delta(1, (7, 20), 20, 30)];
+        let keys = KeyRange { first: key(7), last: key(9) };
+        assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), Some(Job::Images { keys, lsn: Lsn::new(30) }));
+        let mut done = layers.to_vec();
+        done.push(image((7, 9), 30));
+        assert_eq!(plan(&done, &POLICY, Lsn::INVALID), None);
+    }
+
+    #[test]
+    fn small_deltas_above_a_large_image_are_merged_with_each_other() {
+        let mut layers = vec![layer(LayerKind::Image, 1, (0, 9), 0, 10, 1_000_000)];
+        layers.extend(
+            [(10, 20, 900), (20, 30, 100), (30, 40, 100)]
+                .map(|(after, upto, bytes)| layer(LayerKind::Delta, 1, (0, 9), after, upto, bytes)),
+        );
+        assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), Some(Job::Merge { inputs: vec![2, 3] }));
+    }
+
+    #[test]
+    fn a_delta_goes_once_images_cover_all_its_keys_for_every_reader() {
+        let delta = delta(1, (0, 9), 10, 20);
+        let check = |images: &[LayerDesc], retained_from: u64, pins: &[u64], expect: bool| {
+            let mut layers = vec![delta.clone()];
+            layers.extend_from_slice(images);
+            let pins: Vec<Lsn> = pins.iter().copied().map(Lsn::new).collect();
+            assert_eq!(unneeded(&layers, Lsn::new(retained_from), &pins).contains(&0), expect);
+        };
+        check(&[], 100, &[], false);
+        check(&[image((0, 9), 20)], 100, &[], true);
+        check(&[image((0, 9), 19)], 100, &[], false);
+        check(&[image((0, 4), 20), image((5, 9), 25)], 100, &[], true);
+        check(&[image((0, 4), 20), image((6, 9), 25)], 100, &[], false);
+        check(&[image((0, 9), 25)], 24, &[], false);
+        check(&[image((0, 9), 25)], 19, &[], false);
+        // Pins: before the delta, in it, between it and the image, after.
+        check(&[image((0, 9), 25)], 100, &[10], true);
+        check(&[image((0, 9), 25)], 100, &[11], false);
+        check(&[image((0, 9), 25)], 100, &[24], false);
+        check(&[image((0, 9), 25)], 100, &[25], true);
+        check(&[image((0, 9), 25), image((0, 9), 15)], 100, &[15], true);
+        let mut holed = image((0, 9), 25);
+        holed.holes = 1;
+        check(&[holed], 100, &[], false);
+    }
+
+    #[test]
+    fn an_image_goes_once_a_newer_one_serves_all_its_readers() {
+        let layers = [image((0, 9), 10), image((0, 20), 30)];
+        assert_eq!(unneeded(&layers, Lsn::new(29), &[]), Vec::<usize>::new());
+        assert_eq!(unneeded(&layers, Lsn::new(30), &[]), [0]);
+        assert_eq!(unneeded(&layers, Lsn::new(30), &[Lsn::new(10)]), Vec::<usize>::new());
+        assert_eq!(unneeded(&layers, Lsn::new(30), &[Lsn::new(9)]), [0]);
+    }
+}
