@@ -14,9 +14,23 @@ impl Timeline {
     ///
     /// Errors if `lsn` is ahead of what was ingested, or is retained by nothing any more: a lease that was lost cannot be taken
     /// again.
+    /// An LSN before this timeline's beginning is held on the ancestor that has it.
     pub fn lease(&self, name: &str, lsn: Lsn, ttl: Duration) -> Result<(), TimelineError> {
+        if let Some(ancestor) = self.ancestor() {
+            let is_before = lsn < ancestor.point.lsn;
+            if is_before || ttl.is_zero() {
+                let gone = TimelineError::NotFound { tenant: self.tenant(), timeline: ancestor.timeline };
+                self.parent()?.ok_or(gone)?.lease(&format!("{}/{name}", self.id()), lsn, ttl)?;
+            }
+            if is_before && !ttl.is_zero() {
+                return Ok(());
+            }
+        }
+        if ttl.is_zero() && !self.leases.read().contains_key(name) {
+            return Ok(());
+        }
         let _pinning = self.pinning.read();
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now_s = now_s();
         let expires_at_s = now_s.saturating_add(ttl.as_secs());
         if !ttl.is_zero() {
             self.check_can_lease(lsn)?;
@@ -44,4 +58,10 @@ impl Timeline {
         let retained_from = self.retained_from();
         if lsn < retained_from && !is_held { Err(TimelineError::Retired { lsn, retained_from }) } else { Ok(()) }
     }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn now_s() -> u64 {
+    // A clock before 1970 makes leases last, which is the safe side.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -244,7 +244,7 @@ impl World {
         let name = format!("l{}", self.rng.random_range(0..3));
         let (timeline, upto) = (self.timeline(id), self.retained_lsn(id));
         if self.rng.random_bool(0.5) {
-            timeline.release(&name).unwrap();
+            timeline.lease(&name, lsn(upto), Duration::ZERO).unwrap();
             self.models.get_mut(&id).unwrap().leases.remove(&name);
         } else {
             timeline.lease(&name, lsn(upto), Duration::from_secs(3600)).unwrap();

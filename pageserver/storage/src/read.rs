@@ -144,9 +144,13 @@ impl Timeline {
         if lsn > last {
             return Err(ReadError::NotYet { timeline: self.id(), lsn, last });
         }
-        if let Some((parent, at)) = self.parent_for_read(lsn)?.filter(|(_, at)| *at == lsn) {
-            // Before this timeline's own beginning, what the ancestor retains counts.
-            return if self.retained_from() <= lsn { Ok(()) } else { parent.check_readable(at) };
+        if let Some(ancestor) = self.ancestor.filter(|ancestor| lsn <= ancestor.point.lsn) {
+            // The branch point itself is pinned. Before it, what the ancestor retains counts.
+            let is_before = lsn < ancestor.point.lsn;
+            return match self.parent_for_read(lsn)? {
+                Some((parent, at)) if is_before => parent.check_readable(at),
+                _ => Ok(()),
+            };
         }
         let retained_from = self.retained_from();
         if lsn < retained_from && !self.is_leased(lsn) {

@@ -1,14 +1,14 @@
-//! What is kept, and what goes: leases, branch points, garbage collection.
+//! Garbage collection: history before a horizon goes, but for what branch points and leases hold.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ardent_types::Lsn;
 
-use crate::error::{CommitError, TimelineError};
+use crate::error::TimelineError;
 use crate::layer::LayerDesc;
-use crate::manifest::{Lease, Manifest};
+use crate::lease::now_s;
+use crate::manifest::Manifest;
 use crate::plan::unneeded;
 use crate::timeline::Timeline;
 
@@ -22,47 +22,6 @@ pub struct Collected {
 }
 
 impl Timeline {
-    /// Pins `lsn` for `ttl` from now, durably, for reads and branches. The same name again moves and renews. An LSN before this
-    /// timeline's beginning is pinned on the ancestor that has it.
-    pub fn lease(&self, name: &str, lsn: Lsn, ttl: Duration) -> Result<(), TimelineError> {
-        if let Some(ancestor) = self.ancestor.filter(|ancestor| lsn < ancestor.point.lsn) {
-            if let Some(parent) = self.parent()? {
-                return parent.lease(&format!("{}/{name}", self.id()), lsn, ttl);
-            }
-            return Err(TimelineError::NotFound { tenant: self.tenant(), timeline: ancestor.timeline });
-        }
-        let _pinning = self.pinning.read();
-        let last = self.progress.end();
-        if lsn > last {
-            return Err(TimelineError::NotYet { lsn, last });
-        }
-        let retained_from = self.retained_from();
-        let is_pinned = self.leases.read().values().any(|lease| lease.lsn == lsn);
-        if lsn < retained_from && !is_pinned {
-            return Err(TimelineError::Retired { lsn, retained_from });
-        }
-        let lease = Lease { lsn, expires_at_s: now_s().saturating_add(ttl.as_secs()) };
-        Ok(self.change_leases(|manifest| {
-            manifest.leases.insert(name.to_owned(), lease);
-        })?)
-    }
-
-    /// Ends a lease before its time. There need not be one.
-    pub fn release(&self, name: &str) -> Result<(), TimelineError> {
-        if self.leases.read().contains_key(name) {
-            self.change_leases(|manifest| {
-                manifest.leases.remove(name);
-            })?;
-        } else if let Some(parent) = self.parent()? {
-            parent.release(&format!("{}/{name}", self.id()))?;
-        }
-        Ok(())
-    }
-
-    fn change_leases(&self, change: impl FnOnce(&mut Manifest)) -> Result<(), CommitError> {
-        self.commit(change, |manifest| *self.leases.write() = Arc::new(manifest.leases.clone()))
-    }
-
     /// Gives up history before `horizon` where no branch point and no lease needs it, and the files that only that needed. Branches can't
     /// be made meanwhile (checklist 58); reads and writes go on.
     pub fn collect_garbage(&self, horizon: Lsn) -> Result<Collected, TimelineError> {
@@ -98,9 +57,4 @@ impl Timeline {
         self.replace_layers(&gone, &[])?;
         Ok(Collected { files: gone.len(), bytes: gone.iter().map(|layer| layer.desc.bytes).sum() })
     }
-}
-
-fn now_s() -> u64 {
-    // A clock before 1970 makes leases last, which is the safe side.
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
