@@ -139,6 +139,26 @@ fn checklist_47_a_shutdown_checkpoint_is_exact_and_only_prepared_transactions_ru
     assert_eq!(timeline.checkpoint().oldest_active_xid, 1400);
 }
 
+#[test]
+fn wal_that_leaves_changes_out_is_refused() {
+    let mut timeline = Timeline::new();
+    let mut data = words(&[50, 4, 5, 6, 70, 0]);
+    data.extend([0; 4]);
+    let record = RecordBuilder::new(rmgr::XLOG, rmgr::xlog::PARAMETER_CHANGE).main_data(data);
+    assert!(matches!(timeline.try_add(&record), Err(IngestError::MinimalWal { .. })));
+}
+
+#[test]
+fn checklist_07_a_record_again_is_refused() {
+    let mut timeline = Timeline::new();
+    let record = timeline.next_record(&RecordBuilder::new(rmgr::XLOG, rmgr::xlog::NOOP));
+    let mut batch = Batch::default();
+    assert!(timeline.ingest.ingest(&record, &timeline.store.newest(), &mut batch).is_ok());
+    assert_eq!(batch.last_record.map(|last| (last.start, last.end)), Some((record.start_lsn, record.end_lsn)));
+    let again = timeline.ingest.ingest(&record, &timeline.store.newest(), &mut batch);
+    assert!(matches!(again, Err(IngestError::OutOfOrder { .. })));
+}
+
 /// A member's status and transaction.
 fn member(timeline: &Timeline, offset: u32) -> (u8, u32) {
     let page = timeline.slru(SlruKind::MultiXactMembers, u64::from(offset / 1636)).expect("the page exists");
@@ -375,7 +395,7 @@ fn any_bytes_in_any_record_end_in_a_value_or_an_error() {
         let record = timeline.next_record(&RecordBuilder::new(rmid, info & 0xF0).xid(round).main_data(data));
         match timeline.ingest.ingest(&record, &timeline.store.newest(), &mut Batch::default()) {
             Ok(_) => done += 1,
-            Err(IngestError::Malformed { .. }) => refused += 1,
+            Err(IngestError::Malformed { .. } | IngestError::MinimalWal { .. }) => refused += 1,
             Err(error) => panic!("{error}"),
         }
     }

@@ -12,6 +12,9 @@ use super::xid::{circle_precedes, next_after, precedes};
 use super::{Ingest, Step, StepResult};
 use crate::state::ReadState;
 
+/// `WAL_LEVEL_MINIMAL`
+const WAL_LEVEL_MINIMAL: i32 = 0;
+
 /// [`Key::Checkpoint`] and [`Key::ControlFile`], opened.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -60,6 +63,14 @@ impl Control {
     /// The next transaction id without its epoch.
     pub fn next_xid(&self) -> u32 {
         self.checkpoint.next_xid as u32
+    }
+
+    /// The key of a prepared transaction's state: since 17 with the epoch of its id (checklist 52).
+    pub fn two_phase_key(&self, xid: u32) -> Key {
+        let next = self.checkpoint.next_xid;
+        let epoch = if xid > next as u32 { (next >> 32).saturating_sub(1) } else { next >> 32 };
+        let epoch = if self.major >= PgMajor::V17 { epoch } else { 0 };
+        Key::TwoPhase { xid: epoch << 32 | u64::from(xid) }
     }
 
     /// `xid` was given out; 0 and the other special ids never are.
@@ -219,6 +230,9 @@ impl Ingest {
         file.wal_level = setting()?;
         file.wal_log_hints = data.flag()?;
         let track = data.flag()?;
+        if file.wal_level == WAL_LEVEL_MINIMAL {
+            return Err(Fault::MinimalWal);
+        }
         let tracked = std::mem::replace(&mut file.track_commit_timestamp, track);
         self.control.file_changed = true;
         if track != tracked { self.switch_commit_ts(step, track) } else { Ok(()) }

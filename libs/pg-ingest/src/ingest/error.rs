@@ -23,6 +23,23 @@ pub enum IngestError<E: std::error::Error + 'static> {
         /// The key.
         key: Key,
     },
+    /// The record does not follow the last one: the stream was not continued where storage's last batch ended.
+    #[error("a WAL record that ends at {lsn} came after one that ends at {last}")]
+    OutOfOrder {
+        /// End of the record.
+        lsn: Lsn,
+        /// End of the record before.
+        last: Lsn,
+    },
+    /// From here on WAL does not say all that changes: what is built from it would be wrong.
+    #[error(
+        "from {lsn} on the source writes its WAL with wal_level=minimal, which leaves changes out: set wal_level to replica, \
+         restart the source and import it again"
+    )]
+    MinimalWal {
+        /// End of the record that says so.
+        lsn: Lsn,
+    },
     /// A record of a known resource manager makes no sense although its CRC is right: it is of a version that this build does not
     /// know.
     #[error(
@@ -46,6 +63,8 @@ pub enum IngestError<E: std::error::Error + 'static> {
 pub(super) enum Fault<E> {
     State(E),
     Malformed(String),
+    OutOfOrder { last: Lsn },
+    MinimalWal,
 }
 
 impl<E: std::error::Error + 'static> Fault<E> {
@@ -53,6 +72,8 @@ impl<E: std::error::Error + 'static> Fault<E> {
         let lsn = record.end_lsn;
         match self {
             Fault::State(source) => IngestError::State { lsn, source },
+            Fault::OutOfOrder { last } => IngestError::OutOfOrder { lsn, last },
+            Fault::MinimalWal => IngestError::MinimalWal { lsn },
             Fault::Malformed(what) => {
                 IngestError::Malformed { lsn, rmid: record.header.rmid, info: record.header.info, what }
             }

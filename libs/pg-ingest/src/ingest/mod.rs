@@ -170,6 +170,9 @@ impl Ingest {
     }
 
     fn step<S: ReadState>(&mut self, step: &mut Step<'_, S>) -> StepResult<S, Progress> {
+        if step.lsn <= self.last_end {
+            return Err(Fault::OutOfOrder { last: self.last_end });
+        }
         let header = &step.record.header;
         self.control.see_xid(header.xid);
         if let Some(xid) = step.record.toplevel_xid {

@@ -72,7 +72,7 @@ impl Ingest {
             self.drop_relation(step, *rel)?;
         }
         if let Some(xid) = parsed.prepared_xid {
-            step.push_image(Key::TwoPhase { xid: u64::from(xid) }, Bytes::new());
+            step.push_image(self.control.two_phase_key(xid), Bytes::new());
             self.prepared.retain(|prepared| *prepared != xid);
         }
         let unix_us = parsed.time.saturating_add(POSTGRES_EPOCH_US);
@@ -92,7 +92,7 @@ impl Ingest {
         let mut file = BytesMut::with_capacity(body.len() + 4);
         file.put_slice(body);
         file.put_u32_le(crc32c::crc32c(body));
-        step.push_image(Key::TwoPhase { xid: u64::from(prepared.xid) }, file.freeze());
+        step.push_image(self.control.two_phase_key(prepared.xid), file.freeze());
         if !self.prepared.contains(&prepared.xid) {
             self.prepared.push(prepared.xid);
         }
