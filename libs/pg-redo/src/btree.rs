@@ -4,6 +4,7 @@ mod posting;
 
 use self::posting::IndexTuple;
 use crate::fault::Fault;
+use crate::itup;
 use crate::page::{Page, Place, max_align};
 use crate::read::Reader;
 use crate::{Change, Context};
@@ -162,7 +163,7 @@ fn restore_items(page: &mut Page<'_>, mut data: &[u8]) -> Result<(), Fault> {
 
 /// The first index tuple of `data`, padding included, and the rest.
 fn split_off_tuple(data: &[u8]) -> Result<(&[u8], &[u8]), Fault> {
-    let len = max_align(posting::tuple_len(data)?);
+    let len = max_align(itup::len(data)?);
     data.split_at_checked(len).ok_or(Fault::Record("an index tuple is cut short"))
 }
 

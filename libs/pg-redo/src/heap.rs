@@ -61,8 +61,6 @@ const HEAP_HOT_UPDATED: u16 = 0x4000;
 
 /// `SizeofHeapTupleHeader`
 pub(crate) const TUPLE_HEADER_LEN: usize = 23;
-/// `SizeOfHeapHeader`: infomask2, infomask, hoff.
-pub(crate) const WAL_HEADER_LEN: usize = 5;
 /// `MaxHeapTupleSize`
 pub(crate) const MAX_TUPLE_LEN: usize = 8160;
 /// Offset number in `t_ctid` of a tuple that moved to another partition; the block is invalid then.

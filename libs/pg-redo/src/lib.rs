@@ -18,17 +18,24 @@
 //! It knows nothing of files, networks, layers or timelines. Start with [`redo_block`], then a resource manager's file.
 //! `docs/redo.md` says how to add a record type.
 
+mod brin;
 mod btree;
 mod delta;
 mod fault;
 mod fsm;
 mod generic;
+mod gin;
+mod gist;
+mod hash;
 mod heap;
 mod heap2;
+mod itup;
+mod major;
 mod page;
 mod read;
 mod reconstruct;
 mod seq;
+mod spgist;
 mod stored;
 pub mod value;
 pub mod view;
@@ -44,7 +51,7 @@ pub use delta::{
 };
 pub use fault::RedoError;
 pub use reconstruct::{ReconstructError, reconstruct};
-pub use stored::StoredRecord;
+pub use stored::{StoreError, StoredRecord};
 pub use value::{Value, ValueDecodeError};
 pub use view::{BlockView, HintBits, RecordView};
 pub use vm::{
@@ -121,9 +128,43 @@ pub fn redo_block(
 
 /// Whether there is redo for this record type. Blocks of other records become unreadable (checklist 55).
 pub fn has_redo(major: PgMajor, rmid: u8, info: u8) -> bool {
-    let known_rmgr =
-        matches!(rmid, rmgr::XLOG | rmgr::HEAP | rmgr::HEAP2 | rmgr::BTREE | rmgr::SEQUENCE | rmgr::GENERIC);
-    known_rmgr && rmgr::identify(rmid, info, major).is_some()
+    let touches_blocks = matches!(
+        rmid,
+        rmgr::XLOG
+            | rmgr::HEAP
+            | rmgr::HEAP2
+            | rmgr::BTREE
+            | rmgr::HASH
+            | rmgr::GIN
+            | rmgr::GIST
+            | rmgr::SEQUENCE
+            | rmgr::SPGIST
+            | rmgr::BRIN
+            | rmgr::GENERIC
+    );
+    touches_blocks && rmgr::identify(rmid, info, major).is_some()
+}
+
+/// What is left to do on a page that was just restored from the record's image: a few records change the page after Postgres
+/// took the image.
+pub(crate) fn redo_after_image(
+    major: PgMajor,
+    view: &RecordView<'_>,
+    block_id: u8,
+    page: &mut [u8; BLCKSZ],
+) -> Result<(), RedoError> {
+    let block = view.block(block_id).ok_or(RedoError::NoSuchBlock { id: block_id, lsn: view.end_lsn })?;
+    let cx = Context { major, view, block };
+    let mut page = Page::new(page);
+    let change = match view.rmid {
+        rmgr::HASH => hash::redo_after_image(&cx, &mut page),
+        rmgr::GIST => gist::redo_after_image(&cx, &mut page),
+        _ => Ok(Change::Nothing),
+    };
+    if change.map_err(|fault| RedoError::new(fault, major, view, block.rel, block.blkno))? == Change::Stamp {
+        page.set_lsn(view.end_lsn);
+    }
+    Ok(())
 }
 
 fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
@@ -132,7 +173,12 @@ fn dispatch(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> 
         rmgr::HEAP => heap::redo(cx, page),
         rmgr::HEAP2 => heap2::redo(cx, page),
         rmgr::BTREE => btree::redo(cx, page),
+        rmgr::HASH => hash::redo(cx, page),
+        rmgr::GIN => gin::redo(cx, page),
+        rmgr::GIST => gist::redo(cx, page),
         rmgr::SEQUENCE => seq::redo(cx, page),
+        rmgr::SPGIST => spgist::redo(cx, page),
+        rmgr::BRIN => brin::redo(cx, page),
         rmgr::GENERIC => generic::redo(cx, page),
         _ => Err(Fault::Unsupported),
     }

@@ -73,11 +73,6 @@ impl ItemId {
     }
 
     #[inline]
-    pub(crate) fn with_state(self, state: u32) -> ItemId {
-        ItemId(self.0 & !(3 << 15) | state << 15)
-    }
-
-    #[inline]
     fn with_offset(self, offset: usize) -> ItemId {
         ItemId(self.0 & !0x7FFF | offset as u32 & 0x7FFF)
     }
@@ -206,6 +201,11 @@ impl<'p> Page<'p> {
         }
     }
 
+    #[inline]
+    pub(crate) fn set_prune_xid(&mut self, xid: u32) {
+        self.put_u32(PRUNE_XID, xid);
+    }
+
     /// `PageInit`
     pub(crate) fn init(&mut self, special_len: usize) {
         let special_at = BLCKSZ - max_align(special_len);
@@ -219,11 +219,15 @@ impl<'p> Page<'p> {
     /// The special space, which must have exactly this length.
     #[inline]
     pub(crate) fn special(&mut self, len: usize) -> Result<&mut [u8], Fault> {
-        let at = self.special_at();
-        if at + len != BLCKSZ {
-            return Err(Fault::Page("the special space is not this access method's"));
-        }
+        let at = self.special_offset(len)?;
         Ok(&mut self.bytes[at..])
+    }
+
+    /// Where the special space is, which must have exactly this length.
+    #[inline]
+    pub(crate) fn special_offset(&self, len: usize) -> Result<usize, Fault> {
+        let at = self.special_at();
+        if at + len == BLCKSZ { Ok(at) } else { Err(Fault::Page("the special space is not this access method's")) }
     }
 
     #[inline]

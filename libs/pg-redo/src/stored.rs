@@ -7,9 +7,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use smallvec::SmallVec;
 
 use crate::fault::RedoError;
-use crate::has_redo;
 use crate::value::{Value, ValueDecodeError};
 use crate::view::{BlockView, HintBits, RecordView};
+use crate::{has_redo, redo_after_image};
 
 const HEADER_HINT_BITS: u8 = 0x01;
 
@@ -23,21 +23,33 @@ const BLOCK_FLAGS: u8 = 0x0F;
 
 const CUT_SHORT: ValueDecodeError = ValueDecodeError("a stored record is cut short");
 
+/// A record's block can't be stored.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Its image is damaged.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// What has to be done after the image is restored failed.
+    #[error(transparent)]
+    Redo(#[from] RedoError),
+}
+
 impl Value {
     /// What storage keeps of `record` for its block `block_id`: the page of its image if that is to be applied, else the record
     /// without the other blocks' data, else, where the record type has no redo, a value that says so. `None` if the record
-    /// has no such block. Errors if the image is damaged.
+    /// has no such block.
     pub fn for_block(
         major: PgMajor,
         record: &DecodedRecord,
         block_id: u8,
         hint_bits: HintBits,
-    ) -> Result<Option<Value>, ImageError> {
+    ) -> Result<Option<Value>, StoreError> {
         let Some(target) = record.block(block_id) else { return Ok(None) };
         if target.image.as_ref().is_some_and(|image| image.apply) {
             let mut page = BytesMut::zeroed(BLCKSZ);
             let bytes: &mut [u8; BLCKSZ] = page[..].as_mut().try_into().expect("made with this length");
             restore_image_into(record, target, bytes)?;
+            redo_after_image(major, &RecordView::of_record(record, hint_bits), block_id, bytes)?;
             return Ok(Some(Value::Image(page.freeze())));
         }
         let (rmid, info) = (record.header.rmid, record.header.info);

@@ -219,8 +219,8 @@ impl Masker<'_> {
 
     fn gist(&mut self) -> Result<(), NotMaskable> {
         const LEAF: u16 = 0x01;
-        /// `F_FOLLOW_RIGHT`, `F_HAS_GARBAGE`
-        const HINTS: u16 = 0x18;
+        /// `F_FOLLOW_RIGHT`, `F_HAS_GARBAGE`, and `F_TUPLES_DELETED`, which only older minors set and nothing reads.
+        const HINTS: u16 = 0x1C;
         self.page_hint_bits();
         self.unused_space()?;
         let special = self.special(16)?;

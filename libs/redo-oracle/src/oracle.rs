@@ -2,7 +2,8 @@
 
 use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image, rmgr};
 use ardent_pg_redo::{
-    HintBits, RecordView, RedoError, StoredRecord, Value, ValueDecodeError, redo_block, vm_changes, vm_map_block,
+    HintBits, RecordView, RedoError, StoreError, StoredRecord, Value, ValueDecodeError, redo_block, vm_changes,
+    vm_map_block,
 };
 use ardent_types::{BLCKSZ, ForkNumber, Lsn};
 
@@ -21,6 +22,9 @@ pub enum OracleError {
     /// An image is damaged.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// Storage could not keep the record.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// What storage would have kept does not decode.
     #[error("the stored form of the record that ends at {lsn} does not decode")]
     Stored {

@@ -2,15 +2,13 @@
 
 use crate::btree::{HAS_GARBAGE, HIGH_KEY, OPAQUE_LEN, Opaque};
 use crate::fault::Fault;
+use crate::itup::{self, HEADER_LEN, SIZE_MASK};
 use crate::page::{Page, max_align};
 use crate::read::{Reader, U16s};
 use crate::{Change, Context};
 
 /// `ItemPointerData`
 const TID_LEN: usize = 6;
-/// `IndexTupleData`: a TID and the info word.
-const HEADER_LEN: usize = 8;
-const SIZE_MASK: u16 = 0x1FFF;
 /// `INDEX_ALT_TID_MASK`: the TID is something else, such as a posting list's count and offset.
 const ALT_TID: u16 = 0x2000;
 const IS_POSTING: u16 = 0x2000;
@@ -18,13 +16,6 @@ const COUNT_MASK: u16 = 0x0FFF;
 
 const BAD_TUPLE: Fault = Fault::Page("an index tuple's length is wrong");
 const BAD_LIST: Fault = Fault::Page("a posting list's length is wrong");
-
-/// The length that an index tuple's header states.
-pub(super) fn tuple_len(tuple: &[u8]) -> Result<usize, Fault> {
-    let header = tuple.get(..HEADER_LEN).ok_or(Fault::Record("an index tuple is cut short"))?;
-    let len = usize::from(u16::from_le_bytes([header[6], header[7]]) & SIZE_MASK);
-    if len < HEADER_LEN { Err(Fault::Record("an index tuple is shorter than its header")) } else { Ok(len) }
-}
 
 /// An index tuple in a buffer of its own.
 pub(super) struct IndexTuple {
@@ -63,7 +54,7 @@ impl IndexTuple {
         if count > 1 {
             info |= ALT_TID;
             // In place of the TID: where the list starts, and how long it is.
-            buffer[..4].copy_from_slice(&halves(key_len as u32));
+            buffer[..4].copy_from_slice(&itup::block_id(key_len as u32));
             buffer[4..6].copy_from_slice(&(count as u16 | IS_POSTING).to_le_bytes());
             buffer[key_len..key_len + tids.len()].copy_from_slice(tids);
         } else {
@@ -74,23 +65,17 @@ impl IndexTuple {
     }
 }
 
-/// A block number as TIDs have it: high half first.
-fn halves(block: u32) -> [u8; 4] {
-    let (high, low) = (((block >> 16) as u16).to_le_bytes(), (block as u16).to_le_bytes());
-    [high[0], high[1], low[0], low[1]]
-}
-
 /// A pivot tuple without key columns whose TID is `block` (`BTreeTupleSetTopParent`).
 pub(super) fn pivot_without_keys(block: u32) -> [u8; HEADER_LEN] {
     let mut tuple = [0; HEADER_LEN];
-    tuple[..4].copy_from_slice(&halves(block));
+    tuple[..4].copy_from_slice(&itup::block_id(block));
     tuple[6..8].copy_from_slice(&(ALT_TID | HEADER_LEN as u16).to_le_bytes());
     tuple
 }
 
 /// The key length and the TIDs of a leaf tuple, posting list or not.
 fn parts(tuple: &[u8]) -> Result<(usize, std::ops::Range<usize>), Fault> {
-    let len = tuple_len(tuple).map_err(|_| BAD_TUPLE)?;
+    let len = itup::len(tuple).map_err(|_| BAD_TUPLE)?;
     if len > tuple.len() {
         return Err(BAD_TUPLE);
     }
@@ -200,7 +185,7 @@ pub(super) fn dedup(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change,
 fn copy_items(old: &mut Page<'_>, page: &mut Page<'_>, offnums: std::ops::Range<u16>) -> Result<(), Fault> {
     for offnum in offnums {
         let item = old.item(offnum)?;
-        let len = tuple_len(item).map_err(|_| BAD_TUPLE)?;
+        let len = itup::len(item).map_err(|_| BAD_TUPLE)?;
         page.append_item(item.get(..len).ok_or(BAD_TUPLE)?)?;
     }
     Ok(())

@@ -1,0 +1,31 @@
+-- GiST records: page updates, splits up to the root, deletion of dead tuples, empty pages, reuse.
+CREATE TABLE gi (p point, b box) WITH (autovacuum_enabled = off);
+CREATE INDEX gi_p ON gi USING gist (p);
+CREATE INDEX gi_b ON gi USING gist (b);
+INSERT INTO gi SELECT point(n % 97, n / 97), box(point(n, n), point(n + 3, n + 5)) FROM generate_series(1, 10000) n;
+SET enable_seqscan = off;
+DELETE FROM gi WHERE p <@ box(point(0, 0), point(50, 60));
+SELECT count(*) FROM gi WHERE p <@ box(point(0, 0), point(100, 110));
+SELECT count(*) FROM gi WHERE b && box(point(0, 0), point(20000, 20000));
+INSERT INTO gi SELECT point(n % 50, n % 60), box(point(n, n), point(n + 3, n + 5)) FROM generate_series(1, 6000) n;
+UPDATE gi SET p = point(p[0] + 0.5, p[1]) WHERE p <@ box(point(10, 10), point(30, 30));
+SELECT count(*) FROM gi WHERE p <@ box(point(0, 0), point(100, 110));
+INSERT INTO gi SELECT point(n % 50, n % 60), box(point(n, n), point(n + 3, n + 5)) FROM generate_series(1, 3000) n;
+RESET enable_seqscan;
+DELETE FROM gi WHERE p[0] < 80;
+VACUUM gi;
+VACUUM gi;
+INSERT INTO gi SELECT point(n % 97, n / 97), box(point(n, n), point(n + 3, n + 5)) FROM generate_series(1, 4000) n;
+DELETE FROM gi;
+VACUUM gi;
+VACUUM gi;
+INSERT INTO gi SELECT point(n % 97, n / 97), box(point(n, n), point(n + 3, n + 5)) FROM generate_series(1, 3000) n;
+-- An index that is built buffered, and one that is built sorted.
+CREATE INDEX gi_buffered ON gi USING gist (b) WITH (buffering = on, fillfactor = 50);
+CREATE INDEX gi_sorted ON gi USING gist (p);
+CREATE TABLE gr (r int4range);
+CREATE INDEX gr_idx ON gr USING gist (r);
+INSERT INTO gr SELECT int4range(n, n + n % 100) FROM generate_series(1, 5000) n;
+INSERT INTO gr SELECT 'empty' FROM generate_series(1, 500);
+DELETE FROM gr WHERE lower(r) % 2 = 0;
+VACUUM gr;
