@@ -1,4 +1,39 @@
 //! The page server's storage engine: versions of keys in, content at any retained LSN out.
+//!
+//! ```text
+//!  put(batch) ──► open layer ──freeze──► frozen layers ──flush──► level-0 delta files ──merge──► delta files by key range
+//!                 (memory)               (memory)                      │                              │
+//!                                                                      └────────── manifest ──────────┤ images
+//!  import_images ──► sorted runs ──merge──► image files ─────────────────────────────┘                ▼
+//!                                                                                             image files
+//!  get(key, lsn) ──► page cache ──► open, frozen ──► delta files above the newest image ──► that image ──► redo
+//!                                                                        └─ none: the same on the ancestor
+//! ```
+//!
+//! An [`Engine`] has the timelines of one store, each loaded when it is first used. A [`Timeline`] is a thread-safe handle;
+//! everything blocks, and nothing here is async. What is durable is what the newest manifest of a timeline names; what a crash
+//! takes away is WAL that the caller sends again, from [`Timeline::disk_consistent_lsn`] on.
+//!
+//! Invariants:
+//!
+//! - PS-1: the durable position moves only after the layers up to it and the manifest that names them are durable (`flush.rs`).
+//! - PS-2: readers see a batch whole or not at all, and nothing past the last record (`put.rs`, `progress.rs`).
+//! - PS-3: content at (key, LSN) is the same before and after flush, merge, image making, garbage collection and restart, for every
+//!   LSN that is retained or pinned (`model_test.rs` checks it on random histories).
+//! - PS-4: a manifest generation is written once; whoever finds it taken stops (`manifest_log.rs`).
+//! - PS-5: a branch point is pinned before garbage collection can pass it (`engine.rs`, `retention.rs`; checklist 58).
+//! - PS-6: a layer file goes only when no retained or pinned LSN needs it, and then when its last reader is done (`plan.rs`,
+//!   `layer/reader.rs`).
+//! - PS-7: damaged bytes are an error that names file, offset and keys for the reads that need them, never content
+//!   (`layer/block.rs`).
+//! - PS-8: memory is bounded: writers wait for flushes, caches have sizes, merges hold one group per input (`put.rs`,
+//!   `clock_cache.rs`, `merge.rs`).
+//!
+//! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
+//! images), time (the caller turns a retention time into an LSN), or the network. Formats: `docs/formats/layers.md`,
+//! `docs/formats/manifest.md`.
+//!
+//! Start reading at [`Timeline`] in `timeline.rs`, then `put.rs`, `read.rs`, `flush.rs`, `layer_map.rs`.
 
 mod background;
 mod branch;

@@ -89,10 +89,6 @@ impl Layer {
         })
     }
 
-    pub(crate) fn name(&self) -> &ObjectName {
-        &self.name
-    }
-
     /// No manifest names the file any more: it goes when the last reader is done with it.
     pub(crate) fn delete_when_unused(&self) {
         self.delete_on_drop.store(true, Ordering::Release);
