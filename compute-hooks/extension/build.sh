@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$here/../../target}/compute-hooks
 
 for major in 15; do
-    cargo build --quiet --release --locked --manifest-path "$here/Cargo.toml" --target-dir "$target" \
+    cargo build --quiet --release --manifest-path "$here/Cargo.toml" --target-dir "$target" \
         --no-default-features --features "pg$major"
     # By rename, so that nobody loads half a library.
     cp "$target/release/libardent_compute.so" "$out/.libardent_compute_$major.so.$$"

@@ -1,6 +1,7 @@
 //! A page server whose pages are a stopped server's files, and the agent's socket in front of it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{File, Permissions, set_permissions};
 use std::io::{IoSlice, Read, Write};
 use std::os::fd::AsRawFd;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
 use ardent_api::frame::{FRAME_HEADER_LEN, Frame};
-use ardent_api::page_service::{ErrorCode, Request, Response};
+use ardent_api::page_service::{BlockRange, ErrorCode, Request, Response};
 use ardent_types::{BLCKSZ, Lsn, RelTag};
 use bytes::{Bytes, BytesMut};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
@@ -134,6 +135,7 @@ fn hand_over(shared: &Arc<Shared>, backend: &UnixStream) {
 
 fn serve(shared: &Shared, mut backend: UnixStream) {
     let mut answers = 0;
+    let mut segments = Segments::default();
     while let Some(request) = receive(&mut backend) {
         shared.requests.fetch_add(1, Ordering::SeqCst);
         let mut faults = shared.faults();
@@ -146,7 +148,7 @@ fn serve(shared: &Shared, mut backend: UnixStream) {
             return;
         }
         let mut out = BytesMut::new();
-        answer(shared, &faults_now, request).encode(&mut out);
+        answer(shared, &mut segments, &faults_now, request).encode(&mut out);
         if backend.write_all(&out).is_err() {
             return;
         }
@@ -163,23 +165,49 @@ fn receive(backend: &mut UnixStream) -> Option<Request> {
     Some(Request::decode(Frame { kind, payload: Bytes::from(payload) }).expect("the library sends valid requests"))
 }
 
-fn answer(shared: &Shared, faults: &Faults, request: Request) -> Response {
+/// Segment files that one connection has open.
+#[derive(Default)]
+struct Segments {
+    open: BTreeMap<(RelTag, u32), File>,
+}
+
+impl Segments {
+    /// Reads as many of the wanted pages as one segment holds; None: they don't exist.
+    fn read(&mut self, files: &BTreeMap<RelTag, PathBuf>, rel: RelTag, range: BlockRange) -> Option<Vec<u8>> {
+        let (segment, block) = (range.start / SEGMENT_BLOCKS, range.start % SEGMENT_BLOCKS);
+        let file = match self.open.entry((rel, segment)) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(closed) => {
+                let first = files.get(&rel)?;
+                let path = if segment == 0 { first.clone() } else { format!("{}.{segment}", first.display()).into() };
+                closed.insert(File::open(path).ok()?)
+            }
+        };
+        let mut pages = vec![0; range.count.min(SEGMENT_BLOCKS - block) as usize * BLCKSZ];
+        file.read_exact_at(&mut pages, u64::from(block) * BLCKSZ as u64).ok()?;
+        Some(pages)
+    }
+}
+
+fn answer(shared: &Shared, segments: &mut Segments, faults: &Faults, request: Request) -> Response {
     let Request::GetPages { id, lsn, rel, ranges } = request else { panic!("the library asks for pages only") };
     assert_eq!(lsn, shared.base_lsn, "absent pages are read at the base LSN");
     let mut pages = Vec::new();
-    for range in &ranges {
-        for block in range.start..range.start + range.count {
-            if faults.unreadable == Some((rel, block)) {
+    for mut range in ranges {
+        if let Some((bad, block)) = faults.unreadable {
+            if bad == rel && (range.start..range.start + range.count).contains(&block) {
                 let message = format!("record 0/1234 of {rel} block {block} cannot be applied");
                 return Response::Error { id, code: ErrorCode::Unreadable, message };
             }
-            match read_page(shared, &rel, block) {
-                Some(page) => pages.extend_from_slice(&page),
-                None => {
-                    let message = format!("{rel} has no block {block}");
-                    return Response::Error { id, code: ErrorCode::NotFound, message };
-                }
-            }
+        }
+        while range.count > 0 {
+            let Some(read) = segments.read(&shared.files, rel, range) else {
+                let message = format!("{rel} does not have the blocks {range:?}");
+                return Response::Error { id, code: ErrorCode::NotFound, message };
+            };
+            let count = (read.len() / BLCKSZ) as u32;
+            range = BlockRange { start: range.start + count, count: range.count - count };
+            pages.extend(read);
         }
     }
     if faults.future_lsn == Some(rel) {
@@ -187,16 +215,4 @@ fn answer(shared: &Shared, faults: &Faults, request: Request) -> Response {
     }
     shared.pages.fetch_add((pages.len() / BLCKSZ) as u64, Ordering::SeqCst);
     Response::Pages { id, pages: Bytes::from(pages) }
-}
-
-fn read_page(shared: &Shared, rel: &RelTag, block: u32) -> Option<Vec<u8>> {
-    let first = shared.files.get(rel)?;
-    let path = match block / SEGMENT_BLOCKS {
-        0 => first.clone(),
-        segment => PathBuf::from(format!("{}.{segment}", first.display())),
-    };
-    let mut page = vec![0; BLCKSZ];
-    let offset = u64::from(block % SEGMENT_BLOCKS) * BLCKSZ as u64;
-    File::open(path).ok()?.read_exact_at(&mut page, offset).ok()?;
-    Some(page)
 }

@@ -1,11 +1,12 @@
-//! No client sees a commit succeed while its wait for the synchronous standby was cut short. No standby is ever there in
-//! these tests, so no commit may succeed at all.
+//! No client sees a commit succeed while its wait for the synchronous standby was cut short. Where no standby is there, no
+//! commit may succeed at all.
 
 use std::io::Read;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use ardent_extension_tests::HollowPg;
+use ardent_test_pg::{program, server_command, temp_dir};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 const WAITING: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
@@ -49,6 +50,32 @@ impl<'a> Waiting<'a> {
         self.psql.stderr.take().expect("piped").read_to_string(&mut err).expect("text");
         assert!(!self.psql.wait().expect("can be waited for").success(), "psql succeeded: {out} {err}");
         (out, err)
+    }
+}
+
+/// A synchronous standby that acknowledges everything, ended on drop.
+struct Standby {
+    receiver: Child,
+    _wal: tempfile::TempDir,
+}
+
+impl Standby {
+    fn start(hollow: &HollowPg) -> Self {
+        let wal = temp_dir();
+        let (host, port) = (hollow.server.socket_dir().display(), hollow.server.port());
+        let mut command = server_command(program("pg_receivewal"));
+        command.arg("-D").arg(wal.path()).args(["--synchronous", "--no-loop", "-d"]);
+        command.arg(format!("host={host} port={port} user=postgres application_name=ardent"));
+        let receiver = command.stderr(Stdio::null()).spawn().expect("pg_receivewal runs");
+        Standby { receiver, _wal: wal }
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        // An error means that it ended with its server.
+        let _ = self.receiver.kill();
+        let _ = self.receiver.wait();
     }
 }
 
@@ -129,11 +156,27 @@ fn a_cancellation_that_came_during_a_commit_is_served_afterwards() {
     let statements = ["do $$ begin insert into t values (1); commit; perform pg_sleep(100); end $$"];
     let waiting = Waiting::start(&hollow, &statements);
     hollow.server.sql(&format!("select pg_cancel_backend({})", waiting.pid));
-    // Ends all waits, as an acknowledgement would.
-    hollow.server.sql("alter system set synchronous_standby_names = ''");
-    hollow.server.sql("select pg_reload_conf()");
+    let _standby = Standby::start(&hollow);
     let output = waiting.psql.wait_with_output().expect("psql ends");
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(err.contains("canceling statement due to user request"), "{err}");
     assert_eq!(hollow.server.sql("select count(*) from t"), "1");
+}
+
+#[test]
+fn a_large_transaction_waits_for_the_quorum_before_it_fills_the_disk() {
+    let prepare = |server: &ardent_test_pg::TestPg| {
+        server.sql("create table t (id int)");
+    };
+    let settings = [("synchronous_standby_names", "ardent"), ("ardent.unacknowledged_wal_max", "1MB")];
+    let hollow = HollowPg::start(prepare, &settings);
+    let insert = "insert into t select generate_series(1, 1000)";
+    let failed = hollow.server.try_sql_in("postgres", &format!("set statement_timeout = '200ms'; {insert}"));
+    assert!(failed.expect_err("it waits").contains("statement timeout"));
+    let psql = hollow.psql("postgres").args(["-c", insert]).stdout(Stdio::piped()).spawn().expect("psql runs");
+    let braked = "select count(*) from pg_stat_activity where wait_event_type = 'Extension' and query like 'insert%'";
+    until("the insert waits", || hollow.server.sql(braked) == "1");
+    let _standby = Standby::start(&hollow);
+    let output = psql.wait_with_output().expect("psql ends");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "INSERT 0 1000");
 }

@@ -90,7 +90,8 @@ pub struct Target<'a> {
 unsafe fn filler() -> &'static mut Filler {
     // SAFETY: single-threaded process, and no caller holds two references at a time.
     unsafe {
-        let slot = &mut *(&raw mut FILLER);
+        let place = &raw mut FILLER;
+        let slot = &mut *place;
         let process_id = pg::process_id();
         if slot.as_ref().is_some_and(|filler| filler.process_id != process_id) {
             *slot = None;
@@ -351,10 +352,15 @@ impl Filler {
 }
 
 /// Sleeps until something may have happened, then serves interrupts.
-unsafe fn wait(max: Duration) {
+///
+/// # Safety
+/// Where an error may be raised.
+pub unsafe fn wait(max: Duration) {
     // SAFETY: the filler is borrowed for the non-raising wait alone.
     unsafe {
+        pg::show_waiting(true);
         let postmaster_lives = filler().client.wait(max, pg::postmaster_watch_fd());
+        pg::show_waiting(false);
         if !postmaster_lives {
             Report::plain(SqlState::IO_ERROR, format_args!("terminating because the postmaster is gone"))
                 .raise(Level::Fatal);

@@ -15,7 +15,7 @@
 //!        │
 //!        └─ read_ahead                 presence map: which blocks are absent (crate ardent-presence-map)
 //!
-//!   transaction end ──► commit_guard      utility commands ──► commands
+//!   transaction end ──► commit_guard      utility commands ──► commands      extend ──► wal_brake
 //! ```
 //!
 //! Invariants:
@@ -41,6 +41,7 @@ mod settings;
 mod storage_abi;
 mod storage_hooks;
 mod storage_table;
+mod wal_brake;
 
 use std::ffi::{c_char, c_int};
 

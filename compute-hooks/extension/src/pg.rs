@@ -44,3 +44,15 @@ pub fn postmaster_watch_fd() -> i32 {
     // SAFETY: set before any child is forked.
     unsafe { (&raw const postmaster_alive_fds).read()[0] }
 }
+
+/// `PG_WAIT_EXTENSION`: what a session is shown as waiting for while it waits for pages.
+const WAIT_EVENT_EXTENSION: uint32 = 0x0700_0000;
+
+/// Shows in `pg_stat_activity` that this process waits for something of ours, or that it does no longer.
+pub fn show_waiting(waiting: bool) {
+    // SAFETY: points to this process's own field from the start of the process on; Postgres writes it the same way.
+    unsafe {
+        let field = (&raw const my_wait_event_info).read();
+        field.write_volatile(if waiting { WAIT_EVENT_EXTENSION } else { 0 });
+    }
+}

@@ -19,6 +19,7 @@ static mut BASE_LSN: *mut c_char = std::ptr::null_mut();
 static mut COUNTERS: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
+static mut UNACKNOWLEDGED_WAL_MAX_MB: c_int = 0;
 static mut COUNTERS_TEXT: Text = Text::new();
 
 /// The text of a string setting. Postgres replaces it only between statements, and for these settings never.
@@ -60,10 +61,18 @@ pub fn read_ahead_blocks() -> u32 {
     unsafe { (&raw const READ_AHEAD_BLOCKS).read() }.unsigned_abs()
 }
 
+/// `ardent.unacknowledged_wal_max` in bytes; None: no limit.
+pub fn unacknowledged_wal_bytes_max() -> Option<u64> {
+    // SAFETY: as above.
+    let megabytes = unsafe { (&raw const UNACKNOWLEDGED_WAL_MAX_MB).read() }.unsigned_abs();
+    (megabytes > 0).then_some(u64::from(megabytes) << 20)
+}
+
 /// `SHOW ardent.counters`.
 unsafe extern "C-unwind" fn show_counters() -> *const c_char {
+    let place = &raw mut COUNTERS_TEXT;
     // SAFETY: single-threaded process; Postgres copies the text before anybody asks again.
-    let out = unsafe { &mut *(&raw mut COUNTERS_TEXT) };
+    let out = unsafe { &mut *place };
     *out = Text::new();
     if let Some(map) = storage_hooks::presence_map() {
         for (name, value) in map.counters().values().named() {
@@ -96,7 +105,7 @@ pub unsafe fn define() {
             );
         }
     };
-    let number = |name: &CStr, about: &CStr, value: *mut c_int, default, min, max, flags| {
+    let number = |name: &CStr, about: &CStr, value: *mut c_int, default, min, max, context, flags| {
         // SAFETY: all pointers are to statics.
         unsafe {
             pg::DefineCustomIntVariable(
@@ -107,7 +116,7 @@ pub unsafe fn define() {
                 default,
                 min,
                 max,
-                pg::PGC_USERSET,
+                context,
                 flags,
                 None,
                 None,
@@ -155,6 +164,7 @@ pub unsafe fn define() {
         FETCH_TIMEOUT_DEFAULT_MS,
         100,
         c_int::MAX,
+        pg::PGC_USERSET,
         pg::GUC_UNIT_MS,
     );
     number(
@@ -164,7 +174,18 @@ pub unsafe fn define() {
         READ_AHEAD_BLOCKS_MAX as c_int,
         1,
         READ_AHEAD_BLOCKS_MAX as c_int,
+        pg::PGC_USERSET,
         0,
+    );
+    number(
+        c"ardent.unacknowledged_wal_max",
+        c"Relations do not grow while so much WAL is on no quorum yet; 0: they do.",
+        &raw mut UNACKNOWLEDGED_WAL_MAX_MB,
+        0,
+        0,
+        1 << 20,
+        pg::PGC_SIGHUP,
+        pg::GUC_UNIT_MB,
     );
     // SAFETY: called from `_PG_init`, as the function asks.
     unsafe { pg::MarkGUCPrefixReserved(c"ardent".as_ptr()) };

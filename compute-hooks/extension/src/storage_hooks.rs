@@ -17,6 +17,7 @@ use crate::report::refuse_start;
 use crate::settings;
 use crate::storage_abi::{self, slot};
 use crate::storage_table::{Table, server_symbol};
+use crate::wal_brake;
 
 /// Postgres's own functions.
 pub struct Originals {
@@ -45,8 +46,9 @@ static mut STORAGE: Option<Storage> = None;
 
 /// The set-up; None: this data directory is complete and nothing is hooked.
 pub fn storage() -> Option<&'static Storage> {
+    let place = &raw const STORAGE;
     // SAFETY: written once, in the postmaster before there are children.
-    unsafe { (*(&raw const STORAGE)).as_ref() }
+    unsafe { (*place).as_ref() }
 }
 
 /// The map, if there is one.
@@ -216,6 +218,7 @@ unsafe extern "C-unwind" fn extend(
     let storage = installed();
     // SAFETY: as in `write`.
     unsafe {
+        wal_brake::hold_until_acknowledged();
         let found = find(storage, &(*handle).smgr_rnode, fork);
         let Some((_, entry)) = found.filter(|(_, entry)| entry.is_absent(block)) else {
             return (storage.original.extend)(handle, fork, block, page, skip_fsync);
