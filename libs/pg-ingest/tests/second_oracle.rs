@@ -476,7 +476,8 @@ fn check_start(mut replayed: Replayed) {
     assert_eq!(branch.sql("select count(*) from unlogged_after"), "0", "an unlogged relation begins empty");
     branch.sql("commit prepared 'after kept'");
     branch.sql("rollback prepared 'before kept'");
-    branch.sql("insert into unlogged_after values (1)");
+    branch
+        .sql("insert into unlogged_after values (1); insert into unlogged_searched values (array[1, 2], point(1, 2))");
     assert_eq!(branch.sql("select count(*) from prepared where a = 'after kept'"), "1");
     let times = "select count(*) from pg_last_committed_xact()";
     assert_eq!(branch.sql(times), "1");

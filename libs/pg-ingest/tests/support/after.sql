@@ -1,3 +1,19 @@
+insert into searched select i, array['w' || i % 97, 'x' || i], point(i % 97, i % 89), int4range(i, i + 5), md5(i::text), i / 10 from generate_series(4001, 10000) i
+;;
+update searched set words = words || 'new'::text, place = point(id, 1), tree = 'a' || tree where id % 9 = 0
+;;
+delete from searched where id % 4 = 1
+;;
+vacuum searched
+;;
+insert into searched select i, array['w' || i % 97], point(i, i), int4range(i, i + 5), repeat('common', 20) || i, i / 10 from generate_series(10001, 16000) i
+;;
+select brin_summarize_new_values('searched_day_idx'), brin_desummarize_range('searched_day_idx', 8), gin_clean_pending_list('searched_words_idx')
+;;
+delete from searched where id > 10000
+;;
+vacuum searched
+;;
 checkpoint
 ;;
 update plain set b = b + 1 where id % 7 = 0; delete from plain where id % 11 = 0; insert into plain (a, b) select 'more', i from generate_series(1, 5000) i
@@ -113,3 +129,17 @@ create type mood as enum ('sad', 'ok'); create function f() returns int language
 analyze
 ;;
 update plain set b = 0 where id < 50; delete from plain where id between 60 and 70
+;;
+create index on searched (tree)
+;;
+create index concurrently on searched using gin (words)
+;;
+create table made_later (id int primary key, words text[], place box); create index on made_later using gin (words); create index on made_later using spgist (place); create index on made_later using hash (id); create index on made_later using gist (place); create index on made_later using brin (id)
+;;
+insert into made_later select i, array['a' || i % 7, 'b' || i], box(point(i, i), point(i + 3, i % 50)) from generate_series(1, 8000) i
+;;
+delete from made_later where id % 3 <> 0
+;;
+vacuum made_later
+;;
+create unlogged table unlogged_searched (words text[], place point); create index on unlogged_searched using gin (words); create index on unlogged_searched using gist (place); create index on unlogged_searched using spgist (place); create index on unlogged_searched using hash ((place::text)); create index on unlogged_searched using brin ((place[0]))

@@ -1,3 +1,19 @@
+insert into searched select i, array['w' || i % 97, 'x' || i], point(i % 97, i % 89), int4range(i, i + 5), md5(i::text), i / 10 from generate_series(4001, 5500) i
+;;
+update searched set words = words || 'new'::text, place = point(id, 1), tree = 'a' || tree where id % 9 = 0
+;;
+delete from searched where id % 4 = 1
+;;
+vacuum searched
+;;
+insert into searched select i, array['w' || i % 97], point(i, i), int4range(i, i + 5), repeat('common', 20) || i, i / 10 from generate_series(10001, 11500) i
+;;
+select brin_summarize_new_values('searched_day_idx'), brin_desummarize_range('searched_day_idx', 8), gin_clean_pending_list('searched_words_idx')
+;;
+delete from searched where id > 10000
+;;
+vacuum searched
+;;
 update plain set b = b + 1 where id % 3 = 0
 ;;
 insert into plain (a, b) select 'during', i from generate_series(1, 2000) i
