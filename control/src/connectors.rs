@@ -406,7 +406,7 @@ impl Control {
             production_lsn: production,
             lag_bytes,
             lag_seconds,
-            logical_size_bytes: status.map(|status| status.logical_size_bytes),
+            logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
             branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && !b.hidden).count() as u64,
         })
     }
