@@ -1,1 +1,31 @@
 //! Follows a production server into a root timeline.
+//!
+//! ```text
+//!              ┌─ preflight: what is missing, and the SQL that grants it
+//!  production ─┼─ import: slot, BASE_BACKUP ──► tar ──► files ──► page server (and the root timeline on the safekeepers)
+//!   Postgres   ├─ follow: WAL from the slot ──► Proposer ──► safekeepers; what their quorum has committed is confirmed to the slot
+//!              └─ production_flush_lsn, slot_status, delete
+//! ```
+//!
+//! Invariants: nothing is installed or changed on production but one replication slot; the slot is there before the backup begins, so
+//! no WAL is missed; production is told that WAL is flushed only once a quorum of safekeepers has committed it; an interrupted import
+//! is started over, never continued.
+//!
+//! Knows nothing of branches, storage, or who keeps connectors: control calls it with a [`ConnectorConfig`].
+//!
+//! Start reading with [`import`] and [`follow`].
+
+mod config;
+mod error;
+mod follow;
+mod import;
+mod position;
+mod preflight;
+mod tar_stream;
+
+pub use config::ConnectorConfig;
+pub use error::ConnectorError;
+pub use follow::{FollowState, FollowStatus, follow};
+pub use import::{ImportPhase, ImportProgress, Imported, import};
+pub use position::{SlotStatus, delete, production_flush_lsn, slot_status};
+pub use preflight::{HostFacts, normalize_locale, preflight};

@@ -1,0 +1,153 @@
+//! What can go wrong with a connector, and what to do then.
+
+use ardent_page_client::PageError;
+use ardent_pg_wire::WireError;
+use ardent_types::{Lsn, PgTli, SystemId};
+use ardent_wal_client::{ClientError, ProposerError};
+
+use crate::tar_stream::TarError;
+
+/// A connector can't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectorError {
+    /// Production can't be talked to, or says no.
+    #[error("production")]
+    Production(#[from] WireError),
+    /// The page server can't be talked to, or says no.
+    #[error("the page server did not take the import")]
+    PageServer(#[from] PageError),
+    /// A safekeeper can't be talked to, or says no.
+    #[error("the safekeepers can't be used")]
+    Safekeeper(#[from] ClientError),
+    /// WAL can't be written.
+    #[error("the root timeline's WAL can't be written")]
+    Proposer(#[from] ProposerError),
+    /// The base backup is not what it should be.
+    #[error("the base backup is damaged: import again")]
+    Backup(#[from] TarError),
+    /// A server that Ardent doesn't know.
+    #[error("production runs Postgres {version}; Ardent knows 15 to 18")]
+    Version {
+        /// `server_version_num`
+        version: String,
+    },
+    /// Production said something unexpected about itself.
+    #[error("production's {name} is {value:?}, which can't be used")]
+    Setting {
+        /// Setting.
+        name: &'static str,
+        /// Value.
+        value: String,
+    },
+    /// Production is a standby.
+    #[error("production is in recovery: connect to its primary instead")]
+    Standby,
+    /// Another cluster answers at that address.
+    #[error(
+        "the server at that address is another cluster (system identifier {found}, this connector follows {expected}): \
+         point the connector's URL at the right server, or make a new connector"
+    )]
+    OtherCluster {
+        /// What the root timeline follows.
+        expected: SystemId,
+        /// What answers.
+        found: SystemId,
+    },
+    /// Production was promoted or restored: its history goes on elsewhere.
+    #[error(
+        "production went from Postgres timeline {from} to {to} (a standby was promoted, or it was restored to an earlier point): \
+         its history may have parted from what the root branch holds, so delete this connector and create it again"
+    )]
+    TimelineSwitched {
+        /// What the root timeline follows.
+        from: PgTli,
+        /// What production is on now.
+        to: PgTli,
+    },
+    /// Production is behind what it had said before.
+    #[error(
+        "production's WAL ends at {production}, but the root branch holds WAL up to {root}: production was restored to an earlier \
+         point, so delete this connector and create it again"
+    )]
+    ProductionBehind {
+        /// Production's flush position.
+        production: Lsn,
+        /// End of the root timeline.
+        root: Lsn,
+    },
+    /// The slot is gone.
+    #[error(
+        "the replication slot {slot} is not on production any more, so WAL is missing: delete this connector and create it again"
+    )]
+    SlotMissing {
+        /// Its name.
+        slot: String,
+    },
+    /// Production has removed WAL that was not fetched yet.
+    #[error(
+        "production has removed WAL that the root branch still needs (slot {slot}: {message}): delete this connector and create it \
+         again, with a larger max_slot_wal_keep_size on production"
+    )]
+    SlotInvalidated {
+        /// Its name.
+        slot: String,
+        /// What production said.
+        message: String,
+    },
+    /// The stream has a gap.
+    #[error("production sent WAL from {given} where {expected} was due")]
+    Gap {
+        /// Where the log ends.
+        expected: Lsn,
+        /// Where the WAL starts.
+        given: Lsn,
+    },
+    /// Production ended the stream: it stops or restarts.
+    #[error("production ended the stream of WAL; it may be restarting")]
+    StreamEnded,
+    /// The caller asked to stop.
+    #[error("the import was cancelled")]
+    Cancelled,
+}
+
+impl ConnectorError {
+    /// Whether the same may succeed a little later, without anybody doing something.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            ConnectorError::Production(error) => error.is_retryable(),
+            ConnectorError::PageServer(error) => error.is_retryable(),
+            ConnectorError::Safekeeper(error) => error.is_retryable(),
+            ConnectorError::Proposer(error) => error.is_retryable(),
+            ConnectorError::StreamEnded => true,
+            _ => false,
+        }
+    }
+
+    /// The error with all its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let next = error.to_string();
+            // Some errors of libraries repeat their cause.
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    /// What starting replication through `slot` met, named if it means that WAL is lost.
+    pub(crate) fn from_start(error: WireError, slot: &str) -> ConnectorError {
+        let WireError::Server(server) = &error else { return error.into() };
+        let slot = slot.to_owned();
+        match server.code.as_str() {
+            // Undefined object.
+            "42704" => ConnectorError::SlotMissing { slot },
+            // Undefined file: the segment is gone. Object not in prerequisite state: the slot was invalidated.
+            "58P01" | "55000" => ConnectorError::SlotInvalidated { slot, message: server.message.clone() },
+            _ => error.into(),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Where production is, and what its slot says.
+
+use std::time::{Duration, Instant};
+
+use ardent_pg_wire::{Connection, WireError};
+use ardent_types::Lsn;
+
+use crate::config::ConnectorConfig;
+use crate::error::ConnectorError;
+
+/// How often production is asked whether it has flushed.
+const POLL: Duration = Duration::from_millis(20);
+/// Asynchronous commits are flushed within three times `wal_writer_delay`; this is how long we wait at least.
+const FLUSH_WAIT_MIN: Duration = Duration::from_secs(1);
+
+/// What production says about the slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotStatus {
+    /// Whether WAL is being streamed through it.
+    pub active: bool,
+    /// WAL from here on is kept.
+    pub restart_lsn: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Bytes that production keeps for it.
+    pub kept_bytes: Option<u64>,
+    /// Bytes that may still be written before it is in danger; absent if there is no limit.
+    pub safe_wal_bytes: Option<i64>,
+}
+
+/// What production has committed at this moment (checklist 67): its flush position, once that has passed the insert position first
+/// seen, or once every commit that was in memory only must have been flushed.
+pub async fn production_flush_lsn(config: &ConnectorConfig) -> Result<Lsn, ConnectorError> {
+    let mut sql = config.sql().await?;
+    let first = sql
+        .query(
+            "select pg_is_in_recovery() as standby, \
+             case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end as insert_lsn, \
+             (select setting from pg_settings where name = 'wal_writer_delay') as delay_ms",
+        )
+        .await?;
+    if first.value("standby") == Some("t") {
+        return Err(ConnectorError::Standby);
+    }
+    let insert_lsn = parse_lsn("pg_current_wal_insert_lsn", first.value("insert_lsn"))?;
+    let delay_ms = first.value("delay_ms").and_then(|text| text.parse().ok()).unwrap_or(200);
+    let deadline = Instant::now() + FLUSH_WAIT_MIN.max(Duration::from_millis(delay_ms) * 4);
+    loop {
+        let result = sql.query("select pg_current_wal_flush_lsn() as lsn").await?;
+        let flush_lsn = parse_lsn("pg_current_wal_flush_lsn", result.value("lsn"))?;
+        // The insert position can stay ahead for long where nobody waits for what is written there.
+        if flush_lsn >= insert_lsn || Instant::now() >= deadline {
+            return Ok(flush_lsn);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// What production says about the connector's slot; `None` if it has none.
+pub async fn slot_status(config: &ConnectorConfig) -> Result<Option<SlotStatus>, ConnectorError> {
+    let mut sql = config.sql().await?;
+    // The slot's name is made of letters, digits and underscores.
+    let result = sql
+        .query(&format!(
+            "select active, restart_lsn, wal_status, safe_wal_size, \
+             case when not pg_is_in_recovery() then pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint end as kept \
+             from pg_replication_slots where slot_name = '{}'",
+            config.slot_name()
+        ))
+        .await?;
+    if result.rows.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(SlotStatus {
+        active: result.value("active") == Some("t"),
+        restart_lsn: result.value("restart_lsn").and_then(|text| text.parse().ok()),
+        wal_status: result.value("wal_status").map(str::to_owned),
+        kept_bytes: result.value("kept").and_then(|text| text.parse().ok()),
+        safe_wal_bytes: result.value("safe_wal_size").and_then(|text| text.parse().ok()),
+    }))
+}
+
+/// Drops the connector's slot on production. Fine if it is not there.
+pub async fn delete(config: &ConnectorConfig) -> Result<(), ConnectorError> {
+    drop_slot(&mut config.replication().await?, &config.slot_name()).await
+}
+
+/// Drops a slot if it is there. One that a connection of ours still holds, which has just been closed, is waited for.
+pub(crate) async fn drop_slot(connection: &mut Connection, slot: &str) -> Result<(), ConnectorError> {
+    const WAIT: Duration = Duration::from_secs(5);
+    let deadline = Instant::now() + WAIT;
+    loop {
+        match connection.drop_slot(slot).await {
+            Ok(()) => return Ok(()),
+            // Undefined object.
+            Err(error) if error.code() == Some("42704") => return Ok(()),
+            // Object in use.
+            Err(WireError::Server(error)) if error.code == "55006" && Instant::now() < deadline => {
+                tokio::time::sleep(POLL).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn parse_lsn(name: &'static str, value: Option<&str>) -> Result<Lsn, ConnectorError> {
+    let value = value.unwrap_or_default();
+    value.parse().map_err(|_| ConnectorError::Setting { name, value: value.to_owned() })
+}

@@ -1,0 +1,324 @@
+//! What production lacks, before anything is stored. Each check that fails carries what mends it.
+
+use ardent_api::control::{CheckOutcome, PreflightCheck};
+use ardent_pg_format::PgMajor;
+use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, QueryResult, WireError};
+
+use crate::error::ConnectorError;
+
+/// What the host where branches run has, as far as preflight compares it.
+#[derive(Clone, Debug, Default)]
+pub struct HostFacts {
+    /// Majors whose server programs are installed; empty: not known.
+    pub majors: Vec<u32>,
+    /// Libraries in the server's library folder, without `.so`; `None`: not known.
+    pub libraries: Option<Vec<String>>,
+    /// Version of the C library, which orders texts: `2.36`; `None`: not known.
+    pub libc_version: Option<String>,
+    /// Locales that exist, normalised as [`normalize_locale`] does; `None`: not known.
+    pub locales: Option<Vec<String>>,
+}
+
+/// Looks at a server that may become a source. Failing checks are part of the answer; an error means that it could not be looked at.
+pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck>, ConnectorError> {
+    let config = ConnectConfig::parse(url)?.with_application_name("ardent");
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await?;
+    let mut checks = Checks(Vec::new());
+    let facts = sql.query(FACTS).await?;
+    let fact = |name| facts.value(name).unwrap_or_default();
+    server(&mut checks, &facts, host);
+    wal(&mut checks, &facts);
+    privileges(&mut checks, &facts, &config).await;
+    slots(&mut checks, &facts);
+    tablespaces(&mut checks, &sql.query(TABLESPACES).await?);
+    libraries(&mut checks, &mut sql, host, fact("shared_preload_libraries")).await?;
+    locales(&mut checks, &sql.query(LOCALES).await?, host);
+    checksums_and_role(&mut checks, &facts);
+    Ok(checks.0)
+}
+
+const FACTS: &str = "
+    select current_setting('server_version_num') as version_num, current_setting('server_version') as version, version() as build,
+        current_setting('block_size') as block_size, current_setting('wal_block_size') as wal_block_size,
+        current_setting('segment_size') as segment_size, pg_is_in_recovery() as standby,
+        current_setting('wal_level') as wal_level, current_setting('fsync') as fsync,
+        current_setting('full_page_writes') as full_page_writes,
+        current_setting('max_wal_senders')::int as senders,
+        (select count(*) from pg_stat_replication) as senders_used,
+        current_setting('max_replication_slots')::int as slots,
+        (select count(*) from pg_replication_slots) as slots_used,
+        (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size') as keep_mb,
+        current_user as me, quote_ident(current_user) as me_quoted,
+        (select rolsuper or rolreplication from pg_roles where rolname = current_user) as replication,
+        (select rolname from pg_roles where oid = 10) as superuser,
+        current_setting('data_checksums') as data_checksums,
+        current_setting('shared_preload_libraries') as shared_preload_libraries";
+
+const TABLESPACES: &str =
+    "select string_agg(spcname, ', ' order by spcname) as names from pg_tablespace where oid not in (1663, 1664)";
+
+const LOCALES: &str = "
+    select distinct datcollate as collate, datctype as ctype, datlocprovider as provider, datcollversion as version,
+        pg_database_collation_actual_version(oid) as actual
+    from pg_database where datallowconn";
+
+struct Checks(Vec<PreflightCheck>);
+
+impl Checks {
+    fn add(&mut self, name: &str, outcome: CheckOutcome, message: impl Into<String>, fix: Option<String>) {
+        self.0.push(PreflightCheck { name: name.to_owned(), outcome, message: message.into(), fix });
+    }
+
+    /// A check that is fine or fails.
+    fn require(
+        &mut self,
+        name: &str,
+        fine: bool,
+        good: impl Into<String>,
+        bad: impl Into<String>,
+        fix: Option<String>,
+    ) {
+        if fine {
+            self.add(name, CheckOutcome::Ok, good, None);
+        } else {
+            self.add(name, CheckOutcome::Failed, bad, fix);
+        }
+    }
+
+    /// A check that is fine or has a consequence.
+    fn warn(&mut self, name: &str, fine: bool, good: impl Into<String>, bad: impl Into<String>, fix: Option<String>) {
+        let (outcome, message, fix) =
+            if fine { (CheckOutcome::Ok, good.into(), None) } else { (CheckOutcome::Warning, bad.into(), fix) };
+        self.add(name, outcome, message, fix);
+    }
+}
+
+fn number(facts: &QueryResult, name: &str) -> i64 {
+    facts.value(name).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
+    let fact = |name| facts.value(name).unwrap_or_default();
+    let major = u32::try_from(number(facts, "version_num") / 10_000).unwrap_or(0);
+    let version = fact("version");
+    checks.require(
+        "version",
+        PgMajor::from_number(major).is_some(),
+        format!("Postgres {version}"),
+        format!("Postgres {version}: Ardent knows 15 to 18"),
+        None,
+    );
+    if !host.majors.is_empty() {
+        checks.require(
+            "host_version",
+            host.majors.contains(&major),
+            format!("the server programs of Postgres {major} are installed here"),
+            format!("branches run Postgres {major}, whose server programs are not installed on this host"),
+            Some(format!("apt-get install postgresql-{major} postgresql-contrib")),
+        );
+    }
+    let build = fact("build");
+    checks.require(
+        "architecture",
+        build.contains("x86_64") == cfg!(target_arch = "x86_64") && !build.contains("32-bit"),
+        "built for this host's architecture",
+        format!("built for another architecture than this host's: {build}"),
+        None,
+    );
+    let sizes = (fact("block_size"), fact("wal_block_size"), fact("segment_size"));
+    checks.require(
+        "block_size",
+        sizes == ("8192", "8192", "1GB"),
+        "pages of 8 KiB, files of 1 GiB",
+        format!(
+            "built with pages of {} bytes, WAL pages of {}, files of {}: Ardent reads 8192, 8192, 1GB",
+            sizes.0, sizes.1, sizes.2
+        ),
+        None,
+    );
+    checks.require(
+        "primary",
+        fact("standby") == "f",
+        "a primary",
+        "a standby: its backups have no end-of-backup record; use the primary's URL",
+        None,
+    );
+}
+
+fn wal(checks: &mut Checks, facts: &QueryResult) {
+    let fact = |name| facts.value(name).unwrap_or_default();
+    let level = fact("wal_level");
+    checks.require(
+        "wal_level",
+        level != "minimal",
+        format!("wal_level is {level}"),
+        "wal_level is minimal: WAL does not hold everything; a change needs a restart",
+        Some("alter system set wal_level = replica; -- then restart".to_owned()),
+    );
+    checks.warn(
+        "full_page_writes",
+        fact("full_page_writes") == "on",
+        "full_page_writes is on",
+        "full_page_writes is off: it is forced on while the base backup runs, which writes more WAL",
+        Some("alter system set full_page_writes = on; select pg_reload_conf()".to_owned()),
+    );
+    let free = number(facts, "senders") - number(facts, "senders_used");
+    let wanted = number(facts, "senders_used") + 2;
+    checks.require(
+        "max_wal_senders",
+        free >= 2,
+        format!("{free} WAL senders are free"),
+        format!("{free} WAL senders are free, 2 are needed; a change needs a restart"),
+        Some(format!("alter system set max_wal_senders = {}; -- then restart", wanted.max(10))),
+    );
+}
+
+async fn privileges(checks: &mut Checks, facts: &QueryResult, config: &ConnectConfig) {
+    let role = facts.value("me_quoted").unwrap_or_default();
+    checks.require(
+        "replication_privilege",
+        facts.value("replication") == Some("t"),
+        format!("role {role} may replicate"),
+        format!("role {role} may not replicate"),
+        Some(format!("alter role {role} replication")),
+    );
+    // The way in for replication is another line of pg_hba.conf: trying it is the only test that counts.
+    let attempt = Connection::connect(config, ConnectMode::Replication).await;
+    let (fine, found) = match attempt {
+        Ok(_) => (true, String::new()),
+        // No more senders, or no privilege: named above.
+        Err(WireError::Server(error)) if error.code == "53300" || error.code == "42501" => (true, String::new()),
+        Err(WireError::Server(error)) => (false, error.message),
+        Err(error) => (false, error.to_string()),
+    };
+    checks.require(
+        "pg_hba",
+        fine,
+        "replication connections are let in",
+        format!("replication connections are not let in: {found}"),
+        Some(format!(
+            "add to pg_hba.conf: host replication {role} <this host>/32 scram-sha-256\nselect pg_reload_conf()"
+        )),
+    );
+}
+
+fn slots(checks: &mut Checks, facts: &QueryResult) {
+    let free = number(facts, "slots") - number(facts, "slots_used");
+    let wanted = number(facts, "slots_used") + 1;
+    checks.require(
+        "max_replication_slots",
+        free >= 1,
+        format!("{free} replication slots are free"),
+        "no replication slot is free; a change needs a restart",
+        Some(format!("alter system set max_replication_slots = {}; -- then restart", wanted.max(10))),
+    );
+    let keep_mb = number(facts, "keep_mb");
+    checks.warn(
+        "max_slot_wal_keep_size",
+        keep_mb >= 0,
+        format!("production keeps at most {keep_mb} MB of WAL for a slot; when Ardent is away for longer, the connector must be made again"),
+        "max_slot_wal_keep_size is unlimited: when Ardent is away for long, its slot fills production's disk",
+        Some("alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf()".to_owned()),
+    );
+}
+
+fn tablespaces(checks: &mut Checks, result: &QueryResult) {
+    let names = result.value("names");
+    checks.warn(
+        "tablespaces",
+        names.is_none(),
+        "no tablespaces of its own",
+        format!("tablespaces ({}) become plain folders in branches", names.unwrap_or_default()),
+        None,
+    );
+}
+
+async fn libraries(
+    checks: &mut Checks,
+    sql: &mut Connection,
+    host: &HostFacts,
+    preload: &str,
+) -> Result<(), ConnectorError> {
+    let Some(present) = &host.libraries else { return Ok(()) };
+    let loaded = sql
+        .query("select distinct probin from pg_proc where probin is not null and prolang = (select oid from pg_language where lanname = 'c')")
+        .await?;
+    let used = loaded.rows.iter().flatten().flatten().map(String::as_str).chain(preload.split(','));
+    let name = |path: &str| {
+        path.trim().trim_matches('"').rsplit('/').next().unwrap_or_default().trim_end_matches(".so").to_owned()
+    };
+    let mut missing: Vec<_> = used.map(name).filter(|name| !name.is_empty() && !present.contains(name)).collect();
+    missing.sort();
+    missing.dedup();
+    checks.warn(
+        "libraries",
+        missing.is_empty(),
+        "every library that production uses in this database is here",
+        format!("libraries that this host lacks: {}; what needs them fails on branches", missing.join(", ")),
+        Some("install the packages of these extensions on this host".to_owned()),
+    );
+    Ok(())
+}
+
+/// A locale's name as lists of locales have it: lower case, the encoding without dashes.
+pub fn normalize_locale(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    match lower.split_once('.') {
+        Some((language, encoding)) => format!("{language}.{}", encoding.replace('-', "")),
+        None => lower,
+    }
+}
+
+fn locales(checks: &mut Checks, result: &QueryResult, host: &HostFacts) {
+    let column = |name: &str| result.columns.iter().position(|column| column == name);
+    let value = |row: &[Option<String>], name: &str| column(name).and_then(|index| row.get(index)?.clone());
+    let plain = |locale: &str| matches!(locale, "C" | "POSIX" | "C.UTF-8" | "C.utf8");
+    let (mut missing, mut versions) = (Vec::new(), Vec::new());
+    for row in &result.rows {
+        for locale in ["collate", "ctype"].iter().filter_map(|name| value(row, name)) {
+            let known = host.locales.as_ref().is_none_or(|known| known.contains(&normalize_locale(&locale)));
+            if !plain(&locale) && !known && !missing.contains(&locale) {
+                missing.push(locale);
+            }
+        }
+        let libc = value(row, "provider").as_deref() == Some("c");
+        if let (true, Some(version), Some(here)) = (libc, value(row, "actual"), &host.libc_version) {
+            if version != *here && !versions.contains(&version) {
+                versions.push(version);
+            }
+        }
+    }
+    let fix = missing
+        .iter()
+        .map(|locale| format!("localedef -i {} -f UTF-8 {locale}", locale.split('.').next().unwrap_or(locale)));
+    checks.require(
+        "locales",
+        missing.is_empty(),
+        "the databases' locales exist here",
+        format!("locales that this host lacks: {}; no connection to a branch would be possible", missing.join(", ")),
+        Some(fix.collect::<Vec<_>>().join("\n")),
+    );
+    checks.warn(
+        "collation_version",
+        versions.is_empty(),
+        "texts sort here as on production",
+        format!(
+            "production's C library orders texts as version {}, this host's as {}: indexes on text may be wrong on branches",
+            versions.join(", "),
+            host.libc_version.as_deref().unwrap_or("unknown")
+        ),
+        Some("reindex the text indexes on the branch, or run branches on a host with production's version".to_owned()),
+    );
+}
+
+fn checksums_and_role(checks: &mut Checks, facts: &QueryResult) {
+    let fact = |name| facts.value(name).unwrap_or_default();
+    checks.warn(
+        "data_checksums",
+        fact("data_checksums") == "on",
+        "pages have checksums, which are verified on import",
+        "pages have no checksums: damage on production's disk is copied unnoticed",
+        None,
+    );
+    checks.add("superuser", CheckOutcome::Ok, format!("the bootstrap superuser is {}", fact("superuser")), None);
+}

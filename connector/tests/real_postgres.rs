@@ -1,0 +1,133 @@
+//! A real production server, a real safekeeper, and a page server that only takes notes.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::control::CheckOutcome;
+use ardent_api::frame::Frame;
+use ardent_api::page_service::{ManageReply, ManageRequest, Request, Response};
+use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
+use ardent_connector::{
+    ConnectorConfig, FollowStatus, HostFacts, delete, follow, import, preflight, production_flush_lsn, slot_status,
+};
+use ardent_pg_format::ControlFile;
+use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
+use ardent_types::{Lsn, TenantId, TimelineId};
+
+type Files = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+/// Takes one import and keeps its files in memory.
+async fn note_import(listener: UnixListener, files: Files) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let (mut received, mut current) = (BytesMut::new(), String::new());
+    loop {
+        while let Some(frame) = Frame::take(&mut received).unwrap() {
+            let mut out = BytesMut::new();
+            match Request::decode(frame).unwrap() {
+                Request::Hello(hello) => Response::HelloOk { version: hello.version, capabilities: 0 }.encode(&mut out),
+                Request::Manage { id, request } => {
+                    assert!(matches!(request, ManageRequest::ImportBegin { .. } | ManageRequest::ImportFinish { .. }));
+                    Response::Manage { id, reply: ManageReply::Done }.encode(&mut out);
+                }
+                Request::ImportFile { path, .. } => {
+                    files.lock().unwrap().insert(path.clone(), Vec::new());
+                    current = path;
+                }
+                Request::ImportData { data } => {
+                    files.lock().unwrap().get_mut(&current).unwrap().extend_from_slice(&data)
+                }
+                other => panic!("{other:?}"),
+            }
+            stream.write_all(&out).await.unwrap();
+        }
+        if stream.read_buf(&mut received).await.unwrap() == 0 {
+            return;
+        }
+    }
+}
+
+async fn wait_for(status: &mut watch::Receiver<FollowStatus>, what: impl Fn(&FollowStatus) -> bool) {
+    tokio::time::timeout(Duration::from_secs(30), status.wait_for(|status| what(status))).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn imports_follows_reconnects_and_cleans_up() {
+    let mut server = TestPg::start(TestPgOptions::default().with_tcp().set("default_text_search_config", "simple"));
+    server.sql("create table t as select generate_series(1, 1000) a");
+    let url = server.tcp_url("postgres", "postgres");
+    let checks = preflight(&url, &HostFacts::default()).await.unwrap();
+    assert!(checks.iter().all(|check| check.outcome != CheckOutcome::Failed), "{checks:?}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = TokenIssuer::from_key(&TokenIssuer::generate_key().unwrap()).unwrap();
+    let (tenant, timeline) = (TenantId::generate(), TimelineId::generate());
+    let claims = Claims {
+        service: Service::Any,
+        tenant: Some(tenant),
+        timeline: None,
+        rights: Rights::Manage,
+        expires_at_s: None,
+    };
+    let address = ServiceAddr::Unix(dir.path().join("sk.sock"));
+    let safekeeper_config = SafekeeperConfig::new(dir.path().join("sk"), vec![address.clone()], issuer.verifier());
+    let safekeeper = Safekeeper::start(safekeeper_config, CancellationToken::new()).await.unwrap();
+    let page_socket = dir.path().join("ps.sock");
+    let files = Files::default();
+    let pageserver = tokio::spawn(note_import(UnixListener::bind(&page_socket).unwrap(), files.clone()));
+    let config = ConnectorConfig {
+        tenant,
+        timeline,
+        url,
+        fast: true,
+        max_rate_bytes: None,
+        pageserver: ServiceAddr::Unix(page_socket),
+        safekeepers: vec![address],
+        token: issuer.issue(&claims),
+    };
+
+    let (progress, mut steps) = mpsc::channel(100);
+    let imported = import(&config, progress).await.unwrap();
+    pageserver.await.unwrap();
+    assert!(steps.recv().await.is_some());
+    assert_eq!((imported.superuser.as_str(), imported.spec.pg_major), ("postgres", 15));
+    assert_eq!(imported.settings.get("default_text_search_config").map(String::as_str), Some("simple"));
+    assert!(imported.end_lsn > imported.spec.start_lsn);
+    let control = ControlFile::decode(&files.lock().unwrap()["global/pg_control"]).unwrap();
+    assert_eq!(control.system_id, imported.spec.system_id);
+    assert!(files.lock().unwrap().contains_key("backup_label"));
+
+    let (sender, mut status) = watch::channel(FollowStatus::default());
+    let cancel = CancellationToken::new();
+    let task = {
+        let (config, cancel) = (config.clone(), cancel.clone());
+        tokio::spawn(async move { follow(&config, cancel, sender).await })
+    };
+    server.sql("insert into t values (1)");
+    let now = production_flush_lsn(&config).await.unwrap();
+    wait_for(&mut status, |status| status.committed_lsn >= now).await;
+
+    // Production restarts; following goes on by itself.
+    server.stop(StopMode::Immediate);
+    server.start_server();
+    server.sql("insert into t values (2)");
+    let now = production_flush_lsn(&config).await.unwrap();
+    wait_for(&mut status, |status| status.committed_lsn >= now).await;
+    let slot = slot_status(&config).await.unwrap().unwrap();
+    assert!(slot.active && slot.restart_lsn > Some(Lsn::INVALID));
+
+    cancel.cancel();
+    task.await.unwrap().unwrap();
+    delete(&config).await.unwrap();
+    delete(&config).await.unwrap();
+    assert_eq!(slot_status(&config).await.unwrap(), None);
+    safekeeper.shutdown().await;
+}
