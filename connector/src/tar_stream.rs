@@ -77,7 +77,9 @@ impl TarStream {
 
     fn header(&mut self, header: &[u8]) -> Result<Option<TarEvent>, TarError> {
         if header.iter().all(|&byte| byte == 0) {
+            // Zeros up to the end.
             self.ended = true;
+            self.received.clear();
             return Ok(None);
         }
         let offset = self.offset;
