@@ -22,10 +22,12 @@ pub mod conformance;
 mod error;
 pub mod fault;
 mod local;
+mod memory;
 mod name;
 mod store;
 
 pub use error::{ErrorKind, StoreError};
 pub use local::LocalFolder;
+pub use memory::MemoryStore;
 pub use name::{NAME_LEN_MAX, NameError, ObjectName};
 pub use store::{ListPage, ListRequest, ObjectMeta, ObjectStore, list_all};

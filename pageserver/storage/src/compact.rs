@@ -140,6 +140,8 @@ impl Timeline {
             },
         )?;
         old.iter().for_each(|layer| layer.delete_when_unused());
+        // Writers may wait for compaction to catch up.
+        self.flushed.notify_all();
         count(&self.shared.stats.layers_removed, old.len() as u64);
         Ok(())
     }

@@ -304,6 +304,12 @@ pub enum ReadError {
         /// Timeline.
         timeline: TimelineId,
     },
+    /// The timeline was deleted.
+    #[error("timeline {timeline} was deleted")]
+    Deleted {
+        /// Timeline.
+        timeline: TimelineId,
+    },
     /// A layer file is damaged or missing.
     #[error(transparent)]
     Corrupt(#[from] CorruptFile),
@@ -332,6 +338,7 @@ impl ReadError {
         match self {
             ReadError::NotYet { .. } | ReadError::Importing { .. } => ErrorKind::Retry,
             ReadError::Retired { .. } => ErrorKind::Invalid,
+            ReadError::Deleted { .. } => ErrorKind::NotFound,
             ReadError::Corrupt(_) | ReadError::Rebuild { .. } => ErrorKind::Corrupt,
             ReadError::Ancestor(error) => error.kind(),
             ReadError::Store(error) => store_kind(error),

@@ -64,6 +64,11 @@ impl LayerSet {
         self.files.gather(key, after, upto, out)
     }
 
+    /// Files straight from memory, each of which every read may have to visit.
+    pub(crate) fn level_0_files(&self) -> usize {
+        self.files.level_0
+    }
+
     /// The keys in `range` with a version in `(after, upto]`, ascending, at most `limit`.
     pub(crate) fn keys(
         &self,
@@ -102,6 +107,7 @@ pub(crate) struct LayerMap {
     parts: Vec<StoredKey>,
     /// For each part, indexes into `layers`, ascending.
     cover: Vec<Vec<u32>>,
+    level_0: usize,
 }
 
 impl LayerMap {
@@ -124,7 +130,8 @@ impl LayerMap {
                 part.push(index as u32);
             }
         }
-        LayerMap { layers, parts, cover }
+        let level_0 = layers.iter().filter(|layer| layer.desc.level == 0).count();
+        LayerMap { layers, parts, cover, level_0 }
     }
 
     /// All, newest first.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ardent_object_store::MemoryStore;
 use ardent_object_store::fault::FailPoints;
 use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
@@ -50,6 +51,7 @@ impl World {
     fn new(seed: u64, folder: &std::path::Path) -> World {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut config = config(folder, &Arc::new(FailPoints::new()));
+        config.store = Arc::new(MemoryStore::new());
         config.open_layer_bytes_max = rng.random_range(500..5000);
         config.layer_file_bytes = rng.random_range(100..2000);
         config.compact_at_l0_files = rng.random_range(2..5);
@@ -302,7 +304,7 @@ impl World {
 fn random_histories_never_give_another_answer_than_the_model() {
     let seeds = match std::env::var("ARDENT_SEED") {
         Ok(seed) => seed.parse().unwrap()..=seed.parse::<u64>().unwrap(),
-        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(25, |seeds| seeds.parse().unwrap()),
+        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(60, |seeds| seeds.parse().unwrap()),
     };
     for seed in seeds {
         let folder = tempfile::tempdir().unwrap();

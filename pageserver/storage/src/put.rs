@@ -18,6 +18,10 @@ use crate::stored_key::StoredKey;
 use crate::timeline::{Timeline, Writer};
 use crate::version::VersionKind;
 
+/// Writers are slowed when there are this many times the files at which compaction begins.
+const DEBT_FACTOR: usize = 4;
+/// For how long each batch waits then.
+const DEBT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a writer waits for a flush before it says that it is stalled.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
@@ -125,7 +129,16 @@ impl Timeline {
             return room.map_err(|source| PutError::Stalled { timeline: self.id(), source });
         }
         let deadline = Instant::now() + STALL_AFTER;
+        // Compaction is behind: reads would visit too many files. Each batch waits a little for it, none for ever, as a damaged file
+        // may keep it from ever finishing.
+        let debt_max = DEBT_FACTOR * config.compact_at_l0_files;
+        let patience = Instant::now() + DEBT_PAUSE;
         let mut state = self.flush_state.lock();
+        while self.layer_set().level_0_files() >= debt_max {
+            if self.flushed.wait_until(&mut state, patience).timed_out() {
+                break;
+            }
+        }
         while state.waiting >= FROZEN_LAYERS_MAX {
             if self.flushed.wait_until(&mut state, deadline).timed_out() && state.waiting >= FROZEN_LAYERS_MAX {
                 if let Some(source) = state.last_error.clone() {

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use ardent_types::{BlockNumber, Key, Lsn, RelTag};
 use bytes::Bytes;
 
-use crate::error::ReadError;
+use crate::error::{CommitError, ReadError};
 use crate::layer_map::LayerSet;
 use crate::shared::CachedPage;
 use crate::stats::count;
@@ -52,8 +52,7 @@ pub struct ScanPart {
 impl Timeline {
     /// The content of `key` at `lsn`; `None` if it is absent there. `lsn` is at most the last record's end.
     pub fn get(&self, key: &Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
-        self.check_readable(lsn)?;
-        let content = self.content(key, &StoredKey::from(key), lsn)?;
+        let content = self.read_at(lsn, || self.content(key, &StoredKey::from(key), lsn))?;
         Ok(content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()))
     }
 
@@ -65,10 +64,9 @@ impl Timeline {
         lsn: Lsn,
         mut each: impl FnMut(BlockNumber, Option<Bytes>),
     ) -> Result<(), ReadError> {
-        self.check_readable(lsn)?;
         for block in blocks {
             let key = Key::RelBlock(rel, block);
-            let content = self.content(&key, &StoredKey::from(&key), lsn)?;
+            let content = self.read_at(lsn, || self.content(&key, &StoredKey::from(&key), lsn))?;
             each(block, content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()));
         }
         Ok(())
@@ -96,9 +94,17 @@ impl Timeline {
         lsn: Lsn,
         keys_max: usize,
     ) -> Result<ScanPart, ReadError> {
-        self.check_readable(lsn)?;
-        let keys_max = keys_max.max(1);
-        let Some(keys) = part_of(&range, after, |range| self.keys_with_versions(range, Lsn::INVALID, lsn, keys_max))?
+        self.read_at(lsn, || self.scan_unchecked(&range, after, lsn, keys_max.max(1)))
+    }
+
+    fn scan_unchecked(
+        &self,
+        range: &RangeInclusive<Key>,
+        after: Option<Key>,
+        lsn: Lsn,
+        keys_max: usize,
+    ) -> Result<ScanPart, ReadError> {
+        let Some(keys) = part_of(range, after, |range| self.keys_with_versions(range, Lsn::INVALID, lsn, keys_max))?
         else {
             return Ok(ScanPart::default());
         };
@@ -115,8 +121,8 @@ impl Timeline {
     /// The keys in `range` that were given a version in `(from, to]`, by this timeline or, for the part below where it hangs, by its
     /// ancestors. Ascending.
     pub fn changed_keys(&self, range: RangeInclusive<Key>, from: Lsn, to: Lsn) -> Result<Vec<Key>, ReadError> {
-        self.check_readable(to)?;
-        let keys = self.keys_with_versions(&KeyRange::from(&range), from, to, usize::MAX)?;
+        let range = KeyRange::from(&range);
+        let keys = self.read_at(to, || self.keys_with_versions(&range, from, to, usize::MAX))?;
         Ok(keys.iter().filter_map(StoredKey::decode).collect())
     }
 
@@ -129,9 +135,18 @@ impl Timeline {
         to: Lsn,
         keys_max: usize,
     ) -> Result<Vec<Key>, ReadError> {
-        self.check_readable(to)?;
-        let keys = part_of(&range, after, |range| self.keys_with_versions(range, from, to, keys_max.max(1)))?;
+        let find = |range: &KeyRange| self.keys_with_versions(range, from, to, keys_max.max(1));
+        let keys = self.read_at(to, || part_of(&range, after, find))?;
         Ok(keys.unwrap_or_default().iter().filter_map(StoredKey::decode).collect())
+    }
+
+    /// Runs `read`, of content at `lsn`, if that can be asked for. Asks again afterwards: had garbage collection given up the LSN in
+    /// between, the layers that `read` found might have been those that are left. It moves the limit before it drops a layer.
+    fn read_at<T>(&self, lsn: Lsn, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
+        self.check_readable(lsn)?;
+        let found = read()?;
+        self.check_readable(lsn)?;
+        Ok(found)
     }
 
     /// Whether content at `lsn` can be asked for.
@@ -139,6 +154,10 @@ impl Timeline {
         self.touch();
         if self.is_importing() {
             return Err(ReadError::Importing { timeline: self.id() });
+        }
+        // A fenced timeline's history is still its history; a deleted one has none.
+        if let Err(CommitError::Deleted { timeline }) = self.check_owned() {
+            return Err(ReadError::Deleted { timeline });
         }
         let last = self.progress.end();
         if lsn > last {

@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use ardent_object_store::StoreError;
 use ardent_types::{Lsn, TenantId, TimelineId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::error::{CommitError, CorruptFile, TimelineError, WaitError};
 use crate::import::Import;
-use crate::layer::Layer;
+use crate::layer::{Layer, LayerError};
 use crate::layer_map::{LayerMap, LayerSet};
 use crate::manifest::{Ancestor, Lease, Manifest, TimelineFacts};
 use crate::manifest_log::ManifestLog;
@@ -234,6 +235,19 @@ impl Timeline {
             uncompacted_files: layers.iter().filter(|layer| layer.desc.level == 0).count(),
             memory_bytes: set.open.bytes() + set.frozen.iter().map(|frozen| frozen.layer.bytes()).sum::<usize>(),
         }
+    }
+
+    /// Reads and checks everything in its own layer files. How many versions there are; the damaged files.
+    pub fn verify(&self) -> Result<(u64, Vec<CorruptFile>), StoreError> {
+        let (mut versions, mut damaged) = (0, Vec::new());
+        for layer in self.layer_set().files.layers() {
+            match layer.verify() {
+                Ok(count) => versions += count,
+                Err(LayerError::Corrupt(error)) => damaged.push(error.into()),
+                Err(LayerError::Store(error)) => return Err(error),
+            }
+        }
+        Ok((versions, damaged))
     }
 
     pub(crate) fn layer_set(&self) -> Arc<LayerSet> {

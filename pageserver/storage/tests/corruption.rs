@@ -81,7 +81,10 @@ fn a_truncated_or_missing_delta_layer_fails_the_reads_that_need_it_and_no_others
     let whole = fs::read(&delta).unwrap();
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
         fs::write(&delta, &whole[..length]).unwrap();
-        assert_eq!(read_all(&open(folder.path()), name), 10, "{length} bytes left");
+        let engine = open(folder.path());
+        assert_eq!(read_all(&engine, name), 10, "{length} bytes left");
+        let (versions, damaged) = engine.timeline(TENANT, timeline_id(1)).unwrap().verify().unwrap();
+        assert_eq!((versions, damaged.len()), (20, 1));
     }
     fs::remove_file(&delta).unwrap();
     let engine = open(folder.path());

@@ -130,6 +130,7 @@ fn a_timeline_with_branches_is_not_deleted_and_one_without_gives_its_space_back(
     branch.flush().unwrap();
     engine.delete_timeline(TENANT, timeline_id(2)).unwrap();
     assert_eq!(branch.put(Vec::new(), at(0x120)).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(branch.get(&block(0), lsn(0x118)).unwrap_err().kind(), ErrorKind::NotFound);
     assert!(!folder.path().join("store/timelines").join(TENANT.to_string()).join(timeline_id(2).to_string()).exists());
     assert!(matches!(engine.timeline(TENANT, timeline_id(2)), Err(TimelineError::NotFound { .. })));
     engine.delete_timeline(TENANT, timeline_id(1)).unwrap();

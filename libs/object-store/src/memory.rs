@@ -1,0 +1,115 @@
+//! A store in memory, for tests that are about what is above the store.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+
+use crate::error::{ErrorKind, StoreError};
+use crate::name::ObjectName;
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectStore};
+
+/// Entries in a page of a listing unless the request says otherwise.
+const PAGE_SIZE: usize = 1000;
+
+/// Objects in memory. They last as long as the value.
+#[derive(Debug, Default)]
+pub struct MemoryStore {
+    objects: RwLock<BTreeMap<ObjectName, Bytes>>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl ObjectStore for MemoryStore {
+    fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        self.objects.write().insert(name.clone(), Bytes::copy_from_slice(body));
+        Ok(())
+    }
+
+    fn put_if_absent(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        let mut objects = self.objects.write();
+        if objects.contains_key(name) {
+            return Err(StoreError::exists("conditional put", name));
+        }
+        objects.insert(name.clone(), Bytes::copy_from_slice(body));
+        Ok(())
+    }
+
+    fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
+        let failed = |error: std::io::Error| {
+            StoreError::new(ErrorKind::Internal, "put of a file", name.as_str(), error.to_string()).with_source(error)
+        };
+        let body = std::fs::read(path).map_err(failed)?;
+        self.put(name, &body)?;
+        std::fs::remove_file(path).map_err(failed)
+    }
+
+    fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
+        self.objects.read().get(name).cloned().ok_or_else(|| StoreError::not_found("get", name))
+    }
+
+    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let body = self.objects.read().get(name).cloned().ok_or_else(|| StoreError::not_found("ranged get", name))?;
+        if range.start > range.end || range.end > body.len() as u64 {
+            let detail = format!("bytes {range:?} of an object of {} bytes", body.len());
+            return Err(StoreError::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail));
+        }
+        Ok(body.slice(range.start as usize..range.end as usize))
+    }
+
+    fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {
+        let objects = self.objects.read();
+        let body = objects.get(name).ok_or_else(|| StoreError::not_found("head", name))?;
+        Ok(ObjectMeta { name: name.clone(), size_bytes: body.len() as u64 })
+    }
+
+    fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        let page_size = request.page_size.unwrap_or(PAGE_SIZE).max(1);
+        let mut page = ListPage::default();
+        let mut last: Option<String> = None;
+        for (name, body) in self.objects.read().iter() {
+            let Some(rest) = name.as_str().strip_prefix(&request.prefix) else { continue };
+            let folder = rest.find('/').filter(|_| request.folded);
+            let entry = folder.map_or(name.as_str(), |at| &name.as_str()[..=request.prefix.len() + at]);
+            let is_seen =
+                request.token.as_deref().is_some_and(|token| entry <= token) || last.as_deref() == Some(entry);
+            if is_seen {
+                continue;
+            }
+            if page.objects.len() + page.folders.len() == page_size {
+                page.next = last;
+                return Ok(page);
+            }
+            last = Some(entry.to_owned());
+            if folder.is_some() {
+                page.folders.push(entry.to_owned());
+            } else {
+                page.objects.push(ObjectMeta { name: name.clone(), size_bytes: body.len() as u64 });
+            }
+        }
+        Ok(page)
+    }
+
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.objects.write().remove(name);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conforms() {
+        let scratch = tempfile::tempdir().unwrap();
+        crate::conformance::check(&MemoryStore::new(), scratch.path());
+    }
+}
