@@ -93,7 +93,8 @@ fn replay() -> Replayed {
 
 /// A backup of a server at work, then its WAL.
 fn replay_fuzzy() -> Replayed {
-    let mut primary = TestPg::start(options().set("full_page_writes", "off"));
+    let options = options().set("full_page_writes", "off").initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
+    let mut primary = TestPg::start(options);
     run(&primary, BEFORE);
     let root = temp_dir();
     let backup = root.path().join("data");
@@ -454,11 +455,12 @@ fn dump(server: &TestPg) -> String {
     dump.lines().filter(is_exact).collect::<Vec<_>>().join("\n")
 }
 
-fn check_start(mut replayed: Replayed) {
+/// A stock server on a directory made from the base backup.
+fn start_branch(replayed: &Replayed) -> TestPg {
     let root = temp_dir();
     let data_dir = root.path().join("data");
     fs::create_dir(&data_dir).expect("a folder can be made");
-    materialise(&replayed, &data_dir);
+    materialise(replayed, &data_dir);
     fs::set_permissions(&data_dir, fs::Permissions::from_mode(0o700)).expect("a mode can be set");
     let owner = fs::metadata(root.path()).expect("the folder is there");
     for path in [data_dir.clone()].into_iter().chain(walk(&data_dir)) {
@@ -467,6 +469,11 @@ fn check_start(mut replayed: Replayed) {
     }
     let mut branch = TestPg::adopt(root, data_dir, replayed.primary.superuser());
     branch.start_server();
+    branch
+}
+
+fn check_start(mut replayed: Replayed) {
+    let mut branch = start_branch(&replayed);
     replayed.primary.start_server();
     // A branch has none of the data of unlogged relations.
     replayed.primary.sql("truncate unlogged_before, unlogged_after");

@@ -242,7 +242,7 @@ impl Import {
             ImportPath::ClusterVersion => self.check_version(&path, &content)?,
             ImportPath::TwoPhase { xid } => {
                 let whole = content.len().checked_sub(4).map(|len| content.split_at(len));
-                if !whole.is_some_and(|(body, crc)| crc == crc32c::crc32c(body).to_le_bytes()) {
+                if whole.is_none_or(|(body, crc)| crc != crc32c::crc32c(body).to_le_bytes()) {
                     return Err(file_error(&path, "its CRC is wrong".to_owned()));
                 }
                 put(Key::TwoPhase { xid }, Bytes::from(content));

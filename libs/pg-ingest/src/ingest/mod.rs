@@ -187,11 +187,10 @@ impl Ingest {
             rmgr::TRANSACTION => self.transaction(step)?,
             rmgr::STORAGE => self.storage(step)?,
             rmgr::CLOG => self.clog(step)?,
-            rmgr::DATABASE => {
-                if self.database(step)? == Progress::FlushFirst {
-                    return Ok(Progress::FlushFirst);
-                }
-            }
+            rmgr::DATABASE => match self.database(step)? {
+                Progress::Done => {}
+                Progress::FlushFirst => return Ok(Progress::FlushFirst),
+            },
             rmgr::TABLESPACE => self.tablespace(step)?,
             rmgr::MULTIXACT => self.multixact(step)?,
             rmgr::RELMAP => self.relmap(step)?,
