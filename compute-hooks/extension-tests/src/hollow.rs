@@ -62,9 +62,10 @@ impl HollowPg {
         for file in &files {
             let kept = dir.path().join("pages").join(file.path.strip_prefix(server.data_dir()).expect("below it"));
             fs::create_dir_all(kept.parent().expect("has a folder")).expect("a folder can be made");
-            fs::copy(&file.path, &kept).expect("a file can be copied");
-            let hole = File::create(&file.path).expect("a file can be emptied");
+            fs::rename(&file.path, &kept).expect("a file can be moved");
+            let hole = File::create(&file.path).expect("a file can be made");
             hole.set_len(file.bytes).expect("a file can be lengthened");
+            give_to_owner_of(dir.path(), &file.path);
             *sizes.entry(file.rel).or_default() += file.bytes;
             if file.path.extension().is_none() {
                 pages.insert(file.rel, kept);
@@ -77,9 +78,7 @@ impl HollowPg {
         let map = builder.build(&map_path).expect("the map can be made");
         let library = dir.path().join("libardent_compute.so");
         fs::copy(compute_library(), &library).expect("the library can be copied");
-        let owner = fs::metadata(dir.path()).expect("exists");
-        chown(&map_path, Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid())))
-            .expect("may change owners");
+        give_to_owner_of(dir.path(), &map_path);
         let socket = dir.path().join("agent.sock");
         let page_server = FilePageServer::start(&socket, pages, base_lsn);
         let path = |path: &Path| path.to_str().expect("temp folders have plain names").to_owned();
@@ -133,6 +132,12 @@ pub fn psql(server: &TestPg, database: &str) -> Command {
     command.args(["-X", "-A", "-t", "-U", server.superuser(), "-d", database, "-h"]);
     command.arg(server.socket_dir()).args(["-p", &server.port().to_string()]);
     command
+}
+
+/// Files that a test made as root must belong to the server's user.
+fn give_to_owner_of(folder: &Path, path: &Path) {
+    let owner = fs::metadata(folder).expect("it exists");
+    chown(path, Some(Uid::from_raw(owner.uid())), Some(Gid::from_raw(owner.gid()))).expect("owners can be set");
 }
 
 /// Where the shutdown checkpoint is: no page is newer.

@@ -480,7 +480,9 @@ pub unsafe fn fill_database(storage: &Storage, database: pg::Oid) {
         }
         // SAFETY: the iterators and entries are plain references; see `obtain`.
         unsafe {
-            while let Some(block) = entry.next_absent(0) {
+            let mut from = 0;
+            while let Some(block) = entry.next_absent(from) {
+                from = block;
                 let target = Target { handle: storage_hooks::open(&rel), entry, rel, block };
                 let nblocks = (storage.original.nblocks)(target.handle, rel.fork as pg::ForkNumber);
                 if block >= nblocks {

@@ -218,7 +218,9 @@ unsafe extern "C-unwind" fn extend(
     let storage = installed();
     // SAFETY: as in `write`.
     unsafe {
-        wal_brake::hold_until_acknowledged();
+        if (*handle).smgr_rnode.backend == pg::INVALID_BACKEND {
+            wal_brake::hold_until_acknowledged();
+        }
         let found = find(storage, &(*handle).smgr_rnode, fork);
         let Some((_, entry)) = found.filter(|(_, entry)| entry.is_absent(block)) else {
             return (storage.original.extend)(handle, fork, block, page, skip_fsync);

@@ -252,14 +252,16 @@ impl Entry<'_> {
 
     /// Absent blocks of this fork.
     pub fn absent_count(&self) -> u64 {
-        let mut count = 0;
-        let mut at = 0;
-        while let Some(block) = self.next_absent(at) {
-            let run = self.absent_run(block, u32::MAX);
-            count += u64::from(run);
-            at = block.saturating_add(run.max(1));
-        }
-        count
+        let end = u64::from(self.base_nblocks());
+        let first_word = (self.slot.first_bit / BITS_PER_WORD) as usize;
+        let words = &self.map.words()[first_word..first_word + end.div_ceil(BITS_PER_WORD) as usize];
+        let set: u64 = words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum();
+        // Bits past the end in the last word are set if the fork was cut after their blocks came.
+        let past_end = match (words.last(), end % BITS_PER_WORD) {
+            (Some(last), used @ 1..) => u64::from((last.load(Ordering::Acquire) >> used).count_ones()),
+            _ => 0,
+        };
+        end.saturating_sub(set.saturating_sub(past_end))
     }
 
     fn bit(&self, block: BlockNumber) -> (&AtomicU64, u64) {
