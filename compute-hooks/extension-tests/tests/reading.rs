@@ -36,3 +36,20 @@ fn select_works_with_every_block_absent() {
     );
     assert!(requests * 4 < pages, "{requests} requests for {pages} pages: read-ahead does not work");
 }
+
+#[test]
+fn workers_of_a_parallel_scan_share_their_read_ahead() {
+    let hollow = HollowPg::start(
+        |server| {
+            server.sql("create table p as select g as id, repeat('x', 900) as v from generate_series(1, 60000) g");
+        },
+        &[("max_parallel_workers_per_gather", "2"), ("min_parallel_table_scan_size", "0")],
+    );
+    let blocks: u64 = hollow.server.sql("select pg_relation_size('p') / 8192").parse().expect("a number");
+    let before = hollow.page_server.pages();
+    let plan = hollow.server.sql("explain (analyze, costs off) select count(*), sum(id) from p");
+    assert!(plan.contains("Workers Launched: 2"), "{plan}");
+    assert_eq!(hollow.server.sql("select count(*), sum(id) from p"), "60000|1800030000");
+    let sent = hollow.page_server.pages() - before;
+    assert!(sent < blocks * 2, "{sent} pages were sent for {blocks} blocks");
+}

@@ -38,6 +38,11 @@ const BACKOFF_MAX: Duration = Duration::from_millis(500);
 /// taken.
 const IN_FLIGHT_MAX: usize = 32;
 
+/// How long a block that another process has asked for is waited for before it is asked for again, and how often it is
+/// looked for.
+const OTHERS_PATIENCE: Duration = Duration::from_millis(20);
+const OTHERS_POLL: Duration = Duration::from_micros(200);
+
 /// What a process knows about its dealings with the page server.
 struct Filler {
     /// The process this state belongs to; a forked child must not use its parent's.
@@ -63,6 +68,8 @@ enum Step {
     Arrived,
     /// Nothing yet.
     Wait,
+    /// Another process has asked for it.
+    WaitForOther,
     /// No connection, or the page server asks for patience; the reason is in `Filler::failure`.
     Later,
     /// A request for this block together with others was refused: ask for it alone.
@@ -82,6 +89,16 @@ pub struct Target<'a> {
     pub rel: RelTag,
     /// Block.
     pub block: BlockNumber,
+}
+
+/// How a block is being obtained.
+struct Attempt {
+    /// Its neighbours are not to be asked for with it.
+    alone: bool,
+    /// Others who have asked for it are trusted to put it in place.
+    trust_others: bool,
+    /// Read-ahead has been told of the miss.
+    planned: bool,
 }
 
 /// This process's state.
@@ -108,8 +125,8 @@ unsafe fn filler() -> &'static mut Filler {
 
 impl Filler {
     /// Does whatever can be done now towards having `target`. Never blocks.
-    fn advance(&mut self, storage: &Storage, target: &Target<'_>, nblocks: BlockNumber, alone: bool) -> Step {
-        match self.try_advance(storage, target, nblocks, alone) {
+    fn advance(&mut self, storage: &Storage, target: &Target<'_>, nblocks: BlockNumber, attempt: &mut Attempt) -> Step {
+        match self.try_advance(storage, target, nblocks, attempt) {
             Ok(step) => step,
             Err(error) => {
                 self.note(format_args!("{error}"));
@@ -123,17 +140,18 @@ impl Filler {
         storage: &Storage,
         target: &Target<'_>,
         nblocks: BlockNumber,
-        alone: bool,
+        attempt: &mut Attempt,
     ) -> Result<Step, LinkError> {
         self.connect(storage)?;
         if self.client.is_up() {
-            self.ask_for(storage, target, nblocks, alone)?;
+            self.ask_for(storage, target, nblocks, attempt)?;
         }
         loop {
             match self.client.poll()? {
                 Some(Answer::Pages(asked, pages)) => {
                     if let Some(at) = first_bad_page(&pages, storage.base_lsn) {
                         Counters::add(&storage.map.counters().errors, 1);
+                        unclaim(storage, &asked);
                         if asked.covers(&target.rel, target.block) {
                             self.note(format_args!(
                                 "block {} came with an LSN past the LSN that was asked for",
@@ -148,16 +166,17 @@ impl Filler {
                 }
                 Some(Answer::Refused(asked, code, message)) => {
                     Counters::add(&storage.map.counters().errors, 1);
+                    unclaim(storage, &asked);
                     if !asked.covers(&target.rel, target.block) {
                         continue;
                     }
                     self.note(format_args!("{message}"));
                     return Ok(if code.is_retryable() { Step::Later } else { self.refused(&asked, sql_state(code)) });
                 }
-                None if self.client.is_up() && !self.is_asked(target) => {
-                    // The connection has just come up.
-                    self.ask_for(storage, target, nblocks, alone)?;
-                    return Ok(Step::Wait);
+                None if self.client.is_up() => {
+                    // The connection may have just come up.
+                    self.ask_for(storage, target, nblocks, attempt)?;
+                    return Ok(if self.is_asked(target) { Step::Wait } else { Step::WaitForOther });
                 }
                 None => return Ok(Step::Wait),
             }
@@ -181,12 +200,24 @@ impl Filler {
         storage: &Storage,
         target: &Target<'_>,
         nblocks: BlockNumber,
-        alone: bool,
+        attempt: &mut Attempt,
     ) -> Result<(), LinkError> {
-        let max = if alone { 1 } else { settings::read_ahead_blocks() };
+        let max = if attempt.alone { 1 } else { settings::read_ahead_blocks() };
         let in_flight = self.client.in_flight().find(|asked| asked.covers(&target.rel, target.block));
         match in_flight.map(|asked| (asked.why, asked.start)) {
+            None if attempt.trust_others && storage.claims.holds(&target.entry, target.block) => {
+                if !attempt.planned {
+                    attempt.planned = true;
+                    let window = self.ahead.on_miss(target.rel, target.block, max);
+                    self.ask_window(storage, target, window, nblocks, Why::ReadAhead)?;
+                }
+                return Ok(());
+            }
             None => {
+                if storage.claims.holds(&target.entry, target.block) {
+                    storage.claims.remove(&target.entry, target.block, 2 * settings::READ_AHEAD_BLOCKS_MAX);
+                }
+                attempt.planned = true;
                 let window = self.ahead.on_miss(target.rel, target.block, max);
                 self.ask_window(storage, target, window, nblocks, Why::Demand)?;
             }
@@ -204,7 +235,7 @@ impl Filler {
         Ok(())
     }
 
-    /// Asks for the first run of absent blocks in the window.
+    /// Asks for the first run of blocks in the window that are absent and that nobody has asked for.
     fn ask_window(
         &mut self,
         storage: &Storage,
@@ -214,12 +245,12 @@ impl Filler {
         why: Why,
     ) -> Result<(), LinkError> {
         let end = window.start.saturating_add(window.count).min(nblocks);
-        let Some(start) = target.entry.next_absent(window.start).filter(|start| *start < end) else { return Ok(()) };
-        let count = target.entry.absent_run(start, end - start);
-        if count == 0 {
-            return Ok(());
-        }
+        let wanted =
+            |block: &BlockNumber| target.entry.is_absent(*block) && !storage.claims.holds(&target.entry, *block);
+        let Some(start) = (window.start..end).find(wanted) else { return Ok(()) };
+        let count = (start..end).take_while(wanted).count() as u32;
         self.client.ask(storage.base_lsn, target.rel, start, count, why)?;
+        storage.claims.add(&target.entry, start, count);
         Counters::add(&storage.map.counters().requests, 1);
         Ok(())
     }
@@ -234,6 +265,13 @@ impl Filler {
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
         self.failure = Text::format(what);
+    }
+}
+
+/// The blocks asked for will not come from this request.
+fn unclaim(storage: &Storage, asked: &Asked) {
+    if let Some(entry) = storage.map.find(&asked.rel) {
+        storage.claims.remove(&entry, asked.start, asked.count);
     }
 }
 
@@ -261,27 +299,36 @@ fn first_bad_page(pages: &[u8], base_lsn: Lsn) -> Option<u32> {
 pub unsafe fn obtain(storage: &Storage, target: &Target<'_>, nblocks: BlockNumber, out: *mut c_char) -> bool {
     let started = Instant::now();
     let mut backoff = BACKOFF_MIN;
-    let mut alone = false;
+    let mut attempt = Attempt { alone: false, trust_others: true, planned: false };
     let mut copied = false;
     // SAFETY: the filler is borrowed for one non-raising call at a time; around the calls that may raise, this frame holds
     // plain data only.
     unsafe {
         filler().arrived = None;
         while target.entry.is_absent(target.block) {
-            match filler().advance(storage, target, nblocks, alone) {
-                Step::Arrived => copied = place_arrived(storage, target, out),
-                Step::Alone => alone = true,
-                Step::Refused(state) => raise_unobtainable(storage, target, state, None),
-                step @ (Step::Wait | Step::Later) => {
-                    let pause = if matches!(step, Step::Later) { backoff } else { POLL_MAX };
-                    if matches!(step, Step::Later) {
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
-                    }
-                    wait(pause);
-                    if started.elapsed() >= settings::fetch_timeout() {
-                        raise_unobtainable(storage, target, SqlState::IO_ERROR, Some(started.elapsed()));
-                    }
+            let pause = match filler().advance(storage, target, nblocks, &mut attempt) {
+                Step::Arrived => {
+                    copied |= place_arrived(storage, target, out);
+                    continue;
                 }
+                Step::Alone => {
+                    attempt.alone = true;
+                    continue;
+                }
+                Step::Refused(state) => raise_unobtainable(storage, target, state, None),
+                Step::Wait => POLL_MAX,
+                Step::WaitForOther => OTHERS_POLL,
+                Step::Later => {
+                    let now = backoff;
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                    now
+                }
+            };
+            wait(pause);
+            let waited = started.elapsed();
+            attempt.trust_others = waited < OTHERS_PATIENCE;
+            if waited >= settings::fetch_timeout() {
+                raise_unobtainable(storage, target, SqlState::IO_ERROR, Some(waited));
             }
         }
     }
@@ -309,7 +356,7 @@ pub unsafe fn prefetch(storage: &Storage, target: &Target<'_>) -> bool {
                 Step::Alone => return true,
                 // Prefetching is a service, never a failure: the read will say what is wrong.
                 Step::Refused(_) | Step::Later => return false,
-                Step::Wait => {
+                Step::Wait | Step::WaitForOther => {
                     wait(POLL_MAX);
                     if started.elapsed() >= settings::fetch_timeout() {
                         return false;
@@ -328,7 +375,7 @@ impl Filler {
 
     fn try_advance_prefetch(&mut self, storage: &Storage, target: &Target<'_>) -> Result<Step, LinkError> {
         self.connect(storage)?;
-        if self.is_asked(target) {
+        if self.is_asked(target) || storage.claims.holds(&target.entry, target.block) {
             return Ok(Step::Alone);
         }
         loop {
@@ -343,7 +390,10 @@ impl Filler {
                     self.arrived = Some(Arrived { asked, pages });
                     return Ok(Step::Arrived);
                 }
-                Some(_) => Counters::add(&storage.map.counters().errors, 1),
+                Some(Answer::Pages(asked, _) | Answer::Refused(asked, ..)) => {
+                    Counters::add(&storage.map.counters().errors, 1);
+                    unclaim(storage, &asked);
+                }
                 None if self.client.is_up() != was_up => {}
                 None => return Ok(Step::Wait),
             }
@@ -393,6 +443,7 @@ unsafe fn place_arrived(storage: &Storage, target: &Target<'_>, out: *mut c_char
                 copied = true;
             }
         }
+        storage.claims.remove(&entry, asked.start, asked.count);
         count(storage.map, &asked, filled, raced);
         filler().arrived = None;
         copied

@@ -13,7 +13,8 @@
 //!        ▼                             │ write, set bit (chunk_locks)
 //!     filler ──► page_client ──► page server (socket from the agent)
 //!        │
-//!        └─ read_ahead                 presence map: which blocks are absent (crate ardent-presence-map)
+//!        ├─ read_ahead                 presence map: which blocks are absent (crate ardent-presence-map)
+//!        └─ claims                     which of them some process has asked for
 //!
 //!   transaction end ──► commit_guard      utility commands ──► commands      extend ──► wal_brake
 //! ```
@@ -30,6 +31,7 @@
 //! authenticated. Start reading in `storage_hooks.rs`.
 
 mod chunk_locks;
+mod claims;
 mod commands;
 mod commit_guard;
 mod filler;

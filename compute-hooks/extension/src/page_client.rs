@@ -172,9 +172,10 @@ impl PageClient {
         };
         let watch = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut watched = [watch(socket), watch(postmaster_watch_fd)];
-        let max_ms = i32::try_from(max.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: a valid array of its stated length; negative descriptors are ignored.
-        let ready = unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, max_ms) };
+        let longest = libc::timespec { tv_sec: max.as_secs() as _, tv_nsec: max.subsec_nanos() as _ };
+        let count = watched.len() as libc::nfds_t;
+        // SAFETY: a valid array of its stated length; negative descriptors are ignored; the signal mask stays.
+        let ready = unsafe { libc::ppoll(watched.as_mut_ptr(), count, &raw const longest, std::ptr::null()) };
         ready <= 0 || watched[1].revents == 0
     }
 

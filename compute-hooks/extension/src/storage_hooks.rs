@@ -11,6 +11,7 @@ use ardent_presence_map::{Counters, Entry, PresenceMap};
 use ardent_types::{ForkNumber, Lsn, RelTag};
 
 use crate::chunk_locks;
+use crate::claims::Claims;
 use crate::filler::{self, Target};
 use crate::pg::{self, BlockNumber, RelFileNodeBackend, SMgrRelation};
 use crate::report::refuse_start;
@@ -40,6 +41,8 @@ pub struct Storage {
     pub map: &'static PresenceMap,
     /// What they are read at.
     pub base_lsn: Lsn,
+    /// Which of them somebody has asked for.
+    pub claims: Claims,
 }
 
 static mut STORAGE: Option<Storage> = None;
@@ -83,7 +86,10 @@ pub unsafe fn install() {
             truncate: transmute::<*mut _, storage_abi::Truncate>(slots[slot::TRUNCATE]),
             truncate_knows_old_size: server_symbol(storage_abi::TRUNCATE_KNOWS_OLD_SIZE).is_some(),
         };
-        STORAGE = Some(Storage { original, map, base_lsn: map.base_lsn() });
+        let Some(claims) = Claims::make(map) else {
+            refuse_start(format_args!("not enough memory for a bit per block of the presence map"));
+        };
+        STORAGE = Some(Storage { original, map, base_lsn: map.base_lsn(), claims });
         slots[slot::UNLINK] = unlink as storage_abi::Unlink as *mut _;
         slots[slot::EXTEND] = extend as storage_abi::Extend as *mut _;
         slots[slot::PREFETCH] = prefetch as storage_abi::Prefetch as *mut _;

@@ -122,6 +122,11 @@ impl PresenceMap {
         }
     }
 
+    /// Length of the bitmap in bits; all of [`Entry::bit_number`]'s answers are below it.
+    pub fn bit_count(&self) -> u64 {
+        self.header.word_count * BITS_PER_WORD
+    }
+
     /// All entries, in no useful order.
     pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
         let used = self.slots().iter().enumerate().filter(|(_, slot)| !slot.is_empty());
@@ -194,6 +199,11 @@ impl Entry<'_> {
     /// A number that is this entry's alone, to spread locks by.
     pub fn index(&self) -> usize {
         self.index
+    }
+
+    /// The number of a block's bit, for users who keep bits of their own beside the map. None: never absent.
+    pub fn bit_number(&self, block: BlockNumber) -> Option<u64> {
+        (block < self.slot.built_nblocks).then(|| self.slot.first_bit + u64::from(block))
     }
 
     /// Blocks at or past this one are local.
