@@ -53,6 +53,23 @@ fn checklist_42_an_end_sets_its_own_status_and_its_subtransactions() {
 }
 
 #[test]
+fn the_time_of_the_last_end_never_goes_back() {
+    let mut timeline = Timeline::new();
+    let time = |timeline: &Timeline| {
+        let time = timeline.get(Key::AuxFile(1)).expect("the time of the last end is kept");
+        i64::from_le_bytes(time[..].try_into().expect("8 bytes")) - 946_684_800_000_000
+    };
+    let commit = |time: i64| RecordBuilder::new(rmgr::TRANSACTION, 0).xid(1030).main_data(time.to_le_bytes());
+    for (at, expect) in [(500, 500), (400, 500), (600, 600)] {
+        timeline.add(&commit(at));
+        assert_eq!(time(&timeline), expect);
+        timeline.restart(Lsn::INVALID);
+    }
+    timeline.add(&commit(300));
+    assert_eq!(time(&timeline), 600);
+}
+
+#[test]
 fn checklist_44_every_id_seen_moves_the_next_one() {
     let check = |record: RecordBuilder, expect: u64| {
         let mut timeline = Timeline::new();

@@ -72,7 +72,7 @@ pub enum Key {
         xid: u64,
     },
     /// A small value kept whole, by a number that ingest assigns. 0: replication origins' progress, as Postgres's checkpoint file
-    /// of them. 1: time of the last commit or abort, microseconds since the Unix epoch, i64 little-endian. 2: pages that WAL
+    /// of them. 1: latest time so far of a commit or abort, microseconds since the Unix epoch, i64 little-endian. 2: pages that WAL
     /// referred to and an import did not hold. Empty: absent.
     AuxFile(u32),
     /// A page of an SLRU. Empty: truncated away.

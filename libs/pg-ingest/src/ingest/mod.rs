@@ -61,6 +61,8 @@ pub struct Ingest {
     missing: MissingPages,
     copy: Option<DatabaseCopy>,
     prepared: Vec<u32>,
+    /// What [`transactions::LAST_END_KEY`] says.
+    last_end_unix_us: i64,
     last_end: Lsn,
 }
 
@@ -123,6 +125,14 @@ impl Ingest {
             Some(bytes) => MissingPages::decode(&bytes).ok_or(IngestError::Damaged { key: MissingPages::KEY })?,
             None => MissingPages::default(),
         };
+        let last_end_unix_us = match read(transactions::LAST_END_KEY)? {
+            Some(bytes) => {
+                let bytes =
+                    bytes[..].try_into().map_err(|_| IngestError::Damaged { key: transactions::LAST_END_KEY })?;
+                i64::from_le_bytes(bytes)
+            }
+            None => i64::MIN,
+        };
         let all_prepared = Key::TwoPhase { xid: 0 }..=Key::TwoPhase { xid: u64::MAX };
         let prepared = state.scan(all_prepared).map_err(|source| IngestError::State { lsn: Lsn::INVALID, source })?;
         let prepared = prepared.into_iter().filter(|(_, content)| !content.is_empty());
@@ -139,6 +149,7 @@ impl Ingest {
             missing,
             copy: None,
             prepared: prepared.collect(),
+            last_end_unix_us,
             last_end: Lsn::INVALID,
         })
     }

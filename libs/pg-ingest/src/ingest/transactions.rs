@@ -22,8 +22,9 @@ mod op {
 /// Microseconds from the Unix epoch to 2000-01-01, Postgres's.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
-/// When the last transaction ended; makes "as of a time" a search over LSNs.
-const LAST_END_KEY: Key = Key::AuxFile(1);
+/// When the last transaction ended; makes "as of a time" a search over LSNs. Clocks step back and commits overtake each other on
+/// their way into WAL: the latest time so far stands, so that the search finds one point.
+pub(super) const LAST_END_KEY: Key = Key::AuxFile(1);
 
 impl Ingest {
     pub(super) fn transaction<S: ReadState>(&mut self, step: &mut Step<'_, S>) -> StepResult<S> {
@@ -76,7 +77,10 @@ impl Ingest {
             self.prepared.retain(|prepared| *prepared != xid);
         }
         let unix_us = parsed.time.saturating_add(POSTGRES_EPOCH_US);
-        step.push_image(LAST_END_KEY, Bytes::copy_from_slice(&unix_us.to_le_bytes()));
+        if unix_us > self.last_end_unix_us {
+            self.last_end_unix_us = unix_us;
+            step.push_image(LAST_END_KEY, Bytes::copy_from_slice(&unix_us.to_le_bytes()));
+        }
         Ok(())
     }
 
