@@ -1,1 +1,90 @@
-fn main() {}
+//! The `ardent` program: user commands, `ardent up`, and what `up` starts.
+//!
+//! ```text
+//!  arguments ──► args ──► commands ──► api (HTTP) ──► a server's control
+//!                   └───► up: page server, safekeeper, control, proxy, connectors in one process
+//!                   └───► agent: one compute, a child of control
+//! ```
+//!
+//! Invariants: data goes to standard output and nothing else does; every failure ends in one message with the next command
+//! and an exit code of `docs/cli.md`; no command waits for an answer without a terminal; no password is printed but in the
+//! connection string that was asked for.
+
+mod agent;
+mod api;
+mod args;
+mod commands;
+mod config;
+mod duration;
+mod failure;
+mod output;
+#[cfg(test)]
+mod reference;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+
+use crate::api::Api;
+use crate::args::{Cli, Command, GlobalArgs};
+use crate::failure::Failure;
+use crate::output::Output;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
+    if let Command::Agent(args) = &cli.command {
+        return agent::run(args);
+    }
+    let output = Output::new(&cli.global);
+    match run(&output, &cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
+    let url = cli.global.url.as_deref();
+    match &cli.command {
+        Command::Up(args) => up::run(output, args),
+        Command::Login(args) => commands::session::login(output, url, args),
+        Command::Logout => commands::session::logout(output, url),
+        Command::Status(args) => commands::session::status(output, url, args),
+        Command::Whoami => commands::session::whoami(output, url),
+        Command::Doctor(args) => commands::doctor::run(output, url, args),
+        Command::Connector(command) => commands::connector::run(output, &Api::new(url)?, command),
+        Command::Branch(command) => commands::branch::run(output, &Api::new(url)?, command),
+        Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
+        Command::Inspect(command) => commands::inspect::run(output, command),
+        Command::Completions(args) => completions(args.shell),
+        // Handled before there is an output: its standard output speaks another language.
+        Command::Agent(_) => Ok(()),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    clap_complete::generate(shell, &mut Cli::command(), "ardent", &mut std::io::stdout());
+    Ok(())
+}
+
+/// What clap says about the arguments: help goes to standard output with 0, everything else is wrong usage.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if error.use_stderr() && json {
+        let global = GlobalArgs { json, url: None, no_input: true, no_color: true };
+        // The first line says it; usage and tips follow it for people.
+        let text = error.to_string();
+        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        Output::new(&global).failure(&Failure::usage(message).hint("ardent --help"));
+        return ExitCode::from(2);
+    }
+    // Nobody is left to tell if this cannot be printed.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}

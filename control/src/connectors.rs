@@ -26,8 +26,8 @@ use crate::pgurl::PgUrl;
 use crate::service::Control;
 use crate::store::{BranchRow, ConnectorRow, iso8601, now_us};
 
-/// Pauses between attempts to follow a source that is away: doubled from the first to the last.
-const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// Pauses between attempts to follow a source after an error that waiting alone does not mend: doubled from the first to the last.
+const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// A follower that ran this long starts over with the shortest pause.
 const FOLLOW_STEADY: Duration = Duration::from_secs(60);
 /// Longest wait for the WAL of the base backup's time to be ingested without any progress.
@@ -275,7 +275,7 @@ impl Control {
         while !cancel.is_cancelled() {
             let began = Instant::now();
             let outcome = match self.connector_spec_of(row) {
-                Ok(spec) => self.context.connectors.follow(spec, cancel.child_token()).await,
+                Ok(spec) => self.context.connectors.follow(spec, cancel.child_token(), problem.clone()).await,
                 Err(error) => Err(error),
             };
             if cancel.is_cancelled() {
@@ -295,7 +295,6 @@ impl Control {
                 () = cancel.cancelled() => return,
             }
             pause = (pause * 2).min(FOLLOW_PAUSE.1);
-            problem.send_replace(None);
         }
     }
 

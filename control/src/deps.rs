@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
@@ -179,8 +179,14 @@ pub trait ConnectorRuntime: Send + Sync {
         spec: ConnectorSpec,
         progress: mpsc::Sender<ImportProgress>,
     ) -> BoxFuture<'static, Result<Imported, ErrorInfo>>;
-    /// Streams WAL into the root timeline until cancelled; an error is why it cannot go on for now.
-    fn follow(&self, spec: ConnectorSpec, cancel: CancellationToken) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// Streams WAL into the root timeline until cancelled, reconnecting by itself; what is in its way it says in `problem`
+    /// while it lasts. An error is one that waiting does not mend.
+    fn follow(
+        &self,
+        spec: ConnectorSpec,
+        cancel: CancellationToken,
+        problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Where production's WAL is flushed to at this moment.
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>>;
     /// Drops the replication slot on the source. Fine if it is not there.

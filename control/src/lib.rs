@@ -34,8 +34,10 @@ mod point;
 pub mod scram;
 pub mod secrets;
 pub mod service;
+pub mod storage;
 pub mod store;
 
 pub use compute::PoolConfig;
 pub use pgurl::{PgUrl, PublicAddress};
 pub use service::{Control, ControlConfig, DataDir, Dependencies, RunningControl, StartError};
+pub use storage::{PageServerAt, SafekeepersAt};

@@ -1,6 +1,6 @@
 //! Control as a whole: start, recovery, housekeeping, shutdown.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -94,7 +94,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// Somebody else listens there.
-    #[error("port {} of {} is in use by another program: stop it, or choose another with --listen", address.port(), address.ip())]
+    #[error("port {} of {} is in use by another program: stop it, or choose another with --api-listen", address.port(), address.ip())]
     PortInUse {
         /// The address.
         address: SocketAddr,
@@ -274,6 +274,11 @@ impl Control {
         let token = format!("ardent_{}", random_text(TOKEN_LEN)?);
         self.add_user_token(&token, name)?;
         Ok(token)
+    }
+
+    /// Whether this is a token that is accepted.
+    pub fn knows_user_token(&self, token: &str) -> Result<bool, ErrorInfo> {
+        Ok(self.context.store.token(&token_hash(token))?.is_some())
     }
 
     /// Accepts this token from now on.
@@ -469,6 +474,3 @@ fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
     };
     listen().map_err(|source| StartError::Listen { address: path.display().to_string(), source })
 }
-
-/// Folders with server programs by major version, as `--pg-bin MAJOR=DIR` gives them.
-pub type PgBinDirs = BTreeMap<u32, PathBuf>;

@@ -130,7 +130,7 @@ async fn a_port_in_use_is_named() {
     let started = ardent_control::Control::start(config, dependencies, Default::default()).await;
     let error = started.err().expect("the port is taken").to_string();
     assert!(
-        error.contains(&taken.local_addr().expect("address").port().to_string()) && error.contains("--listen"),
+        error.contains(&taken.local_addr().expect("address").port().to_string()) && error.contains("--api-listen"),
         "{error}"
     );
 }

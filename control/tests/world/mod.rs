@@ -244,7 +244,12 @@ impl ConnectorRuntime for Fakes {
         })
     }
 
-    fn follow(&self, _spec: ConnectorSpec, cancel: CancellationToken) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+    fn follow(
+        &self,
+        _spec: ConnectorSpec,
+        cancel: CancellationToken,
+        _problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
         Box::pin(async move {
             cancel.cancelled().await;
             Ok(())

@@ -1,0 +1,143 @@
+//! The server's HTTP API, as commands use it.
+
+use std::io::{BufRead as _, BufReader};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use ardent_api::control::{ApiErrorCode, ErrorInfo, ErrorReply};
+
+use crate::config::Session;
+use crate::failure::Failure;
+
+/// Longest wait for an answer: the server's own deadlines are shorter.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client of the API.
+pub struct Api {
+    agent: ureq::Agent,
+    session: Session,
+}
+
+impl Api {
+    /// A client with the settings that apply here.
+    pub fn new(url_flag: Option<&str>) -> Result<Self, Failure> {
+        Ok(Self::with_session(Session::resolve(url_flag)?))
+    }
+
+    /// A client for this server and token.
+    pub fn with_session(session: Session) -> Self {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            // The server is this host's or a private one: a proxy for the web has no part in it, and must not see the token.
+            .proxy(None);
+        Api { agent: config.build().into(), session }
+    }
+
+    /// The server's address.
+    pub fn url(&self) -> &str {
+        &self.session.url
+    }
+
+    /// `GET`.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.answer(self.prepare(self.agent.get(self.address(path))).call())
+    }
+
+    /// `DELETE`.
+    pub fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.answer(self.prepare(self.agent.delete(self.address(path))).call())
+    }
+
+    /// `POST` with a body.
+    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        self.answer(self.prepare(self.agent.post(self.address(path))).send_json(body))
+    }
+
+    /// `PATCH` with a body.
+    pub fn patch<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        self.answer(self.prepare(self.agent.patch(self.address(path))).send_json(body))
+    }
+
+    /// `POST` answered by JSON lines, each given to `each` as it comes.
+    pub fn post_lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        mut each: impl FnMut(T) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut request = self.agent.post(self.address(path));
+        if let Some(token) = &self.session.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let response = request.send_json(body).map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response));
+        }
+        for line in BufReader::new(response.into_body().into_reader()).lines() {
+            let line = line.map_err(|error| Failure::local("the connection to the server was lost", &error))?;
+            each(serde_json::from_str(&line).map_err(|error| self.not_ours(&error))?)?;
+        }
+        Ok(())
+    }
+
+    fn address(&self, path: &str) -> String {
+        format!("{}{path}", self.session.url)
+    }
+
+    fn prepare<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        let request = request.config().timeout_global(Some(ANSWER_TIMEOUT)).build();
+        match &self.session.token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
+        }
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<T, Failure> {
+        let mut response = answer.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response));
+        }
+        let text = response.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
+        serde_json::from_str(&text).map_err(|error| self.not_ours(&error))
+    }
+
+    fn refused(&self, mut response: ureq::http::Response<ureq::Body>) -> Failure {
+        let status = response.status();
+        let text = response.body_mut().read_to_string().unwrap_or_default();
+        match serde_json::from_str::<ErrorReply>(&text) {
+            Ok(reply) => reply.error.into(),
+            Err(_) => ErrorInfo::new(
+                ApiErrorCode::StorageUnavailable,
+                format!("{} answered {status}, not as an ardent server does", self.session.url),
+            )
+            .with_hint("see whether the address is right: ardent status --url http://HOST:PORT")
+            .into(),
+        }
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        if matches!(error, ureq::Error::Timeout(_)) {
+            let message = format!("the server at {} did not answer in time", self.session.url);
+            return ErrorInfo::new(ApiErrorCode::Timeout, message).with_hint("see its log, or try again").into();
+        }
+        let message = format!("no ardent server answers at {}: {error}", self.session.url);
+        ErrorInfo::new(ApiErrorCode::StorageUnavailable, message)
+            .with_hint("start one with ardent up, or say where it is with --url")
+            .into()
+    }
+
+    fn not_ours(&self, error: &serde_json::Error) -> Failure {
+        Failure::local(
+            format!("the server at {} sent an answer that this program does not know", self.session.url),
+            error,
+        )
+        .hint("see whether server and client have the same version: ardent status, ardent --version")
+    }
+}

@@ -1,0 +1,443 @@
+//! The command line: every verb, flag and help text.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::duration::{parse_byte_rate, parse_seconds};
+
+/// Branches of a production Postgres, in an instant, on your own machine.
+#[derive(Debug, Parser)]
+#[command(name = "ardent", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "Examples:
+  ardent up                                             run the server on this machine
+  ardent connector create postgresql 'postgresql://...'  connect production
+  ardent branch create feature-x                        a branch with all of its data
+  ardent psql feature-x                                 a session on it
+  ardent branch delete feature-x
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or failed preflight, 3 differences found,
+4 not authenticated, 5 not found, 6 conflict, 7 timed out.")]
+pub struct Cli {
+    /// What all commands have.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// The verb.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+pub struct GlobalArgs {
+    /// Print JSON: one object on standard output, errors as JSON on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// The server's API [default: the one that was logged into]
+    #[arg(long, global = true, value_name = "URL", env = "ARDENT_URL", hide_env_values = true)]
+    pub url: Option<String>,
+    /// Never ask; fail and name the flag that answers
+    #[arg(long, global = true)]
+    pub no_input: bool,
+    /// No colours (also: NO_COLOR)
+    #[arg(long, global = true)]
+    pub no_color: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run every role in one process, on a local folder
+    Up(UpArgs),
+    /// Use a server: keep its address and a token
+    Login(LoginArgs),
+    /// Revoke the token and forget it
+    #[command(after_help = "Examples:\n  ardent logout")]
+    Logout,
+    /// Show the server and what it runs
+    Status(StatusArgs),
+    /// Show whose token is in use
+    #[command(after_help = "Examples:\n  ardent whoami\n  ardent whoami --json")]
+    Whoami,
+    /// Look for what is missing on this machine
+    #[command(after_help = "Examples:\n  ardent doctor\n  ardent doctor --pg-bin 15=/opt/pg15/bin")]
+    Doctor(DoctorArgs),
+    /// Production servers that branches are made from
+    #[command(subcommand)]
+    Connector(ConnectorCommand),
+    /// Branches
+    #[command(subcommand)]
+    Branch(BranchCommand),
+    /// Open psql on a branch
+    Psql(PsqlArgs),
+    /// Look into files; for operators
+    #[command(subcommand)]
+    Inspect(InspectCommand),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  ardent completions bash > ~/.local/share/bash-completion/completions/ardent")]
+    Completions(CompletionsArgs),
+    /// Run one compute; started by the server
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+/// `ardent up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent up
+  ardent up --data-dir /srv/ardent
+  ardent up --listen 0.0.0.0:7432 --host branches.example.com
+  ardent up --pg-bin 15=/opt/postgresql-15/bin
+
+Stop it with Ctrl-C or SIGTERM: branches are suspended, nothing is lost.")]
+pub struct UpArgs {
+    /// Folder that everything is kept in [default: /var/lib/ardent for root, else ~/.local/share/ardent]
+    #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where branches are reached (TLS)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7432")]
+    pub listen: SocketAddr,
+    /// Where the HTTP API listens; on this host only
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7480")]
+    pub api_listen: SocketAddr,
+    /// A domain whose names all resolve to this host: branches become NAME.DOMAIN
+    #[arg(long, value_name = "DOMAIN")]
+    pub host: Option<String>,
+    /// Run Postgres without a sandbox: its users can then reach files and networks that this server's host can
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// Folder with a major version's server programs; may be repeated
+    #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
+    pub pg_bin: Vec<(u32, PathBuf)>,
+    /// Do not write this server's address and token into your configuration
+    #[arg(long)]
+    pub no_login: bool,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// `ardent login`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  echo \"$TOKEN\" | ardent login --token-stdin
+  ARDENT_TOKEN=... ardent login --url http://127.0.0.1:7480
+
+`ardent up` logs in the user who starts it.")]
+pub struct LoginArgs {
+    /// Read the token from standard input
+    #[arg(long)]
+    pub token_stdin: bool,
+}
+
+/// `ardent status`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  ardent status\n  psql \"$(ardent branch info feature-x --print-url)&sslrootcert=$(ardent status --ca)\""
+)]
+pub struct StatusArgs {
+    /// Print only the path of the CA certificate, for sslmode=verify-full
+    #[arg(long)]
+    pub ca: bool,
+}
+
+/// `ardent doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Folder with a major version's server programs; may be repeated
+    #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
+    pub pg_bin: Vec<(u32, PathBuf)>,
+}
+
+/// `ardent connector ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConnectorCommand {
+    /// Say what a server lacks to be a source, and the SQL that mends it; changes nothing
+    #[command(
+        after_help = "Examples:\n  ardent connector preflight postgresql 'postgresql://app:PASSWORD@db.example.com/shop'"
+    )]
+    Preflight(SourceArgs),
+    /// Copy a server and follow it from then on
+    #[command(after_help = "Examples:
+  ardent connector create postgresql 'postgresql://app:PASSWORD@db.example.com/shop' -n shop
+  ardent connector create postgresql - < url.txt
+  ardent connector create postgresql 'postgresql://...' --max-rate 20M
+
+The copy goes on when this command is interrupted; the same command again shows how far it is.")]
+    Create(ConnectorCreateArgs),
+    /// List connectors
+    #[command(after_help = "Examples:\n  ardent connector list\n  ardent connector list --json")]
+    List,
+    /// Show how far a connector is behind production
+    #[command(after_help = "Examples:\n  ardent connector status\n  ardent connector status shop --json")]
+    Status(OptionalNameArgs),
+    /// Delete a connector and drop its replication slot
+    #[command(after_help = "Examples:\n  ardent connector delete shop --yes")]
+    Delete(ConnectorDeleteArgs),
+}
+
+/// The kind of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceKind {
+    /// A Postgres server that allows physical replication.
+    Postgresql,
+}
+
+/// A source.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Kind of the source
+    #[arg(value_enum)]
+    pub kind: SourceKind,
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE, or - to read it from standard input
+    #[arg(value_name = "URL", env = "ARDENT_SOURCE_URL", hide_env_values = true)]
+    pub source: String,
+}
+
+/// `ardent connector create`.
+#[derive(Debug, Args)]
+pub struct ConnectorCreateArgs {
+    /// The source.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Name of the connector and its root branch [default: made from the database's name]
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// Ask production for an immediate checkpoint: starts sooner, writes a burst there
+    #[arg(long)]
+    pub fast: bool,
+    /// Most bytes per second to copy, such as 20M
+    #[arg(long, value_name = "RATE", value_parser = parse_byte_rate)]
+    pub max_rate: Option<u64>,
+}
+
+/// `ardent connector delete`.
+#[derive(Debug, Args)]
+pub struct ConnectorDeleteArgs {
+    /// Its name
+    pub name: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// A name that may be left out.
+#[derive(Debug, Args)]
+pub struct OptionalNameArgs {
+    /// Its name
+    pub name: Option<String>,
+}
+
+/// A name.
+#[derive(Debug, Args)]
+pub struct NameArgs {
+    /// Its name
+    pub name: String,
+}
+
+/// `ardent branch ...`.
+#[derive(Debug, Subcommand)]
+pub enum BranchCommand {
+    /// Make a branch, or show the one that has the name already
+    #[command(after_help = "Examples:
+  ardent branch create feature-x
+  ardent branch create feature-x --from staging --ttl 2h
+  ardent branch create before-it-happened --at '2026-01-31T12:00:00Z'
+  DATABASE_URL=$(ardent branch create feature-x --print-url)")]
+    Create(BranchCreateArgs),
+    /// List branches
+    #[command(after_help = "Examples:\n  ardent branch list\n  ardent branch list --tree")]
+    List(BranchListArgs),
+    /// Show a branch
+    #[command(after_help = "Examples:\n  ardent branch info feature-x\n  ardent branch info --print-url")]
+    Info(BranchInfoArgs),
+    /// Make a branch the default one of this folder (kept in .ardent)
+    #[command(after_help = "Examples:\n  ardent branch switch feature-x")]
+    Switch(NameArgs),
+    /// Change a branch's settings
+    #[command(
+        after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
+    )]
+    Set(BranchSetArgs),
+    /// Start a branch's Postgres before it is needed
+    #[command(after_help = "Examples:\n  ardent branch wake feature-x")]
+    Wake(NameArgs),
+    /// Stop a branch's Postgres; the next connection starts it
+    #[command(after_help = "Examples:\n  ardent branch suspend feature-x")]
+    Suspend(NameArgs),
+    /// Delete branches
+    #[command(after_help = "Examples:\n  ardent branch delete feature-x")]
+    Delete(BranchDeleteArgs),
+}
+
+/// `ardent branch create`.
+#[derive(Debug, Args)]
+pub struct BranchCreateArgs {
+    /// Its name: a-z, 0-9 and -, at most 63 characters; it becomes a hostname
+    pub name: String,
+    /// The branch to start from [default: the only connector's root]
+    #[arg(long, value_name = "BRANCH")]
+    pub from: Option<String>,
+    /// latest, an LSN, or a time such as 2026-01-31T12:00:00Z [default: now, with all that is committed]
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<String>,
+    /// Delete it after this long, such as 2h
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub ttl: Option<u64>,
+    /// Suspend it after this long without activity; never for not at all [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub idle_timeout: Option<u64>,
+    /// The role of the connection string [default: the connector URL's]
+    #[arg(long)]
+    pub role: Option<String>,
+    /// Print the connection string and nothing else
+    #[arg(long, conflicts_with_all = ["psql", "json"])]
+    pub print_url: bool,
+    /// Open psql on it
+    #[arg(long, conflicts_with = "json")]
+    pub psql: bool,
+    /// Do not wait until it is made
+    #[arg(long, conflicts_with = "psql")]
+    pub no_wait: bool,
+}
+
+/// `ardent branch list`.
+#[derive(Debug, Args)]
+pub struct BranchListArgs {
+    /// Show which branch was made from which
+    #[arg(long)]
+    pub tree: bool,
+}
+
+/// `ardent branch info`.
+#[derive(Debug, Args)]
+pub struct BranchInfoArgs {
+    /// Its name [default: ARDENT_BRANCH, or .ardent's]
+    #[arg(env = "ARDENT_BRANCH")]
+    pub name: Option<String>,
+    /// Print the connection string with its password and nothing else
+    #[arg(long, conflicts_with = "json")]
+    pub print_url: bool,
+    /// The role of the connection string; one that has no password here gets one
+    #[arg(long, requires = "print_url")]
+    pub role: Option<String>,
+}
+
+/// `ardent branch set`.
+#[derive(Debug, Args)]
+pub struct BranchSetArgs {
+    /// Its name
+    pub name: String,
+    /// Suspend it after this long without activity, or never
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub idle_timeout: Option<u64>,
+    /// Delete it after this long from now, or never
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub ttl: Option<u64>,
+}
+
+/// `ardent branch delete`.
+#[derive(Debug, Args)]
+pub struct BranchDeleteArgs {
+    /// Their names; children before their parents
+    #[arg(required = true)]
+    pub names: Vec<String>,
+}
+
+/// `ardent psql`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent psql feature-x
+  ardent psql feature-x -- -c 'select now()'
+  ARDENT_BRANCH=feature-x ardent psql")]
+pub struct PsqlArgs {
+    /// The branch [default: ARDENT_BRANCH, or .ardent's]
+    #[arg(env = "ARDENT_BRANCH")]
+    pub branch: Option<String>,
+    /// The role [default: the branch's]
+    #[arg(long)]
+    pub role: Option<String>,
+    /// Arguments for psql
+    #[arg(last = true)]
+    pub arguments: Vec<String>,
+}
+
+/// `ardent inspect ...`.
+#[derive(Debug, Subcommand)]
+pub enum InspectCommand {
+    /// Compare our redo with the pages that Postgres logged (wal_consistency_checking = all)
+    #[command(
+        after_help = "Examples:\n  ardent inspect verify-redo --wal /srv/pg/pg_wal\n  ardent inspect verify-redo --wal DIR --expect FILE --json"
+    )]
+    VerifyRedo(VerifyRedoArgs),
+}
+
+/// `ardent inspect verify-redo`.
+#[derive(Debug, Args)]
+pub struct VerifyRedoArgs {
+    /// Folder of WAL segments
+    #[arg(long, value_name = "DIR")]
+    pub wal: PathBuf,
+    /// Start at this record [default: the first whole one]
+    #[arg(long, value_name = "LSN")]
+    pub start: Option<ardent_types::Lsn>,
+    /// Stop at this LSN [default: the end of the WAL]
+    #[arg(long, value_name = "LSN")]
+    pub end: Option<ardent_types::Lsn>,
+    /// Record types that must be checked, and refusals that are allowed
+    #[arg(long, value_name = "FILE")]
+    pub expect: Option<PathBuf>,
+    /// The cluster logs hint bits (data checksums or wal_log_hints)
+    #[arg(long)]
+    pub hint_bits: bool,
+}
+
+/// `ardent completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `ardent agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// What to run
+    #[arg(long, value_name = "FILE")]
+    pub spec: PathBuf,
+}
+
+fn parse_pg_bin(text: &str) -> Result<(u32, PathBuf), String> {
+    let parsed = text.split_once('=').and_then(|(major, dir)| Some((major.parse().ok()?, PathBuf::from(dir))));
+    parsed.ok_or_else(|| format!("{text:?} is not MAJOR=DIR, such as 15=/usr/lib/postgresql/15/bin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_every_command_has_examples() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        check_examples(&command);
+    }
+
+    fn check_examples(command: &clap::Command) {
+        for sub in command.get_subcommands() {
+            if sub.is_hide_set() {
+                continue;
+            }
+            if sub.has_subcommands() {
+                check_examples(sub);
+            } else {
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:"), "{} has no examples", sub.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! `ardent branch ...`.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::json;
+
+use ardent_api::control::{
+    BranchInfo, BranchList, BranchName, CreateBranchReply, CreateBranchRequest, DeleteReply, ErrorInfo, SCHEMA_VERSION,
+    UpdateBranchRequest, UrlReply, WakeReply,
+};
+
+use super::{path_name, psql};
+use crate::api::Api;
+use crate::args::{
+    BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchSetArgs, NameArgs,
+};
+use crate::config::{ProjectFile, branch_or_default};
+use crate::failure::Failure;
+use crate::output::{Output, pairs, table};
+
+/// Runs one of the commands.
+pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Failure> {
+    match command {
+        BranchCommand::Create(args) => create(output, api, args),
+        BranchCommand::List(args) => list(output, api, args),
+        BranchCommand::Info(args) => info(output, api, args),
+        BranchCommand::Switch(args) => switch(output, api, args),
+        BranchCommand::Set(args) => set(output, api, args),
+        BranchCommand::Wake(args) => wake(output, api, args),
+        BranchCommand::Suspend(args) => suspend(output, api, args),
+        BranchCommand::Delete(args) => delete(output, api, args),
+    }
+}
+
+fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Failure> {
+    let name: BranchName = args.name.parse().map_err(ErrorInfo::from)?;
+    let request = CreateBranchRequest {
+        name: name.as_str().to_owned(),
+        from: args.from.clone(),
+        at: args.at.clone(),
+        // "never" is what absence means.
+        ttl_s: args.ttl.filter(|seconds| *seconds > 0),
+        idle_timeout_s: args.idle_timeout,
+        role: args.role.clone(),
+        no_wait: args.no_wait,
+    };
+    let reply: CreateBranchReply = api.post("/v1/branches", &request)?;
+    if args.print_url {
+        return output.line(&reply.branch.url);
+    }
+    let parent = reply.branch.parent.as_deref().unwrap_or("nothing");
+    let what = match (reply.created, args.no_wait) {
+        (true, true) => format!("making branch {name} from {parent}"),
+        (true, false) => format!("made branch {name} from {parent} in {:.1} ms", reply.server_us as f64 / 1000.0),
+        (false, _) => format!("branch {name} exists already"),
+    };
+    output.note(&what);
+    if args.psql {
+        return psql::open(&reply.branch.url, &[]);
+    }
+    output.data(&reply, |reply| branch_text(&reply.branch))
+}
+
+fn branch_text(branch: &BranchInfo) -> String {
+    let mut lines = vec![("name", branch.name.clone())];
+    match (&branch.parent, branch.branch_lsn) {
+        (Some(parent), Some(lsn)) => lines.push(("from", format!("{parent} at {lsn}"))),
+        (Some(parent), None) => lines.push(("from", parent.clone())),
+        (None, _) => lines.push(("follows", format!("connector {} (read-only; branch from it)", branch.connector))),
+    }
+    lines.push(("compute", branch.compute.as_str().to_owned()));
+    if let Some(problem) = &branch.compute_problem {
+        lines.push(("problem", problem.clone()));
+    }
+    lines.push(("created", branch.created_at.clone()));
+    if let Some(expires) = &branch.expires_at {
+        lines.push(("expires", expires.clone()));
+    }
+    if !branch.is_root {
+        let idle = match branch.idle_timeout_s {
+            0 => "never".to_owned(),
+            seconds => format!("after {seconds} s without activity"),
+        };
+        lines.push(("suspends", idle));
+        lines.push(("url", branch.url.clone()));
+    }
+    if !branch.children.is_empty() {
+        lines.push(("children", branch.children.join(", ")));
+    }
+    pairs(&lines)
+}
+
+fn list(output: &Output, api: &Api, args: &BranchListArgs) -> Result<(), Failure> {
+    let list: BranchList = api.get("/v1/branches")?;
+    output.data(&list, |list| {
+        if list.branches.is_empty() {
+            return "no branches; connect a database first: ardent connector create postgresql URL".to_owned();
+        }
+        if args.tree { tree(&list.branches) } else { flat(&list.branches) }
+    })
+}
+
+fn flat(branches: &[BranchInfo]) -> String {
+    let rows: Vec<Vec<String>> = branches
+        .iter()
+        .map(|branch| {
+            vec![
+                branch.name.clone(),
+                branch.parent.clone().unwrap_or_else(|| "-".to_owned()),
+                branch.compute.as_str().to_owned(),
+                branch.created_at.clone(),
+                branch.expires_at.clone().unwrap_or_else(|| "never".to_owned()),
+            ]
+        })
+        .collect();
+    table(&["NAME", "PARENT", "COMPUTE", "CREATED", "EXPIRES"], &rows)
+}
+
+/// Each branch below the one it was made from.
+fn tree(branches: &[BranchInfo]) -> String {
+    let mut children: BTreeMap<Option<&str>, Vec<&BranchInfo>> = BTreeMap::new();
+    for branch in branches {
+        children.entry(branch.parent.as_deref()).or_default().push(branch);
+    }
+    let mut out = String::new();
+    // Depth first with a stack of our own: a chain of branches can be longer than a thread's stack likes.
+    let mut stack: Vec<(&BranchInfo, String, &str)> = Vec::new();
+    for root in children.get(&None).into_iter().flatten().rev() {
+        stack.push((root, String::new(), ""));
+    }
+    while let Some((branch, indent, mark)) = stack.pop() {
+        out.push_str(&format!("{indent}{mark}{} ({})\n", branch.name, branch.compute.as_str()));
+        let below = match mark {
+            "" => indent,
+            "└── " => format!("{indent}    "),
+            _ => format!("{indent}│   "),
+        };
+        let made = children.get(&Some(branch.name.as_str())).map(Vec::as_slice).unwrap_or_default();
+        for (position, child) in made.iter().enumerate().rev() {
+            let mark = if position + 1 == made.len() { "└── " } else { "├── " };
+            stack.push((child, below.clone(), mark));
+        }
+    }
+    out
+}
+
+fn info(output: &Output, api: &Api, args: &BranchInfoArgs) -> Result<(), Failure> {
+    let name = path_name(&branch_or_default(args.name.as_deref())?)?;
+    if args.print_url {
+        return output.line(&url(api, &name, args.role.as_deref())?.url);
+    }
+    let branch: BranchInfo = api.get(&format!("/v1/branches/{name}"))?;
+    output.data(&branch, branch_text)
+}
+
+/// A branch's connection string with its password.
+pub fn url(api: &Api, name: &str, role: Option<&str>) -> Result<UrlReply, Failure> {
+    let query = role.map(|role| format!("?role={}", encode(role))).unwrap_or_default();
+    api.get(&format!("/v1/branches/{}/url{query}", path_name(name)?))
+}
+
+fn encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+fn switch(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
+    let branch: BranchInfo = api.get(&format!("/v1/branches/{}", path_name(&args.name)?))?;
+    let path = ProjectFile::switch_branch(&branch.name)?;
+    output.data(&branch, |branch| format!("{} is the default branch now ({})", branch.name, path.display()))
+}
+
+fn set(output: &Output, api: &Api, args: &BranchSetArgs) -> Result<(), Failure> {
+    if args.idle_timeout.is_none() && args.ttl.is_none() {
+        return Err(Failure::usage("nothing to set").hint("give --idle-timeout or --ttl"));
+    }
+    let request = UpdateBranchRequest { idle_timeout_s: args.idle_timeout, ttl_s: args.ttl };
+    let branch: BranchInfo = api.patch(&format!("/v1/branches/{}", path_name(&args.name)?), &request)?;
+    output.data(&branch, branch_text)
+}
+
+fn wake(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
+    let reply: WakeReply = api.post(&format!("/v1/branches/{}/wake", path_name(&args.name)?), &json!({}))?;
+    output.data(&reply, |reply| {
+        let how = match (reply.was_running, reply.warm) {
+            (true, _) => "was running",
+            (false, true) => "started warm",
+            (false, false) => "started cold",
+        };
+        format!("{} {how}, {} ms", args.name, reply.waited_ms)
+    })
+}
+
+fn suspend(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
+    let branch: BranchInfo = api.post(&format!("/v1/branches/{}/suspend", path_name(&args.name)?), &json!({}))?;
+    output.data(&branch, |branch| format!("{} is {}", branch.name, branch.compute.as_str()))
+}
+
+/// What a delete of several prints with `--json`.
+#[derive(Serialize)]
+struct Deleted {
+    schema_version: u32,
+    deleted: Vec<String>,
+}
+
+fn delete(output: &Output, api: &Api, args: &BranchDeleteArgs) -> Result<(), Failure> {
+    let mut deleted = Vec::new();
+    let mut failure = None;
+    for name in &args.names {
+        let removed = path_name(name).and_then(|name| api.delete::<DeleteReply>(&format!("/v1/branches/{name}")));
+        match removed {
+            Ok(reply) => deleted.push(reply.name),
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
+    }
+    if !deleted.is_empty() || failure.is_none() {
+        let reply = Deleted { schema_version: SCHEMA_VERSION, deleted };
+        output.data(&reply, |reply| {
+            reply.deleted.iter().map(|name| format!("deleted branch {name}\n")).collect::<String>()
+        })?;
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use ardent_api::control::{BranchState, ComputeState};
+    use ardent_types::{BranchId, TenantId, TimelineId};
+
+    use super::*;
+
+    fn branch(name: &str, parent: Option<&str>) -> BranchInfo {
+        BranchInfo {
+            schema_version: SCHEMA_VERSION,
+            id: BranchId::NONE,
+            name: name.into(),
+            state: BranchState::Ready,
+            connector: "shop".into(),
+            is_root: parent.is_none(),
+            parent: parent.map(str::to_owned),
+            branch_lsn: None,
+            tenant_id: TenantId::NONE,
+            timeline_id: TimelineId::NONE,
+            created_at: "2026-01-31T12:00:00.000Z".into(),
+            expires_at: None,
+            compute: ComputeState::Suspended,
+            compute_problem: None,
+            idle_timeout_s: 300,
+            role: "app".into(),
+            database: "shop".into(),
+            url: "postgresql://app@a.localhost:7432/shop?sslmode=require".into(),
+            children: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_tree_shows_who_was_made_from_whom() {
+        let branches = [
+            branch("a", Some("shop")),
+            branch("b", Some("a")),
+            branch("c", Some("shop")),
+            branch("d", Some("b")),
+            branch("shop", None),
+        ];
+        let expect = "shop (suspended)
+├── a (suspended)
+│   └── b (suspended)
+│       └── d (suspended)
+└── c (suspended)
+";
+        assert_eq!(tree(&branches), expect);
+    }
+
+    #[test]
+    fn a_list_is_a_table() {
+        let expect = "NAME  PARENT  COMPUTE    CREATED                   EXPIRES
+a     shop    suspended  2026-01-31T12:00:00.000Z  never
+";
+        assert_eq!(flat(&[branch("a", Some("shop"))]), expect);
+    }
+}

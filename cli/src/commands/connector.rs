@@ -1,0 +1,245 @@
+//! `ardent connector ...`.
+
+use std::io::{BufRead as _, IsTerminal as _};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use ardent_api::control::{
+    ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList, CreateConnectorRequest, DeleteReply,
+    ErrorInfo, PreflightReply, PreflightRequest,
+};
+
+use super::path_name;
+use crate::api::Api;
+use crate::args::{ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, OptionalNameArgs, SourceArgs};
+use crate::duration::bytes_text;
+use crate::failure::Failure;
+use crate::output::{Output, pairs, table};
+
+/// Without a terminal, progress is one line this often.
+const PLAIN_PROGRESS_PERIOD: Duration = Duration::from_secs(10);
+
+/// Runs one of the commands.
+pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(), Failure> {
+    match command {
+        ConnectorCommand::Preflight(args) => preflight(output, api, args),
+        ConnectorCommand::Create(args) => create(output, api, args),
+        ConnectorCommand::List => list(output, api),
+        ConnectorCommand::Status(args) => status(output, api, args),
+        ConnectorCommand::Delete(args) => delete(output, api, args),
+    }
+}
+
+/// The URL, from standard input if the argument says so.
+fn source_url(args: &SourceArgs) -> Result<String, Failure> {
+    if args.source != "-" {
+        return Ok(args.source.clone());
+    }
+    let mut line = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|error| Failure::local("standard input cannot be read", &error))?;
+    Ok(line.trim().to_owned())
+}
+
+fn preflight(output: &Output, api: &Api, args: &SourceArgs) -> Result<(), Failure> {
+    let request = PreflightRequest { url: source_url(args)? };
+    let report: PreflightReply = api.post("/v1/connectors/preflight", &request)?;
+    output.data(&report, report_text)?;
+    if report.passed {
+        return Ok(());
+    }
+    Err(ErrorInfo::new(ApiErrorCode::PreflightFailed, "the source does not meet what a connector needs")
+        .with_hint("mend what failed, and run this again")
+        .into())
+}
+
+fn report_text(report: &PreflightReply) -> String {
+    let mut out = String::new();
+    for check in &report.checks {
+        let mark = match check.outcome {
+            CheckOutcome::Ok => "ok     ",
+            CheckOutcome::Warning => "warning",
+            CheckOutcome::Failed => "FAILED ",
+        };
+        out.push_str(&format!("{mark}  {}: {}\n", check.name, check.message));
+        if let Some(fix) = &check.fix {
+            out.push_str(&format!("           {fix}\n"));
+        }
+    }
+    out
+}
+
+fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), Failure> {
+    let request = CreateConnectorRequest {
+        name: args.name.clone(),
+        url: source_url(&args.source)?,
+        fast: args.fast,
+        max_rate_bytes: args.max_rate,
+    };
+    let mut progress = Progress::new(output);
+    let mut made = None;
+    let outcome = api.post_lines("/v1/connectors", &request, |event: ConnectorEvent| {
+        match event {
+            ConnectorEvent::Preflight { report } => {
+                for check in report.checks.iter().filter(|check| check.outcome == CheckOutcome::Warning) {
+                    output.warning(&format!("{}: {}", check.name, check.message));
+                }
+            }
+            ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms } => {
+                progress.show(&phase, bytes_done, bytes_total, elapsed_ms);
+            }
+            ConnectorEvent::Done { connector } => made = Some(connector),
+            ConnectorEvent::Error { error } => return Err(error.into()),
+        }
+        Ok(())
+    });
+    progress.finish();
+    outcome?;
+    let connector: ConnectorInfo = made.ok_or_else(|| {
+        Failure::from(
+            ErrorInfo::new(ApiErrorCode::StorageUnavailable, "the server went away before the connector was made")
+                .with_hint("start the server and run this again: what was half made is undone"),
+        )
+    })?;
+    output.note(&format!("connected; make a branch with: ardent branch create NAME --from {}", connector.name));
+    output.data(&connector, connector_text)
+}
+
+/// A bar on a terminal, lines elsewhere, nothing with `--json`.
+struct Progress {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    last: Option<(Instant, String)>,
+}
+
+impl Progress {
+    fn new(output: &Output) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = (!output.json && terminal).then(|| {
+            let bar = ProgressBar::new(0);
+            let style =
+                ProgressStyle::with_template("{prefix:12} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
+            // The template is fixed; were it wrong, the default look does.
+            if let Ok(style) = style {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Progress { bar, plain: !output.json && !terminal, last: None }
+    }
+
+    fn show(&mut self, phase: &str, done: u64, total: u64, elapsed_ms: u64) {
+        if let Some(bar) = &self.bar {
+            bar.set_prefix(phase.to_owned());
+            bar.set_length(total.max(done));
+            bar.set_position(done);
+            return;
+        }
+        let due = match &self.last {
+            None => true,
+            Some((at, last_phase)) => at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase,
+        };
+        if self.plain && due {
+            let rate = done.saturating_mul(1000).checked_div(elapsed_ms).unwrap_or(0);
+            eprintln!("{phase}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate));
+            self.last = Some((Instant::now(), phase.to_owned()));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn connector_text(connector: &ConnectorInfo) -> String {
+    let unknown = || "not known (production cannot be asked)".to_owned();
+    let lag = match (connector.lag_bytes, connector.lag_seconds) {
+        (Some(0), _) => "none".to_owned(),
+        (Some(bytes), Some(seconds)) => format!("{}, newest commit {seconds} s old", bytes_text(bytes)),
+        (Some(bytes), None) => bytes_text(bytes),
+        (None, _) => unknown(),
+    };
+    let following = match &connector.problem {
+        Some(problem) => format!("no: {problem}"),
+        None if connector.following => "yes".to_owned(),
+        None => "no".to_owned(),
+    };
+    pairs(&[
+        ("name", connector.name.clone()),
+        ("source", connector.source.clone()),
+        ("postgres", connector.pg_major.map_or_else(|| "not known yet".to_owned(), |major| major.to_string())),
+        ("following", following),
+        ("lag", lag),
+        ("size", connector.logical_size_bytes.map_or_else(|| "not known".to_owned(), bytes_text)),
+        ("branches", connector.branches.to_string()),
+    ])
+}
+
+fn list(output: &Output, api: &Api) -> Result<(), Failure> {
+    let list: ConnectorList = api.get("/v1/connectors")?;
+    output.data(&list, |list| {
+        if list.connectors.is_empty() {
+            return "no connectors; make one with: ardent connector create postgresql URL".to_owned();
+        }
+        let rows: Vec<Vec<String>> = list
+            .connectors
+            .iter()
+            .map(|connector| {
+                let following = if connector.following { "yes" } else { "no" };
+                vec![
+                    connector.name.clone(),
+                    connector.source.clone(),
+                    following.to_owned(),
+                    connector.branches.to_string(),
+                    connector.logical_size_bytes.map(bytes_text).unwrap_or_default(),
+                ]
+            })
+            .collect();
+        table(&["NAME", "SOURCE", "FOLLOWING", "BRANCHES", "SIZE"], &rows)
+    })
+}
+
+fn status(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Failure> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => only_connector(api)?,
+    };
+    let connector: ConnectorInfo = api.get(&format!("/v1/connectors/{}", path_name(&name)?))?;
+    output.data(&connector, connector_text)
+}
+
+fn only_connector(api: &Api) -> Result<String, Failure> {
+    let list: ConnectorList = api.get("/v1/connectors")?;
+    let names: Vec<&str> = list.connectors.iter().map(|connector| connector.name.as_str()).collect();
+    match names.as_slice() {
+        [only] => Ok((*only).to_owned()),
+        [] => Err(ErrorInfo::new(ApiErrorCode::NotFound, "there is no connector")
+            .with_hint("make one with: ardent connector create postgresql URL")
+            .into()),
+        several => {
+            Err(Failure::usage("there is more than one connector").hint(format!("name one: {}", several.join(", "))))
+        }
+    }
+}
+
+fn delete(output: &Output, api: &Api, args: &ConnectorDeleteArgs) -> Result<(), Failure> {
+    let path = format!("/v1/connectors/{}", path_name(&args.name)?);
+    let connector: ConnectorInfo = api.get(&path)?;
+    if !args.yes {
+        let question = format!("Delete connector {} ({}) and its copy here?", connector.name, connector.source);
+        if !output.confirm(&question, "--yes")? {
+            output.note("not deleted");
+            return Ok(());
+        }
+    }
+    let reply: DeleteReply = api.delete(&path)?;
+    if let Some(warning) = &reply.warning {
+        output.warning(warning);
+    }
+    output.data(&reply, |reply| format!("deleted connector {} ({})", reply.name, connector.source))
+}

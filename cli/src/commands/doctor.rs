@@ -1,0 +1,146 @@
+//! `ardent doctor`: what is missing on this machine.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+
+use ardent_agent::ServerPrograms;
+use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
+
+use crate::api::Api;
+use crate::args::DoctorArgs;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::up::{library, names};
+
+/// Major versions that this program makes computes for.
+const MAJORS: [u32; 1] = [15];
+
+#[derive(Serialize)]
+struct Report {
+    schema_version: u32,
+    passed: bool,
+    checks: Vec<PreflightCheck>,
+}
+
+/// Runs the command.
+pub fn run(output: &Output, url_flag: Option<&str>, args: &DoctorArgs) -> Result<(), Failure> {
+    let given: BTreeMap<u32, PathBuf> = args.pg_bin.iter().cloned().collect();
+    let mut checks = Vec::new();
+    for major in MAJORS {
+        checks.push(server_programs(major, given.get(&major).map(PathBuf::as_path)));
+        checks.push(compute_library(major));
+    }
+    checks.push(sandbox());
+    checks.push(psql());
+    checks.push(host_names());
+    checks.push(server(url_flag));
+    let passed = checks.iter().all(|check| check.outcome != CheckOutcome::Failed);
+    let report = Report { schema_version: SCHEMA_VERSION, passed, checks };
+    output.data(&report, |report| {
+        let mut out = String::new();
+        for check in &report.checks {
+            let mark = match check.outcome {
+                CheckOutcome::Ok => "ok     ",
+                CheckOutcome::Warning => "warning",
+                CheckOutcome::Failed => "FAILED ",
+            };
+            out.push_str(&format!("{mark}  {}: {}\n", check.name, check.message));
+            if let Some(fix) = &check.fix {
+                out.push_str(&format!("           {fix}\n"));
+            }
+        }
+        out
+    })?;
+    if passed {
+        return Ok(());
+    }
+    Err(ErrorInfo::new(ApiErrorCode::PreflightFailed, "this machine cannot run branches yet")
+        .with_hint("mend what failed, and run ardent doctor again")
+        .into())
+}
+
+fn check(name: &str, outcome: CheckOutcome, message: String, fix: Option<&str>) -> PreflightCheck {
+    PreflightCheck { name: name.to_owned(), outcome, message, fix: fix.map(str::to_owned) }
+}
+
+fn server_programs(major: u32, given: Option<&Path>) -> PreflightCheck {
+    let name = format!("postgres_{major}");
+    match ServerPrograms::find(major, given) {
+        Ok(programs) => {
+            let version = first_line(&programs.postgres(), &["--version"]).unwrap_or_else(|| "does not run".to_owned());
+            check(&name, CheckOutcome::Ok, format!("{version} in {}", programs.bin_dir.display()), None)
+        }
+        Err(error) => {
+            let fix = format!(
+                "install it (Debian: apt-get install postgresql-{major} postgresql-contrib), or give --pg-bin {major}=DIR"
+            );
+            check(&name, CheckOutcome::Failed, error.to_string(), Some(&fix))
+        }
+    }
+}
+
+fn compute_library(major: u32) -> PreflightCheck {
+    let name = format!("compute_library_{major}");
+    match library::embedded(major) {
+        Some(library) => check(&name, CheckOutcome::Ok, format!("built in ({})", library.hash), None),
+        None => check(
+            &name,
+            CheckOutcome::Failed,
+            "this program was built without the library that computes load".to_owned(),
+            Some("build it with: make build"),
+        ),
+    }
+}
+
+fn sandbox() -> PreflightCheck {
+    match crate::up::sandbox::probe() {
+        Ok(()) => check("sandbox", CheckOutcome::Ok, "bubblewrap works".to_owned(), None),
+        Err(why) => check(
+            "sandbox",
+            CheckOutcome::Failed,
+            format!("bubblewrap does not work here: {why}"),
+            Some(
+                "install it (Debian: apt-get install bubblewrap), or run ardent up --no-sandbox if you trust every branch's users",
+            ),
+        ),
+    }
+}
+
+fn psql() -> PreflightCheck {
+    match first_line(Path::new("psql"), &["--version"]) {
+        Some(version) => check("psql", CheckOutcome::Ok, version, None),
+        None => check(
+            "psql",
+            CheckOutcome::Warning,
+            "psql is not installed; other clients work as well".to_owned(),
+            Some("apt-get install postgresql-client"),
+        ),
+    }
+}
+
+fn host_names() -> PreflightCheck {
+    if names::localhost_names_resolve() {
+        check("host_names", CheckOutcome::Ok, "NAME.localhost resolves; branches have hostnames".to_owned(), None)
+    } else {
+        let message =
+            "NAME.localhost does not resolve here; connection strings use 127.0.0.1 with options=branch%3DNAME";
+        check("host_names", CheckOutcome::Ok, message.to_owned(), None)
+    }
+}
+
+fn server(url_flag: Option<&str>) -> PreflightCheck {
+    let asked = Api::new(url_flag).and_then(|api| Ok((api.get::<StatusReply>("/v1/status")?, api.url().to_owned())));
+    match asked {
+        Ok((status, url)) => check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None),
+        Err(failure) => check("server", CheckOutcome::Warning, failure.info.message, failure.info.hint.as_deref()),
+    }
+}
+
+fn first_line(program: &Path, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,67 @@
+//! How a command fails: what is printed, and the exit code.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use ardent_api::control::{ApiErrorCode, ErrorInfo};
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    /// What is said.
+    pub info: ErrorInfo,
+    /// The exit code, where it is not the code's own.
+    exit: Option<u8>,
+}
+
+impl Failure {
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> Self {
+        ErrorInfo::new(ApiErrorCode::InvalidArguments, message).into()
+    }
+
+    /// A fault of this machine or of the program, with its causes.
+    pub fn local(message: impl Into<String>, cause: &(dyn Error + 'static)) -> Self {
+        let mut text = message.into();
+        let mut next = Some(cause);
+        while let Some(error) = next {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            next = error.source();
+        }
+        ErrorInfo::new(ApiErrorCode::Internal, text).into()
+    }
+
+    /// An error of a library, with its causes.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        match error.source() {
+            Some(cause) => Self::local(error.to_string(), cause),
+            None => ErrorInfo::new(ApiErrorCode::Internal, error.to_string()).into(),
+        }
+    }
+
+    /// With what to do next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.info.hint = Some(hint.into());
+        self
+    }
+
+    /// With another word for scripts.
+    #[must_use]
+    pub fn code(mut self, code: ApiErrorCode) -> Self {
+        self.info.code = code;
+        self
+    }
+
+    /// The exit code.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.exit.unwrap_or_else(|| self.info.code.exit_code()))
+    }
+}
+
+impl From<ErrorInfo> for Failure {
+    fn from(info: ErrorInfo) -> Self {
+        Failure { info, exit: None }
+    }
+}

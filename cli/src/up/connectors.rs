@@ -1,0 +1,173 @@
+//! Control's connectors, run by the connector crate.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use ardent_agent::ServerPrograms;
+use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
+use ardent_connector::{ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase};
+use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
+use ardent_types::Lsn;
+
+/// Runs connectors in this process.
+pub struct Connectors {
+    host: Arc<HostFacts>,
+}
+
+impl Connectors {
+    /// Connectors whose preflight compares a source with this machine.
+    pub fn new(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> Self {
+        Connectors { host: Arc::new(host_facts(pg_bin_dirs)) }
+    }
+}
+
+impl ConnectorRuntime for Connectors {
+    fn preflight<'a>(&'a self, url: &'a str) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>> {
+        async move { ardent_connector::preflight(url, &self.host).await.map_err(|error| failed(&error)) }.boxed()
+    }
+
+    fn import(
+        &self,
+        spec: ConnectorSpec,
+        progress: mpsc::Sender<ImportProgress>,
+    ) -> BoxFuture<'static, Result<Imported, ErrorInfo>> {
+        async move {
+            let config = config(spec);
+            let (steps_in, mut steps) = mpsc::channel::<ardent_connector::ImportProgress>(16);
+            let import = ardent_connector::import(&config, steps_in);
+            tokio::pin!(import);
+            let imported = loop {
+                tokio::select! {
+                    imported = &mut import => break imported.map_err(|error| failed(&error))?,
+                    Some(step) = steps.recv() => {
+                        let phase = match step.phase {
+                            ImportPhase::Checkpoint => "checkpoint",
+                            ImportPhase::Copy => "copy",
+                            ImportPhase::Finish => "finish",
+                        };
+                        let (bytes_done, bytes_total) = (step.bytes_done, step.bytes_total);
+                        // A listener that is slow misses a figure; the next one says more.
+                        let _ = progress.try_send(ImportProgress { phase: phase.to_owned(), bytes_done, bytes_total });
+                    }
+                }
+            };
+            Ok(Imported {
+                pg_major: imported.spec.pg_major,
+                superuser: Some(imported.superuser),
+                settings: imported.settings,
+            })
+        }
+        .boxed()
+    }
+
+    fn follow(
+        &self,
+        spec: ConnectorSpec,
+        cancel: CancellationToken,
+        problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        async move {
+            let config = config(spec);
+            let (status_in, mut status) = watch::channel(FollowStatus::default());
+            let follow = ardent_connector::follow(&config, cancel, status_in);
+            tokio::pin!(follow);
+            loop {
+                tokio::select! {
+                    ended = &mut follow => return ended.map_err(|error| failed(&error)),
+                    Ok(()) = status.changed() => {
+                        let now = status.borrow_and_update();
+                        let why = match now.state {
+                            FollowState::Streaming => None,
+                            FollowState::Connecting | FollowState::Waiting => now.last_error.clone(),
+                        };
+                        problem.send_if_modified(|shown| {
+                            let changed = *shown != why;
+                            *shown = why;
+                            changed
+                        });
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>> {
+        async move { ardent_connector::production_flush_lsn(&config(spec)).await.map_err(|error| failed(&error)) }
+            .boxed()
+    }
+
+    fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        async move { ardent_connector::delete(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
+    }
+}
+
+fn config(spec: ConnectorSpec) -> ConnectorConfig {
+    ConnectorConfig {
+        tenant: spec.tenant,
+        timeline: spec.timeline,
+        url: spec.url,
+        fast: spec.fast,
+        max_rate_bytes: spec.max_rate_bytes,
+        pageserver: spec.pageserver,
+        safekeepers: spec.safekeepers,
+        token: spec.token,
+    }
+}
+
+fn failed(error: &ConnectorError) -> ErrorInfo {
+    let code = match error {
+        ConnectorError::PageServer(_) | ConnectorError::Safekeeper(_) | ConnectorError::Proposer(_) => {
+            ApiErrorCode::StorageUnavailable
+        }
+        _ => ApiErrorCode::ConnectorUnavailable,
+    };
+    ErrorInfo::new(code, error.chain())
+}
+
+/// What preflight compares a source with.
+fn host_facts(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> HostFacts {
+    const MAJORS: std::ops::RangeInclusive<u32> = 15..=18;
+    let programs: Vec<(u32, ServerPrograms)> = MAJORS
+        .filter_map(|major| {
+            let given = pg_bin_dirs.get(&major).map(PathBuf::as_path);
+            Some((major, ServerPrograms::find(major, given).ok()?))
+        })
+        .collect();
+    HostFacts {
+        majors: programs.iter().map(|(major, _)| *major).collect(),
+        libraries: programs.first().and_then(|(_, programs)| libraries(programs)),
+        libc_version: libc_version(),
+        locales: locales(),
+    }
+}
+
+/// Names of the loadable libraries beside the server programs, without `.so`.
+fn libraries(programs: &ServerPrograms) -> Option<Vec<String>> {
+    let prefix = programs.bin_dir.parent()?;
+    let folder = [prefix.join("lib"), prefix.join("lib/postgresql")].into_iter().find(|folder| folder.is_dir())?;
+    let entries = std::fs::read_dir(folder).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Some(names.filter_map(|name| name.strip_suffix(".so").map(str::to_owned)).collect())
+}
+
+fn libc_version() -> Option<String> {
+    let text = output("getconf", &["GNU_LIBC_VERSION"])?;
+    text.split_ascii_whitespace().nth(1).map(str::to_owned)
+}
+
+fn locales() -> Option<Vec<String>> {
+    let text = output("locale", &["-a"])?;
+    Some(text.lines().map(ardent_connector::normalize_locale).collect())
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,127 @@
+//! `ardent up`: every role in one process, on a local folder.
+//!
+//! Started in this order, stopped in the opposite one: safekeeper, page server, control (which starts computes and
+//! connectors), proxy. They talk over Unix sockets in `DATA/run` with the same protocols as when apart.
+
+mod connectors;
+mod data_lock;
+pub mod library;
+pub mod logging;
+pub mod names;
+mod roles;
+pub mod sandbox;
+
+use std::path::PathBuf;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use ardent_api::control::StatusReply;
+
+use crate::args::UpArgs;
+use crate::config::{UserConfig, home};
+use crate::failure::Failure;
+use crate::output::{Output, pairs};
+use roles::Roles;
+
+/// Runs until a signal ends it.
+pub fn run(output: &Output, args: &UpArgs) -> Result<(), Failure> {
+    logging::start(args.log_json);
+    let data_dir = data_dir(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("ardent")
+        .build()
+        .map_err(|error| Failure::local("threads cannot be started", &error))?;
+    let result = runtime.block_on(async {
+        // Before anything is started: a signal during the start ends it in order as well.
+        let mut end = EndSignals::new()?;
+        let roles = Roles::start(args, &data_dir).await?;
+        let announced = announce(output, args, &roles);
+        if announced.is_ok() {
+            end.wait().await;
+            output.note("stopping; once more to stop at once");
+        }
+        tokio::select! {
+            () = roles.shutdown() => {}
+            () = end.wait() => output.warning("stopped at once; the next start puts things right"),
+        }
+        announced
+    });
+    runtime.shutdown_background();
+    result
+}
+
+/// The folder to keep everything in.
+fn data_dir(args: &UpArgs) -> Result<PathBuf, Failure> {
+    let given = match &args.data_dir {
+        Some(given) => given.clone(),
+        None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/lib/ardent"),
+        None => match std::env::var_os("XDG_DATA_HOME").filter(|value| !value.is_empty()) {
+            Some(folder) => PathBuf::from(folder).join("ardent"),
+            None => home()?.join(".local/share/ardent"),
+        },
+    };
+    std::path::absolute(&given).map_err(|error| Failure::local(format!("{} is no path", given.display()), &error))
+}
+
+/// Signals that end the server.
+struct EndSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl EndSignals {
+    fn new() -> Result<Self, Failure> {
+        let watch = |kind| signal(kind).map_err(|error| Failure::local("signals cannot be watched", &error));
+        Ok(EndSignals { terminate: watch(SignalKind::terminate())?, interrupt: watch(SignalKind::interrupt())? })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Logs the user in and says that the server is ready. The last line of the start: scripts wait for it.
+fn announce(output: &Output, args: &UpArgs, roles: &Roles) -> Result<(), Failure> {
+    let url = format!("http://{}", roles.api_address());
+    if !args.no_login {
+        log_in(roles, &url)?;
+    }
+    let status = roles.control().status()?;
+    output.data(&status, |status: &StatusReply| {
+        let branches_at = if status.proxy_wildcard {
+            format!("NAME.{}:{}", status.proxy_host, status.proxy_port)
+        } else {
+            format!("{}:{} with options=branch%3DNAME", status.proxy_host, status.proxy_port)
+        };
+        let mut lines = vec![
+            ("ready", format!("ardent {}", status.version)),
+            ("data", status.data_dir.clone()),
+            ("api", url.clone()),
+            ("branches at", branches_at),
+        ];
+        if status.connectors == 0 {
+            lines.push((
+                "next",
+                "ardent connector create postgresql 'postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE'".into(),
+            ));
+        }
+        pairs(&lines)
+    })
+}
+
+/// Writes this server and a token for it into the user's configuration, unless what is there works.
+fn log_in(roles: &Roles, url: &str) -> Result<(), Failure> {
+    let known = UserConfig::load()?;
+    if known.url.as_deref() == Some(url)
+        && let Some(token) = &known.token
+        && roles.control().knows_user_token(token)?
+    {
+        return Ok(());
+    }
+    let token = roles.control().new_user_token("ardent up")?;
+    UserConfig { url: Some(url.to_owned()), token: Some(token) }.save()
+}
