@@ -11,10 +11,10 @@
 //!   storage_hooks ──present──► Postgres's md functions ──► local files
 //!        │ absent                      ▲
 //!        ▼                             │ write, set bit (chunk_locks)
-//!     filler ──► page_client ──► page server (socket from the agent)
-//!        │
-//!        ├─ read_ahead                 presence map: which blocks are absent (crate ardent-presence-map)
-//!        └─ claims                     which of them some process has asked for
+//!     filler ──► fetcher ──► page_client ──► page server (socket from the agent)
+//!                  │
+//!                  ├─ read_ahead       presence map: which blocks are absent (crate ardent-presence-map)
+//!                  └─ claims           which of them some process has asked for
 //!
 //!   transaction end ──► commit_guard      utility commands ──► commands      extend ──► wal_brake
 //! ```
@@ -34,6 +34,7 @@ mod chunk_locks;
 mod claims;
 mod commands;
 mod commit_guard;
+mod fetcher;
 mod filler;
 mod page_client;
 mod pg;

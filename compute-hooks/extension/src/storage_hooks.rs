@@ -12,7 +12,8 @@ use ardent_types::{ForkNumber, Lsn, RelTag};
 
 use crate::chunk_locks;
 use crate::claims::Claims;
-use crate::filler::{self, Target};
+use crate::fetcher::Target;
+use crate::filler;
 use crate::pg::{self, BlockNumber, RelFileNodeBackend, SMgrRelation};
 use crate::report::refuse_start;
 use crate::settings;
