@@ -89,7 +89,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let inner = folder.path().join("inner");
         fs::create_dir(&inner).expect("made");
-        assert!(!others_can_reach(&inner), "temporary folders are private");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("set");
+        assert!(!others_can_reach(&inner));
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711)).expect("set");
         fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).expect("set");
         assert_eq!(others_can_reach(&inner), others_can_reach(folder.path().parent().expect("a parent")));
