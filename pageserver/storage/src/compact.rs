@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ardent_types::{Key, Lsn, RelTag};
+use bytes::Bytes;
 
 use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
 use crate::image_writer::ImageWriter;
@@ -15,7 +16,7 @@ use crate::read::CacheUse;
 use crate::stats::count;
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::timeline::Timeline;
-use crate::version::VersionKind;
+use crate::version::{Version, VersionKind};
 
 impl Timeline {
     /// Does the next step of compaction. False if there is nothing to do.
@@ -25,6 +26,7 @@ impl Timeline {
         let policy = Policy {
             compact_at_l0_files: config.compact_at_l0_files,
             images_at_delta_files: config.images_at_delta_files,
+            images_at_deltas_per_key: config.images_at_deltas_per_key,
             layer_file_bytes: config.layer_file_bytes,
         };
         if self.is_importing() {
@@ -50,14 +52,35 @@ impl Timeline {
         Ok(())
     }
 
-    /// Replaces delta files by ones with the same versions, cut by key. `inputs` come oldest first.
+    /// Replaces delta files by ones with the same versions, cut by key. `inputs` come oldest first. Where a key has many deltas in a
+    /// row, some of them become images of what they make, so that no read has to apply them all.
     pub(crate) fn merge_deltas(&self, inputs: &[Arc<Layer>]) -> Result<(), CommitError> {
         let mut outputs = DeltaWriter::new(self, inputs)?;
         let mut merge = Merge::new(inputs, &KeyRange::ALL)?;
-        while let Some((key, version)) = merge.next()? {
+        let mut row = self.has_all_between(inputs).then(|| DeltaRow::new(self));
+        while let Some((key, mut version)) = merge.next()? {
+            if let Some(row) = &mut row {
+                row.pass(&key, &mut version)?;
+            }
             outputs.add(&key, version.lsn, version.kind, &version.bytes)?;
         }
         self.replace_layers(inputs, &outputs.finish()?)
+    }
+
+    /// Whether what follows a version of a key in `inputs` is what followed it in history: the inputs speak for the whole key space, one
+    /// begins where the other ends, and no other file has versions from between.
+    fn has_all_between(&self, inputs: &[Arc<Layer>]) -> bool {
+        let is_chain = inputs.windows(2).all(|pair| pair[0].desc.upto == pair[1].desc.after);
+        let (Some(first), Some(last)) = (inputs.first(), inputs.last()) else { return false };
+        if !is_chain || inputs.iter().any(|layer| layer.desc.level != 0) {
+            return false;
+        }
+        let is_between = |layer: &&Arc<Layer>| {
+            let desc = &layer.desc;
+            desc.kind == LayerKind::Delta && desc.after < last.desc.upto && desc.upto > first.desc.after
+        };
+        let is_input = |layer: &Arc<Layer>| inputs.iter().any(|input| input.desc.file == layer.desc.file);
+        self.layer_set().files.layers().iter().filter(is_between).all(is_input)
     }
 
     /// Makes image layers that speak for `keys` as of `lsn`, beside what is there.
@@ -152,6 +175,70 @@ fn read_failed(error: ReadError) -> CommitError {
         ReadError::Corrupt(error) => CommitError::Corrupt(error),
         ReadError::Store(error) => CommitError::Store(error),
         other => CommitError::Read { is_worth_a_retry: other.kind() == ErrorKind::Retry, source: Box::new(other) },
+    }
+}
+
+/// Watches versions go by in order, and turns a delta into an image of what it makes when too many deltas of its key came in a
+/// row.
+struct DeltaRow<'a> {
+    timeline: &'a Timeline,
+    /// Below this, what lies under a delta may be gone already.
+    retained_from: Lsn,
+    in_a_row_max: usize,
+    key: Option<StoredKey>,
+    /// What the key held before `deltas`, if that is known without a read.
+    base: Option<Bytes>,
+    deltas: Vec<Version>,
+}
+
+impl<'a> DeltaRow<'a> {
+    fn new(timeline: &'a Timeline) -> Self {
+        let in_a_row_max = 2 * timeline.shared.config.images_at_deltas_per_key as usize;
+        let retained_from = timeline.retained_from();
+        DeltaRow { timeline, retained_from, in_a_row_max, key: None, base: None, deltas: Vec::new() }
+    }
+
+    fn pass(&mut self, stored: &StoredKey, version: &mut Version) -> Result<(), CommitError> {
+        if self.key != Some(*stored) || version.kind.ends_search() {
+            self.key = Some(*stored);
+            self.deltas.clear();
+            self.base = (version.kind == VersionKind::Image).then(|| version.bytes.clone());
+        }
+        if version.kind.ends_search() {
+            return Ok(());
+        }
+        self.deltas.push(version.clone());
+        if self.deltas.len() > self.in_a_row_max {
+            if let Some(image) = self.image(stored, version.lsn)? {
+                (version.kind, version.bytes) = (VersionKind::Image, image.clone());
+                self.base = Some(image);
+            }
+            self.deltas.clear();
+        }
+        Ok(())
+    }
+
+    /// What the key holds at `lsn`, where the last delta came; `None` if that can't be made.
+    fn image(&mut self, stored: &StoredKey, lsn: Lsn) -> Result<Option<Bytes>, CommitError> {
+        let Some(key) = stored.decode() else { return Ok(None) };
+        let made = match self.base.take().filter(|base| !base.is_empty()) {
+            Some(base) => {
+                let mut values = self.deltas.drain(..).map(|delta| (delta.lsn, delta.into_value()));
+                let major = self.timeline.facts.pg_major;
+                let made = self.timeline.shared.config.redo.rebuild(major, &key, Some(base), &mut values);
+                made.map(Some).map_err(|source| ReadError::Rebuild { key, lsn, source: Box::new(source) })
+            }
+            None if lsn < self.retained_from => Ok(None),
+            None => {
+                let content = self.timeline.content_with(&key, stored, lsn, CacheUse::LookOnly);
+                content.map(|content| content.map(|content| content.bytes))
+            }
+        };
+        match made {
+            Ok(image) => Ok(image),
+            Err(ReadError::Rebuild { .. }) => Ok(None),
+            Err(error) => Err(read_failed(error)),
+        }
     }
 }
 

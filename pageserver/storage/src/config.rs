@@ -65,6 +65,8 @@ pub struct EngineConfig {
     pub compact_at_l0_files: usize,
     /// Images are made where a read would visit more delta files than this.
     pub images_at_delta_files: usize,
+    /// Images are made where keys have more deltas than this on average, or one key has twice as many in a row.
+    pub images_at_deltas_per_key: u64,
     /// Compacted files are cut at about this size.
     pub layer_file_bytes: u64,
     /// Whether threads flush, compact and unload by themselves. Without them the caller does it; for tests that must be repeatable.
@@ -88,6 +90,7 @@ impl EngineConfig {
             idle_unload_after: Duration::from_secs(300),
             compact_at_l0_files: 4,
             images_at_delta_files: 3,
+            images_at_deltas_per_key: 32,
             layer_file_bytes: 64 << 20,
             background: true,
             faults: Arc::new(FailPoints::new()),

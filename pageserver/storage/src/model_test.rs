@@ -56,6 +56,7 @@ impl World {
         config.layer_file_bytes = rng.random_range(100..2000);
         config.compact_at_l0_files = rng.random_range(2..5);
         config.images_at_delta_files = rng.random_range(1..4);
+        config.images_at_deltas_per_key = rng.random_range(1..6);
         config.page_cache_bytes = *[0, 20_000, 1 << 20].choose(&mut rng).unwrap();
         let engine = Engine::open(config.clone()).unwrap();
         let root = engine.create_root(TENANT, timeline_id(1), facts(START)).unwrap();

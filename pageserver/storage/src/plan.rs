@@ -1,7 +1,7 @@
 //! What compaction and garbage collection should do next: pure functions of a timeline's layers.
 //!
 //! - Uncompacted files (level 0, each over the whole key space) are merged into files by key range when there are several.
-//! - Where a read would visit many delta files, images are made; unless the deltas are small beside the images that they would
+//! - Where a read would visit many delta files, or apply many deltas, images are made; unless the deltas are small beside the images that they would
 //!   cause to be rewritten: then the younger deltas are merged with each other, so that their number stays logarithmic.
 //! - Deltas whose last version has left retention make room once an image at or above them exists, so one is made when they
 //!   are many.
@@ -17,6 +17,7 @@ use crate::stored_key::{KeyRange, StoredKey};
 pub(crate) struct Policy {
     pub(crate) compact_at_l0_files: usize,
     pub(crate) images_at_delta_files: usize,
+    pub(crate) images_at_deltas_per_key: u64,
     pub(crate) layer_file_bytes: u64,
 }
 
@@ -53,6 +54,10 @@ pub(crate) fn plan(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) ->
 
 fn is_delta(layer: &LayerDesc) -> bool {
     layer.kind == LayerKind::Delta
+}
+
+fn versions_per_key(layer: &LayerDesc) -> u64 {
+    layer.entries / layer.key_count.max(1)
 }
 
 fn merge_level_0(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
@@ -105,29 +110,39 @@ struct Stretch {
 }
 
 impl Stretch {
-    fn first_of(
-        layers: &[LayerDesc],
-        policy: &Policy,
-        parts: &[Part],
-        wanted: impl Fn(&Part) -> bool,
-    ) -> Option<Stretch> {
-        let at = parts.iter().position(&wanted)?;
-        let mut stretch = Stretch { keys: parts[at].keys, images: Vec::new(), deltas: Vec::new() };
-        for part in parts[at..].iter().take_while(|part| wanted(part)) {
-            let (mut images, mut deltas) = (stretch.images.clone(), stretch.deltas.clone());
-            images.extend(part.image);
-            deltas.extend(&part.deltas);
-            for list in [&mut images, &mut deltas] {
-                list.sort_unstable();
-                list.dedup();
+    fn all(layers: &[LayerDesc], policy: &Policy, parts: &[Part], wanted: impl Fn(&Part) -> bool) -> Vec<Stretch> {
+        let mut stretches: Vec<Stretch> = Vec::new();
+        let mut goes_on = false;
+        for part in parts {
+            if !wanted(part) {
+                goes_on = false;
+                continue;
             }
-            let bytes = size(layers, &images) + size(layers, &deltas);
-            if !stretch.deltas.is_empty() && bytes > JOB_FILES * policy.layer_file_bytes {
-                break;
+            let alone =
+                Stretch { keys: part.keys, images: part.image.into_iter().collect(), deltas: part.deltas.clone() };
+            let longer = stretches.last().filter(|_| goes_on).map(|last| last.with(&alone));
+            let bytes = |stretch: &Stretch| size(layers, &stretch.images) + size(layers, &stretch.deltas);
+            match longer.filter(|longer| bytes(longer) <= JOB_FILES * policy.layer_file_bytes) {
+                Some(longer) => *stretches.last_mut().expect("there is a last one") = longer,
+                None => stretches.push(alone),
             }
-            stretch = Stretch { keys: KeyRange { last: part.keys.last, ..stretch.keys }, images, deltas };
+            goes_on = true;
         }
-        Some(stretch)
+        stretches
+    }
+
+    fn with(&self, next: &Stretch) -> Stretch {
+        let union = |a: &[usize], b: &[usize]| {
+            let mut all = [a, b].concat();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        Stretch {
+            keys: KeyRange { first: self.keys.first, last: next.keys.last },
+            images: union(&self.images, &next.images),
+            deltas: union(&self.deltas, &next.deltas),
+        }
     }
 }
 
@@ -137,20 +152,18 @@ fn size(layers: &[LayerDesc], of: &[usize]) -> u64 {
 
 fn bound_depth(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
     let parts = parts(layers);
-    let is_deep = |part: &Part| part.deltas.len() > policy.images_at_delta_files;
-    let stretch = Stretch::first_of(layers, policy, &parts, is_deep)?;
-    let images_bytes = size(layers, &stretch.images);
-    let is_worth_it = size(layers, &stretch.deltas) * IMAGE_REWRITE_FRACTION >= images_bytes;
-    if !is_worth_it {
-        if let Some(inputs) = small_young(layers, &stretch.deltas, policy) {
-            return Some(Job::Merge { inputs });
-        }
+    let deltas_per_key = |part: &Part| -> u64 { part.deltas.iter().map(|at| versions_per_key(&layers[*at])).sum() };
+    let is_deep = |part: &Part| {
+        part.deltas.len() > policy.images_at_delta_files || deltas_per_key(part) > policy.images_at_deltas_per_key
+    };
+    Stretch::all(layers, policy, &parts, is_deep).iter().find_map(|stretch| {
+        let is_worth_it = size(layers, &stretch.deltas) * IMAGE_REWRITE_FRACTION >= size(layers, &stretch.images);
         // The deltas' sizes grow with age, so their number is logarithmic; twice the bound is still too many.
-        let is_too_deep = |part: &Part| part.deltas.len() > 2 * policy.images_at_delta_files;
-        let stretch = Stretch::first_of(layers, policy, &parts, is_too_deep)?;
-        return images(layers, &stretch);
-    }
-    images(layers, &stretch)
+        let is_too_deep = stretch.deltas.len() > 2 * policy.images_at_delta_files;
+        let merge = || small_young(layers, &stretch.deltas, policy).map(|inputs| Job::Merge { inputs });
+        let images = || images(layers, stretch);
+        if is_worth_it { images() } else { merge().or_else(|| if is_too_deep { images() } else { None }) }
+    })
 }
 
 fn images(layers: &[LayerDesc], stretch: &Stretch) -> Option<Job> {
@@ -184,9 +197,11 @@ fn free_retired(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Op
     for part in &mut parts {
         part.deltas.retain(is_retired);
     }
-    let stretch = Stretch::first_of(layers, policy, &parts, |part| !part.deltas.is_empty())?;
-    let is_worth_it = 2 * size(layers, &stretch.deltas) >= size(layers, &stretch.images) + policy.layer_file_bytes;
-    if is_worth_it { images(layers, &stretch) } else { None }
+    Stretch::all(layers, policy, &parts, |part| !part.deltas.is_empty()).iter().find_map(|stretch| {
+        let bytes = size(layers, &stretch.deltas);
+        let is_worth_it = 2 * bytes >= size(layers, &stretch.images) + policy.layer_file_bytes;
+        if is_worth_it { images(layers, stretch) } else { None }
+    })
 }
 
 /// The layers that no LSN from `retained_from` on, and none of `pins`, needs. See the proof in `docs/formats/layers.md`.
@@ -259,6 +274,7 @@ mod tests {
             upto: Lsn::new(upto),
             bytes,
             entries: 1,
+            key_count: 1,
             boundaries: false,
             holes: 0,
         }
@@ -272,7 +288,12 @@ mod tests {
         layer(LayerKind::Image, 1, blocks, 0, upto, 100)
     }
 
-    const POLICY: Policy = Policy { compact_at_l0_files: 3, images_at_delta_files: 2, layer_file_bytes: 1000 };
+    const POLICY: Policy = Policy {
+        compact_at_l0_files: 3,
+        images_at_delta_files: 2,
+        images_at_deltas_per_key: 40,
+        layer_file_bytes: 1000,
+    };
 
     #[test]
     fn level_0_is_merged_oldest_first_when_there_are_enough() {
@@ -290,6 +311,18 @@ mod tests {
         let mut done = layers.to_vec();
         done.push(image((7, 9), 30));
         assert_eq!(plan(&done, &POLICY, Lsn::INVALID), None);
+    }
+
+    #[test]
+    fn images_are_made_where_keys_have_many_deltas() {
+        let mut layers = [delta(1, (0, 9), 0, 10), delta(1, (0, 9), 10, 20)];
+        for layer in &mut layers {
+            (layer.entries, layer.key_count) = (200, 10);
+        }
+        assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), None);
+        layers[0].entries = 210;
+        let keys = KeyRange { first: key(0), last: key(9) };
+        assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), Some(Job::Images { keys, lsn: Lsn::new(20) }));
     }
 
     #[test]

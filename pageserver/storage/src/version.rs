@@ -75,13 +75,21 @@ pub(crate) struct Gathered {
 impl Gathered {
     /// Adds a version. Of two with one LSN (an interrupted import that was repeated) the first found stays.
     pub(crate) fn push(&mut self, version: Version) {
-        let at = self.versions.partition_point(|other| other.lsn > version.lsn);
-        if self.versions.get(at).is_none_or(|other| other.lsn != version.lsn) {
-            self.versions.insert(at, version);
+        if self.complete_from().is_some_and(|lsn| version.lsn <= lsn) {
+            return;
         }
-        if let Some(end) = self.versions.iter().position(|version| version.kind.ends_search()) {
-            self.versions.truncate(end + 1);
+        // Nearly always the oldest so far.
+        let at = match self.versions.last() {
+            Some(oldest) if oldest.lsn <= version.lsn => self.versions.partition_point(|other| other.lsn > version.lsn),
+            _ => self.versions.len(),
+        };
+        if self.versions.get(at).is_some_and(|other| other.lsn == version.lsn) {
+            return;
         }
+        if version.kind.ends_search() {
+            self.versions.truncate(at);
+        }
+        self.versions.insert(at, version);
     }
 
     /// The LSN at or below which nothing is needed any more.

@@ -1,5 +1,6 @@
 //! Blocks: checked, compressed runs of bytes; and groups, the blocks that hold versions.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::sync::Arc;
 
@@ -54,6 +55,12 @@ impl BlockPacker {
     }
 }
 
+thread_local! {
+    /// Making a context costs as much as unpacking a group.
+    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> =
+        RefCell::new(zstd::bulk::Decompressor::new().expect("without a dictionary only memory is needed"));
+}
+
 /// The bytes that [`BlockPacker::pack`] was given; what was expected where the block is damaged.
 pub(crate) fn unpack(block: &Bytes) -> Result<Bytes, String> {
     if block.len() < FRAME_LEN {
@@ -69,9 +76,11 @@ pub(crate) fn unpack(block: &Bytes) -> Result<Bytes, String> {
     }
     let raw = match u32_at(4) {
         CODEC_PLAIN => block.slice(FRAME_LEN..),
-        CODEC_ZSTD => Bytes::from(
-            zstd::bulk::decompress(&block[FRAME_LEN..], raw_length as usize).map_err(|error| error.to_string())?,
-        ),
+        CODEC_ZSTD => {
+            let unpacked =
+                DECOMPRESSOR.with_borrow_mut(|context| context.decompress(&block[FRAME_LEN..], raw_length as usize));
+            Bytes::from(unpacked.map_err(|error| error.to_string())?)
+        }
         other => return Err(format!("a known block codec, found {other}")),
     };
     if raw.len() == raw_length as usize { Ok(raw) } else { Err(format!("{raw_length} bytes, found {}", raw.len())) }

@@ -51,6 +51,9 @@ pub(crate) struct LayerDesc {
     pub(crate) bytes: u64,
     /// Versions.
     pub(crate) entries: u64,
+    /// Distinct keys; 0 where an older version of the program didn't count.
+    #[serde(default)]
+    pub(crate) key_count: u64,
     /// Whether it has record boundaries.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) boundaries: bool,

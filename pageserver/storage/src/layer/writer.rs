@@ -168,6 +168,7 @@ impl<'a> LayerWriter<'a> {
             upto,
             bytes: self.offset + trailer.len() as u64,
             entries,
+            key_count: self.hashes.len() as u64,
             boundaries: !boundaries.is_empty(),
             holes: self.holes,
         };
