@@ -1,4 +1,4 @@
-//! `backup_label`: where the backup began (checklist 65).
+//! What a backup says of itself: `backup_label`, where it began (checklist 65), and `tablespace_map`.
 
 use ardent_api::page_service::ImportSpec;
 
@@ -44,6 +44,23 @@ pub(super) fn check(content: &[u8], spec: &ImportSpec) -> Result<(), LabelError>
     }
 }
 
+/// The tablespaces in a `tablespace_map`: a line each, with its OID and path. A line's end inside of a path follows a backslash, as a
+/// backslash itself does.
+pub(super) fn tablespaces(content: &[u8]) -> Result<Vec<u32>, String> {
+    let mut found = Vec::new();
+    let mut continues = false;
+    for line in content.split(|&byte| byte == b'\n') {
+        let escapes = line.iter().rev().take_while(|&&byte| byte == b'\\').count();
+        let continued = std::mem::replace(&mut continues, escapes % 2 == 1);
+        if continued || line.is_empty() {
+            continue;
+        }
+        let oid = line.split(|&byte| byte == b' ').next().and_then(|oid| std::str::from_utf8(oid).ok()?.parse().ok());
+        found.push(oid.ok_or_else(|| format!("not a tablespace: {:?}", String::from_utf8_lossy(line)))?);
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use ardent_types::{Lsn, PgTli, SystemId, WalSegmentSize};
@@ -63,6 +80,14 @@ mod tests {
             data_checksums: false,
             start_lsn: Lsn::new(0x200_0028),
         }
+    }
+
+    #[test]
+    fn checklist_41_tablespaces_are_listed_in_their_map() {
+        let map = b"16385 /srv/a b\n16386 /srv/with\\\nnewline\n16387 /srv/backslash\\\\\n16388 /srv/d\n";
+        assert_eq!(tablespaces(map), Ok(vec![16385, 16386, 16387, 16388]));
+        assert_eq!(tablespaces(b""), Ok(vec![]));
+        assert!(tablespaces(b"x /srv\n").is_err());
     }
 
     #[test]

@@ -250,11 +250,8 @@ impl Import {
             ImportPath::ControlFile => self.control_file = Some(Bytes::from(content)),
             ImportPath::BackupLabel => label::check(&content, &self.spec).map_err(|error| error.at(&path))?,
             ImportPath::TablespaceMap => {
-                for line in String::from_utf8_lossy(&content).lines() {
-                    let spcnode = line.split(' ').next().and_then(|oid| oid.parse().ok());
-                    let spcnode = spcnode.ok_or_else(|| file_error(&path, format!("not a tablespace: {line:?}")))?;
-                    self.folders.push((spcnode, 0, false));
-                }
+                let tablespaces = label::tablespaces(&content).map_err(|problem| file_error(&path, problem))?;
+                self.folders.extend(tablespaces.into_iter().map(|spcnode| (spcnode, 0, false)));
             }
             ImportPath::Origins => {
                 Origins::decode(&content).ok_or_else(|| file_error(&path, "it is damaged".to_owned()))?;
