@@ -180,3 +180,17 @@ fn a_large_transaction_waits_for_the_quorum_before_it_fills_the_disk() {
     let output = psql.wait_with_output().expect("psql ends");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "INSERT 0 1000");
 }
+
+#[test]
+fn a_second_phase_that_fails_does_not_leave_the_session_deaf() {
+    let hollow = cluster_without_standby();
+    for refused in
+        ["commit prepared 'none'", "do $$ begin commit prepared 'none'; exception when others then perform 1; end $$"]
+    {
+        let statements = format!(
+            "set statement_timeout = '200ms'; begin; do $d$ begin execute $q$ {refused} $q$; exception when others then perform pg_sleep(60); end $d$"
+        );
+        let failed = hollow.server.try_sql_in("postgres", &statements).expect_err("it times out");
+        assert!(failed.contains("statement timeout"), "{failed}");
+    }
+}

@@ -38,7 +38,7 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: Postgres passes valid nodes; nothing here has a destructor.
     unsafe {
         let node = (*statement).utilityStmt;
-        let dropped = before(node);
+        let dropped = before(node, context);
         let next = (&raw const NEXT).read().unwrap_or(pg::standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, destination, completion);
         if let (Some(database), Some(storage)) = (dropped, storage_hooks::storage()) {
@@ -48,13 +48,15 @@ unsafe extern "C-unwind" fn process_utility(
 }
 
 /// What has to be done first. Gives the database that the command is going to drop.
-unsafe fn before(node: *mut pg::Node) -> Option<pg::Oid> {
+unsafe fn before(node: *mut pg::Node, context: pg::ProcessUtilityContext) -> Option<pg::Oid> {
     // SAFETY: a node's tag says which struct it is.
     unsafe {
         match (*node).type_ {
             pg::T_TransactionStmt => {
                 let kind = (*node.cast::<pg::TransactionStmt>()).kind;
-                if matches!(kind, pg::TRANS_STMT_COMMIT_PREPARED | pg::TRANS_STMT_ROLLBACK_PREPARED) {
+                let second_phase = matches!(kind, pg::TRANS_STMT_COMMIT_PREPARED | pg::TRANS_STMT_ROLLBACK_PREPARED);
+                // Anywhere else it is an error, which a function could catch and go on, deaf to cancellation.
+                if second_phase && context == pg::PROCESS_UTILITY_TOPLEVEL {
                     commit_guard::hold();
                 }
             }
