@@ -25,7 +25,7 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(10);
 const DATABASE: &str = "template1";
 
 /// One row: sessions at work, seconds since the last change of any session's state (empty: no session), sessions begun
-/// since the start, the bootstrap superuser's name.
+/// since the start, sessions open.
 const QUERY: &str = "
 select
   (select count(*) from pg_catalog.pg_stat_activity
@@ -36,7 +36,6 @@ select
     from pg_catalog.pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid()),
   (select coalesce(pg_catalog.sum(sessions), 0) from pg_catalog.pg_stat_database where datname <> 'template1'),
-  (select rolname from pg_catalog.pg_roles where oid = 10),
   (select count(*) from pg_catalog.pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid())";
 
@@ -57,17 +56,7 @@ struct Look {
     busy: u64,
     quiet_for: Option<Duration>,
     sessions_begun: u64,
-    superuser: Option<String>,
     open_sessions: u64,
-}
-
-/// What the watch has to tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Noticed {
-    /// The idle time has passed without activity.
-    Idle,
-    /// The bootstrap superuser is called otherwise now.
-    Renamed(String),
 }
 
 impl ActivityWatch {
@@ -82,9 +71,9 @@ impl ActivityWatch {
         }
     }
 
-    /// Waits for the next thing worth telling; for ever if there is no idle time. Cancel-safe: a look that was given up is
-    /// made again.
-    pub(crate) async fn next(&mut self) -> Noticed {
+    /// Waits until the idle time has passed without activity; for ever if there is none. Cancel-safe: a look that was given up
+    /// is made again.
+    pub(crate) async fn idle(&mut self) {
         if self.idle_time.is_zero() {
             return std::future::pending().await;
         }
@@ -92,11 +81,7 @@ impl ActivityWatch {
         loop {
             tokio::time::sleep(every).await;
             match tokio::time::timeout(LOOK_DEADLINE, self.look()).await {
-                Ok(Ok(look)) => {
-                    if let Some(name) = self.take_in(&look) {
-                        return Noticed::Renamed(name);
-                    }
-                }
+                Ok(Ok(look)) => self.take_in(&look),
                 // A server that cannot be asked is not known to be idle.
                 Ok(Err(error)) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "activity cannot be looked at");
@@ -108,13 +93,12 @@ impl ActivityWatch {
                 }
             }
             if self.last_active.elapsed() >= self.idle_time {
-                return Noticed::Idle;
+                return;
             }
         }
     }
 
-    /// Gives the superuser's new name, if it has one.
-    fn take_in(&mut self, look: &Look) -> Option<String> {
+    fn take_in(&mut self, look: &Look) {
         let now = Instant::now();
         let begun_since =
             self.sessions_seen.replace(look.sessions_begun).is_some_and(|seen| seen != look.sessions_begun);
@@ -123,9 +107,6 @@ impl ActivityWatch {
         } else if let Some(quiet_since) = look.quiet_for.and_then(|quiet| now.checked_sub(quiet)) {
             self.last_active = self.last_active.max(quiet_since);
         }
-        let renamed = look.superuser.clone().filter(|name| *name != self.superuser)?;
-        self.superuser.clone_from(&renamed);
-        Some(renamed)
     }
 
     /// Temporary tables are in their own database's catalog only, but their files tell: `tBACKEND_RELFILENODE`. Looked for
@@ -160,8 +141,7 @@ impl ActivityWatch {
             busy: number(0),
             quiet_for: seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
             sessions_begun: number(2),
-            superuser: field(3),
-            open_sessions: number(4),
+            open_sessions: number(3),
         })
     }
 }
@@ -177,7 +157,7 @@ mod tests {
 
     fn look(busy: u64, quiet_s: Option<u64>, sessions_begun: u64) -> Look {
         let quiet_for = quiet_s.map(Duration::from_secs);
-        Look { busy, quiet_for, sessions_begun, superuser: Some("owner".into()), open_sessions: 0 }
+        Look { busy, quiet_for, sessions_begun, open_sessions: 0 }
     }
 
     #[tokio::test(start_paused = true)]
@@ -188,7 +168,7 @@ mod tests {
         let quiet_after = async |advance_s: u64, seen: Look| {
             tokio::time::advance(Duration::from_secs(advance_s)).await;
             let mut watch = watch.lock().expect("one test");
-            assert_eq!(watch.take_in(&seen), None);
+            watch.take_in(&seen);
             watch.last_active.elapsed().as_secs()
         };
         assert_eq!(quiet_after(100, look(0, None, 3)).await, 100, "the first count of sessions is no activity");
@@ -197,14 +177,6 @@ mod tests {
         assert_eq!(quiet_after(10, look(1, Some(500), 4)).await, 0, "a statement is running");
         assert_eq!(quiet_after(50, look(0, Some(20), 4)).await, 20, "a session was at work 20 s ago");
         assert_eq!(quiet_after(50, look(0, Some(500), 4)).await, 70, "an old change is older news");
-    }
-
-    #[tokio::test]
-    async fn a_renamed_superuser_is_noticed_once() {
-        let nowhere = Path::new("/nonexistent");
-        let mut watch = ActivityWatch::new(nowhere, nowhere, "postgres", Duration::from_secs(60));
-        assert_eq!(watch.take_in(&look(0, None, 0)), Some("owner".to_owned()));
-        assert_eq!(watch.take_in(&look(0, None, 0)), None);
     }
 
     #[test]

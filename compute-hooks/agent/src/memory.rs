@@ -1,4 +1,4 @@
-//! What the agent remembers in the compute's folder between runs.
+//! What the agent remembers in the compute's folder between runs. Tables: `docs/formats/compute-dir.md`.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,7 +20,7 @@ pub(crate) struct Memory {
     timeline: TimelineId,
     /// Name of the lease on the base LSN: this compute's alone.
     pub(crate) lease: String,
-    /// What the bootstrap superuser was last seen to be called, where that is not what control said.
+    /// The name by which the bootstrap superuser was last reached, where that is not what control said.
     pub(crate) superuser: Option<String>,
 }
 

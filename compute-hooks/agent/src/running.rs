@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::activity::{ActivityWatch, Noticed};
+use crate::activity::ActivityWatch;
 use crate::channel::{Events, Order, Orders};
 use crate::error::ComputeError;
 use crate::layout::PORT;
@@ -132,10 +132,7 @@ impl Running {
                     Order::Orphaned => Reason::Orphaned,
                 }),
                 lost = self.lease.keep() => return Err(lost),
-                noticed = self.watch.next() => match noticed {
-                    Noticed::Idle => return Ok(Reason::Idle),
-                    Noticed::Renamed(name) => self.compute.remember_superuser(&name),
-                },
+                () = self.watch.idle() => return Ok(Reason::Idle),
                 () = self.door.serve() => {}
             }
         }

@@ -108,7 +108,7 @@ impl Compute {
         Ok(Compute { spec, layout, memory, view, major, programs, run_as })
     }
 
-    /// Keeps the bootstrap superuser's name for the next start.
+    /// Keeps the name that worked for the next start.
     pub(crate) fn remember_superuser(&mut self, name: &str) {
         let known = self.memory.superuser.as_deref().or(self.spec.superuser.as_deref()).unwrap_or(USUAL_SUPERUSER);
         if known == name {
@@ -116,7 +116,7 @@ impl Compute {
         }
         self.memory.superuser = Some(name.to_owned());
         if let Err(error) = self.memory.save(&self.layout.memory) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the superuser's new name is not kept");
+            tracing::warn!(error = &error as &dyn std::error::Error, "the superuser's name is not kept");
         }
     }
 

@@ -2,41 +2,129 @@
 
 mod rig;
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ardent_api::compute::Sandbox;
+use ardent_api::compute::{ComputeEvent, Sandbox};
 use ardent_test_pg::TestPgOptions;
 use rig::{DEADLINE, World};
 
 const SOURCE: &str =
     "create table t (id int primary key, v text); insert into t select i, 'v' || i from generate_series(1, 1000) i";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn starts_serves_stops_and_wakes_warm() {
-    let world = World::new(TestPgOptions::default(), SOURCE).await;
-    let mut agent = world.start().await;
-    println!("{:?}", agent.steps);
-    assert!(!agent.ready().warm);
-    assert_eq!(agent.ready().base_lsn, world.timeline.start_lsn);
-    assert_eq!(agent.sql("select count(*) from t").await, "1000");
-    agent.sql("insert into t values (0, 'new')").await;
-    let (clean, end) = agent.stop(DEADLINE).await;
-    assert!(clean && end.is_some_and(|end| end > world.timeline.start_lsn));
-
-    let mut agent = world.start().await;
-    println!("{:?}", agent.steps);
-    assert!(agent.ready().warm);
-    assert_eq!(agent.sql("select v from t where id = 0").await, "new");
-    let (clean, again) = agent.stop(Duration::from_secs(30)).await;
-    assert!(clean && again > end);
+async fn world() -> World {
+    World::new(TestPgOptions::default(), SOURCE).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_without_a_sandbox_too() {
-    let world = World::new(TestPgOptions::default(), SOURCE).await;
+async fn starts_serves_stops_and_wakes_warm_on_one_gapless_log() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    println!("cold: {:?}", agent.steps);
+    assert!(!agent.ready().warm);
+    assert_eq!(agent.ready().base_lsn, world.timeline.start_lsn);
+    assert_eq!(agent.sql("select count(*) from t").await, "1000");
+    let mut end = None;
+    for round in 0..3 {
+        agent.sql(&format!("insert into t values (-{round}, 'new')")).await;
+        let (clean, stopped_at) = agent.stop(DEADLINE).await;
+        assert!(clean && stopped_at > end);
+        end = stopped_at;
+        assert_eq!(world.page_server.seen.leases.lock().expect("leases").len(), 1, "a warm directory holds its lease");
+        agent = world.start().await;
+        println!("warm: {:?}", agent.steps);
+        assert!(agent.ready().warm);
+        assert_eq!(agent.ready().base_lsn, world.timeline.start_lsn);
+        assert_eq!(agent.sql("select count(*) from t where v = 'new'").await, (round + 1).to_string());
+    }
+    let (clean, end) = agent.stop(DEADLINE).await;
+    assert!(clean);
+    assert_eq!(world.page_server.seen.base_backups.load(Ordering::Relaxed), 1);
+    // One of ours at the start, one of Postgres's at each stop.
+    assert_eq!(world.check_wal(end.expect("clean")), 5);
+    assert_eq!(world.recover().sql("select count(*) from t"), "1003");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn runs_without_a_sandbox_under_another_superusers_name() {
+    let options = TestPgOptions { superuser: "Über owner".to_owned(), ..TestPgOptions::default() };
+    let world = World::new(options, SOURCE).await;
     let mut spec = world.spec();
     spec.sandbox = Sandbox::None;
     let mut agent = world.start_with(spec).await;
-    assert_eq!(agent.sql("select count(*) from t").await, "1000");
+    let client = rig::Client::connect(&agent.ready().socket_dir, world.source.superuser()).await;
+    assert_eq!(client.sql("select count(*) from t").await.expect("reads"), "1000");
+    drop(client);
     assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_lease_makes_the_next_start_cold() {
+    let world = world().await;
+    assert!(world.start().await.stop(DEADLINE).await.0);
+    world.page_server.seen.refuse_leases.store(true, Ordering::Relaxed);
+    // Refused for the new base as well here: but it has tried, and with that one only.
+    let (code, message) = rig::Agent::spawn(world.spec()).until_failed().await;
+    assert_eq!(code, "base_lsn_expired", "{message}");
+    world.page_server.seen.refuse_leases.store(false, Ordering::Relaxed);
+    let agent = world.start().await;
+    assert!(!agent.ready().warm, "the marker was used up");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_the_source_are_carried_and_guards_hold() {
+    let world = World::new(TestPgOptions::default().set("max_connections", "77"), SOURCE).await;
+    let mut spec = world.spec();
+    for (name, value) in [("work_mem", "5MB"), ("synchronous_standby_names", ""), ("fsync", "on")] {
+        spec.settings.insert(name.into(), value.into());
+    }
+    spec.settings.insert("shared_preload_libraries".into(), "pg_stat_statements, no_such_library".into());
+    let mut agent = world.start_with(spec).await;
+    let client = agent.connect().await;
+    for name in ["synchronous_standby_names", "fsync", "restart_after_crash"] {
+        client.sql(&format!("alter system set {name} to default")).await.expect("superuser");
+    }
+    client.sql("select pg_reload_conf()").await.expect("superuser");
+    for (name, value) in [
+        ("work_mem", "5MB"),
+        ("max_connections", "100"),
+        ("synchronous_standby_names", "ardent"),
+        ("fsync", "off"),
+        ("restart_after_crash", "off"),
+        ("listen_addresses", ""),
+        ("cluster_name", "dev"),
+        ("TimeZone", "UTC"),
+    ] {
+        assert_eq!(client.sql(&format!("show {name}")).await.expect("shown"), value, "{name}");
+    }
+    let libraries = client.sql("show shared_preload_libraries").await.expect("shown");
+    assert!(libraries.ends_with(",pg_stat_statements") && !libraries.contains("no_such"), "{libraries}");
+    drop(client);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_compute_stops_itself_and_a_busy_one_does_not() {
+    let world = world().await;
+    let mut spec = world.spec();
+    spec.idle_timeout_s = 2;
+    let mut agent = world.start_with(spec).await;
+    // An open session is no reason to stay; a transaction, a lock, a temporary table is.
+    let idle = agent.connect().await;
+    let busy = agent.connect().await;
+    for (begin, end) in [
+        ("begin", "commit"),
+        ("select pg_advisory_lock(7)", "select pg_advisory_unlock(7)"),
+        ("create temp table own (i int)", "drop table own"),
+    ] {
+        busy.sql(begin).await.expect("works");
+        let quiet = tokio::time::timeout(Duration::from_secs(5), agent.event()).await;
+        assert!(quiet.is_err(), "it stopped during {begin:?}");
+        busy.sql(end).await.expect("works");
+    }
+    assert_eq!(agent.event().await, Some(ComputeEvent::Idle));
+    assert!(agent.until_stopped().await.0);
+    let ended = idle.sql("select 1").await.expect_err("the session was ended");
+    assert!(ended.is_closed() || ended.code().is_some_and(|code| code.code() == "57P01"), "{ended}");
+    assert!(world.start().await.ready().warm);
 }

@@ -1,6 +1,7 @@
 //! Everything around an agent: a safekeeper, a page server that serves a stopped cluster, control's end of the channel.
 
 mod page_server;
+mod recovery;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -119,8 +120,12 @@ impl World {
         }
         let folder = self.folder.path().join("lib");
         std::fs::create_dir_all(&folder).expect("folder");
-        let library = ardent_test_pg::bin_dir().join("../lib").join(STAND_IN);
-        std::fs::copy(library, folder.join("libardent_compute_15.so")).expect("postgresql-15 has contrib libraries");
+        let (library, target) =
+            (ardent_test_pg::bin_dir().join("../lib").join(STAND_IN), folder.join("libardent_compute_15.so"));
+        // Once: writing over a library that a server has mapped crashes that server.
+        if !target.exists() {
+            std::fs::copy(library, target).expect("postgresql-15 has contrib libraries");
+        }
         folder
     }
 
