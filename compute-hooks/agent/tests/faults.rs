@@ -1,5 +1,6 @@
 //! What ends a compute without being asked to, and what must survive it.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod rig;
 
 use std::sync::atomic::Ordering;

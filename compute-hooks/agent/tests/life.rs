@@ -1,5 +1,6 @@
 //! The life of one compute: start, work, stop, start again.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod rig;
 
 use std::sync::atomic::Ordering;

@@ -1,5 +1,6 @@
 //! What a superuser of a branch can reach from inside its Postgres.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod rig;
 
 use ardent_test_pg::TestPgOptions;
