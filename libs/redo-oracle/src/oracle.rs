@@ -5,7 +5,7 @@ use ardent_pg_redo::{
     HintBits, RecordView, RedoError, StoreError, StoredRecord, Value, ValueDecodeError, redo_block, vm_changes,
     vm_map_block,
 };
-use ardent_types::{BLCKSZ, ForkNumber, Lsn};
+use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 
 use crate::mask::{Mask, settle_speculative_tuples};
 use crate::report::{MISMATCHES_MAX, Mismatch, Report};
@@ -47,6 +47,7 @@ pub struct Oracle {
     vm: VmCheck,
     report: Report,
     tamper: Option<Tamper>,
+    mismatches_max: usize,
 }
 
 /// What redo of one block came to.
@@ -66,13 +67,15 @@ impl Oracle {
             vm: VmCheck::default(),
             report: Report::default(),
             tamper: None,
+            mismatches_max: MISMATCHES_MAX,
         }
     }
 
-    /// Lets a test change what redo makes.
+    /// Lets a test change what redo makes, and keeps every mismatch.
     #[must_use]
     pub fn with_tamper(mut self, tamper: Tamper) -> Oracle {
         self.tamper = Some(tamper);
+        self.mismatches_max = usize::MAX;
         self
     }
 
@@ -80,9 +83,8 @@ impl Oracle {
     pub fn check(&mut self, record: &DecodedRecord) -> Result<(), OracleError> {
         self.report.records += 1;
         self.store.follow(record);
-        if record.header.rmid == rmgr::STORAGE || record.header.rmid == rmgr::DATABASE {
-            // Files were cut or replaced; which ones matters too little to be worked out again.
-            self.vm.forget(|_| true);
+        for (rel, heap_block, lsn) in self.vm.expired(record.end_lsn) {
+            self.unexplained_bit(rel, heap_block, lsn);
         }
         if record.blocks.is_empty() {
             return Ok(());
@@ -101,20 +103,22 @@ impl Oracle {
     pub fn finish(mut self) -> Report {
         let left: Vec<_> = self.vm.unexplained().collect();
         for (rel, heap_block, lsn) in left {
-            let block = vm_map_block(heap_block);
-            let what =
-                format!("a bit of heap block {heap_block} that Postgres had cleared and no record cleared later");
-            let record = "Heap2/VISIBLE".to_owned();
-            let mismatch = Mismatch { lsn, record, rel, block, what, offset: 0, ours: vec![], theirs: vec![] };
-            self.mismatch(mismatch);
+            self.unexplained_bit(rel, heap_block, lsn);
         }
         self.report.pages = self.store.len() as u64;
         self.report
     }
 
+    fn unexplained_bit(&mut self, rel: RelTag, heap_block: BlockNumber, lsn: Lsn) {
+        let what =
+            format!("a bit of heap block {heap_block} that Postgres had cleared and no record cleared soon after");
+        let (record, block) = ("Heap2/VISIBLE".to_owned(), vm_map_block(heap_block));
+        self.mismatch(Mismatch { lsn, record, rel, block, what, offset: 0, ours: vec![], theirs: vec![] });
+    }
+
     fn mismatch(&mut self, mismatch: Mismatch) {
         self.report.entry(&mismatch.record).mismatches += 1;
-        if self.report.mismatches.len() < MISMATCHES_MAX {
+        if self.report.mismatches.len() < self.mismatches_max {
             self.report.mismatches.push(mismatch);
         }
     }
@@ -157,6 +161,11 @@ impl Oracle {
         if let Value::Image(bytes) = &value {
             self.report.entry(name).images_applied += 1;
             let page: &PageBytes = bytes[..].try_into().expect("images are pages");
+            if block.rel.fork == ForkNumber::Vm {
+                let has_hole = block.image.as_ref().is_some_and(|image| image.hole_length > 0);
+                let note = if has_hole { VmCheck::content_lost } else { VmCheck::content_logged };
+                note(&mut self.vm, block.rel, block.blkno);
+            }
             self.store.put(block.rel, block.blkno, page);
             return Ok(());
         }
@@ -196,8 +205,12 @@ impl Oracle {
                 self.first_seen(record, block, name, Some(&theirs));
             }
             (Redone::Page(ours), Some(theirs)) => {
-                self.compare(record, block, name, &ours, &theirs);
-                self.store.put(block.rel, block.blkno, &ours);
+                if self.compare(record, block, name, &ours, &theirs) {
+                    self.store.put(block.rel, block.blkno, &ours);
+                } else {
+                    // One mistake is reported once.
+                    self.take_over(record, block, Some(&theirs));
+                }
             }
             (Redone::Page(ours), None) => {
                 self.report.entry(name).unchecked += 1;
@@ -259,6 +272,7 @@ impl Oracle {
         }
     }
 
+    /// Whether the pages agree; a difference is reported.
     fn compare(
         &mut self,
         record: &DecodedRecord,
@@ -266,31 +280,35 @@ impl Oracle {
         name: &str,
         ours: &PageBytes,
         theirs: &PageBytes,
-    ) {
+    ) -> bool {
         let rmid = record.header.rmid;
         let heap = rmid == rmgr::HEAP || rmid == rmgr::HEAP2;
+        let mut settled = Box::new(*theirs);
         let entry = self.report.entry(name);
         entry.checked += 1;
-        let mut settled = Box::new(*theirs);
         if heap {
             entry.masked_bytes += settle_speculative_tuples(&mut settled, block.blkno);
         }
         let theirs = &*settled;
-        let (Ok(our_mask), Ok(their_mask)) = (Mask::of(rmid, ours), Mask::of(rmid, theirs)) else {
-            return self.differs(record, block, name, "page header", 8, ours, theirs);
+        let difference = match (Mask::of(rmid, ours), Mask::of(rmid, theirs)) {
+            (Ok(our_mask), Ok(their_mask)) => {
+                entry.masked_bytes += their_mask.masked_bytes();
+                their_mask.first_difference(&our_mask, ours, theirs).map(|at| ("page", at))
+            }
+            _ => Some(("page header", 8)),
         };
-        entry.masked_bytes += their_mask.masked_bytes();
-        if let Some(at) = their_mask.first_difference(&our_mask, ours, theirs) {
-            return self.differs(record, block, name, "page", at, ours, theirs);
+        let difference = difference.or_else(|| match block.rel.fork {
+            ForkNumber::Main if heap && (ours[10] ^ theirs[10]) & PD_ALL_VISIBLE != 0 => Some(("PD_ALL_VISIBLE", 10)),
+            ForkNumber::Vm => {
+                let compared = self.vm.compare(block.rel, block.blkno, record.end_lsn, ours, theirs);
+                compared.err().map(|difference| ("visibility-map bits", difference.at))
+            }
+            _ => None,
+        });
+        if let Some((what, at)) = difference {
+            self.differs(record, block, name, what, at, ours, theirs);
         }
-        if heap && block.rel.fork == ForkNumber::Main && (ours[10] ^ theirs[10]) & PD_ALL_VISIBLE != 0 {
-            return self.differs(record, block, name, "PD_ALL_VISIBLE", 10, ours, theirs);
-        }
-        if block.rel.fork == ForkNumber::Vm
-            && let Err(difference) = self.vm.compare(block.rel, block.blkno, record.end_lsn, ours, theirs)
-        {
-            self.differs(record, block, name, "visibility-map bits", difference.at, ours, theirs);
-        }
+        difference.is_none()
     }
 
     #[allow(clippy::too_many_arguments, reason = "the report wants all of it")]

@@ -80,6 +80,8 @@ pub struct Report {
 pub struct Expectations {
     /// Must have at least one check.
     pub checked: BTreeSet<String>,
+    /// Consist of images: must have at least one applied.
+    pub images: BTreeSet<String>,
     /// May be unreadable.
     pub unreadable: BTreeSet<String>,
 }
@@ -96,7 +98,7 @@ pub enum ExpectationsError {
         #[source]
         source: std::io::Error,
     },
-    /// A line is neither a record type nor "unreadable" and a record type.
+    /// A line is not a record type, alone or after "image" or "unreadable".
     #[error("line {line}: {text:?} is not a record type such as Heap/INSERT")]
     Line {
         /// Counted from 1.
@@ -107,15 +109,17 @@ pub enum ExpectationsError {
 }
 
 impl Expectations {
-    /// Reads a list: one record type a line, `unreadable TYPE` for allowed refusals, `#` for comments.
+    /// Reads a list: one record type a line; `image TYPE` for those that consist of images, `unreadable TYPE` for allowed
+    /// refusals; `#` starts a comment.
     pub fn parse(text: &str) -> Result<Expectations, ExpectationsError> {
         let mut expectations = Expectations::default();
         for (index, line) in text.lines().enumerate() {
             let entry = line.split('#').next().unwrap_or_default().trim();
             let error = || ExpectationsError::Line { line: index + 1, text: line.to_owned() };
-            let (set, name) = match entry.strip_prefix("unreadable ") {
-                Some(name) => (&mut expectations.unreadable, name.trim()),
-                None => (&mut expectations.checked, entry),
+            let (set, name) = match entry.split_once(' ') {
+                Some(("unreadable", name)) => (&mut expectations.unreadable, name.trim()),
+                Some(("image", name)) => (&mut expectations.images, name.trim()),
+                _ => (&mut expectations.checked, entry),
             };
             if name.is_empty() {
                 continue;
@@ -147,8 +151,10 @@ impl Report {
     /// Applies a list of expectations: fills [`Report::missing`], and takes allowed refusals out of
     /// [`Report::unexpected_unreadable`].
     pub fn expect(&mut self, expectations: &Expectations) {
-        let was_checked = |name: &str| self.types.get(name).is_some_and(|counts| counts.checked > 0);
-        self.missing = expectations.checked.iter().filter(|name| !was_checked(name)).cloned().collect();
+        let lacks = |name: &&String, count: fn(&TypeReport) -> u64| self.types.get(*name).is_none_or(|t| count(t) == 0);
+        let checked = expectations.checked.iter().filter(|name| lacks(name, |counts| counts.checked));
+        let images = expectations.images.iter().filter(|name| lacks(name, |counts| counts.images_applied));
+        self.missing = checked.chain(images).cloned().collect();
         self.unexpected_unreadable.retain(|name| !expectations.unreadable.contains(name));
     }
 

@@ -2,9 +2,13 @@
 //!
 //! A session clears map bits before it inserts the record that tells of it, and without the map page's lock across both.
 //! So the page that another session logs meanwhile can lack bits that our page still has. That is allowed only if a later
-//! record clears those bits; until then they are remembered here.
+//! record clears those bits soon; until then they are remembered here.
+//!
+//! `CREATE DATABASE ... STRATEGY wal_log` logs map pages as if they had the standard layout, and so without the map, which
+//! lies in what is then a hole. Redo, Postgres's too, makes an empty map of that. It is safe, only slow, and means that our page
+//! may lack bits afterwards that the server's has; it must never have one more.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_pg_redo::{HEAP_BLOCKS_PER_PAGE, VmPageChanges, vm_bits};
 use ardent_types::{BlockNumber, Lsn, RelTag};
@@ -14,10 +18,15 @@ use crate::store::PageBytes;
 const MAP_AT: usize = 24;
 const BLOCKS_PER_BYTE: u32 = 4;
 
-/// Bits that were seen cleared ahead of their record.
+/// How much WAL others can write between a session's clearing of a bit and its record: it holds the heap page's lock and does
+/// nothing else meanwhile.
+const EARLY_WINDOW_BYTES: u64 = 64 << 20;
+
+/// Bits that were seen cleared ahead of their record, and map pages whose content Postgres itself lost.
 #[derive(Default)]
 pub(crate) struct VmCheck {
     early: BTreeMap<(RelTag, BlockNumber), (u8, Lsn)>,
+    lost: BTreeSet<(RelTag, BlockNumber)>,
 }
 
 /// A difference that no concurrency explains.
@@ -36,11 +45,12 @@ impl VmCheck {
         ours: &PageBytes,
         theirs: &PageBytes,
     ) -> Result<(), VmDifference> {
+        let lost = self.lost.contains(&(rel, map_block));
         for at in (MAP_AT..ours.len()).filter(|at| ours[*at] != theirs[*at]) {
             let first = map_block * HEAP_BLOCKS_PER_PAGE + (at - MAP_AT) as u32 * BLOCKS_PER_BYTE;
             for heap_block in first..first + BLOCKS_PER_BYTE {
                 let (our_bits, their_bits) = (vm_bits(ours, heap_block), vm_bits(theirs, heap_block));
-                if their_bits & !our_bits != 0 {
+                if their_bits & !our_bits != 0 && !lost {
                     return Err(VmDifference { at });
                 }
                 let extra = our_bits & !their_bits;
@@ -65,9 +75,27 @@ impl VmCheck {
         }
     }
 
-    /// The relation's files were cut or replaced.
-    pub(crate) fn forget(&mut self, mut doomed: impl FnMut(RelTag) -> bool) {
-        self.early.retain(|(rel, _), _| !doomed(*rel));
+    /// Takes out what has waited too long for its record.
+    pub(crate) fn expired(&mut self, now: Lsn) -> Vec<(RelTag, BlockNumber, Lsn)> {
+        if self.early.is_empty() {
+            return Vec::new();
+        }
+        let old = |lsn: Lsn| now.saturating_sub(lsn) > EARLY_WINDOW_BYTES;
+        let expired =
+            self.early.iter().filter(|(_, (_, lsn))| old(*lsn)).map(|((rel, block), (_, lsn))| (*rel, *block, *lsn));
+        let expired = expired.collect();
+        self.early.retain(|_, (_, lsn)| !old(*lsn));
+        expired
+    }
+
+    /// Postgres logged the page without its content: what our page lacks from here on says nothing.
+    pub(crate) fn content_lost(&mut self, rel: RelTag, map_block: BlockNumber) {
+        self.lost.insert((rel, map_block));
+    }
+
+    /// The page was logged whole.
+    pub(crate) fn content_logged(&mut self, rel: RelTag, map_block: BlockNumber) {
+        self.lost.remove(&(rel, map_block));
     }
 
     /// Bits that we have and Postgres had cleared, and that no record explained.

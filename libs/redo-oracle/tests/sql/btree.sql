@@ -4,8 +4,8 @@ CREATE INDEX b_k ON b (k);
 CREATE INDEX b_d ON b (d);
 CREATE INDEX b_t ON b (t);
 CREATE INDEX b_r ON b ((k * 7919 % 100003));
-INSERT INTO b SELECT g, g % 10, md5(g::text) FROM generate_series(1, 20000) g;
-INSERT INTO b SELECT 20000 - g, g % 100, md5((g * 31)::text) FROM generate_series(1, 10000) g;
+INSERT INTO b SELECT g, g % 10, md5(g::text) FROM generate_series(1, 7000) g;
+INSERT INTO b SELECT 10000 - g, g % 100, md5((g * 31)::text) FROM generate_series(1, 7000) g;
 -- Wide keys make many levels.
 CREATE TABLE w (k text);
 CREATE INDEX w_k ON w (k);
@@ -13,7 +13,7 @@ INSERT INTO w SELECT repeat(md5(g::text), 30) || g FROM generate_series(1, 3000)
 -- TIDs in the middle of posting lists: rows go to pages freed before.
 DELETE FROM b WHERE k % 3 = 0;
 VACUUM b;
-INSERT INTO b SELECT g, g % 10, md5(g::text) FROM generate_series(1, 8000) g;
+INSERT INTO b SELECT g, g % 10, md5(g::text) FROM generate_series(1, 4000) g;
 DELETE FROM b WHERE d = 3 AND k % 2 = 0;
 VACUUM b;
 -- Dead items that scans find are deleted when the page fills up.
@@ -38,7 +38,7 @@ INSERT INTO w SELECT repeat(md5(g::text), 30) || g FROM generate_series(1, 2000)
 DELETE FROM w;
 VACUUM w; VACUUM w; VACUUM w;
 INSERT INTO w SELECT repeat(md5(g::text), 30) || g FROM generate_series(1, 2000) g;
-DELETE FROM b WHERE k BETWEEN 1000 AND 15000;
+DELETE FROM b WHERE k BETWEEN 1000 AND 6500;
 VACUUM b; VACUUM b;
 INSERT INTO b SELECT g, g % 10, md5(g::text) FROM generate_series(1, 5000) g;
 -- A fast root below the true root.

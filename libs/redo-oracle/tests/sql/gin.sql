@@ -21,7 +21,7 @@ INSERT INTO g SELECT n, ARRAY[n % 7, n] FROM generate_series(1, 3000) n;
 -- One key in all rows: a deep posting tree that splits inside.
 CREATE TABLE gd (a int[]);
 CREATE INDEX gd_idx ON gd USING gin (a) WITH (fastupdate = off);
-INSERT INTO gd SELECT '{1}' FROM generate_series(1, 60000);
+INSERT INTO gd SELECT '{1}' FROM generate_series(1, 25000);
 -- Text keys, wide entries, empty and null items.
 CREATE TABLE gt (t tsvector);
 CREATE INDEX gt_idx ON gt USING gin (t) WITH (fastupdate = off);

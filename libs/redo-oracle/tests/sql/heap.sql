@@ -68,8 +68,12 @@ VACUUM big;
 -- COPY into a table made in the same transaction can freeze at once.
 BEGIN;
 CREATE TABLE frozen (id int, pad text);
-COPY (SELECT g, repeat('f', 100) FROM generate_series(1, 1000) g) TO '/dev/null';
+COPY frozen FROM PROGRAM 'seq 1 3000 | sed "s/$/\tfrozen/"' (FREEZE);
 COMMIT;
+COPY frozen FROM PROGRAM 'seq 1 500 | sed "s/$/\tmore/"';
+INSERT INTO frozen SELECT g, 'onto frozen pages' FROM generate_series(1, 100) g;
+VACUUM frozen;
+DELETE FROM frozen WHERE id % 10 = 0;
 -- In-place updates come from ANALYZE, VACUUM and CREATE INDEX on the catalog.
 ANALYZE h;
 ANALYZE u;
@@ -86,3 +90,40 @@ INSERT INTO bl SELECT g, g % 100, g % 7 FROM generate_series(1, 4000) g;
 DELETE FROM bl WHERE b < 50;
 VACUUM bl;
 INSERT INTO bl SELECT g, g % 100, g % 7 FROM generate_series(1, 1000) g;
+-- A second session: locks on rows that an open transaction has updated, and speculative insertions that lose.
+CREATE EXTENSION IF NOT EXISTS dblink;
+SELECT dblink_connect('other', format('host=%s port=%s user=%s dbname=%s',
+  split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port'), current_user, current_database()));
+CREATE TABLE l (k int PRIMARY KEY, v int);
+INSERT INTO l SELECT g, g FROM generate_series(1, 300) g;
+VACUUM (FREEZE) l;
+BEGIN;
+UPDATE l SET v = v + 1 WHERE k <= 100;
+UPDATE l SET v = v + 1 WHERE k <= 50;
+SELECT dblink_exec('other', 'BEGIN');
+SELECT * FROM dblink('other', 'SELECT count(*) FROM (SELECT k FROM l WHERE k <= 120 FOR KEY SHARE) s') AS t (n int);
+UPDATE l SET v = v + 1 WHERE k <= 30;
+SELECT dblink_exec('other', 'SAVEPOINT a');
+SELECT * FROM dblink('other', 'SELECT count(*) FROM (SELECT k FROM l WHERE k BETWEEN 200 AND 250 FOR SHARE) s') AS t (n int);
+SELECT count(*) FROM (SELECT k FROM l WHERE k BETWEEN 220 AND 270 FOR SHARE) s;
+COMMIT;
+SELECT dblink_exec('other', 'ROLLBACK TO a');
+SELECT dblink_exec('other', 'COMMIT');
+VACUUM l;
+DELETE FROM l WHERE k % 2 = 0;
+-- Two-phase commit, and whole databases in both strategies.
+BEGIN;
+INSERT INTO l SELECT g, g FROM generate_series(1000, 1100) g;
+PREPARE TRANSACTION 'one';
+BEGIN;
+UPDATE l SET v = 0 WHERE k < 100;
+SAVEPOINT s;
+DELETE FROM l WHERE k = 1;
+PREPARE TRANSACTION 'two';
+COMMIT PREPARED 'one';
+ROLLBACK PREPARED 'two';
+CREATE DATABASE copied_by_wal STRATEGY wal_log;
+CREATE DATABASE copied_by_file TEMPLATE template0 STRATEGY file_copy;
+DROP DATABASE copied_by_wal;
+DROP DATABASE copied_by_file;
+SELECT dblink_disconnect('other');

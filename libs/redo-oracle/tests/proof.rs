@@ -1,0 +1,221 @@
+//! A real Postgres 15 runs workloads that reach every record type; every page that redo makes is compared with the page that
+//! Postgres logged. Then redo is made wrong on purpose, and the oracle must say so.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+
+use ardent_pg_format::{DecodedRecord, rmgr};
+use ardent_pg_redo::HintBits;
+use ardent_redo_oracle::{EXPECTED_15, Expectations, Mismatch, Oracle, Report, Tamper, VerifyRedoArgs, WalFolder, run};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program};
+use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
+
+fn options() -> TestPgOptions {
+    TestPgOptions::default()
+        .set("wal_consistency_checking", "all")
+        .set("fsync", "off")
+        .set("autovacuum", "off")
+        .set("max_wal_size", "20GB")
+        .set("wal_keep_size", "20GB")
+        .set("checkpoint_timeout", "1h")
+        .set("max_prepared_transactions", "10")
+}
+
+/// Runs a file of `tests/sql` in one session, and fails with psql's words if a statement does.
+fn run_sql_file(server: &TestPg, name: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sql").join(name);
+    let file = std::fs::File::open(&path).expect("the workload is in the repository");
+    let output = Command::new(program("psql"))
+        .arg("-h")
+        .arg(server.socket_dir())
+        .args(["-p", &server.port().to_string(), "-U", server.superuser(), "-d", "postgres"])
+        .args(["-qX", "-v", "ON_ERROR_STOP=1", "-f", "-"])
+        .env("PGOPTIONS", "-c client_min_messages=warning")
+        .stdin(Stdio::from(file))
+        .output()
+        .expect("psql can be run");
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn verify(server: &TestPg, hint_bits: HintBits) -> Report {
+    let args = VerifyRedoArgs { wal: server.data_dir().join("pg_wal"), hint_bits, ..VerifyRedoArgs::default() };
+    run(&args).expect("the WAL can be read")
+}
+
+/// One server for both: the workloads are what takes long.
+#[test]
+fn every_record_type_of_15_redoes_as_postgres_does_and_wrong_redo_is_caught() {
+    let mut server = TestPg::start(options().set("wal_compression", "lz4"));
+    for name in ["heap.sql", "btree.sql", "gin.sql", "gist.sql", "spgist.sql", "brin.sql", "hash.sql"] {
+        run_sql_file(&server, name);
+    }
+    server.stop(StopMode::Fast);
+
+    let mut report = verify(&server, HintBits::NotLogged);
+    report.expect(&Expectations::parse(EXPECTED_15).unwrap());
+    assert!(report.passed(), "{report}");
+    let total = report.total();
+    assert!(total.checked > 100_000 && total.lsns_checked > 100_000 && total.derived_vm_changes > 100, "{report}");
+    // Only pages that initdb made before checking was on may be taken over.
+    assert!(total.first_seen < 1_000, "{report}");
+
+    wrong_redo_is_caught(&server.data_dir().join("pg_wal"));
+}
+
+#[test]
+fn settings_that_change_what_is_logged() {
+    let with_checksums = options().initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
+    let cases = [
+        (with_checksums.set("wal_compression", "pglz"), HintBits::Logged),
+        (options().set("full_page_writes", "off").set("wal_compression", "zstd"), HintBits::NotLogged),
+        (options().set("wal_log_hints", "on").set("wal_level", "logical"), HintBits::Logged),
+    ];
+    for (options, hint_bits) in cases {
+        let mut server = TestPg::start(options.set("track_commit_timestamp", "on"));
+        server.sql("CHECKPOINT");
+        run_sql_file(&server, "heap.sql");
+        // After a checkpoint, reading pages with new hint bits logs their images.
+        server.sql("CHECKPOINT");
+        for sql in ["SELECT count(*) FROM h", "UPDATE h SET v = 1 WHERE id % 9 = 0", "VACUUM h"] {
+            server.sql(sql);
+        }
+        server.stop(StopMode::Fast);
+        let report = verify(&server, hint_bits);
+        assert!(report.passed(), "{report}");
+        let hint_images = report.types.get("XLOG/FPI_FOR_HINT").map_or(0, |counts| counts.images_applied);
+        assert_eq!(hint_images > 0, hint_bits == HintBits::Logged, "{report}");
+    }
+}
+
+/// A way to be wrong about one page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wrong {
+    /// A byte of an item or of the access method's own data.
+    Content,
+    /// A flag in the special space, or in a heap page's header.
+    Flag,
+    /// `pd_lower`, as after an offset number that is off by one.
+    Offset,
+    /// The page's LSN; seen when the page is changed the next time.
+    Lsn,
+    /// A bit of a map page that Postgres did not set.
+    ExtraMapBit,
+    /// A bit of a map page that Postgres set.
+    LostMapBit,
+}
+
+const PAGE_WRONGS: [Wrong; 4] = [Wrong::Content, Wrong::Flag, Wrong::Offset, Wrong::Lsn];
+
+/// Spoils the page, unless it isn't one that this mistake can be made on.
+fn spoil(page: &mut [u8; 8192], rmid: u8, wrong: Wrong) -> bool {
+    let word = |page: &[u8; 8192], at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
+    let (lower, upper, special) = (word(page, 12), word(page, 14), word(page, 16));
+    match wrong {
+        // The start of the item that is nearest to the special space is never padding.
+        Wrong::Content if upper + 16 <= special && lower > 24 => page[special - 16] ^= 0x40,
+        // Pages without items keep their data below pd_lower.
+        Wrong::Content if lower >= 40 => page[lower - 8] ^= 0x40,
+        Wrong::Content => return false,
+        Wrong::Flag if rmid == rmgr::HEAP || rmid == rmgr::HEAP2 => page[10] ^= 0x04,
+        Wrong::Flag if rmid == rmgr::BTREE => page[special + 12] ^= 0x02,
+        Wrong::Flag if rmid == rmgr::GENERIC || rmid == rmgr::SEQUENCE => page[8191 - 4] ^= 0x01,
+        Wrong::Flag => page[8191] ^= 0x80,
+        Wrong::Offset => page[12..14].copy_from_slice(&((lower + 4) as u16).to_le_bytes()),
+        Wrong::Lsn => page[7] ^= 1,
+        Wrong::ExtraMapBit => page[8000] |= 0x01,
+        Wrong::LostMapBit if page[24] & 0x01 != 0 => page[24] &= !0x01,
+        Wrong::LostMapBit => return false,
+    }
+    true
+}
+
+/// Reads the WAL once more with redo made wrong in one place for each resource manager and kind of mistake (a few places for
+/// LSNs, which are only seen if the page is changed again).
+fn wrong_redo_is_caught(wal: &Path) {
+    type Mistake = (u8, Wrong);
+    let plan: Vec<(Mistake, u32)> = [
+        rmgr::HEAP,
+        rmgr::HEAP2,
+        rmgr::BTREE,
+        rmgr::HASH,
+        rmgr::GIN,
+        rmgr::GIST,
+        rmgr::SPGIST,
+        rmgr::BRIN,
+        rmgr::GENERIC,
+        rmgr::SEQUENCE,
+    ]
+    .into_iter()
+    .flat_map(|rmid| PAGE_WRONGS.map(|wrong| ((rmid, wrong), if wrong == Wrong::Lsn { 10 } else { 1 })))
+    // A sequence's page is made anew each time, so no later record shows the LSN that it had.
+    .filter(|(mistake, _)| *mistake != (rmgr::SEQUENCE, Wrong::Lsn))
+    .chain([((rmgr::HEAP2, Wrong::ExtraMapBit), 1), ((rmgr::HEAP2, Wrong::LostMapBit), 1)])
+    .collect();
+
+    type Made = Rc<RefCell<Vec<(Mistake, RelTag, BlockNumber, Lsn)>>>;
+    let made: Made = Rc::default();
+    let mut left = plan.clone();
+    let log = Rc::clone(&made);
+    let tamper: Tamper = Box::new(move |record: &DecodedRecord, block, page| {
+        let rmid = record.header.rmid;
+        // Pages from before checking was on are not compared. A mistake that is seen later keeps its page for itself.
+        let waits = |wrong: Wrong| wrong == Wrong::Lsn || wrong == Wrong::ExtraMapBit;
+        let on_page =
+            |(_, rel, blkno, _): &&(Mistake, RelTag, BlockNumber, Lsn)| (*rel, *blkno) == (block.rel, block.blkno);
+        let taken = log.borrow().iter().filter(on_page).any(|((_, wrong), ..)| waits(*wrong));
+        if block.image.is_none() || taken {
+            return;
+        }
+        let map = block.rel.fork == ForkNumber::Vm;
+        let fits = |wrong: Wrong| map == matches!(wrong, Wrong::ExtraMapBit | Wrong::LostMapBit);
+        for ((of, wrong), count) in left.iter_mut().filter(|((of, _), count)| *of == rmid && *count > 0) {
+            if fits(*wrong) && spoil(page, rmid, *wrong) {
+                *count -= 1;
+                log.borrow_mut().push(((*of, *wrong), block.rel, block.blkno, record.end_lsn));
+                return;
+            }
+        }
+    });
+    let mut folder = WalFolder::open(wal, None, None).unwrap();
+    let mut oracle = Oracle::new(folder.major(), HintBits::NotLogged).with_tamper(tamper);
+    while let Some(record) = folder.next_record().unwrap() {
+        oracle.check(&record).unwrap();
+    }
+    let report = oracle.finish();
+
+    let caught: BTreeSet<Mistake> = made
+        .borrow()
+        .iter()
+        .filter(|((_, wrong), rel, block, lsn)| {
+            let on_page = |m: &&Mismatch| m.rel == *rel && m.block == *block && m.lsn >= *lsn;
+            report
+                .mismatches
+                .iter()
+                .filter(on_page)
+                .any(|m| *wrong == Wrong::Lsn || *wrong == Wrong::ExtraMapBit || m.lsn == *lsn)
+        })
+        .map(|(mistake, ..)| *mistake)
+        .collect();
+    let missed: Vec<String> = plan
+        .iter()
+        .filter(|(mistake, _)| !caught.contains(mistake))
+        .map(|((rmid, wrong), _)| format!("{} {wrong:?}", rmgr::name(*rmid)))
+        .collect();
+    assert!(missed.is_empty(), "the oracle did not notice: {missed:?}");
+}
+
+#[test]
+fn expected_types_that_never_came_fail_the_run() {
+    let mut server = TestPg::start(options());
+    server.sql("CREATE TABLE t AS SELECT 1 AS a; INSERT INTO t VALUES (2)");
+    server.stop(StopMode::Fast);
+    let mut report = verify(&server, HintBits::NotLogged);
+    assert!(report.passed(), "{report}");
+    report.expect(&Expectations::parse("Heap/INSERT\nimage XLOG/FPI\nHash/INSERT # none here").unwrap());
+    assert_eq!(report.missing, ["Hash/INSERT"]);
+    assert!(!report.passed());
+    assert!(Expectations::parse("Heap INSERT").is_err());
+}
