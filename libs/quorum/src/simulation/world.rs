@@ -355,7 +355,10 @@ impl World {
         let mut effects = Vec::new();
         self.writers[index].core.step(self.now_us, input, &mut effects);
         for effect in effects {
-            self.effect(index, effect)?;
+            // Carrying out one may end the writer; then the rest never happens.
+            if self.writers[index].alive {
+                self.effect(index, effect)?;
+            }
         }
         Ok(())
     }
@@ -370,7 +373,9 @@ impl World {
                 self.post(index, donor, Event::Scan { proposer: index, donor, term, from, to });
             }
             ProposerEffect::Fetch { peer, donor, term, from, to } => {
-                self.post(index, donor, Event::Fetch { proposer: index, peer, donor, term, from, to });
+                // Reading takes a connection of its own and may come much later than other messages.
+                let late = if self.faults() && self.dice.chance(400) { self.dice.between(0, 900_000) } else { 500 };
+                self.schedule(late, Event::Fetch { proposer: index, peer, donor, term, from, to });
             }
             ProposerEffect::Elected(elected) => self.elected(index, elected)?,
             ProposerEffect::Progress { flushed, commit } => self.progress(index, flushed, commit)?,
