@@ -37,6 +37,21 @@ impl CommittedWal {
         Ok(CommittedWal { view, commit, at: from })
     }
 
+    /// As [`CommittedWal::open`], but `from` may be as early as the start of the oldest segment: readers that store whole segments
+    /// begin there, also where the timeline begins in the middle.
+    pub(crate) fn open_segment(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
+        let first = view.oldest_lsn();
+        let is_before_first = from < first && from >= first.segment_start(view.names.size());
+        let mut wal = Self::open(view, if is_before_first { first } else { from })?;
+        wal.at = from;
+        Ok(wal)
+    }
+
+    /// The commit position now.
+    pub(crate) fn commit_lsn(&self) -> Lsn {
+        *self.commit.borrow()
+    }
+
     /// The next bytes and the commit position, as soon as there are any. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<WalChunk, TimelineError> {
         let at = self.at;
@@ -81,7 +96,7 @@ where
         Err(error) => return fail(&mut writer, error.response(0)).await,
     };
     // The commit position is told at once, so that a follower that is up to date knows it.
-    let commit_lsn = *wal.commit.borrow();
+    let commit_lsn = wal.commit_lsn();
     Response::Chunk(WalChunk { start: from, commit_lsn, bytes: Bytes::new() }).encode(&mut out);
     loop {
         writer.write_all(&out).await?;

@@ -6,6 +6,7 @@
 //!                                                └────── replies ──────┤ write, write, write, one fsync
 //!                                                                      ▼
 //!  page server ◄──────── committed WAL ──────── follow ◄── DATA/TENANT/TIMELINE/{state, wal/0000...}
+//!  pg_receivewal ◄── streaming replication ── replication ◄──┘
 //! ```
 //!
 //! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
@@ -26,6 +27,7 @@ mod disk_worker;
 mod failure;
 mod follow;
 mod registry;
+mod replication;
 mod service;
 mod timeline;
 mod wal_files;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,7 @@ use ardent_api::token::TokenVerifier;
 use crate::connection::{self, Shared};
 use crate::disk_worker::WorkerConfig;
 use crate::registry::Registry;
+use crate::replication;
 
 /// How a safekeeper runs.
 #[derive(Clone, Debug)]
@@ -27,6 +29,9 @@ pub struct SafekeeperConfig {
     pub data_dir: PathBuf,
     /// Where it listens; TCP only on this host. Port 0 is any free one, see [`Safekeeper::addresses`].
     pub listen: Vec<ServiceAddr>,
+    /// Where it serves Postgres's streaming replication protocol, for `pg_receivewal` and its like; may be empty. libpq finds a
+    /// Unix socket only if it is named `.s.PGSQL.PORT`.
+    pub listen_replication: Vec<ServiceAddr>,
     /// Checks tokens.
     pub verifier: TokenVerifier,
     /// Threads that write and fsync.
@@ -43,6 +48,7 @@ impl SafekeeperConfig {
         SafekeeperConfig {
             data_dir,
             listen,
+            listen_replication: Vec::new(),
             verifier,
             disk_workers: 4,
             wal_keep_bytes: 32 << 20,
@@ -93,6 +99,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Safekeeper {
     addresses: Vec<ServiceAddr>,
+    replication_addresses: Vec<ServiceAddr>,
     cancel: CancellationToken,
     tasks: TaskTracker,
     threads: Vec<JoinHandle<()>>,
@@ -105,7 +112,10 @@ impl Safekeeper {
         let lock = prepare_data_dir(&config.data_dir)?;
         let mut listeners = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
-            listeners.push(Listener::bind(address).await?);
+            listeners.push(Listener::bind(address, Protocol::Wal).await?);
+        }
+        for address in &config.listen_replication {
+            listeners.push(Listener::bind(address, Protocol::Replication).await?);
         }
         let worker = WorkerConfig {
             data_dir: config.data_dir.clone(),
@@ -116,17 +126,26 @@ impl Safekeeper {
         let shared = Arc::new(Shared { registry, verifier: config.verifier });
         let tasks = TaskTracker::new();
         let cancel = cancel.child_token();
-        let addresses = listeners.iter().map(|listener| listener.address.clone()).collect();
+        let addresses_of = |protocol| {
+            let speaking = listeners.iter().filter(|listener| listener.protocol == protocol);
+            speaking.map(|listener| listener.address.clone()).collect()
+        };
+        let (addresses, replication_addresses) = (addresses_of(Protocol::Wal), addresses_of(Protocol::Replication));
         for listener in listeners {
             tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
         }
         tasks.close();
-        Ok(Safekeeper { addresses, cancel, tasks, threads, _lock: lock })
+        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, _lock: lock })
     }
 
     /// Where it listens, with real port numbers.
     pub fn addresses(&self) -> &[ServiceAddr] {
         &self.addresses
+    }
+
+    /// Where it serves streaming replication, with real port numbers.
+    pub fn replication_addresses(&self) -> &[ServiceAddr] {
+        &self.replication_addresses
     }
 
     /// Ends all connections, saves what is in memory, joins all threads.
@@ -150,7 +169,7 @@ impl Safekeeper {
         if joined.await.is_err() {
             tracing::error!("joining the disk threads failed");
         }
-        for address in &self.addresses {
+        for address in self.addresses.iter().chain(&self.replication_addresses) {
             if let ServiceAddr::Unix(path) = address {
                 // It may be gone already; the next start replaces it anyway.
                 let _ = fs::remove_file(path);
@@ -199,13 +218,20 @@ enum Socket {
     Tcp(TcpListener),
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Wal,
+    Replication,
+}
+
 struct Listener {
     address: ServiceAddr,
+    protocol: Protocol,
     socket: Socket,
 }
 
 impl Listener {
-    async fn bind(address: &ServiceAddr) -> Result<Listener, StartError> {
+    async fn bind(address: &ServiceAddr, protocol: Protocol) -> Result<Listener, StartError> {
         let failed = |source| StartError::Listen { address: address.clone(), source };
         match address {
             ServiceAddr::Unix(path) => {
@@ -216,7 +242,7 @@ impl Listener {
                     return Err(failed(error));
                 }
                 let socket = UnixListener::bind(path).map_err(failed)?;
-                Ok(Listener { address: address.clone(), socket: Socket::Unix(socket) })
+                Ok(Listener { address: address.clone(), protocol, socket: Socket::Unix(socket) })
             }
             ServiceAddr::Tcp(host_port) => {
                 let resolved: Vec<_> = host_port.to_socket_addrs().map_err(failed)?.collect();
@@ -225,7 +251,7 @@ impl Listener {
                 }
                 let socket = TcpListener::bind(&resolved[..]).await.map_err(failed)?;
                 let address = ServiceAddr::Tcp(socket.local_addr().map_err(failed)?.to_string());
-                Ok(Listener { address, socket: Socket::Tcp(socket) })
+                Ok(Listener { address, protocol, socket: Socket::Tcp(socket) })
             }
         }
     }
@@ -250,30 +276,45 @@ impl Listener {
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> io::Result<()> {
-        let (shared, cancel) = (Arc::clone(shared), cancel.clone());
+        let (shared, cancel, protocol) = (Arc::clone(shared), cancel.clone(), self.protocol);
         match &self.socket {
             Socket::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 let (reader, writer) = stream.into_split();
-                tasks.spawn(run(connection::serve(shared, reader, writer), cancel));
+                tasks.spawn(run(protocol, shared, reader, writer, cancel));
             }
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let (reader, writer) = stream.into_split();
-                tasks.spawn(run(connection::serve(shared, reader, writer), cancel));
+                tasks.spawn(run(protocol, shared, reader, writer, cancel));
             }
         }
         Ok(())
     }
 }
 
-async fn run(serving: impl Future<Output = Result<(), connection::ConnectionError>>, cancel: CancellationToken) {
-    let ended = tokio::select! {
-        () = cancel.cancelled() => return,
-        ended = serving => ended,
+async fn run<R, W>(protocol: Protocol, shared: Arc<Shared>, reader: R, writer: W, cancel: CancellationToken)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let serving = async {
+        match protocol {
+            Protocol::Wal => {
+                if let Err(error) = connection::serve(shared, reader, writer).await {
+                    tracing::info!(error = ?error, "connection ended");
+                }
+            }
+            Protocol::Replication => {
+                if let Err(error) = replication::serve(shared, reader, writer).await {
+                    tracing::info!(error = ?error, "replication connection ended");
+                }
+            }
+        }
     };
-    if let Err(error) = ended {
-        tracing::info!(error = ?error, "connection ended");
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = serving => {}
     }
 }

@@ -32,6 +32,9 @@ pub(crate) enum Bug {
     CommitMidRecord,
     /// WAL fetched for a laggard is not protected by the term.
     FetchUnfenced,
+    /// WAL that was fetched for an earlier election of the same proposer is used. (Found by the simulation, seed 5667 of five
+    /// nodes.)
+    StaleFetch,
 }
 
 /// The bugs that are switched on: none outside tests.

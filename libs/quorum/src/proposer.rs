@@ -67,6 +67,8 @@ pub enum ProposerInput {
     Fetched {
         /// For whom.
         peer: usize,
+        /// The fetch's: bytes that were read for an earlier election are not this one's log.
+        term: Term,
         /// Position of the first byte.
         start: Lsn,
         /// The bytes.
@@ -300,7 +302,8 @@ impl Proposer {
             ProposerInput::Scanned { term, .. } if term != self.term => {}
             ProposerInput::Scanned { cut: Some(cut), .. } => self.scanned(now_us, cut, out),
             ProposerInput::Scanned { cut: None, .. } => self.election_failed(now_us),
-            ProposerInput::Fetched { peer, start, bytes } => self.fetched(peer, start, bytes, out),
+            ProposerInput::Fetched { term, .. } if term != self.term && !self.bugs.has(Bug::StaleFetch) => {}
+            ProposerInput::Fetched { peer, start, bytes, .. } => self.fetched(peer, start, bytes, out),
             ProposerInput::Write { data, record_end } => self.write(data, record_end, out),
             ProposerInput::Tick => self.tick(now_us, out),
         }

@@ -274,7 +274,7 @@ impl Summary {
 /// What a task that reads from a safekeeper found.
 enum TailEvent {
     Scanned { term: Term, cut: Option<RecordEnd> },
-    Fetched { peer: usize, start: Lsn, bytes: Bytes },
+    Fetched { peer: usize, term: Term, start: Lsn, bytes: Bytes },
 }
 
 /// The task that owns the state machine.
@@ -424,8 +424,8 @@ impl Owner {
     fn read_finished(&mut self, read: Result<TailEvent, tokio::task::JoinError>) {
         match read {
             Ok(TailEvent::Scanned { term, cut }) => self.step(ProposerInput::Scanned { term, cut }),
-            Ok(TailEvent::Fetched { peer, start, bytes }) => {
-                self.step(ProposerInput::Fetched { peer, start, bytes });
+            Ok(TailEvent::Fetched { peer, term, start, bytes }) => {
+                self.step(ProposerInput::Fetched { peer, term, start, bytes });
             }
             Err(error) => {
                 let (timeline, what) = (self.config.timeline, format!("reading a log failed: {error}"));
@@ -519,7 +519,7 @@ impl Owner {
                 reader.read(from, to).await
             };
             let bytes = fetched.await.map_err(|error: ClientError| tracing::info!(error = ?error, "fetch failed"));
-            TailEvent::Fetched { peer, start: from, bytes: bytes.unwrap_or_default() }
+            TailEvent::Fetched { peer, term, start: from, bytes: bytes.unwrap_or_default() }
         });
     }
 }

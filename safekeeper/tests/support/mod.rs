@@ -53,7 +53,9 @@ impl World {
 
     pub fn config(&self, dir: &Path) -> SafekeeperConfig {
         let address = ServiceAddr::Unix(dir.join("sk.sock"));
-        SafekeeperConfig::new(dir.join("data"), vec![address], self.issuer.verifier())
+        let mut config = SafekeeperConfig::new(dir.join("data"), vec![address], self.issuer.verifier());
+        config.listen_replication = vec![ServiceAddr::Tcp("127.0.0.1:0".to_owned())];
+        config
     }
 
     pub async fn start(&self, dir: &Path) -> Safekeeper {
@@ -117,8 +119,8 @@ impl WalSource {
         let from = self.taken;
         while self.writer.bytes().len() < from + length {
             let payload = vec![0xA5; 1 + self.random(3000) as usize];
-            // A logical message: no resource manager needs to know what is in it.
-            self.writer.append(&RecordBuilder::new(21, 0).main_data(payload));
+            // XLOG_NOOP: nobody looks at what is in it.
+            self.writer.append(&RecordBuilder::new(0, 0x20).main_data(payload));
         }
         self.taken = self.writer.bytes().len();
         (self.start.advance(from as u64), Bytes::copy_from_slice(&self.writer.bytes()[from..]))

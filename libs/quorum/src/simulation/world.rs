@@ -51,7 +51,7 @@ enum Event {
     Scan { proposer: usize, donor: usize, term: Term, from: RecordEnd, to: Lsn },
     Scanned { proposer: usize, term: Term, cut: Option<RecordEnd> },
     Fetch { proposer: usize, peer: usize, donor: usize, term: Term, from: Lsn, to: Lsn },
-    Fetched { proposer: usize, peer: usize, start: Lsn, bytes: Bytes },
+    Fetched { proposer: usize, peer: usize, term: Term, start: Lsn, bytes: Bytes },
     Flush(usize),
     Tick(usize),
     Write(usize),
@@ -248,11 +248,11 @@ impl World {
                     log.get(record::offset(from)..end).map(Bytes::copy_from_slice)
                 });
                 let bytes = bytes.unwrap_or_default();
-                self.post(proposer, donor, Event::Fetched { proposer, peer, start: from, bytes });
+                self.post(proposer, donor, Event::Fetched { proposer, peer, term, start: from, bytes });
                 Ok(())
             }
-            Event::Fetched { proposer, peer, start, bytes } => {
-                self.step(proposer, ProposerInput::Fetched { peer, start, bytes })
+            Event::Fetched { proposer, peer, term, start, bytes } => {
+                self.step(proposer, ProposerInput::Fetched { peer, term, start, bytes })
             }
             Event::Flush(node) => self.flush(node),
             Event::Tick(index) => {
