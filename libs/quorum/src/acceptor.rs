@@ -339,3 +339,46 @@ impl Acceptor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acceptor() -> Acceptor {
+        let start = RecordEnd { end: Lsn::new(1000), start: Lsn::INVALID };
+        Acceptor::recover(AcceptorState::new(start), start.end)
+    }
+
+    fn vote(term: u64, proposer: u128) -> Vote {
+        Vote { attempt: 1, term: Term::new(term), proposer: ProposerId::new(proposer) }
+    }
+
+    fn granted(acceptor: &mut Acceptor, vote: &Vote) -> bool {
+        let mut out = Vec::new();
+        acceptor.vote(vote, &mut out);
+        match out.pop() {
+            Some(AcceptorEffect::Reply(Reply::Vote(answer))) => answer.granted,
+            other => panic!("a vote is answered last, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_term_is_promised_once_and_again_to_the_same() {
+        let mut acceptor = acceptor();
+        assert!(!granted(&mut acceptor, &vote(0, 1)), "term 0 only asks");
+        assert!(granted(&mut acceptor, &vote(2, 1)));
+        assert!(granted(&mut acceptor, &vote(2, 1)));
+        assert!(!granted(&mut acceptor, &vote(2, 2)));
+        assert!(!granted(&mut acceptor, &vote(1, 1)));
+        assert!(granted(&mut acceptor, &vote(3, 2)));
+    }
+
+    #[test]
+    fn reads_are_bound_to_the_term() {
+        let mut acceptor = acceptor();
+        assert!(granted(&mut acceptor, &vote(2, 1)));
+        assert!(acceptor.may_read(Term::new(2)));
+        assert!(granted(&mut acceptor, &vote(3, 2)));
+        assert!(!acceptor.may_read(Term::new(2)));
+    }
+}
