@@ -271,3 +271,63 @@ async fn what_is_not_wal_is_refused() {
     assert!(matches!(proposer.closed().await, ProposerError::BadWal { .. }));
     safekeeper.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_refuses_a_new_segment_stops_the_writer_and_loses_nothing() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    let safekeeper = world.start(dir.path()).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(300_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let safe = wal.end();
+
+    // A folder where the next segment's file should be: the operating system refuses to make it, as on a full disk.
+    let spec = world.spec;
+    let size = spec.wal_segment_size;
+    let folder = dir.path().join("data").join(spec.tenant.to_string()).join(spec.timeline.to_string());
+    let next = ardent_pg_format::segment::wal_file_name(spec.pg_tli, safe.segment_number(size) + 1, size);
+    let obstacle = folder.join("wal").join(next);
+    std::fs::create_dir(&obstacle).expect("made");
+    let (start, data) = wal.take(2 << 20);
+    proposer.append(start, data).await.expect("queued");
+    eventually("the safekeeper says so", async || {
+        let (token, tenant) = (world.token(Rights::Write), spec.tenant);
+        let client = SafekeeperClient::connect(&addresses[0], tenant, &token).await;
+        let mut client = client.expect("connects");
+        client.status(spec.timeline).await.is_err()
+    })
+    .await;
+    assert!(*proposer.committed().borrow() < wal.end());
+    std::fs::remove_dir(&obstacle).expect("removed");
+    reached(proposer.committed(), wal.end()).await;
+    let mut reader = world.reader(&addresses, elected.end_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeline_at_rest_has_its_commit_position_on_disk() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    let safekeeper = world.start(dir.path()).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(300_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let tenant = dir.path().join("data").join(world.spec.tenant.to_string());
+    let state = tenant.join(world.spec.timeline.to_string()).join("state");
+    // Its place is in docs/formats/safekeeper-state.md.
+    eventually("the commit position is saved", async || {
+        std::fs::read(&state).expect("the state")[122..130] == wal.end().get().to_le_bytes()
+    })
+    .await;
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
