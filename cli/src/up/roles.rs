@@ -170,7 +170,7 @@ async fn start_page_server(
         listen: vec![address.clone()],
         verifier: issuer.verifier(),
         safekeepers: vec![safekeeper.clone()],
-        safekeeper_token: token(issuer, Service::Safekeeper, Rights::Read),
+        safekeeper_token: token(issuer, Service::Safekeeper, Rights::Write),
     };
     let cancel = CancellationToken::new();
     let server = Pageserver::start(config, cancel.clone()).await.map_err(|error| Failure::of(&error))?;
