@@ -57,6 +57,8 @@ async fn commit_stops_at_the_last_whole_record() {
     let half_end = whole_end.advance(half.len() as u64);
     proposer.append(whole_end, half).await.expect("appended");
     reached(proposer.flushed(), half_end).await;
+    // Told right after the flushed position.
+    reached(proposer.committed(), whole_end).await;
     assert_eq!(*proposer.committed().borrow(), whole_end);
     proposer.shutdown().await;
 

@@ -205,7 +205,8 @@ impl Proposer {
         self.flushed.clone()
     }
 
-    /// The last record end that is durable on a quorum: what readers are served up to. Never goes back.
+    /// The last record end that is durable on a quorum: what readers are served up to. Never goes back. Set right after
+    /// [`Proposer::flushed`], so it is never ahead of it.
     pub fn committed(&self) -> watch::Receiver<Lsn> {
         self.committed.clone()
     }
