@@ -133,8 +133,7 @@ impl Engine {
         point: BranchPoint,
     ) -> Result<BranchPoint, TimelineError> {
         let store = &*self.shared.config.store;
-        let mine = format!("{}{child}.", parent.names.children());
-        let markers = list_all(store, &mine, false)?;
+        let markers = list_all(store, &parent.names.child_prefix(child), false)?;
         if let Some((_, point)) = markers.objects.iter().find_map(|object| parse_child(&object.name)) {
             return Ok(point);
         }

@@ -3,7 +3,7 @@
 //! ```text
 //!  timelines/TENANT/TIMELINE/manifest/GENERATION         16 hexadecimal digits
 //!                           /layers/FILE
-//!                           /children/TIMELINE.LSN.PREV  pins LSN for a branch; an empty object
+//!                           /children/TIMELINE/LSN.PREV  pins LSN for a branch; an empty object
 //! ```
 
 use ardent_object_store::ObjectName;
@@ -44,8 +44,13 @@ impl TimelineNames {
         ObjectName::new(format!("{}{file}", self.layers())).ok().filter(|_| !file.contains('/'))
     }
 
+    /// A folder of its own, so that one child is found without going over all of them.
+    pub(crate) fn child_prefix(&self, child: TimelineId) -> String {
+        format!("{}{child}/", self.children())
+    }
+
     pub(crate) fn child(&self, child: TimelineId, point: BranchPoint) -> ObjectName {
-        name(format!("{}{child}.{:016x}.{:016x}", self.children(), point.lsn.get(), point.prev_lsn.get()))
+        name(format!("{}{:016x}.{:016x}", self.child_prefix(child), point.lsn.get(), point.prev_lsn.get()))
     }
 }
 
@@ -63,8 +68,9 @@ pub(crate) fn parse_manifest(name: &ObjectName) -> Option<Generation> {
 
 /// The branch that a child marker names.
 pub(crate) fn parse_child(name: &ObjectName) -> Option<(TimelineId, BranchPoint)> {
-    let mut parts = name.file_name().split('.');
-    let child = parts.next()?.parse().ok()?;
+    let (folder, file) = name.as_str().rsplit_once('/')?;
+    let child = folder.rsplit('/').next()?.parse().ok()?;
+    let mut parts = file.split('.');
     let mut lsn = || Some(Lsn::new(u64::from_str_radix(parts.next()?, 16).ok()?));
     let point = BranchPoint { lsn: lsn()?, prev_lsn: lsn()? };
     parts.next().is_none().then_some((child, point))

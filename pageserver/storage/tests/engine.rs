@@ -138,6 +138,53 @@ fn a_timeline_with_branches_is_not_deleted_and_one_without_gives_its_space_back(
 }
 
 #[test]
+fn many_branches_cost_little_and_none_is_loaded_before_it_is_used() {
+    const BRANCHES: u64 = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path());
+    let root = empty_root(&engine, 1);
+    let id = |n: u64| ardent_types::TimelineId::from_bytes(u128::from(n + 1000).to_be_bytes());
+    for n in 0..BRANCHES {
+        root.put(vec![(block(0), lsn(0x108 + n * 8), image(format!("{n}")))], at(0x108 + n * 8)).unwrap();
+        engine.create_branch(TENANT, id(n), timeline_id(1), None).unwrap();
+    }
+    root.flush().unwrap();
+    assert_eq!(root.children().unwrap().len() as u64, BRANCHES);
+    drop((root, engine));
+    let engine = open(folder.path());
+    assert_eq!(engine.loaded_timelines(), 0);
+    assert_eq!(engine.list(TENANT).unwrap().len() as u64, BRANCHES + 1);
+    for n in [0, 17, BRANCHES - 1] {
+        let branch = engine.timeline(TENANT, id(n)).unwrap();
+        assert_eq!(text(&branch, block(0), 0x108 + n * 8), Some(n.to_string()));
+    }
+    assert_eq!(engine.loaded_timelines(), 4, "three branches and their ancestor");
+    let folder = folder.path().join("store/timelines").join(TENANT.to_string()).join(id(5).to_string());
+    let sizes =
+        std::fs::read_dir(folder.join("manifest")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+    assert!(sizes.sum::<u64>() < 4096, "a branch with no writes is stored in less than 4 KiB");
+}
+
+#[test]
+fn a_chain_of_64_branches_is_read_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = open(folder.path());
+    let root = empty_root(&engine, 1);
+    root.put(vec![(block(0), lsn(0x108), image("0")), (block(1), lsn(0x108), image("root"))], at(0x108)).unwrap();
+    for n in 1..=64u8 {
+        engine.create_branch(TENANT, timeline_id(n + 1), timeline_id(n), None).unwrap();
+        let branch = engine.timeline(TENANT, timeline_id(n + 1)).unwrap();
+        let end = 0x108 + u64::from(n) * 8;
+        branch.put(vec![(block(0), lsn(end), delta(format!(" {n}")))], at(end)).unwrap();
+    }
+    let expect: Vec<String> = (0..=64).map(|n| n.to_string()).collect();
+    let last = engine.timeline(TENANT, timeline_id(65)).unwrap();
+    assert_eq!(text(&last, block(0), 0x108 + 64 * 8), Some(expect.join(" ")));
+    assert_eq!(text(&last, block(1), 0x108 + 64 * 8).as_deref(), Some("root"));
+    assert_eq!(last.scan(Key::rel_blocks(REL), lsn(0x108 + 64 * 8)).unwrap().len(), 2);
+}
+
+#[test]
 fn an_import_takes_pages_in_any_order_and_is_all_or_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path(), &Default::default());
