@@ -13,6 +13,8 @@ use crate::failure::Failure;
 
 /// Longest wait for an answer: the server's own deadlines are shorter.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longest answer, in bytes: a diff may be long.
+const ANSWER_LEN_MAX: u64 = 1 << 30;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client of the API.
@@ -104,7 +106,8 @@ impl Api {
         if !response.status().is_success() {
             return Err(self.refused(response));
         }
-        let text = response.body_mut().read_to_string().map_err(|error| self.unreachable(&error))?;
+        let body = response.body_mut().with_config().limit(ANSWER_LEN_MAX).read_to_string();
+        let text = body.map_err(|error| self.unreachable(&error))?;
         serde_json::from_str(&text).map_err(|error| self.not_ours(&error))
     }
 

@@ -255,6 +255,13 @@ pub enum BranchCommand {
     /// Make a branch the default one of this folder (kept in .ardent)
     #[command(after_help = "Examples:\n  ardent branch switch feature-x")]
     Switch(NameArgs),
+    /// Show every row that changed on a branch since it was made
+    #[command(after_help = "Examples:
+  ardent branch diff feature-x
+  ardent branch diff feature-x --stat
+  ardent branch diff feature-x --table public.users --json
+  ardent branch diff feature-x --exit-code >/dev/null || echo changed")]
+    Diff(BranchDiffArgs),
     /// Change a branch's settings
     #[command(
         after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
@@ -335,6 +342,22 @@ pub struct BranchSetArgs {
     /// Delete it after this long from now, or never
     #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub ttl: Option<u64>,
+}
+
+/// `ardent branch diff`.
+#[derive(Debug, Args)]
+pub struct BranchDiffArgs {
+    /// Its name [default: the branch of this folder]
+    pub name: Option<String>,
+    /// Only count rows per table
+    #[arg(long)]
+    pub stat: bool,
+    /// Only this table, as NAME or SCHEMA.NAME; may be given more than once
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Exit with 3 if there are differences
+    #[arg(long)]
+    pub exit_code: bool,
 }
 
 /// `ardent branch delete`.

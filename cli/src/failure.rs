@@ -5,6 +5,9 @@ use std::process::ExitCode;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
 
+/// Exit code of `--exit-code` where there are differences.
+const EXIT_DIFFERENCES: u8 = 3;
+
 /// Why a command failed.
 #[derive(Debug)]
 pub struct Failure {
@@ -52,6 +55,17 @@ impl Failure {
     pub fn code(mut self, code: ApiErrorCode) -> Self {
         self.info.code = code;
         self
+    }
+
+    /// No failure to be spoken of: a command that compares found differences.
+    pub fn differences() -> Self {
+        let info = ErrorInfo::new(ApiErrorCode::Conflict, "there are differences");
+        Failure { info, exit: Some(EXIT_DIFFERENCES) }
+    }
+
+    /// Whether it is only an exit code.
+    pub fn is_silent(&self) -> bool {
+        self.exit == Some(EXIT_DIFFERENCES)
     }
 
     /// The exit code.

@@ -43,7 +43,9 @@ fn main() -> ExitCode {
     match run(&output, &cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output.failure(&failure);
+            if !failure.is_silent() {
+                output.failure(&failure);
+            }
             failure.exit_code()
         }
     }

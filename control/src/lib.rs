@@ -28,6 +28,7 @@ pub mod compute;
 pub mod connectors;
 mod context;
 pub mod deps;
+mod diff;
 mod http;
 pub mod pgurl;
 mod point;

@@ -26,6 +26,7 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::List(args) => list(output, api, args),
         BranchCommand::Info(args) => info(output, api, args),
         BranchCommand::Switch(args) => switch(output, api, args),
+        BranchCommand::Diff(args) => super::diff::run(output, api, args),
         BranchCommand::Set(args) => set(output, api, args),
         BranchCommand::Wake(args) => wake(output, api, args),
         BranchCommand::Suspend(args) => suspend(output, api, args),

@@ -2,6 +2,7 @@
 
 pub mod branch;
 pub mod connector;
+pub mod diff;
 pub mod doctor;
 pub mod inspect;
 pub mod psql;

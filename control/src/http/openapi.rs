@@ -44,6 +44,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ("get", "/v1/branches/{name}/url", "The connection string with its password; query role", None, "Url"),
     ("post", "/v1/branches/{name}/wake", "Start the branch's Postgres and wait for it", None, "Wake"),
     ("post", "/v1/branches/{name}/suspend", "Stop the branch's Postgres", None, "Branch"),
+    ("post", "/v1/branches/{name}/diff", "What changed since the branch was made", Some("Diff"), "DiffReport"),
 ];
 
 /// Fields of an object, each with its kind; a `?` after the kind: may be null or absent.
@@ -161,6 +162,35 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("waited_ms", "integer"),
         ],
     ),
+    ("Diff", &[("tables", "[string]?")]),
+    (
+        "DiffReport",
+        &[
+            ("schema_version", "integer"),
+            ("branch", "string"),
+            ("from_lsn", "Lsn"),
+            ("to_lsn", "Lsn"),
+            ("changed_blocks", "integer"),
+            ("databases", "[ChangeSet]"),
+            ("databases_not_compared", "[string]"),
+        ],
+    ),
+    ("ChangeSet", &[("database", "string"), ("tables", "[TableChange]"), ("sequences", "[SequenceChange]")]),
+    (
+        "TableChange",
+        &[
+            ("schema", "string"),
+            ("name", "string"),
+            ("renamed_from", "[string]?"),
+            ("state", "TableState"),
+            ("columns", "[string]"),
+            ("columns_added", "[string]"),
+            ("columns_dropped", "[string]"),
+            ("key", "[string]"),
+            ("rows", "[Object]"),
+        ],
+    ),
+    ("SequenceChange", &[("schema", "string"), ("name", "string"), ("old", "integer?"), ("new", "integer?")]),
     ("Error", &[("schema_version", "integer"), ("error", "ErrorInfo")]),
     ("ErrorInfo", &[("code", "ErrorCode"), ("message", "string"), ("hint", "string?")]),
 ];
@@ -227,6 +257,7 @@ fn schemas() -> Value {
     schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
+    schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
     schemas.insert("CheckOutcome".into(), words(&["ok", "warning", "failed"]));
     schemas.insert("ErrorCode".into(), words(&ApiErrorCode::ALL.map(ApiErrorCode::as_str)));
     let event = |word: &str, fields: Fields| {

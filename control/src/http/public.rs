@@ -16,9 +16,11 @@ use tokio::sync::watch;
 
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
-    CreateBranchRequest, CreateConnectorRequest, DeleteReply, ErrorInfo, PreflightReply, PreflightRequest,
+    CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo, PreflightReply, PreflightRequest,
     SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
 };
+
+use ardent_diff::DiffReport;
 
 use super::reply::Body;
 use super::{BODY_LEN_MAX, Failure, Reply, openapi};
@@ -44,6 +46,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/url", get(branch_url))
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
+        .route("/v1/branches/{name}/diff", post(diff))
         .method_not_allowed_fallback(no_such_route)
         .fallback(no_such_route)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
@@ -249,4 +252,12 @@ async fn wake(State(control): Shared, Path(name): Path<String>) -> Result<WakeRe
 
 async fn suspend(State(control): Shared, Path(name): Path<String>) -> Result<BranchInfo> {
     Ok(Reply(control.suspend(&name).await?))
+}
+
+async fn diff(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<DiffRequest>,
+) -> Result<DiffReport> {
+    Ok(Reply(control.diff_branch(&name, request).await?))
 }

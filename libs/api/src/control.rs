@@ -257,6 +257,15 @@ impl fmt::Debug for BranchName {
     }
 }
 
+/// Body of `POST /v1/branches/NAME/diff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffRequest {
+    /// Only these tables, as `name` or `schema.name`; empty: all.
+    #[serde(default)]
+    pub tables: Vec<String>,
+}
+
 // ---- internal routes, for the proxy ----
 
 /// Query of `GET /internal/v1/auth`. Unknown branch or role: 404 with [`ErrorReply`], which the proxy must not let the

@@ -25,6 +25,7 @@ mod compare;
 mod error;
 mod pairing;
 mod render;
+mod report;
 mod scan;
 mod session;
 
@@ -32,4 +33,5 @@ pub use change_set::{ChangeSet, RowChange, SequenceChange, TableChange, TableSta
 pub use compare::{CompareOptions, compare};
 pub use error::DiffError;
 pub use render::{render_people, render_stat};
+pub use report::DiffReport;
 pub use session::Session;

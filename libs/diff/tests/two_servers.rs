@@ -149,7 +149,9 @@ fn every_kind_of_change_is_shown_exactly() {
     assert_eq!(table(&set, "keyless").rows, [insert(&["0", "same"]), delete(&["1", "same"])]);
     let fat = &table(&set, "fat").rows;
     assert_eq!(fat.len(), 3);
-    assert!(matches!(&fat[0], RowChange::Update { new, .. } if new[1].as_ref().is_some_and(|body| body.len() == 12_800)));
+    assert!(
+        matches!(&fat[0], RowChange::Update { new, .. } if new[1].as_ref().is_some_and(|body| body.len() == 12_800))
+    );
     assert_eq!(table(&set, "rewritten").rows, [update(&["1", "1"], &["1", "100"])]);
     let gone = table(&set, "gone");
     assert_eq!((gone.state, &gone.rows[..]), (TableState::Dropped, &[delete(&["1"]), delete(&["2"])][..]));

@@ -1,0 +1,25 @@
+//! The diff of a whole branch.
+
+use ardent_types::Lsn;
+use serde::{Deserialize, Serialize};
+
+use crate::change_set::ChangeSet;
+
+/// What changed on a branch, in all its databases.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiffReport {
+    /// Version of this object.
+    pub schema_version: u32,
+    /// The branch.
+    pub branch: String,
+    /// The branch point.
+    pub from_lsn: Lsn,
+    /// The branch as of here.
+    pub to_lsn: Lsn,
+    /// Blocks that changed between the two, catalogs and indexes included.
+    pub changed_blocks: u64,
+    /// Databases with changes.
+    pub databases: Vec<ChangeSet>,
+    /// Databases that the branch point does not have under this name: made on the branch, or renamed there.
+    pub databases_not_compared: Vec<String>,
+}
