@@ -183,7 +183,7 @@ impl Segments {
         self.push(&[0, 0])?;
         let mut previous = *first;
         for &item in rest {
-            let mut delta = item - previous;
+            let mut delta = item.checked_sub(previous).ok_or(Fault::Page("TIDs are out of order"))?;
             previous = item;
             while delta > 0x7F {
                 self.push(&[0x80 | (delta & 0x7F) as u8])?;
