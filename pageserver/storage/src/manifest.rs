@@ -155,6 +155,8 @@ pub(crate) fn sample(layers: Vec<LayerDesc>) -> Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::LayerKind;
+    use crate::stored_key::KeyRange;
 
     #[test]
     fn manifests_round_trip_and_reject_every_flipped_byte() {
@@ -167,6 +169,36 @@ mod tests {
             assert!(Manifest::decode(&flipped).is_err(), "byte {at}");
             assert!(Manifest::decode(&bytes[..at]).is_err());
         }
+    }
+
+    #[test]
+    fn a_manifest_of_version_1_is_read_as_when_it_was_new() {
+        let golden = Manifest::decode(include_bytes!("../golden/v1.manifest")).unwrap();
+        assert_eq!(golden, full());
+    }
+
+    fn full() -> Manifest {
+        let keys = KeyRange::ALL;
+        let layer = LayerDesc {
+            file: "d0-0000000001000028-0011223344556677-0".to_owned(),
+            kind: LayerKind::Delta,
+            level: 0,
+            keys,
+            after: Lsn::new(0x0100_0000),
+            upto: Lsn::new(0x0100_0028),
+            bytes: 4711,
+            entries: 12,
+            key_count: 3,
+            boundaries: true,
+            holes: 0,
+        };
+        let image = LayerDesc { kind: LayerKind::Image, level: 1, boundaries: false, holes: 2, ..layer.clone() };
+        let mut manifest = sample(vec![layer, image]);
+        manifest
+            .leases
+            .insert("endpoint".to_owned(), Lease { lsn: Lsn::new(0x0100_0028), expires_at_s: 1_800_000_000 });
+        manifest.metadata.insert("consistent_from".to_owned(), serde_json::json!("0/1000100"));
+        manifest
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::version::VersionKind;
 const DEBT_FACTOR: usize = 4;
 /// For how long each batch waits then.
 const DEBT_PAUSE: Duration = Duration::from_millis(50);
+/// With memory used up, an open layer of this part of its largest size is worth a file.
+const SHARE_WORTH_A_FILE: usize = 8;
 /// How long a writer waits for a flush before it says that it is stalled.
 const STALL_AFTER: Duration = Duration::from_secs(10);
 
@@ -64,7 +66,10 @@ impl Timeline {
         self.progress.advance(last);
         let config = &self.shared.config;
         let all = self.shared.memory.load(Ordering::Relaxed);
-        if open.bytes() >= config.open_layer_bytes_max || all >= config.memory_layers_bytes_max {
+        // Where many timelines share the memory, those with little in it let the others go first: small files are a burden too.
+        let is_over = |share: usize, limit: usize| open.bytes() >= config.open_layer_bytes_max / share && all >= limit;
+        let limit = config.memory_layers_bytes_max;
+        if is_over(1, 0) || is_over(SHARE_WORTH_A_FILE, limit) || is_over(usize::MAX, limit.saturating_mul(2)) {
             self.freeze_open(&mut writer);
             self.ask_for_flush();
         }
@@ -144,9 +149,9 @@ impl Timeline {
                 if let Some(source) = state.last_error.clone() {
                     return Err(PutError::Stalled { timeline: self.id(), source });
                 }
-                // Slow, not failing: keep waiting.
+                // Slow, or nobody is at it: lend a hand.
                 drop(state);
-                return self.wait_for_room();
+                return self.flush_frozen().map_err(|source| PutError::Stalled { timeline: self.id(), source });
             }
         }
         Ok(())

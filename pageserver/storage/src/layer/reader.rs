@@ -320,3 +320,88 @@ impl LayerCursor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock_cache::ClockCache;
+    use crate::layer::LayerWriter;
+    use crate::position::RecordPosition;
+    use crate::stored_key::KeyRange;
+    use ardent_object_store::MemoryStore;
+    use ardent_object_store::fault::FailPoints;
+    use ardent_types::{ForkNumber, Key, RelTag};
+
+    /// A file of format version 1 as it was written when that was new: every later program must read it.
+    const GOLDEN: &[u8] = include_bytes!("../../golden/delta-v1.layer");
+
+    fn key(block: u32) -> StoredKey {
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
+        StoredKey::from(&Key::RelBlock(rel, block))
+    }
+
+    fn versions() -> Vec<(StoredKey, Lsn, VersionKind, Vec<u8>)> {
+        let image: Vec<u8> = (0..8192u32).map(|at| if at % 100 < 60 { 0 } else { at.wrapping_mul(at) as u8 }).collect();
+        let mut versions = vec![(StoredKey::from(&Key::Checkpoint), Lsn::new(0x110), VersionKind::Image, Vec::new())];
+        for block in 0..20 {
+            versions.push((key(block), Lsn::new(0x118), VersionKind::Image, image.clone()));
+            versions.push((key(block), Lsn::new(0x120), VersionKind::Record, b"record".to_vec()));
+            versions.push((key(block), Lsn::new(0x128), VersionKind::Delta, vec![block as u8]));
+        }
+        versions.push((key(99), Lsn::new(0x118), VersionKind::RecordInit, b"init".to_vec()));
+        versions.push((key(99), Lsn::new(0x120), VersionKind::Unreadable, b"why".to_vec()));
+        versions
+    }
+
+    const BOUNDARIES: [RecordPosition; 2] = [
+        RecordPosition { end: Lsn::new(0x110), start: Lsn::new(0x100) },
+        RecordPosition { end: Lsn::new(0x130), start: Lsn::new(0x110) },
+    ];
+
+    fn read_back(file: &[u8]) {
+        let trailer = Trailer::decode(&file[file.len() - TRAILER_LEN..]).unwrap();
+        assert_eq!((trailer.after, trailer.upto), (Lsn::new(0x100), Lsn::new(0x130)));
+        assert_eq!(trailer.keys, KeyRange { first: StoredKey::from(&Key::Checkpoint), last: key(99) });
+        let desc = LayerDesc {
+            file: "golden".to_owned(),
+            kind: trailer.kind,
+            level: 0,
+            keys: trailer.keys,
+            after: trailer.after,
+            upto: trailer.upto,
+            bytes: file.len() as u64,
+            entries: trailer.entries,
+            key_count: 22,
+            boundaries: true,
+            holes: 0,
+        };
+        let name = ObjectName::new("golden").unwrap();
+        let store = Arc::new(MemoryStore::new());
+        store.put(&name, file).unwrap();
+        let layer = Layer::new(desc, name, store, Arc::new(ClockCache::new(1 << 20)));
+        assert_eq!(layer.verify().unwrap(), versions().len() as u64);
+        assert_eq!(layer.boundaries().unwrap(), BOUNDARIES);
+        let mut cursor = layer.cursor(StoredKey::MIN).unwrap();
+        for (key, lsn, kind, value) in versions() {
+            let (found, version) = cursor.next().unwrap().unwrap();
+            assert_eq!((found, version.lsn, version.kind, &version.bytes[..]), (key, lsn, kind, &value[..]));
+        }
+        let mut gathered = Gathered::default();
+        layer.gather(&key(7), Lsn::INVALID, Lsn::new(0x120), &mut gathered).unwrap();
+        assert_eq!((gathered.len(), gathered.newest()), (2, Some(Lsn::new(0x120))));
+    }
+
+    #[test]
+    fn files_are_read_as_written_now_and_when_the_format_was_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = FailPoints::new();
+        let mut writer = LayerWriter::create(&folder.path().join("f"), LayerKind::Delta, &faults).unwrap();
+        for (key, lsn, kind, value) in versions() {
+            writer.add(&key, lsn, kind, &value).unwrap();
+        }
+        let finished = writer.finish(None, Some(Lsn::new(0x100)), Lsn::new(0x130), &BOUNDARIES).unwrap();
+        let written = std::fs::read(finished.path).unwrap();
+        read_back(&written);
+        read_back(GOLDEN);
+    }
+}

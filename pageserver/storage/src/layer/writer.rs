@@ -134,7 +134,7 @@ impl<'a> LayerWriter<'a> {
         if !self.group.is_empty() {
             self.end_group()?;
         }
-        let keys = keys.unwrap_or_else(|| match (self.first, self.last) {
+        let keys = keys.unwrap_or(match (self.first, self.last) {
             (Some(first), Some((last, _))) => KeyRange { first, last },
             _ => KeyRange::ALL,
         });
