@@ -81,7 +81,7 @@ fn rmid() -> impl Strategy<Value = u8> {
 }
 
 fn major() -> impl Strategy<Value = PgMajor> {
-    prop::sample::select(PgMajor::ALL.to_vec())
+    prop_oneof![20 => Just(PgMajor::V15), 1 => prop::sample::select(PgMajor::ALL.to_vec())]
 }
 
 proptest! {
@@ -119,6 +119,11 @@ proptest! {
         let mut bytes: [u8; BLCKSZ] = page.try_into().expect("a page's length");
         let _ = redo_block(major, &view, block_id, &mut bytes);
         let _ = vm_changes(major, &view);
+    }
+
+    #[test]
+    fn majors_without_proven_redo_are_refused(major in major(), rmid in rmid(), op in 0u8..16) {
+        prop_assert!(ardent_pg_redo::PROVEN_MAJORS.contains(&major) || !ardent_pg_redo::has_redo(major, rmid, op << 4));
     }
 
     #[test]
