@@ -254,7 +254,9 @@ async fn timeline_spec(config: &ConnectorConfig) -> Result<ardent_wal_client::Ti
     let mut last = None;
     for safekeeper in &config.safekeepers {
         let asked = async {
-            let mut client = SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
+            let mut client =
+                SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token)
+                    .await?;
             client.status(config.timeline).await
         };
         match asked.await {

@@ -185,7 +185,8 @@ fn is_temporary_relation(file: &str) -> bool {
 /// The root timeline on all safekeepers. It starts where the backup does: the record before that is not known.
 async fn make_wal_timeline(config: &ConnectorConfig, spec: &ImportSpec) -> Result<(), ConnectorError> {
     for safekeeper in &config.safekeepers {
-        let mut client = SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
+        let mut client =
+            SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
         // An interrupted import may have left one that starts elsewhere.
         client.delete_timeline(config.timeline).await?;
         let timeline = TimelineSpec {

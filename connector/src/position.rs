@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ardent_pg_wire::{Connection, WireError};
-use ardent_types::Lsn;
+use ardent_types::{Lsn, WalSegmentSize};
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
@@ -36,6 +36,7 @@ pub async fn production_flush_lsn(config: &ConnectorConfig) -> Result<Lsn, Conne
         .query(
             "select pg_is_in_recovery() as standby, \
              case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end as insert_lsn, \
+             pg_size_bytes(current_setting('wal_segment_size')) as segment_bytes, \
              (select setting from pg_settings where name = 'wal_writer_delay') as delay_ms",
         )
         .await?;
@@ -43,6 +44,9 @@ pub async fn production_flush_lsn(config: &ConnectorConfig) -> Result<Lsn, Conne
         return Err(ConnectorError::Standby);
     }
     let insert_lsn = parse_lsn("pg_current_wal_insert_lsn", first.value("insert_lsn"))?;
+    // An idle server can stand just past a page's header, where nothing will ever be flushed up to.
+    let segment_size = first.value("segment_bytes").and_then(|text| WalSegmentSize::new(text.parse().ok()?).ok());
+    let insert_lsn = segment_size.map_or(insert_lsn, |size| insert_lsn.record_end(size));
     let delay_ms = first.value("delay_ms").and_then(|text| text.parse().ok()).unwrap_or(200);
     let deadline = Instant::now() + FLUSH_WAIT_MIN.max(Duration::from_millis(delay_ms) * 4);
     loop {

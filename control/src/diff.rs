@@ -18,8 +18,6 @@ use crate::store::BranchRow;
 
 /// How long the page server may take to ingest what the branch had written when the diff was asked for.
 const INGEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Bytes of headers at the start of WAL pages: of a page, and of a segment's first.
-const PAGE_HEADERS: [u64; 2] = [24, 40];
 
 impl Control {
     /// What changed on a branch since it was made. Goes on when the caller goes away, so that what it makes is cleared away.
@@ -85,7 +83,7 @@ impl Control {
             .batch_execute("set default_transaction_read_only = off; select pg_catalog.pg_logical_emit_message(true, 'ardent', 'diff')")
             .await
             .map_err(|error| query_failed(branch, &error))?;
-        let to_lsn = record_end(newest);
+        let to_lsn = newest;
         let changed = self.changed_blocks(branch, branch_lsn, to_lsn).await?;
 
         let options = CompareOptions { tables: request.tables.clone() };
@@ -136,12 +134,6 @@ impl Control {
     }
 }
 
-/// The record end that an insert position stands for: where the next record begins is past a page's header.
-fn record_end(insert_lsn: Lsn) -> Lsn {
-    let offset = insert_lsn.page_offset();
-    if PAGE_HEADERS.contains(&offset) { Lsn::new(insert_lsn.get() - offset) } else { insert_lsn }
-}
-
 async fn connect(at: &WakeReply, role: &str, database: &str) -> Result<Client, ErrorInfo> {
     let mut config = tokio_postgres::Config::new();
     config.host_path(&at.socket_dir).port(at.port).user(role).dbname(database).application_name("ardent diff");
@@ -178,17 +170,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn insert_positions_past_page_headers_mean_the_page_boundary() {
-        let check = |at: u64, expect: u64| assert_eq!(record_end(Lsn::new(at)), Lsn::new(expect));
-        check(0x0100_0028, 0x0100_0000);
-        check(0x0100_2018, 0x0100_2000);
-        check(0x0100_2020, 0x0100_2020);
-    }
 }

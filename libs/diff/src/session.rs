@@ -2,7 +2,7 @@
 
 use std::str::FromStr as _;
 
-use ardent_types::Lsn;
+use ardent_types::{Lsn, WalSegmentSize};
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
@@ -24,16 +24,20 @@ pub struct Session {
 }
 
 impl Session {
-    /// Begins a read-only transaction on `client` and takes its snapshot. The LSN is at or past everything that the snapshot
-    /// sees: changed blocks up to it cover the snapshot (DF-2). `side` names it in errors.
+    /// Begins a read-only transaction on `client` and takes its snapshot. The LSN is a record end at or past everything that the
+    /// snapshot sees: changed blocks up to it cover the snapshot (DF-2). `side` names it in errors.
     pub async fn open(client: Client, side: &'static str, database: &str) -> Result<(Session, Lsn), DiffError> {
         let session = Session { client, side, database: database.to_owned() };
         session.run(SETTINGS).await?;
         session.run("begin isolation level repeatable read read only").await?;
         // The snapshot is taken before the first query runs, so its LSN is never too small.
-        let rows = session.query("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await?;
+        let position = "select pg_catalog.pg_current_wal_insert_lsn()::text, \
+             pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))::int";
+        let rows = session.query(position, &[]).await?;
         let text: Option<&str> = rows.first().and_then(|row| row.try_get(0).ok());
-        let lsn = text.and_then(|text| Lsn::from_str(text).ok());
+        let size: Option<i32> = rows.first().and_then(|row| row.try_get(1).ok());
+        let size = size.and_then(|bytes| WalSegmentSize::new(bytes.try_into().ok()?).ok());
+        let lsn = text.and_then(|text| Lsn::from_str(text).ok()).zip(size).map(|(lsn, size)| lsn.record_end(size));
         let lsn = lsn.ok_or_else(|| session.unexpected("no current LSN"))?;
         Ok((session, lsn))
     }

@@ -79,6 +79,15 @@ impl Lsn {
         }
     }
 
+    /// The record end that an insert position stands for: a server whose last record ends at a page boundary says that it
+    /// will insert after the page's header, where no record can end. The inverse of [`Lsn::record_start`].
+    #[must_use]
+    pub fn record_end(self, segment_size: WalSegmentSize) -> Lsn {
+        let header =
+            if self.segment_offset(segment_size) < XLOG_BLCKSZ { LONG_PAGE_HEADER_LEN } else { SHORT_PAGE_HEADER_LEN };
+        if self.page_offset() == header { Lsn(self.0 - header) } else { self }
+    }
+
     /// Byte offset within its 8 KiB WAL page.
     pub fn page_offset(self) -> u64 {
         self.0 % XLOG_BLCKSZ
@@ -217,6 +226,17 @@ mod tests {
         check(0x0100_1FFB, 0x0100_2000 + 24);
         check(0x0100_2018, 0x0100_2018);
         check(0x0100_2019, 0x0100_2020);
+    }
+
+    #[test]
+    fn an_insert_position_past_a_page_header_is_the_page_boundary() {
+        let size = WalSegmentSize::DEFAULT;
+        let check = |at: u64, expect: u64| assert_eq!(Lsn::new(at).record_end(size), Lsn::new(expect));
+        check(0x0100_0028, 0x0100_0000);
+        check(0x0100_2018, 0x0100_2000);
+        // The rest of a record that began on the page before can end here.
+        check(0x0100_2028, 0x0100_2028);
+        check(0x0100_2020, 0x0100_2020);
     }
 
     #[test]
