@@ -74,7 +74,10 @@ run() { # command: prints it, its output and its time
     local start end_at word
     printf '$'
     for word in "$@"; do
-        case $word in *[!A-Za-z0-9_./:=@-]*) printf " '%s'" "$word" ;; *) printf ' %s' "$word" ;; esac
+        case $word in
+            *\'*) printf ' "%s"' "$word" ;;
+            *[!A-Za-z0-9_./:=@-]*) printf " '%s'" "$word" ;;            *) printf ' %s' "$word" ;;
+        esac
     done
     echo
     start=$(date +%s%N)
@@ -108,7 +111,7 @@ production() { # psql's arguments
 compute_processes() {
     local args count=0 pid
     for pid in /proc/[0-9]*; do
-        args=$(tr '\0' ' ' <"$pid/cmdline" 2>/dev/null) || continue
+        args=$({ tr '\0' ' ' <"$pid/cmdline"; } 2>/dev/null) || continue
         case $args in *"$work/data/computes"*) count=$((count + 1)) ;; esac
     done
     echo "$count"
@@ -181,6 +184,10 @@ title "break things on the branch"
 run psql -X "$url" -v ON_ERROR_STOP=1 -c "update customers set mail = 'lost@example.com' where id in (7, 8)" \
     -c "delete from orders where id <= 3" -c "insert into customers values (5001, 'new customer', 'new@example.com')" \
     -c "drop table coupons"
+
+title "branch diff"
+run ardent branch diff feature-x --stat
+run ardent branch diff feature-x
 
 title "production is untouched"
 production_url="postgresql://shop:secret@127.0.0.1:$production_port/shop"
