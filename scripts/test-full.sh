@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The long runs, one area at a time. Commit the summary that they print under docs/verification/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+echo "area ${1:-}: commit $(git rev-parse --short HEAD), $(date -u +%F)"
+case "${1:-}" in
+    redo)
+        scripts/verify-redo.sh
+        cargo test -p ardent-pg-redo -p ardent-redo-oracle -p ardent-pg-ingest
+        ;;
+    storage)
+        ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -- --nocapture
+        ;;
+    quorum)
+        ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture
+        cargo test -p ardent-safekeeper -p ardent-wal-client
+        ;;
+    e2e)
+        cargo build --bin ardent
+        for round in $(seq "${ROUNDS:-10}"); do
+            echo "round $round"
+            cargo test -p ardent-agent -p ardent-extension-tests -p ardent-tests
+        done
+        ;;
+    *)
+        echo "say which: make test-full AREA=redo|storage|quorum|e2e" >&2
+        exit 2
+        ;;
+esac
