@@ -12,9 +12,7 @@ use crate::connection::{Bound, Connection, Failure};
 use crate::import::{check_consistent, consistent_from};
 use crate::limits;
 use crate::pages::{decode_size, timeline_failure};
-
-/// The key under which ingest keeps the time of the last commit.
-const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
+use crate::retention;
 
 impl Connection<'_> {
     pub(crate) fn run_manage(&mut self, bound: &Bound, request: ManageRequest) -> Result<ManageReply, Failure> {
@@ -136,36 +134,19 @@ impl Connection<'_> {
             }
         }
         status.logical_size_bytes = Some(blocks * ardent_types::BLCKSZ as u64);
-        status.last_commit_us = self.last_commit_us(timeline, lsn)?;
+        status.last_commit_us = self.read(timeline, |timeline| retention::last_commit_us(timeline, lsn))?;
         Ok(status)
     }
 
-    /// Microseconds since the Unix epoch of the last commit at or before `lsn`.
-    fn last_commit_us(&self, timeline: &Arc<Timeline>, lsn: Lsn) -> Result<Option<i64>, Failure> {
-        let value = self.read(timeline, |timeline| timeline.get(&LAST_COMMIT_TIME, lsn))?;
-        Ok(value.and_then(|bytes| bytes.first_chunk::<8>().map(|bytes| i64::from_le_bytes(*bytes))))
-    }
-
-    /// Halves the range of LSNs until the last one is left whose last commit is not later than the time.
+    /// The last commit that is not later than the time.
     fn lsn_for_timestamp(&self, timeline: &Arc<Timeline>, timestamp_us: i64) -> Result<Lsn, Failure> {
-        let newest = timeline.last_record().end;
-        let oldest = timeline.retained_from().max(consistent_from(timeline));
-        let is_past = |lsn: Lsn| -> Result<bool, Failure> {
-            Ok(self.last_commit_us(timeline, lsn)?.is_some_and(|commit_us| commit_us > timestamp_us))
-        };
-        if is_past(oldest)? {
+        let found = self.read(timeline, |timeline| retention::lsn_at_time(timeline, timestamp_us))?;
+        let Some(lsn) = found else {
+            let oldest = retention::oldest_lsn(timeline);
             let message = format!("the time lies before {oldest}, the oldest LSN that is retained");
             return Err(Failure::new(ErrorCode::LsnOutOfRange, message));
-        }
-        let (mut low, mut high) = (oldest, newest);
-        if !is_past(high)? {
-            return Ok(high);
-        }
-        while high.saturating_sub(low) > 1 {
-            let middle = low.advance(high.saturating_sub(low) / 2);
-            if is_past(middle)? { high = middle } else { low = middle }
-        }
-        let (_, point) = timeline.branch_point(Some(low)).map_err(|error| timeline_failure(&error))?;
+        };
+        let (_, point) = timeline.branch_point(Some(lsn)).map_err(|error| timeline_failure(&error))?;
         Ok(point.lsn)
     }
 }

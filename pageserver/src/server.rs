@@ -6,7 +6,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection;
 use crate::follower::Followers;
 use crate::limits;
+use crate::retention;
 use crate::socket::Socket;
 
 /// What a page server is made from.
@@ -26,6 +29,8 @@ use crate::socket::Socket;
 pub struct PageserverConfig {
     /// Storage.
     pub engine: EngineConfig,
+    /// History older than this is given up where no branch point and no lease needs it.
+    pub retention: Duration,
     /// Where to listen. A stale Unix socket file is replaced.
     pub listen: Vec<ServiceAddr>,
     /// Checks clients' tokens.
@@ -42,6 +47,9 @@ pub enum StartError {
     /// Storage.
     #[error("the page server's storage could not be opened")]
     Open(#[from] OpenError),
+    /// A thread.
+    #[error("the page server cannot start a thread")]
+    Thread(#[source] io::Error),
     /// An address.
     #[error("the page server cannot listen on {address}")]
     Listen {
@@ -67,6 +75,8 @@ pub struct Pageserver {
     shared: Arc<Shared>,
     cancel: CancellationToken,
     acceptors: JoinSet<()>,
+    /// Dropping the sender ends the thread.
+    retention: (Sender<()>, JoinHandle<()>),
     connections: Arc<Connections>,
 }
 
@@ -77,8 +87,14 @@ impl Pageserver {
         let runtime = tokio::runtime::Handle::current();
         let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
         let shared = Arc::new(Shared { engine, verifier: config.verifier, followers });
-        let mut server =
-            Pageserver { shared, cancel, acceptors: JoinSet::new(), connections: Arc::new(Connections::default()) };
+        let retention = start_retention(&shared.engine, config.retention).map_err(StartError::Thread)?;
+        let mut server = Pageserver {
+            shared,
+            cancel,
+            acceptors: JoinSet::new(),
+            retention,
+            connections: Arc::new(Connections::default()),
+        };
         for address in config.listen {
             server.listen(&address).await.map_err(|source| StartError::Listen { address, source })?;
         }
@@ -129,7 +145,12 @@ impl Pageserver {
         self.cancel.cancelled().await;
         while self.acceptors.join_next().await.is_some() {}
         let (connections, shared) = (self.connections, self.shared);
+        let (stop, retention) = self.retention;
         let stopped = tokio::task::spawn_blocking(move || {
+            drop(stop);
+            if retention.join().is_err() {
+                tracing::error!("the retention thread panicked");
+            }
             connections.end_all();
             shared.followers.end_all();
             if let Err(error) = shared.engine.shutdown() {
@@ -143,6 +164,13 @@ impl Pageserver {
             tracing::error!(%error, "the page server did not stop cleanly");
         }
     }
+}
+
+fn start_retention(engine: &Arc<Engine>, retention: Duration) -> io::Result<(Sender<()>, JoinHandle<()>)> {
+    let (sender, stop) = std::sync::mpsc::channel();
+    let engine = Arc::clone(engine);
+    let thread = std::thread::Builder::new().name("retention".to_owned());
+    Ok((sender, thread.spawn(move || retention::run(&engine, retention, &stop))?))
 }
 
 fn remove_stale_socket(path: &PathBuf) -> io::Result<()> {

@@ -31,6 +31,8 @@ use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
 const FIRST_COMPUTE_UID: u32 = 210_000;
+/// How long history is kept: branches can be made at any point of it.
+const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Longest that a connection waits for a branch's Postgres to start.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a branch's Postgres may take to stop cleanly.
@@ -167,6 +169,7 @@ async fn start_page_server(
     let store = LocalFolder::open(&folder.join("store")).map_err(|error| Failure::of(&error))?;
     let config = PageserverConfig {
         engine: EngineConfig::new(folder.join("local"), Arc::new(store)),
+        retention: RETENTION,
         listen: vec![address.clone()],
         verifier: issuer.verifier(),
         safekeepers: vec![safekeeper.clone()],

@@ -1,0 +1,159 @@
+//! Gives up history that is older than the retention time, and finds the LSN of a moment.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ardent_storage::{Engine, ReadError, Timeline};
+use ardent_types::{Key, Lsn};
+
+use crate::import::consistent_from;
+use crate::pages::chain;
+
+/// The key under which ingest keeps the time of the last commit.
+const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
+/// How often history is looked through. An idle timeline is loaded for it, so not often.
+const PERIOD: Duration = Duration::from_secs(3600);
+
+/// Microseconds since the Unix epoch of the last commit at or before `lsn`.
+pub(crate) fn last_commit_us(timeline: &Timeline, lsn: Lsn) -> Result<Option<i64>, ReadError> {
+    let value = timeline.get(&LAST_COMMIT_TIME, lsn)?;
+    Ok(value.and_then(|bytes| bytes.first_chunk::<8>().map(|bytes| i64::from_le_bytes(*bytes))))
+}
+
+/// The oldest LSN that can be read on this timeline itself.
+pub(crate) fn oldest_lsn(timeline: &Timeline) -> Lsn {
+    timeline.retained_from().max(consistent_from(timeline)).max(timeline.facts().start_lsn)
+}
+
+/// An LSN at which the last commit is not later than the time, while any later commit's is. `None`: the time lies before
+/// the oldest LSN that can be read. Halves the range: ingest sees to it that the time never goes back.
+pub(crate) fn lsn_at_time(timeline: &Timeline, timestamp_us: i64) -> Result<Option<Lsn>, ReadError> {
+    let (mut low, mut high) = (oldest_lsn(timeline), timeline.last_record().end);
+    let is_past = |lsn: Lsn| -> Result<bool, ReadError> {
+        Ok(last_commit_us(timeline, lsn)?.is_some_and(|commit_us| commit_us > timestamp_us))
+    };
+    if low > high || is_past(low)? {
+        return Ok(None);
+    }
+    if !is_past(high)? {
+        return Ok(Some(high));
+    }
+    while high.saturating_sub(low) > 1 {
+        let middle = low.advance(high.saturating_sub(low) / 2);
+        if is_past(middle)? { high = middle } else { low = middle }
+    }
+    Ok(Some(low))
+}
+
+/// Collects garbage of all timelines once in a while, until the other end of `stop` is dropped.
+pub(crate) fn run(engine: &Arc<Engine>, retention: Duration, stop: &Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(PERIOD) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        collect_all(engine, now.saturating_sub(retention));
+    }
+}
+
+/// Gives up history before `horizon` (since the Unix epoch) wherever nothing pins it. What fails is tried again next time.
+fn collect_all(engine: &Arc<Engine>, horizon: Duration) {
+    let horizon_us = i64::try_from(horizon.as_micros()).unwrap_or(i64::MAX);
+    let tenants = match engine.tenants() {
+        Ok(tenants) => tenants,
+        Err(error) => return tracing::warn!(error = chain(&error), "no history is given up now"),
+    };
+    for tenant in tenants {
+        let timelines = match engine.list(tenant) {
+            Ok(timelines) => timelines,
+            Err(error) => {
+                tracing::warn!(%tenant, error = chain(&error), "no history of this tenant is given up now");
+                continue;
+            }
+        };
+        for timeline in timelines {
+            if let Err(error) = collect(engine, tenant, timeline, horizon_us) {
+                tracing::warn!(%timeline, error, "no history of this timeline is given up now");
+            }
+        }
+    }
+}
+
+fn collect(
+    engine: &Arc<Engine>,
+    tenant: ardent_types::TenantId,
+    timeline: ardent_types::TimelineId,
+    horizon_us: i64,
+) -> Result<(), String> {
+    let timeline = engine.timeline(tenant, timeline).map_err(|error| chain(&error))?;
+    if timeline.is_importing() || timeline.last_record().end < consistent_from(&timeline) {
+        return Ok(());
+    }
+    let Some(lsn) = lsn_at_time(&timeline, horizon_us).map_err(|error| chain(&error))? else { return Ok(()) };
+    let collected = timeline.collect_garbage(lsn).map_err(|error| chain(&error))?;
+    if collected.files > 0 {
+        let (files, bytes) = (collected.files, collected.bytes);
+        tracing::info!(timeline = %timeline.id(), %lsn, files, bytes, "history before this LSN was given up");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ardent_object_store::MemoryStore;
+    use ardent_pg_format::PgMajor;
+    use ardent_pg_redo::Value;
+    use ardent_storage::{EngineConfig, RecordPosition, TimelineFacts};
+    use ardent_types::{PgTli, SystemId, TenantId, TimelineId, WalSegmentSize};
+    use bytes::Bytes;
+
+    /// Commits at 10, 20, 30, 40 and 50 microseconds, 0x100 bytes of WAL apart, from 0x1000 on.
+    fn timeline() -> (tempfile::TempDir, Arc<Engine>, Arc<Timeline>) {
+        let folder = tempfile::tempdir().expect("folder");
+        let config = EngineConfig::new(folder.path().to_owned(), Arc::new(MemoryStore::new()));
+        let engine = Engine::open(EngineConfig { background: false, ..config }).expect("opened");
+        let facts = TimelineFacts {
+            pg_major: PgMajor::V15,
+            system_id: SystemId::new(1),
+            pg_tli: PgTli::new(1),
+            wal_segment_size: WalSegmentSize::DEFAULT,
+            start_lsn: Lsn::new(0x1000),
+        };
+        let timeline = engine.create_root(TenantId::generate(), TimelineId::generate(), facts).expect("made");
+        timeline.finish_import().expect("imported");
+        for commit in 1..=5u64 {
+            let lsn = Lsn::new(0x1000 + commit * 0x100);
+            let time = Bytes::copy_from_slice(&(commit as i64 * 10).to_le_bytes());
+            let position = RecordPosition { end: lsn, start: Lsn::new(lsn.get() - 0x40) };
+            timeline.put(vec![(LAST_COMMIT_TIME, lsn, Value::Image(time))], position).expect("taken");
+        }
+        timeline.flush().expect("durable");
+        (folder, engine, timeline)
+    }
+
+    #[test]
+    fn a_time_finds_the_last_commit_that_is_not_later() {
+        let (_folder, _engine, timeline) = timeline();
+        let check = |time_us, expect: Option<u64>| {
+            let found = lsn_at_time(&timeline, time_us).expect("read");
+            let point = found.map(|lsn| timeline.branch_point(Some(lsn)).expect("a point").1.lsn.get());
+            assert_eq!(point, expect, "at {time_us}");
+        };
+        check(9, Some(0x1000));
+        check(10, Some(0x1100));
+        check(29, Some(0x1200));
+        check(30, Some(0x1300));
+        check(1_000, Some(0x1500));
+    }
+
+    #[test]
+    fn history_is_given_up_to_the_horizon_and_not_beyond() {
+        let (_folder, engine, timeline) = timeline();
+        collect_all(&engine, Duration::from_micros(30));
+        let retained = timeline.retained_from();
+        assert!(retained >= Lsn::new(0x1300) && retained < Lsn::new(0x1400), "{retained}");
+        assert_eq!(last_commit_us(&timeline, retained).expect("still there"), Some(30));
+        assert!(matches!(last_commit_us(&timeline, Lsn::new(0x1200)), Err(ReadError::Retired { .. })));
+        assert_eq!(lsn_at_time(&timeline, 20).expect("read"), None);
+        assert_eq!(last_commit_us(&timeline, Lsn::new(0x1500)).expect("read"), Some(50));
+    }
+}
