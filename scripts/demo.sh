@@ -76,7 +76,8 @@ run() { # command: prints it, its output and its time
     for word in "$@"; do
         case $word in
             *\'*) printf ' "%s"' "$word" ;;
-            *[!A-Za-z0-9_./:=@-]*) printf " '%s'" "$word" ;;            *) printf ' %s' "$word" ;;
+            *[!A-Za-z0-9_./:=@-]*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
         esac
     done
     echo

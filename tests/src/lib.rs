@@ -1,1 +1,23 @@
 //! End to end tests of Ardent: real processes, real Postgres, free ports.
+//!
+//! ```text
+//!  test ── House ──► ardent up (own data directory, own configuration, own ports)
+//!    │       └─────► ardent connector | branch | ...
+//!    ├── TestPg: a production server
+//!    └── psql, pgbench, pg_amcheck ──TLS──► proxy ──► a branch
+//! ```
+//!
+//! Invariants: a missing program is a failure that says how to make it; what a [`House`] started is gone when it is dropped,
+//! ended by process id.
+//!
+//! Knows nothing of Ardent's crates: only the program, its output and its files.
+
+mod house;
+mod processes;
+mod production;
+mod psql;
+
+pub use house::{Finished, House};
+pub use processes::{Process, descendants, wait_until};
+pub use production::{Load, production_options};
+pub use psql::{in_database, pg_program, sql, table_sums, try_sql};

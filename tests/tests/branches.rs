@@ -1,0 +1,104 @@
+//! Branches are apart from each other, and rest and wake without loss.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use ardent_test_pg::{TestPg, program};
+use ardent_tests::{House, production_options, sql, try_sql, wait_until};
+
+#[test]
+fn branches_are_apart_and_give_their_names_back() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key); insert into t select generate_series(1, 1000)");
+    let house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+
+    let one = house.branch("one", "main");
+    let two = house.branch("two", "main");
+    sql(&one, "delete from t where n <= 10; create table only_one (n int)");
+    sql(&two, "insert into t values (2001)");
+    let child = house.branch("child", "one");
+    sql(&one, "delete from t where n <= 20");
+    production.sql("insert into t values (3001)");
+
+    let held = "select count(*), min(n), max(n) from t";
+    assert_eq!(sql(&one, held), "980|21|1000");
+    assert_eq!(sql(&two, held), "1001|1|2001");
+    assert_eq!(sql(&child, held), "990|11|1000", "a branch of a branch has what its parent had then");
+    assert_eq!(production.sql(held), "1001|1|3001");
+    assert_eq!(sql(&child, "select count(*) from only_one"), "0");
+    assert!(try_sql(&two, "select count(*) from only_one").is_err());
+    assert_eq!(production.sql("select to_regclass('only_one') is null"), "t");
+    sql(&child, "insert into t values (4001)");
+    assert_eq!(sql(&one, held), "980|21|1000");
+
+    let refused = house.ardent(&["branch", "delete", "one"]);
+    assert_eq!(refused.code, 6, "a branch with children stays: {}", refused.stderr);
+    house.ok(&["branch", "delete", "child"]);
+    house.ok(&["branch", "delete", "one"]);
+    assert!(try_sql(&one, "select 1").is_err());
+    assert_eq!(house.ardent(&["branch", "info", "one"]).code, 5);
+    let again = house.branch("one", "main");
+    assert_eq!(sql(&again, held), "1001|1|3001");
+    assert!(try_sql(&one, "select 1").is_err(), "the old password opens nothing");
+
+    house.ok(&["branch", "delete", "one", "two"]);
+    house.ok(&["connector", "delete", "main", "--yes"]);
+    assert_eq!(production.sql("select count(*) from pg_replication_slots"), "0");
+    assert_eq!(house.compute_processes(), []);
+}
+
+#[test]
+fn ten_times_asleep_and_awake_loses_nothing() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (round int primary key, filler text)");
+    let mut house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let branch = house.branch("sleeper", "main");
+    let info = house.json(&["branch", "info", "sleeper"]);
+    let word = |name: &str| info[name].as_str().unwrap_or_else(|| panic!("no {name} in {info}")).to_owned();
+    let started_at = word("branch_lsn");
+
+    let mut end = String::new();
+    for round in 1..=10 {
+        sql(
+            &branch,
+            &format!("insert into t select {round}, string_agg(md5(n::text), '') from generate_series(1, 2000) n"),
+        );
+        if round == 5 {
+            sql(&branch, "select pg_switch_wal()");
+        }
+        assert_eq!(sql(&branch, "select count(*), max(round) from t"), format!("{round}|{round}"));
+        end = sql(&branch, "select pg_current_wal_flush_lsn()");
+        house.ok(&["branch", "suspend", "sleeper"]);
+        assert_eq!(house.compute_processes(), [], "a branch at rest has no process");
+        // Every other time cold: a server that starts anew keeps no folder of a compute.
+        if round % 2 == 0 {
+            house.stop();
+            for entry in fs::read_dir(house.data_dir().join("computes")).expect("the folder can be listed") {
+                let path = entry.expect("the folder can be listed").path();
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                removed.expect("a compute at rest can be thrown away");
+            }
+            house.up();
+        }
+    }
+    assert_eq!(sql(&branch, "select count(*), sum(round), sum(length(filler)) from t"), "10|55|640000");
+    house.ok(&["branch", "suspend", "sleeper"]);
+
+    let wal: PathBuf = ["safekeeper", &word("tenant_id"), &word("timeline_id"), "wal"]
+        .iter()
+        .fold(house.data_dir(), |at, name| at.join(name));
+    wait_until("the safekeeper has the branch's WAL", 10, || wal.is_dir().then_some(()));
+    let dump = Command::new(program("pg_waldump"))
+        .args(["--start", &started_at, "--end", &end, "--path"])
+        .arg(&wal)
+        .output()
+        .expect("pg_waldump can be run");
+    let said = String::from_utf8_lossy(&dump.stderr);
+    assert!(dump.status.success(), "pg_waldump from {started_at} to {end}: {said}");
+    let records = String::from_utf8_lossy(&dump.stdout);
+    let last = records.lines().last().unwrap_or_default();
+    assert_eq!(records.matches("CHECKPOINT_SHUTDOWN").count() >= 10, true, "{said}\n{last}");
+}

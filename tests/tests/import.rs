@@ -1,0 +1,102 @@
+//! A server is imported while it is written to; a branch holds what it held.
+
+use ardent_test_pg::TestPg;
+use ardent_tests::{House, Load, in_database, pg_program, production_options, sql, table_sums};
+
+const SHOP: &str = "
+    create extension pg_trgm;
+    create schema sales;
+    create sequence sales.numbers increment 3 start 100;
+    create table sales.customers (id int primary key, name text, mail text unique);
+    insert into sales.customers select n, 'customer ' || n, n || '@example.com' from generate_series(1, 2000) n;
+    create index on sales.customers using gin (name gin_trgm_ops);
+    create index on sales.customers (lower(name)) where id % 2 = 0;
+    create table sales.events (at date, id bigint default nextval('sales.numbers'), note text, primary key (at, id))
+        partition by range (at);
+    create table sales.events_old partition of sales.events for values from (minvalue) to ('2026-01-01');
+    create table sales.events_new partition of sales.events for values from ('2026-01-01') to (maxvalue);
+    insert into sales.events (at, note) select date '2025-06-01' + n, 'note ' || n from generate_series(1, 500) n;
+    create table sales.documents (id int primary key, body text, raw bytea);
+    alter table sales.documents alter body set storage external;
+    insert into sales.documents
+        select n, repeat(md5(n::text), 400), decode(repeat(md5((-n)::text), 300), 'hex') from generate_series(1, 60) n;
+    create view sales.recent as select * from sales.events where at >= '2026-01-01';
+    create materialized view sales.per_month as
+        select date_trunc('month', at) as month, count(*) from sales.events group by 1;
+    create function sales.twice(n int) returns int language sql immutable as 'select 2 * n';
+    create table sales.audit (id bigserial primary key, what text);
+    create function sales.log() returns trigger language plpgsql as
+        $$ begin insert into sales.audit (what) values (tg_op || ' ' || new.id); return new; end $$;
+    create trigger log after insert or update on sales.customers for each row execute function sales.log();
+    update sales.customers set name = name || '!' where id <= 50;
+    delete from sales.customers where id between 100 and 150;
+    create unlogged table sales.scratch (n int);
+    insert into sales.scratch select generate_series(1, 1000);
+    create table sales.pending (n int primary key);
+    select lo_from_bytea(70001, decode(repeat('00ff42', 20000), 'hex'));
+    vacuum analyze sales.customers;
+";
+
+#[test]
+fn a_branch_equals_the_production_it_was_taken_from() {
+    let production = TestPg::start(production_options());
+    for database in ["shop", "other", "load"] {
+        production.sql(&format!("create database {database}"));
+    }
+    for statement in SHOP.split(";\n    ").map(str::trim).filter(|statement| !statement.is_empty()) {
+        production.sql_in("shop", statement);
+    }
+    production.sql_in("other", "create table only_here as select n, n::text as word from generate_series(1, 300) n");
+    let made = pg_program("pgbench")
+        .args(["-i", "-q", "-s", "2", "-d"])
+        .arg(production.socket_url("load"))
+        .output()
+        .expect("pgbench can be run");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    production.sql_in("shop", "begin; insert into sales.pending values (1), (2); prepare transaction 'in flight'");
+
+    let house = House::start();
+    let load = Load::start(&production, "load");
+    house.connect("shop", &production.tcp_url("postgres", "shop"));
+    // What commits after the import comes by WAL.
+    production.sql_in("shop", "insert into sales.pending values (3); select nextval('sales.numbers')");
+    production.sql_in("shop", "update sales.documents set body = repeat('new', 5000) where id % 10 = 0");
+    production.sql("create database later");
+    production.sql_in("later", "create table t as select generate_series(1, 100) n");
+    load.stop(&production);
+    let branch = house.branch("copy", "shop");
+
+    for database in ["shop", "other", "load", "later"] {
+        let wanted = table_sums(&production.socket_url(database));
+        assert!(!wanted.is_empty());
+        assert_eq!(wanted, table_sums(&in_database(&branch, database)), "tables of {database}");
+    }
+    for query in [
+        "select count(*), min(at), max(note) from sales.recent",
+        "select sales.twice(21)",
+        "select count(*), string_agg(name, ',' order by id) from sales.customers where name like '%mer 4%!'",
+        "select md5(lo_get(70001))",
+        "select gid, database from pg_prepared_xacts",
+        "select count(*) from pg_trigger where not tgisinternal",
+        "select datname, encoding, datcollate from pg_database order by 1",
+    ] {
+        assert_eq!(production.sql_in("shop", query), sql(&branch, query), "{query}");
+    }
+    // As after a crash: an unlogged table is empty, and a sequence may have skipped values but repeats none.
+    assert_eq!(sql(&branch, "select count(*) from sales.scratch"), "0");
+    let next = |text: String| text.parse::<i64>().expect("a number");
+    let there = next(production.sql_in("shop", "select last_value from sales.numbers"));
+    assert!(next(sql(&branch, "select nextval('sales.numbers')")) > there);
+    // The transaction in flight can be ended on the branch, and is in flight in production still.
+    sql(&branch, "commit prepared 'in flight'");
+    assert_eq!(sql(&branch, "select string_agg(n::text, ',' order by n) from sales.pending"), "1,2,3");
+    assert_eq!(production.sql_in("shop", "select string_agg(n::text, ',') from sales.pending"), "3");
+    assert_eq!(production.sql("select count(*) from pg_prepared_xacts"), "1");
+
+    let checked = pg_program("pg_amcheck")
+        .args(["--all", "--install-missing", "--heapallindexed", "--maintenance-db", &branch])
+        .output()
+        .expect("pg_amcheck can be run");
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "pg_amcheck: {}", String::from_utf8_lossy(&said));
+}
