@@ -414,8 +414,10 @@ impl Control {
         Ok(())
     }
 
-    /// Renews what computes and kept folders read, so that the page server keeps it.
+    /// Renews what computes and kept folders read, so that the page server keeps it. One that fails keeps no other from being
+    /// renewed; the last failure is told.
     async fn renew_leases(&self) -> Result<(), ErrorInfo> {
+        let mut result = Ok(());
         for lease in self.context.store.leases()? {
             let request = ManageRequest::Lease {
                 timeline: lease.timeline,
@@ -423,9 +425,11 @@ impl Control {
                 lsn: lease.lsn,
                 ttl_s: LEASE_TTL.as_secs(),
             };
-            self.context.page_service.manage(lease.tenant, request).await?;
+            if let Err(error) = self.context.page_service.manage(lease.tenant, request).await {
+                result = Err(error.into());
+            }
         }
-        Ok(())
+        result
     }
 }
 

@@ -43,6 +43,10 @@ impl Connection<'_> {
             }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                // After a restart a timeline that nobody follows may lack what a suspended compute had written.
+                if ttl_s > 0 {
+                    self.shared.followers.wait_for(&timeline, lsn, Instant::now() + limits::READ_WAIT_MAX)?;
+                }
                 let leased = timeline.lease(&name, lsn, Duration::from_secs(ttl_s));
                 match leased {
                     Ok(()) => Ok(ManageReply::Done),
