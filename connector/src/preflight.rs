@@ -25,13 +25,22 @@ pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck
     let mut sql = Connection::connect(&config, ConnectMode::Sql).await?;
     let mut checks = Checks(Vec::new());
     let facts = sql.query(FACTS).await?;
-    let fact = |name| facts.value(name).unwrap_or_default();
     server(&mut checks, &facts, host);
     wal(&mut checks, &facts);
     privileges(&mut checks, &facts, &config).await;
     slots(&mut checks, &facts);
     tablespaces(&mut checks, &sql.query(TABLESPACES).await?);
-    libraries(&mut checks, &mut sql, host, fact("shared_preload_libraries")).await?;
+    // Hidden from roles that may not read all settings.
+    let preload = facts.value("shared_preload_libraries");
+    let role = facts.value("me_quoted").unwrap_or_default();
+    checks.warn(
+        "preload_libraries",
+        preload.is_some(),
+        "shared_preload_libraries can be read",
+        format!("role {role} may not read shared_preload_libraries: branches start without the libraries named there"),
+        Some(format!("grant pg_read_all_settings to {role}")),
+    );
+    libraries(&mut checks, &mut sql, host, preload.unwrap_or_default()).await?;
     locales(&mut checks, &sql.query(LOCALES).await?, host);
     checksums_and_role(&mut checks, &facts);
     Ok(checks.0)
@@ -52,7 +61,7 @@ const FACTS: &str = "
         (select rolsuper or rolreplication from pg_roles where rolname = current_user) as replication,
         (select rolname from pg_roles where oid = 10) as superuser,
         current_setting('data_checksums') as data_checksums,
-        current_setting('shared_preload_libraries') as shared_preload_libraries";
+        (select setting from pg_settings where name = 'shared_preload_libraries') as shared_preload_libraries";
 
 const TABLESPACES: &str =
     "select string_agg(spcname, ', ' order by spcname) as names from pg_tablespace where oid not in (1663, 1664)";
