@@ -1,0 +1,347 @@
+#!/usr/bin/env bash
+# Measures Ardent end to end, each case beside its peer in the same run, and prints one table: case, ours, peer, ratio, target.
+# What each case does and the last numbers are in benches/README.md. Everything is in a temporary folder and ended at the end.
+# Exits 0 when every case could be measured, whether or not a target was met.
+#
+#   ARDENT_BIN=PROGRAM    instead of building target/debug/ardent
+#   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
+#   BENCH_SECONDS=N       length of each pgbench run (default 15)
+#   BENCH_ROUNDS=N        samples that a median is taken of (default 10)
+set -euo pipefail
+top=$(cd "$(dirname "$0")/.." && pwd)
+scale=${BENCH_SCALE:-100}
+seconds=${BENCH_SECONDS:-15}
+rounds=${BENCH_ROUNDS:-10}
+pg_bin=/usr/lib/postgresql/15/bin
+step="look for programs"
+pids=()
+work=
+
+as_pg=(env)
+# Postgres and pgbouncer refuse to run as root.
+if [ "$(id -u)" = 0 ]; then as_pg=(setpriv --reuid=postgres --regid=postgres --clear-groups env); fi
+
+end() { # pid: ends a process of ours in order and waits for it
+    local tries
+    kill -INT "$1" 2>/dev/null || return 0
+    for tries in $(seq 300); do
+        # A process that ended stays until it is waited for.
+        [ "$(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null || echo Z)" != Z ] || { wait "$1" 2>/dev/null || true; return 0; }
+        sleep 0.1
+    done
+    echo "bench: process $1 did not end; killing it" >&2
+    kill -KILL "$1" 2>/dev/null || true
+}
+
+finish() {
+    local code=$? index data
+    trap - EXIT INT TERM
+    set +e
+    if [ "$code" -ne 0 ]; then
+        echo "bench: FAILED: $step (exit code $code)" >&2
+        [ ! -s "$work/up.log" ] || { echo "--- last lines of up.log" >&2; tail -n 15 "$work/up.log" >&2; }
+    fi
+    for ((index = ${#pids[@]} - 1; index >= 0; index--)); do end "${pids[$index]}"; done
+    for data in "$work"/stock/*; do
+        [ ! -e "$data/postmaster.pid" ] || "${as_pg[@]}" "$pg_bin/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1
+    done
+    [ -z "$work" ] || rm -rf "$work"
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+need() { # program, Debian's package
+    command -v "$1" >/dev/null || { echo "bench: $1 is missing: apt-get install $2" >&2; exit 1; }
+}
+PATH="$PATH:/usr/sbin"
+need "$pg_bin/postgres" postgresql-15
+need "$pg_bin/pgbench" postgresql-15
+need psql postgresql-client-15
+need pgbouncer pgbouncer
+need openssl openssl
+
+step="build"
+ardent_bin=${ARDENT_BIN:-}
+if [ -z "$ardent_bin" ]; then
+    export ARDENT_COMPUTE_LIB_DIR=${ARDENT_COMPUTE_LIB_DIR:-$top/target/compute-lib}
+    [ -d "$ARDENT_COMPUTE_LIB_DIR" ] || { echo "bench: the library that computes load is not built: run make bench" >&2; exit 1; }
+    cargo build --manifest-path "$top/Cargo.toml" --bin ardent
+    ardent_bin=${CARGO_TARGET_DIR:-$top/target}/debug/ardent
+fi
+ardent_bin=$(realpath "$ardent_bin")
+commit=$(git -C "$top" rev-parse --short HEAD 2>/dev/null || echo unknown)
+
+work=$(mktemp -d /tmp/ardent-bench.XXXXXX)
+chmod 711 "$work"
+mkdir "$work/stock" "$work/bin"
+[ "$(id -u)" != 0 ] || chown postgres "$work/stock"
+ln -s "$ardent_bin" "$work/bin/ardent"
+PATH="$work/bin:$PATH"
+export PATH XDG_CONFIG_HOME="$work/config" PGCONNECT_TIMEOUT=60 PGUSER=shop PGDATABASE=shop
+unset ARDENT_URL ARDENT_TOKEN ARDENT_BRANCH ARDENT_SOURCE_URL ARDENT_DATA_DIR PGHOST PGPORT PGPASSWORD PGOPTIONS PGSERVICE
+# No .ardent file of another folder is found from here.
+cd "$work"
+
+free_port() {
+    local port
+    for port in $(shuf -i 20000-32000 -n 200); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return 0; }
+    done
+    return 1
+}
+
+wait_for() { # pid, seconds, command: until the command succeeds; fails when the process ends before
+    local pid=$1 tries
+    for tries in $(seq $(($2 * 10))); do
+        ! "${@:3}" >/dev/null 2>&1 || return 0
+        kill -0 "$pid" 2>/dev/null || return 1
+        sleep 0.1
+    done
+    return 1
+}
+
+now_us() { echo "${EPOCHREALTIME/[.,]/}"; }
+median() { sort -n | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+divide() { awk -v a="$1" -v b="$2" -v digits="${3:-2}" 'BEGIN { if (b > 0) printf "%.*f", digits, a / b; else print "-" }'; }
+number_of() { sed -nE 's/.*"'"$1"'": ?([0-9]+).*/\1/p' | head -n 1; }
+text_of() { sed -nE 's/.*"'"$1"'": ?"([^"]*)".*/\1/p' | head -n 1; }
+row() { # case, ours, peer, ratio, target
+    printf '%s|%s|%s|%s|%s\n' "$@" >>"$work/rows"
+    printf '  %s: ours %s, peer %s, ratio %s, target %s\n' "$@"
+}
+
+stock() { # name, start or stop, pg_ctl's options: a stock server with Debian's settings, fsync on
+    "${as_pg[@]}" "$pg_bin/pg_ctl" -s -D "$work/stock/$1" -l "$work/stock/$1.log" "${@:3}" \
+        -o "-p ${port_of[$1]} -k $work/stock -c listen_addresses=127.0.0.1 -c max_wal_size=2GB" "$2"
+}
+
+drop_caches() {
+    [ "$(id -u)" = 0 ] || return 1
+    sync
+    { echo 3 >/proc/sys/vm/drop_caches; } 2>/dev/null
+}
+
+# ---- production, and the stock servers with the same rows ----
+
+step="stock servers"
+declare -A port_of=()
+for name in small big bare peer; do port_of[$name]=$(free_port); done
+echo secret >"$work/password"
+chmod 644 "$work/password"
+make_production() { # name, scale, copy: a server with pgbench's tables, and a copy of its folder for a peer
+    "${as_pg[@]}" "$pg_bin/initdb" -D "$work/stock/$1" -U shop --auth-local=trust --auth-host=scram-sha-256 \
+        --pwfile="$work/password" --no-sync >/dev/null
+    stock "$1" start -w
+    psql -Xq -h "$work/stock" -p "${port_of[$1]}" -d postgres -c 'create database shop'
+    "$pg_bin/pgbench" -h "$work/stock" -p "${port_of[$1]}" -i -s "$2" -q >"$work/load.log" 2>&1
+    stock "$1" stop -w
+    "${as_pg[@]}" cp -a "$work/stock/$1" "$work/stock/$3"
+    stock "$1" start -w
+}
+echo "bench: a production of scale $scale and one of scale 1"
+make_production small 1 bare
+make_production big "$scale" peer
+big_size=$(psql -XAt -h "$work/stock" -p "${port_of[big]}" -c "select pg_size_pretty(pg_database_size('shop'))")
+small_size=$(psql -XAt -h "$work/stock" -p "${port_of[small]}" -c "select pg_size_pretty(pg_database_size('shop'))")
+
+# ---- Ardent ----
+
+step="ardent up"
+listen_port=$(free_port)
+ardent up --data-dir "$work/data" --listen "127.0.0.1:$listen_port" --api-listen "127.0.0.1:$(free_port)" \
+    >"$work/up.out" 2>"$work/up.log" &
+up=$!
+pids+=("$up")
+wait_for "$up" 60 grep -q '^next' "$work/up.out"
+
+step="import"
+connect() { # name
+    ardent connector create postgresql "postgresql://shop:secret@127.0.0.1:${port_of[$1]}/shop" --name "$1" --fast >"$work/connect.log"
+}
+echo "bench: importing $big_size"
+began=$(now_us)
+connect big
+took=$(($(now_us) - began))
+# The most that the whole program held until here; computes are other processes.
+peak=$(awk '/^VmHWM/ { printf "%d", $2 / 1024 }' "/proc/$up/status")
+row "memory of ardent up, import of $big_size in $(divide "$took" 1000000 1) s" "$peak MB" - - "<= 512 MB + 192 MB of caches"
+connect small
+
+make_branch() { # name, connector: prints the reply
+    ardent branch create "$1" --from "$2" --idle-timeout 1h --json
+}
+
+first_row() { # URL or psql's arguments
+    [ "$(psql -XAt "$@" -c 'select 1')" = 1 ]
+}
+
+bare_starts() { # prints the time of each start to the first row, in microseconds
+    local round began
+    for round in $(seq "$rounds"); do
+        began=$(now_us)
+        # Not -w: it looks only ten times a second.
+        stock bare start -W
+        until first_row -h "$work/stock" -p "${port_of[bare]}" 2>/dev/null; do :; done
+        echo $(($(now_us) - began))
+        stock bare stop -w -m fast
+    done
+}
+
+case_create() {
+    local of size round
+    for of in big small; do
+        for round in $(seq "$rounds"); do
+            make_branch "c$round" "$of" >"$work/reply"
+            number_of server_us <"$work/reply" >>"$work/create.$of"
+            number_of waited_us <"$work/reply" >>"$work/waited.$of"
+            ardent branch delete "c$round" >/dev/null
+        done
+        size=${of}_size
+        row "branch create, ${!size}, at the server" "$(divide "$(median <"$work/create.$of")" 1000 1) ms" - - "<= 20 ms"
+        row "... of it, waiting for production's WAL" "$(divide "$(median <"$work/waited.$of")" 1000 1) ms" - - -
+    done
+}
+
+case_first_row() {
+    local of round began url bare
+    bare=$(bare_starts | median)
+    for of in big small; do
+        for round in $(seq "$rounds"); do
+            began=$(now_us)
+            make_branch "r$round" "$of" >"$work/reply"
+            url=$(text_of url <"$work/reply")
+            first_row "$url"
+            echo $(($(now_us) - began)) >>"$work/cold.$of"
+            ardent branch delete "r$round" >/dev/null
+        done
+    done
+    url=$(make_branch warm big | text_of url)
+    first_row "$url"
+    for round in $(seq "$rounds"); do
+        ardent branch suspend warm >/dev/null
+        began=$(now_us)
+        first_row "$url"
+        echo $(($(now_us) - began)) >>"$work/warm"
+    done
+    ardent branch delete warm >/dev/null
+    ms() { echo "$(divide "$1" 1000 0) ms"; }
+    for of in big small; do
+        ours=$(median <"$work/cold.$of")
+        size=${of}_size
+        row "create to first row, cold, ${!size}" "$(ms "$ours")" "$(ms "$bare") (pg_ctl start)" "$(divide "$ours" "$bare")" "<= 6"
+    done
+    ours=$(median <"$work/warm")
+    row "warm wake to first row" "$(ms "$ours")" "$(ms "$bare") (pg_ctl start)" "$(divide "$ours" "$bare")" "<= 3"
+}
+
+scan() { # psql's arguments: microseconds a page of a first count(*) of pgbench_accounts
+    psql -XAt "$@" <<'SQL' | awk '/^Time:/ { ms = $2 } /^pages / { pages = $2 } END { printf "%.1f\n", ms * 1000 / pages }'
+set max_parallel_workers_per_gather = 0;
+select 'pages ' || pg_relation_size('pgbench_accounts') / current_setting('block_size')::int;
+\timing on
+select count(*) from pgbench_accounts;
+SQL
+}
+
+socket_of() { # branch: sets socket to psql's arguments for its own socket
+    ardent branch wake "$1" --json >"$work/wake"
+    socket=(-h "$(text_of socket_dir <"$work/wake")" -p "$(number_of port <"$work/wake")")
+}
+
+case_scan() {
+    local ours peer cache="cold page cache"
+    make_branch scan big >/dev/null
+    stock peer start -w
+    socket_of scan
+    first_row "${socket[@]}"
+    stock peer stop -w
+    drop_caches || cache="warm page cache"
+    stock peer start -w
+    peer=$(scan -h "$work/stock" -p "${port_of[peer]}")
+    stock peer stop -w
+    drop_caches || true
+    ours=$(scan "${socket[@]}")
+    ardent branch delete scan >/dev/null
+    row "sequential scan of a fresh branch, a page" "$ours us" "$peer us ($cache)" "$(divide "$ours" "$peer")" "<= 10 us"
+}
+
+tps() { # script, clients, where: transactions a second
+    local script=$1 clients=$2
+    "$pg_bin/pgbench" -n -b "$script" -c "$clients" -j "$clients" -T "$seconds" "${@:3}" 2>"$work/pgbench.log" |
+        sed -nE 's/^tps = ([0-9]+).*without.*/\1/p'
+    ! grep -iE 'error|fatal|aborted' "$work/pgbench.log" >&2
+}
+
+case_pgbench() {
+    local url script clients direct local_tps proxy plain tls stock_at
+    url=$(make_branch bench big | text_of url)
+    case $url in *sslmode=require*) ;; *) echo "bench: the branch's URL lacks sslmode=require: $url" >&2; return 1 ;; esac
+    socket_of bench
+    stock_at=(-h "$work/stock" -p "${port_of[peer]}")
+    stock peer start -w
+    # Both have read every row before the first run.
+    scan "${socket[@]}" >/dev/null
+    scan "${stock_at[@]}" >/dev/null
+    for script in tpcb-like select-only; do
+        for clients in 1 8; do
+            direct=$(tps "$script" "$clients" "${socket[@]}")
+            local_tps=$(tps "$script" "$clients" "${stock_at[@]}")
+            row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" "$(divide "$direct" "$local_tps")" ">= 0.9"
+            proxy=$(tps "$script" "$clients" "$url")
+            tls=$(tps "$script" "$clients" "host=127.0.0.1 port=$bouncer_port dbname=shop user=shop sslmode=require")
+            plain=$(tps "$script" "$clients" "host=127.0.0.1 port=$bouncer_port dbname=shop user=shop sslmode=disable")
+            row "pgbench $script, $clients clients, TLS" "$proxy tps (proxy)" "$tls tps (pgbouncer; $plain without TLS)" "$(divide "$proxy" "$tls")" ">= 1"
+            row "... share kept of the socket's" "$(divide "$proxy" "$direct")" "$(divide "$tls" "$local_tps")" \
+                "$(divide "$(divide "$proxy" "$direct" 4)" "$(divide "$tls" "$local_tps" 4)")" ">= 1"
+        done
+    done
+    ardent branch delete bench >/dev/null
+    stock peer stop -w
+}
+
+step="pgbouncer"
+bouncer_port=$(free_port)
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+    -keyout "$work/bouncer.key" -out "$work/bouncer.crt" 2>/dev/null
+chmod 644 "$work/bouncer.key"
+cat >"$work/bouncer.ini" <<INI
+[databases]
+shop = host=$work/stock port=${port_of[peer]} dbname=shop user=shop
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = $bouncer_port
+unix_socket_dir =
+auth_type = any
+pool_mode = session
+default_pool_size = 20
+client_tls_sslmode = allow
+client_tls_key_file = $work/bouncer.key
+client_tls_cert_file = $work/bouncer.crt
+INI
+(exec "${as_pg[@]}" pgbouncer "$work/bouncer.ini") >"$work/bouncer.log" 2>&1 &
+pids+=($!)
+wait_for $! 30 bash -c "exec 3<>/dev/tcp/127.0.0.1/$bouncer_port"
+
+failed=()
+for case in create first_row scan pgbench; do
+    step="case $case"
+    echo "bench: $case"
+    # In a subshell, outside of any condition: there a failing command ends the case and not the others.
+    set +e
+    (set -e; "case_$case")
+    code=$?
+    set -e
+    [ "$code" = 0 ] || { failed+=("$case"); echo "bench: case $case failed (exit code $code)" >&2; }
+    # A case that failed half way may have left its server running.
+    for name in peer bare; do [ ! -e "$work/stock/$name/postmaster.pid" ] || stock "$name" stop -w -m fast; done
+done
+
+echo
+echo "$(date -u +%F), commit $commit, $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), profile dev, scale $scale, medians of $rounds, pgbench runs of $seconds s"
+echo
+awk -F'|' 'BEGIN { print "| case | ours | peer | ratio | target |\n|---|---|---|---|---|" } { print "| " $1 " | " $2 " | " $3 " | " $4 " | " $5 " |" }' "$work/rows"
+if [ ${#failed[@]} -gt 0 ]; then step="cases: ${failed[*]}"; exit 1; fi
+echo
+echo "bench: done in $SECONDS s"
