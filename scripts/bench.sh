@@ -39,7 +39,10 @@ finish() {
     set +e
     if [ "$code" -ne 0 ]; then
         echo "bench: FAILED: $step (exit code $code)" >&2
-        [ ! -s "$work/up.log" ] || { echo "--- last lines of up.log" >&2; tail -n 15 "$work/up.log" >&2; }
+        local log
+        for log in "$work/up.log" $(find "$work/data/computes" -name '*.log' 2>/dev/null); do
+            [ ! -s "$log" ] || { echo "--- last lines of $log" >&2; tail -n 15 "$log" >&2; }
+        done
     fi
     for ((index = ${#pids[@]} - 1; index >= 0; index--)); do end "${pids[$index]}"; done
     for data in "$work"/stock/*; do
@@ -200,7 +203,7 @@ case_create() {
         done
         size=${of}_size
         row "branch create, ${!size}, at the server" "$(divide "$(median <"$work/create.$of")" 1000 1) ms" - - "<= 20 ms"
-        row "... of it, waiting for production's WAL" "$(divide "$(median <"$work/waited.$of")" 1000 1) ms" - - -
+        row "... of it, waiting for ingest" "$(divide "$(median <"$work/waited.$of")" 1000 1) ms" - - -
     done
 }
 
