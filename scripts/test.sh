@@ -1,42 +1,69 @@
 #!/usr/bin/env bash
 # Runs every test, area by area, and prints what each took beside its budget.
+#
+# Everything is compiled once, for the whole workspace. The test programs are then run as they are: asking cargo for some of
+# the crates would choose other features for what they share, and compile that again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-areas=() seconds=() budgets=() results=()
+declare -A crates=(
+    ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/test-pg"
+    ["storage"]="libs/object-store pageserver/storage libs/page-client pageserver"
+    ["quorum"]="libs/quorum libs/wal-client safekeeper"
+    ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/diff cli tests"
+)
+declare -A minutes=(["build"]=12 ["formats and redo"]=4 ["storage"]=4 ["quorum"]=2 ["end to end"]=8)
+order=("formats and redo" "storage" "quorum" "end to end")
+
+programs=$(mktemp)
+trap 'rm -f "$programs"' EXIT
+lines=()
 failed=0
 
-run() { # name, budget in minutes, command...
-    local name=$1 budget=$2 start=$SECONDS result=ok
-    shift 2
+area() { # name, command...
+    local name=$1 start=$SECONDS result=ok
+    shift
     echo "== $name"
     "$@" || { result=FAILED; failed=1; }
-    areas+=("$name") seconds+=($((SECONDS - start))) budgets+=("$budget") results+=("$result")
-}
-
-tests() { # crates...
-    local arguments=()
-    for crate in "$@"; do arguments+=(-p "$crate"); done
-    cargo test --quiet --no-fail-fast "${arguments[@]}"
+    lines+=("$(printf '%-20s %10s %10s  %s' "$name" $((SECONDS - start)) $((minutes[$name] * 60)) "$result")")
 }
 
 build() {
-    cargo fmt --all --check && cargo build --bin ardent && cargo test --workspace --no-run
+    cargo fmt --all --check && cargo build --quiet --bin ardent || return 1
+    # One line a test program: the crate's folder and the program.
+    cargo test --workspace --no-run --quiet --message-format=json-render-diagnostics |
+        sed -n '/"overflow_checks":[a-z]*,"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' |
+        sort -u >"$programs"
+    [ "${PIPESTATUS[0]}" -eq 0 ] && [ -s "$programs" ] && every_crate_has_an_area
 }
 
-run "build" 12 build
+every_crate_has_an_area() {
+    local folder known=" ${crates[*]} "
+    while read -r folder _; do
+        [[ $known == *" ${folder#"$PWD"/} "* ]] || { echo "test.sh: ${folder#"$PWD"/} belongs to no area" >&2; return 1; }
+    done <"$programs"
+}
+
+tests() { # area
+    local folder program result=0
+    for crate in ${crates[$1]}; do
+        while read -r folder program; do
+            [ "$folder" = "$PWD/$crate" ] || continue
+            echo "-- $crate: $(basename "$program" | sed 's/-[0-9a-f]*$//')"
+            (cd "$folder" && CARGO_MANIFEST_DIR=$folder "$program" --quiet </dev/null) || { echo "FAILED: $crate $program" >&2; result=1; }
+        done <"$programs"
+    done
+    return $result
+}
+
+area build build
 if [ $failed -eq 0 ]; then
-    run "formats and redo" 4 tests ardent-types ardent-api ardent-pg-format ardent-pg-redo ardent-redo-oracle ardent-pg-ingest ardent-pg-wire ardent-test-pg
-    run "storage" 4 tests ardent-object-store ardent-storage ardent-page-client ardent-pageserver
-    run "quorum" 2 tests ardent-quorum ardent-wal-client ardent-safekeeper
-    run "end to end" 8 tests ardent-presence-map ardent-extension-tests ardent-agent ardent-connector ardent-proxy ardent-control ardent-diff ardent ardent-tests
+    for name in "${order[@]}"; do area "$name" tests "$name"; done
 fi
 
 echo
 printf '%-20s %10s %10s  %s\n' area seconds budget result
-for index in "${!areas[@]}"; do
-    printf '%-20s %10s %10s  %s\n' "${areas[$index]}" "${seconds[$index]}" "$((budgets[index] * 60))" "${results[$index]}"
-done
+printf '%s\n' "${lines[@]}"
 target=${CARGO_TARGET_DIR:-target}
 echo "disk: $(du -sh "$target" 2>/dev/null | cut -f1) in $target (budget 4G)"
 exit $failed
