@@ -29,6 +29,7 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 const STAND_IN: &str = "auto_explain.so";
 /// Names a folder with the real library, to run on a server that fetches its pages.
 const LIBRARY_VARIABLE: &str = "ARDENT_COMPUTE_LIB_DIR";
+const LIBRARY: &str = "libardent_compute_15.so";
 
 /// One tenant with one timeline, from a source cluster that has been stopped.
 pub struct World {
@@ -114,17 +115,19 @@ impl World {
         }
     }
 
+    /// A folder with the library that Postgres loads: the real one where it is built, else a stand-in. A copy, because the
+    /// checkout may lie where Postgres's user can't go.
     fn library_dir(&self) -> PathBuf {
-        if let Some(folder) = std::env::var_os(LIBRARY_VARIABLE) {
-            return folder.into();
-        }
         let folder = self.folder.path().join("lib");
         std::fs::create_dir_all(&folder).expect("folder");
-        let (library, target) =
-            (ardent_test_pg::bin_dir().join("../lib").join(STAND_IN), folder.join("libardent_compute_15.so"));
+        let library = match std::env::var_os(LIBRARY_VARIABLE) {
+            Some(built) => PathBuf::from(built).join(LIBRARY),
+            None => ardent_test_pg::bin_dir().join("../lib").join(STAND_IN),
+        };
+        let target = folder.join(LIBRARY);
         // Once: writing over a library that a server has mapped crashes that server.
         if !target.exists() {
-            std::fs::copy(library, target).expect("postgresql-15 has contrib libraries");
+            std::fs::copy(&library, target).unwrap_or_else(|error| panic!("{}: {error}", library.display()));
         }
         folder
     }
