@@ -36,6 +36,11 @@ fn writes_and_reads(store: &dyn ObjectStore) {
     store.put(&a, b"second").expect("put replaces");
     assert_eq!(&store.get(&a).expect("get")[..], b"second");
     assert_eq!(store.head(&a).expect("head").size_bytes, 6);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let listed = list_all(store, "conf/a", false).expect("list").objects;
+    for meta in listed.iter().chain([&store.head(&a).expect("head")]) {
+        assert!(meta.modified_s.abs_diff(now) < 600, "written just now, by the store's clock: {meta:?}");
+    }
     store.put(&a, b"").expect("an empty object is an object");
     assert_eq!(store.get(&a).expect("get").len(), 0);
     assert_eq!(kind(store.head(&name("conf"))), ErrorKind::NotFound, "a folder is not an object");

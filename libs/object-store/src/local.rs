@@ -160,12 +160,12 @@ impl LocalFolder {
             } else if !name.starts_with(&request.prefix) {
                 continue;
             } else if is_folder && request.folded {
-                out.push(Found { sort: below, size_bytes: None });
+                out.push(Found { sort: below, file: None });
             } else if is_folder {
                 self.walk(&entry.path(), &below, request, out)?;
             } else {
                 match entry.metadata() {
-                    Ok(meta) => out.push(Found { sort: name, size_bytes: Some(meta.len()) }),
+                    Ok(meta) => out.push(Found { sort: name, file: Some((meta.len(), modified_s(&meta))) }),
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(error),
                 }
@@ -181,10 +181,16 @@ enum Entering {
     Link,
 }
 
-/// An object (with a size) or a folder, by the text that it sorts by.
+/// An object (with its size and when it was written) or a folder, by the text that it sorts by.
 struct Found {
     sort: String,
-    size_bytes: Option<u64>,
+    file: Option<(u64, u64)>,
+}
+
+fn modified_s(meta: &fs::Metadata) -> u64 {
+    // A file system without times, or a time before 1970: as old as can be said.
+    let since = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// A file that goes away with this value.
@@ -258,7 +264,7 @@ impl ObjectStore for LocalFolder {
         if !meta.is_file() {
             return Err(StoreError::not_found("head", name));
         }
-        Ok(ObjectMeta { name: name.clone(), size_bytes: meta.len() })
+        Ok(ObjectMeta { name: name.clone(), size_bytes: meta.len(), modified_s: modified_s(&meta) })
     }
 
     fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
@@ -276,12 +282,12 @@ impl ObjectStore for LocalFolder {
         found.truncate(page_size);
         let mut page = ListPage { next, ..ListPage::default() };
         for found in found {
-            match found.size_bytes {
+            match found.file {
                 None => page.folders.push(found.sort),
                 // A file that somebody else put here under a name that we never give is not an object.
-                Some(size_bytes) => {
+                Some((size_bytes, modified_s)) => {
                     if let Ok(name) = ObjectName::new(found.sort) {
-                        page.objects.push(ObjectMeta { name, size_bytes });
+                        page.objects.push(ObjectMeta { name, size_bytes, modified_s });
                     }
                 }
             }

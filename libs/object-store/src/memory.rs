@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -17,7 +18,24 @@ const PAGE_SIZE: usize = 1000;
 /// Objects in memory. They last as long as the value.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
-    objects: RwLock<BTreeMap<ObjectName, Bytes>>,
+    objects: RwLock<BTreeMap<ObjectName, Object>>,
+}
+
+#[derive(Clone, Debug)]
+struct Object {
+    body: Bytes,
+    modified_s: u64,
+}
+
+impl Object {
+    fn new(body: &[u8]) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Object { body: Bytes::copy_from_slice(body), modified_s: now.as_secs() }
+    }
+
+    fn meta(&self, name: &ObjectName) -> ObjectMeta {
+        ObjectMeta { name: name.clone(), size_bytes: self.body.len() as u64, modified_s: self.modified_s }
+    }
 }
 
 impl MemoryStore {
@@ -29,7 +47,7 @@ impl MemoryStore {
 
 impl ObjectStore for MemoryStore {
     fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
-        self.objects.write().insert(name.clone(), Bytes::copy_from_slice(body));
+        self.objects.write().insert(name.clone(), Object::new(body));
         Ok(())
     }
 
@@ -38,7 +56,7 @@ impl ObjectStore for MemoryStore {
         if objects.contains_key(name) {
             return Err(StoreError::exists("conditional put", name));
         }
-        objects.insert(name.clone(), Bytes::copy_from_slice(body));
+        objects.insert(name.clone(), Object::new(body));
         Ok(())
     }
 
@@ -52,11 +70,13 @@ impl ObjectStore for MemoryStore {
     }
 
     fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
-        self.objects.read().get(name).cloned().ok_or_else(|| StoreError::not_found("get", name))
+        let object = self.objects.read().get(name).cloned();
+        object.map(|object| object.body).ok_or_else(|| StoreError::not_found("get", name))
     }
 
     fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let body = self.objects.read().get(name).cloned().ok_or_else(|| StoreError::not_found("ranged get", name))?;
+        let body = self.objects.read().get(name).map(|object| object.body.clone());
+        let body = body.ok_or_else(|| StoreError::not_found("ranged get", name))?;
         if range.start > range.end || range.end > body.len() as u64 {
             let detail = format!("bytes {range:?} of an object of {} bytes", body.len());
             return Err(StoreError::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail));
@@ -66,15 +86,14 @@ impl ObjectStore for MemoryStore {
 
     fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {
         let objects = self.objects.read();
-        let body = objects.get(name).ok_or_else(|| StoreError::not_found("head", name))?;
-        Ok(ObjectMeta { name: name.clone(), size_bytes: body.len() as u64 })
+        objects.get(name).map(|object| object.meta(name)).ok_or_else(|| StoreError::not_found("head", name))
     }
 
     fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
         let page_size = request.page_size.unwrap_or(PAGE_SIZE).max(1);
         let mut page = ListPage::default();
         let mut last: Option<String> = None;
-        for (name, body) in self.objects.read().iter() {
+        for (name, object) in self.objects.read().iter() {
             let Some(rest) = name.as_str().strip_prefix(&request.prefix) else { continue };
             let folder = rest.find('/').filter(|_| request.folded);
             let entry = folder.map_or(name.as_str(), |at| &name.as_str()[..=request.prefix.len() + at]);
@@ -91,7 +110,7 @@ impl ObjectStore for MemoryStore {
             if folder.is_some() {
                 page.folders.push(entry.to_owned());
             } else {
-                page.objects.push(ObjectMeta { name: name.clone(), size_bytes: body.len() as u64 });
+                page.objects.push(object.meta(name));
             }
         }
         Ok(page)

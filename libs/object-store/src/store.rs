@@ -16,6 +16,8 @@ pub struct ObjectMeta {
     pub name: ObjectName,
     /// Length in bytes.
     pub size_bytes: u64,
+    /// When it was written, by the store's clock: seconds since the Unix epoch.
+    pub modified_s: u64,
 }
 
 /// Which objects to list.
