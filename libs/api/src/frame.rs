@@ -3,6 +3,9 @@
 //! The same framing serves both binary services, over a Unix socket or TCP, blocking (inside Postgres) or async.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::Serialize;
+
+use ardent_types::Lsn;
 
 /// Largest length field accepted, in bytes: 8,192 pages and their headers. Larger answers are split.
 pub const FRAME_LEN_MAX: usize = 64 << 20;
@@ -193,6 +196,25 @@ impl Fields {
 pub fn put_blob(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u32_le(u32::try_from(bytes.len()).expect("a blob fits a frame"));
     out.put_slice(bytes);
+}
+
+/// An LSN.
+pub(crate) fn take_lsn(fields: &mut Fields) -> Result<Lsn, DecodeError> {
+    Ok(Lsn::new(fields.u64()?))
+}
+
+/// A blob of JSON.
+pub(crate) fn take_json<T: serde::de::DeserializeOwned>(
+    fields: &mut Fields,
+    field: &'static str,
+) -> Result<T, DecodeError> {
+    let text = fields.blob()?;
+    serde_json::from_slice(&text).map_err(|_| fields.bad(field))
+}
+
+/// Appends `value` as a blob of JSON.
+pub(crate) fn put_json(out: &mut BytesMut, value: &impl Serialize) {
+    put_blob(out, &serde_json::to_vec(value).expect("messages are plain data"));
 }
 
 #[cfg(test)]

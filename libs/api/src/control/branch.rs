@@ -1,0 +1,185 @@
+//! Branches: creation, state, URLs, diffs.
+
+use serde::{Deserialize, Serialize};
+
+use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
+
+/// Body of `POST /v1/branches/NAME/diff`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffRequest {
+    /// Only these tables, as `name` or `schema.name`; empty: all.
+    #[serde(default)]
+    pub tables: Vec<String>,
+}
+
+/// Body of `POST /v1/branches`. Idempotent by name: the same call again answers with the same branch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateBranchRequest {
+    /// Its name.
+    pub name: String,
+    /// The branch to start from; absent: the only connector's root.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// `latest`, an LSN, or an ISO 8601 time; absent: now, including all that the parent had committed when the call came.
+    #[serde(default)]
+    pub at: Option<String>,
+    /// Delete it after this many seconds; absent: never.
+    #[serde(default)]
+    pub ttl_s: Option<u64>,
+    /// Suspend it after this many seconds without activity; 0: never; absent: 300.
+    #[serde(default)]
+    pub idle_timeout_s: Option<u64>,
+    /// The role that the printed URL is for; absent: the connector URL's.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// Answer at once, while the branch is still being made.
+    #[serde(default)]
+    pub no_wait: bool,
+}
+
+/// Body of `PATCH /v1/branches/NAME`. What is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateBranchRequest {
+    /// Suspend it after this many seconds without activity; 0: never. A running compute takes it up at its next start.
+    #[serde(default)]
+    pub idle_timeout_s: Option<u64>,
+    /// Delete it this many seconds from now; 0: never.
+    #[serde(default)]
+    pub ttl_s: Option<u64>,
+}
+
+/// Where a branch is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BranchState {
+    /// Being made.
+    Creating,
+    /// There.
+    Ready,
+    /// Being deleted.
+    Deleting,
+}
+
+/// What a branch's compute does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ComputeState {
+    /// A root branch has none.
+    None,
+    /// Not running; the next connection wakes it.
+    Suspended,
+    /// Starting.
+    Starting,
+    /// Accepting connections.
+    Running,
+    /// Stopping.
+    Stopping,
+}
+
+impl ComputeState {
+    /// The word, as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ComputeState::None => "none",
+            ComputeState::Suspended => "suspended",
+            ComputeState::Starting => "starting",
+            ComputeState::Running => "running",
+            ComputeState::Stopping => "stopping",
+        }
+    }
+}
+
+/// A branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchInfo {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Its id.
+    pub id: BranchId,
+    /// Its name.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: BranchState,
+    /// The connector it descends from.
+    pub connector: String,
+    /// A connector's root: read-only, no compute.
+    pub is_root: bool,
+    /// The branch it was made from; null for a root.
+    pub parent: Option<String>,
+    /// Where it leaves its parent; null for a root.
+    pub branch_lsn: Option<Lsn>,
+    /// Tenant.
+    pub tenant_id: TenantId,
+    /// The timeline it stands for.
+    pub timeline_id: TimelineId,
+    /// When it was made.
+    pub created_at: String,
+    /// When it will be deleted; null: never.
+    pub expires_at: Option<String>,
+    /// What its compute does.
+    pub compute: ComputeState,
+    /// Why its last start failed, if it did.
+    pub compute_problem: Option<String>,
+    /// Suspended after this many seconds without activity; 0: never.
+    pub idle_timeout_s: u64,
+    /// The role of `url`.
+    pub role: String,
+    /// The database of `url`.
+    pub database: String,
+    /// The connection string without its password.
+    pub url: String,
+    /// Names of the branches made from it.
+    pub children: Vec<String>,
+}
+
+/// `GET /v1/branches`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchList {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// By name.
+    pub branches: Vec<BranchInfo>,
+}
+
+/// Answer to [`CreateBranchRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateBranchReply {
+    /// The branch. Its `url` holds the password.
+    #[serde(flatten)]
+    pub branch: BranchInfo,
+    /// False: it was there already.
+    pub created: bool,
+    /// How long the server took, in microseconds.
+    pub server_us: u64,
+    /// Of these, how long it waited for production's WAL to be ingested.
+    pub waited_us: u64,
+}
+
+/// `GET /v1/branches/NAME/url`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UrlReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The branch's name.
+    pub name: String,
+    /// The role it is for.
+    pub role: String,
+    /// The connection string, with its password.
+    pub url: String,
+    /// The address behind the hostname, for clients that cannot resolve it.
+    pub host_address: String,
+    /// File with the CA certificate for `sslmode=verify-full`, on the server.
+    pub ca_file: String,
+}
+
+/// Answer to deletes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What was deleted.
+    pub name: String,
+    /// What else there is to know: a slot that could not be dropped because production is away.
+    pub warning: Option<String>,
+}

@@ -1,0 +1,158 @@
+//! Connectors: preflight, creation, state.
+
+use serde::{Deserialize, Serialize};
+
+use ardent_types::{Lsn, TenantId, TimelineId};
+
+use super::ErrorInfo;
+
+/// Body of `POST /v1/connectors/preflight`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightRequest {
+    /// `postgresql://...` of the production server.
+    pub url: String,
+}
+
+/// One thing that preflight looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightCheck {
+    /// A word for scripts: `version`, `wal_level`, `replication_privilege`, ...
+    pub name: String,
+    /// How it went.
+    pub outcome: CheckOutcome,
+    /// What was found, and why it matters.
+    pub message: String,
+    /// SQL or a command that mends it.
+    pub fix: Option<String>,
+}
+
+/// How one check went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckOutcome {
+    /// Fine.
+    Ok,
+    /// Works, with a consequence that the message names.
+    Warning,
+    /// Must be mended first.
+    Failed,
+}
+
+/// Answer to [`PreflightRequest`]. HTTP status 200 whether or not it passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PreflightReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// No check failed.
+    pub passed: bool,
+    /// The checks, in order.
+    pub checks: Vec<PreflightCheck>,
+}
+
+/// Body of `POST /v1/connectors`. Answered by NDJSON, one [`ConnectorEvent`] a line. The import goes on when the caller goes
+/// away; the same call again joins it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateConnectorRequest {
+    /// Its name, and that of its root branch; absent: made from the database's name.
+    pub name: Option<String>,
+    /// `postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE` of the production server.
+    pub url: String,
+    /// Ask production for an immediate checkpoint: a faster start, at the price of a burst of writes there.
+    #[serde(default)]
+    pub fast: bool,
+    /// Most bytes per second to take from production; absent: no limit.
+    #[serde(default)]
+    pub max_rate_bytes: Option<u64>,
+}
+
+/// A line of the answer to [`CreateConnectorRequest`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ConnectorEvent {
+    /// Preflight is done.
+    Preflight {
+        /// Its report.
+        report: PreflightReply,
+    },
+    /// How far the import is.
+    Progress {
+        /// What is being done: `checkpoint`, `copy`, `catch_up`.
+        phase: String,
+        /// Bytes copied.
+        bytes_done: u64,
+        /// Bytes to copy, an estimate; 0: not known.
+        bytes_total: u64,
+        /// Since the import began, in milliseconds.
+        elapsed_ms: u64,
+    },
+    /// Done; the last line.
+    Done {
+        /// The connector.
+        connector: ConnectorInfo,
+    },
+    /// Failed; the last line.
+    Error {
+        /// Why.
+        error: ErrorInfo,
+    },
+}
+
+/// Where a connector is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConnectorState {
+    /// Being imported.
+    Creating,
+    /// Branches can be made.
+    Ready,
+    /// Being deleted.
+    Deleting,
+}
+
+/// A connector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectorInfo {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Its name, and that of its root branch.
+    pub name: String,
+    /// Where it is in its life.
+    pub state: ConnectorState,
+    /// The source's URL without its password.
+    pub source: String,
+    /// Tenant.
+    pub tenant_id: TenantId,
+    /// The root branch's timeline.
+    pub timeline_id: TimelineId,
+    /// When it was made.
+    pub created_at: String,
+    /// Major version of the source; null until imported.
+    pub pg_major: Option<u32>,
+    /// Whether WAL is being received now.
+    pub following: bool,
+    /// Why not, if not.
+    pub problem: Option<String>,
+    /// End of what the page server has ingested.
+    pub ingested_lsn: Option<Lsn>,
+    /// Commit time of the last transaction ingested.
+    pub last_commit_at: Option<String>,
+    /// Where production was when it was last asked.
+    pub production_lsn: Option<Lsn>,
+    /// Bytes between the two; null when production cannot be asked.
+    pub lag_bytes: Option<u64>,
+    /// 0 when nothing is missing, otherwise the age of the newest commit ingested; null when production cannot be asked.
+    pub lag_seconds: Option<u64>,
+    /// Size of the source's relations in bytes.
+    pub logical_size_bytes: Option<u64>,
+    /// Branches made from it.
+    pub branches: u64,
+}
+
+/// `GET /v1/connectors`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectorList {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// By name.
+    pub connectors: Vec<ConnectorInfo>,
+}

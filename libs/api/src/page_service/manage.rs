@@ -1,0 +1,153 @@
+//! Management: timelines, imports, leases, status. These messages are JSON inside a frame.
+
+use serde::{Deserialize, Serialize};
+
+use ardent_types::{Lsn, PgTli, SystemId, TimelineId, WalSegmentSize};
+
+use crate::addr::ServiceAddr;
+
+/// What an import needs to know before the first file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportSpec {
+    /// Major version of the source.
+    pub pg_major: u32,
+    /// System identifier of the source.
+    pub system_id: SystemId,
+    /// Postgres's timeline id of the source.
+    pub pg_tli: PgTli,
+    /// WAL segment size of the source in bytes.
+    pub wal_segment_size: WalSegmentSize,
+    /// Whether the source has data checksums (`show data_checksums`): then pages up to `start_lsn` are checked on import.
+    pub data_checksums: bool,
+    /// The redo LSN from `backup_label`: WAL from here on makes the pages consistent.
+    pub start_lsn: Lsn,
+}
+
+/// A management request. On a connection bound to a timeline it concerns that timeline; otherwise `timeline` names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ManageRequest {
+    /// Starts an import into a new root timeline (the connection's).
+    ImportBegin {
+        /// Facts about the source.
+        spec: ImportSpec,
+    },
+    /// All files have been sent. WAL from `start_lsn` on follows through the safekeepers; the timeline can be read and branched from
+    /// once WAL has reached `end_lsn`.
+    ImportFinish {
+        /// The backup's end.
+        end_lsn: Lsn,
+    },
+    /// Makes a branch. Idempotent: the same call again gives the same answer.
+    CreateBranch {
+        /// Id of the new timeline.
+        timeline: TimelineId,
+        /// Its ancestor.
+        ancestor: TimelineId,
+        /// Where: the last record end at or below this; absent: the last record ingested.
+        at: Option<Lsn>,
+    },
+    /// Forgets a timeline and gives its space back. Refused while it has children.
+    DeleteTimeline {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// Facts about one timeline.
+    TimelineStatus {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// All timelines of the tenant.
+    ListTimelines,
+    /// Receive this timeline's WAL from these safekeepers from now on.
+    FollowWal {
+        /// Which.
+        timeline: TimelineId,
+        /// Where its WAL is.
+        safekeepers: Vec<ServiceAddr>,
+    },
+    /// Stop receiving this timeline's WAL once everything committed is ingested.
+    UnfollowWal {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// The last commit at or before a time. Seconds since the Unix epoch.
+    LsnForTimestamp {
+        /// Which.
+        timeline: TimelineId,
+        /// Microseconds since the Unix epoch.
+        timestamp_us: i64,
+    },
+    /// Pins an LSN against garbage collection, durably, until released or expired. The same name again renews.
+    Lease {
+        /// Which timeline.
+        timeline: TimelineId,
+        /// Unique per holder.
+        name: String,
+        /// What to pin.
+        lsn: Lsn,
+        /// For how long from now; 0 releases.
+        ttl_s: u64,
+    },
+}
+
+/// Answer to a [`ManageRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum ManageReply {
+    /// Done, nothing to say.
+    Done,
+    /// The branch exists.
+    Branch {
+        /// Its branch point: a record end.
+        lsn: Lsn,
+        /// Start of the record that ends there.
+        prev_lsn: Lsn,
+    },
+    /// One timeline.
+    Timeline(TimelineStatus),
+    /// All timelines.
+    Timelines {
+        /// In no order.
+        timelines: Vec<TimelineStatus>,
+    },
+    /// Answer to [`ManageRequest::LsnForTimestamp`].
+    LsnForTimestamp {
+        /// End of the last record at or before the time.
+        lsn: Lsn,
+    },
+}
+
+/// Facts about a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineStatus {
+    /// Id.
+    pub timeline: TimelineId,
+    /// Ancestor; absent for a root.
+    pub ancestor: Option<TimelineId>,
+    /// Where it branches off.
+    pub ancestor_lsn: Lsn,
+    /// End of the last record ingested.
+    pub last_record_lsn: Lsn,
+    /// Start of that record.
+    pub prev_record_lsn: Lsn,
+    /// Up to where the timeline survives a crash of the page server without WAL from a safekeeper.
+    pub disk_consistent_lsn: Lsn,
+    /// The oldest LSN that can still be branched from and read.
+    pub retained_from_lsn: Lsn,
+    /// Major version.
+    pub pg_major: u32,
+    /// Relation blocks at the head, in bytes; absent in lists and while importing.
+    pub logical_size_bytes: Option<u64>,
+    /// Bytes of this timeline's own layers in the store.
+    pub stored_bytes: u64,
+    /// For a root: reads and branches are possible only once `last_record_lsn` has reached this.
+    pub consistent_from_lsn: Lsn,
+    /// Whether its WAL is being received.
+    pub following: bool,
+    /// Commit time of the last commit ingested, microseconds since the Unix epoch.
+    pub last_commit_us: Option<i64>,
+    /// What keeps it from receiving WAL, if anything does.
+    #[serde(default)]
+    pub problem: Option<String>,
+}

@@ -1,0 +1,92 @@
+//! Management: timelines and their status. These messages are JSON inside a frame.
+
+use serde::{Deserialize, Serialize};
+
+use ardent_types::{Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
+
+/// What a safekeeper must know to keep a timeline's WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineSpec {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// Major version.
+    pub pg_major: u32,
+    /// System identifier.
+    pub system_id: SystemId,
+    /// Postgres's timeline id, as in the names of segment files.
+    pub pg_tli: PgTli,
+    /// WAL segment size in bytes.
+    pub wal_segment_size: WalSegmentSize,
+    /// The first byte of WAL that the timeline's writers write: a record boundary.
+    pub start_lsn: Lsn,
+    /// Start of the record that ends at `start_lsn`; [`Lsn::INVALID`] if not known.
+    pub prev_lsn: Lsn,
+    /// The timeline that this one branches off and where. If this safekeeper has its WAL, the first segment begins with it.
+    pub ancestor: Option<Ancestor>,
+}
+
+/// Where a timeline branches off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// The ancestor.
+    pub timeline: TimelineId,
+    /// The branch point.
+    pub lsn: Lsn,
+}
+
+/// A management request. Creating and deleting need management rights, the others read rights.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum ManageRequest {
+    /// Makes a timeline. Idempotent: the same specification again is [`ManageReply::Done`].
+    CreateTimeline {
+        /// Its properties.
+        spec: TimelineSpec,
+    },
+    /// Forgets a timeline and its WAL. Idempotent.
+    DeleteTimeline {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// Facts about one timeline.
+    TimelineStatus {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// The ids of all timelines of the connection's tenant.
+    ListTimelines,
+}
+
+/// Answer to a [`ManageRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum ManageReply {
+    /// Done, nothing to say.
+    Done,
+    /// One timeline.
+    Timeline(TimelineStatus),
+    /// All timelines.
+    Timelines {
+        /// In no order.
+        timelines: Vec<TimelineId>,
+    },
+}
+
+/// Facts about a timeline at one safekeeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineStatus {
+    /// Its properties.
+    pub spec: TimelineSpec,
+    /// The highest term promised.
+    pub term: Term,
+    /// End of the durable log.
+    pub flush_lsn: Lsn,
+    /// Up to where the log is known to be committed; a record end.
+    pub commit_lsn: Lsn,
+    /// The oldest byte that is kept.
+    pub oldest_lsn: Lsn,
+    /// What followers have made durable.
+    pub durable_lsn: Lsn,
+}

@@ -1,0 +1,150 @@
+//! What a client asks, and its codec.
+
+use bytes::{BufMut, BytesMut};
+
+use ardent_types::{Lsn, TenantId, Term, TimelineId};
+
+use super::append::Append;
+use super::codec::*;
+use super::election::{Begin, ProposerId, Vote};
+use super::manage::ManageRequest;
+use super::{Hello, MAGIC};
+use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
+
+/// A client's message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Bind the connection.
+    Hello(Hello),
+    /// Ask for a term. Needs write rights, as all of a writer's messages.
+    Vote(Vote),
+    /// Start writing in a term.
+    Begin(Begin),
+    /// Write. Answered when durable; not answered when it has no data.
+    Append(Append),
+    /// Durable WAL in `[from, to)`, committed or not, for a writer. Answered by one [`Response::Wal`], which may be shorter
+    /// than asked for and is empty when nothing at `from` is durable.
+    ReadWal {
+        /// Repeated by the reply.
+        id: u64,
+        /// The writer's term. Where another is promised, the log may be about to change: the answer is
+        /// [`ErrorCode::OutOfOrder`].
+        term: Term,
+        /// First byte.
+        from: Lsn,
+        /// First byte not wanted.
+        to: Lsn,
+    },
+    /// Committed WAL from here on, as it comes: [`Response::Chunk`]s without end.
+    Follow {
+        /// First byte; at most the commit position.
+        from: Lsn,
+    },
+    /// What a follower has made durable on its side: WAL below it may be trimmed. Not answered.
+    Position {
+        /// First byte still needed.
+        durable_lsn: Lsn,
+    },
+    /// Anything that is not on a hot path.
+    Manage {
+        /// Repeated by the reply.
+        id: u64,
+        /// What to do.
+        request: ManageRequest,
+    },
+}
+
+impl Request {
+    /// Appends the request's frame to `out`.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Request::Hello(hello) => write_frame(out, HELLO, |out| {
+                out.put_u32_le(MAGIC);
+                out.put_u16_le(hello.version);
+                out.put_u32_le(hello.capabilities);
+                out.put_slice(hello.tenant.as_bytes());
+                out.put_slice(hello.timeline.as_bytes());
+                put_blob(out, hello.token.as_bytes());
+            }),
+            Request::Vote(vote) => write_frame(out, VOTE, |out| {
+                out.put_u32_le(vote.attempt);
+                out.put_u64_le(vote.term.get());
+                out.put_u128_le(vote.proposer.get());
+            }),
+            Request::Begin(begin) => write_frame(out, BEGIN, |out| {
+                out.put_u32_le(begin.attempt);
+                out.put_u64_le(begin.term.get());
+                out.put_u64_le(begin.common_lsn.get());
+                put_history(out, &begin.history);
+            }),
+            Request::Append(append) => {
+                append.encode_head(out);
+                out.put_slice(&append.data);
+            }
+            Request::ReadWal { id, term, from, to } => write_frame(out, READ_WAL, |out| {
+                out.put_u64_le(*id);
+                out.put_u64_le(term.get());
+                out.put_u64_le(from.get());
+                out.put_u64_le(to.get());
+            }),
+            Request::Follow { from } => write_frame(out, FOLLOW, |out| out.put_u64_le(from.get())),
+            Request::Position { durable_lsn } => {
+                write_frame(out, POSITION, |out| out.put_u64_le(durable_lsn.get()));
+            }
+            Request::Manage { id, request } => write_frame(out, MANAGE, |out| {
+                out.put_u64_le(*id);
+                put_json(out, request);
+            }),
+        }
+    }
+
+    /// The request in `frame`.
+    pub fn decode(frame: Frame) -> Result<Request, DecodeError> {
+        let kind = frame.kind;
+        let mut fields = Fields::of(frame);
+        let request = match kind {
+            HELLO => {
+                if fields.u32()? != MAGIC {
+                    return Err(fields.bad("magic"));
+                }
+                Request::Hello(Hello {
+                    version: fields.u16()?,
+                    capabilities: fields.u32()?,
+                    tenant: TenantId::from_bytes(fields.array()?),
+                    timeline: TimelineId::from_bytes(fields.array()?),
+                    token: fields.string("token")?,
+                })
+            }
+            VOTE => Request::Vote(Vote {
+                attempt: fields.u32()?,
+                term: take_term(&mut fields)?,
+                proposer: ProposerId::new(u128::from_le_bytes(fields.array()?)),
+            }),
+            BEGIN => Request::Begin(Begin {
+                attempt: fields.u32()?,
+                term: take_term(&mut fields)?,
+                common_lsn: take_lsn(&mut fields)?,
+                history: take_history(&mut fields)?,
+            }),
+            APPEND => Request::Append(Append {
+                term: take_term(&mut fields)?,
+                start: take_lsn(&mut fields)?,
+                commit: take_record_end(&mut fields)?,
+                peers_lsn: take_lsn(&mut fields)?,
+                data: take_wal(&mut fields)?,
+            }),
+            READ_WAL => Request::ReadWal {
+                id: fields.u64()?,
+                term: take_term(&mut fields)?,
+                from: take_lsn(&mut fields)?,
+                to: take_lsn(&mut fields)?,
+            },
+            FOLLOW => Request::Follow { from: take_lsn(&mut fields)? },
+            POSITION => Request::Position { durable_lsn: take_lsn(&mut fields)? },
+            MANAGE => Request::Manage { id: fields.u64()?, request: take_json(&mut fields, "management request")? },
+            unknown => return Err(DecodeError::UnknownKind(unknown)),
+        };
+        fields.finish()?;
+        Ok(request)
+    }
+}
