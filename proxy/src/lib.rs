@@ -30,6 +30,7 @@ pub mod route;
 pub mod scram;
 pub mod server;
 pub mod session;
+mod session_threads;
 pub mod startup;
 
 pub use certificate::{CertificateError, Certificates};

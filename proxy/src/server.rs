@@ -7,7 +7,6 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::cancel::CancelRegistry;
 use crate::certificate::Certificates;
@@ -15,6 +14,7 @@ use crate::control_plane::ControlPlane;
 use crate::limits;
 use crate::route::HostNames;
 use crate::session::{self, SessionError};
+use crate::session_threads::SessionThreads;
 
 /// What a proxy is made from.
 #[derive(Debug)]
@@ -43,6 +43,9 @@ pub enum ProxyError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no more threads or file descriptors.
+    #[error("cannot start the threads that sessions run on: raise the limits of processes and open files")]
+    Threads(#[source] io::Error),
 }
 
 /// What all sessions share.
@@ -59,6 +62,7 @@ pub struct Shared<C> {
 #[derive(Debug)]
 pub struct Proxy<C> {
     listener: TcpListener,
+    sessions: SessionThreads,
     shared: Arc<Shared<C>>,
 }
 
@@ -74,7 +78,8 @@ impl<C: ControlPlane> Proxy<C> {
             control: config.control,
             cancels: CancelRegistry::default(),
         };
-        Ok(Proxy { listener, shared: Arc::new(shared) })
+        let sessions = SessionThreads::start().map_err(ProxyError::Threads)?;
+        Ok(Proxy { listener, sessions, shared: Arc::new(shared) })
     }
 
     /// The address it listens on, with the port that was chosen for port 0.
@@ -84,7 +89,6 @@ impl<C: ControlPlane> Proxy<C> {
 
     /// Serves until `cancel`; then ends every session and waits for them.
     pub async fn serve(self, cancel: CancellationToken) {
-        let sessions = TaskTracker::new();
         let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
         loop {
             let accepted = tokio::select! {
@@ -104,17 +108,16 @@ impl<C: ControlPlane> Proxy<C> {
                 tracing::warn!(%peer, limit = limits::CONNECTIONS_MAX, "refused: too many connections");
                 continue;
             };
-            let (shared, cancel) = (Arc::clone(&self.shared), cancel.clone());
-            sessions.spawn(async move {
+            let shared = Arc::clone(&self.shared);
+            let started = self.sessions.run(tcp, move |tcp| async move {
                 let _place = place;
-                tokio::select! {
-                    result = session::serve(&shared, tcp) => log_end(peer, result),
-                    () = cancel.cancelled() => {}
-                }
+                log_end(peer, session::serve(&shared, tcp).await);
             });
+            if let Err(error) = started {
+                tracing::warn!(%peer, %error, "cannot serve a connection");
+            }
         }
-        sessions.close();
-        sessions.wait().await;
+        self.sessions.shut_down().await;
     }
 }
 
