@@ -10,7 +10,7 @@ case "${1:-}" in
         cargo test -p ardent-pg-redo -p ardent-redo-oracle -p ardent-pg-ingest
         ;;
     storage)
-        ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -- --nocapture
+        ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
         ;;
     quorum)
         ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture

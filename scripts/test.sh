@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/test-pg"
-    ["storage"]="libs/object-store pageserver/storage libs/page-client pageserver"
+    ["storage"]="libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
     ["quorum"]="libs/quorum libs/wal-client safekeeper"
     ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/diff cli tests"
 )

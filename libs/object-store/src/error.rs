@@ -1,5 +1,8 @@
 //! What can go wrong with an object, and what a caller may do about it.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::name::ObjectName;
 
 /// What a caller does about a [`StoreError`].
@@ -21,8 +24,8 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// A call on an object failed.
-#[derive(Debug, thiserror::Error)]
+/// A call on an object failed. Cheap to clone: several may have waited for the same call.
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{operation} of object {object:?} failed ({kind:?}): {detail}")]
 pub struct StoreError {
     kind: ErrorKind,
@@ -30,7 +33,7 @@ pub struct StoreError {
     object: String,
     detail: String,
     #[source]
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl StoreError {
@@ -42,7 +45,7 @@ impl StoreError {
     /// The same with the error that caused it.
     #[must_use]
     pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
-        self.source = Some(Box::new(source));
+        self.source = Some(Arc::new(source));
         self
     }
 
@@ -54,6 +57,12 @@ impl StoreError {
     /// `name` exists already.
     pub fn exists(operation: &'static str, name: &ObjectName) -> Self {
         Self::new(ErrorKind::Precondition, operation, name.as_str(), "the object exists already")
+    }
+
+    /// `range` does not lie inside the object, which has `size_bytes`.
+    pub fn out_of_range(name: &ObjectName, range: &Range<u64>, size_bytes: u64) -> Self {
+        let detail = format!("bytes {range:?} of an object of {size_bytes} bytes");
+        Self::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail)
     }
 
     /// What to do about it.

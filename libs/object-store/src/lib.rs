@@ -11,7 +11,7 @@
 //! - OS-1: an object is there whole or not at all; a reader never sees part of a write.
 //! - OS-2: when a write returns, the object survives a crash.
 //! - OS-3: of any number of concurrent [`ObjectStore::put_if_absent`] of one name exactly one succeeds.
-//! - OS-4: a list taken after a write returned shows it, and pages come in the byte order of the names.
+//! - OS-4: a list taken after a write returned shows it, and over all its pages each object comes once.
 //!
 //! Methods block: callers run them on threads that may. The crate does not know what objects hold, and does not retry:
 //! each error has a kind ([`ErrorKind`]) and the caller decides.
@@ -30,4 +30,4 @@ pub use error::{ErrorKind, StoreError};
 pub use local::LocalFolder;
 pub use memory::MemoryStore;
 pub use name::{NAME_LEN_MAX, NameError, ObjectName};
-pub use store::{ListPage, ListRequest, ObjectMeta, ObjectStore, list_all};
+pub use store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, list_all};

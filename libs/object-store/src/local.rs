@@ -22,7 +22,7 @@ use bytes::Bytes;
 use crate::error::{ErrorKind, StoreError};
 use crate::fault::FailPoints;
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectStore};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
 
 /// Entries in a page of a listing unless the request says otherwise.
 const PAGE_SIZE: usize = 1000;
@@ -246,17 +246,17 @@ impl ObjectStore for LocalFolder {
         read().map(Bytes::from).map_err(|error| io_error("get", name.as_str(), error))
     }
 
-    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
-        let out_of_range = |detail: String| StoreError::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail);
+    fn get_part(&self, name: &ObjectName, range: Range<u64>) -> Result<ObjectPart, StoreError> {
         let failed = |error| io_error("ranged get", name.as_str(), error);
         let file = File::open(self.path(name)).map_err(failed)?;
-        let size = file.metadata().map_err(failed)?.len();
-        let Some(length) = range.end.checked_sub(range.start).filter(|_| range.end <= size) else {
-            return Err(out_of_range(format!("bytes {range:?} of an object of {size} bytes")));
-        };
-        let mut body = vec![0; usize::try_from(length).map_err(|_| out_of_range(format!("{length} bytes at once")))?];
+        let object_size_bytes = file.metadata().map_err(failed)?.len();
+        let inside = part_inside(name, &range, object_size_bytes)?;
+        let length = usize::try_from(inside.end - inside.start).map_err(|_| {
+            StoreError::new(ErrorKind::Internal, "ranged get", name.as_str(), "more than memory can hold")
+        })?;
+        let mut body = vec![0; length];
         file.read_exact_at(&mut body, range.start).map_err(failed)?;
-        Ok(Bytes::from(body))
+        Ok(ObjectPart { body: Bytes::from(body), object_size_bytes })
     }
 
     fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {

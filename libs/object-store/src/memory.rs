@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 
 use crate::error::{ErrorKind, StoreError};
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectStore};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
 
 /// Entries in a page of a listing unless the request says otherwise.
 const PAGE_SIZE: usize = 1000;
@@ -74,14 +74,12 @@ impl ObjectStore for MemoryStore {
         object.map(|object| object.body).ok_or_else(|| StoreError::not_found("get", name))
     }
 
-    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+    fn get_part(&self, name: &ObjectName, range: Range<u64>) -> Result<ObjectPart, StoreError> {
         let body = self.objects.read().get(name).map(|object| object.body.clone());
         let body = body.ok_or_else(|| StoreError::not_found("ranged get", name))?;
-        if range.start > range.end || range.end > body.len() as u64 {
-            let detail = format!("bytes {range:?} of an object of {} bytes", body.len());
-            return Err(StoreError::new(ErrorKind::OutOfRange, "ranged get", name.as_str(), detail));
-        }
-        Ok(body.slice(range.start as usize..range.end as usize))
+        let object_size_bytes = body.len() as u64;
+        let inside = part_inside(name, &range, object_size_bytes)?;
+        Ok(ObjectPart { body: body.slice(inside.start as usize..inside.end as usize), object_size_bytes })
     }
 
     fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {

@@ -33,15 +33,25 @@ pub struct ListRequest {
     pub page_size: Option<usize>,
 }
 
-/// A page of a listing, in byte order of the names.
+/// A page of a listing, in the store's own order: byte order of the names, or folder by folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListPage {
     /// Objects.
     pub objects: Vec<ObjectMeta>,
-    /// With [`ListRequest::folded`]: the distinct beginnings of names up to and with the first `/` after the prefix.
+    /// With [`ListRequest::folded`]: the distinct beginnings of names up to and with the first `/` after the prefix. One
+    /// whose objects are gone may still be named for a while.
     pub folders: Vec<String>,
     /// Token of the next page; absent on the last.
     pub next: Option<String>,
+}
+
+/// What came of asking for a part of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectPart {
+    /// The bytes of the range that lie inside the object; fewer than asked for only at its end.
+    pub body: Bytes,
+    /// Length of the whole object in bytes.
+    pub object_size_bytes: u64,
 }
 
 /// A place for objects. See the crate's documentation for what every backend promises.
@@ -60,9 +70,19 @@ pub trait ObjectStore: Send + Sync + Debug {
     /// A whole object.
     fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError>;
 
+    /// As much of a part of an object as there is, and how large the object is. A range that begins at the object's end or
+    /// past it, unless it is empty, is an error of kind [`ErrorKind::OutOfRange`](crate::ErrorKind).
+    fn get_part(&self, name: &ObjectName, range: Range<u64>) -> Result<ObjectPart, StoreError>;
+
     /// A part of an object. A range that is not wholly inside is an error of kind
     /// [`ErrorKind::OutOfRange`](crate::ErrorKind).
-    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError>;
+    fn get_range(&self, name: &ObjectName, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let part = self.get_part(name, range.clone())?;
+        if range.end > part.object_size_bytes {
+            return Err(StoreError::out_of_range(name, &range, part.object_size_bytes));
+        }
+        Ok(part.body)
+    }
 
     /// What is known of an object without reading it.
     fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError>;
@@ -72,9 +92,29 @@ pub trait ObjectStore: Send + Sync + Debug {
 
     /// Removes an object. It need not be there.
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError>;
+
+    /// Removes objects, in any order; none need be there. After an error some may be left.
+    fn delete_many(&self, names: &[ObjectName]) -> Result<(), StoreError> {
+        names.iter().try_for_each(|name| self.delete(name))
+    }
+
+    /// What was read of an object was damaged: a nearer copy of it is given up. True if there was one, so that reading again is
+    /// worth it.
+    fn distrust(&self, _name: &ObjectName) -> bool {
+        false
+    }
 }
 
-/// All pages of a listing in one.
+/// The part of `range` that lies inside an object of `size_bytes`.
+pub(crate) fn part_inside(name: &ObjectName, range: &Range<u64>, size_bytes: u64) -> Result<Range<u64>, StoreError> {
+    let is_empty_inside = range.start == range.end && range.end <= size_bytes;
+    if range.start > range.end || (range.start >= size_bytes && !is_empty_inside) {
+        return Err(StoreError::out_of_range(name, range, size_bytes));
+    }
+    Ok(range.start..range.end.min(size_bytes))
+}
+
+/// All pages of a listing in one, in byte order.
 pub fn list_all(store: &dyn ObjectStore, prefix: &str, folded: bool) -> Result<ListPage, StoreError> {
     let mut request = ListRequest { prefix: prefix.to_owned(), folded, ..ListRequest::default() };
     let mut all = ListPage::default();
@@ -84,7 +124,10 @@ pub fn list_all(store: &dyn ObjectStore, prefix: &str, folded: bool) -> Result<L
         all.folders.extend(page.folders);
         match page.next {
             Some(token) => request.token = Some(token),
-            None => return Ok(all),
+            None => break,
         }
     }
+    all.objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    all.folders.sort_unstable();
+    Ok(all)
 }

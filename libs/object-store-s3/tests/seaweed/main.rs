@@ -1,0 +1,5 @@
+//! The S3 backend against a real server, directly and through a proxy that injects faults.
+
+mod backend;
+mod faults;
+mod house;
