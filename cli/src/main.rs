@@ -55,6 +55,11 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
     let url = cli.global.url.as_deref();
     match &cli.command {
         Command::Up(args) => up::run(output, args),
+        Command::Safekeeper(args) => up::alone::safekeeper(output, args),
+        Command::Pageserver(args) => up::alone::page_server(output, args),
+        Command::Control(args) => up::alone::control(output, args),
+        Command::Proxy(args) => up::alone::proxy(output, args),
+        Command::Keys(args) => up::keys::run(output, args),
         Command::Login(args) => commands::session::login(output, url, args),
         Command::Logout => commands::session::logout(output, url),
         Command::Status(args) => commands::session::status(output, url, args),

@@ -174,20 +174,8 @@ impl House {
     }
 
     fn command(&self, arguments: &[String]) -> Command {
-        let mut command = Command::new(program());
-        for (name, _) in std::env::vars_os() {
-            let bytes = name.as_encoded_bytes();
-            if bytes.starts_with(b"PG") || bytes.starts_with(b"ARDENT_") {
-                command.env_remove(name);
-            }
-        }
-        command
-            .args(arguments)
-            // No .ardent file of another folder is found from here.
-            .current_dir(self.root.path())
-            .env("HOME", self.root.path())
-            .env("XDG_CONFIG_HOME", self.root.path().join("config"))
-            .stdin(Stdio::null());
+        let mut command = clean_command(self.root.path());
+        command.args(arguments);
         command
     }
 }
@@ -210,6 +198,24 @@ impl Drop for House {
     }
 }
 
+/// The program, run in `root` with its configuration there, and with nothing of this process's own configuration.
+pub(crate) fn clean_command(root: &Path) -> Command {
+    let mut command = Command::new(program());
+    for (name, _) in std::env::vars_os() {
+        let bytes = name.as_encoded_bytes();
+        if bytes.starts_with(b"PG") || bytes.starts_with(b"ARDENT_") {
+            command.env_remove(name);
+        }
+    }
+    command
+        // No .ardent file of another folder is found from here.
+        .current_dir(root)
+        .env("HOME", root)
+        .env("XDG_CONFIG_HOME", root.join("config"))
+        .stdin(Stdio::null());
+    command
+}
+
 /// The program: `$ARDENT_BIN`, or what cargo built beside this test.
 fn program() -> PathBuf {
     let path = std::env::var_os("ARDENT_BIN").map_or_else(beside_this_test, PathBuf::from);
@@ -224,12 +230,12 @@ fn beside_this_test() -> PathBuf {
     profile.join("ardent")
 }
 
-fn pid_of(child: &Child) -> Pid {
+pub(crate) fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process ids fit"))
 }
 
 /// A port that nobody listens on at this moment.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound");
     listener.local_addr().expect("a bound socket has an address").port()
 }

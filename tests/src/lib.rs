@@ -12,11 +12,13 @@
 //!
 //! Knows nothing of Ardent's crates: only the program, its output and its files.
 
+mod apart;
 mod house;
 mod processes;
 mod production;
 mod psql;
 
+pub use apart::Apart;
 pub use house::{Finished, House};
 pub use processes::{Process, descendants, wait_until};
 pub use production::{Load, production_options};

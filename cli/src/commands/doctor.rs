@@ -96,7 +96,7 @@ fn compute_library(major: u32) -> PreflightCheck {
 }
 
 fn sandbox() -> PreflightCheck {
-    match crate::up::sandbox::probe() {
+    match ardent_agent::probe_sandbox() {
         Ok(()) => check("sandbox", CheckOutcome::Ok, "bubblewrap works".to_owned(), None),
         Err(why) => check(
             "sandbox",

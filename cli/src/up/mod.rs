@@ -1,21 +1,25 @@
-//! `ardent up`: every role in one process, on a local folder.
+//! `ardent up`: every role in one process, on a local folder; and each role alone, with [`alone`].
 //!
-//! Started in this order, stopped in the opposite one: safekeeper, page server, control (which starts computes and
+//! Started in this order, stopped in the opposite one: safekeepers, page server, control (which starts computes and
 //! connectors), proxy. They talk over Unix sockets in `DATA/run` with the same protocols as when apart.
 
+pub mod alone;
 mod connectors;
 mod data_lock;
+pub mod keys;
 pub mod library;
 pub mod logging;
 pub mod names;
 mod roles;
-pub mod sandbox;
+mod safekeepers;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::signal::unix::{SignalKind, signal};
 
 use ardent_api::control::StatusReply;
+use ardent_control::Control;
 
 use crate::args::UpArgs;
 use crate::config::{UserConfig, home};
@@ -23,10 +27,24 @@ use crate::failure::Failure;
 use crate::output::{Output, pairs};
 use roles::Roles;
 
-/// Runs until a signal ends it.
+/// `ardent up`.
 pub fn run(output: &Output, args: &UpArgs) -> Result<(), Failure> {
-    logging::start(args.log_json);
-    let data_dir = data_dir(args)?;
+    let root = data_dir(args.data_dir.as_ref())?;
+    run_until_signal(output, args.log_json, async || {
+        let roles = Roles::start(args, &root).await?;
+        let announced = announce(output, args.no_login, roles.control(), roles.api_address());
+        Ok((announced, async move { roles.shutdown().await }))
+    })
+}
+
+/// Starts something and runs it until a signal ends it. `start` gives whether it could be announced (if not, it ends at once) and
+/// its end.
+fn run_until_signal<End: Future<Output = ()>>(
+    output: &Output,
+    log_json: bool,
+    start: impl AsyncFnOnce() -> Result<(Result<(), Failure>, End), Failure>,
+) -> Result<(), Failure> {
+    logging::start(log_json);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("ardent")
@@ -35,14 +53,13 @@ pub fn run(output: &Output, args: &UpArgs) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         // Before anything is started: a signal during the start ends it in order as well.
         let mut end = EndSignals::new()?;
-        let roles = Roles::start(args, &data_dir).await?;
-        let announced = announce(output, args, &roles);
+        let (announced, shutdown) = start().await?;
         if announced.is_ok() {
             end.wait().await;
             output.note("stopping; once more to stop at once");
         }
         tokio::select! {
-            () = roles.shutdown() => {}
+            () = shutdown => {}
             () = end.wait() => output.warning("stopped at once; the next start puts things right"),
         }
         announced
@@ -52,8 +69,8 @@ pub fn run(output: &Output, args: &UpArgs) -> Result<(), Failure> {
 }
 
 /// The folder to keep everything in.
-fn data_dir(args: &UpArgs) -> Result<PathBuf, Failure> {
-    let given = match &args.data_dir {
+fn data_dir(given: Option<&PathBuf>) -> Result<PathBuf, Failure> {
+    let given = match given {
         Some(given) => given.clone(),
         None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/lib/ardent"),
         None => match std::env::var_os("XDG_DATA_HOME").filter(|value| !value.is_empty()) {
@@ -85,12 +102,12 @@ impl EndSignals {
 }
 
 /// Logs the user in and says that the server is ready. The last line of the start: scripts wait for it.
-fn announce(output: &Output, args: &UpArgs, roles: &Roles) -> Result<(), Failure> {
-    let url = format!("http://{}", roles.api_address());
-    if !args.no_login {
-        log_in(roles, &url)?;
+fn announce(output: &Output, no_login: bool, control: &Control, api_address: SocketAddr) -> Result<(), Failure> {
+    let url = format!("http://{api_address}");
+    if !no_login {
+        log_in(control, &url)?;
     }
-    let status = roles.control().status()?;
+    let status = control.status()?;
     output.data(&status, |status: &StatusReply| {
         let branches_at = if status.proxy_wildcard {
             format!("NAME.{}:{}", status.proxy_host, status.proxy_port)
@@ -114,14 +131,14 @@ fn announce(output: &Output, args: &UpArgs, roles: &Roles) -> Result<(), Failure
 }
 
 /// Writes this server and a token for it into the user's configuration, unless what is there works.
-fn log_in(roles: &Roles, url: &str) -> Result<(), Failure> {
+fn log_in(control: &Control, url: &str) -> Result<(), Failure> {
     let known = UserConfig::load()?;
     if known.url.as_deref() == Some(url)
         && let Some(token) = &known.token
-        && roles.control().knows_user_token(token)?
+        && control.knows_user_token(token)?
     {
         return Ok(());
     }
-    let token = roles.control().new_user_token("ardent up")?;
+    let token = control.new_user_token("ardent up")?;
     UserConfig { url: Some(url.to_owned()), token: Some(token) }.save()
 }

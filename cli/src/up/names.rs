@@ -4,7 +4,7 @@ use std::net::ToSocketAddrs as _;
 
 use ardent_control::PublicAddress;
 
-use crate::args::UpArgs;
+use crate::args::FrontArgs;
 
 /// Asks the resolver, as any client here would. `*.localhost` is for resolvers to answer by themselves, and many don't.
 pub fn localhost_names_resolve() -> bool {
@@ -13,10 +13,11 @@ pub fn localhost_names_resolve() -> bool {
 }
 
 /// How clients reach branches, and the address behind it.
-pub fn public_address(args: &UpArgs, port: u16) -> (PublicAddress, String) {
-    let listen = args.listen.ip();
+pub fn public_address(front: &FrontArgs) -> (PublicAddress, String) {
+    let port = front.listen.port();
+    let listen = front.listen.ip();
     let address = if listen.is_unspecified() { "127.0.0.1".to_owned() } else { listen.to_string() };
-    let public = match &args.host {
+    let public = match &front.host {
         Some(domain) => PublicAddress { host: domain.trim_start_matches("*.").to_owned(), port, wildcard: true },
         None if (listen.is_loopback() || listen.is_unspecified()) && localhost_names_resolve() => {
             PublicAddress { host: "localhost".to_owned(), port, wildcard: true }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +14,20 @@ use tracing::{info, warn};
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Sandbox;
 use ardent_api::control::ApiErrorCode;
-use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
+use ardent_api::token::{Claims, Rights, Service, TokenIssuer, TokenVerifier};
 use ardent_control::{
     Control, ControlConfig, DataDir, Dependencies, PageServerAt, PoolConfig, RunningControl, SafekeepersAt, StartError,
 };
 use ardent_object_store::LocalFolder;
 use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_proxy::{Certificates, ControlSocket, HostNames, Proxy, ProxyConfig};
-use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 use ardent_storage::EngineConfig;
 
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
-use super::{library, names, sandbox};
-use crate::args::UpArgs;
+use super::safekeepers::{self, Safekeepers};
+use super::{library, names};
+use crate::args::{ComputeArgs, FrontArgs, UpArgs};
 use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
@@ -43,89 +44,45 @@ const MOCK_SECRET_LEN: usize = 32;
 /// All roles, running.
 pub struct Roles {
     control: RunningControl,
-    proxy: (JoinHandle<()>, CancellationToken),
-    page_server: (JoinHandle<()>, CancellationToken),
-    safekeeper: Safekeeper,
+    proxy: Task,
+    page_server: Task,
+    safekeepers: Safekeepers,
     _lock: DataLock,
 }
 
 impl Roles {
     /// Starts everything, or nothing.
     pub async fn start(args: &UpArgs, root: &Path) -> Result<Self, Failure> {
-        let data_dir = DataDir::new(root);
-        data_dir.create().map_err(|error| start_failed(&error))?;
+        let place = Place::open(root)?;
         let lock = DataLock::take(root)?;
-        let is_root = nix::unistd::geteuid().is_root();
-        let confined = confinement(args)?;
-        let (lib_dir, elsewhere) = library::unpack(root, is_root)?;
-        if elsewhere {
-            info!(folder = %lib_dir.display(), "the data directory cannot be read by computes: their library is put here");
-        }
-        refuse_off_host(args)?;
-
-        let issuer = data_dir.token_issuer().map_err(|error| start_failed(&error))?;
-        let safekeeper_addr = ServiceAddr::Unix(data_dir.run("safekeeper.sock"));
-        let page_server_addr = ServiceAddr::Unix(data_dir.run("pageserver.sock"));
+        let safekeeper_addrs = safekeepers::addresses(&place, args.safekeepers)?;
+        let page_server_addr = ServiceAddr::Unix(place.files.run("pageserver.sock"));
         // First, before anything that would have to be stopped again.
-        let hosts = HostNames::new(args.host.clone());
-        let certificates =
-            Certificates::load_or_make(&data_dir.key("tls"), &hosts).map_err(|error| Failure::of(&error))?;
-        let ca_file = certificates.ca_path().to_owned();
-        let proxy = Proxy::bind(ProxyConfig {
-            listen: args.listen,
-            hosts,
-            certificates,
-            mock_secret: mock_secret(&data_dir)?,
-            control: ControlSocket::new(data_dir.run("control.sock")),
-        })
-        .await
-        .map_err(|error| Failure::of(&error).code(ApiErrorCode::Conflict))?;
-        let port = proxy.local_addr().map_or(args.listen.port(), |address| address.port());
+        let proxy = bind_proxy(&place, &args.front).await?;
+        let port = proxy.local_addr().map_or(args.front.listen.port(), |address| address.port());
 
-        let safekeeper = start_safekeeper(root, &safekeeper_addr, &issuer).await?;
-        let page_server = match start_page_server(root, &page_server_addr, &safekeeper_addr, &issuer).await {
+        let safekeepers = Safekeepers::start(&place, &safekeeper_addrs).await?;
+        let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
+        let folder = root.join("pageserver");
+        let listen = [page_server_addr.clone()];
+        let page_server = match start_page_server(&folder, &listen, &safekeeper_addrs, verifier, wal_token).await {
             Ok(page_server) => page_server,
             Err(failure) => {
-                safekeeper.shutdown().await;
+                safekeepers.shutdown().await;
                 return Err(failure);
             }
         };
-        let pg_bin_dirs: BTreeMap<u32, PathBuf> = args.pg_bin.iter().cloned().collect();
-        let manage = token(&issuer, Service::Any, Rights::Manage);
-        let dependencies = Dependencies {
-            page_service: Arc::new(PageServerAt::new(page_server_addr, manage.clone())),
-            wal_service: Arc::new(SafekeepersAt::new(vec![safekeeper_addr], manage)),
-            connectors: Arc::new(Connectors::new(&pg_bin_dirs)),
-        };
-        let (public, proxy_address) = names::public_address(args, port);
-        let config = ControlConfig {
-            data_dir: root.to_owned(),
-            listen: args.api_listen,
-            public,
-            proxy_address,
-            ca_file,
-            pool: PoolConfig {
-                computes_dir: data_dir.computes(),
-                agent_command: agent_command()?,
-                lib_dir,
-                pg_bin_dirs,
-                sandbox: confined,
-                first_uid: is_root.then_some(FIRST_COMPUTE_UID),
-                wake_timeout: WAKE_TIMEOUT,
-                stop_deadline: STOP_DEADLINE,
-            },
-        };
-        let control = match Control::start(config, dependencies, CancellationToken::new()).await {
+        let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
+        let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
+        let control = match start_control(&place, services, &args.computes, args.api_listen, &front).await {
             Ok(control) => control,
-            Err(error) => {
-                stop(page_server, "page server").await;
-                safekeeper.shutdown().await;
-                return Err(start_failed(&error));
+            Err(failure) => {
+                page_server.stop("page server").await;
+                safekeepers.shutdown().await;
+                return Err(failure);
             }
         };
-        let cancel = CancellationToken::new();
-        let serving = tokio::spawn(proxy.serve(cancel.clone()));
-        Ok(Roles { control, proxy: (serving, cancel), page_server, safekeeper, _lock: lock })
+        Ok(Roles { control, proxy: serve_proxy(proxy), page_server, safekeepers, _lock: lock })
     }
 
     /// Control.
@@ -134,65 +91,165 @@ impl Roles {
     }
 
     /// Where the HTTP API listens.
-    pub fn api_address(&self) -> std::net::SocketAddr {
+    pub fn api_address(&self) -> SocketAddr {
         self.control.address()
     }
 
     /// Stops everything: sessions end, computes are suspended, what is in memory becomes durable.
     pub async fn shutdown(self) {
-        stop(self.proxy, "proxy").await;
+        self.proxy.stop("proxy").await;
         self.control.shutdown().await;
-        stop(self.page_server, "page server").await;
-        self.safekeeper.shutdown().await;
+        self.page_server.stop("page server").await;
+        self.safekeepers.shutdown().await;
     }
 }
 
-async fn stop((task, cancel): (JoinHandle<()>, CancellationToken), role: &str) {
-    cancel.cancel();
-    if let Err(error) = task.await {
-        warn!(role, %error, "a role did not end in order");
+/// An installation's folder, with what every role needs of it.
+pub struct Place {
+    /// The folder.
+    pub root: PathBuf,
+    /// The names of the files in it.
+    pub files: DataDir,
+    /// Signs the tokens by which the roles know each other.
+    pub issuer: TokenIssuer,
+}
+
+impl Place {
+    /// The folder, made if it is not there, with its keys.
+    pub fn open(root: &Path) -> Result<Self, Failure> {
+        let files = DataDir::new(root);
+        files.create().map_err(|error| start_failed(&error))?;
+        let issuer = files.token_issuer().map_err(|error| start_failed(&error))?;
+        Ok(Place { root: root.to_owned(), files, issuer })
+    }
+
+    /// A token of the server itself, for every tenant.
+    pub fn token(&self, service: Service, rights: Rights) -> String {
+        self.issuer.issue(&Claims { service, tenant: None, timeline: None, rights, expires_at_s: None })
     }
 }
 
-async fn start_safekeeper(root: &Path, address: &ServiceAddr, issuer: &TokenIssuer) -> Result<Safekeeper, Failure> {
-    let config = SafekeeperConfig::new(root.join("safekeeper"), vec![address.clone()], issuer.verifier());
-    Safekeeper::start(config, CancellationToken::new()).await.map_err(|error| Failure::of(&error))
+/// A role that runs until it is told to stop.
+pub struct Task {
+    running: JoinHandle<()>,
+    cancel: CancellationToken,
 }
 
-async fn start_page_server(
-    root: &Path,
-    address: &ServiceAddr,
-    safekeeper: &ServiceAddr,
-    issuer: &TokenIssuer,
-) -> Result<(JoinHandle<()>, CancellationToken), Failure> {
-    let folder = root.join("pageserver");
+impl Task {
+    /// Tells it, and waits until it has.
+    pub async fn stop(self, role: &str) {
+        self.cancel.cancel();
+        if let Err(error) = self.running.await {
+            warn!(role, %error, "a role did not end in order");
+        }
+    }
+}
+
+/// Where the other services are.
+pub struct Services {
+    /// Page server.
+    pub page_server: ServiceAddr,
+    /// All safekeepers.
+    pub safekeepers: Vec<ServiceAddr>,
+}
+
+/// Control, which starts computes and connectors.
+pub async fn start_control(
+    place: &Place,
+    services: Services,
+    computes: &ComputeArgs,
+    api_listen: SocketAddr,
+    front: &FrontArgs,
+) -> Result<RunningControl, Failure> {
+    refuse_off_host(api_listen)?;
+    let is_root = nix::unistd::geteuid().is_root();
+    let confined = confinement(computes.no_sandbox)?;
+    let (lib_dir, elsewhere) = library::unpack(&place.root, is_root)?;
+    if elsewhere {
+        info!(folder = %lib_dir.display(), "the data directory cannot be read by computes: their library is put here");
+    }
+    let pg_bin_dirs: BTreeMap<u32, PathBuf> = computes.pg_bin.iter().cloned().collect();
+    let manage = place.token(Service::Any, Rights::Manage);
+    let dependencies = Dependencies {
+        page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),
+        wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
+        connectors: Arc::new(Connectors::new(&pg_bin_dirs)),
+    };
+    let (public, proxy_address) = names::public_address(front);
+    let config = ControlConfig {
+        data_dir: place.root.clone(),
+        listen: api_listen,
+        public,
+        proxy_address,
+        ca_file: certificates(place, front)?.ca_path().to_owned(),
+        pool: PoolConfig {
+            computes_dir: place.files.computes(),
+            agent_command: agent_command()?,
+            lib_dir,
+            pg_bin_dirs,
+            sandbox: confined,
+            first_uid: is_root.then_some(FIRST_COMPUTE_UID),
+            wake_timeout: WAKE_TIMEOUT,
+            stop_deadline: STOP_DEADLINE,
+        },
+    };
+    Control::start(config, dependencies, CancellationToken::new()).await.map_err(|error| start_failed(&error))
+}
+
+/// The proxy, listening but not serving yet.
+pub async fn bind_proxy(place: &Place, front: &FrontArgs) -> Result<Proxy<ControlSocket>, Failure> {
+    Proxy::bind(ProxyConfig {
+        listen: front.listen,
+        hosts: HostNames::new(front.host.clone()),
+        certificates: certificates(place, front)?,
+        mock_secret: mock_secret(&place.files)?,
+        control: ControlSocket::new(place.files.run("control.sock")),
+    })
+    .await
+    .map_err(|error| Failure::of(&error).code(ApiErrorCode::Conflict))
+}
+
+/// Takes clients from now on.
+pub fn serve_proxy(proxy: Proxy<ControlSocket>) -> Task {
+    let cancel = CancellationToken::new();
+    Task { running: tokio::spawn(proxy.serve(cancel.clone())), cancel }
+}
+
+fn certificates(place: &Place, front: &FrontArgs) -> Result<Certificates, Failure> {
+    let hosts = HostNames::new(front.host.clone());
+    Certificates::load_or_make(&place.files.key("tls"), &hosts).map_err(|error| Failure::of(&error))
+}
+
+/// The page server, with its store and its local files below `folder`.
+pub async fn start_page_server(
+    folder: &Path,
+    listen: &[ServiceAddr],
+    safekeepers: &[ServiceAddr],
+    verifier: TokenVerifier,
+    safekeeper_token: String,
+) -> Result<Task, Failure> {
     let store = LocalFolder::open(&folder.join("store")).map_err(|error| Failure::of(&error))?;
     let config = PageserverConfig {
         engine: EngineConfig::new(folder.join("local"), Arc::new(store)),
         retention: RETENTION,
-        listen: vec![address.clone()],
-        verifier: issuer.verifier(),
-        safekeepers: vec![safekeeper.clone()],
-        safekeeper_token: token(issuer, Service::Safekeeper, Rights::Write),
+        listen: listen.to_vec(),
+        verifier,
+        safekeepers: safekeepers.to_vec(),
+        safekeeper_token,
     };
     let cancel = CancellationToken::new();
     let server = Pageserver::start(config, cancel.clone()).await.map_err(|error| Failure::of(&error))?;
-    Ok((tokio::spawn(server.run()), cancel))
+    Ok(Task { running: tokio::spawn(server.run()), cancel })
 }
 
-/// A token of the server itself, for every tenant.
-fn token(issuer: &TokenIssuer, service: Service, rights: Rights) -> String {
-    issuer.issue(&Claims { service, tenant: None, timeline: None, rights, expires_at_s: None })
-}
-
-fn confinement(args: &UpArgs) -> Result<Sandbox, Failure> {
-    if args.no_sandbox {
+fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {
+    if no_sandbox {
         warn!(
             "computes run without a sandbox: a branch's users can reach the files and networks that its Postgres can"
         );
         return Ok(Sandbox::None);
     }
-    match sandbox::probe() {
+    match ardent_agent::probe_sandbox() {
         Ok(()) => Ok(Sandbox::Bubblewrap),
         Err(why) => Err(Failure::usage(format!("computes cannot be confined on this machine: {why}")).hint(
             "install bubblewrap (Debian: apt-get install bubblewrap), or accept it with --no-sandbox if you trust every branch's users",
@@ -201,12 +258,11 @@ fn confinement(args: &UpArgs) -> Result<Sandbox, Failure> {
 }
 
 /// The API is plain HTTP: tokens would go over the network for all to read.
-fn refuse_off_host(args: &UpArgs) -> Result<(), Failure> {
-    if args.api_listen.ip().is_loopback() {
+fn refuse_off_host(api_listen: SocketAddr) -> Result<(), Failure> {
+    if api_listen.ip().is_loopback() {
         return Ok(());
     }
-    let message =
-        format!("the API would listen on {}, which other hosts can reach, without encryption", args.api_listen);
+    let message = format!("the API would listen on {api_listen}, which other hosts can reach, without encryption");
     Err(Failure::usage(message)
         .hint("give --api-listen an address of this host, such as 127.0.0.1:7480; branches (--listen) are encrypted"))
 }
@@ -227,7 +283,7 @@ fn agent_command() -> Result<Vec<OsString>, Failure> {
     Ok(vec![program.into(), "agent".into()])
 }
 
-fn start_failed(error: &StartError) -> Failure {
+pub fn start_failed(error: &StartError) -> Failure {
     let failure = match error {
         StartError::Store(inner) => Failure::of(inner),
         StartError::Secret(inner) => Failure::of(inner),

@@ -30,6 +30,7 @@ mod error;
 mod layout;
 mod lease;
 mod memory;
+mod mount_root;
 mod page_door;
 mod pid_file;
 mod postgres_log;
@@ -55,6 +56,7 @@ use crate::start::Compute;
 
 pub use error::ComputeError;
 pub use programs::ServerPrograms;
+pub use sandbox::probe_sandbox;
 
 /// Runs one compute to its end. Commands come on `stdin`, events go to `stdout`, one JSON object a line
 /// ([`ardent_api::compute`]). The exit code is 0 when the compute was stopped, 1 when it failed.

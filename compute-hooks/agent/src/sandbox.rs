@@ -7,12 +7,13 @@
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use ardent_api::compute::{RunAs, Sandbox};
 
 use crate::error::ComputeError;
 use crate::layout::{Layout, View};
+use crate::mount_root;
 use crate::programs::ServerPrograms;
 
 /// The descriptor on which bubblewrap says who its child is.
@@ -55,6 +56,36 @@ pub(crate) fn command(
     Ok(command)
 }
 
+/// Makes a sandbox like a compute's and runs nothing in it; says why where that cannot be.
+pub fn probe_sandbox() -> Result<(), String> {
+    let bwrap = find_program("bwrap").ok_or("the program bwrap is not installed")?;
+    let mut command = Command::new(bwrap);
+    let folder = std::env::temp_dir().join(format!("ardent-probe-{}", std::process::id()));
+    mount_root::ensure(&mut command, &folder).map_err(|error| format!("its root cannot be mounted: {error}"))?;
+    command.args(namespaces(nix::unistd::geteuid().is_root()));
+    command.args(["--die-with-parent", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "true"]);
+    let tried = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).output();
+    // It is there only in a chroot.
+    let _ = std::fs::remove_dir(&folder);
+    match tried {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(if text.is_empty() { format!("it ended with {}", output.status) } else { text })
+        }
+        Err(error) => Err(format!("bwrap cannot be started: {error}")),
+    }
+}
+
+/// The namespaces that are a compute's own. As root a user namespace would map Postgres's user to root outside.
+fn namespaces(as_root: bool) -> &'static [&'static str] {
+    if as_root {
+        &["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    } else {
+        &["--unshare-all"]
+    }
+}
+
 fn bubblewrap(
     layout: &Layout,
     view: &View,
@@ -65,12 +96,10 @@ fn bubblewrap(
         .ok_or_else(|| ComputeError::NoSandbox { reason: "the program bwrap is not installed".to_owned() })?;
     let mut command = Command::new(bwrap);
     command.current_dir("/");
-    // As root a user namespace would map Postgres's user to root outside.
-    match run_as {
-        Some(_) => command.args(["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]),
-        None => command.args(["--unshare-all"]),
-    };
-    command.args(["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv"]);
+    mount_root::ensure(&mut command, &layout.compute_dir.join("root"))
+        .map_err(|error| ComputeError::NoSandbox { reason: format!("its root cannot be mounted: {error}") })?;
+    command.args(namespaces(run_as.is_some()));
+    command.args(["--die-with-parent", "--new-session", "--clearenv"]);
     for (name, value) in ENVIRONMENT {
         command.args(["--setenv", name, value]);
     }

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::SystemRandom;
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
 use ardent_types::{TenantId, TimelineId};
@@ -120,6 +120,17 @@ impl TokenVerifier {
     /// A verifier for this raw Ed25519 public key (32 bytes).
     pub fn from_public_key(public_key: Vec<u8>) -> Self {
         TokenVerifier { public_key }
+    }
+
+    /// The public key as text, for a file.
+    pub fn to_text(&self) -> String {
+        URL_SAFE_NO_PAD.encode(&self.public_key)
+    }
+
+    /// The verifier that [`TokenVerifier::to_text`] wrote; `None` if the text is no Ed25519 public key.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let public_key = URL_SAFE_NO_PAD.decode(text).ok().filter(|key| key.len() == ED25519_PUBLIC_KEY_LEN)?;
+        Some(TokenVerifier { public_key })
     }
 
     /// The raw public key.

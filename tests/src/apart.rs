@@ -1,0 +1,152 @@
+//! An installation whose roles are processes of their own.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use tempfile::TempDir;
+
+use crate::house::{clean_command, free_port, pid_of};
+use crate::processes::{descendants, wait_until};
+
+struct Role {
+    child: Child,
+    // Held open: a role that has something to say must not meet a closed pipe.
+    _stdout: BufReader<ChildStdout>,
+}
+
+/// Three safekeepers, a page server, control and a proxy, each a process, on one folder.
+pub struct Apart {
+    root: TempDir,
+    ports: (u16, u16),
+    roles: BTreeMap<&'static str, Role>,
+}
+
+/// In the order in which they are started; stopped in the opposite one.
+const ROLES: [&str; 6] = ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", "control", "proxy"];
+
+impl Apart {
+    /// Makes the keys and starts all roles.
+    pub fn start() -> Apart {
+        let root = tempfile::Builder::new().prefix("ardent-apart-").tempdir().expect("a temp folder can be made");
+        fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
+        let mut apart = Apart { root, ports: (free_port(), free_port()), roles: BTreeMap::new() };
+        apart.ok(&["keys", "--data-dir", &apart.path("data")]);
+        for role in ROLES {
+            apart.up(role);
+        }
+        apart
+    }
+
+    /// Starts a role and waits until it is ready.
+    pub fn up(&mut self, role: &'static str) {
+        let mut arguments = match role {
+            "pageserver" => vec![
+                "pageserver".to_owned(),
+                format!("--data-dir={}", self.path("pageserver")),
+                format!("--listen={}", self.socket("pageserver")),
+                format!("--token-file={}", self.path("data/keys/pageserver.token")),
+            ],
+            "control" => vec![
+                "control".to_owned(),
+                format!("--pageserver={}", self.socket("pageserver")),
+                format!("--api-listen=127.0.0.1:{}", self.ports.1),
+            ],
+            "proxy" => vec!["proxy".to_owned()],
+            safekeeper => vec![
+                "safekeeper".to_owned(),
+                format!("--data-dir={}", self.path(safekeeper)),
+                format!("--listen={}", self.socket(safekeeper)),
+            ],
+        };
+        if matches!(role, "control" | "proxy") {
+            arguments.push(format!("--data-dir={}", self.path("data")));
+            arguments.push(format!("--listen=127.0.0.1:{}", self.ports.0));
+        } else {
+            arguments.push(format!("--key={}", self.path("data/keys/service.pub")));
+        }
+        if matches!(role, "control" | "pageserver") {
+            arguments.extend(ROLES[..3].iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
+        }
+        let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
+        let mut child = clean_command(self.root.path())
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the program can be run");
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        let mut line = String::new();
+        while !line.starts_with("ready") {
+            line.clear();
+            if stdout.read_line(&mut line).expect("a pipe can be read") == 0 {
+                let status = child.wait();
+                panic!("{role} ended ({status:?}): {}", self.log(role));
+            }
+        }
+        let former = self.roles.insert(role, Role { child, _stdout: stdout });
+        assert!(former.is_none(), "{role} ran already");
+    }
+
+    /// Kills a role as a crash would.
+    pub fn kill(&mut self, role: &str) {
+        let mut role = self.roles.remove(role).expect("it runs");
+        role.child.kill().expect("a child can be killed");
+        role.child.wait().expect("a child can be waited for");
+    }
+
+    /// Halts a role, or lets it go on: it keeps its sockets and answers nothing.
+    pub fn signal(&self, role: &str, signal: Signal) {
+        kill(pid_of(&self.roles[role].child), signal).expect("a child can be signalled");
+    }
+
+    /// Runs a command that must succeed; its standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = clean_command(self.root.path()).args(arguments).output().expect("the program can be run");
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "ardent {arguments:?}: {stderr}\ncontrol's log: {}", self.log("control"));
+        stdout.trim_end_matches('\n').to_owned()
+    }
+
+    /// What a role logged.
+    pub fn log(&self, role: &str) -> String {
+        fs::read_to_string(self.log_path(role)).unwrap_or_default()
+    }
+
+    fn log_path(&self, role: &str) -> PathBuf {
+        self.root.path().join(format!("{role}.log"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.root.path().join(name).to_string_lossy().into_owned()
+    }
+
+    fn socket(&self, role: &str) -> String {
+        format!("unix:{}.sock", self.path(role))
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        for name in ROLES.iter().rev() {
+            let Some(mut role) = self.roles.remove(name) else { continue };
+            let pid = pid_of(&role.child);
+            let below = descendants(pid.as_raw());
+            // Errors mean that it has ended. One that was halted must go on to end.
+            let _ = kill(pid, Signal::SIGCONT);
+            let _ = kill(pid, Signal::SIGTERM);
+            if !std::thread::panicking() {
+                wait_until("a role ends", 60, || role.child.try_wait().expect("a child can be waited for"));
+            }
+            let _ = role.child.kill();
+            let _ = role.child.wait();
+            for process in below {
+                process.kill();
+            }
+        }
+    }
+}
