@@ -537,7 +537,7 @@ pub struct PsqlArgs {
 pub enum InspectCommand {
     /// Compare our redo with the pages that Postgres logged (wal_consistency_checking = all)
     #[command(
-        after_help = "Examples:\n  ardent inspect verify-redo --wal /srv/pg/pg_wal\n  ardent inspect verify-redo --wal DIR --expect FILE --json"
+        after_help = "Examples:\n  ardent inspect verify-redo --wal /srv/pg/pg_wal\n  ardent inspect verify-redo --wal DIR --expect FILE --json\n  ardent inspect verify-redo --wal data/pg_wal --base copy --data data"
     )]
     VerifyRedo(VerifyRedoArgs),
 }
@@ -560,6 +560,12 @@ pub struct VerifyRedoArgs {
     /// The cluster logs hint bits (data checksums or wal_log_hints)
     #[arg(long)]
     pub hint_bits: bool,
+    /// Also ingest the WAL on top of this data directory, a copy from before it was written, and compare with --data
+    #[arg(long, value_name = "DIR", requires = "data")]
+    pub base: Option<PathBuf>,
+    /// The data directory of the server that wrote the WAL, shut down
+    #[arg(long, value_name = "DIR", requires = "base")]
+    pub data: Option<PathBuf>,
 }
 
 /// `ardent completions`.

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use ardent_api::control::SCHEMA_VERSION;
 use ardent_pg_redo::HintBits;
-use ardent_redo_oracle::{Report, VerifyRedoArgs};
+use ardent_redo_oracle::{EndStateArgs, Report, VerifyRedoArgs};
 
 use crate::args::{InspectCommand, VerifyRedoArgs as VerifyRedoFlags};
 use crate::failure::Failure;
@@ -26,12 +26,14 @@ struct Verdict<'a> {
 }
 
 fn verify_redo(output: &Output, flags: &VerifyRedoFlags) -> Result<(), Failure> {
+    let end_state = flags.base.clone().zip(flags.data.clone()).map(|(base, data)| EndStateArgs { base, data });
     let args = VerifyRedoArgs {
         wal: flags.wal.clone(),
         start: flags.start,
         end: flags.end,
         expect: flags.expect.clone(),
         hint_bits: if flags.hint_bits { HintBits::Logged } else { HintBits::NotLogged },
+        end_state,
     };
     let report = ardent_redo_oracle::run(&args).map_err(|error| Failure::of(&error))?;
     let verdict = Verdict { schema_version: SCHEMA_VERSION, passed: report.passed(), report: &report };
@@ -39,7 +41,7 @@ fn verify_redo(output: &Output, flags: &VerifyRedoFlags) -> Result<(), Failure> 
     if report.passed() {
         return Ok(());
     }
-    let message = "redo does not produce what Postgres logged, or something expected was not checked";
+    let message = "redo does not produce what Postgres logged or has on disk, or something expected was not checked";
     Err(Failure::from(ardent_api::control::ErrorInfo::new(ardent_api::control::ApiErrorCode::Internal, message))
         .hint("the report names the record types and blocks"))
 }

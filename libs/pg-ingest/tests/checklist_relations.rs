@@ -4,12 +4,12 @@ mod support;
 
 use ardent_api::page_service::{BackupItem, ImportSpec};
 use ardent_pg_format::encode::{ImageParts, RecordBuilder};
-use ardent_pg_format::{PgMajor, rmgr};
+use ardent_pg_format::{ControlFile, PgMajor, rmgr};
 use ardent_pg_ingest::{BackupPoint, Batch, Import, ImportError, Progress, ReadState, base_backup};
 use ardent_pg_redo::vm_bits;
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SystemId, WalSegmentSize};
 use support::store::Store;
-use support::timeline::{START, Timeline, control_file, rel, words};
+use support::timeline::{START, Timeline, checkpoint, control_file, rel, words};
 
 /// `BKPIMAGE_HAS_HOLE | BKPIMAGE_APPLY`
 const IMAGE_INFO: u8 = 0x03;
@@ -234,6 +234,46 @@ fn checklist_32_an_update_makes_one_change_per_map_page() {
     assert_eq!((at_record(0), at_record(1)), (1, 0));
     timeline.add(&heap(rmgr::HEAP, 0x20, &update, &[17, 33_000]));
     assert_eq!((bits(&timeline, 17), bits(&timeline, 33_000)), (0, 0), "two map pages");
+}
+
+/// `XLOG_HEAP2_VISIBLE` that sets both bits of a heap block.
+fn visible(block: u32) -> RecordBuilder {
+    let map = rel(1).with_fork(ForkNumber::Vm);
+    let record = RecordBuilder::new(rmgr::HEAP2, 0x40).main_data([0, 0, 0, 0, 3]);
+    record.block(0, map, block / 32_672, false, None, &[]).block(1, rel(1), block, false, None, &[])
+}
+
+#[test]
+fn checklist_26_bits_of_a_map_that_was_cut_off_do_not_come_back() {
+    // Without full-page writes the first record of the new map page brings no image.
+    let cut_off = [truncate(rel(1), 0, 7), end(0, &[rel(1)], None)];
+    for record in cut_off {
+        let mut timeline = heap_with_map();
+        timeline.add(&record);
+        timeline.add(&image(rel(1), 20, 1));
+        timeline.add(&visible(20));
+        assert_eq!((bits(&timeline, 19), bits(&timeline, 20), bits(&timeline, 21)), (0, 3, 0));
+        timeline.add(&visible(7));
+        assert_eq!((bits(&timeline, 7), bits(&timeline, 20)), (3, 3), "later records build on it");
+    }
+}
+
+#[test]
+fn checklist_35_36_a_visible_record_makes_the_map_page_and_leaves_the_heap_pages_lsn() {
+    let lsn = |page: &[u8]| (u32::from_le_bytes(page[..4].try_into().unwrap()), page[4..8].to_vec());
+    for logged in [false, true] {
+        let control = ControlFile { wal_log_hints: logged, ..control_file() };
+        let mut timeline = Timeline::with(checkpoint(), control, Lsn::INVALID);
+        timeline.add(&image(rel(1), 20, 1));
+        let before = lsn(&timeline.page(rel(1), 20));
+        let end = timeline.add(&visible(20));
+        let heap = timeline.page(rel(1), 20);
+        assert_eq!(heap[10] & 0x04, 0x04, "PD_ALL_VISIBLE");
+        assert_eq!(lsn(&heap) != before, logged, "the heap page is stamped only where hints are logged");
+        let map = timeline.page(rel(1).with_fork(ForkNumber::Vm), 0);
+        assert_eq!(map[4..8], (end.get() as u32).to_le_bytes(), "the map page always is");
+        assert_eq!((bits(&timeline, 20), bits(&timeline, 21)), (3, 0));
+    }
 }
 
 #[test]

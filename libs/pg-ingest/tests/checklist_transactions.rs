@@ -222,6 +222,24 @@ fn checklist_49_multixacts_span_pages_and_wrap() {
 }
 
 #[test]
+fn checklist_49_a_page_that_older_minors_zero_late_keeps_the_offset_it_has() {
+    let start = CheckPoint { next_multi: 2047, next_multi_offset: 10, ..checkpoint() };
+    let mut timeline = Timeline::with(start, control_file(), Lsn::INVALID);
+    timeline.add(&record(rmgr::MULTIXACT, 0x00, &[0]));
+    timeline.add(&record(rmgr::MULTIXACT, 0x10, &[0]));
+    timeline.add(&record(rmgr::MULTIXACT, 0x20, &[2047, 10, 2, 900, 0, 901, 1]));
+    assert_eq!(first_offset(&timeline, 2048), 12);
+    // Recent minors log the new page before the multixact that needs its first entry; older ones when it is given out itself.
+    timeline.add(&record(rmgr::MULTIXACT, 0x00, &[1]));
+    assert_eq!((first_offset(&timeline, 2047), first_offset(&timeline, 2048)), (10, 12), "a branch can begin here");
+    assert_eq!(first_offset(&timeline, 2049), 0);
+    // A page that nothing was put on is zeros, whatever it held a circle ago.
+    timeline.add(&record(rmgr::MULTIXACT, 0x20, &[4096, 500, 1, 900, 0]));
+    timeline.add(&record(rmgr::MULTIXACT, 0x00, &[2]));
+    assert_eq!((first_offset(&timeline, 4096), first_offset(&timeline, 4097)), (0, 0));
+}
+
+#[test]
 fn checklist_49_multixact_truncation_drops_whole_segments_around_the_circle() {
     let last_members_segment = 0x14078;
     let mut timeline = Timeline::new();

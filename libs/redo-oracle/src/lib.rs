@@ -16,8 +16,12 @@
 //! - What Postgres masks is masked in the same way, and counted. What it masks without need is compared all the same: each
 //!   page's LSN and `PD_ALL_VISIBLE`, and the visibility map's bits, the ones that are derived included.
 //!
+//! With a base ([`EndStateArgs`]), a second oracle runs along: ingest from that base on, compared at the end with the files of the
+//! server, page LSNs and map bits unmasked ([`EndState`]).
+//!
 //! It knows nothing of storage or services. Start with [`run`].
 
+mod end;
 mod files;
 mod mask;
 mod oracle;
@@ -30,6 +34,7 @@ use std::path::PathBuf;
 use ardent_pg_redo::HintBits;
 use ardent_types::Lsn;
 
+pub use end::{EndDifference, EndError, EndReport, EndState, Leave, LeaveCount};
 pub use files::{FilesError, WalFolder};
 pub use oracle::{Oracle, OracleError, Tamper};
 pub use report::{Expectations, ExpectationsError, Mismatch, Report, TypeReport};
@@ -50,6 +55,17 @@ pub struct VerifyRedoArgs {
     pub expect: Option<PathBuf>,
     /// Whether the cluster logs hint bits (checksums or `wal_log_hints`); decides which pages `Heap2/VISIBLE` stamps.
     pub hint_bits: HintBits,
+    /// Also compare the server's files at the end.
+    pub end_state: Option<EndStateArgs>,
+}
+
+/// Two data directories of one server, stopped cleanly both times.
+#[derive(Clone, Debug)]
+pub struct EndStateArgs {
+    /// As it was before the WAL was written.
+    pub base: PathBuf,
+    /// As it is at the end of the WAL.
+    pub data: PathBuf,
 }
 
 /// Why no verdict could be reached.
@@ -64,6 +80,9 @@ pub enum VerifyRedoError {
     /// The list of expected record types can't be read.
     #[error("the list of expected record types can't be used")]
     Expectations(#[from] ExpectationsError),
+    /// The server's files can't be compared.
+    #[error("the server's files can't be compared")]
+    EndState(#[from] EndError),
 }
 
 /// Verifies redo over a folder of WAL. The report says whether it passed ([`Report::passed`]).
@@ -71,11 +90,18 @@ pub fn run(args: &VerifyRedoArgs) -> Result<Report, VerifyRedoError> {
     let expectations = args.expect.as_deref().map(Expectations::load).transpose()?;
     let mut folder = WalFolder::open(&args.wal, args.start, args.end)?;
     let mut oracle = Oracle::new(folder.major(), args.hint_bits);
+    let mut end_state = args.end_state.as_ref().map(|args| EndState::begin(&args.base)).transpose()?;
     while let Some(record) = folder.next_record()? {
         oracle.check(&record)?;
+        if let Some(end_state) = &mut end_state {
+            end_state.follow(&record)?;
+        }
     }
     let mut report = oracle.finish();
     report.range = folder.range();
+    if let (Some(end_state), Some(args)) = (end_state, &args.end_state) {
+        report.end_state = Some(end_state.compare(&args.data)?);
+    }
     if let Some(expectations) = &expectations {
         report.expect(expectations);
     }

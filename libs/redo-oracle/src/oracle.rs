@@ -15,6 +15,8 @@ use crate::vm_check::VmCheck;
 /// `XLR_CHECK_CONSISTENCY`: the record carries images to compare with.
 const CHECK_CONSISTENCY: u8 = 0x02;
 const PD_ALL_VISIBLE: u8 = 0x04;
+/// `GistBuildLSN`, as pages have it.
+const GIST_BUILD_LSN: [u8; 8] = [0, 0, 0, 0, 1, 0, 0, 0];
 
 /// A record can't even be taken apart.
 #[derive(Debug, thiserror::Error)]
@@ -267,7 +269,9 @@ impl Oracle {
         theirs: &PageBytes,
     ) {
         self.report.entry(name).lsns_checked += 1;
-        if before[..8] != theirs[..8] {
+        // A sorted GiST build writes its pages before it logs them. One that was read back from its file has the build's stamp.
+        let built = record.header.rmid == rmgr::GIST && theirs[..8] == GIST_BUILD_LSN;
+        if before[..8] != theirs[..8] && !built {
             self.differs(record, block, name, "page LSN before the record", 0, before, theirs);
         }
     }

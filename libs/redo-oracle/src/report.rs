@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use ardent_types::{BlockNumber, Lsn, RelTag};
 use serde::Serialize;
 
+use crate::end::EndReport;
+
 /// At most this many mismatches are kept in detail.
 pub(crate) const MISMATCHES_MAX: usize = 20;
 
@@ -73,6 +75,8 @@ pub struct Report {
     pub missing: Vec<String>,
     /// Record types that were skipped as unreadable and are not listed as allowed.
     pub unexpected_unreadable: Vec<String>,
+    /// The comparison with the server's files, if it was asked for.
+    pub end_state: Option<EndReport>,
 }
 
 /// Record types that must be checked, and those that may have no redo.
@@ -177,7 +181,8 @@ impl Report {
     /// Whether nothing differed, nothing expected is missing, and nothing was skipped without leave. Otherwise the command
     /// exits with 1.
     pub fn passed(&self) -> bool {
-        self.total().mismatches == 0 && self.missing.is_empty() && self.unexpected_unreadable.is_empty()
+        let end_state = self.end_state.as_ref().is_none_or(EndReport::passed);
+        self.total().mismatches == 0 && self.missing.is_empty() && self.unexpected_unreadable.is_empty() && end_state
     }
 }
 
@@ -242,10 +247,13 @@ impl fmt::Display for Report {
         for name in &self.unexpected_unreadable {
             writeln!(f, "skipped without redo, and not listed as allowed: {name}")?;
         }
+        if let Some(end_state) = &self.end_state {
+            write!(f, "{end_state}")?;
+        }
         writeln!(f, "{}", if self.passed() { "passed" } else { "FAILED" })
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }

@@ -7,12 +7,13 @@ use ardent_pg_format::rmgr;
 use ardent_pg_redo::{Delta, HEAP_BLOCKS_PER_PAGE, vm_map_block};
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, RelTag};
 
+use crate::end::database_copy;
+
 pub(crate) type PageBytes = [u8; BLCKSZ];
 
 const SMGR_TRUNCATE: u8 = 0x20;
 const TRUNCATE_HEAP: u32 = 0x1;
 const TRUNCATE_VM: u32 = 0x2;
-const DBASE_CREATE_FILE_COPY: u8 = 0x00;
 
 /// All pages that redo has made so far.
 #[derive(Default)]
@@ -46,6 +47,9 @@ impl PageStore {
 
     /// What records without block references do to whole files: truncation, and the copy of a database's files.
     pub(crate) fn follow(&mut self, record: &DecodedRecord) {
+        if let Some((source, target)) = database_copy(record) {
+            self.copy_database(source, target);
+        }
         let info = record.header.info & 0xF0;
         let main = record.main_data();
         let word = |index: usize| {
@@ -58,11 +62,6 @@ impl PageStore {
                     (word(0), word(1), word(2), word(3), word(4))
                 {
                     self.truncate(RelTag { spcnode, dbnode, relnode, fork: ForkNumber::Main }, block, flags);
-                }
-            }
-            (rmgr::DATABASE, DBASE_CREATE_FILE_COPY) => {
-                if let (Some(db), Some(spc), Some(from_db), Some(from_spc)) = (word(0), word(1), word(2), word(3)) {
-                    self.copy_database((from_spc, from_db), (spc, db));
                 }
             }
             _ => {}

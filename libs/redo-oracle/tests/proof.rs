@@ -9,8 +9,10 @@ use std::rc::Rc;
 
 use ardent_pg_format::{DecodedRecord, PgMajor, restore_image, rmgr};
 use ardent_pg_redo::{HintBits, RecordView, redo_block};
-use ardent_redo_oracle::{EXPECTED_15, Expectations, Mismatch, Oracle, Report, Tamper, VerifyRedoArgs, WalFolder, run};
-use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program};
+use ardent_redo_oracle::{
+    EXPECTED_15, EndStateArgs, Expectations, Mismatch, Oracle, Report, Tamper, VerifyRedoArgs, WalFolder, run,
+};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command, temp_dir};
 use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
 
 fn options() -> TestPgOptions {
@@ -22,6 +24,16 @@ fn options() -> TestPgOptions {
         .set("wal_keep_size", "20GB")
         .set("checkpoint_timeout", "1h")
         .set("max_prepared_transactions", "10")
+}
+
+/// A server that is running, and its data directory as it was before.
+fn start_with_base(options: TestPgOptions) -> (TestPg, tempfile::TempDir) {
+    let mut server = TestPg::init(options);
+    let root = temp_dir();
+    let copied = server_command("cp").arg("-a").arg(server.data_dir()).arg(root.path().join("base")).status();
+    assert!(copied.expect("cp can be run").success());
+    server.start_server();
+    (server, root)
 }
 
 /// Runs a file of `tests/sql` in one session, and fails with psql's words if a statement does.
@@ -45,16 +57,24 @@ fn verify(server: &TestPg, hint_bits: HintBits) -> Report {
     run(&args).expect("the WAL can be read")
 }
 
+/// Both oracles.
+fn verify_with_end_state(server: &TestPg, base: &Path, hint_bits: HintBits) -> Report {
+    let data = server.data_dir().to_owned();
+    let end_state = Some(EndStateArgs { base: base.join("base"), data: data.clone() });
+    let args = VerifyRedoArgs { wal: data.join("pg_wal"), hint_bits, end_state, ..VerifyRedoArgs::default() };
+    run(&args).expect("the WAL and the directories can be read")
+}
+
 /// One server for both: the workloads are what takes long.
 #[test]
 fn every_record_type_of_15_redoes_as_postgres_does_and_wrong_redo_is_caught() {
-    let mut server = TestPg::start(options().set("wal_compression", "lz4"));
-    for name in ["heap.sql", "btree.sql", "gin.sql", "gist.sql", "spgist.sql", "brin.sql", "hash.sql"] {
+    let (mut server, base) = start_with_base(options().set("wal_compression", "lz4"));
+    for name in ["heap.sql", "btree.sql", "gin.sql", "gist.sql", "spgist.sql", "brin.sql", "hash.sql", "cluster.sql"] {
         run_sql_file(&server, name);
     }
     server.stop(StopMode::Fast);
 
-    let mut report = verify(&server, HintBits::NotLogged);
+    let mut report = verify_with_end_state(&server, base.path(), HintBits::NotLogged);
     report.expect(&Expectations::parse(EXPECTED_15).unwrap());
     assert!(report.passed(), "{report}");
     let total = report.total();
@@ -66,15 +86,26 @@ fn every_record_type_of_15_redoes_as_postgres_does_and_wrong_redo_is_caught() {
 }
 
 #[test]
-fn settings_that_change_what_is_logged() {
-    let with_checksums = options().initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
-    let cases = [
-        (with_checksums.set("wal_compression", "pglz"), HintBits::Logged),
-        (options().set("full_page_writes", "off").set("wal_compression", "zstd"), HintBits::NotLogged),
-        (options().set("wal_log_hints", "on").set("wal_level", "logical"), HintBits::Logged),
-    ];
-    for (options, hint_bits) in cases {
-        let mut server = TestPg::start(options.set("track_commit_timestamp", "on"));
+fn checksums_small_segments_pglz() {
+    let options = options().initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
+    check_settings(options.set("wal_compression", "pglz"), HintBits::Logged);
+}
+
+#[test]
+fn full_page_writes_off_zstd() {
+    check_settings(options().set("full_page_writes", "off").set("wal_compression", "zstd"), HintBits::NotLogged);
+}
+
+#[test]
+fn hints_logged_logical_large_segments() {
+    let options = options().initdb_arg("--wal-segsize=64").set("wal_log_hints", "on");
+    check_settings(options.set("wal_level", "logical"), HintBits::Logged);
+}
+
+/// Settings that change what is logged.
+fn check_settings(options: TestPgOptions, hint_bits: HintBits) {
+    {
+        let (mut server, base) = start_with_base(options.set("track_commit_timestamp", "on"));
         server.sql("CHECKPOINT");
         run_sql_file(&server, "heap.sql");
         // After a checkpoint, reading pages with new hint bits logs their images.
@@ -82,8 +113,9 @@ fn settings_that_change_what_is_logged() {
         for sql in ["SELECT count(*) FROM h", "UPDATE h SET v = 1 WHERE id % 9 = 0", "VACUUM h"] {
             server.sql(sql);
         }
+        run_sql_file(&server, "cluster.sql");
         server.stop(StopMode::Fast);
-        let report = verify(&server, hint_bits);
+        let report = verify_with_end_state(&server, base.path(), hint_bits);
         assert!(report.passed(), "{report}");
         let hint_images = report.types.get("XLOG/FPI_FOR_HINT").map_or(0, |counts| counts.images_applied);
         assert_eq!(hint_images > 0, hint_bits == HintBits::Logged, "{report}");

@@ -40,7 +40,8 @@ impl Ingest {
             }
             let size = self.sizes.get(block.rel, step.state).map_err(Fault::State)?;
             let mut orphan = false;
-            if size.is_none_or(|blocks| block.blkno >= blocks) {
+            let made = size.is_none_or(|blocks| block.blkno >= blocks);
+            if made {
                 orphan = !has_image && !block.will_init && !starts_from_zeros(block.rel);
                 if orphan && self.in_fuzzy_window(step.lsn) {
                     self.missing.note(block.rel, block.blkno);
@@ -54,7 +55,9 @@ impl Ingest {
             } else {
                 // An image that can't be restored leaves its page unreadable, not the timeline stopped.
                 let value = Value::for_block(self.major, record, block.id, self.hint_bits());
-                value.unwrap_or_else(|error| Some(unreadable(error))).expect("the block is one of the record's")
+                let value =
+                    value.unwrap_or_else(|error| Some(unreadable(error))).expect("the block is one of the record's");
+                if made { from_zeros(value) } else { value }
             };
             step.push(key, value);
         }
@@ -102,6 +105,15 @@ impl Ingest {
             }
         }
         Ok(())
+    }
+}
+
+/// A map page that a record makes without initialising it starts from zeros, and not from what the block held before it was
+/// truncated away or dropped: else old all-visible bits come back (checklist 26).
+fn from_zeros(value: Value) -> Value {
+    match value {
+        Value::Record { record, .. } => Value::Record { will_init: true, record },
+        other => other,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Multixacts (`multixact.h`).
 
-use ardent_pg_redo::{Delta, MultiXactMember, Value};
-use ardent_types::SlruKind;
+use ardent_pg_redo::{Delta, MULTIXACT_OFFSETS_PER_PAGE, MultiXactMember, Value};
+use ardent_types::{BLCKSZ, SlruKind};
+use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::blocks::zero_page;
@@ -25,7 +26,7 @@ impl Ingest {
         match step.op() {
             ZERO_OFFSETS_PAGE => {
                 let page = self.page_number(SlruKind::MultiXactOffsets, &mut data)?;
-                step.push(slru::key(SlruKind::MultiXactOffsets, page), zero_page());
+                self.new_offsets_page(step, page);
             }
             ZERO_MEMBERS_PAGE => {
                 let page = self.page_number(SlruKind::MultiXactMembers, &mut data)?;
@@ -57,6 +58,24 @@ impl Ingest {
             _ => step.note_unknown(),
         }
         Ok(())
+    }
+
+    /// A page of zeros, but that its first entry stays if the multixact before it is there already. Only WAL of older minors has
+    /// these records in that order: they know nothing of the next one's offset, which we have set with it.
+    fn new_offsets_page<S>(&mut self, step: &mut Step<'_, S>, page: u32) {
+        let kind = SlruKind::MultiXactOffsets;
+        let checkpoint = &self.control.checkpoint;
+        let next = checkpoint.next_multi;
+        let first_of_page = page.wrapping_mul(MULTIXACT_OFFSETS_PER_PAGE).max(FIRST_MULTIXACT);
+        // Page 0 has a multixact before it only if the ids have just wrapped; `next_multi` is 0 then.
+        let follows = next.max(FIRST_MULTIXACT) == first_of_page && (page != 0 || next == 0);
+        if !follows {
+            return step.push(slru::key(kind, page), zero_page());
+        }
+        let mut content = vec![0; BLCKSZ];
+        let at = (first_of_page % MULTIXACT_OFFSETS_PER_PAGE) as usize * 4;
+        content[at..at + 4].copy_from_slice(&checkpoint.next_multi_offset.max(1).to_le_bytes());
+        step.push_image(slru::key(kind, page), Bytes::from(content));
     }
 
     /// The offset of the multixact and, as recent minors do, of the next one; then the members, page by page (checklist 49).
