@@ -1,19 +1,30 @@
 #!/usr/bin/env bash
-# Proves redo against Postgres 15 at scale: runs Postgres's own regression and isolation suites and our workloads on a server
-# with wal_consistency_checking = all, then verifies every page of its WAL with `ardent inspect verify-redo`.
+# Proves redo against Postgres 15 at scale: runs Postgres's own regression and isolation suites, pgbench and our workloads on a server
+# with wal_consistency_checking = all, then verifies every page of its WAL, and every file of the stopped server, with
+# `ardent inspect verify-redo`. After that the settings that change what is logged, each with pgbench and our workloads.
 #
 #   scripts/verify-redo.sh              all of it
-#   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation workloads
-#   VERIFY_REDO_CONF="full_page_writes = off"     more lines for postgresql.conf, separated by newlines
-#   VERIFY_REDO_INITDB="--data-checksums"         more arguments for initdb
+#   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation pgbench workloads
+#   VERIFY_REDO_MATRIX="default"        only this row of `matrix` below
+#   VERIFY_REDO_CONF="autovacuum = off"     more lines for postgresql.conf, separated by newlines
+#   VERIFY_REDO_INITDB="--icu-locale=en"    more arguments for initdb
 #   VERIFY_REDO_DIR=DIR                 work there and keep it (default: a temporary folder, removed at the end)
+#   VERIFY_REDO_FLAGS="--json"          more arguments for the program
 #   VERIFY_REDO="program"               instead of `target/debug/ardent inspect verify-redo`
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 bin=/usr/lib/postgresql/15/bin
 pgxs=/usr/lib/postgresql/15/lib/pgxs
-suites=${VERIFY_REDO_SUITES:-regress isolation workloads}
-verify=${VERIFY_REDO:-$top/target/debug/ardent inspect verify-redo}
+all_suites="regress isolation pgbench workloads"
+suites=${VERIFY_REDO_SUITES:-$all_suites}
+# Name | suites | arguments of initdb | settings, separated by semicolons. The first runs everything.
+matrix="default|$all_suites||wal_level = logical; wal_compression = lz4
+no full-page writes|pgbench workloads||full_page_writes = off; wal_compression = off; wal_level = replica
+checksums, 1 MB segments, pglz|pgbench workloads|--data-checksums --wal-segsize=1|wal_compression = pglz; wal_level = replica
+checksums, no full-page writes, 64 MB segments, lz4|pgbench workloads|--data-checksums --wal-segsize=64|full_page_writes = off; wal_compression = lz4; wal_level = logical
+hints logged, zstd|pgbench workloads|--wal-segsize=64|wal_log_hints = on; wal_compression = zstd; track_commit_timestamp = on; wal_level = logical
+as in production|pgbench workloads||wal_consistency_checking = ''; wal_compression = lz4; wal_level = replica; checkpoint_timeout = 30s"
+verify=${VERIFY_REDO:-${CARGO_TARGET_DIR:-$top/target}/debug/ardent inspect verify-redo}
 for need in "$bin/postgres" "$pgxs/src/test/regress/pg_regress"; do
   [ -x "$need" ] || { echo "$need is missing: install postgresql-15 and postgresql-server-dev-15 (make setup)" >&2; exit 1; }
 done
@@ -64,27 +75,9 @@ case " $suites " in *" regress "*|*" isolation "*)
   fi
 esac
 
-rm -rf "$work/data" "$work/out" && mkdir -p "$work/out" "$work/sql"
+mkdir -p "$work/sql"
 cp "$top"/libs/redo-oracle/tests/sql/*.sql "$work/sql/"
 if [ "$(id -u)" = 0 ]; then chown -R postgres "$work"; fi
-cd "$work"
-# shellcheck disable=SC2086
-"${as_pg[@]}" "$bin/initdb" -D "$work/data" -U postgres --no-sync ${VERIFY_REDO_INITDB:-} >/dev/null
-cat >>"$work/data/postgresql.conf" <<CONF
-listen_addresses = ''
-unix_socket_directories = '$work'
-fsync = off
-wal_consistency_checking = 'all'
-wal_level = logical
-max_wal_size = 50GB
-wal_keep_size = 50GB
-checkpoint_timeout = 1h
-max_prepared_transactions = 20
-autovacuum_naptime = 5s
-${VERIFY_REDO_CONF:-}
-CONF
-"${as_pg[@]}" "$bin/pg_ctl" -D "$work/data" -l "$work/log" -w start >/dev/null
-started=1
 
 run_suite() { # suite's name, program, folder, schedule
   mkdir -p "$work/out/$1"; if [ "$(id -u)" = 0 ]; then chown postgres "$work/out/$1"; fi
@@ -93,23 +86,70 @@ run_suite() { # suite's name, program, folder, schedule
     --schedule="$4" --max-concurrent-tests=20 --host="$work" --user=postgres --dbname="$1" ${5:-} >"$work/out/$1.log" 2>&1 || true
   echo "$1: $(grep -E '^ All|tests (passed|failed)|of [0-9]+ tests' "$work/out/$1.log" | tail -1)"
 }
-for suite in $suites; do
-  case $suite in
-    regress) run_suite regression "$pgxs/src/test/regress/pg_regress" "$work/src/src/test/regress" "$work/src/src/test/regress/parallel_schedule" ;;
-    isolation)
-      run_suite isolation_regression "$pgxs/src/test/isolation/pg_isolation_regress" "$work/src/src/test/isolation" "$work/src/src/test/isolation/isolation_schedule" ;;
-    workloads)
-      for file in "$work"/sql/*.sql; do
-        "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" psql -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$file" postgres >/dev/null
-      done
-      echo "workloads: $(ls "$work"/sql/*.sql | wc -l) files" ;;
-    *) echo "unknown suite: $suite" >&2; exit 2 ;;
-  esac
-done
-"${as_pg[@]}" "$bin/pg_ctl" -D "$work/data" -m fast -w -t 300 stop >/dev/null
-started=
-echo "WAL: $(du -sh "$work/data/pg_wal" | cut -f1)"
-expect=()
-if [ "$suites" = "regress isolation workloads" ]; then expect=(--expect "$top/libs/redo-oracle/expected-15.txt"); fi
-cd "$top"
-$verify --wal "$work/data/pg_wal" "${expect[@]}"
+
+run_suites() { # suites
+  local suite file
+  for suite in $1; do
+    case $suite in
+      regress) run_suite regression "$pgxs/src/test/regress/pg_regress" "$work/src/src/test/regress" "$work/src/src/test/regress/parallel_schedule" ;;
+      isolation)
+        run_suite isolation_regression "$pgxs/src/test/isolation/pg_isolation_regress" "$work/src/src/test/isolation" "$work/src/src/test/isolation/isolation_schedule" ;;
+      pgbench)
+        "${as_pg[@]}" "$bin/pgbench" -h "$work" -U postgres -q -i -s 5 postgres >"$work/out/pgbench.log" 2>&1
+        "${as_pg[@]}" "$bin/pgbench" -h "$work" -U postgres -n -c 4 -t 2500 postgres >>"$work/out/pgbench.log" 2>&1
+        echo "pgbench: $(grep 'actually processed' "$work/out/pgbench.log")" ;;
+      workloads)
+        for file in "$work"/sql/*.sql; do
+          "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" psql -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$file" postgres >/dev/null
+        done
+        echo "workloads: $(ls "$work"/sql/*.sql | wc -l) files" ;;
+      *) echo "unknown suite: $suite" >&2; exit 2 ;;
+    esac
+  done
+}
+
+one_run() { # name, suites, arguments of initdb, settings
+  echo; echo "== $1"
+  rm -rf "$work/data" "$work/base" "$work/out" && mkdir -p "$work/out"
+  if [ "$(id -u)" = 0 ]; then chown postgres "$work/out"; fi
+  cd "$work"
+  # shellcheck disable=SC2086
+  "${as_pg[@]}" "$bin/initdb" -D "$work/data" -U postgres --no-sync $3 ${VERIFY_REDO_INITDB:-} >/dev/null
+  cp -a "$work/data" "$work/base"
+  cat >>"$work/data/postgresql.conf" <<CONF
+listen_addresses = ''
+unix_socket_directories = '$work'
+fsync = off
+wal_consistency_checking = 'all'
+max_wal_size = 50GB
+wal_keep_size = 50GB
+checkpoint_timeout = 1h
+max_prepared_transactions = 20
+autovacuum_naptime = 5s
+$(tr ';' '\n' <<<"$4")
+${VERIFY_REDO_CONF:-}
+CONF
+  "${as_pg[@]}" "$bin/pg_ctl" -D "$work/data" -l "$work/log" -w start >/dev/null
+  started=1
+  run_suites "$2"
+  # Whether hint bits are logged decides what a record of the visibility map stamps.
+  local flags=() query="select 'on' in (current_setting('data_checksums'), current_setting('wal_log_hints'))"
+  if [ "$("${as_pg[@]}" psql -h "$work" -U postgres -qXAtc "$query" postgres)" = t ]; then flags+=(--hint-bits); fi
+  "${as_pg[@]}" "$bin/pg_ctl" -D "$work/data" -m fast -w -t 300 stop >/dev/null
+  started=
+  echo "WAL: $(du -sh "$work/data/pg_wal" | cut -f1)"
+  if [ "$2" = "$all_suites" ]; then flags+=(--expect "$top/libs/redo-oracle/expected-15.txt"); fi
+  cd "$top"
+  # shellcheck disable=SC2086
+  $verify --wal "$work/data/pg_wal" --base "$work/base" --data "$work/data" "${flags[@]}" ${VERIFY_REDO_FLAGS:-} || failed+=("$1")
+}
+
+failed=()
+while IFS='|' read -r name row_suites initdb settings; do
+  [ "${VERIFY_REDO_MATRIX:-$name}" = "$name" ] || continue
+  chosen=
+  for suite in $row_suites; do case " $suites " in *" $suite "*) chosen="$chosen $suite" ;; esac; done
+  one_run "$name" "${chosen# }" "$initdb" "$settings" </dev/null
+done <<<"$matrix"
+if [ ${#failed[@]} -gt 0 ]; then printf 'verify-redo: FAILED: %s\n' "${failed[@]}" >&2; exit 1; fi
+echo; echo "verify-redo: all runs passed"
