@@ -59,6 +59,7 @@ impl Control {
         request: &DiffRequest,
     ) -> Result<DiffReport, ErrorInfo> {
         let began = std::time::Instant::now();
+        let read_before = self.pages_sent(branch).await?;
         let (head_at, base_at) = tokio::try_join!(self.wake_branch(branch, began), self.wake_branch(base, began))?;
         let superuser = self.context.store.connector(&branch.connector)?.and_then(|row| row.superuser);
         let superuser = superuser.unwrap_or_else(|| "postgres".to_owned());
@@ -103,15 +104,22 @@ impl Control {
             let set = compare(&old, head, *oid, &changed, &options).await.map_err(|error| failed(&error))?;
             databases.extend(Some(set).filter(|set| !set.is_empty()));
         }
+        let (read_head, read_base) = tokio::try_join!(self.pages_sent(branch), self.pages_sent(base))?;
         Ok(DiffReport {
             schema_version: SCHEMA_VERSION,
             branch: branch.name.clone(),
             from_lsn: branch_lsn,
             to_lsn,
             changed_blocks: changed.iter().flat_map(|rel| &rel.ranges).map(|range| u64::from(range.count)).sum(),
+            pages_read_branch_point: read_base,
+            pages_read_head: read_head.saturating_sub(read_before),
             databases,
             databases_not_compared: skipped,
         })
+    }
+
+    async fn pages_sent(&self, branch: &BranchRow) -> Result<u64, ErrorInfo> {
+        Ok(self.context.timeline_status(branch.tenant, branch.timeline).await?.pages_sent)
     }
 
     async fn changed_blocks(&self, branch: &BranchRow, from: Lsn, to: Lsn) -> Result<Vec<ChangedRelation>, ErrorInfo> {

@@ -2,13 +2,14 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ardent_api::frame::{DecodeError, Frame};
-use ardent_api::page_service::{ErrorCode, Hello, ManageRequest, PROTOCOL_VERSION, Request, Response};
+use ardent_api::page_service::{BackupItem, ErrorCode, Hello, ManageRequest, PROTOCOL_VERSION, Request, Response};
 use ardent_api::token::{Claims, Rights, Service, TokenError};
 use ardent_storage::Timeline;
-use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_types::{BLCKSZ, Lsn, TenantId, TimelineId};
 use bytes::BytesMut;
 
 use crate::import::Import;
@@ -92,6 +93,8 @@ pub(crate) struct Connection<'a> {
     pub(crate) output: Output,
     bound: Option<Bound>,
     timeline: Option<Arc<Timeline>>,
+    /// Of the timeline that the hello named.
+    pages_sent: Arc<AtomicU64>,
     pub(crate) import: Option<Import>,
     socket_error: Option<io::Error>,
 }
@@ -99,8 +102,16 @@ pub(crate) struct Connection<'a> {
 /// Serves a client until it leaves.
 pub(crate) fn serve(shared: &Arc<Shared>, socket: Socket) -> Result<(), ConnectionError> {
     let output = Output { socket: socket.try_clone()?, buffer: BytesMut::new() };
-    let mut connection =
-        Connection { shared, input: socket, output, bound: None, timeline: None, import: None, socket_error: None };
+    let mut connection = Connection {
+        shared,
+        input: socket,
+        output,
+        bound: None,
+        timeline: None,
+        pages_sent: Arc::default(),
+        import: None,
+        socket_error: None,
+    };
     connection.run()
 }
 
@@ -146,6 +157,12 @@ impl Connection<'_> {
 
     /// Queues an answer. A broken socket ends the connection after this request.
     pub(crate) fn reply(&mut self, response: &Response) -> Result<(), Failure> {
+        let pages = match response {
+            Response::Pages { pages, .. } => pages.len() / BLCKSZ,
+            Response::BackupItem { item: BackupItem::Page { .. }, .. } => 1,
+            _ => 0,
+        };
+        self.pages_sent.fetch_add(pages as u64, Ordering::Relaxed);
         self.output.send(response).map_err(|error| {
             self.socket_error = Some(error);
             Failure::new(ErrorCode::Internal, "the connection is lost")
@@ -159,6 +176,7 @@ impl Connection<'_> {
         };
         match outcome {
             Ok(bound) => {
+                self.pages_sent = self.shared.pages_sent.of(bound.tenant, bound.timeline);
                 self.bound = Some(bound);
                 self.output.send(&Response::HelloOk { version: PROTOCOL_VERSION, capabilities: 0 })?;
                 Ok(())

@@ -25,6 +25,7 @@ mod import;
 mod limits;
 mod manage;
 mod pages;
+mod pages_sent;
 mod retention;
 mod server;
 mod socket;

@@ -1,6 +1,7 @@
 //! Management: branches, facts, leases.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
@@ -86,7 +87,9 @@ impl Connection<'_> {
         bound.allow(timeline, Rights::Manage)?;
         self.shared.followers.end(bound.tenant, timeline);
         let deleted = self.shared.engine.delete_timeline(bound.tenant, timeline);
-        deleted.map_err(|error| timeline_failure(&error)).map(|()| ManageReply::Done)
+        deleted.map_err(|error| timeline_failure(&error))?;
+        self.shared.pages_sent.forget(bound.tenant, timeline);
+        Ok(ManageReply::Done)
     }
 
     fn list_timelines(&mut self, bound: &Bound) -> Result<ManageReply, Failure> {
@@ -119,6 +122,7 @@ impl Connection<'_> {
             following: self.shared.followers.is_following(timeline),
             last_commit_us: None,
             problem: self.shared.followers.problem(timeline),
+            pages_sent: self.shared.pages_sent.of(timeline.tenant(), timeline.id()).load(Ordering::Relaxed),
         }
     }
 

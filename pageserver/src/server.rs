@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection;
 use crate::follower::Followers;
 use crate::limits;
+use crate::pages_sent::PagesSent;
 use crate::retention;
 use crate::socket::Socket;
 
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     pub engine: Arc<Engine>,
     pub verifier: TokenVerifier,
     pub followers: Followers,
+    pub pages_sent: PagesSent,
 }
 
 /// A running page server.
@@ -86,7 +88,8 @@ impl Pageserver {
         let engine = Engine::open(config.engine)?;
         let runtime = tokio::runtime::Handle::current();
         let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
-        let shared = Arc::new(Shared { engine, verifier: config.verifier, followers });
+        let pages_sent = PagesSent::default();
+        let shared = Arc::new(Shared { engine, verifier: config.verifier, followers, pages_sent });
         let retention = start_retention(&shared.engine, config.retention).map_err(StartError::Thread)?;
         let mut server = Pageserver {
             shared,

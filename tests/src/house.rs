@@ -131,6 +131,16 @@ impl House {
         self.ok(&["branch", "create", name, "--from", from, "--print-url"])
     }
 
+    /// Removes the folders of computes, all of which are at rest: what wakes next starts cold.
+    pub fn throw_computes_away(&self) {
+        assert_eq!(self.compute_processes(), [], "computes run");
+        for entry in fs::read_dir(self.data_dir().join("computes")).expect("the folder can be listed") {
+            let path = entry.expect("the folder can be listed").path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.expect("a compute at rest can be thrown away");
+        }
+    }
+
     /// The processes of computes.
     pub fn compute_processes(&self) -> Vec<Process> {
         descendants(self.pid())

@@ -17,9 +17,13 @@ mod house;
 mod processes;
 mod production;
 mod psql;
+mod relay;
+mod session;
 
 pub use apart::Apart;
 pub use house::{Finished, House};
 pub use processes::{Process, descendants, wait_until};
 pub use production::{Load, production_options};
 pub use psql::{in_database, pg_program, sql, table_sums, try_sql};
+pub use relay::Relay;
+pub use session::{Said, Session};

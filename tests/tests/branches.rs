@@ -1,6 +1,5 @@
 //! Branches are apart from each other, and rest and wake without loss.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -53,7 +52,7 @@ fn branches_are_apart_and_give_their_names_back() {
 fn ten_times_asleep_and_awake_loses_nothing() {
     let production = TestPg::start(production_options());
     production.sql("create table t (round int primary key, filler text)");
-    let mut house = House::start();
+    let house = House::start();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let branch = house.branch("sleeper", "main");
     let info = house.json(&["branch", "info", "sleeper"]);
@@ -73,15 +72,9 @@ fn ten_times_asleep_and_awake_loses_nothing() {
         end = sql(&branch, "select pg_current_wal_flush_lsn()");
         house.ok(&["branch", "suspend", "sleeper"]);
         assert_eq!(house.compute_processes(), [], "a branch at rest has no process");
-        // Every other time cold: a server that starts anew keeps no folder of a compute.
+        // Every other time cold.
         if round % 2 == 0 {
-            house.stop();
-            for entry in fs::read_dir(house.data_dir().join("computes")).expect("the folder can be listed") {
-                let path = entry.expect("the folder can be listed").path();
-                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                removed.expect("a compute at rest can be thrown away");
-            }
-            house.up();
+            house.throw_computes_away();
         }
     }
     assert_eq!(sql(&branch, "select count(*), sum(round), sum(length(filler)) from t"), "10|55|640000");

@@ -171,6 +171,8 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("from_lsn", "Lsn"),
             ("to_lsn", "Lsn"),
             ("changed_blocks", "integer"),
+            ("pages_read_branch_point", "integer"),
+            ("pages_read_head", "integer"),
             ("databases", "[ChangeSet]"),
             ("databases_not_compared", "[string]"),
         ],

@@ -144,6 +144,7 @@ impl Fakes {
                     pg_major: 15,
                     logical_size_bytes: Some(8192),
                     problem: None,
+                    pages_sent: 0,
                     stored_bytes: 100,
                     consistent_from_lsn: Lsn::new(0x1000),
                     following: found.following,

@@ -18,6 +18,10 @@ pub struct DiffReport {
     pub to_lsn: Lsn,
     /// Blocks that changed between the two, catalogs and indexes included.
     pub changed_blocks: u64,
+    /// Pages that the page server sent to the compute at the branch point, its start included.
+    pub pages_read_branch_point: u64,
+    /// Pages that it sent to the branch's compute meanwhile: for the diff, for the start if it slept, and for other sessions.
+    pub pages_read_head: u64,
     /// Databases with changes.
     pub databases: Vec<ChangeSet>,
     /// Databases that the branch point does not have under this name: made on the branch, or renamed there.

@@ -150,4 +150,7 @@ pub struct TimelineStatus {
     /// What keeps it from receiving WAL, if anything does.
     #[serde(default)]
     pub problem: Option<String>,
+    /// Pages sent to clients that are bound to it, those of base backups included, since the page server started.
+    #[serde(default)]
+    pub pages_sent: u64,
 }
