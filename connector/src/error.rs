@@ -138,8 +138,8 @@ impl ConnectorError {
         text
     }
 
-    /// What starting replication through `slot` met, named if it means that WAL is lost.
-    pub(crate) fn from_start(error: WireError, slot: &str) -> ConnectorError {
+    /// What replication through `slot` met, at its start or later, named if it means that WAL is lost.
+    pub(crate) fn from_replication(error: WireError, slot: &str) -> ConnectorError {
         let WireError::Server(server) = &error else { return error.into() };
         let slot = slot.to_owned();
         match server.code.as_str() {

@@ -142,23 +142,25 @@ impl Follower<'_> {
         }
         let slot = self.config.slot_name();
         let stream = connection.start_replication(Some(&slot), next, Some(writer.tli)).await;
-        let mut stream = stream.map_err(|error| ConnectorError::from_start(error, &slot))?;
+        let mut stream = stream.map_err(|error| ConnectorError::from_replication(error, &slot))?;
         self.status.send_modify(|status| {
             status.state = FollowState::Streaming;
             status.last_error = None;
             status.received_lsn = next;
             status.production_flush_lsn = system.flush_lsn;
         });
-        self.stream(writer, &mut stream).await
+        self.stream(writer, &mut stream, &slot).await
     }
 
-    async fn stream(&self, writer: &Writer, stream: &mut ReplicationStream) -> Result<(), ConnectorError> {
+    async fn stream(&self, writer: &Writer, stream: &mut ReplicationStream, slot: &str) -> Result<(), ConnectorError> {
         let mut committed = writer.proposer.committed();
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
         loop {
             tokio::select! {
                 message = stream.recv() => {
-                    if self.take(message?, writer, stream).await? {
+                    // A segment that is gone shows only when the server comes to read it.
+                    let message = message.map_err(|error| ConnectorError::from_replication(error, slot))?;
+                    if self.take(message, writer, stream).await? {
                         self.confirm(writer, stream).await?;
                     }
                 }

@@ -180,7 +180,15 @@ impl Control {
     /// Makes the branch in storage. Gives how long it waited for WAL.
     async fn make(&self, branch: &BranchRow, parent: &BranchRow, point: PointSpec) -> Result<Duration, ErrorInfo> {
         let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
-        let point = self.context.resolve_point(parent, connector, point).await?;
+        let follows_production = connector.is_some() && point == PointSpec::Now;
+        let point = tokio::select! {
+            biased;
+            point = self.context.resolve_point(parent, connector, point) => point?,
+            why = self.given_up(&parent.connector), if follows_production => {
+                let message = format!("production ({}) is not followed any more: {why}", parent.connector);
+                return Err(self.context.production_unavailable(parent, message).await);
+            }
+        };
         self.make_in_storage(branch, parent.timeline, point.at).await?;
         Ok(point.waited)
     }
@@ -475,7 +483,7 @@ fn check_seconds(name: &str, value: Option<u64>) -> Result<(), ErrorInfo> {
     }
 }
 
-fn not_found(name: &str) -> ErrorInfo {
+pub(crate) fn not_found(name: &str) -> ErrorInfo {
     ErrorInfo::new(ApiErrorCode::NotFound, format!("there is no branch {name}"))
         .with_hint("ardent branch list shows which there are")
 }

@@ -53,6 +53,8 @@ pub(crate) struct Creation {
 struct Follower {
     cancel: CancellationToken,
     problem: watch::Receiver<Option<String>>,
+    /// Set while it does not try, because of what waiting alone does not mend.
+    given_up: watch::Receiver<Option<String>>,
     ended: CancellationToken,
 }
 
@@ -161,8 +163,12 @@ impl Control {
                 self.connector_status_of(&row).await
             }
             Err(error) => {
-                self.undo_connector(&row).await;
-                Err(error)
+                let retry = "when that is seen to, run ardent connector create again";
+                let hint = match self.undo_connector(&row).await {
+                    Some(warning) => format!("{warning}; {retry}"),
+                    None => retry.to_owned(),
+                };
+                Err(if error.hint.is_some() { error } else { error.with_hint(hint) })
             }
         }
     }
@@ -245,6 +251,10 @@ impl Control {
                     Err(error) if error.kind != StorageErrorKind::Timeout => return Err(error.into()),
                     _ => {}
                 },
+                why = self.given_up(&row.name) => {
+                    let message = format!("the copy could not be made consistent: {why}");
+                    return Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message));
+                }
                 () = self.cancel.cancelled() => return Err(shutting_down()),
             }
         }
@@ -258,19 +268,26 @@ impl Control {
         let cancel = self.cancel.child_token();
         let ended = CancellationToken::new();
         let (problem_in, problem) = watch::channel(None);
-        let follower = Follower { cancel: cancel.clone(), problem, ended: ended.clone() };
+        let (given_up_in, given_up) = watch::channel(None);
+        let follower = Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone() };
         if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
             warn!(connector = %row.name, "was followed already");
         }
         let (control, row) = (self.clone(), row.clone());
         self.tasks.spawn(async move {
-            control.follow(&row, cancel, problem_in).await;
+            control.follow(&row, cancel, problem_in, given_up_in).await;
             ended.cancel();
         });
         Ok(())
     }
 
-    async fn follow(&self, row: &ConnectorRow, cancel: CancellationToken, problem: watch::Sender<Option<String>>) {
+    async fn follow(
+        &self,
+        row: &ConnectorRow,
+        cancel: CancellationToken,
+        problem: watch::Sender<Option<String>>,
+        given_up: watch::Sender<Option<String>>,
+    ) {
         let mut pause = FOLLOW_PAUSE.0;
         while !cancel.is_cancelled() {
             let began = Instant::now();
@@ -289,11 +306,13 @@ impl Control {
                 pause = FOLLOW_PAUSE.0;
             }
             warn!(connector = %row.name, why, retry_s = pause.as_secs(), "production is not being followed");
-            problem.send_replace(Some(why));
+            problem.send_replace(Some(why.clone()));
+            given_up.send_replace(Some(why));
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = cancel.cancelled() => return,
             }
+            given_up.send_replace(None);
             pause = (pause * 2).min(FOLLOW_PAUSE.1);
         }
     }
@@ -307,6 +326,19 @@ impl Control {
                 (problem.is_none(), problem)
             }
         }
+    }
+
+    /// Ends when production is not followed any more and waiting does not mend it; says why.
+    pub(crate) async fn given_up(&self, name: &str) -> String {
+        let follower = self.connectors.followers.lock().get(name).map(|follower| follower.given_up.clone());
+        if let Some(mut given_up) = follower
+            && let Ok(why) = given_up.wait_for(Option::is_some).await
+            && let Some(why) = why.clone()
+        {
+            return why;
+        }
+        // Nobody follows it: it is just being started or deleted.
+        std::future::pending().await
     }
 
     async fn stop_following(&self, name: &str) {
@@ -459,7 +491,8 @@ impl Control {
         Ok(warning)
     }
 
-    async fn undo_connector(&self, row: &ConnectorRow) {
+    /// Takes back a connector that could not be made. Gives what is left on production, if anything is.
+    async fn undo_connector(&self, row: &ConnectorRow) -> Option<String> {
         // Against the housekeeper, who finishes deletions too.
         let lock = self.name_lock(&row.name);
         let _guard = lock.lock().await;
@@ -467,9 +500,10 @@ impl Control {
             let _ = self.context.store.begin_delete_connector(&row.name)?;
             self.finish_delete_connector(row).await
         };
-        if let Err(error) = undone.await {
+        undone.await.unwrap_or_else(|error| {
             warn!(connector = %row.name, %error, "a connector that could not be made is not undone yet; it will be tried again");
-        }
+            None
+        })
     }
 }
 

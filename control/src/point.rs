@@ -117,13 +117,18 @@ impl Context {
             Err(_) => format!("it did not answer within {} s", PRODUCTION_TIMEOUT.as_secs()),
         };
         let message = format!("production ({}) cannot be asked where its WAL ends: {why}", parent.connector);
+        Err(self.production_unavailable(parent, message).await)
+    }
+
+    /// The error with what can be had instead.
+    pub(crate) async fn production_unavailable(&self, parent: &BranchRow, message: String) -> ErrorInfo {
         let status = self.timeline_status(parent.tenant, parent.timeline).await.ok();
         let age = status.and_then(|status| status.last_commit_us).map(|at_us| age_text(now_us(), at_us));
         let hint = match age {
             Some(age) => format!("--at latest branches from what is here: its newest commit is {age} old"),
             None => "--at latest branches from what is here".to_owned(),
         };
-        Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).with_hint(hint))
+        ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).with_hint(hint)
     }
 
     /// Waits until the page server has the branch's WAL up to `lsn`.
