@@ -56,9 +56,10 @@ impl From<StorageError> for ErrorInfo {
             }
             StorageErrorKind::Conflict => (ApiErrorCode::Conflict, None),
             StorageErrorKind::Timeout => (ApiErrorCode::Timeout, Some("the same command again goes on waiting")),
-            StorageErrorKind::Unavailable => {
-                (ApiErrorCode::StorageUnavailable, Some("see whether the server runs: ardent status"))
-            }
+            StorageErrorKind::Unavailable => (
+                ApiErrorCode::StorageUnavailable,
+                Some("nothing was changed: give the command again when that is mended; the server's log may say more"),
+            ),
             StorageErrorKind::Failed => (ApiErrorCode::Internal, Some("the server's log says more")),
         };
         let info = ErrorInfo::new(code, error.message);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use ardent_api::compute::{RunAs, Sandbox};
-use ardent_api::control::{ApiErrorCode, ComputeState, ErrorInfo};
+use ardent_api::control::{ApiErrorCode, BranchState, ComputeState, ErrorInfo};
 use ardent_types::{BranchId, ComputeId};
 
 use crate::compute::drive::{Drive, DriveCommand};
@@ -204,6 +204,10 @@ impl ComputePool {
         if self.closing.load(std::sync::atomic::Ordering::SeqCst) {
             return Err(ErrorInfo::new(ApiErrorCode::ComputeFailed, "the server is shutting down")
                 .with_hint("start it again with ardent up"));
+        }
+        // Under this lock: a delete marks the row first and looks for a slot then, so one of the two sees the other.
+        if self.context.store.branch_by_id(branch.id)?.is_none_or(|row| row.state != BranchState::Ready) {
+            return Err(crate::branches::not_found(&branch.name));
         }
         let (state_in, state) = watch::channel(SlotState::Starting);
         let (commands, commands_out) = mpsc::channel(4);
