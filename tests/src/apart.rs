@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
-use crate::house::{clean_command, free_port, pid_of};
+use crate::house::{clean_command, free_port, pid_of, program};
 use crate::processes::{descendants, wait_until};
 
 struct Role {
@@ -73,7 +73,7 @@ impl Apart {
             arguments.extend(ROLES[..3].iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
         }
         let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
-        let mut child = clean_command(self.root.path())
+        let mut child = clean_command(&program(), self.root.path())
             .args(arguments)
             .stdout(Stdio::piped())
             .stderr(log)
@@ -106,7 +106,8 @@ impl Apart {
 
     /// Runs a command that must succeed; its standard output.
     pub fn ok(&self, arguments: &[&str]) -> String {
-        let output = clean_command(self.root.path()).args(arguments).output().expect("the program can be run");
+        let output =
+            clean_command(&program(), self.root.path()).args(arguments).output().expect("the program can be run");
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "ardent {arguments:?}: {stderr}\ncontrol's log: {}", self.log("control"));
         stdout.trim_end_matches('\n').to_owned()

@@ -3,13 +3,14 @@
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, User, chown, geteuid};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -29,6 +30,43 @@ pub struct Finished {
     pub stderr: String,
 }
 
+impl Finished {
+    fn of(output: Output) -> Finished {
+        Finished {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Checks the exit code, and that the message has these words.
+    #[track_caller]
+    pub fn refused(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        for word in words {
+            assert!(self.stderr.contains(word), "no {word:?} in {}", self.stderr);
+        }
+    }
+}
+
+/// A command of ours that runs.
+#[derive(Debug)]
+pub struct Background {
+    child: Child,
+}
+
+impl Background {
+    /// Whether it runs still.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_none()
+    }
+
+    /// Waits for its end.
+    pub fn finish(self) -> Finished {
+        Finished::of(self.child.wait_with_output().expect("a child can be waited for"))
+    }
+}
+
 struct Server {
     child: Child,
     // Held open: a server that has something to say must not meet a closed pipe.
@@ -40,15 +78,32 @@ pub struct House {
     root: TempDir,
     ports: (u16, u16),
     server: Option<Server>,
+    program: PathBuf,
+    /// Who runs it, if not the one who tests.
+    user: Option<User>,
 }
 
 impl House {
     /// Starts `ardent up` on a new folder and waits until it is ready.
     pub fn start() -> House {
-        let root = tempfile::Builder::new().prefix("ardent-house-").tempdir().expect("a temp folder can be made");
-        // Computes run as other users and must be able to go through.
-        fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
-        let mut house = House { root, ports: (free_port(), free_port()), server: None };
+        let mut house = House { root: own_folder(), ports: free_ports(), server: None, program: program(), user: None };
+        house.up();
+        house
+    }
+
+    /// The same, run by a user who may not do everything: permissions of files count.
+    pub fn start_unprivileged() -> House {
+        let root = own_folder();
+        let mut house = House { root, ports: free_ports(), server: None, program: program(), user: None };
+        if geteuid().is_root() {
+            let user = User::from_name("postgres").expect("the user database can be read");
+            let user = user.expect("tests run as root need a user `postgres`: install postgresql-15");
+            chown(house.root.path(), Some(user.uid), Some(user.gid)).expect("root can change owners");
+            // Where the program lies that user may not be allowed to go.
+            let copy = house.root.path().join("ardent");
+            fs::copy(&house.program, &copy).expect("the program can be copied");
+            (house.program, house.user) = (copy, Some(user));
+        }
         house.up();
         house
     }
@@ -100,12 +155,15 @@ impl House {
     /// Runs a command to its end.
     pub fn ardent(&self, arguments: &[&str]) -> Finished {
         let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
-        let output = self.command(&arguments).output().expect("the program can be run");
-        Finished {
-            code: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        Finished::of(self.command(&arguments).output().expect("the program can be run"))
+    }
+
+    /// Starts a command and does not wait for it.
+    pub fn background(&self, arguments: &[&str]) -> Background {
+        let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();
+        let mut command = self.command(&arguments);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program can be run");
+        Background { child }
     }
 
     /// Runs a command that must succeed; its standard output.
@@ -141,6 +199,27 @@ impl House {
         }
     }
 
+    /// The timelines that the page server and the safekeeper have files of, as `ROLE/TENANT/TIMELINE`, sorted.
+    pub fn timelines(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for role in ["pageserver/store/timelines", "safekeeper"] {
+            for tenant in folders(&self.data_dir().join(role)) {
+                let timelines = folders(&tenant).into_iter().filter(|path| holds_a_file(path));
+                found.extend(timelines.filter_map(|path| {
+                    let below = path.strip_prefix(self.data_dir()).ok()?;
+                    Some(below.to_string_lossy().into_owned())
+                }));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Bytes on disk of everything that the server keeps.
+    pub fn disk_bytes(&self) -> u64 {
+        bytes_below(&self.data_dir())
+    }
+
     /// The processes of computes.
     pub fn compute_processes(&self) -> Vec<Process> {
         descendants(self.pid())
@@ -148,6 +227,8 @@ impl House {
 
     /// Kills the server alone, as a crash would, and waits until everything below it has noticed.
     pub fn kill_server(&mut self) {
+        // It does nothing more from here on, whatever finding the others takes.
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).expect("a child can be stopped");
         let below = self.compute_processes();
         let mut server = self.server.take().expect("it runs");
         server.child.kill().expect("a child can be killed");
@@ -184,7 +265,10 @@ impl House {
     }
 
     fn command(&self, arguments: &[String]) -> Command {
-        let mut command = clean_command(self.root.path());
+        let mut command = clean_command(&self.program, self.root.path());
+        if let Some(user) = &self.user {
+            command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
+        }
         command.args(arguments);
         command
     }
@@ -208,9 +292,9 @@ impl Drop for House {
     }
 }
 
-/// The program, run in `root` with its configuration there, and with nothing of this process's own configuration.
-pub(crate) fn clean_command(root: &Path) -> Command {
-    let mut command = Command::new(program());
+/// A program, run in `root` with its configuration there, and with nothing of this process's own configuration.
+pub(crate) fn clean_command(program: &Path, root: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let bytes = name.as_encoded_bytes();
         if bytes.starts_with(b"PG") || bytes.starts_with(b"ARDENT_") {
@@ -226,8 +310,31 @@ pub(crate) fn clean_command(root: &Path) -> Command {
     command
 }
 
+/// Folders right below; none if there is no such folder.
+fn folders(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+fn holds_a_file(path: &Path) -> bool {
+    let mut entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    entries.any(|entry| if entry.path().is_dir() { holds_a_file(&entry.path()) } else { true })
+}
+
+/// As `du` counts: what is deleted meanwhile counts as nothing.
+fn bytes_below(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
 /// The program: `$ARDENT_BIN`, or what cargo built beside this test.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let path = std::env::var_os("ARDENT_BIN").map_or_else(beside_this_test, PathBuf::from);
     assert!(path.exists(), "{} is missing: run cargo build --bin ardent (or make test)", path.display());
     path
@@ -242,6 +349,17 @@ fn beside_this_test() -> PathBuf {
 
 pub(crate) fn pid_of(child: &Child) -> Pid {
     Pid::from_raw(i32::try_from(child.id()).expect("process ids fit"))
+}
+
+fn own_folder() -> TempDir {
+    let root = tempfile::Builder::new().prefix("ardent-house-").tempdir().expect("a temp folder can be made");
+    // Computes run as other users and must be able to go through.
+    fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
+    root
+}
+
+fn free_ports() -> (u16, u16) {
+    (free_port(), free_port())
 }
 
 /// A port that nobody listens on at this moment.

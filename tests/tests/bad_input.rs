@@ -23,39 +23,31 @@ fn url(production: &TestPg, user: &str) -> String {
     production.tcp_url(user, "postgres")
 }
 
-#[track_caller]
-fn refused(finished: &Finished, code: i32, words: &[&str]) {
-    assert_eq!(finished.code, code, "{finished:?}");
-    for word in words {
-        assert!(finished.stderr.contains(word), "no {word:?} in {}", finished.stderr);
-    }
-}
-
 #[test]
 fn wrong_sources_are_refused_by_name() {
     let production = secured(production_options());
     let house = House::start();
 
-    refused(&create(&house, "nonsense"), 2, &["postgresql://"]);
+    create(&house, "nonsense").refused(2, &["postgresql://"]);
     let nobody = TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound");
     let port = nobody.local_addr().expect("a bound socket has an address").port();
     drop(nobody);
-    refused(&create(&house, &format!("postgresql://postgres:x@127.0.0.1:{port}/postgres")), 1, &["127.0.0.1"]);
-    refused(&create(&house, &url(&production, "postgres:wrong")), 1, &["password"]);
+    create(&house, &format!("postgresql://postgres:x@127.0.0.1:{port}/postgres")).refused(1, &["127.0.0.1"]);
+    create(&house, &url(&production, "postgres:wrong")).refused(1, &["password"]);
     let unprivileged = create(&house, &url(&production, "app:app"));
-    refused(&unprivileged, 2, &["alter role", "replication"]);
+    unprivileged.refused(2, &["alter role", "replication"]);
     // Nothing of it is left, here or there.
     assert_eq!(house.json(&["connector", "list"])["connectors"], serde_json::json!([]));
     assert_eq!(production.sql("select count(*) from pg_replication_slots"), "0");
 
-    refused(&house.ardent(&["branch", "create", "x", "--from", "nowhere"]), 5, &["nowhere"]);
-    refused(&house.ardent(&["branch", "create", "Bad_Name"]), 2, &["bad-name"]);
-    refused(&house.ardent(&["branch", "delete", "nothing"]), 5, &["nothing"]);
+    house.ardent(&["branch", "create", "x", "--from", "nowhere"]).refused(5, &["nowhere"]);
+    house.ardent(&["branch", "create", "Bad_Name"]).refused(2, &["bad-name"]);
+    house.ardent(&["branch", "delete", "nothing"]).refused(5, &["nothing"]);
 
     // The same command works with what was missing; no more than replication is needed.
     production.sql("alter role app replication; create table t as select 42 as n; grant select on t to app");
     house.connect("shop", &url(&production, "app:app"));
-    refused(&create(&house, &url(&production, "postgres:wrong")), 6, &["shop"]);
+    create(&house, &url(&production, "postgres:wrong")).refused(6, &["shop"]);
 
     // Strangers cannot tell a branch that is there from one that isn't.
     let branch = house.branch("real", "shop");
@@ -77,7 +69,7 @@ fn wrong_sources_are_refused_by_name() {
 fn a_source_without_room_for_replication_is_refused() {
     let production = secured(production_options().set("wal_level", "minimal").set("max_wal_senders", "0"));
     let house = House::start();
-    refused(&create(&house, &url(&production, "postgres:secret")), 2, &["wal_level", "max_wal_senders"]);
+    create(&house, &url(&production, "postgres:secret")).refused(2, &["wal_level", "max_wal_senders"]);
 }
 
 #[test]
@@ -88,7 +80,7 @@ fn two_servers_share_neither_folder_nor_port() {
         house.ardent(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     };
     let data = house.data_dir();
-    refused(&up(0, 0), 6, &[&data.to_string_lossy()]);
+    up(0, 0).refused(6, &[&data.to_string_lossy()]);
 
     let (listen, api) = house.ports();
     let elsewhere = data.with_file_name("elsewhere");
@@ -97,8 +89,8 @@ fn two_servers_share_neither_folder_nor_port() {
         let (listen, api) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{api}"));
         house.ardent(&["up", "--data-dir", &elsewhere, "--listen", &listen, "--api-listen", &api])
     };
-    refused(&other(listen, 0), 6, &[&listen.to_string()]);
-    refused(&other(0, api), 6, &[&api.to_string()]);
+    other(listen, 0).refused(6, &[&listen.to_string()]);
+    other(0, api).refused(6, &[&api.to_string()]);
     // The first one has not noticed.
     house.ok(&["status"]);
 }

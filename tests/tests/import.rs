@@ -1,6 +1,9 @@
 //! A server is imported while it is written to; a branch holds what it held.
 
-use ardent_test_pg::TestPg;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, chown};
+
+use ardent_test_pg::{TempDir, TestPg, temp_dir};
 use ardent_tests::{House, Load, in_database, pg_program, production_options, sql, table_sums};
 
 const SHOP: &str = "
@@ -37,6 +40,31 @@ const SHOP: &str = "
     vacuum analyze sales.customers;
 ";
 
+/// Folders for tablespaces of production.
+struct Tablespaces {
+    root: TempDir,
+}
+
+impl Tablespaces {
+    /// Makes the first of these tablespaces, and folders for all.
+    fn make(production: &TestPg, names: &[&str]) -> Tablespaces {
+        let spaces = Tablespaces { root: temp_dir() };
+        let owner = fs::metadata(spaces.root.path()).expect("it is there");
+        for name in names {
+            let path = spaces.root.path().join(name);
+            fs::create_dir(&path).expect("a folder can be made");
+            chown(&path, Some(owner.uid()), Some(owner.gid())).expect("its owner can be set");
+        }
+        spaces.create(production, names[0]);
+        spaces
+    }
+
+    fn create(&self, production: &TestPg, name: &str) {
+        let path = self.root.path().join(name);
+        production.sql(&format!("create tablespace {name} location '{}'", path.display()));
+    }
+}
+
 #[test]
 fn a_branch_equals_the_production_it_was_taken_from() {
     let production = TestPg::start(production_options());
@@ -47,6 +75,12 @@ fn a_branch_equals_the_production_it_was_taken_from() {
         production.sql_in("shop", statement);
     }
     production.sql_in("other", "create table only_here as select n, n::text as word from generate_series(1, 300) n");
+    let spaces = Tablespaces::make(&production, &["early", "late"]);
+    production.sql("create database in_space tablespace early");
+    production.sql_in("in_space", "create table t as select n, repeat('s', n) as word from generate_series(1, 300) n");
+    production.sql_in("shop", "create table sales.moved (n int primary key) tablespace early");
+    production.sql_in("shop", "insert into sales.moved select generate_series(1, 5000)");
+    production.sql("create database copied_early template other strategy file_copy");
     let made = pg_program("pgbench")
         .args(["-i", "-q", "-s", "2", "-d"])
         .arg(production.socket_url("load"))
@@ -63,10 +97,18 @@ fn a_branch_equals_the_production_it_was_taken_from() {
     production.sql_in("shop", "update sales.documents set body = repeat('new', 5000) where id % 10 = 0");
     production.sql("create database later");
     production.sql_in("later", "create table t as select generate_series(1, 100) n");
+    production.sql("create database copied template other strategy file_copy");
+    production.sql("create database logged template other strategy wal_log");
+    production.sql_in("copied", "insert into only_here values (301, 'after the copy')");
+    spaces.create(&production, "late");
+    production.sql_in("shop", "alter table sales.moved set tablespace late");
+    production.sql_in("shop", "create index on sales.moved ((n % 7)) tablespace late");
+    production.sql("create database in_late template other tablespace late strategy file_copy");
     load.stop(&production);
     let branch = house.branch("copy", "shop");
 
-    for database in ["shop", "other", "load", "later"] {
+    let databases = ["shop", "other", "load", "later", "in_space", "copied_early", "copied", "logged", "in_late"];
+    for database in databases {
         let wanted = table_sums(&production.socket_url(database));
         assert!(!wanted.is_empty());
         assert_eq!(wanted, table_sums(&in_database(&branch, database)), "tables of {database}");
@@ -75,7 +117,9 @@ fn a_branch_equals_the_production_it_was_taken_from() {
         "select count(*), min(at), max(note) from sales.recent",
         "select sales.twice(21)",
         "select count(*), string_agg(name, ',' order by id) from sales.customers where name like '%mer 4%!'",
-        "select md5(lo_get(70001))",
+        "select loid, md5(lo_get(loid)) from pg_largeobject group by loid order by loid",
+        "select count(*), sum(n) from sales.moved where n % 7 = 3",
+        "select count(*), string_agg(spcname, ',' order by spcname) from pg_tablespace",
         "select gid, database from pg_prepared_xacts",
         "select count(*) from pg_trigger where not tgisinternal",
         "select datname, encoding, datcollate from pg_database order by 1",

@@ -72,15 +72,47 @@ fn write_some(url: &str, next: &AtomicUsize) -> Vec<usize> {
     String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse().ok()).collect()
 }
 
+/// pgbench on a branch, started again whenever it ends, as it does when its connections break.
+struct Bank {
+    stop: Arc<AtomicBool>,
+    clients: JoinHandle<()>,
+}
+
+impl Bank {
+    fn start(url: &str) -> Bank {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (url, stopped) = (url.to_owned(), Arc::clone(&stop));
+        let clients = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Failing is its lot here; what it leaves is what counts.
+                let _ = pg_program("pgbench").args(["-n", "-c", "2", "-T", "2", &url]).output();
+            }
+        });
+        Bank { stop, clients }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.clients.join().expect("it does not panic");
+    }
+}
+
+/// How often everything is killed.
+fn rounds() -> usize {
+    std::env::var("ARDENT_KILL_ROUNDS").map_or(2, |text| text.parse().expect("ARDENT_KILL_ROUNDS is a number"))
+}
+
 #[test]
 fn acknowledged_commits_survive_kills_of_everything() {
     let production = TestPg::start(production_options());
     production.sql("create table ledger (n int primary key)");
+    let made = pg_program("pgbench").args(["-i", "-q", "-d"]).arg(production.socket_url("postgres")).output();
+    assert!(made.expect("pgbench can be run").status.success());
     let mut house = House::start();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let branch = house.branch("ledger", "main");
-    let ledger = Ledger::start(&branch);
-    for _ in 0..2 {
+    let (ledger, bank) = (Ledger::start(&branch), Bank::start(&branch));
+    for _ in 0..rounds() {
         ledger.wait_for_more();
         kill_one(&house, "a backend", |process| process.command.contains("[local]"));
         ledger.wait_for_more();
@@ -93,12 +125,23 @@ fn acknowledged_commits_survive_kills_of_everything() {
     }
     ledger.wait_for_more();
     let acknowledged = ledger.finish();
+    bank.finish();
+    println!("{} commits were acknowledged in {} rounds of 4 kills", acknowledged.len(), rounds());
 
     let rows = sql(&branch, "select n from ledger order by n");
     let there: BTreeSet<usize> = rows.lines().map(|line| line.parse().expect("a number")).collect();
     let lost: Vec<_> = acknowledged.difference(&there).collect();
     assert!(lost.is_empty(), "{} of {} acknowledged commits are lost: {lost:?}", lost.len(), acknowledged.len());
     assert_eq!(rows.lines().count(), there.len(), "no row is there twice");
+    let balances = sql(
+        &branch,
+        "select count(distinct sum), max(rows) > 0 from (
+             select sum(bbalance), 0 as rows from pgbench_branches
+             union all select sum(tbalance), 0 from pgbench_tellers
+             union all select sum(abalance), 0 from pgbench_accounts
+             union all select sum(delta), count(*) from pgbench_history) as sums",
+    );
+    assert_eq!(balances, "1|t", "the books of pgbench balance");
     let checked = sql(&branch, "create extension amcheck; select bt_index_check('ledger_pkey', true)");
     assert_eq!(checked, "");
     assert_eq!(production.sql("select count(*) from ledger"), "0");

@@ -15,5 +15,7 @@
 mod programs;
 mod server;
 
+pub use tempfile::TempDir;
+
 pub use programs::{bin_dir, program, server_command, temp_dir};
 pub use server::{StopMode, TestPg, TestPgOptions};

@@ -1,0 +1,228 @@
+//! Production misbehaves: what is wrong is said, with what to do, and nothing of it harms what is there.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::thread;
+
+use ardent_test_pg::TestPg;
+use ardent_tests::{House, production_options, sql, wait_until};
+
+fn url(production: &TestPg) -> String {
+    production.tcp_url("postgres", "postgres")
+}
+
+fn create<'a>(url: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["connector", "create", "postgresql", url, "--name", "shop", "--fast"], more].concat()
+}
+
+/// Nothing of a connector is left here.
+fn assert_nothing_is_left(house: &House) {
+    wait_until("what was half made is undone", 60, || {
+        (house.json(&["connector", "list"])["connectors"] == serde_json::json!([])).then_some(())
+    });
+    assert_eq!(house.timelines(), Vec::<String>::new());
+    assert_eq!(house.json(&["branch", "list"])["branches"], serde_json::json!([]));
+}
+
+fn slots(production: &TestPg) -> String {
+    production.sql("select count(*) from pg_replication_slots")
+}
+
+#[test]
+fn a_source_without_a_free_slot_is_refused() {
+    let production = TestPg::start(production_options().set("max_replication_slots", "1"));
+    production.sql("select pg_create_physical_replication_slot('taken')");
+    let house = House::start();
+    let url = url(&production);
+    house.ardent(&create(&url, &[])).refused(2, &["no replication slot is free", "max_replication_slots"]);
+    assert_nothing_is_left(&house);
+    assert_eq!(slots(&production), "1");
+    production.sql("select pg_drop_replication_slot('taken')");
+    house.ok(&create(&url, &[]));
+    assert_eq!(slots(&production), "1");
+}
+
+#[test]
+fn majors_that_ardent_does_not_run_are_refused() {
+    let house = House::start();
+    for (version_num, version) in [("140012", "14.12"), ("190000", "19devel")] {
+        let port = serve_another_major(version_num, version);
+        let url = format!("postgresql://postgres@127.0.0.1:{port}/postgres");
+        house.ardent(&create(&url, &[])).refused(2, &[version, "Ardent knows 15 to 18"]);
+    }
+    assert_nothing_is_left(&house);
+}
+
+/// Answers every query with one row that says which server this is, and is otherwise beyond reproach.
+fn serve_another_major(version_num: &'static str, version: &'static str) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound");
+    let port = listener.local_addr().expect("a bound socket has an address").port();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || drop(answer_as(client, version_num, version)));
+        }
+    });
+    port
+}
+
+fn answer_as(mut client: TcpStream, version_num: &str, version: &str) -> std::io::Result<()> {
+    let build = format!("PostgreSQL {version} on {}-pc-linux-gnu, 64-bit", std::env::consts::ARCH);
+    let facts = [
+        ("version_num", version_num),
+        ("version", version),
+        ("build", &build),
+        ("block_size", "8192"),
+        ("wal_block_size", "8192"),
+        ("segment_size", "1GB"),
+        ("standby", "f"),
+        ("wal_level", "replica"),
+        ("full_page_writes", "on"),
+        ("senders", "10"),
+        ("senders_used", "0"),
+        ("slots", "10"),
+        ("slots_used", "0"),
+        ("keep_mb", "1000"),
+        ("me", "postgres"),
+        ("me_quoted", "postgres"),
+        ("replication", "t"),
+        ("superuser", "postgres"),
+        ("data_checksums", "on"),
+        ("shared_preload_libraries", ""),
+    ];
+    let mut columns = Vec::new();
+    let mut values = Vec::new();
+    for count in [&mut columns, &mut values] {
+        count.extend(20u16.to_be_bytes());
+    }
+    for (name, value) in facts {
+        columns.extend(name.as_bytes());
+        // Text, of no table.
+        columns.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 25, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]);
+        values.extend((value.len() as u32).to_be_bytes());
+        values.extend(value.as_bytes());
+    }
+    let message = |kind: u8, body: &[u8]| {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        [&[kind], &length[..], body].concat()
+    };
+    let mut head = [0; 8];
+    loop {
+        client.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([head[0], head[1], head[2], head[3]]) as usize;
+        let mut rest = vec![0; length - 8];
+        client.read_exact(&mut rest)?;
+        if u16::from_be_bytes([head[4], head[5]]) != 1234 {
+            break;
+        }
+        // No TLS, no GSSAPI.
+        client.write_all(b"N")?;
+    }
+    let status = format!("server_version\0{version}\0");
+    let ready = message(b'Z', b"I");
+    client.write_all(&[message(b'R', &[0; 4]), message(b'S', status.as_bytes()), ready.clone()].concat())?;
+    let mut head = [0; 5];
+    loop {
+        client.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        client.read_exact(&mut vec![0; length - 4])?;
+        if head[0] == b'X' {
+            return client.shutdown(Shutdown::Both);
+        }
+        let row = [message(b'T', &columns), message(b'D', &values), message(b'C', b"SELECT 1\0")];
+        client.write_all(&[row.concat(), ready.clone()].concat())?;
+    }
+}
+
+#[test]
+fn a_source_that_goes_away_in_the_middle() {
+    let mut production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key, filler text)");
+    production.sql("insert into t select n, repeat(md5(n::text), 30) from generate_series(1, 30000) n");
+    let house = House::start();
+    let url = url(&production);
+
+    // In the middle of the copy.
+    let copying = house.background(&create(&url, &["--max-rate", "4M"]));
+    wait_until("the copy is under way", 60, || {
+        let streamed = production.sql("select max(backup_streamed) from pg_stat_progress_basebackup");
+        streamed.parse::<u64>().ok().filter(|bytes| *bytes > 2_000_000)
+    });
+    production.kill();
+    let failed = copying.finish();
+    // What to do: see to production, look for the slot that could not be dropped, try again.
+    failed.refused(1, &["production", "pg_drop_replication_slot", "connector create"]);
+    assert_nothing_is_left(&house);
+    house.ardent(&create(&url, &[])).refused(1, &["production", "127.0.0.1"]);
+
+    // Once more, with what is written meanwhile; it goes away again while it is followed.
+    production.start_server();
+    house.ok(&create(&url, &[]));
+    let branch = house.branch("before", "shop");
+    assert_eq!(sql(&branch, "select count(*) from t"), "30000");
+    production.sql("insert into t select n from generate_series(30001, 60000) n");
+    production.kill();
+    let refused = house.ardent(&["branch", "create", "now", "--from", "shop"]);
+    refused.refused(1, &["production", "--at latest"]);
+    wait_until("the status says that production is away", 60, || {
+        let status = house.json(&["connector", "status", "shop"]);
+        (status["following"] == false && status["problem"].is_string()).then_some(())
+    });
+    // What is here goes on: a consistent state, though not the newest.
+    house.ok(&["branch", "create", "latest", "--from", "shop", "--at", "latest"]);
+    let latest = house.ok(&["branch", "info", "latest", "--print-url"]);
+    let count = sql(&latest, "select count(*) from t");
+    assert!(count == "30000" || count == "60000", "{count}");
+    assert_eq!(sql(&branch, "delete from t where n = 1; select count(*) from t"), "29999");
+
+    production.start_server();
+    wait_until("production is followed again", 90, || {
+        (house.json(&["connector", "status", "shop"])["following"] == true).then_some(())
+    });
+    production.sql("insert into t values (-1)");
+    let now = house.branch("now", "shop");
+    assert_eq!(sql(&now, "select count(*), min(n) from t"), "60001|-1");
+    assert_eq!(sql(&now, "select count(*) from (select n from t order by n) as ordered"), "60001");
+}
+
+#[test]
+fn a_slot_that_production_gave_up_means_import_again() {
+    // Smallest segments, so that little WAL is too much.
+    let options = production_options().initdb_arg("--wal-segsize=1").set("max_slot_wal_keep_size", "4MB");
+    let production = TestPg::start(options.set("max_wal_size", "4MB").set("min_wal_size", "2MB"));
+    production.sql("create table t as select generate_series(1, 1000) n");
+    let mut house = House::start();
+    house.connect("shop", &url(&production));
+    let branch = house.branch("before", "shop");
+    assert_eq!(sql(&branch, "select count(*) from t"), "1000");
+
+    house.stop();
+    for _ in 0..10 {
+        production.sql("insert into t select generate_series(1, 20000)");
+        production.sql("select pg_switch_wal()");
+    }
+    production.sql("checkpoint");
+    assert_eq!(production.sql("select wal_status from pg_replication_slots"), "lost");
+    house.up();
+
+    let problem = wait_until("the status says what happened", 60, || {
+        let status = house.json(&["connector", "status", "shop"]);
+        status["problem"].as_str().map(str::to_owned)
+    });
+    for word in ["removed WAL", "delete this connector", "create it again"] {
+        assert!(problem.contains(word), "no {word:?} in {problem}");
+    }
+    // A branch with what production has now cannot be made, and that is said at once, with what can be had.
+    let refused = house.ardent(&["branch", "create", "now", "--from", "shop"]);
+    refused.refused(1, &["removed WAL", "--at latest"]);
+    assert_eq!(sql(&branch, "select count(*) from t"), "1000");
+    house.ok(&["branch", "create", "latest", "--from", "shop", "--at", "latest"]);
+    let latest = house.ok(&["branch", "info", "latest", "--print-url"]);
+    assert_eq!(sql(&latest, "select count(*) from t"), "1000");
+
+    house.ok(&["branch", "delete", "before", "latest"]);
+    house.ok(&["connector", "delete", "shop", "--yes"]);
+    assert_eq!(slots(&production), "0");
+    house.connect("shop", &url(&production));
+    let now = house.branch("now", "shop");
+    assert_eq!(sql(&now, "select count(*) from t"), "201000");
+}
