@@ -197,6 +197,7 @@ impl Control {
         };
         self.start_following(row).await?;
         self.catch_up(row, &report).await?;
+        self.reach_production(row).await;
         let root = BranchRow {
             id: BranchId::generate(),
             name: row.name.clone(),
@@ -257,6 +258,20 @@ impl Control {
                 }
                 () = self.cancel.cancelled() => return Err(shutting_down()),
             }
+        }
+    }
+
+    /// Waits a moment for what production has written since the copy: the WAL segment that ends a base backup alone would be shown as
+    /// lag, and waited for by the first branch. The connector works as well without, so whatever goes wrong here is left to following.
+    async fn reach_production(&self, row: &ConnectorRow) {
+        let reach = async {
+            let spec = self.connector_spec_of(row).ok()?;
+            let flushed = self.context.connectors.production_flush_lsn(spec).await.ok()?;
+            self.context.page_service.wait_lsn(row.tenant, row.timeline, flushed, CATCH_UP_STEP).await.ok()
+        };
+        tokio::select! {
+            _ = reach => {}
+            () = self.cancel.cancelled() => {}
         }
     }
 
