@@ -105,6 +105,15 @@ pub enum ConnectorError {
     /// Production ended the stream: it stops or restarts.
     #[error("production ended the stream of WAL; it may be restarting")]
     StreamEnded,
+    /// The safekeepers take no WAL. Production's slot keeps it.
+    #[error(
+        "the safekeepers have made nothing durable for some seconds (at {flushed}): production was let go and keeps its WAL; \
+         see whether most of the safekeepers run and have space on their disks"
+    )]
+    QuorumStalled {
+        /// First byte that is not durable on a quorum.
+        flushed: Lsn,
+    },
     /// The caller asked to stop.
     #[error("the import was cancelled")]
     Cancelled,
@@ -118,7 +127,7 @@ impl ConnectorError {
             ConnectorError::PageServer(error) => error.is_retryable(),
             ConnectorError::Safekeeper(error) => error.is_retryable(),
             ConnectorError::Proposer(error) => error.is_retryable(),
-            ConnectorError::StreamEnded => true,
+            ConnectorError::StreamEnded | ConnectorError::QuorumStalled { .. } => true,
             _ => false,
         }
     }

@@ -17,6 +17,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// Production gives a silent receiver up after `wal_sender_timeout`, 60 s unless set.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the quorum may take none of the WAL that it was given before production is let go.
+const STALL: Duration = Duration::from_secs(5);
+/// How often that is looked at.
+const STALL_CHECK: Duration = Duration::from_secs(1);
 
 /// What following is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,9 +124,49 @@ struct Writer {
     tli: PgTli,
 }
 
+impl Writer {
+    /// Waits until a quorum has all that it was given.
+    async fn everything_taken(&self) -> Result<(), ConnectorError> {
+        let mut flushed = self.proposer.flushed();
+        let next = self.proposer.next_lsn();
+        tokio::select! {
+            // A closed watch means that the proposer has ended; the other branch says why.
+            Ok(_) = flushed.wait_for(|flushed| *flushed >= next) => Ok(()),
+            error = self.proposer.closed() => Err(error.into()),
+        }
+    }
+}
+
+/// Since when the quorum has taken nothing.
+struct Progress {
+    flushed: Lsn,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(writer: &Writer) -> Self {
+        Progress { flushed: *writer.proposer.flushed().borrow(), since: Instant::now() }
+    }
+
+    /// An error if it was given WAL and has taken none for too long.
+    fn check(&mut self, writer: &Writer) -> Result<(), ConnectorError> {
+        let flushed = *writer.proposer.flushed().borrow();
+        if flushed > self.flushed || flushed >= writer.proposer.next_lsn() {
+            *self = Progress { flushed, since: Instant::now() };
+        }
+        if self.since.elapsed() < STALL { Ok(()) } else { Err(ConnectorError::QuorumStalled { flushed }) }
+    }
+}
+
 impl Follower<'_> {
     /// One connection to production, up to its end.
+    ///
+    /// None is kept while the quorum takes nothing: a production that is told to stop waits for its receivers to confirm everything,
+    /// without limit. Its slot keeps the WAL meanwhile.
     async fn run(&mut self) -> Result<(), ConnectorError> {
+        if let Some(writer) = &self.writer {
+            writer.everything_taken().await?;
+        }
         self.status.send_modify(|status| status.state = FollowState::Connecting);
         let mut connection = self.config.replication().await?;
         let system = connection.identify_system().await?;
@@ -155,18 +199,21 @@ impl Follower<'_> {
     async fn stream(&self, writer: &Writer, stream: &mut ReplicationStream, slot: &str) -> Result<(), ConnectorError> {
         let mut committed = writer.proposer.committed();
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
+        let mut checks = tokio::time::interval(STALL_CHECK);
+        let mut progress = Progress::new(writer);
         loop {
             tokio::select! {
                 message = stream.recv() => {
                     // A segment that is gone shows only when the server comes to read it.
                     let message = message.map_err(|error| ConnectorError::from_replication(error, slot))?;
-                    if self.take(message, writer, stream).await? {
+                    if self.take(message, writer, stream, &mut progress).await? {
                         self.confirm(writer, stream).await?;
                     }
                 }
                 // A closed watch means that the proposer has ended; the other branch says why.
                 Ok(()) = committed.changed() => self.confirm(writer, stream).await?,
                 _ = ticks.tick() => self.confirm(writer, stream).await?,
+                _ = checks.tick() => progress.check(writer)?,
                 error = writer.proposer.closed() => return Err(error.into()),
             }
         }
@@ -178,6 +225,7 @@ impl Follower<'_> {
         message: ReplicationMessage,
         writer: &Writer,
         stream: &mut ReplicationStream,
+        progress: &mut Progress,
     ) -> Result<bool, ConnectorError> {
         match message {
             ReplicationMessage::Wal { start, server_flush_lsn, data } => {
@@ -186,7 +234,7 @@ impl Follower<'_> {
                     return Err(ConnectorError::Gap { expected, given: start });
                 }
                 let end = start.advance(data.len() as u64);
-                self.append(start, data, writer, stream).await?;
+                self.append(start, data, writer, stream, progress).await?;
                 self.status.send_modify(|status| {
                     status.received_lsn = end;
                     status.production_flush_lsn = status.production_flush_lsn.max(server_flush_lsn);
@@ -213,13 +261,22 @@ impl Follower<'_> {
         data: Bytes,
         writer: &Writer,
         stream: &mut ReplicationStream,
+        progress: &mut Progress,
     ) -> Result<(), ConnectorError> {
         let append = writer.proposer.append(start, data);
         tokio::pin!(append);
+        let mut checks = tokio::time::interval(STALL_CHECK);
+        let mut confirmed_at = Instant::now();
         loop {
             tokio::select! {
                 appended = &mut append => return Ok(appended?),
-                () = tokio::time::sleep(STATUS_INTERVAL) => self.confirm(writer, stream).await?,
+                _ = checks.tick() => {
+                    progress.check(writer)?;
+                    if confirmed_at.elapsed() >= STATUS_INTERVAL {
+                        self.confirm(writer, stream).await?;
+                        confirmed_at = Instant::now();
+                    }
+                }
             }
         }
     }
