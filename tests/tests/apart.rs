@@ -1,9 +1,11 @@
 //! The roles as processes of their own, three safekeepers among them: one of these may die, and so may the page server.
 
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
 use ardent_test_pg::{StopMode, TestPg};
-use ardent_tests::{Apart, production_options, sql};
+use ardent_tests::{Apart, Session, production_options, sql, wait_until};
 
 #[test]
 fn a_safekeeper_and_the_page_server_die_and_no_commit_is_lost() {
@@ -59,4 +61,50 @@ fn without_a_quorum_production_still_stops_and_nothing_of_it_is_lost() {
     let status: serde_json::Value =
         serde_json::from_str(&apart.ok(&["connector", "status", "main", "--json"])).expect("it is JSON");
     assert_eq!(status["following"], true, "{status}");
+}
+
+#[test]
+fn halted_safekeepers_acknowledge_nothing_and_a_query_outlives_the_page_server() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key, filler text)");
+    production.sql("insert into t select n, repeat(md5(n::text), 30) from generate_series(1, 5000) n");
+    let mut apart = Apart::start();
+    let url = production.tcp_url("postgres", "postgres");
+    apart.ok(&["connector", "create", "postgresql", &url, "--name", "main", "--fast"]);
+    let branch = apart.ok(&["branch", "create", "one", "--from", "main", "--print-url"]);
+    let waiting = "select count(*) from pg_stat_activity where application_name = 'writer' and wait_event = 'SyncRep'";
+    let scanning = "select count(*) from pg_stat_activity where application_name = 'reader' and state = 'active'";
+    sql(&branch, "insert into t values (-1)");
+    assert_eq!((sql(&branch, waiting), sql(&branch, scanning)), ("0".to_owned(), "0".to_owned()));
+
+    // Two of three keep their sockets and answer nothing.
+    apart.signal("safekeeper-1", Signal::SIGSTOP);
+    apart.signal("safekeeper-3", Signal::SIGSTOP);
+    let mut writer = Session::start(&branch, "writer", &["insert into t values (-2)"]);
+    wait_until("the commit waits for the quorum", 30, || (sql(&branch, waiting) == "1").then_some(()));
+    writer.cancel();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert!(writer.is_busy(), "one of three is no quorum");
+        assert_eq!(sql(&branch, "select min(n) from t"), "-1");
+    }
+    apart.signal("safekeeper-1", Signal::SIGCONT);
+    let said = writer.finish();
+    // psql itself says that it was interrupted; the commit was not.
+    assert_eq!(said.output, "INSERT 0 1", "{said:?}");
+    assert_eq!(sql(&branch, "select min(n) from t"), "-2");
+    apart.signal("safekeeper-3", Signal::SIGCONT);
+
+    // A scan of blocks that are not there yet, in the middle of which the page server is killed.
+    apart.signal("pageserver", Signal::SIGSTOP);
+    let mut reader = Session::start(&branch, "reader", &["select count(*), sum(length(filler)) from t"]);
+    wait_until("the scan waits for pages", 30, || {
+        assert!(reader.is_busy(), "it has been answered");
+        (sql(&branch, scanning) == "1").then_some(())
+    });
+    apart.kill("pageserver");
+    assert!(reader.is_busy(), "it waits for the page server to come back");
+    apart.up("pageserver");
+    let said = reader.finish();
+    assert_eq!((said.ok, said.output.as_str()), (true, "5002|4800000"), "{said:?}");
 }

@@ -224,50 +224,55 @@ fn what_was_heard_of_survives_a_crash_during_a_stall() {
     let mut next = 1000;
     let mut heard = Vec::new();
     type Crash = fn(&mut House);
-    let crashes: [(&str, Crash); 4] = [
-        ("postmaster", |house| kill_one(house, Process::is_postmaster)),
-        ("agent", |house| kill_one(house, Process::is_agent)),
-        ("suspend", |house| drop(house.ok(&["branch", "suspend", "work"]))),
-        ("server", House::kill_server),
+    type Hold = fn(&Relay);
+    let postmaster: Crash = |house| kill_one(house, Process::is_postmaster);
+    let agent: Crash = |house| kill_one(house, Process::is_agent);
+    let suspend: Crash = |house| drop(house.ok(&["branch", "suspend", "work"]));
+    let crashes: [(&str, Crash, Hold); 6] = [
+        ("postmaster", postmaster, Relay::hold_all),
+        ("postmaster", postmaster, Relay::hold_answers),
+        ("agent", agent, Relay::hold_all),
+        ("agent", agent, Relay::hold_answers),
+        // Waits for as long as a stop may take.
+        ("suspend", suspend, Relay::hold_all),
+        ("server", House::kill_server, Relay::hold_answers),
     ];
-    for (what, crash) in crashes {
-        for held in [Relay::hold_all, Relay::hold_answers] {
-            // The compute of the last round does not know the relay.
-            house.ok(&["branch", "suspend", "work"]);
-            let socket = house.data_dir().join("run/safekeeper.sock");
-            let relay = Relay::in_front_of(&socket);
-            let mut number = || {
-                next += 1;
-                next
-            };
-            let before = number();
-            assert_eq!(sql(&branch, &format!("insert into t values ({before}) returning n")), before.to_string());
-            heard.push(before);
-            held(&relay);
-            let waiting = number();
-            let session = Session::start(&branch, "waiting", &[&format!("insert into t values ({waiting})")]);
-            wait_for_quorum(&branch, "waiting");
-            crash(&mut house);
-            let is_down = what == "server";
-            relay.release();
-            if is_down {
-                house.up();
-            } else {
-                relay.step_aside(&socket);
-            }
-            let said = session.finish();
-            if said.output.contains("INSERT") {
-                heard.push(waiting);
-            }
-            println!("{what}: {:?}", said.errors.lines().next());
-            let after = number();
-            assert_eq!(sql(&branch, &format!("insert into t values ({after}) returning n")), after.to_string());
-            heard.push(after);
-            let there = sql(&branch, "select n from t where n >= 1000 order by n");
-            let there: Vec<i32> = there.lines().map(|line| line.parse().expect("a number")).collect();
-            for number in &heard {
-                assert!(there.contains(number), "{what}: {number} was heard of and is lost: {there:?}");
-            }
+    for (what, crash, held) in crashes {
+        // The compute of the last round does not know the relay.
+        house.ok(&["branch", "suspend", "work"]);
+        let socket = house.data_dir().join("run/safekeeper.sock");
+        let relay = Relay::in_front_of(&socket);
+        let mut number = || {
+            next += 1;
+            next
+        };
+        let before = number();
+        assert_eq!(sql(&branch, &format!("insert into t values ({before}) returning n")), before.to_string());
+        heard.push(before);
+        held(&relay);
+        let waiting = number();
+        let session = Session::start(&branch, "waiting", &[&format!("insert into t values ({waiting})")]);
+        wait_for_quorum(&branch, "waiting");
+        crash(&mut house);
+        let is_down = what == "server";
+        relay.release();
+        if is_down {
+            house.up();
+        } else {
+            relay.step_aside(&socket);
+        }
+        let said = session.finish();
+        if said.output.contains("INSERT") {
+            heard.push(waiting);
+        }
+        println!("{what}: {:?}", said.errors.lines().next());
+        let after = number();
+        assert_eq!(sql(&branch, &format!("insert into t values ({after}) returning n")), after.to_string());
+        heard.push(after);
+        let there = sql(&branch, "select n from t where n >= 1000 order by n");
+        let there: Vec<i32> = there.lines().map(|line| line.parse().expect("a number")).collect();
+        for number in &heard {
+            assert!(there.contains(number), "{what}: {number} was heard of and is lost: {there:?}");
         }
     }
     assert_eq!(production.sql("select count(*) from t"), "0");
