@@ -103,7 +103,7 @@ fn sandbox() -> PreflightCheck {
             CheckOutcome::Failed,
             format!("bubblewrap does not work here: {why}"),
             Some(
-                "install it (Debian: apt-get install bubblewrap), or run ardent up --no-sandbox if you trust every branch's users",
+                "install it (Debian: apt-get install bubblewrap), in a chroot run as root, or run ardent up --no-sandbox if you trust every branch's users",
             ),
         ),
     }

@@ -252,7 +252,7 @@ fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {
     match ardent_agent::probe_sandbox() {
         Ok(()) => Ok(Sandbox::Bubblewrap),
         Err(why) => Err(Failure::usage(format!("computes cannot be confined on this machine: {why}")).hint(
-            "install bubblewrap (Debian: apt-get install bubblewrap), or accept it with --no-sandbox if you trust every branch's users",
+            "install bubblewrap (Debian: apt-get install bubblewrap), in a chroot run as root, or accept it with --no-sandbox if you trust every branch's users",
         )),
     }
 }

@@ -26,6 +26,11 @@ pub(crate) fn ensure(command: &mut Command, folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether the root is no mount point and this user cannot do anything about it.
+pub(crate) fn is_out_of_reach() -> io::Result<bool> {
+    Ok(!nix::unistd::geteuid().is_root() && !is_mount_point()?)
+}
+
 fn enter(folder: &CString) -> io::Result<()> {
     let done = |result: libc::c_int| if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     // SAFETY: all pointers are to strings that end with a zero byte, or null where the call allows it.

@@ -59,6 +59,9 @@ pub(crate) fn command(
 /// Makes a sandbox like a compute's and runs nothing in it; says why where that cannot be.
 pub fn probe_sandbox() -> Result<(), String> {
     let bwrap = find_program("bwrap").ok_or("the program bwrap is not installed")?;
+    if mount_root::is_out_of_reach().map_err(|error| format!("its root cannot be looked at: {error}"))? {
+        return Err("this is a chroot, in which the kernel lets nobody but root confine programs".to_owned());
+    }
     let mut command = Command::new(bwrap);
     let folder = std::env::temp_dir().join(format!("ardent-probe-{}", std::process::id()));
     mount_root::ensure(&mut command, &folder).map_err(|error| format!("its root cannot be mounted: {error}"))?;
