@@ -160,10 +160,12 @@ title "ardent up"
 listen_port=$(free_port)
 api_port=$(free_port)
 up_arguments=(--data-dir "$work/data" --listen "127.0.0.1:$listen_port" --api-listen "127.0.0.1:$api_port")
+sandbox=bubblewrap
 checks=$(ardent doctor --json || true)
 if grep -q '"name":"sandbox","outcome":"failed"' <<<"$checks"; then
     echo "This machine lets this user make no sandbox (ardent doctor says why). The demo's branches are its own, so it goes on without."
     up_arguments+=(--no-sandbox)
+    sandbox=none
 fi
 echo "\$ ardent up ${up_arguments[*]}"
 ardent up "${up_arguments[@]}" >"$work/up.out" 2>"$work/up.log" &
@@ -173,7 +175,12 @@ wait_for "$work/up.out" '^next' "$up" 60
 cat "$work/up.out"
 
 title "doctor"
-run ardent doctor
+# The one check that is known to fail must be the only one.
+if [ "$sandbox" = none ] && [ "$(grep -o '"outcome":"failed"' <<<"$checks" | wc -l)" = 1 ]; then
+    run ardent doctor || echo "  ok: nothing fails but the sandbox"
+else
+    run ardent doctor
+fi
 
 title "connector create"
 run ardent connector create postgresql "postgresql://shop:secret@127.0.0.1:$production_port/shop" --name shop --fast
