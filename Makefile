@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export ARDENT_COMPUTE_LIB_DIR ?= $(CURDIR)/target/compute-lib
 
-.PHONY: help setup setup-s3 extension build up demo test test-full verify-redo bench lint clean
+.PHONY: help setup setup-s3 setup-majors extension build up demo test test-full verify-redo bench lint clean
 
 help: ## What can be made.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ setup: ## Install the system packages that are missing.
 
 setup-s3: setup ## Fetch the S3 server that the tests run against.
 	@scripts/setup-s3.sh
+
+setup-majors: setup ## Fetch the servers of other majors that tests need.
+	@scripts/setup-majors.sh
 
 extension: setup ## Build the library that computes load, for each major whose server headers are there.
 	@compute-hooks/extension/build.sh "$(ARDENT_COMPUTE_LIB_DIR)"
@@ -26,10 +29,10 @@ up: build ## Run Ardent for your own database, until Ctrl-C.
 demo: build ## Walk the whole job on a sample production server, and clean up.
 	@scripts/demo.sh
 
-test: extension setup-s3 ## Run every test.
+test: extension setup-s3 setup-majors ## Run every test.
 	@scripts/test.sh
 
-test-full: extension setup-s3 ## Run the long tests of one area: make test-full AREA=redo|storage|quorum|e2e
+test-full: extension setup-s3 setup-majors ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|e2e
 	@scripts/test-full.sh "$(AREA)"
 
 verify-redo: build ## Prove redo against Postgres's own regression suite.

@@ -10,6 +10,10 @@ use tempfile::TempDir;
 
 /// Names the folder of the server programs to test with, if it isn't Debian's for Postgres 15.
 const BIN_DIR_VARIABLE: &str = "ARDENT_TEST_PG_BIN";
+/// With the number behind it: the same for another major.
+const BIN_DIR_VARIABLE_OF_MAJOR: &str = "ARDENT_TEST_PG_";
+/// Names the folder that has a folder for each major, as `scripts/setup-majors.sh` makes it.
+const MAJORS_DIR_VARIABLE: &str = "ARDENT_TEST_PG_MAJORS";
 const DEBIAN_BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 
 /// The folder with `postgres`, `initdb` and so on: `$ARDENT_TEST_PG_BIN`, or where Debian's `postgresql-15` puts them.
@@ -23,9 +27,39 @@ pub fn bin_dir() -> PathBuf {
     dir
 }
 
-/// The path of one server program.
+/// The path of one program of Postgres 15; its clients work with the servers of later majors too.
 pub fn program(name: &str) -> PathBuf {
     bin_dir().join(name)
+}
+
+/// The folder with `postgres`, `initdb` and `pg_ctl` of a major: for 15 see [`bin_dir`]; for others `$ARDENT_TEST_PG_<major>`, or
+/// where `scripts/setup-majors.sh` puts them.
+pub fn bin_dir_of(major: u32) -> PathBuf {
+    if major == 15 {
+        return bin_dir();
+    }
+    let variable = format!("{BIN_DIR_VARIABLE_OF_MAJOR}{major}");
+    let dir = std::env::var_os(&variable)
+        .map_or_else(|| majors_dir().join(major.to_string()).join("native/bin"), PathBuf::from);
+    assert!(
+        dir.join("postgres").exists(),
+        "no server of Postgres {major} in {}: run scripts/setup-majors.sh {major}, or set {variable}",
+        dir.display()
+    );
+    dir
+}
+
+/// The majors besides 15 to test with: `$ARDENT_TEST_MAJORS`, numbers separated by commas, or 17 alone. All of them are tested with
+/// `make test-full AREA=majors`.
+pub fn other_majors() -> Vec<u32> {
+    let list = std::env::var("ARDENT_TEST_MAJORS").unwrap_or_else(|_| "17".to_owned());
+    list.split(',').map(|number| number.trim().parse().expect("ARDENT_TEST_MAJORS holds numbers")).collect()
+}
+
+/// As in `scripts/setup-majors.sh`.
+fn majors_dir() -> PathBuf {
+    let default = || PathBuf::from(format!("/var/tmp/ardent-postgres-{}", geteuid()));
+    std::env::var_os(MAJORS_DIR_VARIABLE).map_or_else(default, PathBuf::from)
 }
 
 /// A command that runs `program` as a user that Postgres accepts, from `/`, without the caller's `PG*` variables.
@@ -41,6 +75,11 @@ pub fn server_command(program: impl AsRef<OsStr>) -> Command {
         command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
     }
     command
+}
+
+/// A command that runs `initdb` or `postgres` of a major, as [`server_command`] does.
+pub fn server_command_of(major: u32, name: &str) -> Command {
+    server_command(bin_dir_of(major).join(name))
 }
 
 /// A new folder that belongs to the user that the server runs as.

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::programs::{give_to_server, program, server_command, temp_dir};
+use crate::programs::{give_to_server, program, server_command, server_command_of, temp_dir};
 
 /// Longest wait for a server to start or stop.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -19,6 +19,8 @@ const POLL: Duration = Duration::from_millis(5);
 /// How to make and run a server.
 #[derive(Clone, Debug)]
 pub struct TestPgOptions {
+    /// Major version of the server.
+    pub major: u32,
     /// Lines of `postgresql.conf`, as name and value; the value is quoted for you. Later ones win.
     pub settings: Vec<(String, String)>,
     /// More arguments for `initdb`, for example `--data-checksums` or `--wal-segsize=1`.
@@ -34,6 +36,7 @@ pub struct TestPgOptions {
 impl Default for TestPgOptions {
     fn default() -> Self {
         TestPgOptions {
+            major: 15,
             settings: Vec::new(),
             initdb_args: Vec::new(),
             hba: None,
@@ -44,6 +47,13 @@ impl Default for TestPgOptions {
 }
 
 impl TestPgOptions {
+    /// Chooses the server's major version.
+    #[must_use]
+    pub fn major(mut self, major: u32) -> Self {
+        self.major = major;
+        self
+    }
+
     /// Adds a setting.
     #[must_use]
     pub fn set(mut self, name: &str, value: &str) -> Self {
@@ -80,6 +90,7 @@ pub enum StopMode {
 pub struct TestPg {
     // Declared first: the server must be gone before its folder is removed. `Drop` sees to that too.
     child: Option<Child>,
+    major: u32,
     data_dir: PathBuf,
     root: TempDir,
     port: u16,
@@ -98,7 +109,7 @@ impl TestPg {
     pub fn init(options: TestPgOptions) -> TestPg {
         let root = temp_dir();
         let data_dir = root.path().join("data");
-        let output = server_command(program("initdb"))
+        let output = server_command_of(options.major, "initdb")
             .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-instructions"])
             .arg(format!("--username={}", options.superuser))
             .args(&options.initdb_args)
@@ -107,14 +118,24 @@ impl TestPg {
             .output()
             .expect("initdb can be run");
         assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
-        let server = TestPg { child: None, data_dir, root, port: free_port(), superuser: options.superuser.clone() };
+        let server = TestPg {
+            child: None,
+            major: options.major,
+            data_dir,
+            root,
+            port: free_port(),
+            superuser: options.superuser.clone(),
+        };
         server.configure(&options);
         server
     }
 
-    /// Runs a server on a data directory that is there already (and is left there). `root` is where its socket and log go.
+    /// Runs a server on a data directory that is there already (and is left there). `root` is where its socket and log go. The
+    /// directory says of which major it is.
     pub fn adopt(root: TempDir, data_dir: PathBuf, superuser: &str) -> TestPg {
-        TestPg { child: None, data_dir, root, port: free_port(), superuser: superuser.to_owned() }
+        let version = fs::read_to_string(data_dir.join("PG_VERSION")).expect("PG_VERSION can be read");
+        let major = version.trim().parse().expect("PG_VERSION is a number");
+        TestPg { child: None, major, data_dir, root, port: free_port(), superuser: superuser.to_owned() }
     }
 
     fn configure(&self, options: &TestPgOptions) {
@@ -151,7 +172,7 @@ impl TestPg {
         assert!(self.child.is_none(), "the server runs already");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log can be opened");
         give_to_server(&self.log_path());
-        let child = server_command(program("postgres"))
+        let child = server_command_of(self.major, "postgres")
             .arg("-D")
             .arg(&self.data_dir)
             .arg("-k")
@@ -256,6 +277,11 @@ impl TestPg {
         } else {
             Err(String::from_utf8_lossy(&output.stderr).into_owned())
         }
+    }
+
+    /// The major version.
+    pub fn major(&self) -> u32 {
+        self.major
     }
 
     /// The data directory.
