@@ -62,7 +62,11 @@ impl PgMajor {
 
     /// `PG_CONTROL_VERSION`
     pub fn control_version(self) -> u32 {
-        if self >= PgMajor::V18 { 1800 } else { 1300 }
+        match self {
+            PgMajor::V15 | PgMajor::V16 => 1300,
+            PgMajor::V17 => 1700,
+            PgMajor::V18 => 1800,
+        }
     }
 
     /// The bits of `bimg_info` that say how a full-page image is stored (checklist 13). They moved in 15; the four majors known
