@@ -53,7 +53,11 @@ pub(crate) fn redo(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, 
         (op::SPLIT_L | op::SPLIT_R, 3) => clear_incomplete_split(page),
         (op::DEDUP, 0) => posting::dedup(cx, page),
         (op::DELETE, 0) => delete_items(cx, page, 4),
-        (op::VACUUM, 0) => delete_items(cx, page, 0),
+        (op::VACUUM, 0) => {
+            delete_items(cx, page, 0)?;
+            let clear = crate::major::btree_vacuum_clears_cycle_id(cx.major);
+            with_opaque(page, |opaque| opaque.cycle_id = if clear { 0 } else { opaque.cycle_id })
+        }
         (op::MARK_PAGE_HALFDEAD, 0) => mark_half_dead(cx, page),
         (op::MARK_PAGE_HALFDEAD, 1) => mark_half_dead_parent(cx, page),
         (op::UNLINK_PAGE | op::UNLINK_PAGE_META, 0) => unlink(cx, page),

@@ -74,6 +74,10 @@ pub(crate) fn redo(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, 
         (op::MOVE_PAGE_CONTENTS, 2) => delete_items(cx, page),
         (op::SQUEEZE_PAGE, 1) => {
             let record = Squeeze::read(cx)?;
+            let untouched = record.tuples == 0 && !record.previous_is_write_page;
+            if untouched && crate::major::hash_squeeze_leaves_untouched_page(cx.major) {
+                return Ok(Change::Nothing);
+            }
             add_tuples(cx, page, record.tuples)?;
             if record.previous_is_write_page {
                 set(page, NEXT, record.next)?;

@@ -5,7 +5,7 @@ use ardent_types::BlockNumber;
 use crate::fault::Fault;
 use crate::page::{PD_ALL_VISIBLE, Page, Place, lp};
 use crate::read::Reader;
-use crate::{Change, Context};
+use crate::{Change, Context, vm};
 
 /// `xl_info` of heap and heap2 records; the opcode is in three bits.
 pub(crate) mod op {
@@ -67,6 +67,9 @@ pub(crate) const MAX_TUPLE_LEN: usize = 8160;
 const MOVED_PARTITIONS_OFFSET: u16 = 0xFFFD;
 
 pub(crate) fn redo(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
+    if cx.is_map_page() {
+        return vm::clear_referenced(cx, page);
+    }
     match cx.view.info & op::MASK {
         op::INSERT => insert(cx, page),
         op::DELETE => delete(cx, page),

@@ -91,6 +91,13 @@ pub(crate) struct Context<'v, 'a> {
     pub(crate) block: &'v BlockView<'a>,
 }
 
+impl Context<'_, '_> {
+    /// Whether the block is of a visibility map. Heap records that clear its bits reference it in recent minors of 17 and 18.
+    pub(crate) fn is_map_page(&self) -> bool {
+        self.block.rel.fork == ForkNumber::Vm
+    }
+}
+
 /// Redoes `view` on the block that its reference `block_id` names, whose content is `page`, leaving it as Postgres's redo
 /// does, LSN included. A page of zeros stands for a block that was never written. A reference whose image is to be applied
 /// has no redo besides that image: it is refused here. After an error the page's content is unspecified.
@@ -127,7 +134,7 @@ pub fn redo_block(
 }
 
 /// Majors whose redo the oracle has proven. The others' records differ in places, so theirs are refused as a whole.
-pub const PROVEN_MAJORS: [PgMajor; 1] = [PgMajor::V15];
+pub const PROVEN_MAJORS: [PgMajor; 4] = [PgMajor::V15, PgMajor::V16, PgMajor::V17, PgMajor::V18];
 
 /// Whether there is proven redo for this record type of this major. Blocks of other records become unreadable (checklist 55).
 pub fn has_redo(major: PgMajor, rmid: u8, info: u8) -> bool {

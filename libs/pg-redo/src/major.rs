@@ -35,3 +35,14 @@ pub(crate) fn hash_vacuum_offsets<'a>(major: PgMajor, main: &mut Reader<'a>) -> 
 pub(crate) fn spgist_redirect_skip(major: PgMajor) -> usize {
     if major >= PgMajor::V16 { 6 } else { 4 }
 }
+
+/// Whether a bucket page that a squeeze only references, without giving it tuples or a new link, keeps its LSN: since 17 it is not
+/// registered for a change then.
+pub(crate) fn hash_squeeze_leaves_untouched_page(major: PgMajor) -> bool {
+    major >= PgMajor::V17
+}
+
+/// Whether a vacuum of a B-tree page ends the page's vacuum cycle.
+pub(crate) fn btree_vacuum_clears_cycle_id(major: PgMajor) -> bool {
+    major >= PgMajor::V18
+}
