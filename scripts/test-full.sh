@@ -9,6 +9,13 @@ case "${1:-}" in
         scripts/verify-redo.sh
         cargo test -p ardent-pg-redo -p ardent-redo-oracle -p ardent-pg-ingest
         ;;
+    majors)
+        majors=${ARDENT_TEST_MAJORS:-16,17,18}
+        scripts/setup-majors.sh ${majors//,/ }
+        export ARDENT_TEST_MAJORS=$majors
+        cargo test -p ardent-redo-oracle --test other_majors
+        cargo test -p ardent-pg-format -p ardent-pg-ingest -p ardent-connector
+        ;;
     storage)
         ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
         ;;
@@ -29,7 +36,7 @@ case "${1:-}" in
         done
         ;;
     *)
-        echo "say which: make test-full AREA=redo|storage|quorum|e2e" >&2
+        echo "say which: make test-full AREA=redo|majors|storage|quorum|e2e" >&2
         exit 2
         ;;
 esac

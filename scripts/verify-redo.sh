@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Proves redo against Postgres 15 at scale: runs Postgres's own regression and isolation suites, pgbench and our workloads on a server
+# Proves redo against Postgres at scale: runs Postgres's own regression and isolation suites, pgbench and our workloads on a server
 # with wal_consistency_checking = all, then verifies every page of its WAL, and every file of the stopped server, with
 # `ardent inspect verify-redo`. After that the settings that change what is logged, each with pgbench and our workloads.
 #
 #   scripts/verify-redo.sh              all of it
+#   scripts/verify-redo.sh --major 17   the same for another major than 15: with a server from scripts/setup-majors.sh, or that in
+#                                       $ARDENT_TEST_PG_17; clients and the suites' drivers are those of 15 (no suites for 16)
 #   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation pgbench workloads
 #   VERIFY_REDO_MATRIX="default"        only this row of `matrix` below
 #   VERIFY_REDO_CONF="autovacuum = off"     more lines for postgresql.conf, separated by newlines
@@ -13,9 +15,19 @@
 #   VERIFY_REDO="program"               instead of `target/debug/ardent inspect verify-redo`
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
-bin=/usr/lib/postgresql/15/bin
+major=15
+if [ "${1:-}" = --major ]; then major=${2:?"say which major"}; fi
+clients=/usr/lib/postgresql/15/bin
 pgxs=/usr/lib/postgresql/15/lib/pgxs
+bin=$clients
 all_suites="regress isolation pgbench workloads"
+if [ "$major" != 15 ]; then
+  given=ARDENT_TEST_PG_$major
+  [ -n "${!given:-}" ] || "$top/scripts/setup-majors.sh" "$major"
+  bin=${!given:-${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}/$major/native/bin}
+fi
+# Sources of 16 are in no release of the distribution.
+[ "$major" != 16 ] || all_suites="pgbench workloads"
 suites=${VERIFY_REDO_SUITES:-$all_suites}
 # Name | suites | arguments of initdb | settings, separated by semicolons. The first runs everything.
 matrix="default|$all_suites||wal_level = logical; wal_compression = lz4
@@ -24,8 +36,10 @@ checksums, 1 MB segments, pglz|pgbench workloads|--data-checksums --wal-segsize=
 checksums, no full-page writes, 64 MB segments, lz4|pgbench workloads|--data-checksums --wal-segsize=64|full_page_writes = off; wal_compression = lz4; wal_level = logical
 hints logged, zstd|pgbench workloads|--wal-segsize=64|wal_log_hints = on; wal_compression = zstd; track_commit_timestamp = on; wal_level = logical
 as in production|pgbench workloads||wal_consistency_checking = ''; wal_compression = lz4; wal_level = replica; checkpoint_timeout = 30s"
+# The servers of other majors were built without those.
+[ "$major" = 15 ] || matrix=$(sed -E 's/wal_compression = (lz4|zstd)/wal_compression = pglz/' <<<"$matrix")
 verify=${VERIFY_REDO:-${CARGO_TARGET_DIR:-$top/target}/debug/ardent inspect verify-redo}
-for need in "$bin/postgres" "$pgxs/src/test/regress/pg_regress"; do
+for need in "$bin/postgres" "$clients/psql" "$pgxs/src/test/regress/pg_regress"; do
   [ -x "$need" ] || { echo "$need is missing: install postgresql-15 and postgresql-server-dev-15 (make setup)" >&2; exit 1; }
 done
 
@@ -47,31 +61,48 @@ trap finish EXIT
 fetch_sources() {
   local apt=$work/apt; mkdir -p "$apt/lists/partial" "$apt/sources.list.d"
   local file
+  # Later majors are in later releases, at the same places.
+  local release=()
+  case $major in
+    17) release=(-e 's/bookworm[-a-z]*/trixie/g') ;;
+    18) release=(-e 's/bookworm[-a-z]*/sid/g' -e 's/^URIs:.*security.*/Enabled: no/') ;;
+  esac
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
-    if [ -f "$file" ]; then sed -n 's/^deb \(.*\)/deb-src \1/p' "$file" >>"$apt/sources.list.d/src.list"; fi
+    if [ -f "$file" ]; then sed -n 's/^deb \(.*\)/deb-src \1/p' "$file" | sed -e '' "${release[@]}" >>"$apt/sources.list.d/src.list"; fi
   done
   for file in /etc/apt/sources.list.d/*.sources; do
-    if [ -f "$file" ]; then sed 's/^Types:.*/Types: deb-src/' "$file" >"$apt/sources.list.d/src-$(basename "$file")"; fi
+    if [ -f "$file" ]; then sed -e 's/^Types:.*/Types: deb-src/' "${release[@]}" "$file" >"$apt/sources.list.d/src-$(basename "$file")"; fi
   done
   local options=(-qq -o "Dir::State::lists=$apt/lists" -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$apt/sources.list.d")
-  apt-get "${options[@]}" update
+  # The newest release has no security updates of its own.
+  apt-get "${options[@]}" update || [ "$major" = 18 ]
   # The newest version may have left the mirror already; any minor's suite does.
   local version
-  for version in $(apt-cache "${options[@]}" showsrc postgresql-15 | sed -n 's/^Version: //p' | sort -Vru); do
-    if (cd "$work" && apt-get "${options[@]}" source --download-only "postgresql-15=$version" >/dev/null 2>&1); then break; fi
-    rm -f "$work"/postgresql-15_*
+  for version in $(apt-cache "${options[@]}" showsrc "postgresql-$major" | sed -n 's/^Version: //p' | sort -Vru); do
+    if (cd "$work" && apt-get "${options[@]}" source --download-only "postgresql-$major=$version" >/dev/null 2>&1); then break; fi
+    rm -f "$work/postgresql-${major}"_*
   done
   local archive
-  archive=$(echo "$work"/postgresql-15_*.orig.tar.*)
-  [ -f "$archive" ] || { echo "the sources of postgresql-15 can't be had from the package mirror" >&2; exit 1; }
+  archive=$(echo "$work/postgresql-${major}"_*.orig.tar.*)
+  [ -f "$archive" ] || { echo "the sources of postgresql-$major can't be had from the package mirror" >&2; exit 1; }
   mkdir -p "$work/src" && tar -xf "$archive" -C "$work/src" --strip-components=1
+}
+
+# Headers to compile the suite's library with: installed ones for 15, else those that the sources make.
+server_headers() {
+  if [ "$major" = 15 ]; then "$clients/pg_config" --includedir-server; return; fi
+  if [ ! -f "$work/src/src/include/utils/errcodes.h" ]; then
+    (cd "$work/src" && ./configure --without-icu --without-readline --without-zlib && make -s -C src/backend generated-headers) >"$work/headers.log" 2>&1 ||
+      { echo "the headers of $major can't be made, see $work/headers.log: bison, flex and perl are needed" >&2; return 1; }
+  fi
+  echo "$work/src/src/include"
 }
 
 case " $suites " in *" regress "*|*" isolation "*)
   [ -d "$work/src/src/test/regress" ] || fetch_sources
   if [ ! -f "$work/lib/regress.so" ]; then
     mkdir -p "$work/lib"
-    cc -O1 -fPIC -shared -I "$("$bin/pg_config" --includedir-server)" -o "$work/lib/regress.so" "$work/src/src/test/regress/regress.c"
+    cc -O1 -fPIC -shared -I "$(server_headers)" -o "$work/lib/regress.so" "$work/src/src/test/regress/regress.c"
   fi
 esac
 
@@ -82,7 +113,7 @@ if [ "$(id -u)" = 0 ]; then chown -R postgres "$work"; fi
 run_suite() { # suite's name, program, folder, schedule
   mkdir -p "$work/out/$1"; if [ "$(id -u)" = 0 ]; then chown postgres "$work/out/$1"; fi
   # What the suite expects to see is not the point here; what it writes is. Its own verdict is shown and not used.
-  "${as_pg[@]}" PGUSER=postgres "$2" --bindir="$bin" --inputdir="$3" --outputdir="$work/out/$1" --dlpath="$work/lib" \
+  "${as_pg[@]}" PGUSER=postgres "$2" --bindir="$clients" --inputdir="$3" --outputdir="$work/out/$1" --dlpath="$work/lib" \
     --schedule="$4" --max-concurrent-tests=20 --host="$work" --user=postgres --dbname="$1" ${5:-} >"$work/out/$1.log" 2>&1 || true
   echo "$1: $(grep -E '^ All|tests (passed|failed)|of [0-9]+ tests' "$work/out/$1.log" | tail -1)"
 }
@@ -95,12 +126,12 @@ run_suites() { # suites
       isolation)
         run_suite isolation_regression "$pgxs/src/test/isolation/pg_isolation_regress" "$work/src/src/test/isolation" "$work/src/src/test/isolation/isolation_schedule" ;;
       pgbench)
-        "${as_pg[@]}" "$bin/pgbench" -h "$work" -U postgres -q -i -s 5 postgres >"$work/out/pgbench.log" 2>&1
-        "${as_pg[@]}" "$bin/pgbench" -h "$work" -U postgres -n -c 4 -t 2500 postgres >>"$work/out/pgbench.log" 2>&1
+        "${as_pg[@]}" "$clients/pgbench" -h "$work" -U postgres -q -i -s 5 postgres >"$work/out/pgbench.log" 2>&1
+        "${as_pg[@]}" "$clients/pgbench" -h "$work" -U postgres -n -c 4 -t 2500 postgres >>"$work/out/pgbench.log" 2>&1
         echo "pgbench: $(grep 'actually processed' "$work/out/pgbench.log")" ;;
       workloads)
         for file in "$work"/sql/*.sql; do
-          "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" psql -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$file" postgres >/dev/null
+          "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" "$clients/psql" -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$file" postgres >/dev/null
         done
         echo "workloads: $(ls "$work"/sql/*.sql | wc -l) files" ;;
       *) echo "unknown suite: $suite" >&2; exit 2 ;;
@@ -134,11 +165,11 @@ CONF
   run_suites "$2"
   # Whether hint bits are logged decides what a record of the visibility map stamps.
   local flags=() query="select 'on' in (current_setting('data_checksums'), current_setting('wal_log_hints'))"
-  if [ "$("${as_pg[@]}" psql -h "$work" -U postgres -qXAtc "$query" postgres)" = t ]; then flags+=(--hint-bits); fi
+  if [ "$("${as_pg[@]}" "$clients/psql" -h "$work" -U postgres -qXAtc "$query" postgres)" = t ]; then flags+=(--hint-bits); fi
   "${as_pg[@]}" "$bin/pg_ctl" -D "$work/data" -m fast -w -t 300 stop >/dev/null
   started=
   echo "WAL: $(du -sh "$work/data/pg_wal" | cut -f1)"
-  if [ "$2" = "$all_suites" ]; then flags+=(--expect "$top/libs/redo-oracle/expected-15.txt"); fi
+  if [ "$2" = "$all_suites" ]; then flags+=(--expect "$top/libs/redo-oracle/expected-$major.txt"); fi
   cd "$top"
   # shellcheck disable=SC2086
   $verify --wal "$work/data/pg_wal" --base "$work/base" --data "$work/data" "${flags[@]}" ${VERIFY_REDO_FLAGS:-} || failed+=("$1")

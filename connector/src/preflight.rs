@@ -19,6 +19,10 @@ pub struct HostFacts {
     pub locales: Option<Vec<String>>,
 }
 
+/// Majors that branches can run: those that the compute library is made for. Storage knows more: import and redo of others are tested,
+/// and connecting one waits only for this list.
+const MAJORS_OF_BRANCHES: [PgMajor; 1] = [PgMajor::V15];
+
 /// Looks at a server that may become a source. Failing checks are part of the answer; an error means that it could not be looked at.
 pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck>, ConnectorError> {
     let config = ConnectConfig::parse(url)?.with_application_name("ardent");
@@ -112,9 +116,12 @@ fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
     let version = fact("version");
     checks.require(
         "version",
-        PgMajor::from_number(major).is_some(),
+        MAJORS_OF_BRANCHES.iter().any(|known| known.number() == major),
         format!("Postgres {version}"),
-        format!("Postgres {version}: Ardent knows 15 to 18"),
+        format!(
+            "Postgres {version}: branches run {} so far",
+            MAJORS_OF_BRANCHES.map(|known| known.to_string()).join(" and ")
+        ),
         None,
     );
     if !host.majors.is_empty() {

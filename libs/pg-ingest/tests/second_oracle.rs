@@ -19,7 +19,9 @@ use ardent_api::page_service::{BackupItem, ImportSpec};
 use ardent_pg_format::encode::{WalStream, segment_files, shutdown_checkpoint};
 use ardent_pg_format::{CheckPoint, ControlFile, PgMajor};
 use ardent_pg_ingest::{BackupPoint, Ingest, ReadState, base_backup};
-use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command, temp_dir};
+use ardent_test_pg::{
+    StopMode, TestPg, TestPgOptions, other_majors, program, server_command, server_command_of, temp_dir,
+};
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, RelTag, SlruKind};
 use support::directory::{control_file, files, import, import_spec, records};
 use support::store::Store;
@@ -30,6 +32,7 @@ const DURING: &str = include_str!("support/during.sql");
 
 /// Everything up to the comparison, made once per test.
 struct Replayed {
+    major: PgMajor,
     /// Ingested up to `end`.
     store: Store,
     /// The last record.
@@ -42,8 +45,9 @@ struct Replayed {
     recovered: PathBuf,
 }
 
-fn options() -> TestPgOptions {
+fn options(major: u32) -> TestPgOptions {
     TestPgOptions::default()
+        .major(major)
         .set("wal_log_hints", "on")
         .set("max_prepared_transactions", "10")
         .set("track_commit_timestamp", "on")
@@ -74,14 +78,14 @@ fn copy_directory(from: &Path, to: &Path) {
 }
 
 /// A stopped server's directory, then the server's work, then its WAL.
-fn replay() -> Replayed {
-    let mut primary = TestPg::start(options());
+fn replay(major: u32) -> Replayed {
+    let mut primary = TestPg::start(options(major));
     run(&primary, BEFORE);
     primary.stop(StopMode::Fast);
     let recovered_root = temp_dir();
     let recovered = recovered_root.path().join("data");
     copy_directory(primary.data_dir(), &recovered);
-    let mut store = Store::default();
+    let mut store = Store::of_major(control_file(primary.data_dir()).major);
     let spec = import_spec(primary.data_dir());
     let imported = import(spec.clone(), primary.data_dir(), &mut store);
     assert!(imported.relations > 500 && imported.damaged_pages == 0, "{imported:?}");
@@ -93,7 +97,8 @@ fn replay() -> Replayed {
 
 /// A backup of a server at work, then its WAL.
 fn replay_fuzzy() -> Replayed {
-    let options = options().set("full_page_writes", "off").initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
+    let options =
+        options(15).set("full_page_writes", "off").initdb_arg("--data-checksums").initdb_arg("--wal-segsize=1");
     let mut primary = TestPg::start(options);
     run(&primary, BEFORE);
     let root = temp_dir();
@@ -130,7 +135,8 @@ fn replay_fuzzy() -> Replayed {
 
 /// Ingests the stopped primary's WAL from `start` on, and lets Postgres replay it on the directory `data` in `root`.
 fn follow(mut store: Store, primary: TestPg, root: tempfile::TempDir, start: Lsn, consistent_from: Lsn) -> Replayed {
-    let mut ingest = Ingest::load(PgMajor::V15, consistent_from, &store.newest()).expect("the import can be continued");
+    let major = control_file(primary.data_dir()).major;
+    let mut ingest = Ingest::load(major, consistent_from, &store.newest()).expect("the import can be continued");
     let (mut prev, mut end) = (Lsn::INVALID, start);
     records(primary.data_dir(), start, |record| {
         store.ingest(&mut ingest, record);
@@ -139,19 +145,19 @@ fn follow(mut store: Store, primary: TestPg, root: tempfile::TempDir, start: Lsn
     });
     assert_eq!(prev, control_file(primary.data_dir()).checkpoint_lsn, "all WAL was read");
     let recovered = root.path().join("data");
-    recover(&recovered, primary.data_dir(), prev);
-    Replayed { store, end, prev, primary, _recovered_root: root, recovered }
+    recover(primary.major(), &recovered, primary.data_dir(), prev);
+    Replayed { major, store, end, prev, primary, _recovered_root: root, recovered }
 }
 
 /// Lets stock Postgres replay `primary`'s WAL up to the record at `last` on the directory `copy`.
-fn recover(copy: &Path, primary: &Path, last: Lsn) {
+fn recover(major: u32, copy: &Path, primary: &Path, last: Lsn) {
     let _ = fs::remove_dir_all(copy.join("pg_wal"));
     copy_directory(&primary.join("pg_wal"), &copy.join("pg_wal"));
     let status = server_command("touch").arg(copy.join("recovery.signal")).status().expect("touch can be run");
     assert!(status.success());
     let log_path = copy.join("recovery.log");
     let log = fs::File::create(&log_path).expect("a log can be made");
-    let mut child = server_command(program("postgres"))
+    let mut child = server_command_of(major, "postgres")
         .arg("-D")
         .arg(copy)
         .arg("-k")
@@ -177,7 +183,7 @@ fn recover(copy: &Path, primary: &Path, last: Lsn) {
 
 /// Pages of all segment files of a fork, `None` if there is no file.
 fn fork_on_disk(data_dir: &Path, rel: RelTag) -> Option<Vec<u8>> {
-    let path = rel.path(PgMajor::V15.tablespace_directory());
+    let path = rel.path(control_file(data_dir).major.tablespace_directory());
     let mut content = fs::read(data_dir.join(&path)).ok()?;
     for segment in 1.. {
         match fs::read(data_dir.join(format!("{path}.{segment}"))) {
@@ -359,7 +365,7 @@ fn check_control(replayed: &Replayed) {
     let at = replayed.store.at(replayed.end);
     let expect = control_file(replayed.primary.data_dir());
     let ours = at.get(Key::Checkpoint).expect("a key can be read").expect("there is a checkpoint");
-    let ours = CheckPoint::decode(&ours, PgMajor::V15).expect("it decodes");
+    let ours = CheckPoint::decode(&ours, replayed.major).expect("it decodes");
     // For a shutdown checkpoint Postgres leaves this out; we keep the oldest prepared transaction.
     let prepared = ours.oldest_active_xid;
     assert!(prepared != 0 && u64::from(prepared) < ours.next_xid);
@@ -383,7 +389,7 @@ fn materialise(replayed: &Replayed, data_dir: &Path) {
     let mut control = None;
     let mut ended = false;
     let write = |path: &str, content: &[u8]| fs::write(data_dir.join(path), content).expect(path);
-    base_backup(PgMajor::V15, point, &at, |item| {
+    base_backup(replayed.major, point, &at, |item| {
         match item {
             BackupItem::Header(found) => header = Some(found),
             BackupItem::ControlFile(found) => control = Some(ControlFile::decode(&found).expect("it decodes")),
@@ -403,7 +409,7 @@ fn materialise(replayed: &Replayed, data_dir: &Path) {
                             None => content.resize(content.len() + BLCKSZ, 0),
                         }
                     }
-                    write(&rel.path(PgMajor::V15.tablespace_directory()), &content);
+                    write(&rel.path(replayed.major.tablespace_directory()), &content);
                 }
             }
             BackupItem::Page { rel, block, page } => {
@@ -417,9 +423,9 @@ fn materialise(replayed: &Replayed, data_dir: &Path) {
     assert!(ended);
     let (header, mut control) = (header.expect("a header came"), control.expect("a control file came"));
     let checkpoint = hex::decode(&header.checkpoint_hex).expect("hexadecimal");
-    let checkpoint = CheckPoint::decode(&checkpoint, PgMajor::V15).expect("it decodes");
+    let checkpoint = CheckPoint::decode(&checkpoint, replayed.major).expect("it decodes");
     let stream = WalStream {
-        major: PgMajor::V15,
+        major: replayed.major,
         segment_size: header.wal_segment_size,
         tli: header.pg_tli,
         system_id: header.system_id,
@@ -440,7 +446,29 @@ fn materialise(replayed: &Replayed, data_dir: &Path) {
     }
 }
 
+/// What users see of a cluster.
 fn dump(server: &TestPg) -> String {
+    if server.major() == 15 { dump_all(server) } else { digests(server) }
+}
+
+/// A digest of each table's rows, in every database: there is no `pg_dumpall` for the other majors here.
+fn digests(server: &TestPg) -> String {
+    const TABLES: &str = "select string_agg(format('select %L, count(*), md5(string_agg(t::text, chr(10) order by t::text)) from %s t', \
+         oid::regclass, oid::regclass), ' union all ' order by oid) from pg_class where relkind in ('r', 'm') \
+         and (oid >= 16384 or relname in ('pg_attribute', 'pg_proc', 'pg_type', 'pg_index', 'pg_authid'))";
+    let databases = server.sql("select datname from pg_database where datallowconn order by 1");
+    let lines = databases.lines().map(|database| {
+        let tables = server.sql_in(database, TABLES);
+        let digests = server.sql_in(database, &tables);
+        // Postgres may answer the parts of the union in any order.
+        let mut digests: Vec<&str> = digests.lines().collect();
+        digests.sort_unstable();
+        format!("{database}\n{}", digests.join("\n"))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn dump_all(server: &TestPg) -> String {
     let output = server_command(program("pg_dumpall"))
         .arg("-h")
         .arg(server.socket_dir())
@@ -508,14 +536,23 @@ fn walk(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-#[test]
-fn keys_are_what_postgres_recovery_leaves_and_a_server_starts_from_them() {
-    let replayed = replay();
+fn keys_are_what_postgres_recovery_leaves_and_a_server_starts_from_them_with(major: u32) {
+    let replayed = replay(major);
     check_small_files(&replayed);
     check_slrus(&replayed);
     check_control(&replayed);
     check_relations(&replayed);
     check_start(replayed);
+}
+
+#[test]
+fn keys_are_what_postgres_recovery_leaves_and_a_server_starts_from_them() {
+    keys_are_what_postgres_recovery_leaves_and_a_server_starts_from_them_with(15);
+}
+
+#[test]
+fn keys_of_other_majors_are_what_their_recovery_leaves_and_a_server_starts_from_them() {
+    other_majors().into_iter().for_each(keys_are_what_postgres_recovery_leaves_and_a_server_starts_from_them_with);
 }
 
 #[test]

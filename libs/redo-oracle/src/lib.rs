@@ -41,6 +41,12 @@ pub use report::{Expectations, ExpectationsError, Mismatch, Report, TypeReport};
 
 /// The record types of Postgres 15 that a thorough workload must reach, and the refusals that are allowed.
 pub const EXPECTED_15: &str = include_str!("../expected-15.txt");
+/// The same for Postgres 16.
+pub const EXPECTED_16: &str = include_str!("../expected-16.txt");
+/// The same for Postgres 17.
+pub const EXPECTED_17: &str = include_str!("../expected-17.txt");
+/// The same for Postgres 18.
+pub const EXPECTED_18: &str = include_str!("../expected-18.txt");
 
 /// What to verify.
 #[derive(Clone, Debug, Default)]

@@ -136,6 +136,18 @@ impl Expectations {
         Ok(expectations)
     }
 
+    /// The list of a major, if there is one.
+    pub fn of_major(major: u32) -> Option<Expectations> {
+        let text = match major {
+            15 => crate::EXPECTED_15,
+            16 => crate::EXPECTED_16,
+            17 => crate::EXPECTED_17,
+            18 => crate::EXPECTED_18,
+            _ => return None,
+        };
+        Expectations::parse(text).ok()
+    }
+
     /// Reads a list from a file.
     pub fn load(path: &Path) -> Result<Expectations, ExpectationsError> {
         let text =

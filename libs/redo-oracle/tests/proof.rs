@@ -1,75 +1,25 @@
 //! A real Postgres 15 runs workloads that reach every record type; every page that redo makes is compared with the page that
 //! Postgres logged. Then redo is made wrong on purpose, and the oracle must say so.
 
+mod support;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::rc::Rc;
 
 use ardent_pg_format::{DecodedRecord, PgMajor, restore_image, rmgr};
 use ardent_pg_redo::{HintBits, RecordView, redo_block};
-use ardent_redo_oracle::{
-    EXPECTED_15, EndStateArgs, Expectations, Mismatch, Oracle, Report, Tamper, VerifyRedoArgs, WalFolder, run,
-};
-use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command, temp_dir};
+use ardent_redo_oracle::{EXPECTED_15, Expectations, Mismatch, Oracle, Tamper, WalFolder};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
 use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
-
-fn options() -> TestPgOptions {
-    TestPgOptions::default()
-        .set("wal_consistency_checking", "all")
-        .set("fsync", "off")
-        .set("autovacuum", "off")
-        .set("max_wal_size", "20GB")
-        .set("wal_keep_size", "20GB")
-        .set("checkpoint_timeout", "1h")
-        .set("max_prepared_transactions", "10")
-}
-
-/// A server that is running, and its data directory as it was before.
-fn start_with_base(options: TestPgOptions) -> (TestPg, tempfile::TempDir) {
-    let mut server = TestPg::init(options);
-    let root = temp_dir();
-    let copied = server_command("cp").arg("-a").arg(server.data_dir()).arg(root.path().join("base")).status();
-    assert!(copied.expect("cp can be run").success());
-    server.start_server();
-    (server, root)
-}
-
-/// Runs a file of `tests/sql` in one session, and fails with psql's words if a statement does.
-fn run_sql_file(server: &TestPg, name: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sql").join(name);
-    let file = std::fs::File::open(&path).expect("the workload is in the repository");
-    let output = Command::new(program("psql"))
-        .arg("-h")
-        .arg(server.socket_dir())
-        .args(["-p", &server.port().to_string(), "-U", server.superuser(), "-d", "postgres"])
-        .args(["-qX", "-v", "ON_ERROR_STOP=1", "-f", "-"])
-        .env("PGOPTIONS", "-c client_min_messages=warning")
-        .stdin(Stdio::from(file))
-        .output()
-        .expect("psql can be run");
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn verify(server: &TestPg, hint_bits: HintBits) -> Report {
-    let args = VerifyRedoArgs { wal: server.data_dir().join("pg_wal"), hint_bits, ..VerifyRedoArgs::default() };
-    run(&args).expect("the WAL can be read")
-}
-
-/// Both oracles.
-fn verify_with_end_state(server: &TestPg, base: &Path, hint_bits: HintBits) -> Report {
-    let data = server.data_dir().to_owned();
-    let end_state = Some(EndStateArgs { base: base.join("base"), data: data.clone() });
-    let args = VerifyRedoArgs { wal: data.join("pg_wal"), hint_bits, end_state, ..VerifyRedoArgs::default() };
-    run(&args).expect("the WAL and the directories can be read")
-}
+use support::{WORKLOADS, options, run_sql_file, start_with_base, verify, verify_with_end_state};
 
 /// One server for both: the workloads are what takes long.
 #[test]
 fn every_record_type_of_15_redoes_as_postgres_does_and_wrong_redo_is_caught() {
     let (mut server, base) = start_with_base(options().set("wal_compression", "lz4"));
-    for name in ["heap.sql", "btree.sql", "gin.sql", "gist.sql", "spgist.sql", "brin.sql", "hash.sql", "cluster.sql"] {
+    for name in WORKLOADS.into_iter().chain(["cluster.sql"]) {
         run_sql_file(&server, name);
     }
     server.stop(StopMode::Fast);

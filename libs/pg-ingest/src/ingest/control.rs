@@ -204,6 +204,10 @@ impl Ingest {
                 data.take(8)?; // when
                 let (tli, previous_tli) = (PgTli::new(data.u32()?), PgTli::new(data.u32()?));
                 self.control.update(|checkpoint| (checkpoint.tli, checkpoint.previous_tli) = (tli, previous_tli));
+                if self.major >= PgMajor::V17 {
+                    let wal_level = data.u32()?.cast_signed();
+                    self.control.update(|checkpoint| checkpoint.wal_level = wal_level);
+                }
             }
             op::NOOP
             | op::SWITCH
@@ -234,7 +238,11 @@ impl Ingest {
             return Err(Fault::MinimalWal);
         }
         let tracked = std::mem::replace(&mut file.track_commit_timestamp, track);
+        let wal_level = file.wal_level;
         self.control.file_changed = true;
+        if self.major >= PgMajor::V17 {
+            self.control.update(|checkpoint| checkpoint.wal_level = wal_level);
+        }
         if track != tracked { self.switch_commit_ts(step, track) } else { Ok(()) }
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ardent_api::page_service::ImportSpec;
-use ardent_pg_format::{ControlFile, DecodedRecord, PgMajor, WalDecoder};
+use ardent_pg_format::{ControlFile, DecodedRecord, WalDecoder};
 use ardent_pg_ingest::{Batch, Import, Imported};
 use ardent_types::Lsn;
 
@@ -69,7 +69,7 @@ pub fn import(spec: ImportSpec, data_dir: &Path, store: &mut Store) -> Imported 
 pub fn records(data_dir: &Path, start: Lsn, mut each: impl FnMut(&DecodedRecord)) {
     let control = control_file(data_dir);
     let size = control.wal_segment_size;
-    let mut decoder = WalDecoder::new(start, PgMajor::V15, size).with_system_id(control.system_id);
+    let mut decoder = WalDecoder::new(start, control.major, size).with_system_id(control.system_id);
     let mut offset = start.segment_offset(size) as usize;
     for number in start.segment_number(size).. {
         let per_id = 0x1_0000_0000 / size.bytes();

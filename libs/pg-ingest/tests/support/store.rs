@@ -10,8 +10,8 @@ use ardent_types::{Key, Lsn};
 use bytes::Bytes;
 
 /// Storage without files.
-#[derive(Default)]
 pub struct Store {
+    major: PgMajor,
     versions: BTreeMap<Key, Vec<(Lsn, Value)>>,
 }
 
@@ -21,7 +21,18 @@ pub struct At<'a> {
     lsn: Lsn,
 }
 
+impl Default for Store {
+    fn default() -> Store {
+        Store::of_major(PgMajor::V15)
+    }
+}
+
 impl Store {
+    /// An empty store for a major's pages.
+    pub fn of_major(major: PgMajor) -> Store {
+        Store { major, versions: BTreeMap::new() }
+    }
+
     /// Takes a batch's values over.
     pub fn apply(&mut self, batch: &mut Batch) {
         for (key, lsn, value) in batch.values.drain(..) {
@@ -76,7 +87,7 @@ impl At<'_> {
             return Ok(None);
         }
         let base = visible.iter().rposition(|(_, value)| value.is_base()).unwrap_or(0);
-        let content = reconstruct(PgMajor::V15, &key, None, visible[base..].iter().cloned())?;
+        let content = reconstruct(self.store.major, &key, None, visible[base..].iter().cloned())?;
         Ok(Some(content).filter(|content| !content.is_empty()))
     }
 }
