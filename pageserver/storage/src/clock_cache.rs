@@ -55,6 +55,11 @@ impl<K: Hash + Eq + Clone, V: Clone> ClockCache<K, V> {
         Some(slot.value.clone())
     }
 
+    /// Whether `key` is there; that does not count as a use.
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.shard(key).lock().map.contains_key(key)
+    }
+
     /// Changes the value of `key` where it is, if it is there.
     pub(crate) fn update(&self, key: &K, change: impl FnOnce(&mut V)) {
         let mut shard = self.shard(key).lock();
@@ -74,14 +79,18 @@ impl<K: Hash + Eq + Clone, V: Clone> ClockCache<K, V> {
             let slot = &mut shard.slots[at];
             shard.bytes = shard.bytes - slot.weight + weight;
             (slot.value, slot.weight, slot.used) = (value, weight, true);
-        } else {
-            shard.map.insert(key.clone(), shard.slots.len());
-            shard.slots.push(Slot { key, value, weight, used: false });
-            shard.bytes += weight;
+            while shard.bytes > self.bytes_max_per_shard {
+                shard.evict_one();
+            }
+            return;
         }
-        while shard.bytes > self.bytes_max_per_shard {
+        // Room is made first, or the newest entry could be the one that goes.
+        while shard.bytes + weight > self.bytes_max_per_shard {
             shard.evict_one();
         }
+        shard.map.insert(key.clone(), shard.slots.len());
+        shard.slots.push(Slot { key, value, weight, used: false });
+        shard.bytes += weight;
     }
 
     /// Bytes held, by the weights given.
@@ -108,6 +117,8 @@ impl<K: Hash + Eq + Clone, V> Shard<K, V> {
             if let Some(moved) = self.slots.get(self.hand) {
                 self.map.insert(moved.key.clone(), self.hand);
             }
+            // What was moved here is the newest: its turn comes after a whole round.
+            self.hand += 1;
             return;
         }
     }
@@ -128,6 +139,9 @@ mod tests {
         assert!(cache.bytes() <= SHARDS * 1000);
         let kept = (0..10_000u32).filter(|number| cache.get(&(u64::from(*number), *number)) == Some(*number)).count();
         assert!((100..=160).contains(&kept), "{kept}");
+        // What came last is there: nobody has had time to use it.
+        let last = (9_900..10_000u32).filter(|number| cache.get(&(u64::from(*number), *number)).is_some()).count();
+        assert!(last >= 90, "{last}");
         cache.insert((0, 0), 1, 1001);
         cache.update(&(1 << 40, 0), |value| *value = 8);
         assert_eq!(cache.get(&(1 << 40, 0)), Some(8));
