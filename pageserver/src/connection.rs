@@ -157,16 +157,32 @@ impl Connection<'_> {
 
     /// Queues an answer. A broken socket ends the connection after this request.
     pub(crate) fn reply(&mut self, response: &Response) -> Result<(), Failure> {
-        let pages = match response {
-            Response::Pages { pages, .. } => pages.len() / BLCKSZ,
-            Response::BackupItem { item: BackupItem::Page { .. }, .. } => 1,
-            _ => 0,
-        };
-        self.pages_sent.fetch_add(pages as u64, Ordering::Relaxed);
-        self.output.send(response).map_err(|error| {
-            self.socket_error = Some(error);
-            Failure::new(ErrorCode::Internal, "the connection is lost")
-        })
+        if let Response::BackupItem { item: BackupItem::Page { .. }, .. } = response {
+            self.pages_sent.fetch_add(1, Ordering::Relaxed);
+        }
+        self.output.send(response).map_err(|error| self.lost(error))
+    }
+
+    /// Queues an answer of pages that `fill` appends.
+    pub(crate) fn reply_pages(
+        &mut self,
+        id: u64,
+        fill: impl FnOnce(&Self, &mut BytesMut) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        // Out of its place, so that what fills it can use the connection.
+        let mut buffer = std::mem::take(&mut self.output.buffer);
+        let before = buffer.len();
+        let filled = Response::encode_pages(&mut buffer, id, |buffer| fill(self, buffer));
+        // What stands before the pages is smaller than one.
+        self.pages_sent.fetch_add(((buffer.len() - before) / BLCKSZ) as u64, Ordering::Relaxed);
+        self.output.buffer = buffer;
+        filled?;
+        self.output.flush_if_large().map_err(|error| self.lost(error))
+    }
+
+    fn lost(&mut self, error: io::Error) -> Failure {
+        self.socket_error = Some(error);
+        Failure::new(ErrorCode::Internal, "the connection is lost")
     }
 
     fn greet(&mut self, request: Request) -> Result<(), ConnectionError> {

@@ -8,7 +8,7 @@ use ardent_api::token::Rights;
 use ardent_pg_ingest::{BackupError, BackupPoint, base_backup};
 use ardent_storage::{CommitError, ErrorKind, ReadError, Timeline, TimelineError};
 use ardent_types::{BLCKSZ, BlockNumber, Key, Lsn, RelTag};
-use bytes::{BufMut as _, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::connection::{Bound, Connection, Failure};
 use crate::import::check_consistent;
@@ -25,31 +25,48 @@ impl Connection<'_> {
         ranges: &[BlockRange],
     ) -> Result<(), Failure> {
         let timeline = self.readable(bound, lsn)?;
-        let count: usize = ranges.iter().map(|range| range.count as usize).sum();
-        let mut pages = BytesMut::with_capacity(count * BLCKSZ);
+        self.reply_pages(id, |connection, pages| {
+            ranges.iter().try_for_each(|range| connection.append_pages(&timeline, lsn, rel, range, pages))
+        })
+    }
+
+    fn append_pages(
+        &self,
+        timeline: &Arc<Timeline>,
+        lsn: Lsn,
+        rel: RelTag,
+        range: &BlockRange,
+        pages: &mut BytesMut,
+    ) -> Result<(), Failure> {
         // Asked for only if a block has no version: then it is zero below the relation's end (checklist 21), and nothing past it.
         let mut size = None;
-        for block in ranges.iter().flat_map(|range| range.start..range.start + range.count) {
-            let page = self.read(&timeline, |timeline| timeline.get(&Key::RelBlock(rel, block), lsn))?;
-            match page {
-                Some(page) if page.len() == BLCKSZ => pages.put_slice(&page),
-                Some(page) => {
-                    let message = format!("{rel} block {block} has {} bytes at {lsn} instead of {BLCKSZ}", page.len());
-                    return Err(Failure::new(ErrorCode::Unreadable, message));
-                }
-                None => {
-                    if size.is_none() {
-                        size = Some(self.rel_size(&timeline, lsn, rel)?);
-                    }
-                    if size.flatten().is_none_or(|nblocks| block >= nblocks) {
-                        let message = format!("{rel} has no block {block} at {lsn}");
-                        return Err(Failure::new(ErrorCode::NotFound, message));
-                    }
-                    pages.put_bytes(0, BLCKSZ);
-                }
+        let mut append = |pages: &mut BytesMut, block: BlockNumber, page: Option<Bytes>| match page {
+            Some(page) if page.len() == BLCKSZ => {
+                pages.put_slice(&page);
+                Ok(())
             }
-        }
-        self.reply(&Response::Pages { id, pages: pages.freeze() })
+            Some(page) => {
+                let message = format!("{rel} block {block} has {} bytes at {lsn} instead of {BLCKSZ}", page.len());
+                Err(Failure::new(ErrorCode::Unreadable, message))
+            }
+            None => {
+                if size.is_none() {
+                    size = Some(self.rel_size(timeline, lsn, rel)?);
+                }
+                if size.flatten().is_none_or(|nblocks| block >= nblocks) {
+                    return Err(Failure::new(ErrorCode::NotFound, format!("{rel} has no block {block} at {lsn}")));
+                }
+                pages.put_bytes(0, BLCKSZ);
+                Ok(())
+            }
+        };
+        let start = pages.len();
+        self.read(timeline, |timeline| {
+            pages.truncate(start);
+            timeline.get_pages(rel, range.start..range.start + range.count, lsn, |block, page| {
+                append(pages, block, page).map_err(ReadFailure::from)
+            })
+        })
     }
 
     pub(crate) fn get_rel_size(&mut self, bound: &Bound, id: u64, lsn: Lsn, rel: RelTag) -> Result<(), Failure> {
@@ -94,23 +111,43 @@ impl Connection<'_> {
     }
 
     /// Reads; where an ancestor has yet to catch up after a restart, waits for it and reads again.
-    pub(crate) fn read<T>(
+    pub(crate) fn read<T, E: Into<ReadFailure>>(
         &self,
         timeline: &Arc<Timeline>,
-        read: impl Fn(&Timeline) -> Result<T, ReadError>,
+        mut read: impl FnMut(&Timeline) -> Result<T, E>,
     ) -> Result<T, Failure> {
         let deadline = Instant::now() + limits::READ_WAIT_MAX;
         loop {
-            match read(timeline) {
+            match read(timeline).map_err(Into::into) {
                 Ok(value) => return Ok(value),
-                Err(ReadError::NotYet { timeline: behind, lsn, .. }) => {
+                Err(ReadFailure::Storage(ReadError::NotYet { timeline: behind, lsn, .. })) => {
                     let behind = self.shared.engine.timeline(timeline.tenant(), behind);
                     let behind = behind.map_err(|error| timeline_failure(&error))?;
                     self.shared.followers.wait_for(&behind, lsn, deadline)?;
                 }
-                Err(error) => return Err(read_failure(&error)),
+                Err(ReadFailure::Storage(error)) => return Err(read_failure(&error)),
+                Err(ReadFailure::Answered(failure)) => return Err(failure),
             }
         }
+    }
+}
+
+/// Why a read failed: in storage, or over what storage gave.
+#[derive(Debug)]
+pub(crate) enum ReadFailure {
+    Storage(ReadError),
+    Answered(Failure),
+}
+
+impl From<ReadError> for ReadFailure {
+    fn from(error: ReadError) -> Self {
+        ReadFailure::Storage(error)
+    }
+}
+
+impl From<Failure> for ReadFailure {
+    fn from(failure: Failure) -> Self {
+        ReadFailure::Answered(failure)
     }
 }
 

@@ -146,6 +146,22 @@ impl LayerMap {
         cover.iter().map(|index| &self.layers[*index as usize])
     }
 
+    /// Loads what the newest images at or below `lsn` hold of `keys`. True if those leave nothing to be found below them.
+    pub(crate) fn load_images(&self, keys: &KeyRange, lsn: Lsn) -> bool {
+        let mut next = Some(keys.first);
+        while let Some(first) = next.filter(|first| *first <= keys.last) {
+            let is_image = |layer: &&Arc<Layer>| layer.desc.kind == LayerKind::Image && layer.desc.upto <= lsn;
+            let Some(image) = self.covering(&first).find(is_image) else { return false };
+            let last = image.desc.keys.last.min(keys.last);
+            image.load(&KeyRange { first, last });
+            if image.desc.holes > 0 {
+                return false;
+            }
+            next = last.successor();
+        }
+        true
+    }
+
     fn gather(&self, key: &StoredKey, after: Lsn, upto: Lsn, out: &mut Gathered) -> Result<ReadCost, LayerError> {
         let mut cost = ReadCost::default();
         let is_image = |layer: &&Arc<Layer>| layer.desc.kind == LayerKind::Image;

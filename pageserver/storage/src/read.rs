@@ -4,7 +4,7 @@
 //! holds is a base too: a read at a newer LSN applies only what came since. Where a timeline has no version of a key, the
 //! answer is its ancestor's, so branches share what their ancestors' reads have cached.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use ardent_types::{BlockNumber, Key, Lsn, RelTag};
 use bytes::Bytes;
@@ -19,6 +19,8 @@ use crate::version::Gathered;
 
 /// What a cache entry costs beside its content.
 const CACHE_ENTRY_BYTES: usize = 96;
+/// Neighbouring blocks from which on a read counts as part of a sequential one.
+const SEQUENTIAL_BLOCKS: usize = 8;
 /// Keys that [`Timeline::scan`] takes at a time.
 const SCAN_PART_KEYS: usize = 10_000;
 
@@ -36,6 +38,9 @@ pub(crate) struct Content {
 pub(crate) enum CacheUse {
     /// For readers.
     Keep,
+    /// For sequential readers: what redo had to make is kept. Images are taken from their layers as quickly, and would push out
+    /// what others use.
+    KeepRebuilt,
     /// For compaction, which must not push out what readers use.
     LookOnly,
 }
@@ -56,18 +61,39 @@ impl Timeline {
         Ok(content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()))
     }
 
-    /// The content of `blocks` of `rel` at `lsn`, given to `each` in the order asked for. Stops at the first error.
-    pub fn get_pages(
+    /// The content of neighbouring blocks of `rel` at `lsn`, given to `each` in order. Stops at the first error; what `each` was
+    /// given before an error is not to be used.
+    pub fn get_pages<E: From<ReadError>>(
         &self,
         rel: RelTag,
-        blocks: impl IntoIterator<Item = BlockNumber>,
+        blocks: Range<BlockNumber>,
         lsn: Lsn,
-        mut each: impl FnMut(BlockNumber, Option<Bytes>),
-    ) -> Result<(), ReadError> {
+        mut each: impl FnMut(BlockNumber, Option<Bytes>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.check_readable(lsn)?;
+        let mut cache = CacheUse::Keep;
+        if blocks.len() >= SEQUENTIAL_BLOCKS {
+            cache = CacheUse::KeepRebuilt;
+            let key = |block| StoredKey::from(&Key::RelBlock(rel, block));
+            self.load_images(&KeyRange { first: key(blocks.start), last: key(blocks.end - 1) }, lsn)?;
+        }
         for block in blocks {
             let key = Key::RelBlock(rel, block);
-            let content = self.read_at(lsn, || self.content(&key, &StoredKey::from(&key), lsn))?;
-            each(block, content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()));
+            let content = self.content_with(&key, &StoredKey::from(&key), lsn, cache)?;
+            each(block, content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()))?;
+        }
+        // See `read_at`.
+        Ok(self.check_readable(lsn)?)
+    }
+
+    /// Brings the parts of image layers that reads of `keys` at `lsn` will visit into the block cache, many with one read.
+    fn load_images(&self, keys: &KeyRange, lsn: Lsn) -> Result<(), ReadError> {
+        let (mut timeline, mut lsn) = (self, lsn);
+        while !timeline.layer_set().files.load_images(keys, lsn) {
+            match timeline.parent_for_read(lsn)? {
+                Some((parent, at)) => (timeline, lsn) = (parent, at),
+                None => break,
+            }
         }
         Ok(())
     }
@@ -266,8 +292,14 @@ impl Timeline {
             }));
         };
         let from_memory = cost.files == 0 && gathered.len() == 1;
-        let bytes = match gathered.as_plain_image() {
-            Some(image) => image.bytes.clone(),
+        let plain = gathered.as_plain_image().map(|image| image.bytes.clone());
+        let keeps = match cache {
+            CacheUse::Keep => true,
+            CacheUse::KeepRebuilt => plain.is_none(),
+            CacheUse::LookOnly => false,
+        };
+        let bytes = match plain {
+            Some(image) => image,
             None => {
                 let base = if gathered.complete_from().is_some() {
                     None
@@ -283,7 +315,7 @@ impl Timeline {
                 rebuilt.map_err(|source| ReadError::Rebuild { key: *key, lsn, source: Box::new(source) })?
             }
         };
-        if !from_memory && cache == CacheUse::Keep {
+        if !from_memory && keeps {
             // A copy: a slice would keep the whole group of a layer file in memory.
             let content = Bytes::copy_from_slice(&bytes);
             let weight = content.len() + CACHE_ENTRY_BYTES;

@@ -90,6 +90,25 @@ pub struct ChangedRelation {
 }
 
 impl Response {
+    /// Appends the frame of a [`Response::Pages`] whose pages `fill` appends, so that they need not be gathered elsewhere first. On
+    /// an error `out` is as it was.
+    pub fn encode_pages<E>(
+        out: &mut BytesMut,
+        id: u64,
+        fill: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let start = out.len();
+        let mut result = Ok(());
+        write_frame(out, REPLY | GET_PAGES, |out| {
+            out.put_u64_le(id);
+            result = fill(out);
+        });
+        if result.is_err() {
+            out.truncate(start);
+        }
+        result
+    }
+
     /// Appends the response's frame to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {

@@ -20,6 +20,9 @@ use crate::version::{Gathered, Version, VersionKind};
 /// Length of an index entry: first key, first LSN, offset, length.
 const INDEX_ENTRY_LEN: usize = KEY_LEN + 8 + 8 + 4;
 
+/// Most groups that [`Layer::load`] takes: 2 MiB of pages.
+const LOAD_GROUPS_MAX: usize = 32;
+
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The parts of a file that every read needs; loaded with the first one.
@@ -132,6 +135,34 @@ impl Layer {
             }
         }
         Ok(true)
+    }
+
+    /// Brings the groups that hold `keys` into the block cache with one read of the store. What fails here fails again, and is told,
+    /// when it is read.
+    pub(crate) fn load(&self, keys: &KeyRange) {
+        let Ok(opened) = self.opened() else { return };
+        let begin = opened.groups_through(&keys.first, Lsn::INVALID).saturating_sub(1);
+        let end = opened.groups_through(&keys.last, Lsn::MAX).min(begin + LOAD_GROUPS_MAX);
+        let missing = |group: &usize| !self.cache.contains(&(self.number, *group as u32));
+        let (Some(first), Some(last)) = ((begin..end).find(missing), (begin..end).rev().find(missing)) else { return };
+        let (start, end) = (opened.section(first).offset, opened.section(last));
+        let Some(end) = end.offset.checked_add(u64::from(end.length)).filter(|end| *end <= self.desc.bytes) else {
+            return;
+        };
+        if first == last || end < start {
+            return;
+        }
+        let Ok(bytes) = self.read(start..end) else { return };
+        for group in (first..=last).filter(missing) {
+            let section = opened.section(group);
+            let at = section.offset.checked_sub(start).and_then(|at| usize::try_from(at).ok());
+            let block = at.and_then(|at| Some(at..at.checked_add(section.length as usize)?));
+            let Some(block) = block.filter(|block| block.end <= bytes.len()) else { continue };
+            if let Ok(parsed) = unpack(&bytes.slice(block)).and_then(Group::parse) {
+                let weight = parsed.weight();
+                self.cache.insert((self.number, group as u32), Arc::new(parsed), weight);
+            }
+        }
     }
 
     /// The keys in `range` with a version in `(after, upto]`, ascending, at most `limit`.
