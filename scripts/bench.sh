@@ -5,16 +5,18 @@
 #
 #   ARDENT_BIN=PROGRAM    instead of building target/debug/ardent
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
-#   BENCH_SECONDS=N       length of each pgbench run (default 15)
-#   BENCH_ROUNDS=N        samples that a median is taken of (default 10)
+#   BENCH_SECONDS=N       length of each pgbench run (default 10)
+#   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
+#   BENCH_CASES=LIST      which of create, first_row, scan, pgbench and ingest (last) to run (default: all)
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 scale=${BENCH_SCALE:-100}
-seconds=${BENCH_SECONDS:-15}
+seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
+long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
+cases=${BENCH_CASES:-create first_row scan pgbench ingest}
 pg_bin=/usr/lib/postgresql/15/bin
 step="look for programs"
-pids=()
 work=
 
 as_pg=(env)
@@ -34,7 +36,7 @@ end() { # pid: ends a process of ours in order and waits for it
 }
 
 finish() {
-    local code=$? index data
+    local code=$? pid data
     trap - EXIT INT TERM
     set +e
     if [ "$code" -ne 0 ]; then
@@ -44,7 +46,7 @@ finish() {
             [ ! -s "$log" ] || { echo "--- last lines of $log" >&2; tail -n 15 "$log" >&2; }
         done
     fi
-    for ((index = ${#pids[@]} - 1; index >= 0; index--)); do end "${pids[$index]}"; done
+    for pid in "$work"/running/*; do [ ! -e "$pid" ] || end "$(cat "$pid")"; done
     for data in "$work"/stock/*; do
         [ ! -e "$data/postmaster.pid" ] || "${as_pg[@]}" "$pg_bin/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1
     done
@@ -153,11 +155,19 @@ small_size=$(psql -XAt -h "$work/stock" -p "${port_of[small]}" -c "select pg_siz
 
 step="ardent up"
 listen_port=$(free_port)
-ardent up --data-dir "$work/data" --listen "127.0.0.1:$listen_port" --api-listen "127.0.0.1:$(free_port)" \
-    >"$work/up.out" 2>"$work/up.log" &
-up=$!
-pids+=("$up")
-wait_for "$up" 60 grep -q '^next' "$work/up.out"
+api_port=$(free_port)
+# Cases run in subshells: what they start is written down for the end.
+mkdir "$work/running"
+start_up() {
+    ardent up --data-dir "$work/data" --listen "127.0.0.1:$listen_port" --api-listen "127.0.0.1:$api_port" \
+        >"$work/up.out" 2>>"$work/up.log" &
+    up=$!
+    echo "$up" >"$work/running/up"
+    wait_for "$up" 60 grep -q '^branches at' "$work/up.out"
+}
+start_up
+# The most that the whole program has held; computes are other processes.
+peak_mb() { awk '/^VmHWM/ { printf "%d", $2 / 1024 }' "/proc/$up/status"; }
 
 step="import"
 connect() { # name
@@ -167,9 +177,7 @@ echo "bench: importing $big_size"
 began=$(now_us)
 connect big
 took=$(($(now_us) - began))
-# The most that the whole program held until here; computes are other processes.
-peak=$(awk '/^VmHWM/ { printf "%d", $2 / 1024 }' "/proc/$up/status")
-row "memory of ardent up, import of $big_size in $(divide "$took" 1000000 1) s" "$peak MB" - - "<= 512 MB + 192 MB of caches"
+row "memory of ardent up, import of $big_size in $(divide "$took" 1000000 1) s" "$(peak_mb) MB" - - "<= 512 MB + 192 MB of caches"
 connect small
 
 make_branch() { # name, connector: prints the reply
@@ -239,9 +247,13 @@ case_first_row() {
     row "warm wake to first row" "$(ms "$ours")" "$(ms "$bare") (pg_ctl start)" "$(divide "$ours" "$bare")" "<= 3"
 }
 
-scan() { # psql's arguments: microseconds a page of a first count(*) of pgbench_accounts
+scan() { # psql's arguments: microseconds a page of a first read of pgbench_accounts from end to end
     psql -XAt "$@" <<'SQL' | awk '/^Time:/ { ms = $2 } /^pages / { pages = $2 } END { printf "%.1f\n", ms * 1000 / pages }'
 set max_parallel_workers_per_gather = 0;
+-- pgbench vacuums its tables: left alone, count(*) reads an index.
+set enable_indexonlyscan = off;
+set enable_indexscan = off;
+set enable_bitmapscan = off;
 select 'pages ' || pg_relation_size('pgbench_accounts') / current_setting('block_size')::int;
 \timing on
 select count(*) from pgbench_accounts;
@@ -254,19 +266,22 @@ socket_of() { # branch: sets socket to psql's arguments for its own socket
 }
 
 case_scan() {
-    local ours peer cache="cold page cache"
-    make_branch scan big >/dev/null
-    stock peer start -w
-    socket_of scan
-    first_row "${socket[@]}"
-    stock peer stop -w
-    drop_caches || cache="warm page cache"
-    stock peer start -w
-    peer=$(scan -h "$work/stock" -p "${port_of[peer]}")
-    stock peer stop -w
-    drop_caches || true
-    ours=$(scan "${socket[@]}")
-    ardent branch delete scan >/dev/null
+    local round cache="cold page cache" ours peer
+    for round in $(seq "$long_rounds"); do
+        make_branch scan big >/dev/null
+        stock peer start -w
+        socket_of scan
+        first_row "${socket[@]}"
+        stock peer stop -w
+        drop_caches || cache="warm page cache"
+        stock peer start -w
+        scan -h "$work/stock" -p "${port_of[peer]}" >>"$work/scan.peer"
+        stock peer stop -w
+        drop_caches || true
+        scan "${socket[@]}" >>"$work/scan.ours"
+        ardent branch delete scan >/dev/null
+    done
+    ours=$(median <"$work/scan.ours") peer=$(median <"$work/scan.peer")
     row "sequential scan of a fresh branch, a page" "$ours us" "$peer us ($cache)" "$(divide "$ours" "$peer")" "<= 10 us"
 }
 
@@ -277,41 +292,13 @@ tps() { # script, clients, where: transactions a second
     ! grep -iE 'error|fatal|aborted' "$work/pgbench.log" >&2
 }
 
-case_pgbench() {
-    local url script clients direct local_tps proxy plain tls stock_at
-    url=$(make_branch bench big | text_of url)
-    case $url in *sslmode=require*) ;; *) echo "bench: the branch's URL lacks sslmode=require: $url" >&2; return 1 ;; esac
-    socket_of bench
-    stock_at=(-h "$work/stock" -p "${port_of[peer]}")
-    stock peer start -w
-    # Both have read every row before the first run.
-    scan "${socket[@]}" >/dev/null
-    scan "${stock_at[@]}" >/dev/null
-    for script in tpcb-like select-only; do
-        for clients in 1 8; do
-            direct=$(tps "$script" "$clients" "${socket[@]}")
-            local_tps=$(tps "$script" "$clients" "${stock_at[@]}")
-            row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" "$(divide "$direct" "$local_tps")" ">= 0.9"
-            proxy=$(tps "$script" "$clients" "$url")
-            tls=$(tps "$script" "$clients" "host=127.0.0.1 port=$bouncer_port dbname=shop user=shop sslmode=require")
-            plain=$(tps "$script" "$clients" "host=127.0.0.1 port=$bouncer_port dbname=shop user=shop sslmode=disable")
-            row "pgbench $script, $clients clients, TLS" "$proxy tps (proxy)" "$tls tps (pgbouncer; $plain without TLS)" "$(divide "$proxy" "$tls")" ">= 1"
-            row "... share kept of the socket's" "$(divide "$proxy" "$direct")" "$(divide "$tls" "$local_tps")" \
-                "$(divide "$(divide "$proxy" "$direct" 4)" "$(divide "$tls" "$local_tps" 4)")" ">= 1"
-        done
-    done
-    ardent branch delete bench >/dev/null
-    stock peer stop -w
-}
-
-step="pgbouncer"
-bouncer_port=$(free_port)
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
-    -keyout "$work/bouncer.key" -out "$work/bouncer.crt" 2>/dev/null
-chmod 644 "$work/bouncer.key"
-cat >"$work/bouncer.ini" <<INI
+bouncer() { # user, host, port: starts a pgbouncer of that user's before the server whose socket is in that folder; sets bouncer_pid
+    local ini="$work/bouncer.$3.ini" as=()
+    [ "$(id -u)" != 0 ] || as=(setpriv "--reuid=$1" "--regid=$(id -g "$1" 2>/dev/null || echo "$1")" --clear-groups)
+    bouncer_port=$(free_port)
+    cat >"$ini" <<INI
 [databases]
-shop = host=$work/stock port=${port_of[peer]} dbname=shop user=shop
+shop = host=$2 port=$3 dbname=shop user=shop
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = $bouncer_port
@@ -323,12 +310,103 @@ client_tls_sslmode = allow
 client_tls_key_file = $work/bouncer.key
 client_tls_cert_file = $work/bouncer.crt
 INI
-(exec "${as_pg[@]}" pgbouncer "$work/bouncer.ini") >"$work/bouncer.log" 2>&1 &
-pids+=($!)
-wait_for $! 30 bash -c "exec 3<>/dev/tcp/127.0.0.1/$bouncer_port"
+    (exec "${as[@]}" pgbouncer "$ini") >>"$work/bouncer.log" 2>&1 &
+    bouncer_pid=$!
+    echo "$bouncer_pid" >"$work/running/bouncer"
+    wait_for "$bouncer_pid" 30 bash -c "exec 3<>/dev/tcp/127.0.0.1/$bouncer_port"
+}
 
+case_pgbench() {
+    local url script clients round what direct local_tps proxy plain tls stock_at through
+    url=$(make_branch bench big | text_of url)
+    case $url in *sslmode=require*) ;; *) echo "bench: the branch's URL lacks sslmode=require: $url" >&2; return 1 ;; esac
+    socket_of bench
+    stock_at=(-h "$work/stock" -p "${port_of[peer]}")
+    stock peer start -w
+    # The peer of the proxy stands before the very same compute.
+    bouncer "$(stat -c %u "${socket[1]}")" "${socket[1]}" "${socket[3]}"
+    through="host=127.0.0.1 port=$bouncer_port dbname=shop user=shop"
+    # Both have read every row before the first run.
+    scan "${socket[@]}" >/dev/null
+    scan "${stock_at[@]}" >/dev/null
+    for script in tpcb-like select-only; do
+        for clients in 1 8; do
+            for round in $(seq "$long_rounds"); do
+                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.direct.$script.$clients"
+                tps "$script" "$clients" "${stock_at[@]}" >>"$work/tps.stock.$script.$clients"
+                tps "$script" "$clients" "$url" >>"$work/tps.proxy.$script.$clients"
+                tps "$script" "$clients" "$through sslmode=require" >>"$work/tps.tls.$script.$clients"
+                tps "$script" "$clients" "$through sslmode=disable" >>"$work/tps.plain.$script.$clients"
+            done
+            for what in direct stock proxy tls plain; do
+                printf -v "${what/stock/local_tps}" %s "$(median <"$work/tps.$what.$script.$clients")"
+            done
+            row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" "$(divide "$direct" "$local_tps")" ">= 0.9"
+            row "pgbench $script, $clients clients, TLS" "$proxy tps (proxy)" "$tls tps (pgbouncer; $plain without TLS)" "$(divide "$proxy" "$tls")" ">= 1"
+            row "... share kept of the socket's" "$(divide "$proxy" "$direct")" "$(divide "$tls" "$direct")" - -
+        done
+    done
+    end "$bouncer_pid"
+    rm "$work/running/bouncer"
+    ardent branch delete bench >/dev/null
+    stock peer stop -w
+}
+
+lsn_of() { # what: production's position, as a number
+    psql -XAt -h "$work/stock" -p "${port_of[big]}" -d postgres -c "select pg_wal_lsn_diff($1, '0/0')::bigint"
+}
+
+ingested() { # until: whether Ardent has ingested production's WAL up to there
+    local lsn
+    lsn=$(ardent connector status big --json | text_of ingested_lsn)
+    [ -n "$lsn" ] && [ $((16#${lsn%/*} << 32 | 16#${lsn#*/})) -ge "$1" ]
+}
+
+wait_ingested() {
+    local deadline=$((SECONDS + 900))
+    until ingested "$1" 2>/dev/null; do
+        [ $SECONDS -lt $deadline ] || { echo "bench: WAL was not ingested in time" >&2; return 1; }
+        sleep 0.02
+    done
+}
+
+case_ingest() { # the last one: it changes production
+    local from until records recovered began took at=(-h "$work/stock" -p "${port_of[big]}")
+    # WAL that is written while Ardent is away: it catches up with it, and production recovers from it.
+    end "$up"
+    psql -Xq "${at[@]}" -d postgres -c 'alter system set full_page_writes = off' -c 'select pg_reload_conf()' -c checkpoint >/dev/null
+    from=$(lsn_of 'pg_current_wal_lsn()')
+    PGOPTIONS='-c synchronous_commit=off' "$pg_bin/pgbench" -n -c 8 -j 2 -T "$((seconds * 3))" "${at[@]}" >"$work/load.log" 2>&1
+    psql -Xq "${at[@]}" -d postgres -c 'select pg_switch_wal()' >/dev/null
+    until=$(lsn_of 'pg_current_wal_flush_lsn()')
+    hex() { printf '%X/%X' $(($1 >> 32)) $(($1 & 0xFFFFFFFF)); }
+    records=$("${as_pg[@]}" "$pg_bin/pg_waldump" -p "$work/stock/big/pg_wal" --stats -s "$(hex "$from")" -e "$(hex "$until")" 2>/dev/null |
+        awk '$1 == "Total" { print $2 }')
+    stock big stop -w -m immediate
+    stock big start -w
+    recovered=$(sed -nE 's/.*redo done at .*elapsed: ([0-9.]+) s.*/\1/p' "$work/stock/big.log" | tail -n 1)
+    began=$(now_us)
+    start_up
+    wait_ingested "$until"
+    took=$(($(now_us) - began))
+    row "ingest of $(((until - from) / 1048576)) MB of pgbench's WAL without full-page images, with the program's start and the way from production" \
+        "$(divide "$((records * 1000))" "$((took / 1000))" 0) records/s" \
+        "$(divide "$records" "$recovered" 0) records/s (recovery, $recovered s)" \
+        "$(divide "$(divide "$((records * 1000))" "$((took / 1000))" 0)" "$(divide "$records" "$recovered" 0)")" ">= 1"
+    psql -Xq "${at[@]}" -d postgres -c 'alter system reset full_page_writes' -c 'select pg_reload_conf()' -c 'create database more' >/dev/null
+    from=$(lsn_of 'pg_current_wal_lsn()')
+    PGDATABASE=more "$pg_bin/pgbench" "${at[@]}" -i -s "$scale" -q >"$work/load.log" 2>&1
+    until=$(lsn_of 'pg_current_wal_flush_lsn()')
+    wait_ingested "$until"
+    row "memory of ardent up, ingest of $(((until - from) / 1048576)) MB more" "$(peak_mb) MB" - - "<= 512 MB + 192 MB of caches"
+}
+
+step="pgbouncer"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+    -keyout "$work/bouncer.key" -out "$work/bouncer.crt" 2>/dev/null
+chmod 644 "$work/bouncer.key"
 failed=()
-for case in create first_row scan pgbench; do
+for case in $cases; do
     step="case $case"
     echo "bench: $case"
     # In a subshell, outside of any condition: there a failing command ends the case and not the others.
@@ -342,7 +420,7 @@ for case in create first_row scan pgbench; do
 done
 
 echo
-echo "$(date -u +%F), commit $commit, $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), profile dev, scale $scale, medians of $rounds, pgbench runs of $seconds s"
+echo "$(date -u +%F), commit $commit, $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), profile dev, scale $scale, medians of $rounds (scans and pgbench $long_rounds), pgbench runs of $seconds s"
 echo
 awk -F'|' 'BEGIN { print "| case | ours | peer | ratio | target |\n|---|---|---|---|---|" } { print "| " $1 " | " $2 " | " $3 " | " $4 " | " $5 " |" }' "$work/rows"
 if [ ${#failed[@]} -gt 0 ]; then step="cases: ${failed[*]}"; exit 1; fi
