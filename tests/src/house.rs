@@ -81,20 +81,34 @@ pub struct House {
     program: PathBuf,
     /// Who runs it, if not the one who tests.
     user: Option<User>,
+    /// Size of the file system that the object store is on, if it has one of its own.
+    store_bytes: Option<u64>,
 }
 
 impl House {
     /// Starts `ardent up` on a new folder and waits until it is ready.
     pub fn start() -> House {
-        let mut house = House { root: own_folder(), ports: free_ports(), server: None, program: program(), user: None };
+        let mut house = House::new();
+        house.up();
+        house
+    }
+
+    fn new() -> House {
+        let (root, ports, program) = (own_folder(), free_ports(), program());
+        House { root, ports, server: None, program, user: None, store_bytes: None }
+    }
+
+    /// The same with an object store that has room for so many bytes, and is gone when the server stops.
+    pub fn start_with_store_of(bytes: u64) -> House {
+        let mut house = House::new();
+        house.store_bytes = Some(bytes);
         house.up();
         house
     }
 
     /// The same, run by a user who may not do everything: permissions of files count.
     pub fn start_unprivileged() -> House {
-        let root = own_folder();
-        let mut house = House { root, ports: free_ports(), server: None, program: program(), user: None };
+        let mut house = House::new();
         if geteuid().is_root() {
             let user = User::from_name("postgres").expect("the user database can be read");
             let user = user.expect("tests run as root need a user `postgres`: install postgresql-15");
@@ -114,7 +128,7 @@ impl House {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("the log can be opened");
         let (listen, api) = self.ports;
         let mut child = self
-            .command(&self.up_arguments(listen, api))
+            .server_command(&self.up_arguments(listen, api))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -262,6 +276,16 @@ impl House {
 
     fn pid(&self) -> i32 {
         pid_of(&self.server.as_ref().expect("it runs").child).as_raw()
+    }
+
+    fn server_command(&self, arguments: &[String]) -> Command {
+        let Some(bytes) = self.store_bytes else { return self.command(arguments) };
+        // In a mount namespace of its own; bubblewrap becomes the program.
+        let store = self.data_dir().join("pageserver/store");
+        let mut command = clean_command(Path::new("bwrap"), self.root.path());
+        command.args(["--dev-bind", "/", "/", "--size", &bytes.to_string(), "--tmpfs"]).arg(store);
+        command.arg("--").arg(&self.program).args(arguments);
+        command
     }
 
     fn command(&self, arguments: &[String]) -> Command {

@@ -181,3 +181,22 @@ fn an_object_store_that_cannot_be_written_loses_nothing() {
     let more = house.branch("more", "main");
     assert_eq!(sql(&more, "select count(*) from t"), "5001");
 }
+
+#[test]
+fn a_store_without_room_refuses_an_import_and_goes_on() {
+    let (small, large) = (production(), production());
+    let words = "(select string_agg(md5((n * i)::text), '') from generate_series(1, 28) i)";
+    large.sql("create table more (n int, filler text)");
+    large.sql(&format!("insert into more select n, {words} from generate_series(1, 50000) n"));
+    let house = House::start_with_store_of(16 << 20);
+    let url = large.tcp_url("postgres", "postgres");
+    let refused = house.ardent(&["connector", "create", "postgresql", &url, "--name", "large", "--fast"]);
+    refused.refused(1, &["object store", "free space", "connector create"]);
+    // It took nothing that it did not give back, here and in production.
+    assert_eq!(house.json(&["connector", "list"])["connectors"], serde_json::json!([]));
+    assert_eq!(house.json(&["status"])["connectors"], 0);
+    assert_eq!(large.sql("select count(*) from pg_replication_slots"), "0");
+    house.connect("small", &small.tcp_url("postgres", "postgres"));
+    let branch = house.branch("work", "small");
+    assert_eq!(sql(&branch, WHOLE), WHOLE_IS);
+}
