@@ -1,10 +1,11 @@
 //! Branches are apart from each other, and rest and wake without loss.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ardent_test_pg::{TestPg, program};
-use ardent_tests::{House, production_options, sql, try_sql, wait_until};
+use ardent_tests::{House, production_options, sql, try_sql};
 
 #[test]
 fn branches_are_apart_and_give_their_names_back() {
@@ -53,6 +54,16 @@ fn sleeps() -> u32 {
     std::env::var("ARDENT_SLEEPS").map_or(10, |text| text.parse().expect("ARDENT_SLEEPS is a number"))
 }
 
+/// Gives the segments that have come since a second name.
+fn keep_segments(wal: &Path, kept: &Path) {
+    for entry in fs::read_dir(wal).expect("the safekeeper has the branch's WAL").filter_map(Result::ok) {
+        let second = kept.join(entry.file_name());
+        if !second.exists() {
+            fs::hard_link(entry.path(), second).expect("a file can have two names");
+        }
+    }
+}
+
 #[test]
 fn asleep_and_awake_again_and_again_loses_nothing() {
     let production = TestPg::start(production_options());
@@ -63,6 +74,13 @@ fn asleep_and_awake_again_and_again_loses_nothing() {
     let info = house.json(&["branch", "info", "sleeper"]);
     let word = |name: &str| info[name].as_str().unwrap_or_else(|| panic!("no {name} in {info}")).to_owned();
     let started_at = word("branch_lsn");
+
+    let wal: PathBuf = ["safekeeper", &word("tenant_id"), &word("timeline_id"), "wal"]
+        .iter()
+        .fold(house.data_dir(), |at, name| at.join(name));
+    // The safekeeper removes what the page server has stored: the names here keep it.
+    let kept = house.data_dir().with_file_name("kept");
+    fs::create_dir(&kept).expect("a folder can be made");
 
     let mut end = String::new();
     for round in 1..=sleeps() {
@@ -77,6 +95,7 @@ fn asleep_and_awake_again_and_again_loses_nothing() {
         end = sql(&branch, "select pg_current_wal_flush_lsn()");
         house.ok(&["branch", "suspend", "sleeper"]);
         assert_eq!(house.compute_processes(), [], "a branch at rest has no process");
+        keep_segments(&wal, &kept);
         // Every other time cold.
         if round % 2 == 0 {
             house.throw_computes_away();
@@ -87,13 +106,9 @@ fn asleep_and_awake_again_and_again_loses_nothing() {
     assert_eq!(sql(&branch, "select count(*), sum(round), sum(length(filler)) from t"), expected);
     house.ok(&["branch", "suspend", "sleeper"]);
 
-    let wal: PathBuf = ["safekeeper", &word("tenant_id"), &word("timeline_id"), "wal"]
-        .iter()
-        .fold(house.data_dir(), |at, name| at.join(name));
-    wait_until("the safekeeper has the branch's WAL", 10, || wal.is_dir().then_some(()));
     let dump = Command::new(program("pg_waldump"))
         .args(["--start", &started_at, "--end", &end, "--path"])
-        .arg(&wal)
+        .arg(&kept)
         .output()
         .expect("pg_waldump can be run");
     let said = String::from_utf8_lossy(&dump.stderr);

@@ -70,7 +70,8 @@ fn fifty_branches_at_once_are_apart_and_give_their_space_back() {
     assert_eq!(running, used.len() as u64);
     let untouched =
         "select count(*), count(*) filter (where filler like 'written%'), to_regclass('more') is null from t";
-    assert_eq!(sql(&url(&names[BRANCHES - 1]), untouched), "5000|0|t");
+    assert_eq!(sql(&house.branch("untouched", "main"), untouched), "5000|0|t");
+    house.ok(&["branch", "delete", "untouched"]);
     assert_eq!(production.sql(untouched), "5000|0|t");
 
     // What is idle is put to rest; a cold branch has what was written.
