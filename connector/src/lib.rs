@@ -4,7 +4,7 @@
 //!              ┌─ preflight: what is missing, and the SQL that grants it
 //!  production ─┼─ import: slot, BASE_BACKUP ──► tar ──► files ──► page server (and the root timeline on the safekeepers)
 //!   Postgres   ├─ follow: WAL from the slot ──► Proposer ──► safekeepers; what their quorum has committed is confirmed to the slot
-//!              └─ production_flush_lsn, slot_status, delete
+//!              └─ PositionProbe, slot_status, delete
 //! ```
 //!
 //! Invariants: nothing is installed or changed on production but one replication slot; the slot is there before the backup begins, so
@@ -27,5 +27,5 @@ pub use config::ConnectorConfig;
 pub use error::ConnectorError;
 pub use follow::{FollowState, FollowStatus, follow};
 pub use import::{ImportPhase, ImportProgress, Imported, import};
-pub use position::{SlotStatus, delete, production_flush_lsn, slot_status};
+pub use position::{PositionProbe, SlotStatus, delete, slot_status};
 pub use preflight::{HostFacts, normalize_locale, preflight};

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use ardent_pg_wire::{Connection, WireError};
 use ardent_types::{Lsn, WalSegmentSize};
+use parking_lot::Mutex;
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
@@ -28,16 +29,53 @@ pub struct SlotStatus {
     pub safe_wal_bytes: Option<i64>,
 }
 
-/// What production has committed at this moment (checklist 67): its flush position, once that has passed the insert position first
-/// seen, or once every commit that was in memory only must have been flushed.
-pub async fn production_flush_lsn(config: &ConnectorConfig) -> Result<Lsn, ConnectorError> {
-    let mut sql = config.sql().await?;
+/// Asks production where it is, over a connection that is kept for the next question: making one costs production a process and both
+/// sides a password check.
+#[derive(Debug, Default)]
+pub struct PositionProbe {
+    /// The connection and when it was used last. Out of its place while a question is being asked.
+    kept: Mutex<Option<(Connection, Instant)>>,
+}
+
+impl PositionProbe {
+    /// What production has committed at this moment (checklist 67): its flush position, once that has passed the insert position
+    /// first seen, or once every commit that was in memory only must have been flushed.
+    pub async fn flush_lsn(&self, config: &ConnectorConfig) -> Result<Lsn, ConnectorError> {
+        let kept = self.kept.lock().take();
+        if let Some((mut sql, _)) = kept {
+            match flush_lsn(&mut sql).await {
+                Ok(lsn) => {
+                    self.keep(sql);
+                    return Ok(lsn);
+                }
+                // It may have been closed since: production's answer is what a new one gets.
+                Err(error) => tracing::debug!(error = &error as &dyn std::error::Error, "the kept connection failed"),
+            }
+        }
+        let mut sql = config.sql().await?;
+        let lsn = flush_lsn(&mut sql).await?;
+        self.keep(sql);
+        Ok(lsn)
+    }
+
+    /// Closes the connection if it was not used for `idle`.
+    pub fn close_idle(&self, idle: Duration) {
+        self.kept.lock().take_if(|(_, used)| used.elapsed() >= idle);
+    }
+
+    fn keep(&self, sql: Connection) {
+        *self.kept.lock() = Some((sql, Instant::now()));
+    }
+}
+
+async fn flush_lsn(sql: &mut Connection) -> Result<Lsn, ConnectorError> {
     let first = sql
         .query(
             "select pg_is_in_recovery() as standby, \
              case when not pg_is_in_recovery() then pg_current_wal_insert_lsn() end as insert_lsn, \
+             case when not pg_is_in_recovery() then pg_current_wal_flush_lsn() end as flush_lsn, \
              pg_size_bytes(current_setting('wal_segment_size')) as segment_bytes, \
-             (select setting from pg_settings where name = 'wal_writer_delay') as delay_ms",
+             (extract(epoch from current_setting('wal_writer_delay')::interval) * 1000)::bigint as delay_ms",
         )
         .await?;
     if first.value("standby") == Some("t") {
@@ -49,15 +87,14 @@ pub async fn production_flush_lsn(config: &ConnectorConfig) -> Result<Lsn, Conne
     let insert_lsn = segment_size.map_or(insert_lsn, |size| insert_lsn.record_end(size));
     let delay_ms = first.value("delay_ms").and_then(|text| text.parse().ok()).unwrap_or(200);
     let deadline = Instant::now() + FLUSH_WAIT_MIN.max(Duration::from_millis(delay_ms) * 4);
-    loop {
-        let result = sql.query("select pg_current_wal_flush_lsn() as lsn").await?;
-        let flush_lsn = parse_lsn("pg_current_wal_flush_lsn", result.value("lsn"))?;
-        // The insert position can stay ahead for long where nobody waits for what is written there.
-        if flush_lsn >= insert_lsn || Instant::now() >= deadline {
-            return Ok(flush_lsn);
-        }
+    let mut flush_lsn = parse_lsn("pg_current_wal_flush_lsn", first.value("flush_lsn"))?;
+    // The insert position can stay ahead for long where nobody waits for what is written there.
+    while flush_lsn < insert_lsn && Instant::now() < deadline {
         tokio::time::sleep(POLL).await;
+        let result = sql.query("select pg_current_wal_flush_lsn() as lsn").await?;
+        flush_lsn = parse_lsn("pg_current_wal_flush_lsn", result.value("lsn"))?;
     }
+    Ok(flush_lsn)
 }
 
 /// What production says about the connector's slot; `None` if it has none.

@@ -16,7 +16,7 @@ use ardent_api::frame::Frame;
 use ardent_api::page_service::{ManageReply, ManageRequest, Request, Response};
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_connector::{
-    ConnectorConfig, FollowStatus, HostFacts, delete, follow, import, preflight, production_flush_lsn, slot_status,
+    ConnectorConfig, FollowStatus, HostFacts, PositionProbe, delete, follow, import, preflight, slot_status,
 };
 use ardent_pg_format::ControlFile;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
@@ -126,15 +126,16 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
         let (config, cancel) = (config.clone(), cancel.clone());
         tokio::spawn(async move { follow(&config, cancel, sender).await })
     };
+    let probe = PositionProbe::default();
     server.sql("insert into t values (1)");
-    let now = production_flush_lsn(&config).await.unwrap();
+    let now = probe.flush_lsn(&config).await.unwrap();
     wait_for(&mut status, |status| status.committed_lsn >= now).await;
 
-    // Production restarts; following goes on by itself.
+    // Production restarts; following goes on by itself, and asking by a new connection.
     server.stop(StopMode::Immediate);
     server.start_server();
     server.sql("insert into t values (2)");
-    let now = production_flush_lsn(&config).await.unwrap();
+    let now = probe.flush_lsn(&config).await.unwrap();
     wait_for(&mut status, |status| status.committed_lsn >= now).await;
     let slot = slot_status(&config).await.unwrap().unwrap();
     assert!(slot.active && slot.restart_lsn > Some(Lsn::INVALID));

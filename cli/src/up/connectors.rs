@@ -1,9 +1,10 @@
 //! Control's connectors, run by the connector crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::{mpsc, watch};
@@ -11,19 +12,31 @@ use tokio_util::sync::CancellationToken;
 
 use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
-use ardent_connector::{ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase};
+use ardent_connector::{
+    ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, PositionProbe,
+};
 use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
-use ardent_types::Lsn;
+use ardent_types::{Lsn, TimelineId};
+use parking_lot::Mutex;
+
+/// A connection that asks production for its position is closed after this long without a question.
+const PROBE_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// Runs connectors in this process.
 pub struct Connectors {
     host: Arc<HostFacts>,
+    /// Of each root timeline that has been asked for.
+    probes: Mutex<HashMap<TimelineId, Arc<PositionProbe>>>,
 }
 
 impl Connectors {
     /// Connectors whose preflight compares a source with this machine.
     pub fn new(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> Self {
-        Connectors { host: Arc::new(host_facts(pg_bin_dirs)) }
+        Connectors { host: Arc::new(host_facts(pg_bin_dirs)), probes: Mutex::default() }
+    }
+
+    fn probe(&self, timeline: TimelineId) -> Arc<PositionProbe> {
+        self.probes.lock().entry(timeline).or_default().clone()
     }
 }
 
@@ -72,13 +85,16 @@ impl ConnectorRuntime for Connectors {
         cancel: CancellationToken,
         problem: watch::Sender<Option<String>>,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let probe = self.probe(spec.timeline);
         async move {
             let config = config(spec);
+            let mut tick = tokio::time::interval(PROBE_IDLE_MAX / 2);
             let (status_in, mut status) = watch::channel(FollowStatus::default());
             let follow = ardent_connector::follow(&config, cancel, status_in);
             tokio::pin!(follow);
             loop {
                 tokio::select! {
+                    _ = tick.tick() => probe.close_idle(PROBE_IDLE_MAX),
                     ended = &mut follow => return ended.map_err(|error| failed(&error)),
                     Ok(()) = status.changed() => {
                         let now = status.borrow_and_update();
@@ -99,11 +115,12 @@ impl ConnectorRuntime for Connectors {
     }
 
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>> {
-        async move { ardent_connector::production_flush_lsn(&config(spec)).await.map_err(|error| failed(&error)) }
-            .boxed()
+        let probe = self.probe(spec.timeline);
+        async move { probe.flush_lsn(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
     }
 
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        self.probes.lock().remove(&spec.timeline);
         async move { ardent_connector::delete(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
     }
 }
