@@ -180,6 +180,7 @@ impl Oracle {
         let before = self.store.get_mut(block.rel, block.blkno).map(|page| Box::new(*page));
         if let (Some(before), Some(theirs)) = (&before, &theirs)
             && !block.will_init
+            && !self.vm.is_lost(block.rel, block.blkno)
         {
             self.compare_lsn(record, block, name, before, theirs);
         }

@@ -45,7 +45,7 @@ impl VmCheck {
         ours: &PageBytes,
         theirs: &PageBytes,
     ) -> Result<(), VmDifference> {
-        let lost = self.lost.contains(&(rel, map_block));
+        let lost = self.is_lost(rel, map_block);
         for at in (MAP_AT..ours.len()).filter(|at| ours[*at] != theirs[*at]) {
             let first = map_block * HEAP_BLOCKS_PER_PAGE + (at - MAP_AT) as u32 * BLOCKS_PER_BYTE;
             for heap_block in first..first + BLOCKS_PER_BYTE {
@@ -91,6 +91,11 @@ impl VmCheck {
     /// Postgres logged the page without its content: what our page lacks from here on says nothing.
     pub(crate) fn content_lost(&mut self, rel: RelTag, map_block: BlockNumber) {
         self.lost.insert((rel, map_block));
+    }
+
+    /// Whether the page's content was lost: then redo has fewer bits to clear, and stamps the page for fewer records.
+    pub(crate) fn is_lost(&self, rel: RelTag, map_block: BlockNumber) -> bool {
+        self.lost.contains(&(rel, map_block))
     }
 
     /// The page was logged whole.
