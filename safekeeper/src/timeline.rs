@@ -203,7 +203,7 @@ impl Timeline {
                 AcceptorEffect::Persist(state) => self.store(&state)?,
                 AcceptorEffect::Truncate(lsn) => self.files.truncate(lsn).map_err(wal_failure(self.id()))?,
                 AcceptorEffect::Write { start, data } => {
-                    self.files.write(start, &data).map_err(wal_failure(self.id()))?;
+                    self.files.append(start, &data).map_err(wal_failure(self.id()))?;
                 }
                 AcceptorEffect::Committed(commit) => {
                     self.commit.send_replace(commit.end);

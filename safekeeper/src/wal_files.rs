@@ -21,6 +21,8 @@ use crate::control_file::sync_dir;
 
 /// Bytes read at a time by recovery.
 const SCAN_STEP_BYTES: usize = 1 << 20;
+/// The log's file is filled with zeros ahead of the log in steps of this many bytes.
+const FILL_STEP_BYTES: u64 = 256 << 10;
 
 /// WAL cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -122,9 +124,22 @@ struct OpenSegment {
     path: PathBuf,
     file: File,
     dirty: bool,
+    /// Up to here the file holds bytes of ours, the log's or zeros, and not a hole.
+    filled: u64,
 }
 
 impl OpenSegment {
+    /// Fills what follows the log's end at `offset`, if the log has reached what was filled before.
+    fn fill_ahead(&mut self, offset: u64, size: u64) -> io::Result<()> {
+        if offset > self.filled {
+            let until = (offset / FILL_STEP_BYTES + 1).saturating_mul(FILL_STEP_BYTES).min(size);
+            let zeros = vec![0; until.saturating_sub(offset) as usize];
+            self.file.write_all_at(&zeros, offset)?;
+            self.filled = until;
+        }
+        Ok(())
+    }
+
     fn sync(&mut self) -> Result<(), WalFileError> {
         if self.dirty {
             let io = |source| WalFileError::Io { action: "fsync", path: self.path.clone(), source };
@@ -247,7 +262,21 @@ impl WalFiles {
             file.sync_all().map_err(io("fsync"))?;
             self.names_changed = true;
         }
-        Ok(OpenSegment { number, path, file, dirty: false })
+        Ok(OpenSegment { number, path, file, dirty: false, filled: 0 })
+    }
+
+    /// Writes `data` at `at`, the end of the log; not durable before [`WalFiles::sync`]. What follows is filled with zeros a step at a
+    /// time: a file system must commit its journal, and wait for everybody else's changes in it, when bytes land in a hole; bytes
+    /// that replace others it just writes.
+    pub(crate) fn append(&mut self, at: Lsn, data: &[u8]) -> Result<(), WalFileError> {
+        self.write(at, data)?;
+        let (end, size) = (at.advance(data.len() as u64), self.names.size);
+        // A log that ends with its segment has nothing behind it there.
+        let Some(open) = self.current.as_mut().filter(|open| open.number == end.segment_number(size)) else {
+            return Ok(());
+        };
+        let filled = open.fill_ahead(end.segment_offset(size), size.bytes());
+        filled.map_err(|source| WalFileError::Io { action: "fill", path: open.path.clone(), source })
     }
 
     /// Writes `data` at `at`; not durable before [`WalFiles::sync`].
@@ -372,4 +401,43 @@ pub(crate) fn ancestor_bytes(names: &SegmentNames, start_lsn: Lsn, oldest: Lsn) 
 /// Whether `dir` holds a timeline.
 pub(crate) fn is_timeline_dir(dir: &Path) -> bool {
     dir.join(crate::control_file::FILE_NAME).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_log_is_written_into_what_was_filled_before_and_zeros_follow_it() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let size = WalSegmentSize::DEFAULT;
+        let names = SegmentNames { dir: dir.path().to_owned(), tli: PgTli::new(1), size };
+        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let start = Lsn::new(3 * size.bytes() + 1000);
+        files.append(start, &[7; 100]).expect("appended");
+        files.sync().expect("durable");
+        let path = files.names.path(3);
+        let allocated = || fs::metadata(&path).expect("the file is there").blocks();
+        let before = allocated();
+        let mut at = start.advance(100);
+        while at.segment_offset(size) < FILL_STEP_BYTES {
+            let length = 5000.min(FILL_STEP_BYTES - at.segment_offset(size));
+            files.append(at, &vec![7; length as usize]).expect("appended");
+            files.sync().expect("durable");
+            assert_eq!(allocated(), before, "{at}");
+            at = at.advance(length);
+        }
+        // The last bytes of a segment, and the first of the next.
+        let end = Lsn::new(4 * size.bytes());
+        files.append(Lsn::new(end.get() - 10), &[7; 20]).expect("appended");
+        files.sync().expect("durable");
+        let bytes = fs::read(&path).expect("readable");
+        assert_eq!(bytes.len() as u64, size.bytes());
+        assert!(bytes[1000..FILL_STEP_BYTES as usize].iter().all(|byte| *byte == 7));
+        assert!(bytes[FILL_STEP_BYTES as usize..bytes.len() - 10].iter().all(|byte| *byte == 0));
+        let next = fs::read(files.names.path(4)).expect("readable");
+        assert!(next[..10].iter().all(|byte| *byte == 7) && next[10..].iter().all(|byte| *byte == 0));
+    }
 }
