@@ -16,6 +16,8 @@ pub enum FaultAction {
     Fail,
     /// This operation and everything after it fails, as if the process had been killed here.
     Die,
+    /// The process ends here and now, as by `kill -9`: nothing of it runs any more.
+    Abort,
     /// The disk is full: this operation fails with `ENOSPC`.
     DiskFull,
 }
@@ -86,6 +88,7 @@ impl FailPoints {
         state.armed.remove(name);
         match action {
             FaultAction::Fail => Err(io::Error::other(format!("fail point {name}"))),
+            FaultAction::Abort => std::process::abort(),
             FaultAction::DiskFull => Err(io::Error::from(io::ErrorKind::StorageFull)),
             FaultAction::Die => {
                 state.dead = true;

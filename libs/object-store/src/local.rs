@@ -45,7 +45,15 @@ impl LocalFolder {
         Self::open_with_faults(root, Arc::new(FailPoints::new()))
     }
 
-    /// The same, with fail points.
+    /// The store in a folder that another process may have open: for looking into it, and for removing what nobody needs. Leaves
+    /// what that process is writing alone.
+    pub fn attach(root: &Path) -> Result<Self, StoreError> {
+        let temp = root.join(".tmp");
+        fs::metadata(&temp).map_err(|error| io_error("open", &root.display().to_string(), error))?;
+        Ok(LocalFolder { root: root.to_owned(), temp, next_temp: AtomicU64::new(0), faults: Arc::default() })
+    }
+
+    /// The same as [`LocalFolder::open`], with fail points.
     pub fn open_with_faults(root: &Path, faults: Arc<FailPoints>) -> Result<Self, StoreError> {
         let temp = root.join(".tmp");
         let failed = |error| io_error("open", &root.display().to_string(), error);

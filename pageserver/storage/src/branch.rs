@@ -31,7 +31,11 @@ impl Timeline {
                 }
             }
         }
-        let position = if at == last.end { last } else { self.last_boundary(at)? };
+        let found = if at == last.end { Ok(last) } else { self.last_boundary(at) };
+        let position = found.map_err(|error| match error {
+            TimelineError::Corrupt(file) => self.why_corrupt(file).into(),
+            other => other,
+        })?;
         let retained_from = self.retained_from();
         let is_leased = || self.leases.read().values().any(|lease| lease.lsn == position.end);
         if position.end < retained_from && !is_leased() {

@@ -34,14 +34,18 @@ impl Timeline {
         }
         let files = self.layer_set().files.clone();
         let descs: Vec<LayerDesc> = files.layers().iter().map(|layer| layer.desc.clone()).collect();
-        match plan(&descs, &policy, self.retained_from()) {
+        let done = match plan(&descs, &policy, self.retained_from()) {
             None => return Ok(false),
             Some(Job::Merge { inputs }) => {
                 let inputs: Vec<_> = inputs.iter().map(|at| files.layers()[*at].clone()).collect();
-                self.merge_deltas(&inputs)?;
+                self.merge_deltas(&inputs)
             }
-            Some(Job::Images { keys, lsn }) => self.make_images(keys, lsn)?,
-        }
+            Some(Job::Images { keys, lsn }) => self.make_images(keys, lsn),
+        };
+        done.map_err(|error| match error {
+            CommitError::Corrupt(file) => self.why_corrupt(file),
+            other => other,
+        })?;
         count(&self.shared.stats.compactions, 1);
         Ok(true)
     }

@@ -121,6 +121,15 @@ impl Engine {
         let hangs = Ancestor { timeline: owner, point };
         let last_record = RecordPosition { end: point.lsn, start: point.prev_lsn };
         self.create(&mut place, self.first_manifest(names, facts, Some(hangs), last_record))?;
+        // Another page server that took the parent before the manifest was there may not have seen the branch; one that takes it from
+        // now on does.
+        if let Err(error) = self.limit_now(&parent) {
+            if let Some(made) = place.take() {
+                made.commit(|manifest| manifest.deleted = true, |_| made.owned.store(false, Ordering::Release))?;
+                self.finish_deletion(names, made.ancestor)?;
+            }
+            return Err(error);
+        }
         Ok(point)
     }
 
@@ -135,24 +144,44 @@ impl Engine {
         let store = &*self.shared.config.store;
         let markers = list_all(store, &parent.names.child_prefix(child), false)?;
         if let Some((_, point)) = markers.objects.iter().find_map(|object| parse_child(&object.name)) {
+            // As new as the attempt that uses it, so that nobody takes it for a leftover.
+            store.put(&parent.names.child(child, point), b"")?;
             return Ok(point);
         }
         let marker = parent.names.child(child, point);
         store.put(&marker, b"")?;
         // Whoever collects garbage writes the new limit first and lists the markers then: one of both sees the other.
-        let newest = newest_generation(store, &parent.names)?;
-        let known = parent.manifest_now().generation;
-        let retained_from = parent.retained_from();
         let leased = parent.leases.read().values().any(|lease| lease.lsn == point.lsn);
-        if let Some(generation) = newest.filter(|newest| *newest > known.next()) {
+        let limit = match self.limit_now(parent) {
+            Ok(limit) => limit,
+            Err(error) => {
+                store.delete(&marker)?;
+                return Err(error);
+            }
+        };
+        if point.lsn < limit && !leased {
             store.delete(&marker)?;
-            return Err(CommitError::Fenced { timeline: parent.id(), generation }.into());
-        }
-        if point.lsn < retained_from && !leased {
-            store.delete(&marker)?;
-            return Err(TimelineError::Retired { lsn: point.lsn, retained_from });
+            return Err(TimelineError::Retired { lsn: point.lsn, retained_from: limit });
         }
         Ok(point)
+    }
+
+    /// From where on the store says that `parent` is retained; an error if another page server has taken it.
+    fn limit_now(&self, parent: &Timeline) -> Result<Lsn, TimelineError> {
+        let known = parent.manifest_now().generation;
+        let limit = parent.retained_from();
+        if newest_generation(&*self.shared.config.store, &parent.names)?.is_none_or(|newest| newest <= known) {
+            return Ok(limit);
+        }
+        let Some(log) = ManifestLog::load(&self.shared, parent.names)? else {
+            return Err(CommitError::Deleted { timeline: parent.id() }.into());
+        };
+        let newest = log.current();
+        if newest.writer != self.shared.writer {
+            return Err(CommitError::Fenced { timeline: parent.id(), generation: newest.generation }.into());
+        }
+        // A commit of our own that failed after it had written. Garbage collection did not go on after it, but a restart may.
+        Ok(limit.max(newest.retained_from))
     }
 
     fn first_manifest(
@@ -304,21 +333,26 @@ impl Engine {
             self.finish_deletion(names, manifest.ancestor)?;
             return Ok(None);
         }
-        self.remove_orphans(&mut log, names)?;
+        match self.take_over(&mut log, names) {
+            Ok(()) => {}
+            Err(error @ (CommitError::Fenced { .. } | CommitError::Deleted { .. })) => return Err(error.into()),
+            // A full disk must not keep anybody from reading. The first commit that works claims it.
+            Err(error) => tracing::warn!(timeline = %names.timeline, %error, "a timeline is read without owning it"),
+        }
         let timeline = Timeline::from_manifest(&self.shared, log)?;
         *place = Some(timeline.clone());
         Ok(Some(timeline))
     }
 
-    /// Removes layer files that the manifest does not name: a crash left them (checklist 57). A manifest of our own is written first, so
-    /// that another page server that is about to name one of them can't.
-    fn remove_orphans(&self, log: &mut ManifestLog, names: TimelineNames) -> Result<(), TimelineError> {
+    /// Takes the timeline from whichever process had it, and removes layer files that the manifest does not name: a crash left them
+    /// (checklist 57). They are listed before a manifest of our own is written and removed after it: whoever made them can't name them
+    /// any more, and what comes from somebody who takes the timeline from us is not among them.
+    fn take_over(&self, log: &mut ManifestLog, names: TimelineNames) -> Result<(), CommitError> {
         let store = &*self.shared.config.store;
-        let listed = list_all(store, &names.layers(), false)?.objects;
+        let mut orphans = list_all(store, &names.layers(), false)?.objects;
         let manifest = log.current().clone();
-        let named = |file: &str| manifest.layers.iter().any(|layer| layer.file == file);
-        let orphans: Vec<_> = listed.into_iter().filter(|object| !named(object.name.file_name())).collect();
-        if orphans.is_empty() {
+        orphans.retain(|object| !manifest.layers.iter().any(|layer| layer.file == object.name.file_name()));
+        if orphans.is_empty() && manifest.writer == self.shared.writer {
             return Ok(());
         }
         log.commit(|_| {})?;

@@ -310,6 +310,16 @@ pub enum ReadError {
         /// Timeline.
         timeline: TimelineId,
     },
+    /// Another page server has the timeline now, and has removed what the read needed.
+    #[error(
+        "timeline {timeline} was taken over by another page server, which wrote manifest {generation}; this one stops serving it"
+    )]
+    Fenced {
+        /// Timeline.
+        timeline: TimelineId,
+        /// The other's manifest.
+        generation: Generation,
+    },
     /// A layer file is damaged or missing.
     #[error(transparent)]
     Corrupt(#[from] CorruptFile),
@@ -339,6 +349,7 @@ impl ReadError {
             ReadError::NotYet { .. } | ReadError::Importing { .. } => ErrorKind::Retry,
             ReadError::Retired { .. } => ErrorKind::Invalid,
             ReadError::Deleted { .. } => ErrorKind::NotFound,
+            ReadError::Fenced { .. } => ErrorKind::Fenced,
             ReadError::Corrupt(_) | ReadError::Rebuild { .. } => ErrorKind::Corrupt,
             ReadError::Ancestor(error) => error.kind(),
             ReadError::Store(error) => store_kind(error),

@@ -53,6 +53,10 @@ impl Timeline {
     fn flush_one(&self, frozen: &Arc<Frozen>) -> Result<(), CommitError> {
         // A file whose commit failed is kept for the next attempt: a full disk must not get fuller with each.
         let mut kept = frozen.written.lock();
+        if kept.as_ref().map_or(Ok(false), |layer| layer.is_missing())? {
+            // Removed as a leftover meanwhile.
+            *kept = None;
+        }
         if kept.is_none() && !frozen.layer.is_empty() {
             *kept = Some(self.write_memory(frozen)?);
         }
@@ -71,6 +75,7 @@ impl Timeline {
                     set.files = Arc::new(LayerMap::new(layers));
                 }
             });
+            *self.durable_record.write() = frozen.position;
             self.durable.store(frozen.position.end.get(), Ordering::Release);
         })?;
         count(&self.shared.stats.layers_flushed, u64::from(written.is_some()));

@@ -162,7 +162,14 @@ impl LayerMap {
         true
     }
 
-    fn gather(&self, key: &StoredKey, after: Lsn, upto: Lsn, out: &mut Gathered) -> Result<ReadCost, LayerError> {
+    /// As [`LayerSet::gather`], from files alone.
+    pub(crate) fn gather(
+        &self,
+        key: &StoredKey,
+        after: Lsn,
+        upto: Lsn,
+        out: &mut Gathered,
+    ) -> Result<ReadCost, LayerError> {
         let mut cost = ReadCost::default();
         let is_image = |layer: &&Arc<Layer>| layer.desc.kind == LayerKind::Image;
         let mut images =

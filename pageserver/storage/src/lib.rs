@@ -20,7 +20,8 @@
 //! - PS-2: readers see a batch whole or not at all, and nothing past the last record (`put.rs`, `progress.rs`).
 //! - PS-3: content at (key, LSN) is the same before and after flush, merge, image making, garbage collection and restart, for every
 //!   LSN that is retained or pinned (`model_test.rs` checks it on random histories).
-//! - PS-4: a manifest generation is written once; whoever finds it taken stops (`manifest_log.rs`).
+//! - PS-4: a manifest generation is written once; whoever finds it taken stops. Loading a timeline takes it from the process that
+//!   had it (`manifest_log.rs`; `tests/fencing.rs` tries interleavings of several engines on one store).
 //! - PS-5: a branch point is pinned before garbage collection can pass it (`engine.rs`, `retention.rs`; checklist 58).
 //! - PS-6: a layer file goes only when no retained or pinned LSN needs it, and then when its last reader is done (`plan.rs`,
 //!   `layer/reader.rs`).
@@ -45,6 +46,7 @@ mod error;
 mod flush;
 mod image_writer;
 mod import;
+mod inspect;
 mod layer;
 mod layer_map;
 mod lease;
@@ -63,6 +65,7 @@ mod retention;
 mod shared;
 mod stats;
 mod stored_key;
+mod survey;
 mod timeline;
 mod version;
 
@@ -74,9 +77,14 @@ mod model_test;
 pub use config::{EngineConfig, PostgresRedo, Redo};
 pub use engine::Engine;
 pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError};
+pub use inspect::{
+    InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
+    inspect_page,
+};
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};
 pub use read::ScanPart;
 pub use retention::Collected;
 pub use stats::EngineStats;
+pub use survey::{Orphan, OrphanKind, RemovedOrphans, Survey, TimelineSurvey, remove_orphans, survey};
 pub use timeline::{Timeline, TimelineSizes};

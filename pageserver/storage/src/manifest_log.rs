@@ -1,7 +1,8 @@
 //! Reads and writes a timeline's manifests: the commit point, and the fence between two page servers.
 //!
 //! A commit writes the next generation with put-if-absent. Whoever finds it taken by another, or finds a still newer one (old
-//! generations are removed, so a name may be free although others went past it), has lost the timeline.
+//! generations are removed, so a name may be free although others went past it), has lost the timeline. Where neither can be found
+//! out, the commit has failed: what it wrote is durable but promised to nobody, and the next one goes past it.
 
 use std::sync::Arc;
 
@@ -85,6 +86,22 @@ impl ManifestLog {
         }
     }
 
+    /// An error if another page server has written a newer manifest, or deleted the timeline.
+    pub(crate) fn look(&mut self) -> Result<(), CommitError> {
+        self.check()?;
+        match Self::load(&self.shared, self.names) {
+            Ok(Some(found)) => {
+                let newest = &found.current;
+                let is_others = newest.generation > self.current.generation && newest.writer != self.shared.writer;
+                if is_others { Err(self.fenced(newest.generation)) } else { Ok(()) }
+            }
+            // Deleted to the end: by somebody who wrote at least one.
+            Ok(None) => Err(self.fenced(self.current.generation.next())),
+            Err(TimelineError::Store(error)) => Err(error.into()),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Makes a changed manifest durable. After an error nothing has changed.
     pub(crate) fn commit(&mut self, change: impl FnOnce(&mut Manifest)) -> Result<(), CommitError> {
         self.check()?;
@@ -105,7 +122,15 @@ impl ManifestLog {
             let body = next.encode();
             let Err(error) = store.put_if_absent(&name, &body) else { break name };
             // Taken, or an error with an unknown outcome: what is there now decides.
-            let Ok(found) = store.get(&name) else { return Err(error.into()) };
+            let found = match (store.get(&name), error.kind()) {
+                (Ok(found), _) => found,
+                // Taken, and already left behind: others are far past it.
+                (Err(unread), ErrorKind::Precondition) if unread.kind() == ErrorKind::NotFound => {
+                    return Err(self.fenced(next.generation));
+                }
+                (Err(unread), ErrorKind::Precondition) => return Err(unread.into()),
+                (Err(_), _) => return Err(error.into()),
+            };
             if found == body {
                 break name;
             }
@@ -118,18 +143,13 @@ impl ManifestLog {
         };
         count(&self.shared.stats.manifests_written, 1);
         faults.pass("manifest.after").map_err(local)?;
-        let newest = newest_generation(store, &self.names);
-        match newest {
-            Ok(Some(newest)) if newest > next.generation => {
-                // Ours filled a name that others had left behind; it must not stay.
-                if let Err(error) = store.delete(&name) {
-                    tracing::warn!(%error, "a manifest of a fenced page server stays; it is never read");
-                }
-                return Err(self.fenced(newest));
+        // Without an answer nothing may be promised: layers would be removed that another page server's manifest names.
+        if let Some(newest) = newest_generation(store, &self.names)?.filter(|newest| *newest > next.generation) {
+            // Ours filled a name that others had left behind; it must not stay.
+            if let Err(error) = store.delete(&name) {
+                tracing::warn!(%error, "a manifest of a fenced page server stays; it is never read");
             }
-            Ok(_) => {}
-            // It was written and may count: nothing but this manifest can be the base of the next commit.
-            Err(error) => tracing::warn!(%error, "could not look for newer manifests"),
+            return Err(self.fenced(newest));
         }
         self.remove_old(next.generation);
         self.current = Arc::new(next);

@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ardent_object_store::MemoryStore;
 use ardent_object_store::fault::FailPoints;
+use ardent_object_store::{MemoryStore, list_all};
 use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 
 use crate::layer::LayerKind;
 use crate::stored_key::{KeyRange, StoredKey};
-use crate::{Engine, EngineConfig, ReadError, Timeline, TimelineError};
+use crate::{Engine, EngineConfig, ReadError, Timeline, TimelineError, survey};
 use support::{TENANT, at, block, config, facts, lsn, timeline_id};
 
 const BLOCKS: u32 = 12;
@@ -263,8 +263,54 @@ impl World {
             Ok(()) => {
                 assert!(!has_children);
                 self.models.remove(&id);
+                let prefix = format!("timelines/{TENANT}/{}/", timeline_id(id));
+                let left = list_all(&*self.config.store, &prefix, false).unwrap().objects;
+                assert_eq!(left, [], "a deleted branch gives all of its space back");
             }
         }
+    }
+
+    /// A branch takes another's place: made from the same parent at some point, and the old one goes.
+    fn reset(&mut self, id: u8) {
+        let Some((parent, _)) = self.models[&id].ancestor else { return };
+        let before = self.next_id;
+        self.branch(parent);
+        if self.next_id > before {
+            self.delete(id);
+        }
+    }
+
+    /// What lies in the store is what manifests name, and what the last crash left.
+    fn check_store(&self) {
+        let found = survey(&*self.config.store).unwrap();
+        assert_eq!((found.problems, found.unknown), (Vec::<String>::new(), Vec::<String>::new()));
+        let mut there: Vec<_> = found.timelines.iter().map(|timeline| timeline.timeline).collect();
+        there.sort_unstable();
+        assert_eq!(there, self.models.keys().map(|id| timeline_id(*id)).collect::<Vec<_>>());
+    }
+
+    /// Garbage collection and compaction with nothing to keep but the heads and the branch points leave no more than those need.
+    fn check_space(&mut self) {
+        for id in self.models.keys().copied().collect::<Vec<_>>() {
+            for name in std::mem::take(&mut self.models.get_mut(&id).unwrap().leases).into_keys() {
+                self.timeline(id).lease(&name, lsn(0), Duration::ZERO).unwrap();
+            }
+        }
+        // Leaves first: what a branch's deletion frees on its parent is free then.
+        for id in self.models.keys().copied().filter(|id| *id != 1).rev().collect::<Vec<_>>() {
+            self.delete(id);
+        }
+        let root = self.timeline(1);
+        root.flush().unwrap();
+        let last = root.last_record().end;
+        root.collect_garbage(last).unwrap();
+        if root.disk_consistent_lsn() > lsn(START) {
+            root.make_images(KeyRange::ALL, root.disk_consistent_lsn()).unwrap();
+        }
+        root.collect_garbage(last).unwrap();
+        let holes = root.layer_set().files.layers().iter().any(|layer| layer.desc.holes > 0);
+        let deltas = root.layer_set().files.layers().iter().filter(|layer| layer.desc.kind == LayerKind::Delta).count();
+        assert!(holes || deltas == 0, "{deltas} delta files are kept for nobody");
     }
 
     fn step(&mut self) {
@@ -281,8 +327,9 @@ impl World {
                 let horizon = self.rng.random_range(START..=last);
                 self.timeline(id).collect_garbage(lsn(horizon)).unwrap();
             }
-            84..89 if self.models.len() < 6 => self.branch(id),
-            89..91 if id != 1 => self.delete(id),
+            84..88 if self.models.len() < 6 => self.branch(id),
+            88..90 if id != 1 => self.delete(id),
+            90..91 if self.models.len() < 6 => self.reset(id),
             91..95 => self.lease(id),
             95..98 => {
                 // Without a flush: as after a kill.
@@ -305,7 +352,7 @@ impl World {
 fn random_histories_never_give_another_answer_than_the_model() {
     let seeds = match std::env::var("ARDENT_SEED") {
         Ok(seed) => seed.parse().unwrap()..=seed.parse::<u64>().unwrap(),
-        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(60, |seeds| seeds.parse().unwrap()),
+        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(200, |seeds| seeds.parse().unwrap()),
     };
     for seed in seeds {
         let folder = tempfile::tempdir().unwrap();
@@ -316,6 +363,9 @@ fn random_histories_never_give_another_answer_than_the_model() {
                 world.check_some();
             }
             world.check_all();
+            world.check_store();
+            world.check_space();
+            world.check_store();
         });
         if let Err(panic) = run {
             eprintln!("replay with: ARDENT_SEED={seed} cargo test -p ardent-storage model");

@@ -12,7 +12,7 @@ use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 use crate::position::BranchPoint;
 
 /// Names below one timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct TimelineNames {
     pub(crate) tenant: TenantId,
     pub(crate) timeline: TimelineId,

@@ -370,4 +370,91 @@ mod tests {
         assert_eq!(unneeded(&layers, Lsn::new(30), &[Lsn::new(10)]), Vec::<usize>::new());
         assert_eq!(unneeded(&layers, Lsn::new(30), &[Lsn::new(9)]), [0]);
     }
+
+    /// Carries out jobs on descriptions alone until there is none; every file covers as many bytes as it did.
+    fn settle(layers: &mut Vec<LayerDesc>, policy: &Policy, retained_from: Lsn) -> u64 {
+        let mut written = 0;
+        for round in 0.. {
+            assert!(round < 10_000, "compaction comes to an end");
+            let Some(job) = plan(layers, policy, retained_from) else { return written };
+            match job {
+                Job::Merge { inputs } => {
+                    assert!(inputs.len() > 1, "a merge of one file gains nothing");
+                    assert!(inputs.windows(2).all(|pair| layers[pair[0]].upto <= layers[pair[1]].upto), "oldest first");
+                    let merged: Vec<LayerDesc> = inputs.iter().map(|at| layers[*at].clone()).collect();
+                    let (after, upto) =
+                        (merged.iter().map(|l| l.after).min().unwrap(), merged.iter().map(|l| l.upto).max().unwrap());
+                    let bytes: u64 = merged.iter().map(|l| l.bytes).sum();
+                    let first = merged.iter().map(|l| l.keys.first).min().unwrap();
+                    let last = merged.iter().map(|l| l.keys.last).max().unwrap();
+                    layers.retain(|layer| !merged.contains(layer));
+                    let keys = KeyRange { first, last };
+                    let (entries, key_count) = (bytes / 10, merged.iter().map(|l| l.key_count).max().unwrap());
+                    let file = format!("m{round}");
+                    let merged =
+                        LayerDesc { file, level: 1, keys, after, upto, bytes, entries, key_count, ..merged[0].clone() };
+                    written += bytes;
+                    layers.push(merged);
+                }
+                Job::Images { keys, lsn } => {
+                    assert!(lsn <= layers.iter().map(|layer| layer.upto).max().unwrap());
+                    let bytes = 2_000;
+                    let file = format!("i{round}");
+                    let image =
+                        LayerDesc { file, keys, upto: lsn, bytes, ..layer(LayerKind::Image, 1, (0, 0), 0, 0, 0) };
+                    written += bytes;
+                    layers.push(image);
+                }
+            }
+            let gone = unneeded(layers, retained_from, &[]);
+            let mut at = 0;
+            layers.retain(|_| {
+                at += 1;
+                !gone.contains(&(at - 1))
+            });
+        }
+        written
+    }
+
+    /// Files that a read at the head visits at worst, over all keys.
+    fn worst_read(layers: &[LayerDesc]) -> usize {
+        let level_0 = layers.iter().filter(|layer| is_delta(layer) && layer.level == 0).count();
+        parts(layers).iter().map(|part| part.deltas.len() + usize::from(part.image.is_some())).max().unwrap_or(0)
+            + level_0
+    }
+
+    #[test]
+    fn whatever_is_flushed_compaction_ends_and_bounds_what_a_read_visits() {
+        use rand::rngs::StdRng;
+        use rand::{Rng, SeedableRng};
+        for seed in 0..200 {
+            let mut rng = StdRng::seed_from_u64(seed);
+            let policy = Policy {
+                compact_at_l0_files: rng.random_range(2..6),
+                images_at_delta_files: rng.random_range(1..5),
+                images_at_deltas_per_key: rng.random_range(4..64),
+                layer_file_bytes: rng.random_range(500..5_000),
+            };
+            let mut layers = Vec::new();
+            let (mut lsn, mut flushed, mut written) = (0, 0, 0);
+            for round in 0..60 {
+                let next = lsn + rng.random_range(1..50);
+                let first = rng.random_range(0..100);
+                let blocks = (first, first + rng.random_range(0..100));
+                let bytes = rng.random_range(10..2_000);
+                let key_count = u64::from(blocks.1 - blocks.0 + 1);
+                let file = format!("f{round}");
+                let made = layer(LayerKind::Delta, 0, blocks, lsn, next, bytes);
+                layers.push(LayerDesc { file, entries: bytes / 10, key_count, ..made });
+                flushed += bytes;
+                lsn = next;
+                let horizon = Lsn::new(lsn.saturating_sub(rng.random_range(0..500)));
+                written += settle(&mut layers, &policy, horizon);
+                let limit = policy.compact_at_l0_files + 2 * policy.images_at_delta_files + 1;
+                let worst = worst_read(&layers);
+                assert!(worst <= limit, "seed {seed}: a read visits {worst} files, the limit is {limit}");
+            }
+            assert!(flushed > 0 && written < flushed * 400, "seed {seed}: {written} bytes written for {flushed}");
+        }
+    }
 }

@@ -170,9 +170,22 @@ impl Timeline {
     /// between, the layers that `read` found might have been those that are left. It moves the limit before it drops a layer.
     fn read_at<T>(&self, lsn: Lsn, read: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadError> {
         self.check_readable(lsn)?;
-        let found = read()?;
+        let found = read().map_err(|error| self.explained(error))?;
         self.check_readable(lsn)?;
         Ok(found)
+    }
+
+    fn explained(&self, error: ReadError) -> ReadError {
+        match error {
+            ReadError::Corrupt(file) => match self.why_corrupt(file) {
+                CommitError::Fenced { timeline, generation } => ReadError::Fenced { timeline, generation },
+                CommitError::Deleted { timeline } => ReadError::Deleted { timeline },
+                CommitError::Corrupt(file) => ReadError::Corrupt(file),
+                CommitError::Store(error) => ReadError::Store(error),
+                other => ReadError::Ancestor(Box::new(other.into())),
+            },
+            other => other,
+        }
     }
 
     /// Whether content at `lsn` can be asked for.

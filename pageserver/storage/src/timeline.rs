@@ -40,6 +40,9 @@ pub struct Timeline {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) manifest: Mutex<ManifestLog>,
     pub(crate) durable: AtomicU64,
+    /// What of the manifest others than its writers look at: its lock is held while it is written.
+    pub(crate) durable_record: RwLock<RecordPosition>,
+    pub(crate) metadata: RwLock<Arc<BTreeMap<String, serde_json::Value>>>,
     pub(crate) retained_from: AtomicU64,
     pub(crate) leases: RwLock<Arc<BTreeMap<String, Lease>>>,
     pub(crate) importing: AtomicBool,
@@ -116,6 +119,8 @@ impl Timeline {
             writer: Mutex::new(Writer { poisoned: false, open_since: None }),
             manifest: Mutex::new(log),
             durable: AtomicU64::new(last.end.get()),
+            durable_record: RwLock::new(last),
+            metadata: RwLock::new(Arc::new(manifest.metadata.clone())),
             retained_from: AtomicU64::new(manifest.retained_from.get()),
             leases: RwLock::new(Arc::new(manifest.leases.clone())),
             importing: AtomicBool::new(manifest.importing),
@@ -162,7 +167,7 @@ impl Timeline {
 
     /// The last record that [`Timeline::disk_consistent_lsn`] covers: where receiving WAL goes on after a restart.
     pub fn durable_record(&self) -> RecordPosition {
-        self.manifest.lock().current().last_record
+        *self.durable_record.read()
     }
 
     /// The oldest LSN that can be read and branched from without a pin.
@@ -178,6 +183,35 @@ impl Timeline {
     /// An error once another page server owns the timeline or it is deleted.
     pub fn check_owned(&self) -> Result<(), CommitError> {
         if self.owned.load(Ordering::Acquire) { Ok(()) } else { self.manifest.lock().check() }
+    }
+
+    /// The same, after a look into the store.
+    pub(crate) fn look_for_owner(&self) -> Result<(), CommitError> {
+        let found = self.manifest.lock().look();
+        self.note_loss(&found);
+        found
+    }
+
+    /// Why a file could not be read: it may be gone because another page server took this timeline, or an ancestor, and removed it.
+    pub(crate) fn why_corrupt(&self, file: CorruptFile) -> CommitError {
+        let mut timeline = self;
+        loop {
+            if let Err(lost) = timeline.look_for_owner() {
+                return lost;
+            }
+            match timeline.parent() {
+                Ok(Some(parent)) => timeline = parent,
+                _ => return CommitError::Corrupt(file),
+            }
+        }
+    }
+
+    /// Stops everything that waits for a timeline that was lost.
+    fn note_loss(&self, result: &Result<(), CommitError>) {
+        if let Err(CommitError::Fenced { .. } | CommitError::Deleted { .. }) = result {
+            self.owned.store(false, Ordering::Release);
+            self.progress.wake_all();
+        }
     }
 
     /// Waits until WAL up to `lsn` is ingested here, and on ancestors up to where this timeline hangs.
@@ -212,17 +246,22 @@ impl Timeline {
         Ok(Some(self.parent.get_or_init(|| parent)))
     }
 
+    /// The timeline that this one hangs on, loaded; `None` for a root.
+    pub fn ancestor_timeline(&self) -> Result<Option<Arc<Timeline>>, TimelineError> {
+        Ok(self.parent()?.cloned())
+    }
+
     /// Small facts of the caller's, durable when this returns.
     pub fn set_metadata(&self, name: &str, value: serde_json::Value) -> Result<(), CommitError> {
         let insert = |manifest: &mut Manifest| {
             manifest.metadata.insert(name.to_owned(), value);
         };
-        self.commit(insert, |_| ())
+        self.commit(insert, |manifest| *self.metadata.write() = Arc::new(manifest.metadata.clone()))
     }
 
-    /// What [`Timeline::set_metadata`] was given last.
+    /// What [`Timeline::set_metadata`] was given last. Waits for nobody.
     pub fn get_metadata(&self, name: &str) -> Option<serde_json::Value> {
-        self.manifest.lock().current().metadata.get(name).cloned()
+        self.metadata.read().get(name).cloned()
     }
 
     /// Sizes of its own layers.
@@ -282,10 +321,7 @@ impl Timeline {
     ) -> Result<(), CommitError> {
         let mut log = self.manifest.lock();
         let result = log.commit(change);
-        if let Err(CommitError::Fenced { .. } | CommitError::Deleted { .. }) = &result {
-            self.owned.store(false, Ordering::Release);
-            self.progress.wake_all();
-        }
+        self.note_loss(&result);
         result?;
         then(log.current());
         Ok(())

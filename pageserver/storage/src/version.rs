@@ -111,6 +111,11 @@ impl Gathered {
         self.versions.first().filter(|version| version.kind == VersionKind::Image)
     }
 
+    /// Newest first.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.versions.iter()
+    }
+
     /// Oldest first, for redo.
     pub(crate) fn into_values(self) -> impl Iterator<Item = (Lsn, Value)> {
         self.versions.into_iter().rev().map(|version| (version.lsn, version.into_value()))

@@ -1,5 +1,6 @@
 //! Death and errors at every named write, fsync, rename, link, unlink and commit: nothing that was promised is lost, no wrong
-//! content is served, and running the same script again finishes it.
+//! content is served, and running the same script again finishes it. Death is tried twice: as errors from then on, and as the end of
+//! a process of its own.
 
 mod support;
 
@@ -21,7 +22,34 @@ struct Promised {
     durable: Lsn,
     branch: Option<Lsn>,
     deleted: bool,
+    /// Print each promise when it is made, for the process that started this one.
+    is_told: bool,
 }
+
+impl Promised {
+    fn tell(&self) {
+        if self.is_told {
+            let branch = self.branch.map_or(0, Lsn::get);
+            println!("{PROMISED} {} {branch} {}", self.durable.get(), self.deleted);
+        }
+    }
+
+    /// What a process had told when it ended.
+    fn heard(output: &str) -> Promised {
+        let Some(last) = output.lines().filter_map(|line| line.split_once(PROMISED)).next_back() else {
+            return Promised::default();
+        };
+        let words: Vec<&str> = last.1.split_whitespace().collect();
+        let number = |at: usize| words[at].parse::<u64>().unwrap();
+        let branch = Some(lsn(number(1))).filter(|lsn| lsn.is_valid());
+        Promised { durable: lsn(number(0)), branch, deleted: words[2] == "true", is_told: false }
+    }
+}
+
+/// Begins a line that tells of promises.
+const PROMISED: &str = "promised:";
+/// Tells a process of this test that it is to die, where, and in which folder.
+const CHILD: &str = "ARDENT_FAULTS_CHILD";
 
 fn small(folder: &Path, faults: &Arc<FailPoints>) -> EngineConfig {
     EngineConfig {
@@ -45,6 +73,7 @@ fn script(engine: &Engine, promised: &mut Promised) -> Outcome {
         }
         root.finish_import()?;
         promised.durable = promised.durable.max(lsn(0x100));
+        promised.tell();
     }
     root.set_metadata("step", "imported".into())?;
     for n in 1..=60 {
@@ -53,12 +82,14 @@ fn script(engine: &Engine, promised: &mut Promised) -> Outcome {
         if n % 6 == 0 {
             root.flush()?;
             promised.durable = promised.durable.max(lsn(end.max(root.disk_consistent_lsn().get())));
+            promised.tell();
         }
         if n % 20 == 0 {
             root.compact()?;
         }
         if n == 30 && promised.branch.is_none() {
             promised.branch = Some(engine.create_branch(TENANT, timeline_id(2), timeline_id(1), Some(lsn(end)))?.lsn);
+            promised.tell();
         }
     }
     let branch = engine.timeline(TENANT, timeline_id(2))?;
@@ -70,6 +101,7 @@ fn script(engine: &Engine, promised: &mut Promised) -> Outcome {
         engine.create_branch(TENANT, timeline_id(3), timeline_id(1), None)?;
         engine.delete_timeline(TENANT, timeline_id(3))?;
         promised.deleted = true;
+        promised.tell();
     }
     Ok(())
 }
@@ -195,6 +227,41 @@ fn death_at_any_point_loses_nothing_that_was_promised() {
         script(&engine, &mut promised).unwrap_or_else(|error| panic!("after death at {name} {strike}: {error:?}"));
         check(&engine);
     });
+}
+
+#[test]
+fn a_process_that_ends_at_any_point_has_kept_what_it_promised() {
+    let program = std::env::current_exe().unwrap();
+    at_every_point(|name, strike| {
+        let folder = tempfile::tempdir().unwrap();
+        let child = std::process::Command::new(&program)
+            .args(["--exact", "the_process_that_ends", "--nocapture", "--test-threads=1"])
+            .env(CHILD, format!("{name} {strike} {}", folder.path().display()))
+            .stderr(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(child.status.code().is_none(), "it did not die at {name} {strike}: {told}");
+        let mut promised = Promised::heard(&told);
+        let engine = Engine::open(small(folder.path(), &Arc::new(FailPoints::new()))).unwrap();
+        check_promises(&engine, &promised);
+        script(&engine, &mut promised).unwrap_or_else(|error| panic!("after death at {name} {strike}: {error:?}"));
+        check(&engine);
+    });
+}
+
+/// Not a test by itself: what the one above starts.
+#[test]
+fn the_process_that_ends() {
+    let Ok(spec) = std::env::var(CHILD) else { return };
+    let mut words = spec.splitn(3, ' ');
+    let mut word = || words.next().unwrap();
+    let (name, strike, folder) = (word(), word().parse().unwrap(), word());
+    let faults = Arc::new(FailPoints::new());
+    let engine = Engine::open(small(Path::new(folder), &faults)).unwrap();
+    faults.arm(name, strike, FaultAction::Abort);
+    let mut promised = Promised { is_told: true, ..Promised::default() };
+    script(&engine, &mut promised).unwrap();
 }
 
 #[test]

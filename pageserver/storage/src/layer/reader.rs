@@ -63,6 +63,31 @@ impl Opened {
     }
 }
 
+/// What a layer file says of itself. Its level, and how many keys it has, only a manifest knows.
+pub(crate) fn describe(store: &dyn ObjectStore, object: &ObjectName) -> Result<LayerDesc, LayerError> {
+    let bytes = store.head(object)?.size_bytes;
+    let corrupt =
+        |offset, expected: String| LayerCorrupt { file: object.to_string(), offset, expected, keys: KeyRange::ALL };
+    let Some(at) = bytes.checked_sub(TRAILER_LEN as u64) else {
+        return Err(corrupt(0, "a file with a trailer".to_owned()).into());
+    };
+    let trailer = store.get_range(object, at..bytes)?;
+    let trailer = Trailer::decode(&trailer).map_err(|expected| corrupt(at, expected.to_string()))?;
+    Ok(LayerDesc {
+        file: object.file_name().to_owned(),
+        kind: trailer.kind,
+        level: 1,
+        keys: trailer.keys,
+        after: trailer.after,
+        upto: trailer.upto,
+        bytes,
+        entries: trailer.entries,
+        key_count: 0,
+        boundaries: trailer.boundaries.length > 0,
+        holes: 0,
+    })
+}
+
 /// A layer file that the manifest names, or named when the reader that still holds this began.
 pub(crate) struct Layer {
     pub(crate) desc: LayerDesc,
@@ -95,6 +120,15 @@ impl Layer {
     /// No manifest names the file any more: it goes when the last reader is done with it.
     pub(crate) fn delete_when_unused(&self) {
         self.delete_on_drop.store(true, Ordering::Release);
+    }
+
+    /// Whether the file is not in the store.
+    pub(crate) fn is_missing(&self) -> Result<bool, StoreError> {
+        match self.store.head(&self.name) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Adds the versions of `key` in `(after, upto]` that a read needs. For an image layer: the version that it has of the key,
