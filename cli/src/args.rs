@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use ardent_api::addr::ServiceAddr;
 
-use crate::duration::{parse_byte_rate, parse_seconds};
+use crate::duration::{parse_byte_rate, parse_count, parse_milliseconds, parse_seconds, parse_size, parse_switch};
 
 /// Branches of a production Postgres, in an instant, on your own machine.
 #[derive(Debug, Parser)]
@@ -146,6 +146,12 @@ pub struct ComputeArgs {
     /// Run Postgres without a sandbox: its users can then reach files and networks that this server's host can
     #[arg(long)]
     pub no_sandbox: bool,
+    /// Most memory of one compute, such as 2GB, where control groups can be made [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub compute_memory: Option<u64>,
+    /// Most local disk of one compute, such as 50GB [default: half of what is free when it starts]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub compute_disk: Option<u64>,
     /// Folder with a major version's server programs; may be repeated
     #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
     pub pg_bin: Vec<(u32, PathBuf)>,
@@ -390,6 +396,7 @@ pub enum BranchCommand {
   ardent branch create feature-x
   ardent branch create feature-x --from staging --ttl 2h
   ardent branch create before-it-happened --at '2026-01-31T12:00:00Z'
+  ardent branch create for-the-agent --ttl 4h --max-rows-changed 10000 --statement-timeout 30s --expires 4h
   DATABASE_URL=$(ardent branch create feature-x --print-url)")]
     Create(BranchCreateArgs),
     /// List branches
@@ -413,6 +420,20 @@ pub enum BranchCommand {
         after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
     )]
     Set(BranchSetArgs),
+    /// Show or change what a branch may do
+    #[command(after_help = "Examples:
+  ardent branch policy feature-x
+  ardent branch policy feature-x --read-only
+  ardent branch policy feature-x --read-only off --max-bytes-written 1GB
+  ardent branch policy feature-x --statement-timeout none
+
+A change ends the branch's sessions; it holds from the next connection on.")]
+    Policy(BranchPolicyArgs),
+    /// Make a new password for a role of a branch; the old one is good no longer
+    #[command(after_help = "Examples:
+  ardent branch password feature-x
+  ardent branch password feature-x --role app --expires 8h")]
+    Password(BranchPasswordArgs),
     /// Start a branch's Postgres before it is needed
     #[command(after_help = "Examples:\n  ardent branch wake feature-x")]
     Wake(NameArgs),
@@ -444,6 +465,12 @@ pub struct BranchCreateArgs {
     /// The role of the connection string [default: the connector URL's]
     #[arg(long)]
     pub role: Option<String>,
+    /// The password of the connection string is good for this long, such as 8h
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub expires: Option<u64>,
+    /// What the branch may do.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
     /// Print the connection string and nothing else
     #[arg(long, conflicts_with_all = ["psql", "json"])]
     pub print_url: bool,
@@ -488,6 +515,47 @@ pub struct BranchSetArgs {
     /// Delete it after this long from now, or never
     #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub ttl: Option<u64>,
+}
+
+/// Limits that the server holds, also against superusers of the branch.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits, held by the server")]
+pub struct PolicyArgs {
+    /// Refuse every change; off allows them again
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = parse_switch)]
+    pub read_only: Option<bool>,
+    /// No statement runs longer than this, such as 30s or 500ms; none lifts the limit
+    #[arg(long, value_name = "DURATION", value_parser = parse_milliseconds)]
+    pub statement_timeout: Option<u64>,
+    /// Most rows inserted, updated and deleted; none lifts the limit
+    #[arg(long, value_name = "N", value_parser = parse_count)]
+    pub max_rows_changed: Option<u64>,
+    /// Most bytes of WAL written since the branch was made, such as 1GB; none lifts the limit
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_bytes_written: Option<u64>,
+}
+
+/// `ardent branch policy`.
+#[derive(Debug, Args)]
+pub struct BranchPolicyArgs {
+    /// Its name
+    pub name: String,
+    /// What is to change.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+}
+
+/// `ardent branch password`.
+#[derive(Debug, Args)]
+pub struct BranchPasswordArgs {
+    /// Its name
+    pub name: String,
+    /// The role [default: the branch's]
+    #[arg(long)]
+    pub role: Option<String>,
+    /// Good for this long, such as 8h [default: for ever]
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    pub expires: Option<u64>,
 }
 
 /// `ardent branch diff`.

@@ -35,6 +35,45 @@ pub fn parse_byte_rate(text: &str) -> Result<u64, String> {
     number.checked_mul(unit).filter(|rate| *rate > 0).ok_or_else(wrong)
 }
 
+/// Bytes of `500kB`, `20MB`, `1G` or a plain number; `none` is 0.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    parse_byte_rate(text).map_err(|_| format!("{text:?} is not a size: write bytes such as 500kB, 20MB, 1GB or none"))
+}
+
+/// Milliseconds of `500ms`, `30s`, `5m` or a plain number of seconds; `none` is 0.
+pub fn parse_milliseconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a duration: write 500ms, 30s, 5m, 2h or none");
+    match (text, text.strip_suffix("ms")) {
+        ("none", _) => Ok(0),
+        ("never", _) => Err(wrong()),
+        (_, Some(number)) => number.parse().map_err(|_| wrong()),
+        (_, None) => parse_seconds(text).map_err(|_| wrong())?.checked_mul(1000).ok_or_else(wrong),
+    }
+}
+
+/// A whole number above 0; `none` is 0.
+pub fn parse_count(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of rows: write a whole number above 0, or none");
+    if text == "none" { Ok(0) } else { text.parse().ok().filter(|count| *count > 0).ok_or_else(wrong) }
+}
+
+/// `on` or `off`.
+pub fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(format!("{text:?} is neither on nor off")),
+    }
+}
+
+/// A number of milliseconds for people.
+pub fn milliseconds_text(milliseconds: u64) -> String {
+    if milliseconds % 1000 == 0 { format!("{} s", milliseconds / 1000) } else { format!("{milliseconds} ms") }
+}
+
 /// A number of bytes for people.
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -50,6 +89,18 @@ pub fn bytes_text(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn limits_are_read_as_people_write_them() {
+        assert_eq!((parse_size("1GB"), parse_size("none"), parse_size("8192")), (Ok(1 << 30), Ok(0), Ok(8192)));
+        assert!(parse_size("0").is_err() && parse_size("much").is_err());
+        assert_eq!((parse_milliseconds("500ms"), parse_milliseconds("30s")), (Ok(500), Ok(30_000)));
+        assert_eq!((parse_milliseconds("none"), parse_milliseconds("2m")), (Ok(0), Ok(120_000)));
+        assert!(parse_milliseconds("never").is_err() && parse_milliseconds("ms").is_err());
+        assert_eq!((parse_count("7"), parse_count("none")), (Ok(7), Ok(0)));
+        assert!(parse_count("0").is_err() && parse_switch("maybe").is_err());
+        assert_eq!((milliseconds_text(1500), milliseconds_text(30_000)), ("1500 ms".to_owned(), "30 s".to_owned()));
+    }
 
     #[test]
     fn durations_and_rates() {

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest,
-    DeleteReply, ErrorInfo, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
+    DeleteReply, ErrorInfo, PasswordRequest, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
+use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TimelineId};
 
 use crate::compute::end_process;
@@ -44,6 +46,7 @@ impl Control {
         let point = request.at.as_deref().map_or(Ok(PointSpec::Now), str::parse)?;
         check_seconds("ttl_s", request.ttl_s)?;
         check_seconds("idle_timeout_s", request.idle_timeout_s)?;
+        check_seconds("password_expires_s", request.password_expires_s)?;
         let no_wait = request.no_wait;
         let (begun, has_begun) = tokio::sync::oneshot::channel();
         let control = self.clone();
@@ -72,7 +75,10 @@ impl Control {
         };
         let row = self.context.store.branch_by_id(made.branch.id)?.unwrap_or(made.branch);
         let mut branch = self.branch_info(&row)?;
-        branch.url = self.context.url_with_password(&row, &row.role)?;
+        // One that was set by SQL is not known here.
+        if let Some(url) = self.context.url_with_password(&row, &row.role)? {
+            branch.url = url;
+        }
         Ok(CreateBranchReply {
             branch,
             created: made.created,
@@ -130,14 +136,17 @@ impl Control {
             timeline: TimelineId::generate(),
             branch_lsn: None,
             hidden: false,
-            read_only: false,
+            policy: request.policy.clone().normalized(),
+            usage: Usage::default(),
+            roles_known: false,
             role: request.role.clone().unwrap_or_else(|| parent.role.clone()),
             database: parent.database.clone(),
             idle_timeout_s: request.idle_timeout_s.unwrap_or(IDLE_TIMEOUT_DEFAULT_S),
             expires_us: request.ttl_s.map(expiry),
             created_us: now_us(),
         };
-        let credential = self.context.new_credential(&row, &row.role)?;
+        let mut credential = self.context.new_credential(&row, &row.role)?;
+        credential.expires_us = request.password_expires_s.filter(|seconds| *seconds > 0).map(expiry);
         match self.context.store.insert_branch(&row, &credential)? {
             InsertBranch::Inserted => Ok((row, true)),
             InsertBranch::ParentGone => Err(not_found(&parent.name)),
@@ -236,7 +245,9 @@ impl Control {
             timeline: TimelineId::generate(),
             branch_lsn: None,
             hidden: true,
-            read_only: true,
+            policy: BranchPolicy { read_only: true, ..BranchPolicy::default() },
+            usage: Usage::default(),
+            roles_known: false,
             idle_timeout_s: IDLE_TIMEOUT_DEFAULT_S,
             expires_us: None,
             created_us: now_us(),
@@ -283,6 +294,8 @@ impl Control {
             compute,
             compute_problem: self.pool.problem(row.id),
             idle_timeout_s: row.idle_timeout_s,
+            policy: row.policy.clone(),
+            rows_changed: row.policy.max_rows_changed.map(|_| row.usage.rows_changed),
             role: row.role.clone(),
             database: row.database.clone(),
             url: self.context.url(row),
@@ -311,9 +324,33 @@ impl Control {
     pub fn branch_url(&self, name: &str, role: Option<&str>) -> Result<UrlReply, ErrorInfo> {
         let branch = self.find_branch(name)?;
         let role = role.unwrap_or(&branch.role).to_owned();
+        let url = self.context.url_with_password(&branch, &role)?.ok_or_else(|| {
+            let message = format!("the password of role {role} was set on branch {name} by SQL and is not known here");
+            ErrorInfo::new(ApiErrorCode::Conflict, message)
+                .with_hint(format!("use it, or make a new one: ardent branch password {name} --role {role}"))
+        })?;
+        self.url_reply(branch, role, url)
+    }
+
+    /// A new password for a role; the old one is good no longer. Sessions that are open go on.
+    pub fn new_password(&self, name: &str, request: &PasswordRequest) -> Result<UrlReply, ErrorInfo> {
+        check_seconds("expires_s", request.expires_s)?;
+        let branch = self.find_branch(name)?;
+        if branch.is_root() {
+            return Err(root_branch(&branch));
+        }
+        let role = request.role.clone().unwrap_or_else(|| branch.role.clone());
+        let mut credential = self.context.new_credential(&branch, &role)?;
+        credential.expires_us = request.expires_s.filter(|seconds| *seconds > 0).map(expiry);
+        self.context.store.put_credential(branch.id, &credential)?;
+        let url = self.context.url_with_password(&branch, &role)?.unwrap_or_default();
+        self.url_reply(branch, role, url)
+    }
+
+    fn url_reply(&self, branch: BranchRow, role: String, url: String) -> Result<UrlReply, ErrorInfo> {
         Ok(UrlReply {
             schema_version: SCHEMA_VERSION,
-            url: self.context.url_with_password(&branch, &role)?,
+            url,
             host_address: self.config.proxy_address.clone(),
             ca_file: self.config.ca_file.display().to_string(),
             name: branch.name,
@@ -322,7 +359,9 @@ impl Control {
     }
 
     /// Changes a branch's settings.
-    pub fn update_branch(&self, name: &str, request: &UpdateBranchRequest) -> Result<BranchInfo, ErrorInfo> {
+    ///
+    /// New limits hold for every session: a running compute is stopped, and the next connection starts it with them.
+    pub async fn update_branch(&self, name: &str, request: &UpdateBranchRequest) -> Result<BranchInfo, ErrorInfo> {
         check_seconds("idle_timeout_s", request.idle_timeout_s)?;
         check_seconds("ttl_s", request.ttl_s)?;
         let branch = self.find_branch(name)?;
@@ -331,6 +370,11 @@ impl Control {
         }
         let expires = request.ttl_s.map(|ttl_s| (ttl_s > 0).then(|| expiry(ttl_s)));
         self.context.store.update_branch(branch.id, request.idle_timeout_s, expires)?;
+        let policy = changed_policy(&branch.policy, request);
+        if policy != branch.policy {
+            self.context.store.set_policy(&branch, &policy)?;
+            self.pool.suspend(branch.id).await?;
+        }
         self.show_branch(name)
     }
 
@@ -471,6 +515,16 @@ fn gone(result: io::Result<()>) -> io::Result<()> {
 fn expiry(ttl_s: u64) -> i64 {
     // Bounded by `check_seconds`.
     now_us().saturating_add(i64::try_from(ttl_s).unwrap_or(i64::MAX).saturating_mul(1_000_000))
+}
+
+fn changed_policy(policy: &BranchPolicy, request: &UpdateBranchRequest) -> BranchPolicy {
+    let policy = BranchPolicy {
+        read_only: request.read_only.unwrap_or(policy.read_only),
+        statement_timeout_ms: request.statement_timeout_ms.or(policy.statement_timeout_ms),
+        max_rows_changed: request.max_rows_changed.or(policy.max_rows_changed),
+        max_bytes_written: request.max_bytes_written.or(policy.max_bytes_written),
+    };
+    policy.normalized()
 }
 
 fn check_seconds(name: &str, value: Option<u64>) -> Result<(), ErrorInfo> {

@@ -12,11 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchName, BranchState, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState,
     CreateConnectorRequest, DeleteReply, ErrorInfo, PreflightCheck, PreflightReply, SCHEMA_VERSION,
 };
 use ardent_api::page_service::ManageRequest;
+use ardent_api::policy::BranchPolicy;
 use ardent_api::token::{Claims, Rights, Service};
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
@@ -208,7 +210,9 @@ impl Control {
             timeline: row.timeline,
             branch_lsn: None,
             hidden: false,
-            read_only: true,
+            policy: BranchPolicy::default(),
+            usage: Usage::default(),
+            roles_known: false,
             role: url.role.clone(),
             database: url.database.clone(),
             idle_timeout_s: 0,

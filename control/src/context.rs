@@ -11,7 +11,7 @@ use crate::deps::{ConnectorRuntime, PageService, WalService};
 use crate::pgurl::PublicAddress;
 use crate::scram;
 use crate::secrets::{Keyring, SecretError, random_text};
-use crate::store::{BranchRow, CredentialRow, Store};
+use crate::store::{BranchRow, CredentialRow, Store, now_us};
 
 /// How long a compute's lease holds without renewal: longer than a restart of control takes, shorter than a day that a lost
 /// compute would pin.
@@ -37,25 +37,29 @@ impl Context {
         let password = random_text(PASSWORD_LEN)?;
         Ok(CredentialRow {
             role: role.to_owned(),
+            sealed_for: Some(role.to_owned()),
+            expires_us: None,
             password_sealed: Some(self.keyring.seal(&password_context(branch, role), password.as_bytes())?),
             verifier: scram::verifier(&password)?,
         })
     }
 
-    /// The connection string of a branch with the role's password; a role that has none gets one.
-    pub fn url_with_password(&self, branch: &BranchRow, role: &str) -> Result<String, ErrorInfo> {
+    /// The connection string of a branch with the role's password; a role that has none, or whose has expired, gets one.
+    /// `None`: it was set by SQL, and only its verifier is known.
+    pub fn url_with_password(&self, branch: &BranchRow, role: &str) -> Result<Option<String>, ErrorInfo> {
         let stored = self.store.credential(branch.id, role)?;
-        let credential = match stored {
-            Some(credential) if credential.password_sealed.is_some() => credential,
-            _ => {
+        let credential = match stored.filter(|credential| credential.expires_us.is_none_or(|at| at > now_us())) {
+            Some(credential) => credential,
+            None => {
                 let made = self.new_credential(branch, role)?;
                 self.store.put_credential(branch.id, &made)?;
                 made
             }
         };
-        let sealed = credential.password_sealed.unwrap_or_default();
-        let password = self.keyring.open(&password_context(branch, role), &sealed)?;
-        Ok(self.public.branch_url(&branch.name, role, Some(&password), &branch.database))
+        let Some(sealed) = &credential.password_sealed else { return Ok(None) };
+        let sealed_for = credential.sealed_for.as_deref().unwrap_or(role);
+        let password = self.keyring.open(&password_context(branch, sealed_for), sealed)?;
+        Ok(Some(self.public.branch_url(&branch.name, role, Some(&password), &branch.database)))
     }
 
     /// The connection string of a branch without a password.

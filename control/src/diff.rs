@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, NoTls};
 use tracing::warn;
 
+use ardent_api::compute::AGENT_ROLE;
 use ardent_api::control::{ApiErrorCode, BranchState, DiffRequest, ErrorInfo, SCHEMA_VERSION, WakeReply};
 use ardent_api::page_service::ChangedRelation;
 use ardent_api::token::{Claims, Rights, Service};
@@ -61,9 +62,6 @@ impl Control {
         let began = std::time::Instant::now();
         let read_before = self.pages_sent(branch).await?;
         let (head_at, base_at) = tokio::try_join!(self.wake_branch(branch, began), self.wake_branch(base, began))?;
-        let superuser = self.context.store.connector(&branch.connector)?.and_then(|row| row.superuser);
-        let superuser = superuser.unwrap_or_else(|| "postgres".to_owned());
-        let connect = async |at: &WakeReply, database: &str| connect(at, &superuser, database).await;
 
         let lister = connect(&head_at, "template1").await?;
         let listed = lister
@@ -142,9 +140,9 @@ impl Control {
     }
 }
 
-async fn connect(at: &WakeReply, role: &str, database: &str) -> Result<Client, ErrorInfo> {
+async fn connect(at: &WakeReply, database: &str) -> Result<Client, ErrorInfo> {
     let mut config = tokio_postgres::Config::new();
-    config.host_path(&at.socket_dir).port(at.port).user(role).dbname(database).application_name("ardent diff");
+    config.host_path(&at.socket_dir).port(at.port).user(AGENT_ROLE).dbname(database).application_name("ardent diff");
     let (client, connection) = config.connect(NoTls).await.map_err(|error| {
         let code = match error.code() {
             Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME) => ApiErrorCode::NotFound,

@@ -6,16 +6,20 @@ use serde::Serialize;
 use serde_json::json;
 
 use ardent_api::control::{
-    BranchInfo, BranchList, BranchName, CreateBranchReply, CreateBranchRequest, DeleteReply, ErrorInfo, SCHEMA_VERSION,
-    UpdateBranchRequest, UrlReply, WakeReply,
+    BranchInfo, BranchList, BranchName, CreateBranchReply, CreateBranchRequest, DeleteReply, ErrorInfo,
+    PasswordRequest, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
 };
+
+use ardent_api::policy::BranchPolicy;
 
 use super::{path_name, psql};
 use crate::api::Api;
 use crate::args::{
-    BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchSetArgs, NameArgs,
+    BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs,
+    BranchPolicyArgs, BranchSetArgs, NameArgs,
 };
 use crate::config::{ProjectFile, branch_or_default};
+use crate::duration::{bytes_text, milliseconds_text};
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
 
@@ -28,6 +32,8 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Switch(args) => switch(output, api, args),
         BranchCommand::Diff(args) => super::diff::run(output, api, args),
         BranchCommand::Set(args) => set(output, api, args),
+        BranchCommand::Policy(args) => policy(output, api, args),
+        BranchCommand::Password(args) => password(output, api, args),
         BranchCommand::Wake(args) => wake(output, api, args),
         BranchCommand::Suspend(args) => suspend(output, api, args),
         BranchCommand::Delete(args) => delete(output, api, args),
@@ -45,6 +51,13 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
         idle_timeout_s: args.idle_timeout,
         role: args.role.clone(),
         no_wait: args.no_wait,
+        policy: BranchPolicy {
+            read_only: args.policy.read_only.unwrap_or(false),
+            statement_timeout_ms: args.policy.statement_timeout,
+            max_rows_changed: args.policy.max_rows_changed,
+            max_bytes_written: args.policy.max_bytes_written,
+        },
+        password_expires_s: args.expires,
     };
     let reply: CreateBranchReply = api.post("/v1/branches", &request)?;
     if args.print_url {
@@ -84,6 +97,7 @@ fn branch_text(branch: &BranchInfo) -> String {
             seconds => format!("after {seconds} s without activity"),
         };
         lines.push(("suspends", idle));
+        lines.extend(policy_lines(branch));
         lines.push(("url", branch.url.clone()));
     }
     if !branch.children.is_empty() {
@@ -176,9 +190,48 @@ fn set(output: &Output, api: &Api, args: &BranchSetArgs) -> Result<(), Failure> 
     if args.idle_timeout.is_none() && args.ttl.is_none() {
         return Err(Failure::usage("nothing to set").hint("give --idle-timeout or --ttl"));
     }
-    let request = UpdateBranchRequest { idle_timeout_s: args.idle_timeout, ttl_s: args.ttl };
+    let request =
+        UpdateBranchRequest { idle_timeout_s: args.idle_timeout, ttl_s: args.ttl, ..UpdateBranchRequest::default() };
     let branch: BranchInfo = api.patch(&format!("/v1/branches/{}", path_name(&args.name)?), &request)?;
     output.data(&branch, branch_text)
+}
+
+/// The limits that there are.
+fn policy_lines(branch: &BranchInfo) -> Vec<(&'static str, String)> {
+    let policy = &branch.policy;
+    let rows = policy.max_rows_changed.map(|max| format!("{max} ({} so far)", branch.rows_changed.unwrap_or(0)));
+    [
+        ("read-only", policy.read_only.then(|| "on".to_owned())),
+        ("statement-timeout", policy.statement_timeout_ms.map(milliseconds_text)),
+        ("max-rows-changed", rows),
+        ("max-bytes-written", policy.max_bytes_written.map(bytes_text)),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value?)))
+    .collect()
+}
+
+fn policy(output: &Output, api: &Api, args: &BranchPolicyArgs) -> Result<(), Failure> {
+    let path = format!("/v1/branches/{}", path_name(&args.name)?);
+    let request = UpdateBranchRequest {
+        read_only: args.policy.read_only,
+        statement_timeout_ms: args.policy.statement_timeout,
+        max_rows_changed: args.policy.max_rows_changed,
+        max_bytes_written: args.policy.max_bytes_written,
+        ..UpdateBranchRequest::default()
+    };
+    let changes = request != UpdateBranchRequest::default();
+    let branch: BranchInfo = if changes { api.patch(&path, &request)? } else { api.get(&path)? };
+    output.data(&branch, |branch| match policy_lines(branch) {
+        lines if lines.is_empty() => format!("branch {} has no limits", branch.name),
+        lines => pairs(&lines),
+    })
+}
+
+fn password(output: &Output, api: &Api, args: &BranchPasswordArgs) -> Result<(), Failure> {
+    let request = PasswordRequest { role: args.role.clone(), expires_s: args.expires };
+    let reply: UrlReply = api.post(&format!("/v1/branches/{}/password", path_name(&args.name)?), &request)?;
+    output.data(&reply, |reply| reply.url.clone())
 }
 
 fn wake(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
@@ -251,6 +304,8 @@ mod tests {
             compute: ComputeState::Suspended,
             compute_problem: None,
             idle_timeout_s: 300,
+            policy: BranchPolicy::default(),
+            rows_changed: None,
             role: "app".into(),
             database: "shop".into(),
             url: "postgresql://app@a.localhost:7432/shop?sslmode=require".into(),

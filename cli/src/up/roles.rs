@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::compute::Sandbox;
+use ardent_api::compute::{ComputeLimits, Sandbox};
 use ardent_api::control::ApiErrorCode;
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer, TokenVerifier};
 use ardent_control::{
@@ -189,6 +189,7 @@ pub async fn start_control(
             pg_bin_dirs,
             sandbox: confined,
             first_uid: is_root.then_some(FIRST_COMPUTE_UID),
+            limits: ComputeLimits { memory_bytes: computes.compute_memory, disk_bytes: computes.compute_disk },
             wake_timeout: WAKE_TIMEOUT,
             stop_deadline: STOP_DEADLINE,
         },

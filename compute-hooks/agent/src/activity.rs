@@ -2,17 +2,15 @@
 //!
 //! Every now and then a short session asks Postgres who is there. A compute is busy while a client backend runs a
 //! statement or is in a transaction, and while a session holds what it would lose by being ended: advisory locks,
-//! temporary tables. Sessions that are open and idle don't count.
-//!
-//! What a session listens to, and its cursors that outlive a transaction, are not visible from another session.
+//! temporary tables, channels it listens to, cursors that outlive transactions (the library marks sessions with the last two
+//! by a lock). Sessions that are open and idle don't count, prepared statements or not.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-use crate::layout::PORT;
+use crate::session::Sessions;
 
 /// Shortest and longest time between two looks.
 const LOOK_EVERY_MIN: Duration = Duration::from_secs(1);
@@ -21,8 +19,6 @@ const LOOK_EVERY_MAX: Duration = Duration::from_secs(10);
 const LOOKS_PER_IDLE_TIME: u32 = 10;
 /// A look that takes longer failed.
 const LOOK_DEADLINE: Duration = Duration::from_secs(10);
-/// The database that is asked in. A lasting session there would block CREATE DATABASE; a short one is waited for.
-const DATABASE: &str = "template1";
 
 /// One row: sessions at work, seconds since the last change of any session's state (empty: no session), sessions begun
 /// since the start, sessions open.
@@ -31,7 +27,7 @@ select
   (select count(*) from pg_catalog.pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid()
       and (state is distinct from 'idle'
-           or pid in (select l.pid from pg_catalog.pg_locks l where l.locktype = 'advisory'))),
+           or pid in (select l.pid from pg_catalog.pg_locks l where l.locktype in ('advisory', 'userlock')))),
   (select pg_catalog.min(extract(epoch from pg_catalog.clock_timestamp() - state_change))
     from pg_catalog.pg_stat_activity
     where backend_type = 'client backend' and pid <> pg_catalog.pg_backend_pid()),
@@ -42,9 +38,8 @@ select
 /// Watches one compute.
 #[derive(Debug)]
 pub(crate) struct ActivityWatch {
-    socket_dir: PathBuf,
+    sessions: Sessions,
     data_dir: PathBuf,
-    superuser: String,
     idle_time: Duration,
     last_active: Instant,
     sessions_seen: Option<u64>,
@@ -60,11 +55,10 @@ struct Look {
 }
 
 impl ActivityWatch {
-    pub(crate) fn new(socket_dir: &Path, data_dir: &Path, superuser: &str, idle_time: Duration) -> Self {
+    pub(crate) fn new(socket_dir: &Path, data_dir: &Path, idle_time: Duration) -> Self {
         ActivityWatch {
-            socket_dir: socket_dir.to_owned(),
+            sessions: Sessions::new(socket_dir),
             data_dir: data_dir.to_owned(),
-            superuser: superuser.to_owned(),
             idle_time,
             last_active: Instant::now(),
             sessions_seen: None,
@@ -122,19 +116,8 @@ impl ActivityWatch {
     }
 
     async fn look(&self) -> Result<Look, tokio_postgres::Error> {
-        let mut config = tokio_postgres::Config::new();
-        config.host_path(&self.socket_dir).port(PORT).user(&self.superuser).dbname(DATABASE);
-        config.application_name("ardent agent");
-        let (client, connection) = config.connect(NoTls).await?;
-        let ask = async move { client.simple_query(QUERY).await };
-        let (answer, _) = tokio::join!(ask, connection);
-        let rows = answer?;
-        let field = |column: usize| {
-            rows.iter().find_map(|message| match message {
-                SimpleQueryMessage::Row(row) => row.get(column).map(str::to_owned),
-                _ => None,
-            })
-        };
+        let rows = self.sessions.ask(QUERY).await?;
+        let field = |column: usize| rows.first().and_then(|row| row.get(column)).and_then(Option::as_deref);
         let number = |column: usize| field(column).and_then(|text| text.parse().ok()).unwrap_or(0);
         let seconds = field(1).and_then(|text| text.parse::<f64>().ok());
         Ok(Look {
@@ -163,7 +146,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn activity_is_work_new_sessions_and_recent_changes() {
         let nowhere = Path::new("/nonexistent");
-        let watch = ActivityWatch::new(nowhere, nowhere, "owner", Duration::from_secs(60));
+        let watch = ActivityWatch::new(nowhere, nowhere, Duration::from_secs(60));
         let watch = std::sync::Mutex::new(watch);
         let quiet_after = async |advance_s: u64, seen: Look| {
             tokio::time::advance(Duration::from_secs(advance_s)).await;

@@ -55,6 +55,24 @@ pub enum ComputeError {
         /// The last lines of its log.
         log: String,
     },
+    /// WAL that the branch's policy forbids; it did not become part of the branch.
+    #[error(
+        "the policy of branch {branch} is {policy}, and a session got around it inside Postgres: its changes were not kept, and the sessions were ended (ardent branch policy {branch} shows and changes the policy)"
+    )]
+    Policy {
+        /// The policy and its limit.
+        policy: String,
+        /// The branch.
+        branch: String,
+    },
+    /// More of the host was used than allowed.
+    #[error("{what}: the sessions were ended, and what was committed is kept ({hint})")]
+    Limit {
+        /// What was used up.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
     /// This host does not let us make a sandbox.
     #[error(
         "the sandbox cannot be made: {reason} (install bubblewrap, allow user namespaces, or start with --no-sandbox)"
@@ -126,6 +144,8 @@ impl ComputeError {
             ComputeError::Safekeeper { .. } => "safekeeper_unavailable",
             ComputeError::PostgresFailed { .. } | ComputeError::PostgresRefused { .. } => "postgres_failed",
             ComputeError::Crashed { .. } => "crashed",
+            ComputeError::Policy { .. } => "policy",
+            ComputeError::Limit { .. } => "limit",
             ComputeError::NoSandbox { .. } => "no_sandbox",
             ComputeError::NoPostgres { .. } => "no_postgres",
             ComputeError::BaseLsnExpired { .. } => "base_lsn_expired",

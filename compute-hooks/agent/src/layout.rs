@@ -3,8 +3,10 @@
 //! ```text
 //!  <compute_dir>/data          data directory                 /ardent/data in a sandbox
 //!               /run           Postgres's Unix socket         /ardent/run
-//!               /door          the agent's page socket        /ardent/door
+//!               /door          the agent's sockets            /ardent/door
+//!               /policy        the branch's limits            /ardent/policy, read-only
 //!               /postgres.log  what Postgres wrote            (an open file)
+//!               /auto.conf     what ALTER SYSTEM wrote
 //!               /warm.json     says that data can be started again
 //!               /agent.json    what the agent remembers about this compute
 //!               /trash.N       data directories being removed
@@ -28,8 +30,11 @@ pub(crate) struct Layout {
     pub(crate) data: PathBuf,
     pub(crate) run: PathBuf,
     pub(crate) door: PathBuf,
+    pub(crate) policy: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) warm_marker: PathBuf,
+    /// What `ALTER SYSTEM` wrote in the last data directory.
+    pub(crate) kept_settings: PathBuf,
     pub(crate) memory: PathBuf,
     pub(crate) library: PathBuf,
 }
@@ -40,6 +45,7 @@ pub(crate) struct View {
     pub(crate) data: PathBuf,
     pub(crate) run: PathBuf,
     pub(crate) door: PathBuf,
+    pub(crate) policy: PathBuf,
     pub(crate) library: PathBuf,
 }
 
@@ -51,13 +57,15 @@ impl Layout {
             data: compute_dir.join("data"),
             run: compute_dir.join("run"),
             door: compute_dir.join("door"),
+            policy: compute_dir.join("policy"),
             log: compute_dir.join("postgres.log"),
             warm_marker: compute_dir.join("warm.json"),
+            kept_settings: compute_dir.join("auto.conf"),
             memory: compute_dir.join("agent.json"),
             library: spec.lib_dir.join(format!("libardent_compute_{}.so", spec.pg_major)),
             compute_dir,
         };
-        for socket in [layout.postgres_socket(), layout.door_socket()] {
+        for socket in [layout.postgres_socket(), layout.door_socket(), layout.roles_socket()] {
             if socket.as_os_str().len() > SOCKET_PATH_LEN_MAX {
                 return Err(ComputeError::Invalid(format!(
                     "{} is longer than a Unix socket's path may be ({SOCKET_PATH_LEN_MAX} bytes): choose a shorter data folder",
@@ -85,6 +93,7 @@ impl Layout {
             data: at(&self.data, "/ardent/data"),
             run: at(&self.run, "/ardent/run"),
             door: at(&self.door, "/ardent/door"),
+            policy: at(&self.policy, "/ardent/policy"),
             library: at(&self.library, "/ardent/lib/ardent_compute.so"),
         }
     }
@@ -96,9 +105,37 @@ impl Layout {
     pub(crate) fn door_socket(&self) -> PathBuf {
         self.door.join(PAGE_SOCKET)
     }
+
+    /// Sets aside what `ALTER SYSTEM` wrote, before the data directory goes. Only plain files of a sensible size: the folder is
+    /// Postgres's, and whoever runs there may have put anything in its place.
+    pub(crate) fn keep_settings(&self) {
+        use std::io::Read as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.data.join(AUTO_CONF);
+        let opened =
+            std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path);
+        let Ok(file) = opened else { return };
+        let plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        let mut text = String::new();
+        if plain && file.take(AUTO_CONF_LEN_MAX).read_to_string(&mut text).is_ok() {
+            if let Err(error) = std::fs::write(&self.kept_settings, text) {
+                tracing::warn!(%error, "what ALTER SYSTEM wrote is not kept");
+            }
+        }
+    }
+
+    pub(crate) fn roles_socket(&self) -> PathBuf {
+        self.door.join(ROLES_SOCKET)
+    }
 }
 
 /// Name of the page socket within the door's folder.
 pub(crate) const PAGE_SOCKET: &str = "page.sock";
+/// What `ALTER SYSTEM` writes, in the data directory.
+pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
+/// Longest such file that is kept.
+const AUTO_CONF_LEN_MAX: u64 = 1 << 20;
+/// Name of the socket for news of roles within the door's folder.
+pub(crate) const ROLES_SOCKET: &str = "roles.sock";
 /// Name of the presence map within the data directory.
 pub(crate) const PRESENCE_MAP: &str = "ardent.presence";

@@ -15,8 +15,9 @@
 //! - `AG-2`: Postgres is told that WAL is flushed only when a quorum has it, so a commit that a client saw survives us.
 //! - `AG-3`: a data directory is started again only after a clean stop, on the same boot of the host, if the quorum's log ends
 //!   where its own does; after anything else it is thrown away. Postgres never recovers here.
-//! - `AG-4`: no token enters the sandbox.
+//! - `AG-4`: no token enters the sandbox, and the connections that do can only read.
 //! - `AG-5`: Postgres ends with the agent, and the agent's work ends when its standard input does.
+//! - `AG-6`: no WAL that the branch's policy forbids reaches a quorum.
 //!
 //! What it does not know: branches, passwords, other computes, how pages are made. What stock Postgres keeps over a clean
 //! restart and WAL does not carry (free space maps, statistics, exact sequence values, unlogged tables) is kept with a warm
@@ -29,15 +30,20 @@ mod data_dir;
 mod error;
 mod layout;
 mod lease;
+mod limits;
 mod memory;
 mod mount_root;
+mod overdue;
 mod page_door;
 mod pid_file;
+mod policy;
 mod postgres_log;
 mod postmaster;
 mod programs;
+mod roles;
 mod running;
 mod sandbox;
+mod session;
 mod settings;
 mod shipping;
 mod start;

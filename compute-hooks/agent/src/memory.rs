@@ -20,8 +20,6 @@ pub(crate) struct Memory {
     timeline: TimelineId,
     /// Name of the lease on the base LSN: this compute's alone.
     pub(crate) lease: String,
-    /// The name by which the bootstrap superuser was last reached, where that is not what control said.
-    pub(crate) superuser: Option<String>,
 }
 
 impl Memory {
@@ -33,7 +31,6 @@ impl Memory {
             version: FORMAT_VERSION,
             timeline,
             lease: format!("compute-{}", TenantId::generate()),
-            superuser: None,
         })
     }
 

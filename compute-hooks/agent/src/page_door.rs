@@ -6,7 +6,8 @@
 //!     └── 1 byte + socket ───┘   (SCM_RIGHTS; for TCP the socket is one end of a pair that the door relays)
 //! ```
 //!
-//! Byte table: `docs/formats/compute-socket.md`. The token stays outside the sandbox; what comes in is a connection that is bound to this timeline.
+//! Byte table: `docs/formats/compute-socket.md`. The token stays outside the sandbox; what comes in is a connection that is bound
+//! to this timeline and may only read.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -53,15 +54,7 @@ struct Guide {
 impl PageDoor {
     /// Listens at `path`, in a folder that only Postgres's user and the agent can enter.
     pub(crate) fn open(path: &Path, pageserver: ServiceAddr, binding: Binding) -> Result<Self, ComputeError> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(ComputeError::io("cannot remove the old socket", path)(error));
-            }
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(ComputeError::io("cannot listen at", path))?;
-        let everybody = std::fs::Permissions::from_mode(0o666);
-        std::fs::set_permissions(path, everybody).map_err(ComputeError::io("cannot set the mode of", path))?;
+        let listener = listen(path)?;
         Ok(PageDoor { listener, guide: Arc::new(Guide { pageserver, binding }), visits: JoinSet::new() })
     }
 
@@ -88,6 +81,20 @@ impl PageDoor {
             }
         }
     }
+}
+
+/// A socket at `path`, in place of an old one, that everybody who can enter its folder may connect to.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, ComputeError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(ComputeError::io("cannot remove the old socket", path)(error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).map_err(ComputeError::io("cannot listen at", path))?;
+    let everybody = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(path, everybody).map_err(ComputeError::io("cannot set the mode of", path))?;
+    Ok(listener)
 }
 
 impl Guide {

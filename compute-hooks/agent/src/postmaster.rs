@@ -12,7 +12,11 @@ use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use crate::error::ComputeError;
+use crate::limits::ControlGroup;
 use crate::sandbox::INFO_FD;
+
+/// Among the first to go when the host's memory runs out, before the server that many branches need.
+const OOM_SCORE: &std::ffi::CStr = c"500";
 
 /// A started server. Dropping it kills whatever still runs.
 #[derive(Debug)]
@@ -24,6 +28,8 @@ pub(crate) struct Postmaster {
     /// In a sandbox, its first process as seen from outside.
     sandbox_init: Option<u32>,
     exit: watch::Receiver<Option<ExitStatus>>,
+    /// Goes last: it can be removed only when it is empty.
+    _group: Option<ControlGroup>,
 }
 
 impl Postmaster {
@@ -31,7 +37,12 @@ impl Postmaster {
     ///
     /// The parent of the new process is a thread that lives exactly as long as it does: the kernel's "signal me when my
     /// parent dies" means the parent *thread*, so a pool's thread will not do.
-    pub(crate) async fn spawn(mut command: Command, log: &File, sandboxed: bool) -> Result<Self, ComputeError> {
+    pub(crate) async fn spawn(
+        mut command: Command,
+        log: &File,
+        sandboxed: bool,
+        group: Option<ControlGroup>,
+    ) -> Result<Self, ComputeError> {
         let program = command.get_program().to_owned();
         let failed = |source| ComputeError::Io { doing: "cannot run", path: Path::new(&program).to_owned(), source };
         let log_copy = || log.try_clone().map_err(failed);
@@ -39,12 +50,25 @@ impl Postmaster {
         let (info_read, info_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let agent = nix::unistd::getpid();
         let info_fd = info_write.as_raw_fd();
-        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, dup2, fcntl.
+        let members = group.as_ref().map(ControlGroup::members).unwrap_or_default();
+        let open = |path: &std::path::PathBuf| std::fs::OpenOptions::new().write(true).open(path).ok();
+        // Where its own processes cannot be put in, the limits of the sandbox are all there is.
+        let members: Vec<File> = members.iter().filter_map(open).collect();
+        // SAFETY: between fork and exec only async-signal-safe calls are made: prctl, getppid, dup2, fcntl, open, write, close.
         unsafe {
             command.pre_exec(move || {
                 nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
                 if nix::unistd::getppid() != agent {
                     return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                // "0" is whoever writes it. Failing costs a limit only.
+                for file in &members {
+                    libc::write(file.as_raw_fd(), c"0".as_ptr().cast(), 1);
+                }
+                let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+                if score >= 0 {
+                    libc::write(score, OOM_SCORE.as_ptr().cast(), OOM_SCORE.count_bytes());
+                    libc::close(score);
                 }
                 if !sandboxed {
                     return Ok(());
@@ -62,7 +86,7 @@ impl Postmaster {
         drop(info_write);
         let sandbox_init = if sandboxed { Some(read_sandbox_info(info_read).await?) } else { None };
         let server = if sandboxed { None } else { Some(PidFd::open(spawned.pid).map_err(failed)?) };
-        Ok(Postmaster { spawned, server, sandbox_init, exit })
+        Ok(Postmaster { spawned, server, sandbox_init, exit, _group: group })
     }
 
     /// The postmaster's process id as seen from outside the sandbox. `inner` is what it calls itself.

@@ -9,10 +9,11 @@
 
 use std::time::Duration;
 
-use ardent_api::compute::{ComputeCommand, ComputeEvent};
+use ardent_api::compute::{ComputeCommand, ComputeEvent, Usage};
 use ardent_pg_format::ClusterState;
 use ardent_types::{Lsn, Term};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,10 +23,14 @@ use crate::channel::{Events, Order, Orders};
 use crate::error::ComputeError;
 use crate::layout::PORT;
 use crate::lease::Lease;
+use crate::limits::DiskWatch;
 use crate::memory::{WarmFacts, WarmMarker};
+use crate::overdue::OverdueWatch;
 use crate::page_door::PageDoor;
+use crate::policy::TELL_EVERY;
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
+use crate::roles::RolesWatch;
 use crate::start::{Compute, Started};
 use crate::start_point;
 use crate::trash;
@@ -34,6 +39,9 @@ use crate::trash;
 const IDLE_STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a killed Postgres may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the last look at the roles may hold up a stop.
+const LAST_LOOK: Duration = Duration::from_secs(1);
 
 /// A compute that serves.
 #[derive(Debug)]
@@ -44,6 +52,10 @@ pub(crate) struct Running {
     lease: Lease,
     log: PostgresLog,
     watch: ActivityWatch,
+    roles: RolesWatch,
+    usage: UsageTeller,
+    disk: DiskWatch,
+    overdue: OverdueWatch,
     term: Term,
     shipping: JoinHandle<Result<Lsn, ComputeError>>,
     stopping: CancellationToken,
@@ -69,16 +81,32 @@ pub(crate) enum End {
 impl Running {
     /// Takes over a started compute and tells control.
     pub(crate) async fn announce<W: AsyncWrite + Unpin>(
-        mut compute: Compute,
+        compute: Compute,
         started: Started,
         events: &mut Events<W>,
     ) -> Self {
-        let Started { postmaster, postmaster_pid, shipper, sender, door, lease, log, superuser, term, warm } = started;
-        compute.remember_superuser(&superuser);
+        let Started { postmaster, postmaster_pid, shipper, sender, mut door, mut roles, usage, lease, log, term, warm } =
+            started;
         let idle_time = Duration::from_secs(compute.spec.idle_timeout_s);
-        let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, &superuser, idle_time);
+        let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, idle_time);
+        let disk = DiskWatch::new(&compute.layout.compute_dir, &compute.spec.limits);
+        let overdue = OverdueWatch::new(&compute.layout.run, compute.spec.policy.statement_timeout_ms);
         let stopping = shipper.stopping.clone();
         let shipping = tokio::spawn(shipper.run(sender));
+        let usage = UsageTeller::new(usage, compute.spec.policy.max_rows_changed.is_some());
+        if let Some(event) = usage.event() {
+            events.emit(&event).await;
+        }
+        if !compute.spec.roles_known {
+            // Before anybody can have changed one: what is there now came from production.
+            let news = tokio::select! {
+                news = roles.look() => news,
+                () = door.serve() => unreachable!("the door serves for ever"),
+            };
+            if let Some((number, roles)) = news {
+                events.emit(&ComputeEvent::Roles { number, roles }).await;
+            }
+        }
         let ready = ComputeEvent::Ready {
             socket_dir: compute.layout.run.clone(),
             port: PORT,
@@ -87,7 +115,7 @@ impl Running {
             warm,
         };
         events.emit(&ready).await;
-        Running { compute, postmaster, door, lease, log, watch, term, shipping, stopping }
+        Running { compute, postmaster, door, lease, log, watch, roles, usage, disk, overdue, term, shipping, stopping }
     }
 
     /// Serves until the end.
@@ -96,28 +124,35 @@ impl Running {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let end = match self.serve(orders).await {
+        let end = match self.serve(orders, events).await {
             Ok(Reason::Orphaned) => {
                 self.kill().await;
                 End::Stopped { clean: false, end_lsn: None }
             }
-            Ok(Reason::Stop(deadline)) => self.stop(deadline, orders).await,
+            Ok(Reason::Stop(deadline)) => self.stop(deadline, orders, events).await,
             Ok(Reason::Idle) => {
                 events.emit(&ComputeEvent::Idle).await;
-                self.stop(IDLE_STOP_DEADLINE, orders).await
+                self.stop(IDLE_STOP_DEADLINE, orders, events).await
             }
             Err(error) => {
                 self.kill().await;
                 End::Failed(error)
             }
         };
+        if let Some(event) = self.usage.event() {
+            events.emit(&event).await;
+        }
         if !matches!(end, End::Stopped { clean: true, .. }) {
             self.discard().await;
         }
         end
     }
 
-    async fn serve<R: AsyncRead + Unpin>(&mut self, orders: &mut Orders<R>) -> Result<Reason, ComputeError> {
+    async fn serve<R, W>(&mut self, orders: &mut Orders<R>, events: &mut Events<W>) -> Result<Reason, ComputeError>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
         loop {
             tokio::select! {
                 biased;
@@ -125,14 +160,19 @@ impl Running {
                 status = self.postmaster.exited() => {
                     return Err(ComputeError::Crashed { status: status.to_string(), log: self.log.tail() });
                 }
-                order = orders.next() => return Ok(match order {
+                order = orders.next() => match order {
                     Order::Command(ComputeCommand::Stop { deadline_ms }) => {
-                        Reason::Stop(Duration::from_millis(deadline_ms))
+                        return Ok(Reason::Stop(Duration::from_millis(deadline_ms)));
                     }
-                    Order::Orphaned => Reason::Orphaned,
-                }),
+                    Order::Command(ComputeCommand::RolesTaken { number }) => self.roles.taken(number),
+                    Order::Orphaned => return Ok(Reason::Orphaned),
+                },
                 lost = self.lease.keep() => return Err(lost),
+                full = self.disk.full() => return Err(full),
+                () = self.overdue.watch() => unreachable!("it watches for ever"),
                 () = self.watch.idle() => return Ok(Reason::Idle),
+                (number, roles) = self.roles.news() => events.emit(&ComputeEvent::Roles { number, roles }).await,
+                event = self.usage.next() => events.emit(&event).await,
                 () = self.door.serve() => {}
             }
         }
@@ -155,8 +195,21 @@ impl Running {
 
     /// A fast shutdown: Postgres ends the sessions, writes its checkpoint, and waits until the quorum has all of it. Past the
     /// deadline, or when control goes away, it is killed.
-    async fn stop<R: AsyncRead + Unpin>(&mut self, deadline: Duration, orders: &mut Orders<R>) -> End {
+    async fn stop<R, W>(&mut self, deadline: Duration, orders: &mut Orders<R>, events: &mut Events<W>) -> End
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
         let until = Instant::now() + deadline;
+        // The last look before Postgres is gone.
+        let news = tokio::select! {
+            news = self.roles.look() => news,
+            () = self.door.serve() => None,
+            () = tokio::time::sleep(LAST_LOOK.min(deadline)) => None,
+        };
+        if let Some((number, roles)) = news {
+            events.emit(&ComputeEvent::Roles { number, roles }).await;
+        }
         self.stopping.cancel();
         if let Err(error) = self.postmaster.stop_fast() {
             tracing::warn!(%error, "Postgres cannot be told to stop");
@@ -206,6 +259,7 @@ impl Running {
     /// Throws the data directory away and gives the lease back. Neither failure matters beyond some space.
     async fn discard(&mut self) {
         let layout = &self.compute.layout;
+        layout.keep_settings();
         if let Err(error) = trash::discard(&layout.compute_dir, &layout.data) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the data directory stays");
         }
@@ -237,4 +291,40 @@ async fn shut_down(postmaster: &mut Postmaster, shipping: &mut JoinHandle<Result
 /// Waits until control is gone; a second order to stop changes nothing.
 async fn orphaned<R: AsyncRead + Unpin>(orders: &mut Orders<R>) {
     while orders.next().await != Order::Orphaned {}
+}
+
+/// Tells control of the count of rows, where there is one.
+#[derive(Debug)]
+struct UsageTeller {
+    usage: watch::Receiver<Usage>,
+    wanted: bool,
+    next: Instant,
+}
+
+impl UsageTeller {
+    fn new(usage: watch::Receiver<Usage>, wanted: bool) -> Self {
+        UsageTeller { usage, wanted, next: Instant::now() + TELL_EVERY }
+    }
+
+    /// As it is now.
+    fn event(&self) -> Option<ComputeEvent> {
+        self.wanted.then(|| ComputeEvent::Usage { usage: *self.usage.borrow() })
+    }
+
+    /// When it has changed, but not too often. Cancel-safe.
+    async fn next(&mut self) -> ComputeEvent {
+        loop {
+            tokio::time::sleep_until(self.next).await;
+            let changed = self.usage.changed().await;
+            match self.event() {
+                Some(event) if changed.is_ok() => {
+                    self.usage.mark_unchanged();
+                    self.next = Instant::now() + TELL_EVERY;
+                    return event;
+                }
+                // The gate is gone, or nobody wants to know.
+                _ => std::future::pending().await,
+            }
+        }
+    }
 }

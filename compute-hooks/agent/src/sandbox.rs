@@ -29,6 +29,8 @@ const ETC_FILES: [&str; 6] = [
 ];
 /// System folders that are links into `/usr` on today's distributions and real folders on others.
 const ROOT_FOLDERS: [&str; 5] = ["bin", "sbin", "lib", "lib32", "lib64"];
+/// Folders in memory and their sizes; Postgres's dynamic shared memory lies in the first.
+const TEMPORARY: [(&str, u64); 2] = [("/dev/shm", 1 << 30), ("/tmp", 256 << 20)];
 /// All that Postgres finds in its environment.
 const ENVIRONMENT: [(&str, &str); 3] = [("PATH", "/usr/bin:/bin"), ("LANG", "C.UTF-8"), ("HOME", "/tmp")];
 
@@ -39,6 +41,7 @@ pub(crate) fn command(
     view: &View,
     programs: &ServerPrograms,
     run_as: Option<RunAs>,
+    processes_max: u64,
     postgres_args: &[String],
 ) -> Result<Command, ComputeError> {
     let mut command = match sandbox {
@@ -50,7 +53,7 @@ pub(crate) fn command(
             command.current_dir(&layout.data);
             command
         }
-        Sandbox::Bubblewrap => bubblewrap(layout, view, programs, run_as)?,
+        Sandbox::Bubblewrap => bubblewrap(layout, view, programs, run_as, processes_max)?,
     };
     command.args(postgres_args).env_clear().envs(ENVIRONMENT);
     Ok(command)
@@ -94,6 +97,7 @@ fn bubblewrap(
     view: &View,
     programs: &ServerPrograms,
     run_as: Option<RunAs>,
+    processes_max: u64,
 ) -> Result<Command, ComputeError> {
     let bwrap = find_program("bwrap")
         .ok_or_else(|| ComputeError::NoSandbox { reason: "the program bwrap is not installed".to_owned() })?;
@@ -113,17 +117,23 @@ fn bubblewrap(
     }
     accounts(&mut command, layout, run_as)?;
     command.args(["--proc", "/proc", "--dev", "/dev"]);
-    for folder in ["/dev/shm", "/tmp"] {
-        command.args(["--perms", "1777", "--tmpfs", folder]);
+    for (folder, bytes) in TEMPORARY {
+        command.args(["--perms", "1777", "--size", &bytes.to_string(), "--tmpfs", folder]);
     }
     command.args(["--perms", "0755", "--dir", "/ardent", "--perms", "0755", "--dir", "/ardent/lib"]);
     for (outside, inside) in [(&layout.data, &view.data), (&layout.run, &view.run), (&layout.door, &view.door)] {
         command.arg("--bind").arg(outside).arg(inside);
     }
+    command.arg("--ro-bind").arg(&layout.policy).arg(&view.policy);
     command.arg("--ro-bind").arg(&layout.library).arg(&view.library);
     command.arg("--chdir").arg(&view.data);
     // From here on the tree is read-only but for what is bound writable above.
     command.args(["--remount-ro", "/", "--"]);
+    // Inside, because without root the namespace counts for itself.
+    let prlimit = find_program("prlimit").ok_or_else(|| ComputeError::NoSandbox {
+        reason: "the program prlimit (util-linux) is not installed".to_owned(),
+    })?;
+    command.arg(prlimit).args([&format!("--nproc={processes_max}"), "--core=0", "--"]);
     if let Some(RunAs { uid, gid }) = run_as {
         let setpriv = find_program("setpriv").ok_or_else(|| ComputeError::NoSandbox {
             reason: "the program setpriv (util-linux) is not installed".to_owned(),

@@ -9,7 +9,9 @@ use std::path::Path;
 
 use ardent_types::Lsn;
 
-use crate::layout::{PAGE_SOCKET, PRESENCE_MAP, View};
+use ardent_api::compute::AGENT_ROLE;
+
+use crate::layout::{PAGE_SOCKET, PRESENCE_MAP, ROLES_SOCKET, View};
 
 /// What the source server's control file says about settings that a compute must not undercut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +42,7 @@ pub(crate) struct SettingsInput<'a> {
     pub(crate) wishes: &'a BTreeMap<String, String>,
     /// Libraries of the source that exist here.
     pub(crate) libraries: Vec<String>,
+    /// Nothing is changed on the branch, so there is nothing to vacuum.
     pub(crate) read_only: bool,
     pub(crate) port: u16,
     /// What absent pages are read at.
@@ -48,6 +51,9 @@ pub(crate) struct SettingsInput<'a> {
 
 /// The name that the agent has as a standby, and of its slot.
 pub(crate) const STANDBY_NAME: &str = "ardent";
+
+/// Relations stop growing while more WAL than this is on no quorum: what a stalled quorum costs in local disk.
+pub(crate) const UNACKNOWLEDGED_WAL_MAX_MB: u64 = 64;
 
 /// Settings of a foreign server that mean nothing here, or would undo what the agent arranges. Prefixes end in `*`.
 const NOT_TAKEN: [&str; 26] = [
@@ -102,6 +108,16 @@ pub(crate) fn configuration_file(input: &SettingsInput<'_>) -> String {
     text
 }
 
+/// What of a `postgresql.auto.conf` a new data directory takes over: all that `ALTER SYSTEM` wrote but the settings that mean nothing
+/// here. The guards are on the command line, which it cannot override.
+pub(crate) fn kept_settings(auto_conf: &str) -> String {
+    let kept = |line: &&str| {
+        let name = line.split('=').next().unwrap_or_default().trim();
+        line.starts_with('#') || is_taken(name)
+    };
+    auto_conf.lines().filter(kept).flat_map(|line| [line, "\n"]).collect()
+}
+
 /// The postmaster's arguments.
 pub(crate) fn postmaster_arguments(input: &SettingsInput<'_>) -> Vec<String> {
     let mut arguments = vec!["-D".to_owned(), text(&input.view.data)];
@@ -133,6 +149,7 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
         // No local durability and no local recovery.
         ("fsync", "off".to_owned()),
         ("full_page_writes", "off".to_owned()),
+        ("wal_log_hints", "off".to_owned()),
         ("restart_after_crash", "off".to_owned()),
         // A branch does nothing to the outside on its own.
         ("archive_mode", "off".to_owned()),
@@ -155,12 +172,24 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
         ("ardent.presence_map", text(&input.view.data.join(PRESENCE_MAP))),
         ("ardent.agent_socket", text(&input.view.door.join(PAGE_SOCKET))),
         ("ardent.base_lsn", input.base_lsn.to_string()),
+        ("ardent.policy", text(&input.view.policy)),
+        ("ardent.roles_socket", text(&input.view.door.join(ROLES_SOCKET))),
+        ("ardent.unacknowledged_wal_max", format!("{UNACKNOWLEDGED_WAL_MAX_MB}MB")),
     ];
     if input.read_only {
         guards.push(("default_transaction_read_only", "on".to_owned()));
         guards.push(("autovacuum", "off".to_owned()));
     }
     guards
+}
+
+/// How many processes these settings call for.
+pub(crate) fn processes(arguments: &[String]) -> u64 {
+    let counted = ["max_connections=", "max_worker_processes=", "max_wal_senders="];
+    let numbers = arguments
+        .iter()
+        .filter_map(|argument| counted.iter().find_map(|name| argument.strip_prefix(name)?.parse::<u64>().ok()));
+    numbers.sum()
 }
 
 /// The libraries named in a `shared_preload_libraries` value.
@@ -170,27 +199,18 @@ pub(crate) fn library_list(value: &str) -> Vec<String> {
 }
 
 /// `pg_hba.conf`: everybody who can reach the socket may be any role (the socket's folder is private, the proxy
-/// authenticates), but only the agent may replicate.
-pub(crate) fn hba_file(agent_is_root: bool, superusers: &[String]) -> String {
-    let replication = if agent_is_root {
-        // Nobody inside is root, so the operating system tells the agent from everybody else.
-        "local replication all peer map=agent".to_owned()
-    } else {
-        let names: Vec<String> = superusers.iter().map(|name| quoted_name(name)).collect();
-        format!("local replication {} trust", names.join(","))
-    };
-    format!("# Written by the agent.\n{replication}\nlocal replication all reject\nlocal all all trust\n")
+/// authenticates), but only the agent may replicate, and be [`AGENT_ROLE`].
+pub(crate) fn hba_file(agent_is_root: bool) -> String {
+    // Nobody inside is root, so the operating system tells a root agent from everybody else.
+    let method = if agent_is_root { "peer map=agent" } else { "trust" };
+    format!(
+        "# Written by the agent.\nlocal replication,all \"{AGENT_ROLE}\" {method}\nlocal replication all reject\nlocal all all trust\n"
+    )
 }
 
-/// `pg_ident.conf`: root outside may be the bootstrap superuser, whatever that is called.
-pub(crate) fn ident_file(superusers: &[String]) -> String {
-    let lines = superusers.iter().map(|name| format!("agent root {}\n", quoted_name(name)));
-    format!("# Written by the agent.\n{}", lines.collect::<String>())
-}
-
-/// A name as both files want it.
-fn quoted_name(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
+/// `pg_ident.conf`: root outside is the agent.
+pub(crate) fn ident_file() -> String {
+    format!("# Written by the agent.\nagent root \"{AGENT_ROLE}\"\n")
 }
 
 fn is_taken(name: &str) -> bool {
@@ -234,6 +254,7 @@ mod tests {
             data: "/ardent/data".into(),
             run: "/ardent/run".into(),
             door: "/ardent/door".into(),
+            policy: "/ardent/policy".into(),
             library: "/ardent/lib/ardent_compute.so".into(),
         };
         let wishes = wishes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -287,6 +308,13 @@ mod tests {
                 assert!(!file.contains(left_out), "{left_out} is in:\n{file}");
             }
         });
+    }
+
+    #[test]
+    fn what_was_set_by_alter_system_is_kept_but_for_what_means_nothing_here() {
+        let text = "# Do not edit\nwork_mem = '5MB'\nlisten_addresses = '*'\nssl = 'on'\nardent.policy = ''\nauto_explain.log_min_duration = '1s'\n";
+        let kept = "# Do not edit\nwork_mem = '5MB'\nauto_explain.log_min_duration = '1s'\n";
+        assert_eq!(kept_settings(text), kept);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From Postgres's walsender to the quorum, and the quorum's position back: the agent as the synchronous standby.
 //!
 //! ```text
-//!  Postgres ── WAL chunks ──► Shipper ── append ──► safekeepers
+//!  Postgres ── WAL chunks ──► Shipper ── policy gate ── append ──► safekeepers
 //!     ▲                          │
 //!     └─ write = flush = apply ──┘◄── flushed on a quorum
 //! ```
@@ -12,52 +12,43 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ardent_api::compute::AGENT_ROLE;
 use ardent_types::{Lsn, PgTli};
 use ardent_wal_client::Proposer;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ComputeError;
+use crate::policy::PolicyGate;
 use crate::settings::STANDBY_NAME;
 use crate::wal_sender::{Incoming, Reports, Sent, WalSender, WalSenderError};
 
 /// A report is sent at least this often; Postgres gives a silent standby up after `wal_sender_timeout`.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// How long the last words of a connection that takes no reports any more may take to arrive.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// SQLSTATE of "already exists": the slot of a warm data directory.
 const DUPLICATE_OBJECT: &str = "42710";
-/// SQLSTATEs of "there is no such role, or it may not log in, or it may not replicate".
-const WRONG_ROLE: [&str; 2] = ["28000", "42501"];
 
 /// Ships one compute's WAL.
 #[derive(Debug)]
 pub(crate) struct Shipper {
     pub(crate) proposer: Proposer,
     pub(crate) socket: PathBuf,
-    /// Names that the bootstrap superuser may have, likeliest first.
-    pub(crate) users: Vec<String>,
+    /// What WAL has to pass before a quorum sees it.
+    pub(crate) gate: PolicyGate,
     pub(crate) tli: PgTli,
     /// Cancelled when Postgres has been asked to stop: from then on a lost connection is not made again.
     pub(crate) stopping: CancellationToken,
 }
 
 impl Shipper {
-    /// Connects, makes sure that the slot exists, and starts streaming. Gives the role that worked.
-    pub(crate) async fn connect(&self) -> Result<(WalSender, String), WalSenderError> {
-        let mut refused = None;
-        for user in &self.users {
-            match WalSender::connect(&self.socket, user, STANDBY_NAME).await {
-                Ok(mut sender) => {
-                    self.start(&mut sender).await?;
-                    return Ok((sender, user.clone()));
-                }
-                Err(WalSenderError::Refused { code, message }) if WRONG_ROLE.contains(&code.as_str()) => {
-                    refused = refused.or(Some(WalSenderError::Refused { code, message }));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(refused.unwrap_or(WalSenderError::Unexpected('?')))
+    /// Connects, makes sure that the slot exists, and starts streaming.
+    pub(crate) async fn connect(&self) -> Result<WalSender, WalSenderError> {
+        let mut sender = WalSender::connect(&self.socket, AGENT_ROLE, STANDBY_NAME).await?;
+        self.start(&mut sender).await?;
+        Ok(sender)
     }
 
     async fn start(&self, sender: &mut WalSender) -> Result<(), WalSenderError> {
@@ -70,7 +61,7 @@ impl Shipper {
     }
 
     /// Ships until Postgres has stopped and everything it wrote is on a quorum; gives the end of the log.
-    pub(crate) async fn run(self, mut sender: WalSender) -> Result<Lsn, ComputeError> {
+    pub(crate) async fn run(mut self, mut sender: WalSender) -> Result<Lsn, ComputeError> {
         loop {
             match self.ship(&mut sender).await? {
                 Ended::Complete => return self.complete().await,
@@ -101,7 +92,7 @@ impl Shipper {
     async fn reconnect(&self) -> Result<WalSender, ComputeError> {
         loop {
             match self.connect().await {
-                Ok((sender, _)) => return Ok(sender),
+                Ok(sender) => return Ok(sender),
                 Err(error) if self.stopping.is_cancelled() => {
                     return Err(ComputeError::PostgresRefused { reason: error.to_string() });
                 }
@@ -116,43 +107,53 @@ impl Shipper {
 
     /// Ships over one connection. Taking WAL and reporting go on side by side: a stalled quorum stops the first (then
     /// Postgres keeps its WAL) and must not stop the second (or Postgres gives us up).
-    async fn ship(&self, sender: &mut WalSender) -> Result<Ended, ComputeError> {
+    async fn ship(&mut self, sender: &mut WalSender) -> Result<Ended, ComputeError> {
         let reply_wanted = Notify::new();
-        tokio::select! {
+        let (proposer, gate) = (&self.proposer, &mut self.gate);
+        let lost = tokio::select! {
             biased;
-            error = self.proposer.closed() => Err(ComputeError::writing(error)),
-            ended = self.take_wal(&mut sender.incoming, &reply_wanted) => ended,
-            error = self.report(&mut sender.reports, &reply_wanted) => Ok(Ended::Lost(error)),
+            error = proposer.closed() => return Err(ComputeError::writing(error)),
+            ended = take_wal(proposer, gate, &mut sender.incoming, &reply_wanted) => return ended,
+            error = report(proposer, &mut sender.reports, &reply_wanted) => error,
+        };
+        // A Postgres that has said goodbye takes no reports any more: what it said before is still to be read.
+        let rest = take_wal(proposer, gate, &mut sender.incoming, &reply_wanted);
+        tokio::time::timeout(GOODBYE_PATIENCE, rest).await.unwrap_or(Ok(Ended::Lost(lost)))
+    }
+}
+
+async fn take_wal(
+    proposer: &Proposer,
+    gate: &mut PolicyGate,
+    incoming: &mut Incoming,
+    reply_wanted: &Notify,
+) -> Result<Ended, ComputeError> {
+    loop {
+        match incoming.next().await {
+            Ok(Sent::Wal { start, bytes }) => {
+                gate.pass(start, &bytes)?;
+                proposer.append(start, bytes).await.map_err(ComputeError::writing)?;
+            }
+            Ok(Sent::Keepalive { reply_wanted: true }) => reply_wanted.notify_one(),
+            Ok(Sent::Keepalive { reply_wanted: false }) => {}
+            Ok(Sent::End) => return Ok(Ended::Complete),
+            Err(error) => return Ok(Ended::Lost(error)),
         }
     }
+}
 
-    async fn take_wal(&self, incoming: &mut Incoming, reply_wanted: &Notify) -> Result<Ended, ComputeError> {
-        loop {
-            match incoming.next().await {
-                Ok(Sent::Wal { start, bytes }) => {
-                    self.proposer.append(start, bytes).await.map_err(ComputeError::writing)?;
-                }
-                Ok(Sent::Keepalive { reply_wanted: true }) => reply_wanted.notify_one(),
-                Ok(Sent::Keepalive { reply_wanted: false }) => {}
-                Ok(Sent::End) => return Ok(Ended::Complete),
-                Err(error) => return Ok(Ended::Lost(error)),
-            }
+/// Reports every progress of the quorum at once, and the same again when asked or when nothing happens for a while.
+async fn report(proposer: &Proposer, reports: &mut Reports, reply_wanted: &Notify) -> WalSenderError {
+    let mut flushed = proposer.flushed();
+    loop {
+        let position = *flushed.borrow_and_update();
+        if let Err(error) = reports.report(position).await {
+            return error;
         }
-    }
-
-    /// Reports every progress of the quorum at once, and the same again when asked or when nothing happens for a while.
-    async fn report(&self, reports: &mut Reports, reply_wanted: &Notify) -> WalSenderError {
-        let mut flushed = self.proposer.flushed();
-        loop {
-            let position = *flushed.borrow_and_update();
-            if let Err(error) = reports.report(position).await {
-                return error;
-            }
-            tokio::select! {
-                Ok(()) = flushed.changed() => {}
-                () = reply_wanted.notified() => {}
-                () = tokio::time::sleep(REPORT_EVERY) => {}
-            }
+        tokio::select! {
+            Ok(()) = flushed.changed() => {}
+            () = reply_wanted.notified() => {}
+            () = tokio::time::sleep(REPORT_EVERY) => {}
         }
     }
 }

@@ -10,29 +10,33 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
-use ardent_api::compute::{ComputeSpec, RunAs, Sandbox};
+use ardent_api::compute::{ComputeSpec, RunAs, Sandbox, Usage};
 use ardent_api::page_service::ErrorCode;
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_pg_format::{ClusterState, PgMajor};
-use ardent_types::{Lsn, PgTli, Term};
-use ardent_wal_client::{Elected, Proposer, ProposerConfig};
+use ardent_types::{Lsn, PgTli, Term, WalSegmentSize};
+use ardent_wal_client::{Elected, Proposer, ProposerConfig, WalReader};
 use bytes::Bytes;
 use tokio::io::AsyncWrite;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::Events;
 use crate::cold_start;
 use crate::data_dir::{make_folder, write_file};
-use crate::error::ComputeError;
-use crate::layout::{Layout, PORT, PRESENCE_MAP, View};
+use crate::error::{ComputeError, with_causes};
+use crate::layout::{AUTO_CONF, Layout, PORT, PRESENCE_MAP, View};
 use crate::lease::{self, Lease};
+use crate::limits::{self, ControlGroup};
 use crate::memory::{Memory, WarmMarker};
 use crate::page_door::PageDoor;
 use crate::pid_file;
+use crate::policy::{GateInput, PolicyGate, RowCounter};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::programs::ServerPrograms;
+use crate::roles::RolesWatch;
 use crate::sandbox;
 use crate::settings::{self, SettingsInput, SourceLimits};
 use crate::shipping::Shipper;
@@ -49,8 +53,8 @@ const INGEST_PATIENCE: Duration = Duration::from_secs(600);
 /// How often `postmaster.pid` is looked at during a start.
 const READY_POLL: Duration = Duration::from_millis(1);
 const READY_PATIENCE: Duration = Duration::from_secs(60);
-/// What initdb calls the bootstrap superuser when it is run by a user of that name.
-const USUAL_SUPERUSER: &str = "postgres";
+/// How long reading WAL again, to count its rows, may take without progress.
+const COUNT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What stays the same over a compute's life.
 #[derive(Debug)]
@@ -72,9 +76,10 @@ pub(crate) struct Started {
     pub(crate) shipper: Shipper,
     pub(crate) sender: WalSender,
     pub(crate) door: PageDoor,
+    pub(crate) roles: RolesWatch,
+    pub(crate) usage: watch::Receiver<Usage>,
     pub(crate) lease: Lease,
     pub(crate) log: PostgresLog,
-    pub(crate) superuser: String,
     pub(crate) term: Term,
     pub(crate) warm: bool,
 }
@@ -85,6 +90,7 @@ struct Prepared {
     lease: Lease,
     /// On which of its timelines Postgres goes on writing.
     tli: PgTli,
+    segment_size: WalSegmentSize,
     warm: bool,
 }
 
@@ -108,18 +114,6 @@ impl Compute {
         Ok(Compute { spec, layout, memory, view, major, programs, run_as })
     }
 
-    /// Keeps the name that worked for the next start.
-    pub(crate) fn remember_superuser(&mut self, name: &str) {
-        let known = self.memory.superuser.as_deref().or(self.spec.superuser.as_deref()).unwrap_or(USUAL_SUPERUSER);
-        if known == name {
-            return;
-        }
-        self.memory.superuser = Some(name.to_owned());
-        if let Err(error) = self.memory.save(&self.layout.memory) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the superuser's name is not kept");
-        }
-    }
-
     /// Starts Postgres, warm if that is possible.
     pub(crate) async fn start<W: AsyncWrite + Unpin>(&self, events: &mut Events<W>) -> Result<Started, ComputeError> {
         let (elected, client) = tokio::join!(self.elect(), self.connect_patiently());
@@ -132,20 +126,23 @@ impl Compute {
         };
         drop(client);
         let pageserver = self.spec.pageserver.clone();
-        let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.binding())?;
+        let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
         let log = PostgresLog::open(&self.layout.log)?;
-        let users = self.superuser_candidates();
-        self.write_configuration(&prepared, &users)?;
+        let roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
+        self.write_configuration(&prepared)?;
+        let gate = self.open_gate(&proposer, &elected, prepared.segment_size).await?;
+        let usage = gate.usage();
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
-        let (postmaster_pid, shipper, sender, superuser) = tokio::select! {
-            ready = self.until_ready(&mut postmaster, &log, proposer, &prepared, users) => ready?,
+        let (postmaster_pid, shipper, sender) = tokio::select! {
+            ready = self.until_ready(&mut postmaster, &log, proposer, gate, &prepared) => ready?,
             () = serving.serve() => unreachable!("the door serves for ever"),
         };
         let Prepared { lease, warm, .. } = prepared;
         let term = elected.term;
-        Ok(Started { postmaster, postmaster_pid, shipper, sender, door: serving, lease, log, superuser, term, warm })
+        let door = serving;
+        Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, lease, log, term, warm })
     }
 
     /// From here on every older writer is refused.
@@ -157,6 +154,11 @@ impl Compute {
 
     fn binding(&self) -> Binding {
         Binding { tenant: self.spec.tenant, timeline: self.spec.timeline, token: self.spec.token.clone() }
+    }
+
+    /// What backends may do at the page server: read.
+    fn page_binding(&self) -> Binding {
+        Binding { token: self.spec.page_token.clone(), ..self.binding() }
     }
 
     fn lease_on(&self, base_lsn: Lsn) -> Lease {
@@ -208,7 +210,7 @@ impl Compute {
         }
         let limits = start_point::limits(&control);
         let tli = control.checkpoint.tli;
-        Ok(Some(Prepared { limits, lease, tli, warm: true }))
+        Ok(Some(Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm: true }))
     }
 
     async fn make_cold<W: AsyncWrite + Unpin>(
@@ -218,6 +220,7 @@ impl Compute {
         elected: &Elected,
         events: &mut Events<W>,
     ) -> Result<Prepared, ComputeError> {
+        self.layout.keep_settings();
         trash::discard(&self.layout.compute_dir, &self.layout.data)?;
         let end = elected.end_lsn;
         self.wait_for_ingestion(client, end, events).await?;
@@ -230,13 +233,65 @@ impl Compute {
         proposer.append(point.wal.start, bytes).await.map_err(ComputeError::writing)?;
         point.write(&self.layout.data, self.run_as)?;
         write_file(&self.layout.data.join("PG_VERSION"), format!("{}\n", self.major).as_bytes(), self.run_as)?;
+        if let Ok(text) = std::fs::read_to_string(&self.layout.kept_settings) {
+            let kept = settings::kept_settings(&text);
+            write_file(&self.layout.data.join(AUTO_CONF), kept.as_bytes(), self.run_as)?;
+        }
         // Postgres must not be seen running on a record that no quorum holds.
         let mut flushed = proposer.flushed();
         tokio::select! {
             error = proposer.closed() => return Err(ComputeError::writing(error)),
             Ok(_) = flushed.wait_for(|position| *position >= point.wal.record.end) => {}
         }
-        Ok(Prepared { limits: point.limits, lease, tli: origin.header.pg_tli, warm: false })
+        let (tli, segment_size) = (origin.header.pg_tli, origin.header.wal_segment_size);
+        Ok(Prepared { limits: point.limits, lease, tli, segment_size, warm: false })
+    }
+
+    /// The gate at the end of the log, with the count of rows brought up to there.
+    async fn open_gate(
+        &self,
+        proposer: &Proposer,
+        elected: &Elected,
+        segment_size: WalSegmentSize,
+    ) -> Result<PolicyGate, ComputeError> {
+        let (policy, usage) = (&self.spec.policy, self.spec.usage);
+        let mut rows_changed = 0;
+        if policy.max_rows_changed.is_some() && usage.counted_to.is_valid() {
+            rows_changed =
+                usage.rows_changed + self.count_rows(usage.counted_to, elected.end_lsn, segment_size).await?;
+        }
+        let input = GateInput {
+            branch: &self.spec.branch,
+            policy,
+            branch_lsn: self.spec.branch_lsn,
+            rows_changed,
+            start: proposer.next_lsn(),
+            major: self.major,
+            segment_size,
+        };
+        PolicyGate::open(&self.layout.policy, &input)
+    }
+
+    /// Counts the rows of WAL that an earlier run wrote and did not tell of: it ended by force.
+    async fn count_rows(&self, from: Lsn, end: Lsn, segment_size: WalSegmentSize) -> Result<u64, ComputeError> {
+        let spec = &self.spec;
+        let failed = |error: &dyn std::error::Error| ComputeError::Safekeeper {
+            reason: format!("the rows changed since {from} cannot be counted: {}", with_causes(error)),
+        };
+        let mut counter = RowCounter::new(from, self.major, segment_size);
+        let mut rows = 0;
+        if from >= end {
+            return Ok(rows);
+        }
+        let mut reader = WalReader::connect(&spec.safekeepers, spec.tenant, spec.timeline, &spec.token, from)
+            .await
+            .map_err(|error| failed(&error))?;
+        while reader.next_lsn() < end {
+            let chunk = tokio::time::timeout(COUNT_PATIENCE, reader.next()).await;
+            let chunk = chunk.map_err(|elapsed| failed(&elapsed))?.map_err(|error| failed(&error))?;
+            rows = counter.take(chunk.start, chunk.bytes)?;
+        }
+        Ok(rows)
     }
 
     async fn wait_for_ingestion<W: AsyncWrite + Unpin>(
@@ -257,18 +312,6 @@ impl Compute {
         }
     }
 
-    /// The names to try for the bootstrap superuser, likeliest first.
-    fn superuser_candidates(&self) -> Vec<String> {
-        let known = [self.memory.superuser.clone(), self.spec.superuser.clone(), Some(USUAL_SUPERUSER.to_owned())];
-        let mut names: Vec<String> = Vec::new();
-        for name in known.into_iter().flatten() {
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        names
-    }
-
     fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
         let wished = self.spec.settings.get("shared_preload_libraries").map_or("", String::as_str);
         let (here, missing): (Vec<String>, Vec<String>) =
@@ -282,25 +325,32 @@ impl Compute {
             limits: &prepared.limits,
             wishes: &self.spec.settings,
             libraries: here,
-            read_only: self.spec.read_only,
+            read_only: self.spec.policy.read_only,
             port: PORT,
             base_lsn: prepared.lease.base_lsn,
         }
     }
 
-    fn write_configuration(&self, prepared: &Prepared, superusers: &[String]) -> Result<(), ComputeError> {
+    fn write_configuration(&self, prepared: &Prepared) -> Result<(), ComputeError> {
         let write = |name: &str, text: &str| write_file(&self.layout.data.join(name), text.as_bytes(), self.run_as);
         write("postgresql.conf", &settings::configuration_file(&self.settings_input(prepared)))?;
-        write("pg_hba.conf", &settings::hba_file(nix::unistd::geteuid().is_root(), superusers))?;
-        write("pg_ident.conf", &settings::ident_file(superusers))?;
+        write("pg_hba.conf", &settings::hba_file(nix::unistd::geteuid().is_root()))?;
+        write("pg_ident.conf", &settings::ident_file())?;
         empty_folder(&self.layout.run)
     }
 
     async fn spawn(&self, prepared: &Prepared, log: &PostgresLog) -> Result<Postmaster, ComputeError> {
         let arguments = settings::postmaster_arguments(&self.settings_input(prepared));
         let sandbox = self.spec.sandbox;
-        let command = sandbox::command(sandbox, &self.layout, &self.view, &self.programs, self.run_as, &arguments)?;
-        let spawned = Postmaster::spawn(command, &log.file, sandbox == Sandbox::Bubblewrap).await;
+        let most = limits::processes_max(settings::processes(&arguments));
+        let (layout, run_as) = (&self.layout, self.run_as);
+        let command = sandbox::command(sandbox, layout, &self.view, &self.programs, run_as, most, &arguments)?;
+        let name = format!("ardent-{}", self.spec.timeline);
+        let group = ControlGroup::create(&name, &self.spec.limits, most);
+        if group.is_none() && self.spec.limits.memory_bytes.is_some() {
+            tracing::warn!("no control group can be made here: memory is not limited");
+        }
+        let spawned = Postmaster::spawn(command, &log.file, sandbox == Sandbox::Bubblewrap, group).await;
         spawned.map_err(|error| match error {
             ComputeError::NoSandbox { reason } => {
                 ComputeError::NoSandbox { reason: format!("{reason}: {}", log.tail()) }
@@ -315,9 +365,9 @@ impl Compute {
         postmaster: &mut Postmaster,
         log: &PostgresLog,
         proposer: Proposer,
+        gate: PolicyGate,
         prepared: &Prepared,
-        users: Vec<String>,
-    ) -> Result<(u32, Shipper, WalSender, String), ComputeError> {
+    ) -> Result<(u32, Shipper, WalSender), ComputeError> {
         let inner_pid = tokio::select! {
             pid = wait_for_ready_pid(&self.layout.data) => pid,
             status = postmaster.exited() => {
@@ -333,12 +383,12 @@ impl Compute {
         let shipper = Shipper {
             proposer,
             socket: self.layout.postgres_socket(),
-            users,
+            gate,
             tli: prepared.tli,
             stopping: CancellationToken::new(),
         };
-        let (sender, superuser) = shipper.connect().await.map_err(|error| refused(error.to_string()))?;
-        Ok((pid, shipper, sender, superuser))
+        let sender = shipper.connect().await.map_err(|error| refused(error.to_string()))?;
+        Ok((pid, shipper, sender))
     }
 }
 

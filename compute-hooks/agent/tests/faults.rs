@@ -122,6 +122,33 @@ async fn a_stalled_quorum_makes_commits_wait_and_loses_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stalled_quorum_bounds_the_wal_that_only_this_host_has() {
+    const LIMIT: u64 = 64 << 20;
+    let mut world = world().await;
+    let mut agent = world.start().await;
+    let (writer, reader) = (agent.connect().await, agent.connect().await);
+    let position = "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')";
+    let bytes = async || reader.sql(position).await.expect("reads go on").parse::<u64>().expect("a number");
+    world.stop_safekeeper().await;
+    let before = bytes().await;
+    // Three times the limit, in one statement that would not wait for anything by itself.
+    let fill = "insert into t select i, repeat(md5(i::text), 60) from generate_series(1, 100000) i";
+    let fill = tokio::spawn(async move { writer.sql(fill).await });
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'Extension' and query like 'insert%'";
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while reader.sql(waiting).await.expect("reads go on") != "1" || bytes().await < before + LIMIT {
+        assert!(std::time::Instant::now() < deadline && !fill.is_finished(), "the statement does not wait");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let held = bytes().await - before;
+    assert!(held < LIMIT + (LIMIT >> 3), "{held} bytes were written without a quorum");
+    world.start_safekeeper().await;
+    tokio::time::timeout(DEADLINE, fill).await.expect("goes on").expect("no panic").expect("committed");
+    assert!(bytes().await - before > 2 * LIMIT);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stop_that_cannot_finish_in_time_is_a_kill() {
     let mut world = world().await;
     let mut agent = world.start().await;

@@ -60,6 +60,47 @@ async fn runs_without_a_sandbox_under_another_superusers_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn backends_get_connections_that_can_only_read() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    assert_eq!(agent.sql("select count(*) from t").await, "1000");
+    // The page server of these tests panics where such a connection asks for more than pages.
+    let seen = &world.page_server.seen;
+    assert!(seen.backend_connections.load(Ordering::Relaxed) > 0 && seen.pages.load(Ordering::Relaxed) > 0);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_bootstrap_superuser_may_be_renamed_disabled_and_demoted() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    let client = agent.connect().await;
+    client.sql("create role other superuser login").await.expect("created");
+    drop(client);
+    let other = rig::Client::connect(&agent.ready().socket_dir, "other").await;
+    other.sql("alter role postgres rename to \"Nobody's own\"").await.expect("renamed");
+    other.sql("alter role \"Nobody's own\" nologin nosuperuser noreplication").await.expect("changed");
+    other.sql("alter role \"Nobody's own\" set role = 'other'").await.expect("set");
+    other.sql("alter database template1 rename to elsewhere").await.expect("renamed");
+    // The agent's connection for WAL comes back as well.
+    other
+        .sql("select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'")
+        .await
+        .expect("superuser");
+    other.sql("insert into t values (-1, 'after')").await.expect("a quorum has it");
+    drop(other);
+    assert!(agent.stop(DEADLINE).await.0);
+    let mut agent = world.start().await;
+    let again = rig::Client::connect(&agent.ready().socket_dir, "other").await;
+    assert_eq!(again.sql("select v from t where id = -1").await.expect("reads"), "after");
+    assert_eq!(again.sql("select rolcanlogin or rolsuper from pg_roles where oid = 10").await.expect("reads"), "f");
+    let as_nobody = rig::Client::try_connect(&agent.ready().socket_dir, "Nobody's own").await;
+    assert!(as_nobody.is_err(), "the role itself still may not log in");
+    drop(again);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lease_makes_the_next_start_cold() {
     let world = world().await;
     assert!(world.start().await.stop(DEADLINE).await.0);
@@ -117,6 +158,8 @@ async fn an_idle_compute_stops_itself_and_a_busy_one_does_not() {
         ("begin", "commit"),
         ("select pg_advisory_lock(7)", "select pg_advisory_unlock(7)"),
         ("create temp table own (i int)", "drop table own"),
+        ("listen news; select pg_advisory_unlock_all()", "unlisten *"),
+        ("declare c cursor with hold for select * from t", "close all"),
     ] {
         busy.sql(begin).await.expect("works");
         let quiet = tokio::time::timeout(Duration::from_secs(5), agent.event()).await;
@@ -127,5 +170,21 @@ async fn an_idle_compute_stops_itself_and_a_busy_one_does_not() {
     assert!(agent.until_stopped().await.0);
     let ended = idle.sql("select 1").await.expect_err("the session was ended");
     assert!(ended.is_closed() || ended.code().is_some_and(|code| code.code() == "57P01"), "{ended}");
+    assert!(world.start().await.ready().warm);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_start_keeps_what_alter_system_set() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    agent.sql("alter system set work_mem = '7MB'").await;
+    agent.sql("alter system set listen_addresses = '*'").await;
+    agent.close_stdin();
+    agent.until_stopped().await;
+    let mut agent = world.start().await;
+    assert!(!agent.ready().warm);
+    assert_eq!(agent.sql("show work_mem").await, "7MB");
+    assert_eq!(agent.sql("show listen_addresses").await, "");
+    assert!(agent.stop(DEADLINE).await.0);
     assert!(world.start().await.ready().warm);
 }

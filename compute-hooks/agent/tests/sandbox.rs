@@ -70,3 +70,37 @@ async fn a_branchs_superuser_reaches_nothing_outside() {
     drop(client);
     assert!(agent.stop(DEADLINE).await.0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compute_that_fills_the_disk_or_makes_too_many_processes_is_held() {
+    let world = World::new(TestPgOptions::default(), "create table t (id int)").await;
+    let mut spec = world.spec();
+    spec.limits.disk_bytes = Some(300 << 20);
+    let mut agent = world.start_with(spec.clone()).await;
+    let client = agent.connect().await;
+    client.sql("insert into t values (1)").await.expect("works");
+
+    // More processes than its settings call for, and then none of them is left.
+    let bomb = "(for i in $(seq 3000); do sleep 600 >/dev/null 2>&1 & done); echo after";
+    let bombed = shell(&client, bomb).await;
+    assert!(bombed.contains("Cannot fork") && bombed.contains("after"), "{bombed}");
+    let sweep = "for p in /proc/[0-9]*; do read c < $p/comm; [ \"$c\" = sleep ] && kill -9 ${p#/proc/}; done";
+    shell(&client, sweep).await;
+    assert_eq!(client.sql("select count(*) from t").await.expect("lives"), "1");
+
+    // The folders in memory are bounded.
+    let filled = shell(&client, "head -c 2G /dev/zero > /tmp/full; rm /tmp/full").await;
+    assert!(filled.contains("No space left"), "{filled}");
+
+    // The data directory's disk is not ours to bound: the compute ends, and what was committed stays.
+    let fill =
+        tokio::spawn(async move { client.sql("copy t from program 'yes 1 | head -c 3G > /ardent/data/full'").await });
+    let (code, message) = agent.until_failed().await;
+    assert!(
+        code == "limit" && message.contains("local disk") && message.contains("--compute-disk"),
+        "{code} {message}"
+    );
+    assert!(fill.await.expect("no panic").is_err());
+    assert!(!world.compute_dir().join("data").exists(), "the space is given back");
+    assert_eq!(world.recover().sql("select count(*) from t"), "1");
+}

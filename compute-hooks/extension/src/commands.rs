@@ -8,6 +8,9 @@ use std::ffi::{CStr, c_char};
 use crate::commit_guard;
 use crate::filler;
 use crate::pg;
+use crate::policy;
+use crate::roles;
+use crate::session_state;
 use crate::storage_hooks::{self, Storage};
 
 static mut NEXT: pg::ProcessUtility_hook_type = None;
@@ -38,9 +41,15 @@ unsafe extern "C-unwind" fn process_utility(
     // SAFETY: Postgres passes valid nodes; nothing here has a destructor.
     unsafe {
         let node = (*statement).utilityStmt;
+        policy::before_command(node);
+        roles::look_at(node);
+        let mut note = policy::Note::new();
+        note.enter();
         let dropped = before(node, context);
         let next = (&raw const NEXT).read().unwrap_or(pg::standard_ProcessUtility);
         next(statement, text, read_only_tree, context, parameters, environment, destination, completion);
+        note.leave();
+        session_state::after_command(node);
         if let (Some(database), Some(storage)) = (dropped, storage_hooks::storage()) {
             storage_hooks::forget_database(storage, database);
         }

@@ -10,6 +10,8 @@ use std::ffi::c_void;
 use std::mem::MaybeUninit;
 
 use crate::pg;
+use crate::policy;
+use crate::roles;
 
 /// Whether this process has `SIGINT` blocked for a commit.
 static mut HOLDING: bool = false;
@@ -29,8 +31,18 @@ unsafe extern "C-unwind" fn on_transaction_event(event: pg::XactEvent, _: *mut c
     // SAFETY: Postgres calls this in its only thread, at the stated point of a transaction.
     unsafe {
         match event {
-            pg::XACT_EVENT_PRE_COMMIT | pg::XACT_EVENT_PRE_PREPARE => hold(),
-            pg::XACT_EVENT_COMMIT | pg::XACT_EVENT_PREPARE | pg::XACT_EVENT_ABORT => release(),
+            pg::XACT_EVENT_PRE_COMMIT | pg::XACT_EVENT_PRE_PREPARE => {
+                policy::before_commit();
+                hold();
+            }
+            pg::XACT_EVENT_COMMIT => {
+                release();
+                roles::committed();
+            }
+            pg::XACT_EVENT_PREPARE | pg::XACT_EVENT_ABORT => {
+                release();
+                roles::forget();
+            }
             _ => {}
         }
     }

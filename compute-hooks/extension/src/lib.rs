@@ -17,6 +17,8 @@
 //!                  └─ claims           which of them some process has asked for
 //!
 //!   transaction end ──► commit_guard      utility commands ──► commands      extend ──► wal_brake
+//!        │                 │                     │                             statements ──► policy
+//!        │                 └─► policy            └─► policy, roles             log-in ──► agent_login
 //! ```
 //!
 //! Invariants:
@@ -27,9 +29,13 @@
 //! - `CH-4`: a file is never lengthened by a fetch.
 //! - `CH-5`: no client sees a commit succeed while its wait for the quorum was cut short.
 //!
+//! - `CH-6`: what the branch's policy forbids fails with an error that names it; that nothing of it becomes durable is the
+//!   agent's business.
+//!
 //! What it does not know: tokens, tenants, timelines, safekeepers. The agent hands it a connection that is bound and
 //! authenticated. Start reading in `storage_hooks.rs`.
 
+mod agent_login;
 mod chunk_locks;
 mod claims;
 mod commands;
@@ -38,8 +44,11 @@ mod fetcher;
 mod filler;
 mod page_client;
 mod pg;
+mod policy;
 mod read_ahead;
 mod report;
+mod roles;
+mod session_state;
 mod settings;
 mod storage_abi;
 mod storage_hooks;
@@ -102,6 +111,8 @@ pub unsafe extern "C-unwind" fn _PG_init() {
         storage_hooks::install();
         commands::install();
         commit_guard::install();
+        policy::install();
+        agent_login::install();
         NEXT_SHMEM_REQUEST = pg::shmem_request_hook;
         pg::shmem_request_hook = Some(on_shmem_request);
         NEXT_SHMEM_STARTUP = pg::shmem_startup_hook;

@@ -226,7 +226,8 @@ fn last_error(what: &'static str) -> LinkError {
     LinkError::Io(what, io::Error::last_os_error())
 }
 
-fn connect_unix(path: &CStr) -> Result<OwnedFd, LinkError> {
+/// Connects to a Unix socket without waiting.
+pub fn connect_unix(path: &CStr) -> Result<OwnedFd, LinkError> {
     // SAFETY: all-zero is a valid address structure.
     let mut address: libc::sockaddr_un = unsafe { zeroed() };
     let bytes = path.to_bytes_with_nul();

@@ -28,6 +28,18 @@ impl SqlState {
     /// `config_file_error`.
     pub const CONFIG_FILE_ERROR: SqlState = SqlState::new(b"F0000");
 
+    /// `read_only_sql_transaction`.
+    pub const READ_ONLY_TRANSACTION: SqlState = SqlState::new(b"25006");
+    /// `configuration_limit_exceeded`.
+    pub const LIMIT_EXCEEDED: SqlState = SqlState::new(b"53400");
+    /// `query_canceled`.
+    pub const QUERY_CANCELED: SqlState = SqlState::new(b"57014");
+
+    /// As Postgres keeps it.
+    pub const fn code(self) -> i32 {
+        self.0
+    }
+
     /// Six bits per character, as `MAKE_SQLSTATE` packs them.
     const fn new(code: &[u8; 5]) -> Self {
         let mut packed = 0;
@@ -107,6 +119,18 @@ impl Report {
     /// A report without detail and hint.
     pub fn plain(state: SqlState, message: fmt::Arguments<'_>) -> Self {
         Report { state, message: Text::format(message), detail: Text::new(), hint: c"" }
+    }
+
+    /// Adds detail and hint to the error that is being put together.
+    ///
+    /// # Safety
+    /// Only from an error context callback.
+    pub unsafe fn explain(&self) {
+        // SAFETY: as in `raise`.
+        unsafe {
+            pg::errdetail_internal(c"%s".as_ptr(), self.detail.as_c_str().as_ptr());
+            pg::errhint(c"%s".as_ptr(), self.hint.as_ptr());
+        }
     }
 
     /// Raises the report.

@@ -16,6 +16,8 @@ pub const READ_AHEAD_BLOCKS_MAX: u32 = 128;
 static mut PRESENCE_MAP: *mut c_char = std::ptr::null_mut();
 static mut AGENT_SOCKET: *mut c_char = std::ptr::null_mut();
 static mut BASE_LSN: *mut c_char = std::ptr::null_mut();
+static mut POLICY: *mut c_char = std::ptr::null_mut();
+static mut ROLES_SOCKET: *mut c_char = std::ptr::null_mut();
 static mut COUNTERS: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
@@ -47,6 +49,24 @@ pub fn agent_socket() -> &'static CStr {
 pub fn base_lsn() -> &'static CStr {
     // SAFETY: single-threaded process.
     unsafe { text(&raw const BASE_LSN) }
+}
+
+/// `ardent.policy`: the file with the branch's limits; empty: there are none.
+pub fn policy() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const POLICY) }
+}
+
+/// `ardent.roles_socket`: whom to tell that roles have changed; empty: nobody.
+pub fn roles_socket() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const ROLES_SOCKET) }
+}
+
+/// The branch's name, for errors: the agent sets it as `cluster_name`.
+pub fn branch() -> &'static str {
+    // SAFETY: Postgres owns the string and keeps it for the life of the process (PGC_POSTMASTER).
+    unsafe { text(&raw const pg::cluster_name) }.to_str().unwrap_or_default()
 }
 
 /// `ardent.fetch_timeout`.
@@ -145,6 +165,22 @@ pub unsafe fn define() {
         c"ardent.base_lsn",
         c"LSN that the blocks this compute lacks are read at.",
         &raw mut BASE_LSN,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.policy",
+        c"File with the branch's limits, kept by the agent.",
+        &raw mut POLICY,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.roles_socket",
+        c"Unix socket of the agent that is told when roles have changed.",
+        &raw mut ROLES_SOCKET,
         fixed,
         pg::GUC_NOT_IN_SAMPLE,
         None,

@@ -15,6 +15,7 @@ use crate::claims::Claims;
 use crate::fetcher::Target;
 use crate::filler;
 use crate::pg::{self, BlockNumber, RelFileNodeBackend, SMgrRelation};
+use crate::policy;
 use crate::report::refuse_start;
 use crate::settings;
 use crate::storage_abi::{self, slot};
@@ -226,6 +227,7 @@ unsafe extern "C-unwind" fn extend(
     // SAFETY: as in `write`.
     unsafe {
         if (*handle).smgr_rnode.backend == pg::INVALID_BACKEND {
+            policy::before_growth();
             wal_brake::hold_until_acknowledged();
         }
         let found = find(storage, &(*handle).smgr_rnode, fork);

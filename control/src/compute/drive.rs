@@ -30,13 +30,15 @@ use crate::store::{BranchRow, ComputeRow};
 const RESTARTS_MAX: u32 = 3;
 /// A compute that ran this long has not crashed "in a row".
 const STEADY_AFTER: Duration = Duration::from_secs(60);
+/// What ends a compute for good: starting it again by itself would only repeat it. The next connection does.
+const FINAL: [&str; 3] = ["fenced", "policy", "limit"];
 /// How long a token given to an agent is good for. An agent that runs longer keeps its connections; its token is only read when
 /// one is made.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long the last lines of an agent that has ended may take to arrive.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Longest line that an agent may send.
-const EVENT_LEN_MAX: usize = 64 << 10;
+const EVENT_LEN_MAX: usize = 16 << 20;
 
 /// What a slot's task is told.
 #[derive(Clone, Copy, Debug)]
@@ -149,13 +151,16 @@ impl Drive {
         let pool = &self.context.pool;
         let compute_dir = make_compute_dir(&pool.computes_dir, row)?;
         let expires = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + TOKEN_LIFETIME;
-        let token = self.context.tokens.issue(&Claims {
-            service: Service::Any,
-            tenant: Some(self.branch.tenant),
-            timeline: Some(self.branch.timeline),
-            rights: Rights::Write,
-            expires_at_s: Some(expires.as_secs()),
-        });
+        let token = |service, rights| {
+            self.context.tokens.issue(&Claims {
+                service,
+                tenant: Some(self.branch.tenant),
+                timeline: Some(self.branch.timeline),
+                rights,
+                expires_at_s: Some(expires.as_secs()),
+            })
+        };
+        let branch = self.branch_now()?;
         let connector = self.context.store.connector(&self.branch.connector).map_err(io::Error::other)?;
         let connector = connector.ok_or_else(|| io::Error::other("the branch's connector is gone"))?;
         let pg_major = connector.pg_major.ok_or_else(|| io::Error::other("the connector was never imported"))?;
@@ -169,13 +174,17 @@ impl Drive {
             lib_dir: pool.lib_dir.clone(),
             pageserver: self.context.page_service.addr(),
             safekeepers: self.context.wal_service.addrs(),
-            token,
+            token: token(Service::Any, Rights::Write),
+            page_token: token(Service::Pageserver, Rights::Read),
             run_as: row.uid.map(PoolConfig::run_as),
-            superuser: connector.superuser,
             sandbox: pool.sandbox,
-            read_only: self.branch.read_only,
+            policy: branch.policy,
+            branch_lsn: branch.branch_lsn.unwrap_or_default(),
+            usage: branch.usage,
+            limits: pool.limits,
+            roles_known: branch.roles_known,
             settings: connector.settings,
-            idle_timeout_s: self.branch_idle_timeout(),
+            idle_timeout_s: branch.idle_timeout_s,
         };
         // Beside the folder, not in it: the folder belongs to the compute's own user, who must not see the token.
         let path = pool.computes_dir.join(format!("{}.spec", row.id));
@@ -189,11 +198,9 @@ impl Drive {
     }
 
     /// As it is set now: it may have changed since the branch was looked up.
-    fn branch_idle_timeout(&self) -> u64 {
-        match self.context.store.branch_by_id(self.branch.id) {
-            Ok(Some(row)) => row.idle_timeout_s,
-            _ => self.branch.idle_timeout_s,
-        }
+    fn branch_now(&self) -> io::Result<BranchRow> {
+        let row = self.context.store.branch_by_id(self.branch.id).map_err(io::Error::other)?;
+        row.ok_or_else(|| io::Error::other("the branch is gone"))
     }
 
     fn spawn(&self, spec_file: &Path) -> Result<Agent, ErrorInfo> {
@@ -268,6 +275,11 @@ impl Drive {
                 Some(ComputeEvent::Progress { step, elapsed_ms }) => {
                     debug!(branch = %self.branch.name, step, elapsed_ms, "compute");
                 }
+                Some(ComputeEvent::Roles { number, roles }) => {
+                    self.context.store.take_roles(self.branch.id, &roles)?;
+                    self.send(agent, &ComputeCommand::RolesTaken { number }).await;
+                }
+                Some(ComputeEvent::Usage { usage }) => self.context.store.put_usage(self.branch.id, usage)?,
                 Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm }) => {
                     ran = true;
                     agent.postmaster = ProcessIdentity::of(postmaster_pid);
@@ -293,7 +305,7 @@ impl Drive {
                     return Ok(RunEnd::Stopped);
                 }
                 Some(ComputeEvent::Failed { code, message }) => {
-                    return if ran && code != "fenced" {
+                    return if ran && !FINAL.contains(&code.as_str()) {
                         Ok(RunEnd::Crashed(message))
                     } else {
                         Err(self.failed(message))
@@ -329,7 +341,11 @@ impl Drive {
 
     async fn send_stop(&self, agent: &mut Agent) {
         let deadline_ms = u64::try_from(self.context.pool.stop_deadline.as_millis()).unwrap_or(u64::MAX);
-        let mut line = serde_json::to_vec(&ComputeCommand::Stop { deadline_ms }).expect("plain data");
+        self.send(agent, &ComputeCommand::Stop { deadline_ms }).await;
+    }
+
+    async fn send(&self, agent: &mut Agent, command: &ComputeCommand) {
+        let mut line = serde_json::to_vec(command).expect("plain data");
         line.push(b'\n');
         if let Err(error) = agent.stdin.write_all(&line).await {
             debug!(branch = %self.branch.name, %error, "the agent reads no commands any more");
@@ -366,7 +382,8 @@ fn parse_event(line: &str) -> Option<ComputeEvent> {
     match serde_json::from_str(line) {
         Ok(event) => Some(event),
         Err(error) => {
-            warn!(line, %error, "an agent's line is no event");
+            // Not the line itself: reports of roles hold verifiers.
+            warn!(length = line.len(), %error, "an agent's line is no event");
             None
         }
     }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use ardent_api::compute::{RunAs, Sandbox};
+use ardent_api::compute::{ComputeLimits, RunAs, Sandbox};
 use ardent_api::control::{ApiErrorCode, BranchState, ComputeState, ErrorInfo};
 use ardent_types::{BranchId, ComputeId};
 
@@ -34,6 +34,8 @@ pub struct PoolConfig {
     pub sandbox: Sandbox,
     /// Give each compute a user id of its own, from here on. For servers that run as root.
     pub first_uid: Option<u32>,
+    /// What each compute may use of the host.
+    pub limits: ComputeLimits,
     /// Longest that a wake may take.
     pub wake_timeout: Duration,
     /// How long a stop may take before the agent gives up a clean one.

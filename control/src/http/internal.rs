@@ -12,6 +12,7 @@ use ardent_api::control::{
 
 use super::reply::{Body, Failure, Query, Reply};
 use crate::service::Control;
+use crate::store::now_us;
 
 pub(crate) fn router(control: Arc<Control>) -> Router {
     Router::new().route("/internal/v1/auth", get(auth)).route("/internal/v1/wake", post(wake)).with_state(control)
@@ -24,6 +25,13 @@ async fn auth(State(control): State<Arc<Control>>, Query(query): Query<AuthQuery
     let branch = branch.ok_or_else(unknown)?;
     let credential = control.context.store.credential(branch.id, &query.role).map_err(ErrorInfo::from)?;
     let credential = credential.ok_or_else(unknown)?;
+    let good = |until_us: Option<i64>| until_us.is_none_or(|until_us| until_us > now_us());
+    // As the compute reported it last: so a role that may not log in wakes nothing.
+    let role = control.context.store.role(branch.id, &query.role).map_err(ErrorInfo::from)?;
+    let may_log_in = role.map_or(!branch.roles_known, |role| role.can_login && good(role.valid_until_us));
+    if !may_log_in || !good(credential.expires_us) {
+        return Err(unknown().into());
+    }
     Ok(Reply(AuthInfo { schema_version: SCHEMA_VERSION, branch_id: branch.id, verifier: credential.verifier }))
 }
 

@@ -16,8 +16,8 @@ use tokio::sync::watch;
 
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
-    CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo, PreflightReply, PreflightRequest,
-    SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
+    CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo, PasswordRequest, PreflightReply,
+    PreflightRequest, SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
 };
 
 use ardent_diff::DiffReport;
@@ -44,6 +44,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
+        .route("/v1/branches/{name}/password", post(new_password))
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
         .route("/v1/branches/{name}/diff", post(diff))
@@ -226,7 +227,7 @@ async fn update_branch(
     Path(name): Path<String>,
     Body(request): Body<UpdateBranchRequest>,
 ) -> Result<BranchInfo> {
-    Ok(Reply(control.update_branch(&name, &request)?))
+    Ok(Reply(control.update_branch(&name, &request).await?))
 }
 
 async fn delete_branch(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {
@@ -244,6 +245,14 @@ async fn branch_url(
     super::reply::Query(query): super::reply::Query<UrlQuery>,
 ) -> Result<UrlReply> {
     Ok(Reply(control.branch_url(&name, query.role.as_deref())?))
+}
+
+async fn new_password(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<PasswordRequest>,
+) -> Result<UrlReply> {
+    Ok(Reply(control.new_password(&name, &request)?))
 }
 
 async fn wake(State(control): Shared, Path(name): Path<String>) -> Result<WakeReply> {

@@ -2,7 +2,9 @@
 
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
+use ardent_api::compute::Usage;
 use ardent_api::control::BranchState;
+use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
 use super::{Store, StoreError, parsed, parsed_option};
@@ -28,8 +30,12 @@ pub struct BranchRow {
     pub branch_lsn: Option<Lsn>,
     /// Not shown to users: made by the server for its own needs, deleted at start.
     pub hidden: bool,
-    /// Its compute refuses writes.
-    pub read_only: bool,
+    /// Its limits.
+    pub policy: BranchPolicy,
+    /// Rows changed, where they are limited.
+    pub usage: Usage,
+    /// Its roles have been reported, so that later changes can be told from what production had.
+    pub roles_known: bool,
     /// Role of the printed URL.
     pub role: String,
     /// Database of the printed URL.
@@ -56,8 +62,12 @@ pub struct CredentialRow {
     pub role: String,
     /// The password, sealed; absent where only its verifier is known.
     pub password_sealed: Option<Vec<u8>>,
+    /// Name that the role had when it was sealed.
+    pub sealed_for: Option<String>,
     /// SCRAM-SHA-256 verifier.
     pub verifier: String,
+    /// When it stops being good, microseconds since the Unix epoch.
+    pub expires_us: Option<i64>,
 }
 
 /// What came of [`Store::insert_branch`].
@@ -72,7 +82,7 @@ pub enum InsertBranch {
 }
 
 const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id, t.branch_lsn,
-    b.hidden, b.read_only, b.role, b.database, b.idle_timeout_s, b.expires_us, b.created_us
+    b.hidden, b.policy, b.rows_changed, b.rows_counted_to, b.roles_known, b.role, b.database, b.idle_timeout_s, b.expires_us, b.created_us
     FROM branches b JOIN timelines t ON t.id = b.timeline_id";
 
 impl BranchRow {
@@ -93,7 +103,12 @@ impl BranchRow {
             timeline: parsed(row, "timeline_id")?,
             branch_lsn: parsed_option(row, "branch_lsn")?,
             hidden: row.get("hidden")?,
-            read_only: row.get("read_only")?,
+            policy: parsed_policy(row)?,
+            usage: Usage {
+                rows_changed: row.get("rows_changed")?,
+                counted_to: parsed_option(row, "rows_counted_to")?.unwrap_or_default(),
+            },
+            roles_known: row.get("roles_known")?,
             role: row.get("role")?,
             database: row.get("database")?,
             idle_timeout_s: row.get("idle_timeout_s")?,
@@ -101,6 +116,16 @@ impl BranchRow {
             created_us: row.get("created_us")?,
         })
     }
+}
+
+fn parsed_policy(row: &Row<'_>) -> rusqlite::Result<BranchPolicy> {
+    let text: String = row.get("policy")?;
+    serde_json::from_str(&text)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error)))
+}
+
+fn policy_text(policy: &BranchPolicy) -> String {
+    serde_json::to_string(policy).expect("plain data")
 }
 
 /// Inserts the row of a branch whose timeline exists.
@@ -113,8 +138,8 @@ pub(super) fn insert(transaction: &Transaction<'_>, row: &BranchRow) -> rusqlite
     transaction
         .execute(
             "INSERT INTO branches (id, name, state, connector, parent_id, timeline_id, hidden, read_only, role, database,
-                idle_timeout_s, expires_us, created_us)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                idle_timeout_s, expires_us, created_us, policy)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             params![
                 row.id.to_string(),
                 row.name,
@@ -123,12 +148,13 @@ pub(super) fn insert(transaction: &Transaction<'_>, row: &BranchRow) -> rusqlite
                 row.parent.map(|id| id.to_string()),
                 row.timeline.to_string(),
                 row.hidden,
-                row.read_only,
+                row.policy.read_only,
                 row.role,
                 row.database,
                 row.idle_timeout_s,
                 row.expires_us,
-                row.created_us
+                row.created_us,
+                policy_text(&row.policy)
             ],
         )
         .map(|_| ())
@@ -142,9 +168,18 @@ pub(super) fn put_credential(
 ) -> rusqlite::Result<()> {
     transaction
         .execute(
-            "INSERT INTO credentials (branch_id, role, password_sealed, verifier) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (branch_id, role) DO UPDATE SET password_sealed = ?3, verifier = ?4",
-            params![branch.to_string(), credential.role, credential.password_sealed, credential.verifier],
+            "INSERT INTO credentials (branch_id, role, password_sealed, sealed_for, verifier, expires_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (branch_id, role)
+             DO UPDATE SET password_sealed = ?3, sealed_for = ?4, verifier = ?5, expires_us = ?6",
+            params![
+                branch.to_string(),
+                credential.role,
+                credential.password_sealed,
+                credential.sealed_for,
+                credential.verifier,
+                credential.expires_us
+            ],
         )
         .map(|_| ())
 }
@@ -278,15 +313,49 @@ impl Store {
         })
     }
 
+    /// Sets the limits. Rows are counted from the next start on where they were not limited before.
+    pub fn set_policy(&self, branch: &BranchRow, policy: &BranchPolicy) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            let id = branch.id.to_string();
+            transaction.execute("UPDATE branches SET policy = ?2 WHERE id = ?1", params![id, policy_text(policy)])?;
+            if branch.policy.max_rows_changed.is_none() {
+                transaction.execute(
+                    "UPDATE branches SET rows_changed = 0, rows_counted_to = NULL WHERE id = ?1",
+                    params![id],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Keeps the count of rows.
+    pub fn put_usage(&self, branch: BranchId, usage: Usage) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "UPDATE branches SET rows_changed = ?2, rows_counted_to = ?3 WHERE id = ?1",
+                    params![branch.to_string(), usage.rows_changed, usage.counted_to.to_string()],
+                )
+                .map(|_| ())
+        })
+    }
+
     /// A role's password on a branch.
     pub fn credential(&self, branch: BranchId, role: &str) -> Result<Option<CredentialRow>, StoreError> {
         self.read(|connection| {
             connection
                 .prepare_cached(
-                    "SELECT role, password_sealed, verifier FROM credentials WHERE branch_id = ?1 AND role = ?2",
+                    "SELECT role, password_sealed, sealed_for, verifier, expires_us FROM credentials
+                     WHERE branch_id = ?1 AND role = ?2",
                 )?
                 .query_row(params![branch.to_string(), role], |row| {
-                    Ok(CredentialRow { role: row.get(0)?, password_sealed: row.get(1)?, verifier: row.get(2)? })
+                    Ok(CredentialRow {
+                        role: row.get(0)?,
+                        password_sealed: row.get(1)?,
+                        sealed_for: row.get(2)?,
+                        verifier: row.get(3)?,
+                        expires_us: row.get(4)?,
+                    })
                 })
                 .optional()
         })

@@ -6,6 +6,7 @@
 mod branch;
 mod compute;
 mod connector;
+mod role;
 mod schema;
 mod token;
 
@@ -19,6 +20,7 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo};
 pub use branch::{BranchRow, CredentialRow, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
 pub use connector::ConnectorRow;
+pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
 pub use token::TokenRow;
 

@@ -82,6 +82,23 @@ const MIGRATIONS: &[&str] = &[
         name TEXT NOT NULL,
         created_us INTEGER NOT NULL
     ) STRICT;",
+    // 1 -> 2
+    "ALTER TABLE branches ADD COLUMN policy TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE branches ADD COLUMN rows_changed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE branches ADD COLUMN rows_counted_to TEXT;
+    ALTER TABLE branches ADD COLUMN roles_known INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE credentials ADD COLUMN expires_us INTEGER;
+    ALTER TABLE credentials ADD COLUMN sealed_for TEXT;
+    UPDATE credentials SET sealed_for = role;
+    CREATE TABLE roles (
+        branch_id TEXT NOT NULL REFERENCES branches(id) ON DELETE CASCADE,
+        oid INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        can_login INTEGER NOT NULL,
+        valid_until_us INTEGER,
+        password_hash BLOB,
+        PRIMARY KEY (branch_id, oid)
+    ) STRICT;",
 ];
 
 /// Version of the schema that this program writes.

@@ -327,6 +327,7 @@ impl World {
                 pg_bin_dirs: BTreeMap::new(),
                 sandbox: Sandbox::None,
                 first_uid: None,
+                limits: ardent_api::compute::ComputeLimits::default(),
                 wake_timeout: Duration::from_secs(20),
                 stop_deadline: Duration::from_secs(5),
             },

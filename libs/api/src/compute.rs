@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::addr::ServiceAddr;
+use crate::policy::BranchPolicy;
+
+/// The role that the agent and control connect to a compute as. No such role exists: the compute library takes it for the
+/// bootstrap superuser (role OID 10), whatever that is called on the branch and even if it may not log in. It is as long
+/// as a name can be, so that the real name fits in its place; only the user that runs the agent is let in under it.
+pub const AGENT_ROLE: &str = "ardent-agent---------------------------------------------------";
 
 /// Everything an agent needs to run one compute. Kept in a file with mode 0600: it holds the token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,18 +37,30 @@ pub struct ComputeSpec {
     pub pageserver: ServiceAddr,
     /// Safekeepers, one or more.
     pub safekeepers: Vec<ServiceAddr>,
-    /// Service token, bound to this timeline, with write rights.
+    /// Service token, bound to this timeline, with write rights. For the agent alone.
     pub token: String,
+    /// Page service token, bound to this timeline, with read rights: what the connections that backends are given are
+    /// authenticated with.
+    pub page_token: String,
     /// Run Postgres as this user id and group id; absent: as the agent's own (which must not be root).
     pub run_as: Option<RunAs>,
-    /// Name of the bootstrap superuser (role OID 10), as preflight found it; absent: `postgres`. The agent connects as it.
-    #[serde(default)]
-    pub superuser: Option<String>,
     /// How Postgres is confined.
     pub sandbox: Sandbox,
-    /// Read-only: `default_transaction_read_only` is forced and no WAL is accepted but what maintenance writes. Used for
-    /// the short-lived compute at a branch point.
-    pub read_only: bool,
+    /// Control has been told which roles the branch has, and waits for news only.
+    #[serde(default)]
+    pub roles_known: bool,
+    /// The branch's limits.
+    #[serde(default)]
+    pub policy: BranchPolicy,
+    /// Where the bytes that the policy limits are counted from: the branch point.
+    #[serde(default)]
+    pub branch_lsn: Lsn,
+    /// What control was told last about rows changed.
+    #[serde(default)]
+    pub usage: Usage,
+    /// What it may use of the host.
+    #[serde(default)]
+    pub limits: ComputeLimits,
     /// Extra settings, name to value; they win over ours only where ours don't guard a promise.
     pub settings: BTreeMap<String, String>,
     /// Suspend after this long without activity, in seconds; 0: never.
@@ -58,6 +76,45 @@ impl std::fmt::Debug for ComputeSpec {
             .field("compute_dir", &self.compute_dir)
             .finish_non_exhaustive()
     }
+}
+
+/// Rows changed, as far as the log was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Rows inserted, updated and deleted below `counted_to`.
+    pub rows_changed: u64,
+    /// How far it was counted; invalid: nothing was.
+    pub counted_to: Lsn,
+}
+
+/// A role of a branch, for the proxy to check log-ins with while the branch is asleep.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleReport {
+    /// OID: stays when the role is renamed.
+    pub oid: u32,
+    /// Name.
+    pub name: String,
+    /// It may log in.
+    pub can_login: bool,
+    /// Its password is good until then, in microseconds since the Unix epoch; absent: for ever.
+    pub valid_until_us: Option<i64>,
+    /// `pg_authid.rolpassword`, whatever its form.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for RoleReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RoleReport").field("oid", &self.oid).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// What a compute may use of its host. Absent: no limit but the agent's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComputeLimits {
+    /// Memory of all its processes, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// Local disk, in bytes.
+    pub disk_bytes: Option<u64>,
 }
 
 /// An unprivileged identity.
@@ -88,6 +145,11 @@ pub enum ComputeCommand {
         /// Deadline in milliseconds.
         deadline_ms: u64,
     },
+    /// Control has taken in the roles with this number.
+    RolesTaken {
+        /// As in [`ComputeEvent::Roles`].
+        number: u64,
+    },
 }
 
 /// A line on the agent's standard output.
@@ -100,6 +162,19 @@ pub enum ComputeEvent {
         step: String,
         /// Milliseconds since the agent started.
         elapsed_ms: u64,
+    },
+    /// All roles of the branch: before [`ComputeEvent::Ready`] if control does not know any, and whenever they have changed.
+    /// Answered by [`ComputeCommand::RolesTaken`].
+    Roles {
+        /// Counts these events.
+        number: u64,
+        /// The roles.
+        roles: Vec<RoleReport>,
+    },
+    /// How many rows were changed, now and then where a policy limits them.
+    Usage {
+        /// The count.
+        usage: Usage,
     },
     /// Postgres accepts connections.
     Ready {
@@ -126,7 +201,7 @@ pub enum ComputeEvent {
     /// The compute could not start or could not go on; the last line.
     Failed {
         /// A word for scripts: `fenced`, `pageserver_unavailable`, `safekeeper_unavailable`, `postgres_failed`, `crashed`, `no_sandbox`,
-        /// `no_postgres`, `base_lsn_expired`, `invalid`.
+        /// `no_postgres`, `base_lsn_expired`, `policy`, `limit`, `invalid`.
         code: String,
         /// What failed, why, what to do.
         message: String,

@@ -20,6 +20,7 @@ pub mod compute;
 pub mod control;
 pub mod frame;
 pub mod page_service;
+pub mod policy;
 #[cfg(feature = "token")]
 pub mod token;
 pub mod wal_service;

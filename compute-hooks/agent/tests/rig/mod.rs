@@ -10,7 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::compute::{ComputeCommand, ComputeEvent, ComputeSpec, RunAs, Sandbox};
+use ardent_api::compute::{
+    ComputeCommand, ComputeEvent, ComputeLimits, ComputeSpec, RoleReport, RunAs, Sandbox, Usage,
+};
+use ardent_api::policy::BranchPolicy;
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_pg_format::ControlFile;
 use ardent_pg_format::encode::{WalStream, shutdown_checkpoint};
@@ -21,14 +24,10 @@ use ardent_wal_client::{SafekeeperClient, TimelineSpec};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines};
 use tokio_util::sync::CancellationToken;
 
-pub use page_server::{FakePageServer, Pages};
+pub use page_server::FakePageServer;
 
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// What stands in for the compute library where all pages come ahead: any library that loads.
-const STAND_IN: &str = "auto_explain.so";
-/// Names a folder with the real library, to run on a server that fetches its pages.
-const LIBRARY_VARIABLE: &str = "ARDENT_COMPUTE_LIB_DIR";
 const LIBRARY: &str = "libardent_compute_15.so";
 
 /// One tenant with one timeline, from a source cluster that has been stopped.
@@ -38,6 +37,7 @@ pub struct World {
     pub safekeeper: Option<Safekeeper>,
     pub timeline: TimelineSpec,
     pub token: String,
+    page_token: String,
     issuer: Arc<TokenIssuer>,
     pub folder: tempfile::TempDir,
 }
@@ -53,20 +53,24 @@ impl World {
         let folder = ardent_test_pg::temp_dir();
         let issuer = TokenIssuer::from_key(&TokenIssuer::generate_key().expect("key")).expect("valid");
         let (tenant, timeline) = (TenantId::generate(), TimelineId::generate());
-        let claims = |rights, timeline| Claims {
-            service: Service::Any,
-            tenant: Some(tenant),
-            timeline,
-            rights,
-            expires_at_s: None,
-        };
-        let token = issuer.issue(&claims(Rights::Write, Some(timeline)));
+        let claims =
+            |service, rights, timeline| Claims { service, tenant: Some(tenant), timeline, rights, expires_at_s: None };
+        let token = issuer.issue(&claims(Service::Any, Rights::Write, Some(timeline)));
+        let page_token = issuer.issue(&claims(Service::Pageserver, Rights::Read, Some(timeline)));
         let timeline = timeline_of(source.data_dir(), tenant, timeline);
-        let page_server = FakePageServer::start(folder.path(), source.data_dir(), pages(), &token);
-        let mut world =
-            World { source, page_server, safekeeper: None, timeline, token, issuer: Arc::new(issuer), folder };
+        let page_server = FakePageServer::start(folder.path(), source.data_dir(), &token, &page_token);
+        let mut world = World {
+            source,
+            page_server,
+            safekeeper: None,
+            timeline,
+            token,
+            page_token,
+            issuer: Arc::new(issuer),
+            folder,
+        };
         world.start_safekeeper().await;
-        let manage = world.issuer.issue(&claims(Rights::Manage, None));
+        let manage = world.issuer.issue(&claims(Service::Any, Rights::Manage, None));
         let mut client = SafekeeperClient::connect(&world.safekeeper_addr(), tenant, &manage).await.expect("connects");
         client.create_timeline(world.timeline.clone()).await.expect("created");
         world
@@ -106,24 +110,24 @@ impl World {
             pageserver: self.page_server.addr.clone(),
             safekeepers: vec![self.safekeeper_addr()],
             token: self.token.clone(),
+            page_token: self.page_token.clone(),
             run_as: unprivileged(),
-            superuser: Some(self.source.superuser().to_owned()),
             sandbox: Sandbox::Bubblewrap,
-            read_only: false,
+            roles_known: true,
+            policy: BranchPolicy::default(),
+            branch_lsn: self.timeline.start_lsn,
+            usage: Usage::default(),
+            limits: ComputeLimits::default(),
             settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
             idle_timeout_s: 0,
         }
     }
 
-    /// A folder with the library that Postgres loads: the real one where it is built, else a stand-in. A copy, because the
-    /// checkout may lie where Postgres's user can't go.
+    /// A folder with the library that Postgres loads. A copy, because the checkout may lie where Postgres's user can't go.
     fn library_dir(&self) -> PathBuf {
         let folder = self.folder.path().join("lib");
         std::fs::create_dir_all(&folder).expect("folder");
-        let library = match std::env::var_os(LIBRARY_VARIABLE) {
-            Some(built) => PathBuf::from(built).join(LIBRARY),
-            None => ardent_test_pg::bin_dir().join("../lib").join(STAND_IN),
-        };
+        let library = ardent_extension_tests::compute_library();
         let target = folder.join(LIBRARY);
         // Once: writing over a library that a server has mapped crashes that server.
         if !target.exists() {
@@ -142,11 +146,6 @@ impl World {
         agent.until_ready().await;
         agent
     }
-}
-
-/// Whether the real library is there to fetch pages.
-fn pages() -> Pages {
-    if std::env::var_os(LIBRARY_VARIABLE).is_some() { Pages::OnDemand } else { Pages::Ahead }
 }
 
 /// The user that Postgres runs as when tests run as root.
@@ -196,6 +195,9 @@ pub struct Agent {
     task: tokio::task::JoinHandle<ExitCode>,
     pub ready: Option<Ready>,
     pub steps: Vec<(String, u64)>,
+    /// What it told last.
+    pub roles: Vec<RoleReport>,
+    pub usage: Usage,
 }
 
 impl Agent {
@@ -204,7 +206,15 @@ impl Agent {
         let (agent_stdout, stdout) = tokio::io::duplex(1 << 20);
         let task = tokio::spawn(ardent_agent::run(spec, agent_stdin, agent_stdout));
         let events = BufReader::new(stdout).lines();
-        Agent { stdin: Some(stdin), events, task, ready: None, steps: Vec::new() }
+        Agent {
+            stdin: Some(stdin),
+            events,
+            task,
+            ready: None,
+            steps: Vec::new(),
+            roles: Vec::new(),
+            usage: Usage::default(),
+        }
     }
 
     /// The next event that is no progress; `None` when the agent has ended.
@@ -213,6 +223,11 @@ impl Agent {
             let line = tokio::time::timeout(DEADLINE, self.events.next_line()).await.expect("an event in time");
             match serde_json::from_str(&line.expect("readable")?).expect("an event") {
                 ComputeEvent::Progress { step, elapsed_ms } => self.steps.push((step, elapsed_ms)),
+                ComputeEvent::Roles { number, roles } => {
+                    self.roles = roles;
+                    self.order(&ComputeCommand::RolesTaken { number }).await;
+                }
+                ComputeEvent::Usage { usage } => self.usage = usage,
                 event => return Some(event),
             }
         }
@@ -238,9 +253,16 @@ impl Agent {
 
     pub async fn ask_to_stop(&mut self, deadline: Duration) {
         let deadline_ms = u64::try_from(deadline.as_millis()).expect("short");
-        let mut line = serde_json::to_vec(&ComputeCommand::Stop { deadline_ms }).expect("plain");
+        self.order(&ComputeCommand::Stop { deadline_ms }).await;
+    }
+
+    async fn order(&mut self, command: &ComputeCommand) {
+        let mut line = serde_json::to_vec(command).expect("plain");
         line.push(b'\n');
-        self.stdin.as_mut().expect("open").write_all(&line).await.expect("agent listens");
+        if let Some(stdin) = &mut self.stdin {
+            // An agent that has ended listens no more, and says so by its events.
+            let _ = stdin.write_all(&line).await;
+        }
     }
 
     pub async fn until_stopped(&mut self) -> (bool, Option<Lsn>) {
@@ -291,13 +313,17 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(socket_dir: &Path, user: &str) -> Client {
+        Self::try_connect(socket_dir, user).await.expect("connects")
+    }
+
+    pub async fn try_connect(socket_dir: &Path, user: &str) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
         config.host_path(socket_dir).port(5432).user(user).dbname("postgres");
-        let (client, connection) = config.connect(tokio_postgres::NoTls).await.expect("connects");
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         let _connection = tokio::spawn(async move {
             let _ = connection.await;
         });
-        Client { client, _connection }
+        Ok(Client { client, _connection })
     }
 
     pub async fn sql(&self, sql: &str) -> Result<String, tokio_postgres::Error> {

@@ -16,18 +16,14 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-/// Whether pages come with the base backup, so that a server without the compute library can run on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pages {
-    Ahead,
-    OnDemand,
-}
-
 /// What was asked of the server.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub base_backups: AtomicU64,
     pub pages: AtomicU64,
+    /// Connections with the agent's token and with the backends'.
+    pub agent_connections: AtomicU64,
+    pub backend_connections: AtomicU64,
     /// Lease name to base LSN, while held.
     pub leases: Mutex<BTreeMap<String, Lsn>>,
     /// Answer lease requests with an error from now on.
@@ -39,8 +35,8 @@ struct Cluster {
     data_dir: PathBuf,
     control_file: Vec<u8>,
     control: ControlFile,
-    pages: Pages,
     token: String,
+    page_token: String,
 }
 
 /// A running server; ends with its runtime.
@@ -52,11 +48,16 @@ pub struct FakePageServer {
 
 impl FakePageServer {
     /// Serves the cluster in `data_dir`, which must have been shut down, at a socket in `folder`.
-    pub fn start(folder: &Path, data_dir: &Path, pages: Pages, token: &str) -> Self {
+    pub fn start(folder: &Path, data_dir: &Path, token: &str, page_token: &str) -> Self {
         let control_file = std::fs::read(data_dir.join("global/pg_control")).expect("pg_control");
         let control = ControlFile::decode(&control_file).expect("pg_control is valid");
-        let cluster =
-            Arc::new(Cluster { data_dir: data_dir.to_owned(), control_file, control, pages, token: token.to_owned() });
+        let cluster = Arc::new(Cluster {
+            data_dir: data_dir.to_owned(),
+            control_file,
+            control,
+            token: token.to_owned(),
+            page_token: page_token.to_owned(),
+        });
         let path = folder.join("pageserver.sock");
         let listener = UnixListener::bind(&path).expect("bind");
         let seen = Arc::new(Seen::default());
@@ -72,11 +73,21 @@ impl FakePageServer {
 
 async fn serve(mut stream: UnixStream, cluster: Arc<Cluster>, seen: Arc<Seen>) {
     let mut received = BytesMut::new();
+    let mut may_write = false;
     loop {
         match Frame::take(&mut received).expect("frame") {
             Some(frame) => {
                 let mut out = BytesMut::new();
-                for response in cluster.answer(Request::decode(frame).expect("request"), &seen) {
+                let request = Request::decode(frame).expect("request");
+                match &request {
+                    Request::Hello(hello) if hello.token == cluster.token => {
+                        may_write = true;
+                        seen.agent_connections.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Request::Hello(_) => drop(seen.backend_connections.fetch_add(1, Ordering::Relaxed)),
+                    request => assert!(may_write || matches!(request, Request::GetPages { .. }), "{request:?}"),
+                }
+                for response in cluster.answer(request, &seen) {
                     response.encode(&mut out);
                 }
                 if stream.write_all(&out).await.is_err() {
@@ -94,7 +105,7 @@ async fn serve(mut stream: UnixStream, cluster: Arc<Cluster>, seen: Arc<Seen>) {
 impl Cluster {
     fn answer(&self, request: Request, seen: &Seen) -> Vec<Response> {
         match request {
-            Request::Hello(hello) if hello.token == self.token => {
+            Request::Hello(hello) if [&self.token, &self.page_token].contains(&&hello.token) => {
                 vec![Response::HelloOk { version: PROTOCOL_VERSION, capabilities: 0 }]
             }
             Request::Hello(_) => vec![error(0, ErrorCode::Refused)],
@@ -155,12 +166,7 @@ impl Cluster {
         for folder in ["pg_xact", "pg_multixact", "pg_twophase", "pg_commit_ts"] {
             self.list(Path::new(folder), &mut items, &mut Vec::new());
         }
-        items.push(BackupItem::Relations(relations.clone()));
-        if self.pages == Pages::Ahead {
-            for (rel, nblocks) in relations {
-                items.extend((0..nblocks).map(|block| BackupItem::Page { rel, block, page: self.page(&rel, block) }));
-            }
-        }
+        items.push(BackupItem::Relations(relations));
         items.push(BackupItem::End);
         items
     }

@@ -1,5 +1,6 @@
 //! Branches: creation, state, URLs, diffs.
 
+use crate::policy::BranchPolicy;
 use serde::{Deserialize, Serialize};
 
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
@@ -36,6 +37,12 @@ pub struct CreateBranchRequest {
     /// Answer at once, while the branch is still being made.
     #[serde(default)]
     pub no_wait: bool,
+    /// Its limits; 0 is none.
+    #[serde(flatten)]
+    pub policy: BranchPolicy,
+    /// The password of the URL is good for this many seconds; absent: for ever.
+    #[serde(default)]
+    pub password_expires_s: Option<u64>,
 }
 
 /// Body of `PATCH /v1/branches/NAME`. What is absent stays.
@@ -47,6 +54,19 @@ pub struct UpdateBranchRequest {
     /// Delete it this many seconds from now; 0: never.
     #[serde(default)]
     pub ttl_s: Option<u64>,
+    /// Refuse every change, or no longer. Changing a limit ends the sessions of a running compute: it holds from the next
+    /// connection on.
+    #[serde(default)]
+    pub read_only: Option<bool>,
+    /// No statement runs longer than this; 0: no limit.
+    #[serde(default)]
+    pub statement_timeout_ms: Option<u64>,
+    /// Most rows changed from when this was first set; 0: no limit.
+    #[serde(default)]
+    pub max_rows_changed: Option<u64>,
+    /// Most bytes of WAL since the branch was made; 0: no limit.
+    #[serde(default)]
+    pub max_bytes_written: Option<u64>,
 }
 
 /// Where a branch is in its life.
@@ -123,6 +143,11 @@ pub struct BranchInfo {
     pub compute_problem: Option<String>,
     /// Suspended after this many seconds without activity; 0: never.
     pub idle_timeout_s: u64,
+    /// Its limits.
+    #[serde(flatten)]
+    pub policy: BranchPolicy,
+    /// Rows changed since their number was limited; null where it is not.
+    pub rows_changed: Option<u64>,
     /// The role of `url`.
     pub role: String,
     /// The database of `url`.
@@ -171,6 +196,19 @@ pub struct UrlReply {
     pub host_address: String,
     /// File with the CA certificate for `sslmode=verify-full`, on the server.
     pub ca_file: String,
+}
+
+/// Body of `POST /v1/branches/NAME/password`: a new password for a role; the old one is good no longer. Answered by
+/// [`UrlReply`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PasswordRequest {
+    /// The role; absent: the branch's.
+    #[serde(default)]
+    pub role: Option<String>,
+    /// Good for this many seconds; absent: for ever.
+    #[serde(default)]
+    pub expires_s: Option<u64>,
 }
 
 /// Answer to deletes.

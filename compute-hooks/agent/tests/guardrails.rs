@@ -1,0 +1,243 @@
+//! Policies and roles: what the agent holds and tells, whatever a superuser does inside.
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod rig;
+
+use std::time::{Duration, Instant};
+
+use ardent_api::compute::ComputeSpec;
+use ardent_api::policy::BranchPolicy;
+use ardent_test_pg::TestPgOptions;
+use rig::{Agent, Client, DEADLINE, World};
+
+const SOURCE: &str =
+    "create table t (id int primary key, v text); insert into t select i, 'v' from generate_series(1, 1000) i;
+    create sequence s; create role reader login password 'production''s'";
+
+async fn world() -> World {
+    World::new(TestPgOptions::default().set("max_prepared_transactions", "5"), SOURCE).await
+}
+
+fn with_policy(world: &World, policy: BranchPolicy) -> ComputeSpec {
+    ComputeSpec { policy, ..world.spec() }
+}
+
+/// Runs `sql`, which must fail; gives SQLSTATE, message, detail and hint.
+async fn refused(client: &Client, sql: &str) -> (String, String) {
+    let error = client.sql(sql).await.err().unwrap_or_else(|| panic!("{sql} was not refused"));
+    let error = error.as_db_error().unwrap_or_else(|| panic!("{sql}: {error}"));
+    let text = [Some(error.message()), error.detail(), error.hint()].into_iter().flatten().collect::<Vec<_>>();
+    (error.code().code().to_owned(), text.join(" / "))
+}
+
+async fn names_the_policy(client: &Client, sql: &str, code: &str, policy: &str) {
+    let (found, text) = refused(client, sql).await;
+    assert_eq!(found, code, "{sql}: {text}");
+    assert!(text.contains("policy") && text.contains(policy) && text.contains("ardent branch policy"), "{sql}: {text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_branch_takes_no_change_from_its_superuser() {
+    let world = world().await;
+    let policy = BranchPolicy { read_only: true, ..BranchPolicy::default() };
+    let mut agent = world.start_with(with_policy(&world, policy)).await;
+    let client = agent.connect().await;
+    for sql in [
+        "insert into t values (0, 'x')",
+        "begin read write; delete from t; commit",
+        "set default_transaction_read_only = off; set transaction_read_only = off; update t set v = 'x'",
+        "with gone as (delete from t returning 1) select count(*) from gone",
+        "create table u (i int)",
+        "create temp table u (i int)",
+        "select nextval('s')",
+        "select * from t for update",
+        "select lo_create(4711)",
+        "truncate t",
+        "drop table t",
+        "vacuum t",
+        "reindex table t",
+        "do $$ begin insert into t values (0, 'x'); end $$",
+        "copy t from program 'echo 0,x' csv",
+    ] {
+        let _ = client.sql("rollback").await;
+        let (code, text) = refused(&client, sql).await;
+        let named = text.contains("read-only") && text.contains("ardent branch policy");
+        assert!(code == "25006" && named, "{sql}: {code} {text}");
+    }
+    client.sql("rollback").await.expect("no transaction is fine");
+    assert_eq!(client.sql("select count(*) from t where v = 'v'").await.expect("reads"), "1000");
+    assert_eq!(client.sql("select sum(id) from t group by v").await.expect("reads"), "500500");
+    drop(client);
+    let (clean, end) = agent.stop(DEADLINE).await;
+    assert!(clean);
+    world.check_wal(end.expect("clean"));
+    assert_eq!(world.recover().sql("select count(*), min(id) from t"), "1000|1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_ends_in_time_whatever_is_set() {
+    let world = world().await;
+    let policy = BranchPolicy { statement_timeout_ms: Some(500), ..BranchPolicy::default() };
+    let mut agent = world.start_with(with_policy(&world, policy)).await;
+    let client = agent.connect().await;
+    for set in [
+        "set statement_timeout = 0",
+        "alter system set statement_timeout = 0",
+        "alter role postgres set statement_timeout = 0",
+        "set statement_timeout = '1h'",
+    ] {
+        client.sql(set).await.expect(set);
+        for sleep in
+            ["select pg_sleep(20)", "do $$ begin perform pg_sleep(20); end $$", "select 1; select pg_sleep(20)"]
+        {
+            let began = Instant::now();
+            names_the_policy(&client, sleep, "57014", "statement-timeout 500 ms").await;
+            assert!(began.elapsed() < Duration::from_secs(5), "{set}, {sleep}: {:?}", began.elapsed());
+        }
+    }
+    // A shorter one of the session's own holds, and has its own words.
+    client.sql("set statement_timeout = 50").await.expect("set");
+    let (code, text) = refused(&client, "select pg_sleep(20)").await;
+    assert!(code == "57014" && !text.contains("policy"), "{text}");
+    drop(client);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_are_counted_to_the_one_and_over_restarts() {
+    let world = world().await;
+    let policy = BranchPolicy { max_rows_changed: Some(100), ..BranchPolicy::default() };
+    let mut spec = with_policy(&world, policy);
+    let mut agent = world.start_with(spec.clone()).await;
+    let client = agent.connect().await;
+    client.sql("insert into t select -i, 'x' from generate_series(1, 40) i").await.expect("within");
+    client.sql("update t set v = 'y' where id between -20 and -1").await.expect("within");
+    client.sql("delete from t where id between -40 and -21").await.expect("within");
+    client.sql("create table u (i int); drop table u; analyze t").await.expect("the catalog's own rows do not count");
+    names_the_policy(
+        &client,
+        "insert into t select -100 - i, 'z' from generate_series(1, 21) i",
+        "53400",
+        "max-rows-changed 100",
+    )
+    .await;
+    assert_eq!(client.sql("select count(*) from t where id < -100").await.expect("reads go on"), "0");
+    names_the_policy(&client, "delete from t where id = 1", "25006", "max-rows-changed 100").await;
+    drop(client);
+    // Killed: what it had not told is counted again from the log.
+    agent.close_stdin();
+    agent.until_stopped().await;
+    assert_eq!(agent.usage.rows_changed, 101);
+    spec.usage = ardent_api::compute::Usage { rows_changed: 0, counted_to: world.timeline.start_lsn };
+    let mut agent = world.start_with(spec.clone()).await;
+    assert_eq!(agent.usage.rows_changed, 101);
+    names_the_policy(&agent.connect().await, "delete from t where id = 1", "25006", "max-rows-changed 100").await;
+    assert!(agent.stop(DEADLINE).await.0);
+    spec.policy.max_rows_changed = Some(200);
+    spec.usage = agent.usage;
+    let mut agent = world.start_with(spec).await;
+    let client = agent.connect().await;
+    client.sql("begin").await.expect("begins");
+    client.sql("delete from t where id between 1 and 99").await.expect("to the last row");
+    client.sql("commit").await.expect("to the last row");
+    assert!(client.sql("delete from t where id = 100").await.is_err());
+    drop(client);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_written_are_bounded_in_the_middle_of_a_statement() {
+    let world = world().await;
+    let policy = BranchPolicy { max_bytes_written: Some(8 << 20), ..BranchPolicy::default() };
+    let mut agent = world.start_with(with_policy(&world, policy)).await;
+    let client = agent.connect().await;
+    let fill = "insert into t select i, repeat(md5(i::text), 60) from generate_series(1001, 1000000) i";
+    names_the_policy(&client, fill, "53400", "max-bytes-written 8388608").await;
+    names_the_policy(&client, "insert into t values (0, 'x')", "25006", "max-bytes-written").await;
+    assert_eq!(client.sql("select count(*) from t").await.expect("reads go on"), "1000");
+    drop(client);
+    let (clean, end) = agent.stop(DEADLINE).await;
+    assert!(clean && end.expect("clean") < world.timeline.start_lsn.advance(16 << 20));
+}
+
+/// The gate behind the library: a session that has machine code of its own switches the library off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_superuser_who_gets_around_the_library_gets_nothing_onto_the_quorum() {
+    let world = world().await;
+    let policy = BranchPolicy { read_only: true, ..BranchPolicy::default() };
+    let mut spec = with_policy(&world, policy);
+    // As if the library knew nothing of it: another file lies where it looks.
+    let open = ardent_api::policy::PolicyPage::default();
+    open.set(&BranchPolicy::default(), world.timeline.start_lsn, 0);
+    spec.sandbox = ardent_api::compute::Sandbox::None;
+    let mut agent = world.start_with(spec).await;
+    let client = agent.connect().await;
+    assert!(client.sql("insert into t values (0, 'x')").await.is_err());
+    overwrite(&world.compute_dir().join("policy"), &open);
+    let sql = "begin read write; insert into t values (0, 'x'); commit";
+    let change = tokio::spawn(async move { client.sql(sql).await });
+    let (code, message) = agent.until_failed().await;
+    assert_eq!(code, "policy", "{message}");
+    assert!(message.contains("read-only") && message.contains("ardent branch policy dev"), "{message}");
+    assert!(change.await.expect("no panic").is_err(), "no client heard of a commit");
+    assert_eq!(world.recover().sql("select count(*), min(id) from t"), "1000|1");
+}
+
+fn overwrite(path: &std::path::Path, page: &ardent_api::policy::PolicyPage) {
+    use std::os::unix::fs::FileExt as _;
+    // SAFETY: a structure of plain numbers, read as bytes.
+    let bytes = unsafe {
+        std::slice::from_raw_parts(std::ptr::from_ref(page).cast::<u8>(), size_of::<ardent_api::policy::PolicyPage>())
+    };
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("the agent's file");
+    file.write_all_at(bytes, 0).expect("written");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn control_hears_of_roles_before_their_makers_are_answered() {
+    let world = world().await;
+    let mut spec = world.spec();
+    spec.roles_known = false;
+    let agent = world.start_with(spec).await;
+    let find = |agent: &Agent, name: &str| agent.roles.iter().find(|role| role.name == name).cloned();
+    let reader = find(&agent, "reader").expect("told before it was ready");
+    assert!(reader.can_login && reader.password.as_ref().is_some_and(|text| text.starts_with("SCRAM-SHA-256$")));
+    let client = agent.connect().await;
+    let agent = std::sync::Mutex::new(agent);
+    // Each command is answered only after control's end of the channel has taken the news, so nobody else may read it.
+    let changed = async |sql: &str| {
+        let mut agent = agent.lock().expect("one test");
+        let before = agent.roles.clone();
+        let running = client.sql(sql);
+        tokio::pin!(running);
+        loop {
+            tokio::select! {
+                done = &mut running => {
+                    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
+                    break;
+                }
+                event = agent.event() => panic!("{event:?}"),
+            }
+        }
+        assert_ne!(agent.roles, before, "{sql} was answered before control knew");
+        agent.roles.clone()
+    };
+    let roles = changed("create role app login password 'first'").await;
+    let app = roles.iter().find(|role| role.name == "app").expect("told").clone();
+    assert!(app.can_login && app.valid_until_us.is_none());
+    let roles = changed("alter role app password 'second' valid until '2001-01-01 00:00:00+00'").await;
+    let again = roles.iter().find(|role| role.name == "app").expect("told");
+    assert!(again.password != app.password && again.valid_until_us == Some(978_307_200_000_000));
+    let roles = changed("alter role app rename to app2").await;
+    assert!(roles.iter().any(|role| role.name == "app2" && role.oid == app.oid));
+    let roles = changed("do $$ begin execute 'alter role app2 nologin'; end $$").await;
+    assert!(roles.iter().any(|role| role.name == "app2" && !role.can_login));
+    let roles = changed("drop role app2").await;
+    assert!(roles.iter().all(|role| role.oid != app.oid));
+    // Not by a command for roles: found at the end at the latest.
+    client.sql("update pg_authid set rolcanlogin = false where rolname = 'reader'").await.expect("superuser");
+    let mut agent = agent.into_inner().expect("one test");
+    drop(client);
+    assert!(agent.stop(DEADLINE).await.0);
+    assert!(find(&agent, "reader").is_some_and(|role| !role.can_login));
+}
