@@ -1,0 +1,38 @@
+//! Two catalogs in, ordered DDL out.
+//!
+//! ```text
+//!  CatalogQueries ──(run by the caller, on each side)──► answers ──► Catalog ──┐
+//!                                                                              ├─► matching ─► Planner ─► Plan
+//!                                                        answers ──► Catalog ──┘    │             │
+//!                                                                              by OID or     drop, rename, alter, create,
+//!                                                                              by name       each ordered by pg_depend
+//! ```
+//!
+//! A catalog is a set of objects with identities, definitions as Postgres's own `pg_get_*def` functions write them, and what
+//! depends on what. Objects with the same identity are compared part by part; what differs is altered in place where Postgres
+//! has a statement for that, and else dropped and made again with all that depends on it.
+//!
+//! Invariants:
+//! - SD-1: running [`Plan::statements`] on the old side gives the new side's schema, but for what [`Plan::not_covered`] names.
+//! - SD-2: nothing that differs is passed over in silence.
+//! - SD-3: a table that is on both sides is never dropped and made again: its rows stay.
+//! - SD-4: what rows must obey only when all are there comes in [`Section::AfterRows`].
+//!
+//! Sans-IO: it knows nothing of connections, and nothing of rows. Start reading at [`plan`].
+
+mod alter;
+mod catalog;
+mod create;
+mod drop;
+mod matching;
+mod name;
+mod order;
+mod phrase;
+mod plan;
+mod privileges;
+mod queries;
+mod rename;
+
+pub use catalog::{Catalog, CatalogError, CatalogQueries, Kind, Object, ObjectId};
+pub use name::{identifier, literal, qualified};
+pub use plan::{Action, Identity, Plan, Section, Statement, Touched, plan};

@@ -1,0 +1,481 @@
+//! The plan: which objects are dropped, renamed, changed and made, and in which order.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::alter::{Alteration, Change, retype};
+use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
+use crate::create::Making;
+use crate::drop;
+use crate::order::{self, Edges};
+use crate::phrase::whole_name;
+use crate::rename::Renames;
+
+/// How an object is recognised on the other side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identity {
+    /// By its OID: one side is a copy of the other that went on from there. Renames are seen as such.
+    Oid,
+    /// By its name: the sides have nothing to do with each other. A rename is a drop and a creation.
+    Name,
+}
+
+/// Whether a statement goes before or after the rows are brought over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Section {
+    /// Before.
+    BeforeRows,
+    /// After: rows need not obey it until all are there.
+    AfterRows,
+}
+
+/// What a statement does to its object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Makes it.
+    Create,
+    /// Changes it.
+    Alter,
+    /// Gives it another name or schema.
+    Rename,
+    /// Drops it.
+    Drop,
+}
+
+/// One statement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// When it is to run.
+    pub section: Section,
+    /// What it does.
+    pub action: Action,
+    /// To which kind of thing.
+    pub kind: String,
+    /// To which one.
+    pub object: String,
+    /// Without the semicolon.
+    pub sql: String,
+}
+
+/// An object that the plan changes, as both sides have it: what somebody who changed it too must be told about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Touched {
+    /// Its name on the old side (of a new one: on the new side), such as `column note of table public.users`.
+    pub path: String,
+    /// Its definition on the old side; absent: it is not there.
+    pub old: Option<String>,
+    /// Its definition on the new side; absent: it is not there.
+    pub new: Option<String>,
+}
+
+/// How to get from one catalog to another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// In the order to run them in.
+    pub statements: Vec<Statement>,
+    /// Differences that no statement removes, each named.
+    pub not_covered: Vec<String>,
+    /// What is changed.
+    pub touched: Vec<Touched>,
+}
+
+impl Plan {
+    /// Whether the schemas are the same, as far as it was looked.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty() && self.not_covered.is_empty()
+    }
+}
+
+/// Plans the way from `old` to `new`.
+pub fn plan(old: &Catalog, new: &Catalog, identity: Identity) -> Plan {
+    let new = match identity {
+        Identity::Oid => new.with_identities_of(old),
+        Identity::Name => new.matched_by_name(old),
+    };
+    let planner = Planner::new(old, &new, identity);
+    planner.plan()
+}
+
+pub(crate) struct Planner<'a> {
+    pub old: &'a Catalog,
+    pub new: &'a Catalog,
+    identity: Identity,
+    /// In both, and not made again.
+    pub altered: BTreeMap<ObjectId, Vec<String>>,
+    /// To be dropped, by the old side's identity.
+    pub drops: BTreeSet<ObjectId>,
+    /// To be made.
+    pub creates: BTreeSet<ObjectId>,
+    not_covered: Vec<String>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(old: &'a Catalog, new: &'a Catalog, identity: Identity) -> Self {
+        let mut planner = Planner {
+            old,
+            new,
+            identity,
+            altered: BTreeMap::new(),
+            drops: old.objects.keys().filter(|id| !new.objects.contains_key(id)).cloned().collect(),
+            creates: new.objects.keys().filter(|id| !old.objects.contains_key(id)).cloned().collect(),
+            not_covered: Vec::new(),
+        };
+        planner.compare_kept();
+        planner.name_uncovered();
+        planner
+    }
+
+    fn kept(&self) -> impl Iterator<Item = (&'a Object, &'a Object)> + use<'a> {
+        let (old, new) = (self.old, self.new);
+        old.objects.values().filter_map(move |object| Some((object, new.objects.get(&object.id)?)))
+    }
+
+    /// Finds what changes in place and what must be made again, with all that hangs on it.
+    fn compare_kept(&mut self) {
+        let mut replaced = BTreeSet::new();
+        let mut retyped = BTreeSet::new();
+        for (old, new) in self.kept() {
+            let change = Change { identity: self.identity, new_catalog: self.new, old, new };
+            if old.kind == Kind::Column && (change.differs("type") || change.differs("collation")) {
+                retyped.insert(old.id.clone());
+            }
+            match change.alteration() {
+                Alteration::InPlace(statements) if statements.is_empty() => {}
+                Alteration::InPlace(statements) => {
+                    self.altered.insert(old.id.clone(), statements);
+                }
+                Alteration::Replace => {
+                    replaced.insert(old.id.clone());
+                }
+                Alteration::Impossible(why) => self.not_covered.push(format!("{}: {why}", self.new.path(new))),
+            }
+        }
+        if self.identity == Identity::Name {
+            // What gives way to another thing, of another name, goes before that comes: the two may share names of parts.
+            let leaning = self.old.needs.iter().filter(|(_, needs)| needs.iter().any(|need| self.drops.contains(need)));
+            let kinds = [Kind::View, Kind::MaterializedView, Kind::Function, Kind::Policy, Kind::Rule, Kind::Trigger, Kind::Default];
+            let kept = leaning.map(|(id, _)| id).filter(|id| self.new.objects.contains_key(id));
+            replaced.extend(kept.filter(|id| kinds.contains(&self.old.objects[*id].kind)).cloned());
+        }
+        let forced = self.spread(&mut replaced, &retyped);
+        for id in forced {
+            let Some(column) = self.new.objects.get(&id) else { continue };
+            let (table, was) = (whole_name(self.new, column), self.old.objects.get(&id));
+            let statements = self.altered.entry(id.clone()).or_default();
+            if !retyped.contains(&id) {
+                statements.insert(0, retype(&table, was, column));
+            }
+        }
+        for id in replaced {
+            self.altered.remove(&id);
+            self.drops.insert(id.clone());
+            self.creates.insert(id);
+        }
+    }
+
+    /// What depends on something that is made again is made again too. Gives the columns that must be moved from an old type to
+    /// the new one of the same name.
+    fn spread(&self, replaced: &mut BTreeSet<ObjectId>, retyped: &BTreeSet<ObjectId>) -> BTreeSet<ObjectId> {
+        let (old_users, new_users) = (self.old.needed_by(), self.new.needed_by());
+        let mut forced = BTreeSet::new();
+        let mut queue: Vec<(ObjectId, bool)> = replaced.iter().map(|id| (id.clone(), false)).collect();
+        queue.extend(retyped.iter().map(|id| (id.clone(), true)));
+        while let Some((id, is_retyped)) = queue.pop() {
+            let users = old_users.get(&id).into_iter().chain(new_users.get(&id)).flatten();
+            for user in users {
+                let (Some(object), true) = (self.old.objects.get(*user), self.new.objects.contains_key(*user)) else { continue };
+                let type_replaced = self.old.objects.get(&id).is_some_and(|o| matches!(o.kind, Kind::Enum | Kind::Domain | Kind::Composite | Kind::Range));
+                match object.kind {
+                    Kind::Column if type_replaced => {
+                        if forced.insert((*user).clone()) {
+                            queue.push(((*user).clone(), true));
+                        }
+                        continue;
+                    }
+                    Kind::Column | Kind::Table | Kind::ForeignTable | Kind::Sequence | Kind::Schema | Kind::Extension => continue,
+                    // Postgres carries these over to the column's new type itself.
+                    Kind::Index | Kind::Constraint | Kind::Statistics | Kind::OwnedBy | Kind::Partition if is_retyped => continue,
+                    Kind::Default if is_retyped && !forced.contains(&id) => continue,
+                    _ => {}
+                }
+                if replaced.insert((*user).clone()) {
+                    queue.push(((*user).clone(), false));
+                }
+            }
+        }
+        forced
+    }
+
+    fn name_uncovered(&mut self) {
+        let (old, new) = (&self.old.uncovered, &self.new.uncovered);
+        let key = |thing: &Uncovered| (thing.kind.clone(), thing.name.clone());
+        let before: BTreeMap<_, _> = old.difference(new).map(|thing| (key(thing), thing)).collect();
+        let after: BTreeMap<_, _> = new.difference(old).map(|thing| (key(thing), thing)).collect();
+        let all: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        for (kind, name) in all {
+            let id = (kind.clone(), name.clone());
+            let what = match (before.contains_key(&id), after.contains_key(&id)) {
+                (true, true) => "was changed",
+                (true, false) => "was dropped",
+                _ => "is new",
+            };
+            self.not_covered.push(format!("{kind} {name} {what}"));
+        }
+    }
+
+    fn plan(mut self) -> Plan {
+        let renames = Renames::find(&self);
+        let (early, late) = self.ordered_drops();
+        let mut statements = Vec::new();
+        for id in &early {
+            statements.extend(self.drop_statement(id, None));
+        }
+        let schemas: Vec<ObjectId> = self.creates.iter().filter(|id| self.new.objects[*id].kind == Kind::Schema).cloned().collect();
+        let making = self.making();
+        for id in &schemas {
+            let object = &self.new.objects[id];
+            let sql = making.statements(object);
+            statements.extend(sql.into_iter().map(|sql| self.statement(Section::BeforeRows, Action::Create, self.new, object, sql)));
+        }
+        let (renaming, temporary) = renames.statements(&self, &late);
+        statements.extend(renaming);
+        let (making_statements, cycles) = self.ordered_makings(&schemas);
+        statements.extend(making_statements);
+        for id in &late {
+            statements.extend(self.drop_statement(id, temporary.get(id).map(String::as_str)));
+        }
+        self.not_covered.extend(cycles);
+        let (before, after): (Vec<_>, Vec<_>) = statements.into_iter().partition(|statement| statement.section == Section::BeforeRows);
+        let touched = self.touched(&renames);
+        Plan { statements: before.into_iter().chain(after).collect(), not_covered: self.not_covered, touched }
+    }
+
+    fn making(&self) -> Making<'_> {
+        let catalogs = [self.old, self.new];
+        let defaults = catalogs.iter().flat_map(|catalog| catalog.objects.values()).filter(|o| o.kind == Kind::DefaultPrivileges);
+        let mut grantees: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for object in defaults {
+            let names = object.rows("privileges").iter().filter_map(|row| row.get(0)?.as_str().map(str::to_owned));
+            grantees.entry(object.text("objects").unwrap_or_default().to_owned()).or_default().extend(names);
+        }
+        Making { catalog: self.new, default_grantees: grantees }
+    }
+
+    pub(crate) fn statement(&self, section: Section, action: Action, catalog: &Catalog, object: &Object, sql: String) -> Statement {
+        let path = catalog.path(object);
+        let name = path.strip_prefix(object.kind.word()).unwrap_or(&path).trim_start().to_owned();
+        Statement { section, action, kind: object.kind.word().to_owned(), object: name, sql }
+    }
+
+    /// What goes away with `id`'s whole, or with what it copies, and needs no statement of its own.
+    fn goes_with(&self, id: &ObjectId) -> Option<ObjectId> {
+        let object = &self.old.objects[id];
+        let parent = object.parent_id().filter(|parent| self.drops.contains(parent));
+        match object.kind {
+            Kind::ViewColumn => return object.parent_id(),
+            Kind::Constraint => {
+                let other = u32::try_from(object.number("foreign_table")).ok().map(|oid| ObjectId { class: "pg_class".to_owned(), oid, sub: 0 });
+                let both = other.is_some_and(|other| parent.as_ref().is_some_and(|parent| *parent != other) && self.drops.contains(&other));
+                if both && object.number("parent_constraint") == 0 && object.number("inherited") == 0 {
+                    return None;
+                }
+            }
+            _ => {}
+        }
+        if parent.is_some() {
+            return parent;
+        }
+        let dropped = |class: &str, oid: i64| {
+            let id = ObjectId { class: class.to_owned(), oid: u32::try_from(oid).ok()?, sub: 0 };
+            self.drops.contains(&id).then_some(id)
+        };
+        match object.kind {
+            Kind::Index => dropped("pg_class", object.number("parent_index")),
+            Kind::Constraint => {
+                let whole = dropped("pg_constraint", object.number("parent_constraint"));
+                let inherited = object.number("inherited") > 0 && !object.flag("local") && object.text("type") == Some("c");
+                whole.or_else(|| inherited.then(|| object.parent_id()).flatten())
+            }
+            Kind::Column if object.number("inherited") > 0 && !object.flag("local") => object.parent_id(),
+            Kind::Sequence => {
+                let owned = ObjectId { class: "owned".to_owned(), ..id.clone() };
+                let columns = self.old.needs_of(&owned).filter(|need| *need != id);
+                let owner = columns.flat_map(|column| [column.clone(), ObjectId { sub: 0, ..column.clone() }]).find(|owner| self.drops.contains(owner));
+                owner
+            }
+            Kind::Partition => {
+                let above = self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned();
+                above
+            }
+            _ => None,
+        }
+    }
+
+    /// Drops before and after everything else, each in order.
+    fn ordered_drops(&mut self) -> (Vec<ObjectId>, Vec<ObjectId>) {
+        let stands_for: BTreeMap<ObjectId, ObjectId> = self
+            .drops
+            .iter()
+            .map(|id| {
+                let mut at = id.clone();
+                // A default of a column of a table, and what hangs on that.
+                for _ in 0..6 {
+                    match self.drops.contains(&at).then(|| self.goes_with(&at)).flatten() {
+                        Some(whole) => at = whole,
+                        None => break,
+                    }
+                }
+                (id.clone(), at)
+            })
+            .collect();
+        let mut edges = Edges::new();
+        let mut needed_late: BTreeSet<ObjectId> = BTreeSet::new();
+        for (from, needs) in &self.old.needs {
+            for to in needs.iter().filter(|to| self.drops.contains(to)) {
+                let to = stands_for.get(to).unwrap_or(to).clone();
+                match stands_for.get(from) {
+                    Some(from) if *from != to => {
+                        // `from` goes first.
+                        edges.entry(to).or_default().insert(from.clone());
+                    }
+                    Some(_) => {}
+                    None => {
+                        // An object that stays lets go of it only once it was changed.
+                        let part_of_it = self.old.objects.get(from).and_then(Object::parent_id).is_some_and(|parent| parent == to);
+                        if !part_of_it {
+                            needed_late.insert(to);
+                        }
+                    }
+                }
+            }
+        }
+        let own: BTreeSet<ObjectId> = stands_for.iter().filter(|(id, whole)| id == whole).map(|(id, _)| id.clone()).collect();
+        let rank = |id: &ObjectId| self.old.objects.get(id).map(|o| (std::cmp::Reverse(o.kind), self.old.path(o)));
+        let (ordered, _) = order::sort(&own, &edges, rank);
+        let mut late: BTreeSet<ObjectId> = needed_late;
+        // What is needed by what goes late goes later still.
+        for id in &ordered {
+            if edges.get(id).into_iter().flatten().any(|first| late.contains(first)) {
+                late.insert(id.clone());
+            }
+        }
+        ordered.into_iter().partition(|id| !late.contains(id))
+    }
+
+    fn drop_statement(&self, id: &ObjectId, current: Option<&str>) -> Option<Statement> {
+        let object = self.old.objects.get(id)?;
+        let late = current.is_some();
+        // By then its table has its new name.
+        let catalog = if late && self.new.parent(object).is_some() { self.new } else { self.old };
+        let sql = drop::statement(catalog, object, current)?;
+        let section = if late { Section::AfterRows } else { Section::BeforeRows };
+        Some(self.statement(section, Action::Drop, self.old, object, sql))
+    }
+
+    /// What needs no statement because making something else brings it.
+    fn comes_with(&self, object: &Object) -> Option<ObjectId> {
+        let parent = object.parent_id();
+        let parent_made = parent.as_ref().is_some_and(|parent| self.creates.contains(parent));
+        let inherited = object.number("inherited") > 0 && !object.flag("local");
+        match object.kind {
+            Kind::Column if parent_made || inherited => parent,
+            Kind::Constraint if inherited && object.text("type") == Some("c") => {
+                let partition = parent.as_ref().map(|parent| ObjectId { class: "partition".to_owned(), ..parent.clone() });
+                let attached_now = partition.is_some_and(|id| self.creates.contains(&id));
+                if attached_now { None } else { parent }
+            }
+            _ => None,
+        }
+    }
+
+    /// Statements that change and make things, in order, and what could not be put in order.
+    fn ordered_makings(&self, done: &[ObjectId]) -> (Vec<Statement>, Vec<String>) {
+        let mut nodes: BTreeSet<ObjectId> = BTreeSet::new();
+        let mut stands_for: BTreeMap<ObjectId, ObjectId> = BTreeMap::new();
+        for id in self.creates.iter().chain(self.altered.keys()) {
+            if done.contains(id) {
+                continue;
+            }
+            match self.creates.contains(id).then(|| self.comes_with(&self.new.objects[id])).flatten() {
+                Some(whole) => {
+                    stands_for.insert(id.clone(), whole);
+                }
+                None => {
+                    nodes.insert(id.clone());
+                    stands_for.insert(id.clone(), id.clone());
+                }
+            }
+        }
+        let mut edges = Edges::new();
+        for (from, needs) in self.new.needs.iter().chain(&self.new.made_after) {
+            let Some(from) = stands_for.get(from) else { continue };
+            for to in needs.iter().filter_map(|to| stands_for.get(to)).filter(|to| *to != from) {
+                edges.entry(from.clone()).or_default().insert(to.clone());
+            }
+        }
+        // Columns in their order, all else by name.
+        let rank = |id: &ObjectId| {
+            self.new.objects.get(id).map(|o| (o.kind, self.new.parent(o).map(|whole| self.new.path(whole)), id.sub, self.new.path(o)))
+        };
+        let (ordered, cyclic) = order::sort(&nodes, &edges, rank);
+        let making = self.making();
+        let mut sections: BTreeMap<ObjectId, Section> = BTreeMap::new();
+        let mut statements = Vec::new();
+        for id in &ordered {
+            let object = &self.new.objects[id];
+            let creates = self.creates.contains(id);
+            let needed = edges.get(id).into_iter().flatten().filter_map(|need| sections.get(need)).max();
+            let mut section = needed.copied().unwrap_or(Section::BeforeRows);
+            let (action, sql) = match creates {
+                true => (Action::Create, making.statements(object)),
+                false => (Action::Alter, self.altered.get(id).cloned().unwrap_or_default()),
+            };
+            for sql in sql {
+                section = section.max(section_of(object, creates, &sql));
+                statements.push(self.statement(section, action, self.new, object, sql));
+            }
+            sections.insert(id.clone(), section);
+        }
+        let cycles = cyclic.iter().map(|id| format!("{} and others need each other: its place in the order is a guess", self.new.path(&self.new.objects[id])));
+        (statements, cycles.collect())
+    }
+
+    fn touched(&self, renames: &Renames) -> Vec<Touched> {
+        let mut ids: BTreeSet<&ObjectId> = self.drops.iter().chain(&self.creates).chain(self.altered.keys()).collect();
+        ids.extend(renames.ids());
+        let mut all: Vec<Touched> = ids
+            .into_iter()
+            .filter_map(|id| {
+                let (old, new) = (self.old.objects.get(id), self.new.objects.get(id));
+                let path = match (old, new) {
+                    (Some(old), _) => self.old.path(old),
+                    (None, new) => self.new.path(new?),
+                };
+                Some(Touched { path, old: old.map(Object::definition), new: new.map(Object::definition) })
+            })
+            .filter(|touched| touched.old != touched.new)
+            .collect();
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        all
+    }
+}
+
+/// Rows must not be held to what is only true once all of them are there.
+fn section_of(object: &Object, creates: bool, sql: &str) -> Section {
+    let late_kind = matches!(
+        object.kind,
+        Kind::Constraint | Kind::Index | Kind::Trigger | Kind::Rule | Kind::Policy | Kind::MaterializedView | Kind::Partition
+            | Kind::EventTrigger | Kind::Publication | Kind::Statistics
+    );
+    let late_word = [" SET NOT NULL", " ROW LEVEL SECURITY"].iter().any(|end| sql.ends_with(end))
+        || sql.contains(" ADD GENERATED ")
+        || sql.contains(" VALIDATE CONSTRAINT ");
+    if (creates && late_kind) || late_word || (!creates && matches!(object.kind, Kind::Trigger | Kind::Rule)) {
+        Section::AfterRows
+    } else {
+        Section::BeforeRows
+    }
+}

@@ -1,0 +1,142 @@
+//! The plan between two databases, run on a copy of the first, makes `pg_dump --schema-only` of both equal: on a schema with
+//! something of everything and on random changes, there and back, by OID and by name.
+
+mod random;
+
+use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Plan, plan};
+use ardent_test_pg::{TestPg, TestPgOptions, program, server_command};
+
+const RICH: &str = include_str!("rich.sql");
+const CHANGES: &str = include_str!("changes.sql");
+
+fn run(pg: &TestPg, database: &str, script: &str) {
+    pg.try_sql_in(database, script).unwrap_or_else(|error| panic!("in {database}: {error}\n{script}"));
+}
+
+fn catalog(pg: &TestPg, database: &str) -> Catalog {
+    let answers: Vec<Vec<String>> = CatalogQueries::new()
+        .statements
+        .iter()
+        .map(|query| {
+            // One value without newlines, so that rows can be told apart.
+            let wrapped = format!("set search_path = pg_catalog; select coalesce(jsonb_agg(q.v), '[]') from ({query}) q(v)");
+            let rows: Vec<serde_json::Value> = serde_json::from_str(&pg.sql_in(database, &wrapped)).expect("JSON");
+            rows.iter().map(serde_json::Value::to_string).collect()
+        })
+        .collect();
+    Catalog::from_answers(&answers).expect("a catalog")
+}
+
+fn dump(pg: &TestPg, database: &str) -> String {
+    let output = server_command(program("pg_dump"))
+        .args(["--schema-only", "-d"])
+        .arg(pg.socket_url(database))
+        .output()
+        .expect("pg_dump can be run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // Newer minors begin and end with a word that is another one each time.
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.lines().filter(|line| !line.contains("restrict ")).map(|line| format!("{line}\n")).collect()
+}
+
+fn script(plan: &Plan) -> String {
+    let statements: Vec<String> = plan.statements.iter().map(|statement| format!("{};\n", statement.sql)).collect();
+    format!("begin; set local search_path = pg_catalog; set local check_function_bodies = off;\n{}commit;", statements.concat())
+}
+
+#[derive(Clone, Copy)]
+enum Exact {
+    Whole,
+    ButForColumnOrder,
+}
+
+/// Runs the plan from `old` to `new` on a copy of `old`; panics if the copy's dump is not `new`'s then.
+fn check(pg: &TestPg, old: &str, new: &str, identity: Identity, exact: Exact) {
+    let found = plan(&catalog(pg, old), &catalog(pg, new), identity);
+    assert_eq!(found.not_covered, Vec::<String>::new(), "{}", script(&found));
+    let copy = "copy";
+    pg.sql(&format!("drop database if exists {copy}"));
+    pg.sql(&format!("create database {copy} template {old}"));
+    let script = script(&found);
+    if let Err(error) = pg.try_sql_in(copy, &script) {
+        panic!("{old} to {new} {identity:?}: {error}\n{script}");
+    }
+    let (wanted, got) = (dump(pg, new), dump(pg, copy));
+    let equal = match exact {
+        Exact::Whole => wanted == got,
+        // A column that comes back comes last: Postgres has no statement for its place.
+        Exact::ButForColumnOrder => {
+            let sorted = |text: &str| {
+                let mut lines: Vec<&str> = text.lines().map(|line| line.trim_end_matches(',')).collect();
+                lines.sort_unstable();
+                lines.join("\n")
+            };
+            sorted(&wanted) == sorted(&got)
+        }
+    };
+    if !equal {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+        let (wanted_lines, got_lines) = (lines(&wanted), lines(&got));
+        let missing: Vec<_> = wanted_lines.difference(&got_lines).collect();
+        let surplus: Vec<_> = got_lines.difference(&wanted_lines).collect();
+        let place = wanted.lines().zip(got.lines()).position(|(a, b)| a != b).unwrap_or(0);
+        let around = |text: &str| text.lines().skip(place.saturating_sub(4)).take(12).collect::<Vec<_>>().join("\n");
+        println!("wanted:\n{}\ngot:\n{}", around(&wanted), around(&got));
+        panic!("{old} to {new} {identity:?}: missing {missing:#?}\nsurplus {surplus:#?}\n{script}");
+    }
+    let again = plan(&catalog(pg, copy), &catalog(pg, new), Identity::Name);
+    assert!(again.is_empty(), "{}\n{:?}", self::script(&again), again.not_covered);
+}
+
+fn server() -> TestPg {
+    let pg = TestPg::start(TestPgOptions::default().set("fsync", "off"));
+    pg.sql("create role reader; create role writer; create role owner_a; create role owner_b");
+    pg
+}
+
+#[test]
+fn a_rich_schema_there_and_back() {
+    let pg = server();
+    pg.sql("create database base");
+    run(&pg, "base", RICH);
+    pg.sql("create database head template base");
+    for (number, statement) in CHANGES.split(";;\n").enumerate() {
+        pg.try_sql_in("head", statement).unwrap_or_else(|error| panic!("change {number}: {error}\n{statement}"));
+    }
+    let same = plan(&catalog(&pg, "base"), &catalog(&pg, "base"), Identity::Oid);
+    assert!(same.is_empty());
+    check(&pg, "base", "head", Identity::Oid, Exact::Whole);
+    check(&pg, "head", "base", Identity::Oid, Exact::ButForColumnOrder);
+    check(&pg, "base", "head", Identity::Name, Exact::ButForColumnOrder);
+    check(&pg, "head", "base", Identity::Name, Exact::ButForColumnOrder);
+    pg.sql("create database nothing");
+    check(&pg, "nothing", "head", Identity::Name, Exact::Whole);
+    check(&pg, "head", "nothing", Identity::Name, Exact::Whole);
+}
+
+/// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.
+#[test]
+fn random_changes_there_and_back() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds: Vec<u64> = match number("ARDENT_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("ARDENT_SEEDS").unwrap_or(6)).collect(),
+    };
+    let pg = server();
+    for seed in seeds {
+        println!("seed {seed}");
+        let mut changes = random::Changes::new(seed);
+        pg.sql("drop database if exists base");
+        pg.sql("drop database if exists head");
+        pg.sql("create database base");
+        run(&pg, "base", RICH);
+        changes.apply(&pg, "base", 15);
+        pg.sql("create database head template base");
+        changes.apply(&pg, "head", 25);
+        check(&pg, "base", "head", Identity::Oid, Exact::Whole);
+        check(&pg, "base", "head", Identity::Name, Exact::ButForColumnOrder);
+        for identity in [Identity::Oid, Identity::Name] {
+            check(&pg, "head", "base", identity, Exact::ButForColumnOrder);
+        }
+    }
+}
