@@ -32,7 +32,7 @@ demo: build ## Walk the whole job on a sample production server, and clean up.
 test: extension setup-s3 setup-majors ## Run every test.
 	@scripts/test.sh
 
-test-full: extension setup-s3 setup-majors ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|e2e
+test-full: extension setup-s3 setup-majors ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e
 	@scripts/test-full.sh "$(AREA)"
 
 verify-redo: build ## Prove redo against Postgres's own regression suite.

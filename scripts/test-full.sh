@@ -23,6 +23,9 @@ case "${1:-}" in
         ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture
         cargo test -p ardent-safekeeper -p ardent-wal-client
         ;;
+    diff)
+        ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -- --nocapture
+        ;;
     e2e)
         cargo build --bin ardent
         # The long form of each test, once.
@@ -36,7 +39,7 @@ case "${1:-}" in
         done
         ;;
     *)
-        echo "say which: make test-full AREA=redo|majors|storage|quorum|e2e" >&2
+        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e" >&2
         exit 2
         ;;
 esac

@@ -408,13 +408,25 @@ pub enum BranchCommand {
     /// Make a branch the default one of this folder (kept in .ardent)
     #[command(after_help = "Examples:\n  ardent branch switch feature-x")]
     Switch(NameArgs),
-    /// Show every row that changed on a branch since it was made
+    /// Show how the schema and which rows changed on a branch since it was made
     #[command(after_help = "Examples:
   ardent branch diff feature-x
   ardent branch diff feature-x --stat
   ardent branch diff feature-x --table public.users --json
+  ardent branch diff feature-x --sql > migrate.sql
+  ardent branch diff feature-x -o feature-x.changes
   ardent branch diff feature-x --exit-code >/dev/null || echo changed")]
     Diff(BranchDiffArgs),
+    /// Apply what changed on a branch, or a change set in a file, to another database
+    #[command(after_help = "Examples:
+  ardent branch apply feature-x --to 'postgresql://app:PASSWORD@db.example.com/shop' --dry-run
+  ardent branch apply feature-x.changes --to \"$PRODUCTION_URL\" --inverse undo.changes
+  ardent branch apply undo.changes --to \"$PRODUCTION_URL\"
+  ardent branch apply feature-x --to \"$PRODUCTION_URL\" --table public.users
+
+One transaction: everything or nothing. What the target changed since the branch point, in another
+way than the branch did, is a conflict: all are shown, nothing is applied, the exit code is 6.")]
+    Apply(BranchApplyArgs),
     /// Change a branch's settings
     #[command(
         after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
@@ -563,15 +575,68 @@ pub struct BranchPasswordArgs {
 pub struct BranchDiffArgs {
     /// Its name [default: the branch of this folder]
     pub name: Option<String>,
-    /// Only count rows per table
+    /// Only count statements and rows per table
     #[arg(long)]
     pub stat: bool,
+    /// Print the SQL script that makes the same changes
+    #[arg(long, conflicts_with_all = ["stat", "json", "ndjson"])]
+    pub sql: bool,
+    /// Print one JSON object a line: statements, rows, sequences
+    #[arg(long, conflicts_with_all = ["stat", "json"])]
+    pub ndjson: bool,
+    /// Write a change set, for ardent branch apply
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["table", "schema_only", "data_only"])]
+    pub output: Option<PathBuf>,
+    /// Only the schema
+    #[arg(long, conflicts_with = "data_only")]
+    pub schema_only: bool,
+    /// Only rows, sequences and large objects
+    #[arg(long)]
+    pub data_only: bool,
+    /// Show long values whole
+    #[arg(long)]
+    pub full: bool,
     /// Only this table, as NAME or SCHEMA.NAME; may be given more than once
     #[arg(long, value_name = "TABLE")]
     pub table: Vec<String>,
     /// Exit with 3 if there are differences
     #[arg(long)]
     pub exit_code: bool,
+}
+
+/// `ardent branch apply`.
+#[derive(Debug, Args)]
+pub struct BranchApplyArgs {
+    /// A branch, or a file that ardent branch diff -o wrote
+    #[arg(value_name = "NAME|FILE")]
+    pub source: String,
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE of the target, or - to read it from standard input
+    #[arg(long, value_name = "URL", env = "ARDENT_TARGET_URL", hide_env_values = true)]
+    pub to: String,
+    /// The database of the change set [default: the one that URL names]
+    #[arg(long)]
+    pub database: Option<String>,
+    /// Only rows of this table, as NAME or SCHEMA.NAME; may be given more than once
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Only the schema
+    #[arg(long, conflicts_with = "data_only")]
+    pub schema_only: bool,
+    /// Only rows, sequences and large objects
+    #[arg(long)]
+    pub data_only: bool,
+    /// Do it all and take it back: shows conflicts and counts
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Where to write the change set that undoes this one [default: NAME-undo-TIME.changes]
+    #[arg(long, value_name = "FILE")]
+    pub inverse: Option<PathBuf>,
+    /// Longest wait for a lock in the target
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5s")]
+    pub lock_timeout: u64,
+    /// Longest run of one statement in the target
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5m")]
+    pub statement_timeout: u64,
 }
 
 /// `ardent branch delete`.

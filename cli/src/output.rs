@@ -16,6 +16,8 @@ pub struct Output {
     pub json: bool,
     /// Colours on standard error.
     pub color: bool,
+    /// Whether colours are wanted where a terminal is.
+    pub colors_allowed: bool,
     /// Whether questions may be asked.
     pub interactive: bool,
 }
@@ -27,6 +29,7 @@ impl Output {
         Output {
             json: global.json,
             color: !plain && io::stderr().is_terminal(),
+            colors_allowed: !plain,
             interactive: !global.no_input && io::stdin().is_terminal() && io::stderr().is_terminal(),
         }
     }

@@ -85,7 +85,7 @@ impl Control {
         let to_lsn = newest;
         let changed = self.changed_blocks(branch, branch_lsn, to_lsn).await?;
 
-        let options = CompareOptions { tables: request.tables.clone() };
+        let options = CompareOptions { tables: request.tables.clone(), ..CompareOptions::default() };
         let mut databases: Vec<ChangeSet> = Vec::new();
         let mut skipped = Vec::new();
         for (oid, database, head) in &heads {

@@ -31,6 +31,7 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Info(args) => info(output, api, args),
         BranchCommand::Switch(args) => switch(output, api, args),
         BranchCommand::Diff(args) => super::diff::run(output, api, args),
+        BranchCommand::Apply(args) => super::apply::run(output, api, args),
         BranchCommand::Set(args) => set(output, api, args),
         BranchCommand::Policy(args) => policy(output, api, args),
         BranchCommand::Password(args) => password(output, api, args),

@@ -1,10 +1,12 @@
 //! The commands that talk to a server, or to files.
 
+pub mod apply;
 pub mod branch;
 pub mod connector;
 pub mod diff;
 pub mod doctor;
 pub mod inspect;
+mod pager;
 pub mod psql;
 pub mod session;
 

@@ -15,8 +15,10 @@ pub(crate) struct Table {
     pub name: String,
     /// Its main fork's file: (tablespace, relfilenode); the tablespace is resolved, never 0.
     pub file: (u32, u32),
+    /// Whether it is a materialised view, whose rows follow from those of others.
+    pub materialized: bool,
     pub columns: Vec<Column>,
-    /// Attribute numbers of the primary key, in its order.
+    /// Attribute numbers of the primary key, or of a unique key that cannot be null, in its order.
     pub key: Vec<i16>,
 }
 
@@ -27,6 +29,8 @@ pub(crate) struct Column {
     pub name: String,
     /// What rows have that were there before the column was added without a rewrite; text.
     pub missing: Option<String>,
+    /// Whether Postgres computes it from others.
+    pub generated: bool,
 }
 
 /// A sequence on one side.
@@ -59,16 +63,47 @@ const RELATIONS: &str = "
 
 const COLUMNS: &str = "
     select a.attrelid, a.attnum, a.attname::text,
-           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end
+           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, a.attgenerated <> ''
       from pg_attribute a
      where a.attrelid = any($1) and a.attnum > 0 and not a.attisdropped
      order by a.attrelid, a.attnum";
 
+/// Columns of each table's best key: the primary key, else the oldest unique key that no null can escape.
 const KEYS: &str = "
     select i.indrelid, k.attnum
-      from pg_index i, unnest(i.indkey::int2[]) with ordinality as k(attnum, place)
-     where i.indrelid = any($1) and i.indisprimary and k.place <= i.indnkeyatts
+      from (select distinct on (u.indrelid) u.*
+              from pg_index u
+             where u.indrelid = any($1) and u.indisunique and u.indisvalid and u.indimmediate and u.indpred is null and u.indexprs is null
+               and not exists (select from unnest(u.indkey::int2[]) with ordinality as c(attnum, place)
+                                 join pg_attribute a on a.attrelid = u.indrelid and a.attnum = c.attnum
+                                where c.place <= u.indnkeyatts and not a.attnotnull)
+             order by u.indrelid, u.indisprimary desc, u.indexrelid) i,
+           unnest(i.indkey::int2[]) with ordinality as k(attnum, place)
+     where k.place <= i.indnkeyatts
      order by i.indrelid, k.place";
+
+/// The files of catalogs whose changes are changes of the schema; statistics and large objects are not among them.
+const CATALOG_FILES: &str = "
+    select pg_relation_filenode(c.oid) from pg_class c
+     where c.oid < 16384 and c.relkind = 'r' and c.relnamespace = 'pg_catalog'::regnamespace
+       and c.relname not in ('pg_statistic', 'pg_statistic_ext_data', 'pg_largeobject', 'pg_largeobject_metadata', 'pg_database', 'pg_shdepend')";
+
+/// The files of the catalogs that hold the schema, those that all databases share among them.
+pub(crate) async fn catalog_files(session: &Session) -> Result<Vec<u32>, DiffError> {
+    let rows = session.query(CATALOG_FILES, &[]).await?;
+    rows.iter().map(|row| field(session, row, 0)).collect()
+}
+
+/// The whole schema.
+pub(crate) async fn schema(session: &Session) -> Result<ardent_schema_diff::Catalog, DiffError> {
+    let mut answers = Vec::new();
+    for statement in ardent_schema_diff::CatalogQueries::new().statements {
+        let rows = session.query(&format!("select q.v::text from ({statement}) q(v)"), &[]).await?;
+        answers.push(rows.iter().map(|row| field(session, row, 0)).collect::<Result<Vec<String>, _>>()?);
+    }
+    ardent_schema_diff::Catalog::from_answers(&answers)
+        .map_err(|source| DiffError::Catalog { side: session.side, database: session.database.clone(), source })
+}
 
 impl Catalog {
     /// Reads the names and files of all relations; columns and keys come with [`Catalog::load_details`].
@@ -82,7 +117,7 @@ impl Catalog {
             if kind == "S" {
                 catalog.sequences.insert(oid, Sequence { schema, name, file });
             } else {
-                catalog.tables.insert(oid, Table { oid, schema, name, file, columns: Vec::new(), key: Vec::new() });
+                catalog.tables.insert(oid, Table { oid, schema, name, file, materialized: kind == "m", columns: Vec::new(), key: Vec::new() });
             }
         }
         Ok(catalog)
@@ -96,6 +131,7 @@ impl Catalog {
                 attnum: field(session, &row, 1)?,
                 name: field(session, &row, 2)?,
                 missing: field(session, &row, 3)?,
+                generated: field(session, &row, 4)?,
             };
             if let Some(table) = self.tables.get_mut(&oid) {
                 table.columns.push(column);
@@ -124,7 +160,7 @@ pub(crate) async fn tables_of_prepared_transactions(session: &Session) -> Result
     rows.iter().map(|row| field(session, row, 0)).collect()
 }
 
-fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
+pub(crate) fn field<'a, T: tokio_postgres::types::FromSql<'a>>(
     session: &Session,
     row: &'a Row,
     index: usize,

@@ -1,5 +1,6 @@
 //! What a diff says: plain data, the same for people and programs.
 
+use ardent_schema_diff::{Plan, Statement, Touched};
 use serde::{Deserialize, Serialize};
 
 /// All changes of one database.
@@ -7,10 +8,74 @@ use serde::{Deserialize, Serialize};
 pub struct ChangeSet {
     /// Database.
     pub database: String,
+    /// The schema.
+    #[serde(default)]
+    pub schema: SchemaChange,
     /// Tables with changes, by schema and name.
     pub tables: Vec<TableChange>,
     /// Sequences whose state changed, by schema and name.
     pub sequences: Vec<SequenceChange>,
+    /// Large objects that changed, by OID.
+    #[serde(default)]
+    pub large_objects: Vec<LargeObjectChange>,
+}
+
+/// How the schema changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SchemaChange {
+    /// What leads from the branch point to the head, in order.
+    pub statements: Vec<Statement>,
+    /// Differences that no statement removes, each named.
+    pub not_covered: Vec<String>,
+    /// What leads back, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo: Vec<Statement>,
+    /// Differences that none of [`SchemaChange::undo`] removes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo_not_covered: Vec<String>,
+    /// What is changed, as both sides have it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub touched: Vec<Touched>,
+}
+
+impl SchemaChange {
+    /// From the plans there and back.
+    pub fn new(there: Plan, back: Plan) -> SchemaChange {
+        SchemaChange {
+            statements: there.statements,
+            not_covered: there.not_covered,
+            undo: back.statements,
+            undo_not_covered: back.not_covered,
+            touched: there.touched,
+        }
+    }
+
+    /// Whether the schema is the same.
+    pub fn is_empty(&self) -> bool {
+        self.statements.is_empty() && self.not_covered.is_empty()
+    }
+}
+
+/// What became of a large object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeObjectChange {
+    /// Its OID.
+    pub oid: u32,
+    /// Whether it is new, gone, or there on both sides.
+    pub state: TableState,
+    /// Its pages (2048 bytes, from a number that counts from 0) that differ, with hexadecimal content; absent: no such page.
+    pub pages: Vec<PageChange>,
+}
+
+/// A page of a large object before and after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageChange {
+    /// Its number.
+    pub number: i32,
+    /// Before.
+    pub old: Option<String>,
+    /// After.
+    pub new: Option<String>,
 }
 
 /// What became of a table itself.
@@ -42,6 +107,15 @@ pub struct TableChange {
     pub columns_added: Vec<String>,
     /// Columns that are only at the branch point.
     pub columns_dropped: Vec<String>,
+    /// What each of [`TableChange::columns`] is called at the branch point; absent: it is not there.
+    #[serde(default)]
+    pub base_columns: Vec<Option<String>>,
+    /// Columns that Postgres computes from others.
+    #[serde(default)]
+    pub generated: Vec<String>,
+    /// Whether it is a materialised view.
+    #[serde(default)]
+    pub materialized_view: bool,
     /// The columns that rows are paired by; empty: the table has no primary key, updates show as a delete and an insert.
     pub key: Vec<String>,
     /// Row changes: updates, then inserts, then deletes, each by key.
@@ -80,8 +154,14 @@ pub struct SequenceChange {
     pub name: String,
     /// `last_value` at the branch point; absent: it did not exist.
     pub old: Option<i64>,
+    /// Whether that value had been given out.
+    #[serde(default)]
+    pub old_called: Option<bool>,
     /// `last_value` at the head; absent: it does not exist any more.
     pub new: Option<i64>,
+    /// Whether that value has been given out.
+    #[serde(default)]
+    pub new_called: Option<bool>,
 }
 
 /// How many rows changed in which way.
@@ -113,6 +193,6 @@ impl TableChange {
 impl ChangeSet {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.sequences.is_empty()
+        self.tables.is_empty() && self.sequences.is_empty() && self.large_objects.is_empty() && self.schema.is_empty()
     }
 }

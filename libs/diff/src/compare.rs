@@ -5,11 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_types::ForkNumber;
 
-use crate::catalog::{Catalog, Sequence, Table, tables_of_prepared_transactions};
-use crate::change_set::{ChangeSet, SequenceChange, TableChange, TableState};
+use crate::catalog::{self, Catalog, Sequence, Table, tables_of_prepared_transactions};
+use ardent_schema_diff::{Identity, plan as plan_schema};
+
+use crate::change_set::{ChangeSet, SchemaChange, SequenceChange, TableChange, TableState};
 use crate::error::DiffError;
 use crate::pairing::Pairing;
 use crate::scan::{self, Extent};
+use crate::large_objects;
 use crate::session::{Session, quote_identifier, quote_literal};
 
 /// What to compare.
@@ -17,6 +20,20 @@ use crate::session::{Session, quote_identifier, quote_literal};
 pub struct CompareOptions {
     /// Only these tables, as `name` or `schema.name`; empty: all.
     pub tables: Vec<String>,
+    /// Schema, rows, or both.
+    pub part: Part,
+}
+
+/// Which part of a database to compare.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// Everything.
+    #[default]
+    Whole,
+    /// The schema alone.
+    Schema,
+    /// Rows, sequences and large objects.
+    Rows,
 }
 
 impl CompareOptions {
@@ -24,10 +41,27 @@ impl CompareOptions {
         let full = format!("{schema}.{name}");
         self.tables.is_empty() || self.tables.iter().any(|wanted| wanted == name || *wanted == full)
     }
+
+    /// Leaves what is about the wanted tables.
+    fn keep_wanted(&self, schema: &mut SchemaChange) {
+        if self.tables.is_empty() {
+            return;
+        }
+        // `public.users`, or `email of table public.users`.
+        let about = |kind: &str, object: &str| {
+            let table = if kind == "table" { Some(object) } else { object.split_once(" of table ").map(|(_, table)| table) };
+            table.and_then(|table| table.split_once('.')).is_some_and(|(schema, name)| self.wants(schema, name))
+        };
+        schema.statements.retain(|statement| about(&statement.kind, &statement.object));
+        schema.undo.retain(|statement| about(&statement.kind, &statement.object));
+        schema.touched.retain(|touched| touched.path.split_once(' ').is_some_and(|(kind, object)| about(kind, object)));
+        schema.not_covered.clear();
+        schema.undo_not_covered.clear();
+    }
 }
 
 /// Blocks that changed, by file: (tablespace, relfilenode) of this database's main forks.
-type ChangedFiles<'a> = BTreeMap<(u32, u32), &'a ChangedRelation>;
+pub(crate) type ChangedFiles<'a> = BTreeMap<(u32, u32), &'a ChangedRelation>;
 
 /// Compares `base` (the branch point) with `head`. `database_oid` is the database's OID, `changed` what the page server says
 /// changed between them (all databases).
@@ -48,6 +82,15 @@ pub async fn compare(
     if files.is_empty() && prepared.is_empty() {
         return Ok(result);
     }
+    if options.part != Part::Rows && schema_may_differ(base, head, database_oid, changed).await? {
+        let (old, new) = (catalog::schema(base).await?, catalog::schema(head).await?);
+        let (there, back) = (plan_schema(&old, &new, Identity::Oid), plan_schema(&new, &old, Identity::Oid));
+        result.schema = SchemaChange::new(there, back);
+        options.keep_wanted(&mut result.schema);
+    }
+    if options.part == Part::Schema {
+        return Ok(result);
+    }
     let mut old = Catalog::load(base).await?;
     let mut new = Catalog::load(head).await?;
     let plans = plan(&old, &new, &files, &prepared, options);
@@ -60,7 +103,17 @@ pub async fn compare(
     }
     result.tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
     result.sequences = compare_sequences(base, head, &old, &new, &files, options).await?;
+    if options.tables.is_empty() {
+        result.large_objects = large_objects::compare(base, head, &files).await?;
+    }
     Ok(result)
+}
+
+/// Whether a catalog that holds the schema has other blocks, or another file, than at the branch point.
+async fn schema_may_differ(base: &Session, head: &Session, database: u32, changed: &[ChangedRelation]) -> Result<bool, DiffError> {
+    let (old, new) = (catalog::catalog_files(base).await?, catalog::catalog_files(head).await?);
+    let here = |relation: &&ChangedRelation| relation.rel.dbnode == database || relation.rel.dbnode == 0;
+    Ok(old != new || changed.iter().filter(here).any(|relation| new.contains(&relation.rel.relnode)))
 }
 
 /// A table to be compared, and how much of it.
@@ -103,7 +156,7 @@ fn plan(
 }
 
 /// The changed blocks, and those that were cut off since.
-fn blocks_to_read(relation: &ChangedRelation) -> Vec<BlockRange> {
+pub(crate) fn blocks_to_read(relation: &ChangedRelation) -> Vec<BlockRange> {
     let mut ranges = relation.ranges.clone();
     let (from, to) = (relation.nblocks_from.unwrap_or(0), relation.nblocks_to.unwrap_or(0));
     if from > to {
@@ -135,7 +188,7 @@ async fn compare_table(
         scan::rows(base, &qualified(table), &expressions, extent, |row| pairing.add_base(row)).await?;
     }
     if let Some(table) = after {
-        let expressions: Vec<_> = table.columns.iter().map(|column| as_text(&column.name)).collect();
+        let expressions: Vec<_> = table.columns.iter().map(|column| quote_identifier(&column.name)).collect();
         scan::rows(head, &qualified(table), &expressions, extent, |row| pairing.add_head(row)).await?;
     }
     let key_numbers = if before.is_none_or(|table| table.key == shown.key) { &shown.key[..] } else { &[] };
@@ -160,6 +213,13 @@ async fn compare_table(
         columns: shown.columns.iter().map(|column| column.name.clone()).collect(),
         columns_added,
         columns_dropped,
+        base_columns: shown
+            .columns
+            .iter()
+            .map(|column| before?.columns.iter().find(|old| old.attnum == column.attnum).map(|old| old.name.clone()))
+            .collect(),
+        generated: shown.columns.iter().filter(|column| column.generated).map(|column| column.name.clone()).collect(),
+        materialized_view: shown.materialized,
         key: key.iter().map(|index| shown.columns[*index].name.clone()).collect(),
         rows: pairing.finish(&key),
     };
@@ -174,15 +234,11 @@ async fn compare_table(
 /// The expression for a shown column on the old side: the column, whatever its name was, or what a row would have there.
 fn old_value(table: &Table, shown: &crate::catalog::Column) -> String {
     match table.columns.iter().find(|column| column.attnum == shown.attnum) {
-        Some(column) => as_text(&column.name),
+        Some(column) => quote_identifier(&column.name),
         None => {
-            shown.missing.as_deref().map_or("null::text".to_owned(), |text| format!("{}::text", quote_literal(text)))
+            shown.missing.as_deref().map_or("null".to_owned(), quote_literal)
         }
     }
-}
-
-fn as_text(column: &str) -> String {
-    format!("{}::text", quote_identifier(column))
 }
 
 fn qualified(table: &Table) -> String {
@@ -210,19 +266,30 @@ async fn compare_sequences(
         let (old_value, new_value) = (last_value(base, before).await?, last_value(head, after).await?);
         if old_value != new_value {
             let (schema, name) = (shown.schema.clone(), shown.name.clone());
-            changes.push(SequenceChange { schema, name, old: old_value, new: new_value });
+            changes.push(SequenceChange {
+                schema,
+                name,
+                old: old_value.map(|value| value.0),
+                old_called: old_value.map(|value| value.1),
+                new: new_value.map(|value| value.0),
+                new_called: new_value.map(|value| value.1),
+            });
         }
     }
     changes.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
     Ok(changes)
 }
 
-async fn last_value(session: &Session, sequence: Option<&Sequence>) -> Result<Option<i64>, DiffError> {
+async fn last_value(session: &Session, sequence: Option<&Sequence>) -> Result<Option<(i64, bool)>, DiffError> {
     let Some(sequence) = sequence else { return Ok(None) };
     let (schema, name) = (quote_identifier(&sequence.schema), quote_identifier(&sequence.name));
-    let rows = session.query(&format!("select last_value from {schema}.{name}"), &[]).await?;
+    let rows = session.query(&format!("select last_value, is_called from {schema}.{name}"), &[]).await?;
     let row = rows.first().ok_or_else(|| session.unexpected("a sequence without a row"))?;
-    row.try_get(0).map(Some).map_err(|source| session.failed(source))
+    let value = (row.try_get(0), row.try_get(1));
+    match value {
+        (Ok(value), Ok(called)) => Ok(Some((value, called))),
+        (Err(source), _) | (_, Err(source)) => Err(session.failed(source)),
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,17 @@ pub enum DiffError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// One side's catalog is not as it is read.
+    #[error("the catalog of the {side} side of database \"{database}\" cannot be understood")]
+    Catalog {
+        /// `branch point` or `head`.
+        side: &'static str,
+        /// Database.
+        database: String,
+        /// Why.
+        #[source]
+        source: ardent_schema_diff::CatalogError,
+    },
     /// The answer to a query of ours has an unexpected form.
     #[error("database \"{database}\" answered in an unexpected form: {what}")]
     Unexpected {

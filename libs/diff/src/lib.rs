@@ -1,7 +1,7 @@
 //! What changed between two states of a database, read from changed blocks alone.
 //!
 //! ```text
-//!  page server: blocks changed in (S, head] ──┐
+//!  page server: blocks changed in (S, head] ──┐      schema: ardent-schema-diff, if a catalog's blocks changed
 //!                                             ▼
 //!  compute at the branch point ──► catalog ─► scan: rows of just those blocks, both sides ─► pairing ─► ChangeSet ─► render
 //!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)
@@ -23,15 +23,18 @@ mod catalog;
 mod change_set;
 mod compare;
 mod error;
+mod large_objects;
 mod pairing;
 mod render;
 mod report;
 mod scan;
 mod session;
 
-pub use change_set::{ChangeSet, RowChange, SequenceChange, TableChange, TableState};
-pub use compare::{CompareOptions, compare};
+pub use change_set::{
+    ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange, TableState,
+};
+pub use compare::{CompareOptions, Part, compare};
 pub use error::DiffError;
-pub use render::{render_people, render_stat};
+pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;
 pub use session::Session;

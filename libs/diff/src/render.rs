@@ -2,9 +2,31 @@
 
 use std::fmt::Write as _;
 
-use crate::change_set::{ChangeSet, RowChange, TableChange, TableState};
+use ardent_schema_diff::Action;
 
-/// Longest value shown, in characters; `--json` shows values whole.
+use crate::change_set::{ChangeSet, LargeObjectChange, RowChange, TableChange, TableState};
+
+/// How to show changes to people.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Style {
+    /// With colours of a terminal.
+    pub color: bool,
+    /// Values whole, however long.
+    pub full: bool,
+}
+
+impl Style {
+    fn paint(self, color: &str, text: &str) -> String {
+        if self.color { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+}
+
+const ADDED: &str = "32";
+const REMOVED: &str = "31";
+const CHANGED: &str = "33";
+const HEADING: &str = "1";
+
+/// Longest value shown, in characters, unless [`Style::full`].
 const VALUE_LEN_MAX: usize = 60;
 
 /// The counts per table, one line each, and a sum.
@@ -12,6 +34,15 @@ pub fn render_stat(sets: &[ChangeSet]) -> String {
     let mut lines = Vec::new();
     let (mut inserted, mut updated, mut deleted) = (0, 0, 0);
     for set in sets {
+        let count = set.schema.statements.len();
+        if count > 0 {
+            let name = if several(sets) { format!("schema of {}", set.database) } else { "schema".to_owned() };
+            let plural = if count == 1 { "" } else { "s" };
+            lines.push((name, format!("{count} statement{plural}")));
+        }
+        for what in &set.schema.not_covered {
+            lines.push(("not covered".to_owned(), what.clone()));
+        }
         for table in &set.tables {
             let counts = table.counts();
             inserted += counts.inserted;
@@ -23,6 +54,9 @@ pub fn render_stat(sets: &[ChangeSet]) -> String {
         for sequence in &set.sequences {
             let name = qualify(sets, set, &sequence.schema, &sequence.name);
             lines.push((name, format!("sequence {}", arrow(sequence.old, sequence.new))));
+        }
+        for object in &set.large_objects {
+            lines.push((format!("large object {}", object.oid), large_object(object)));
         }
     }
     if lines.is_empty() {
@@ -37,17 +71,19 @@ pub fn render_stat(sets: &[ChangeSet]) -> String {
     out
 }
 
-/// Every changed row, grouped by table.
-pub fn render_people(sets: &[ChangeSet]) -> String {
+/// The schema's changes as statements, then every changed row, grouped by table.
+pub fn render_people(sets: &[ChangeSet], style: Style) -> String {
     let mut out = String::new();
     for set in sets {
+        render_schema(&mut out, sets, set, style);
         for table in &set.tables {
             let counts = table.counts();
             let name = table_name(sets, set, table);
             let remarks = remarks(table);
-            let _ = writeln!(out, "{name}: +{} ~{} -{}{remarks}", counts.inserted, counts.updated, counts.deleted);
+            let heading = style.paint(HEADING, &name);
+            let _ = writeln!(out, "{heading}: +{} ~{} -{}{remarks}", counts.inserted, counts.updated, counts.deleted);
             for row in &table.rows {
-                render_row(&mut out, table, row);
+                render_row(&mut out, table, row, style);
             }
             out.push('\n');
         }
@@ -55,18 +91,58 @@ pub fn render_people(sets: &[ChangeSet]) -> String {
             let name = qualify(sets, set, &sequence.schema, &sequence.name);
             let _ = writeln!(out, "sequence {name}: {}", arrow(sequence.old, sequence.new));
         }
+        for object in &set.large_objects {
+            let _ = writeln!(out, "large object {}: {}", object.oid, large_object(object));
+        }
     }
     if out.is_empty() { "no changes\n".to_owned() } else { out }
 }
 
-fn render_row(out: &mut String, table: &TableChange, row: &RowChange) {
+fn render_schema(out: &mut String, sets: &[ChangeSet], set: &ChangeSet, style: Style) {
+    if set.schema.is_empty() {
+        return;
+    }
+    let name = if several(sets) { format!("schema of {}", set.database) } else { "schema".to_owned() };
+    let _ = writeln!(out, "{}:", style.paint(HEADING, &name));
+    for statement in &set.schema.statements {
+        let color = match statement.action {
+            Action::Create => ADDED,
+            Action::Drop => REMOVED,
+            Action::Alter | Action::Rename => CHANGED,
+        };
+        for (number, line) in statement.sql.lines().enumerate() {
+            let end = if number + 1 == statement.sql.lines().count() { ";" } else { "" };
+            let _ = writeln!(out, "  {}", style.paint(color, &format!("{line}{end}")));
+        }
+    }
+    for what in &set.schema.not_covered {
+        let _ = writeln!(out, "  {}", style.paint(CHANGED, &format!("-- not covered: {what}")));
+    }
+    out.push('\n');
+}
+
+fn large_object(change: &LargeObjectChange) -> String {
+    let word = match change.state {
+        TableState::Created => "new",
+        TableState::Dropped => "deleted",
+        TableState::Kept => "changed",
+    };
+    format!("{word}, {} pages of 2 kB", change.pages.len())
+}
+
+fn several(sets: &[ChangeSet]) -> bool {
+    sets.iter().filter(|set| !set.is_empty()).count() > 1
+}
+
+fn render_row(out: &mut String, table: &TableChange, row: &RowChange, style: Style) {
+    let show = |value: &Option<String>| show(value, style);
     let all = |values: &[Option<String>]| -> String {
         let pairs = table.columns.iter().zip(values).map(|(column, value)| format!("{column}={}", show(value)));
         pairs.collect::<Vec<_>>().join(" ")
     };
     let _ = match row {
-        RowChange::Insert { new } => writeln!(out, "  + {}", all(new)),
-        RowChange::Delete { old } => writeln!(out, "  - {}", all(old)),
+        RowChange::Insert { new } => writeln!(out, "  {}", style.paint(ADDED, &format!("+ {}", all(new)))),
+        RowChange::Delete { old } => writeln!(out, "  {}", style.paint(REMOVED, &format!("- {}", all(old)))),
         RowChange::Update { old, new } => {
             let columns = table.columns.iter().zip(old.iter().zip(new));
             let parts = columns.filter_map(|(column, (old, new))| {
@@ -76,15 +152,16 @@ fn render_row(out: &mut String, table: &TableChange, row: &RowChange) {
                     table.key.contains(column).then(|| format!("{column}={}", show(new)))
                 }
             });
-            writeln!(out, "  ~ {}", parts.collect::<Vec<_>>().join(" "))
+            writeln!(out, "  {}", style.paint(CHANGED, &format!("~ {}", parts.collect::<Vec<_>>().join(" "))))
         }
     };
 }
 
-fn show(value: &Option<String>) -> String {
+fn show(value: &Option<String>, style: Style) -> String {
     let Some(text) = value else { return "NULL".to_owned() };
-    let mut shown: String = text.chars().take(VALUE_LEN_MAX).flat_map(char::escape_debug).collect();
-    if text.chars().nth(VALUE_LEN_MAX).is_some() {
+    let longest = if style.full { usize::MAX } else { VALUE_LEN_MAX };
+    let mut shown: String = text.chars().take(longest).flat_map(char::escape_debug).collect();
+    if !style.full && text.chars().nth(VALUE_LEN_MAX).is_some() {
         let _ = write!(shown, "… ({} characters)", text.chars().count());
     }
     if text.is_empty() || text.contains(char::is_whitespace) || text == "NULL" { format!("'{shown}'") } else { shown }
@@ -111,8 +188,7 @@ fn table_name(sets: &[ChangeSet], set: &ChangeSet, table: &TableChange) -> Strin
 
 /// The database is named only where there are several with changes.
 fn qualify(sets: &[ChangeSet], set: &ChangeSet, schema: &str, name: &str) -> String {
-    let several = sets.iter().filter(|set| !set.is_empty()).count() > 1;
-    if several { format!("{}.{schema}.{name}", set.database) } else { format!("{schema}.{name}") }
+    if several(sets) { format!("{}.{schema}.{name}", set.database) } else { format!("{schema}.{name}") }
 }
 
 fn arrow(old: Option<i64>, new: Option<i64>) -> String {
@@ -134,6 +210,9 @@ mod tests {
             columns: vec!["id".into(), "name".into()],
             columns_added: vec![],
             columns_dropped: vec!["age".into()],
+            base_columns: vec![Some("id".into()), Some("name".into())],
+            generated: vec![],
+            materialized_view: false,
             key: vec!["id".into()],
             rows: vec![
                 RowChange::Update { old: vec![text("1"), text("a b")], new: vec![text("1"), None] },
@@ -141,13 +220,13 @@ mod tests {
                 RowChange::Delete { old: vec![text("3"), text("")] },
             ],
         };
-        vec![ChangeSet { database: "shop".into(), tables: vec![table], sequences: vec![] }]
+        vec![ChangeSet { database: "shop".into(), tables: vec![table], ..ChangeSet::default() }]
     }
 
     #[test]
     fn people_see_rows_and_stat_sees_counts() {
         let people = "public.users: +1 ~1 -1  (dropped column age)\n  ~ id=1 name: 'a b' -> NULL\n  + id=2 name=x\n  - id=3 name=''\n\n";
-        assert_eq!(render_people(&sample()), people);
+        assert_eq!(render_people(&sample(), Style::default()), people);
         let stat = " public.users  +1 ~1 -1  (dropped column age)\n1 inserted, 1 updated, 1 deleted\n";
         assert_eq!(render_stat(&sample()), stat);
         assert_eq!(render_stat(&[]), "no changes\n");

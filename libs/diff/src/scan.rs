@@ -2,6 +2,7 @@
 
 use ardent_api::page_service::BlockRange;
 use futures_util::{StreamExt as _, pin_mut};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::error::DiffError;
 use crate::pairing::RowValues;
@@ -27,7 +28,7 @@ pub(crate) async fn rows(
     extent: &Extent,
     mut take: impl FnMut(RowValues),
 ) -> Result<(), DiffError> {
-    let list = if expressions.is_empty() { "null::text".to_owned() } else { expressions.join(", ") };
+    let list = if expressions.is_empty() { "null".to_owned() } else { expressions.join(", ") };
     let width = expressions.len();
     let statements = match extent {
         Extent::Whole => vec![format!("select {list} from only {table}")],
@@ -41,13 +42,14 @@ pub(crate) async fn rows(
             .collect(),
     };
     for statement in statements {
-        let stream = session.query_stream(&statement).await?;
+        // The simple protocol gives text as the types' own output functions write it; a cast to text may be a user's.
+        let stream = session.text_stream(&statement).await?;
         pin_mut!(stream);
         while let Some(row) = stream.next().await {
-            let row = row.map_err(|source| session.failed(source))?;
+            let SimpleQueryMessage::Row(row) = row.map_err(|source| session.failed(source))? else { continue };
             let mut values = Vec::with_capacity(width);
             for index in 0..width {
-                values.push(row.try_get(index).map_err(|source| session.failed(source))?);
+                values.push(row.try_get(index).map_err(|source| session.failed(source))?.map(str::to_owned));
             }
             take(values);
         }

@@ -54,9 +54,8 @@ impl Session {
         self.client.query(sql, parameters).await.map_err(|source| self.failed(source))
     }
 
-    pub(crate) async fn query_stream(&self, sql: &str) -> Result<tokio_postgres::RowStream, DiffError> {
-        let nothing: [&str; 0] = [];
-        self.client.query_raw(sql, nothing).await.map_err(|source| self.failed(source))
+    pub(crate) async fn text_stream(&self, sql: &str) -> Result<tokio_postgres::SimpleQueryStream, DiffError> {
+        self.client.simple_query_raw(sql).await.map_err(|source| self.failed(source))
     }
 
     pub(crate) fn failed(&self, source: tokio_postgres::Error) -> DiffError {

@@ -564,13 +564,37 @@ impl Change<'_> {
     }
 }
 
-/// Gives a column its new type, by the cast between the two; by way of text where users made one of them.
+/// Gives a column its new type, by the cast between the two; by way of text where there may be none.
 pub(crate) fn retype(table: &str, old: Option<&Object>, column: &Object) -> String {
     let name = identifier(&column.name);
     let (full, plain) = (column_type(column), column.text("type").unwrap_or_default());
-    let made_by_users = [old, Some(column)].into_iter().flatten().any(|column| column.text("type").is_some_and(|name| name.contains('.')));
-    let through = if made_by_users { "::text" } else { "" };
+    let before = old.and_then(|column| column.text("type")).unwrap_or_default();
+    let (from, to) = (family(before), family(plain));
+    let direct = from == Family::Text || to == Family::Text || (from == to && from != Family::Other);
+    let through = if direct { "" } else { "::text" };
     format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {full} USING {name}{through}::{plain}")
+}
+
+/// Types that have casts to each other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Number,
+    Text,
+    Time,
+    Other,
+}
+
+fn family(name: &str) -> Family {
+    let starts = |words: &[&str]| words.iter().any(|word| name.starts_with(word)) && !name.ends_with("[]");
+    if starts(&["smallint", "integer", "bigint", "numeric", "real", "double precision"]) {
+        Family::Number
+    } else if starts(&["text", "character"]) {
+        Family::Text
+    } else if starts(&["date", "timestamp"]) {
+        Family::Time
+    } else {
+        Family::Other
+    }
 }
 
 fn same_but_timing(old: &Object, new: &Object) -> bool {

@@ -425,6 +425,11 @@ impl Catalog {
         self.objects.get(&object.parent_id()?)
     }
 
+    /// Every object's definition by its name, as [`Touched`](crate::Touched) has them.
+    pub fn definitions(&self) -> BTreeMap<String, String> {
+        self.objects.values().map(|object| (self.path(object), object.definition())).collect()
+    }
+
     /// How many objects there are.
     pub fn len(&self) -> usize {
         self.objects.len()

@@ -65,6 +65,8 @@ pub struct Statement {
 pub struct Touched {
     /// Its name on the old side (of a new one: on the new side), such as `column note of table public.users`.
     pub path: String,
+    /// Its name on the new side (of a dropped one: on the old side).
+    pub new_path: String,
     /// Its definition on the old side; absent: it is not there.
     pub old: Option<String>,
     /// Its definition on the new side; absent: it is not there.
@@ -454,7 +456,8 @@ impl<'a> Planner<'a> {
                     (Some(old), _) => self.old.path(old),
                     (None, new) => self.new.path(new?),
                 };
-                Some(Touched { path, old: old.map(Object::definition), new: new.map(Object::definition) })
+                let new_path = new.map_or_else(|| path.clone(), |new| self.new.path(new));
+                Some(Touched { path, new_path, old: old.map(Object::definition), new: new.map(Object::definition) })
             })
             .filter(|touched| touched.old != touched.new)
             .collect();

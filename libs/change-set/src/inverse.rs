@@ -1,0 +1,92 @@
+//! The change set that undoes another.
+
+use ardent_diff::{ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, TableChange, TableState};
+use ardent_schema_diff::Touched;
+
+use crate::guard::{Guarded, base_columns, key_places};
+
+/// The schema back.
+pub(crate) fn schema(change: &SchemaChange) -> SchemaChange {
+    let back = |touched: &Touched| Touched {
+        path: touched.new_path.clone(),
+        new_path: touched.path.clone(),
+        old: touched.new.clone(),
+        new: touched.old.clone(),
+    };
+    SchemaChange {
+        statements: change.undo.clone(),
+        not_covered: change.undo_not_covered.clone(),
+        undo: change.statements.clone(),
+        undo_not_covered: change.not_covered.clone(),
+        touched: change.touched.iter().map(back).collect(),
+    }
+}
+
+/// A table's rows back.
+pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
+    let change = guarded.change;
+    let columns = base_columns(change);
+    let (state, rows) = match change.state {
+        TableState::Created => {
+            let gone = |row: &RowChange| match row {
+                RowChange::Insert { new } => RowChange::Delete { old: new.clone() },
+                other => other.clone(),
+            };
+            return TableChange {
+                state: TableState::Dropped,
+                base_columns: change.columns.iter().cloned().map(Some).collect(),
+                rows: change.rows.iter().map(gone).collect(),
+                ..change.clone()
+            };
+        }
+        TableState::Dropped => (TableState::Created, guarded.undo.clone()),
+        TableState::Kept => (TableState::Kept, guarded.undo.clone()),
+    };
+    let (schema, name) = change.renamed_from.clone().unwrap_or_else(|| (change.schema.clone(), change.name.clone()));
+    let base_name = |place: usize| columns.iter().find(|column| column.0 == place).map(|column| column.1.to_owned());
+    let mut names: Vec<String> = columns.iter().map(|(_, name)| (*name).to_owned()).collect();
+    let mut before: Vec<Option<String>> = columns.iter().map(|(place, _)| change.columns.get(*place).cloned()).collect();
+    names.extend(change.columns_dropped.iter().cloned());
+    before.extend(change.columns_dropped.iter().map(|_| None));
+    let generated = change.generated.iter().filter_map(|name| base_name(change.columns.iter().position(|column| column == name)?)).collect();
+    TableChange {
+        schema,
+        name,
+        renamed_from: change.renamed_from.as_ref().map(|_| (change.schema.clone(), change.name.clone())),
+        state,
+        columns: names,
+        columns_added: change.columns_dropped.clone(),
+        columns_dropped: change.columns_added.clone(),
+        base_columns: before,
+        generated,
+        materialized_view: change.materialized_view,
+        key: key_places(change).into_iter().filter_map(base_name).collect(),
+        rows,
+    }
+}
+
+pub(crate) fn sequence(change: &SequenceChange) -> SequenceChange {
+    SequenceChange {
+        schema: change.schema.clone(),
+        name: change.name.clone(),
+        old: change.new,
+        old_called: change.new_called,
+        new: change.old,
+        new_called: change.old_called,
+    }
+}
+
+pub(crate) fn large_object(change: &LargeObjectChange) -> LargeObjectChange {
+    let state = match change.state {
+        TableState::Created => TableState::Dropped,
+        TableState::Dropped => TableState::Created,
+        TableState::Kept => TableState::Kept,
+    };
+    let pages = change.pages.iter().map(|page| PageChange { number: page.number, old: page.new.clone(), new: page.old.clone() });
+    LargeObjectChange { oid: change.oid, state, pages: pages.collect() }
+}
+
+/// An empty inverse for this database.
+pub(crate) fn of(set: &ChangeSet) -> ChangeSet {
+    ChangeSet { database: set.database.clone(), ..ChangeSet::default() }
+}

@@ -1,0 +1,35 @@
+//! Change sets: what a branch changed, as a file that is reviewed, applied to another database, and undone.
+//!
+//! ```text
+//!  ChangeSet of ardent-diff ──► file (docs/formats/change-set.md) ──► ChangeSet
+//!                                                                        │
+//!   target database ◄── one transaction ── apply: guard ─ DDL ─ rows ─ DDL ─ sequences ──► conflicts, or the inverse change set
+//!                                                  dml: the statements' text  (also the script of `branch diff --sql`)
+//! ```
+//!
+//! A change set knows three things about a row: what it was at the branch point, what the branch made of it, and (when it is
+//! applied) what the target has. What only the branch changed is applied; what both changed alike is left; what both changed
+//! in different ways is a conflict.
+//!
+//! Invariants:
+//! - CS-1: a target is changed by one transaction or not at all; with any conflict, not at all.
+//! - CS-2: every row that is updated or deleted was compared with what the branch point had, and locked, before.
+//! - CS-3: the inverse holds what the target had, not what the branch point had.
+//! - CS-4: a file that is truncated, or differs in one bit, is refused.
+//!
+//! Start reading at [`apply`].
+
+mod apply;
+mod dml;
+mod file;
+mod foreign_keys;
+mod guard;
+mod inverse;
+mod outcome;
+mod script;
+mod target;
+
+pub use apply::{ApplyOptions, apply};
+pub use file::{ChangeSetFile, FileError, read, write};
+pub use outcome::{Applied, ApplyError, ColumnConflict, Conflict};
+pub use script::script;

@@ -1,0 +1,101 @@
+//! What comes of applying a change set.
+
+use ardent_diff::{ChangeSet, RowCounts};
+use serde::{Deserialize, Serialize};
+
+/// A column that both sides changed, in different ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ColumnConflict {
+    /// Its name at the branch point.
+    pub column: String,
+    /// Its value at the branch point.
+    pub base: Option<String>,
+    /// What the branch made of it; absent with the row deleted: see [`Conflict::Row`].
+    pub branch: Option<String>,
+    /// What the target has.
+    pub target: Option<String>,
+}
+
+/// Something that branch and target changed in different ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "conflict", rename_all = "snake_case")]
+pub enum Conflict {
+    /// A row.
+    Row {
+        /// Its table, as at the branch point.
+        table: String,
+        /// Names and values of its key; all values, if it has no key.
+        key: Vec<(String, Option<String>)>,
+        /// What each side did.
+        why: String,
+        /// Columns whose values are at odds.
+        columns: Vec<ColumnConflict>,
+    },
+    /// A part of the schema.
+    Schema {
+        /// Which, as at the branch point.
+        object: String,
+        /// What each side did.
+        why: String,
+        /// Its definition at the branch point.
+        base: Option<String>,
+        /// What the branch made of it.
+        branch: Option<String>,
+        /// What the target has.
+        target: Option<String>,
+    },
+    /// A large object.
+    LargeObject {
+        /// Its OID.
+        oid: u32,
+        /// What each side did.
+        why: String,
+    },
+    /// All rows together break a constraint of the target, though each alone fits.
+    Constraint {
+        /// Postgres's message.
+        message: String,
+        /// Its detail.
+        detail: Option<String>,
+    },
+}
+
+/// What was done, or what stands in the way of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// Nothing was changed if there is any.
+    pub conflicts: Vec<Conflict>,
+    /// Rows that were changed.
+    pub rows: RowCounts,
+    /// Changes that the target had already.
+    pub already_there: u64,
+    /// Schema statements that were run.
+    pub statements: u64,
+    /// What undoes it.
+    pub inverse: ChangeSet,
+    /// What is not, or not wholly, brought over or undone.
+    pub notes: Vec<String>,
+}
+
+/// A change set was not applied. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The target refused a statement, or went away.
+    #[error("the target refused: {statement}")]
+    Statement {
+        /// The statement, cut.
+        statement: String,
+        /// Why.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The target answers in a form that is not known.
+    #[error("the target answered in an unexpected form: {what}")]
+    Unexpected {
+        /// What.
+        what: String,
+    },
+    /// The target's catalog cannot be understood.
+    #[error("the target's catalog cannot be understood")]
+    Catalog(#[from] ardent_schema_diff::CatalogError),
+}
