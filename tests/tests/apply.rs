@@ -24,7 +24,12 @@ fn changes_are_shown_applied_and_undone() {
     );
 
     let people = house.ok(&["branch", "diff", "work"]);
-    for line in ["ALTER TABLE public.users RENAME COLUMN mail TO email;", "DROP TABLE public.gone;", "~ id=7 name: 'user 7' -> changed", "public.users: +1 ~1 -1"] {
+    for line in [
+        "ALTER TABLE public.users RENAME COLUMN mail TO email;",
+        "DROP TABLE public.gone;",
+        "~ id=7 name: 'user 7' -> changed",
+        "public.users: +1 ~1 -1",
+    ] {
         assert!(people.contains(line), "{line} is not in\n{people}");
     }
     let json = house.json(&["branch", "diff", "work", "--schema-only"]);

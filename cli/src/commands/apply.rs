@@ -39,8 +39,9 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     let content = if path.is_file() {
         read_file(path)?
     } else {
-        let name = path_name(&args.source)
-            .map_err(|failure| failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote"))?;
+        let name = path_name(&args.source).map_err(|failure| {
+            failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote")
+        })?;
         diff::file_content(diff::fetch(output, api, &name, &[])?)
     };
     let config = target_config(&args.to)?;
@@ -48,7 +49,10 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     let set = content.databases.iter().find(|set| set.database == database).cloned();
     let set = set.unwrap_or_else(|| ChangeSet { database: database.to_owned(), ..ChangeSet::default() });
     for other in content.databases.iter().filter(|other| other.database != database) {
-        output.warning(&format!("database {} has changes too: they are applied with --database {}", other.database, other.database));
+        output.warning(&format!(
+            "database {} has changes too: they are applied with --database {}",
+            other.database, other.database
+        ));
     }
     let part = match (args.schema_only, args.data_only) {
         (true, _) => Part::Schema,
@@ -65,14 +69,19 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     // Where it goes is known, and can be written, before anything is changed.
     let inverse_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| inverse_name(&content.branch)));
     if let Some(path) = &inverse_path {
-        fs::write(path, []).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error).hint("choose another place with --inverse"))?;
+        fs::write(path, []).map_err(|error| {
+            Failure::local(format!("{} cannot be written", path.display()), &error)
+                .hint("choose another place with --inverse")
+        })?;
     }
     let applied = run_apply(output, &config, &set, &options);
     let kept = match (&applied, &inverse_path) {
         (Ok(applied), Some(path)) if applied.conflicts.is_empty() => {
             let inverse = ChangeSetFile { databases: vec![applied.inverse.clone()], ..content.clone() };
             let bytes = write(&inverse).map_err(|error| Failure::of(&error))?;
-            fs::write(path, bytes).map_err(|error| Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error))?;
+            fs::write(path, bytes).map_err(|error| {
+                Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error)
+            })?;
             Some(path)
         }
         (_, Some(path)) => {
@@ -88,7 +97,8 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
 fn read_file(path: &Path) -> Result<ChangeSetFile, Failure> {
     let bytes = fs::read(path).map_err(|error| Failure::local(format!("{} cannot be read", path.display()), &error))?;
     read(&bytes).map_err(|error| {
-        Failure::local(format!("{} cannot be applied", path.display()), &error).hint("write it again: ardent branch diff NAME -o FILE")
+        Failure::local(format!("{} cannot be applied", path.display()), &error)
+            .hint("write it again: ardent branch diff NAME -o FILE")
     })
 }
 
@@ -96,7 +106,9 @@ fn target_config(url: &str) -> Result<Config, Failure> {
     let mut text = url.to_owned();
     if url == "-" {
         text.clear();
-        std::io::stdin().read_to_string(&mut text).map_err(|error| Failure::local("standard input cannot be read", &error))?;
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .map_err(|error| Failure::local("standard input cannot be read", &error))?;
     }
     let mut config: Config = text.trim().parse().map_err(|error| {
         let _: tokio_postgres::Error = error;
@@ -121,7 +133,8 @@ fn run_apply(output: &Output, config: &Config, set: &ChangeSet, options: &ApplyO
         // Its errors reached the statements.
         let _ = connection.await;
         applied.map_err(|error| {
-            Failure::of(&error).hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks")
+            Failure::of(&error)
+                .hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks")
         })
     })
 }

@@ -24,7 +24,11 @@ pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Fail
             set.schema = SchemaChange::default();
         }
         if args.schema_only {
-            *set = ChangeSet { database: std::mem::take(&mut set.database), schema: std::mem::take(&mut set.schema), ..ChangeSet::default() };
+            *set = ChangeSet {
+                database: std::mem::take(&mut set.database),
+                schema: std::mem::take(&mut set.schema),
+                ..ChangeSet::default()
+            };
         }
     }
     report.databases.retain(|set| !set.is_empty());
@@ -48,7 +52,12 @@ pub fn fetch(output: &Output, api: &Api, name: &str, tables: &[String]) -> Resul
 
 /// What a diff says, as a file's content.
 pub fn file_content(report: DiffReport) -> ChangeSetFile {
-    ChangeSetFile { branch: report.branch, from_lsn: report.from_lsn, to_lsn: report.to_lsn, databases: report.databases }
+    ChangeSetFile {
+        branch: report.branch,
+        from_lsn: report.from_lsn,
+        to_lsn: report.to_lsn,
+        databases: report.databases,
+    }
 }
 
 fn write_file(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(), Failure> {
@@ -64,6 +73,9 @@ fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Resu
         set.schema.undo.clear();
         set.schema.undo_not_covered.clear();
         set.schema.touched.clear();
+        for table in &mut set.tables {
+            table.base_columns.clear();
+        }
     }
     if args.ndjson {
         return report.databases.iter().flat_map(lines).try_for_each(|line| output.line(&line.to_string()));
@@ -98,7 +110,13 @@ fn lines(set: &ChangeSet) -> Vec<serde_json::Value> {
             lines.push(json!({ "type": "row", "database": database, "of": name, "row": row }));
         }
     }
-    lines.extend(set.sequences.iter().map(|sequence| json!({ "type": "sequence", "database": database, "sequence": sequence })));
-    lines.extend(set.large_objects.iter().map(|object| json!({ "type": "large_object", "database": database, "large_object": object })));
+    lines.extend(
+        set.sequences.iter().map(|sequence| json!({ "type": "sequence", "database": database, "sequence": sequence })),
+    );
+    lines.extend(
+        set.large_objects
+            .iter()
+            .map(|object| json!({ "type": "large_object", "database": database, "large_object": object })),
+    );
     lines
 }

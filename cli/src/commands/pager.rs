@@ -14,7 +14,10 @@ pub fn show(output: &Output, text: &str) -> Result<(), Failure> {
     }
     let mut command = Command::new("sh");
     // Quit if one screen is enough, colours as they are, the screen left as it was.
-    command.args(["-c", &pager]).stdin(Stdio::piped()).env("LESS", std::env::var("LESS").unwrap_or_else(|_| "FRX".to_owned()));
+    command
+        .args(["-c", &pager])
+        .stdin(Stdio::piped())
+        .env("LESS", std::env::var("LESS").unwrap_or_else(|_| "FRX".to_owned()));
     let Ok(mut child) = command.spawn() else { return output.line(text.trim_end_matches('\n')) };
     if let Some(mut stdin) = child.stdin.take() {
         // Whoever ends the pager has seen enough.

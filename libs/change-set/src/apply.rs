@@ -38,7 +38,13 @@ pub struct ApplyOptions {
 
 impl Default for ApplyOptions {
     fn default() -> Self {
-        ApplyOptions { tables: Vec::new(), part: Part::Whole, dry_run: false, lock_timeout_ms: 5_000, statement_timeout_ms: 300_000 }
+        ApplyOptions {
+            tables: Vec::new(),
+            part: Part::Whole,
+            dry_run: false,
+            lock_timeout_ms: 5_000,
+            statement_timeout_ms: 300_000,
+        }
     }
 }
 
@@ -51,7 +57,13 @@ pub async fn apply(
     mut progress: impl FnMut(&str),
 ) -> Result<Applied, ApplyError> {
     let target = Target::begin(client, options.lock_timeout_ms, options.statement_timeout_ms).await?;
-    let run = Run { target: &target, set, options, applied: Applied { inverse: inverse::of(set), ..Applied::default() }, branch_names: false };
+    let run = Run {
+        target: &target,
+        set,
+        options,
+        applied: Applied { inverse: inverse::of(set), ..Applied::default() },
+        branch_names: false,
+    };
     let result = run.all(&mut progress).await;
     let keep = matches!(&result, Ok(applied) if applied.conflicts.is_empty()) && !options.dry_run;
     let ended = target.run(if keep { "COMMIT" } else { "ROLLBACK" }).await;
@@ -62,7 +74,11 @@ pub async fn apply(
             let said = source.as_db_error();
             let message = said.map_or_else(|| source.to_string(), |error| error.message().to_owned());
             let detail = said.and_then(|error| error.detail().map(str::to_owned));
-            Ok(Applied { conflicts: vec![Conflict::Constraint { message, detail }], inverse: inverse::of(set), ..Applied::default() })
+            Ok(Applied {
+                conflicts: vec![Conflict::Constraint { message, detail }],
+                inverse: inverse::of(set),
+                ..Applied::default()
+            })
         }
         Err(error) => Err(error),
     }
@@ -95,12 +111,20 @@ impl<'a> Run<'a> {
         }
         let mut tables = Vec::new();
         if self.options.part != Part::Schema {
-            let wanted: Vec<&TableChange> = set.tables.iter().filter(|change| self.wants(change) && !change.materialized_view).collect();
+            let wanted: Vec<&TableChange> =
+                set.tables.iter().filter(|change| self.wants(change) && !change.materialized_view).collect();
             for change in wanted {
                 if change.state == TableState::Created && !self.branch_names {
                     let object = format!("table {}", base_table(change));
-                    let why = "it is new on the branch: bring the schema over too, or leave it out with --table".to_owned();
-                    self.applied.conflicts.push(Conflict::Schema { object, why, base: None, branch: None, target: None });
+                    let why =
+                        "it is new on the branch: bring the schema over too, or leave it out with --table".to_owned();
+                    self.applied.conflicts.push(Conflict::Schema {
+                        object,
+                        why,
+                        base: None,
+                        branch: None,
+                        target: None,
+                    });
                     continue;
                 }
                 progress(&format!("comparing {} rows of {}", change.rows.len(), base_table(change)));
@@ -139,14 +163,18 @@ impl<'a> Run<'a> {
 
     fn wants(&self, change: &TableChange) -> bool {
         let full = format!("{}.{}", change.schema, change.name);
-        self.options.tables.is_empty() || self.options.tables.iter().any(|wanted| *wanted == change.name || *wanted == full)
+        self.options.tables.is_empty()
+            || self.options.tables.iter().any(|wanted| *wanted == change.name || *wanted == full)
     }
 
     /// Whether the schema's statements are to be run: not if the target has all of it already.
     async fn check_schema(&mut self) -> Result<bool, ApplyError> {
         let there = self.target.catalog().await?.definitions();
         let touched = &self.set.schema.touched;
-        let made_already = |touched: &Touched| there.get(&touched.new_path) == touched.new.as_ref() && (touched.new.is_some() || !there.contains_key(&touched.path));
+        let made_already = |touched: &Touched| {
+            there.get(&touched.new_path) == touched.new.as_ref()
+                && (touched.new.is_some() || !there.contains_key(&touched.path))
+        };
         if !touched.is_empty() && touched.iter().all(made_already) {
             self.applied.already_there += touched.len() as u64;
             return Ok(false);
@@ -171,10 +199,18 @@ impl<'a> Run<'a> {
             }
             if one.new.is_none() {
                 let ending = format!(" of {}", one.path);
-                for (path, definition) in there.iter().filter(|(path, _)| path.ends_with(&ending) && !known.contains(path)) {
+                for (path, definition) in
+                    there.iter().filter(|(path, _)| path.ends_with(&ending) && !known.contains(path))
+                {
                     let why = format!("the branch dropped {}; the target gave it this", one.path);
                     let target = Some(definition.clone());
-                    self.applied.conflicts.push(Conflict::Schema { object: path.clone(), why, base: None, branch: None, target });
+                    self.applied.conflicts.push(Conflict::Schema {
+                        object: path.clone(),
+                        why,
+                        base: None,
+                        branch: None,
+                        target,
+                    });
                 }
             }
         }
@@ -197,7 +233,9 @@ impl<'a> Run<'a> {
             let sql = format!("DELETE FROM ONLY {table} WHERE ctid = any (array[{}]::tid[])", list.join(", "));
             let count: u64 = self.target.counts(&sql).await?.iter().sum();
             if count != places.len() as u64 {
-                return Err(ApplyError::Unexpected { what: format!("{count} instead of {} rows deleted from {table}", places.len()) });
+                return Err(ApplyError::Unexpected {
+                    what: format!("{count} instead of {} rows deleted from {table}", places.len()),
+                });
             }
             self.applied.rows.deleted += count;
         }
@@ -207,9 +245,13 @@ impl<'a> Run<'a> {
     /// Rows with the names of after the schema's first part.
     async fn rows(&mut self, tables: &[Guarded<'_>]) -> Result<(), ApplyError> {
         let data_only = !self.branch_names;
-        let name = |change: &TableChange| if data_only { base_table(change) } else { qualified(&change.schema, &change.name) };
-        let written: BTreeMap<String, &Guarded<'_>> =
-            tables.iter().filter(|guarded| !guarded.operations.is_empty()).map(|guarded| (name(guarded.change), guarded)).collect();
+        let name =
+            |change: &TableChange| if data_only { base_table(change) } else { qualified(&change.schema, &change.name) };
+        let written: BTreeMap<String, &Guarded<'_>> = tables
+            .iter()
+            .filter(|guarded| !guarded.operations.is_empty())
+            .map(|guarded| (name(guarded.change), guarded))
+            .collect();
         let names: BTreeSet<String> = written.keys().cloned().collect();
         let keys = foreign_keys::of_tables(self.target, &names).await?;
         let order = foreign_keys::children_first(&names, &keys);
@@ -272,7 +314,12 @@ impl<'a> Run<'a> {
     }
 
     /// Rows that the target added below a row that is deleted would go, or change, without a word.
-    async fn check_cascades(&mut self, table: &str, guarded: &Guarded<'_>, keys: &[ForeignKey]) -> Result<(), ApplyError> {
+    async fn check_cascades(
+        &mut self,
+        table: &str,
+        guarded: &Guarded<'_>,
+        keys: &[ForeignKey],
+    ) -> Result<(), ApplyError> {
         let deleted: Vec<_> = guarded
             .operations
             .iter()
@@ -294,8 +341,14 @@ impl<'a> Run<'a> {
                 let rows = self.target.rows(&sql).await?;
                 let count: u64 = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0);
                 if count > 0 {
-                    let why = format!("the branch deleted rows that {count} rows of the target's {} refer to", key.table);
-                    self.applied.conflicts.push(Conflict::Row { table: table.to_owned(), key: Vec::new(), why, columns: Vec::new() });
+                    let why =
+                        format!("the branch deleted rows that {count} rows of the target's {} refer to", key.table);
+                    self.applied.conflicts.push(Conflict::Row {
+                        table: table.to_owned(),
+                        key: Vec::new(),
+                        why,
+                        columns: Vec::new(),
+                    });
                 }
             }
         }
@@ -317,7 +370,8 @@ impl<'a> Run<'a> {
                 }
                 Operation::Update { key, set } => {
                     let key: Vec<_> = names.iter().copied().zip(key).collect();
-                    let set: Vec<_> = set.iter().filter_map(|(place, value)| Some(((*columns.get(*place)?)?, value))).collect();
+                    let set: Vec<_> =
+                        set.iter().filter_map(|(place, value)| Some(((*columns.get(*place)?)?, value))).collect();
                     if !set.is_empty() {
                         updates.push(dml::update(table, &key, &set));
                     }
@@ -334,7 +388,9 @@ impl<'a> Run<'a> {
         for chunk in statements.chunks(ROWS_PER_BATCH) {
             let counts = self.target.counts(&chunk.join("; ")).await?;
             if counts.len() != chunk.len() || counts.iter().any(|count| *count != 1) {
-                return Err(ApplyError::Unexpected { what: format!("a row of {table} that was locked is not there any more") });
+                return Err(ApplyError::Unexpected {
+                    what: format!("a row of {table} that was locked is not there any more"),
+                });
             }
         }
         Ok(statements.len() as u64)
@@ -343,8 +399,9 @@ impl<'a> Run<'a> {
     async fn insert_rows(&mut self, table: &str, guarded: &Guarded<'_>, data_only: bool) -> Result<(), ApplyError> {
         let names = column_names(guarded.change, data_only);
         let change = guarded.change;
-        let places: Vec<usize> =
-            (0..names.len()).filter(|place| names[*place].is_some() && !change.generated.contains(&change.columns[*place])).collect();
+        let places: Vec<usize> = (0..names.len())
+            .filter(|place| names[*place].is_some() && !change.generated.contains(&change.columns[*place]))
+            .collect();
         let columns: Vec<&str> = places.iter().filter_map(|place| names[*place]).collect();
         let rows: Vec<_> = guarded
             .operations
@@ -358,7 +415,9 @@ impl<'a> Run<'a> {
             let values = chunk.iter().map(|row| places.iter().map(|place| &row[*place]).collect());
             let count: u64 = self.target.counts(&dml::insert(table, &columns, values)).await?.iter().sum();
             if count != chunk.len() as u64 {
-                return Err(ApplyError::Unexpected { what: format!("{count} instead of {} rows inserted into {table}", chunk.len()) });
+                return Err(ApplyError::Unexpected {
+                    what: format!("{count} instead of {} rows inserted into {table}", chunk.len()),
+                });
             }
             self.applied.rows.inserted += count;
         }
@@ -366,9 +425,16 @@ impl<'a> Run<'a> {
     }
 
     async fn refresh_views(&mut self) -> Result<(), ApplyError> {
-        for change in self.set.tables.iter().filter(|change| change.materialized_view && change.state == TableState::Kept && self.wants(change)) {
+        for change in self
+            .set
+            .tables
+            .iter()
+            .filter(|change| change.materialized_view && change.state == TableState::Kept && self.wants(change))
+        {
             if self.options.part != Part::Schema {
-                self.target.run(&format!("REFRESH MATERIALIZED VIEW {}", qualified(&change.schema, &change.name))).await?;
+                self.target
+                    .run(&format!("REFRESH MATERIALIZED VIEW {}", qualified(&change.schema, &change.name)))
+                    .await?;
             }
         }
         Ok(())
@@ -381,7 +447,9 @@ impl<'a> Run<'a> {
             return Ok(wanted);
         }
         let new_ones = self.branch_names;
-        for change in self.set.sequences.iter().filter(|change| change.new.is_some() && (change.old.is_some() || new_ones)) {
+        for change in
+            self.set.sequences.iter().filter(|change| change.new.is_some() && (change.old.is_some() || new_ones))
+        {
             if change.old.is_none() || change.old == change.new && change.old_called == change.new_called {
                 wanted.push(change);
                 continue;
@@ -402,7 +470,9 @@ impl<'a> Run<'a> {
                 self.applied.already_there += 1;
             } else {
                 // Both gave out values; the one that is further serves both.
-                self.applied.notes.push(format!("sequence {name} moved on both sides: it goes on from where the branch is, which is further"));
+                self.applied.notes.push(format!(
+                    "sequence {name} moved on both sides: it goes on from where the branch is, which is further"
+                ));
                 wanted.push(change);
             }
         }
@@ -426,9 +496,11 @@ impl<'a> Run<'a> {
         }
         for change in &self.set.large_objects {
             let oid = change.oid;
-            let rows = self.target.rows(&format!("select count(*) from pg_largeobject_metadata where oid = {oid}")).await?;
+            let rows =
+                self.target.rows(&format!("select count(*) from pg_largeobject_metadata where oid = {oid}")).await?;
             let exists = rows.first().and_then(|row| row.first()?.as_deref()) != Some("0");
-            let mut conflict = |why: &str| self.applied.conflicts.push(Conflict::LargeObject { oid, why: why.to_owned() });
+            let mut conflict =
+                |why: &str| self.applied.conflicts.push(Conflict::LargeObject { oid, why: why.to_owned() });
             match (change.state, exists) {
                 (TableState::Created, true) => conflict("both made one with this number"),
                 (TableState::Kept, false) => conflict("the branch changed it; the target deleted it"),
@@ -437,12 +509,19 @@ impl<'a> Run<'a> {
                 (TableState::Kept | TableState::Dropped, true) => {
                     let mut same = true;
                     for page in &change.pages {
-                        let sql = format!("select encode(lo_get({oid}, {}, {LARGE_OBJECT_PAGE}), 'hex')", i64::from(page.number) * LARGE_OBJECT_PAGE);
+                        let sql = format!(
+                            "select encode(lo_get({oid}, {}, {LARGE_OBJECT_PAGE}), 'hex')",
+                            i64::from(page.number) * LARGE_OBJECT_PAGE
+                        );
                         let rows = self.target.rows(&sql).await?;
                         let there = rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
                         same &= trimmed(&there) == trimmed(page.old.as_deref().unwrap_or_default());
                     }
-                    if same { wanted.push(change) } else { conflict("both changed it, or the target changed what the branch deleted") }
+                    if same {
+                        wanted.push(change)
+                    } else {
+                        conflict("both changed it, or the target changed what the branch deleted")
+                    }
                 }
             }
         }
@@ -463,7 +542,8 @@ impl<'a> Run<'a> {
                 match &page.new {
                     Some(content) => {
                         self.target.rows(&format!("select lo_put({oid}, {at}, decode('{content}', 'hex'))")).await?;
-                        let (length, before) = (content.len() as i64 / 2, page.old.as_ref().map_or(0, |old| old.len() as i64 / 2));
+                        let (length, before) =
+                            (content.len() as i64 / 2, page.old.as_ref().map_or(0, |old| old.len() as i64 / 2));
                         if length < before {
                             end = Some(at + length);
                         }
@@ -490,7 +570,9 @@ fn trimmed(hex: &str) -> &str {
 fn must_wait(key: &ForeignKey, order: &[String], written: &BTreeMap<String, &Guarded<'_>>) -> bool {
     let place = |table: &String| order.iter().position(|other| other == table);
     let updates = |table: &String| {
-        written.get(table).is_some_and(|guarded| guarded.operations.iter().any(|operation| matches!(operation, Operation::Update { .. })))
+        written.get(table).is_some_and(|guarded| {
+            guarded.operations.iter().any(|operation| matches!(operation, Operation::Update { .. }))
+        })
     };
     match (place(&key.table), place(&key.references)) {
         _ if key.partitioned => true,

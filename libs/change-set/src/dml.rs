@@ -7,7 +7,11 @@ pub(crate) fn value(value: &Option<String>) -> String {
 }
 
 /// One insert of many rows; each row gives the values of `columns`. Identity columns take what is given.
-pub(crate) fn insert<'a>(table: &str, columns: &[&str], rows: impl IntoIterator<Item = Vec<&'a Option<String>>>) -> String {
+pub(crate) fn insert<'a>(
+    table: &str,
+    columns: &[&str],
+    rows: impl IntoIterator<Item = Vec<&'a Option<String>>>,
+) -> String {
     let names: Vec<String> = columns.iter().map(|name| identifier(name)).collect();
     let rows: Vec<String> = rows
         .into_iter()

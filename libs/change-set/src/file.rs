@@ -91,7 +91,8 @@ pub fn read(bytes: &[u8]) -> Result<ChangeSetFile, FileError> {
     let length = u64_at(24);
     let capacity = usize::try_from(length).ok().filter(|_| length <= CONTENT_LEN_MAX);
     let capacity = capacity.ok_or_else(|| damaged(24, "the content is too long"))?;
-    let json = zstd::bulk::decompress(packed, capacity).map_err(|_| damaged(HEADER_LEN, "the content cannot be unpacked"))?;
+    let json =
+        zstd::bulk::decompress(packed, capacity).map_err(|_| damaged(HEADER_LEN, "the content cannot be unpacked"))?;
     Ok(serde_json::from_slice(&json)?)
 }
 

@@ -64,19 +64,24 @@ pub(crate) async fn of_tables(target: &Target<'_>, tables: &BTreeSet<String>) ->
 
 /// Makes those that are checked at once wait until the end.
 pub(crate) fn defer(keys: &[ForeignKey]) -> Vec<String> {
-    let alter = |key: &&ForeignKey| format!("ALTER TABLE {} ALTER CONSTRAINT {} DEFERRABLE INITIALLY DEFERRED", key.table, identifier(&key.name));
+    let alter = |key: &&ForeignKey| {
+        format!("ALTER TABLE {} ALTER CONSTRAINT {} DEFERRABLE INITIALLY DEFERRED", key.table, identifier(&key.name))
+    };
     keys.iter().filter(|key| !key.deferrable).map(|key| alter(&key)).collect()
 }
 
 /// Undoes [`defer`].
 pub(crate) fn restore(keys: &[ForeignKey]) -> Vec<String> {
-    let alter = |key: &&ForeignKey| format!("ALTER TABLE {} ALTER CONSTRAINT {} NOT DEFERRABLE", key.table, identifier(&key.name));
+    let alter = |key: &&ForeignKey| {
+        format!("ALTER TABLE {} ALTER CONSTRAINT {} NOT DEFERRABLE", key.table, identifier(&key.name))
+    };
     keys.iter().filter(|key| !key.deferrable).map(|key| alter(&key)).collect()
 }
 
 /// Orders tables so that one comes before those that it references, as far as there is such an order.
 pub(crate) fn children_first(tables: &BTreeSet<String>, keys: &[ForeignKey]) -> Vec<String> {
-    let mut referenced_by: BTreeMap<&String, BTreeSet<&String>> = tables.iter().map(|table| (table, BTreeSet::new())).collect();
+    let mut referenced_by: BTreeMap<&String, BTreeSet<&String>> =
+        tables.iter().map(|table| (table, BTreeSet::new())).collect();
     for key in keys.iter().filter(|key| key.table != key.references && tables.contains(&key.table)) {
         if let Some(users) = referenced_by.get_mut(&key.references) {
             users.insert(&key.table);

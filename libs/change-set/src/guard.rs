@@ -46,9 +46,11 @@ pub(crate) fn base_columns(change: &TableChange) -> Vec<(usize, &str)> {
 
 /// Places of the key's columns; empty if there is no key that both sides have.
 pub(crate) fn key_places(change: &TableChange) -> Vec<usize> {
-    let places: Vec<usize> = change.key.iter().filter_map(|name| change.columns.iter().position(|column| column == name)).collect();
+    let places: Vec<usize> =
+        change.key.iter().filter_map(|name| change.columns.iter().position(|column| column == name)).collect();
     let known = places.len() == change.key.len()
-        && (change.state != TableState::Kept || places.iter().all(|place| change.base_columns.get(*place).is_some_and(Option::is_some)));
+        && (change.state != TableState::Kept
+            || places.iter().all(|place| change.base_columns.get(*place).is_some_and(Option::is_some)));
     if known { places } else { Vec::new() }
 }
 
@@ -67,10 +69,17 @@ pub(crate) async fn table<'a>(
         return Ok(guarded);
     }
     let name = base_table(change);
-    let exists = target.rows(&format!("select to_regclass({}) is not null", ardent_schema_diff::literal(&name))).await?;
+    let exists =
+        target.rows(&format!("select to_regclass({}) is not null", ardent_schema_diff::literal(&name))).await?;
     if exists.first().and_then(|row| row.first().cloned().flatten()).as_deref() != Some("t") {
         let why = "the target has no such table".to_owned();
-        applied.conflicts.push(Conflict::Schema { object: format!("table {name}"), why, base: None, branch: None, target: None });
+        applied.conflicts.push(Conflict::Schema {
+            object: format!("table {name}"),
+            why,
+            base: None,
+            branch: None,
+            target: None,
+        });
         return Ok(guarded);
     }
     let key = key_places(change);
@@ -107,7 +116,12 @@ fn select_list(change: &TableChange) -> String {
     if all.is_empty() { "null".to_owned() } else { all.join(", ") }
 }
 
-async fn with_key(target: &Target<'_>, guarded: &mut Guarded<'_>, key: &[usize], applied: &mut Applied) -> Result<(), ApplyError> {
+async fn with_key(
+    target: &Target<'_>,
+    guarded: &mut Guarded<'_>,
+    key: &[usize],
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
     let change = guarded.change;
     let columns = base_columns(change);
     // Where a column of the table is in a row that was read.
@@ -120,7 +134,8 @@ async fn with_key(target: &Target<'_>, guarded: &mut Guarded<'_>, key: &[usize],
         let sql = format!("select {list} from only {table} where {} for update", any_of(&key_names, &keys));
         target
             .each(&sql, |row| {
-                let key = key.iter().map(|place| read_at.get(place).and_then(|at| row.get(*at).cloned()).flatten()).collect();
+                let key =
+                    key.iter().map(|place| read_at.get(place).and_then(|at| row.get(*at).cloned()).flatten()).collect();
                 found.insert(key, row);
             })
             .await?;
@@ -155,7 +170,12 @@ fn compare_row(
         }
         (RowChange::Insert { new }, Some(there)) => {
             let differing: Vec<ColumnConflict> = at_odds(columns, there, |place| &new[place], &computed)
-                .map(|(column, target)| ColumnConflict { column: column.1.to_owned(), base: None, branch: new[column.0].clone(), target })
+                .map(|(column, target)| ColumnConflict {
+                    column: column.1.to_owned(),
+                    base: None,
+                    branch: new[column.0].clone(),
+                    target,
+                })
                 .collect();
             if differing.is_empty() {
                 applied.already_there += 1;
@@ -166,7 +186,12 @@ fn compare_row(
         (RowChange::Delete { .. }, None) => applied.already_there += 1,
         (RowChange::Delete { old }, Some(there)) => {
             let differing: Vec<ColumnConflict> = at_odds(columns, there, |place| &old[place], &computed)
-                .map(|(column, target)| ColumnConflict { column: column.1.to_owned(), base: old[column.0].clone(), branch: None, target })
+                .map(|(column, target)| ColumnConflict {
+                    column: column.1.to_owned(),
+                    base: old[column.0].clone(),
+                    branch: None,
+                    target,
+                })
                 .collect();
             if differing.is_empty() {
                 guarded.operations.push(Operation::Delete { key });
@@ -176,12 +201,13 @@ fn compare_row(
             }
         }
         (RowChange::Update { old, new }, None) => {
-            let differing = columns.iter().filter(|(place, _)| old[*place] != new[*place]).map(|(place, name)| ColumnConflict {
-                column: (*name).to_owned(),
-                base: old[*place].clone(),
-                branch: new[*place].clone(),
-                target: None,
-            });
+            let differing =
+                columns.iter().filter(|(place, _)| old[*place] != new[*place]).map(|(place, name)| ColumnConflict {
+                    column: (*name).to_owned(),
+                    base: old[*place].clone(),
+                    branch: new[*place].clone(),
+                    target: None,
+                });
             conflict("the branch updated it; the target deleted it", differing.collect());
         }
         (RowChange::Update { old, new }, Some(there)) => {
@@ -255,7 +281,9 @@ async fn without_key(target: &Target<'_>, guarded: &mut Guarded<'_>, applied: &m
     let mut wanted: BTreeMap<TextRow, u64> = BTreeMap::new();
     for row in &change.rows {
         match row {
-            RowChange::Delete { old } => *wanted.entry(columns.iter().map(|(place, _)| old[*place].clone()).collect()).or_default() += 1,
+            RowChange::Delete { old } => {
+                *wanted.entry(columns.iter().map(|(place, _)| old[*place].clone()).collect()).or_default() += 1
+            }
             RowChange::Insert { new } => {
                 guarded.operations.push(Operation::Insert(new.clone()));
                 guarded.undo.push(RowChange::Delete { old: pick(new, &columns, change) });
@@ -289,7 +317,12 @@ async fn without_key(target: &Target<'_>, guarded: &mut Guarded<'_>, applied: &m
 }
 
 /// What the target has in columns that are about to go, for the inverse.
-async fn keep_dropped_columns(target: &Target<'_>, guarded: &mut Guarded<'_>, key: &[usize], applied: &mut Applied) -> Result<(), ApplyError> {
+async fn keep_dropped_columns(
+    target: &Target<'_>,
+    guarded: &mut Guarded<'_>,
+    key: &[usize],
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
     let change = guarded.change;
     if key.is_empty() {
         let (table, columns) = (base_table(change), change.columns_dropped.join(", "));
@@ -300,7 +333,8 @@ async fn keep_dropped_columns(target: &Target<'_>, guarded: &mut Guarded<'_>, ke
     let at: Vec<usize> = key.iter().filter_map(|place| columns.iter().position(|column| column.0 == *place)).collect();
     let own_key = |row: &TextRow| -> TextRow { at.iter().map(|at| row[*at].clone()).collect() };
     let known: BTreeSet<TextRow> = guarded.undo.iter().map(|row| own_key(&values_of(row).to_vec())).collect();
-    let some: Vec<String> = change.columns_dropped.iter().map(|name| format!("{} is distinct from null", identifier(name))).collect();
+    let some: Vec<String> =
+        change.columns_dropped.iter().map(|name| format!("{} is distinct from null", identifier(name))).collect();
     let sql = format!("select {} from only {} where {}", select_list(change), base_table(change), some.join(" or "));
     let undo = &mut guarded.undo;
     target

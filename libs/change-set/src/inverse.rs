@@ -1,6 +1,8 @@
 //! The change set that undoes another.
 
-use ardent_diff::{ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, TableChange, TableState};
+use ardent_diff::{
+    ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, TableChange, TableState,
+};
 use ardent_schema_diff::Touched;
 
 use crate::guard::{Guarded, base_columns, key_places};
@@ -45,10 +47,15 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
     let (schema, name) = change.renamed_from.clone().unwrap_or_else(|| (change.schema.clone(), change.name.clone()));
     let base_name = |place: usize| columns.iter().find(|column| column.0 == place).map(|column| column.1.to_owned());
     let mut names: Vec<String> = columns.iter().map(|(_, name)| (*name).to_owned()).collect();
-    let mut before: Vec<Option<String>> = columns.iter().map(|(place, _)| change.columns.get(*place).cloned()).collect();
+    let mut before: Vec<Option<String>> =
+        columns.iter().map(|(place, _)| change.columns.get(*place).cloned()).collect();
     names.extend(change.columns_dropped.iter().cloned());
     before.extend(change.columns_dropped.iter().map(|_| None));
-    let generated = change.generated.iter().filter_map(|name| base_name(change.columns.iter().position(|column| column == name)?)).collect();
+    let generated = change
+        .generated
+        .iter()
+        .filter_map(|name| base_name(change.columns.iter().position(|column| column == name)?))
+        .collect();
     TableChange {
         schema,
         name,
@@ -82,7 +89,11 @@ pub(crate) fn large_object(change: &LargeObjectChange) -> LargeObjectChange {
         TableState::Dropped => TableState::Created,
         TableState::Kept => TableState::Kept,
     };
-    let pages = change.pages.iter().map(|page| PageChange { number: page.number, old: page.new.clone(), new: page.old.clone() });
+    let pages = change.pages.iter().map(|page| PageChange {
+        number: page.number,
+        old: page.new.clone(),
+        new: page.old.clone(),
+    });
     LargeObjectChange { oid: change.oid, state, pages: pages.collect() }
 }
 

@@ -18,7 +18,8 @@ pub fn script(set: &ChangeSet) -> String {
         let _ = writeln!(out, "-- not covered: {what}");
     }
     let _ = statements(&mut out, &set.schema.statements, Section::BeforeRows);
-    let tables: Vec<_> = set.tables.iter().filter(|table| !table.materialized_view && table.state != TableState::Dropped).collect();
+    let tables: Vec<_> =
+        set.tables.iter().filter(|table| !table.materialized_view && table.state != TableState::Dropped).collect();
     if tables.iter().any(|table| !table.rows.is_empty()) {
         out.push_str("SET CONSTRAINTS ALL DEFERRED;\n");
     }
@@ -32,10 +33,16 @@ pub fn script(set: &ChangeSet) -> String {
             match row {
                 RowChange::Delete { old } if key.is_empty() => {
                     let columns = base_columns(table);
-                    let all: Vec<String> = columns.iter().map(|(place, _)| identifier(&table.columns[*place])).collect();
+                    let all: Vec<String> =
+                        columns.iter().map(|(place, _)| identifier(&table.columns[*place])).collect();
                     let values: Vec<String> = columns.iter().map(|(place, _)| dml::value(&old[*place])).collect();
-                    let same: Vec<String> = all.iter().zip(&values).map(|(a, b)| format!("{a} IS NOT DISTINCT FROM {b}")).collect();
-                    let _ = writeln!(out, "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {} LIMIT 1);", same.join(" AND "));
+                    let same: Vec<String> =
+                        all.iter().zip(&values).map(|(a, b)| format!("{a} IS NOT DISTINCT FROM {b}")).collect();
+                    let _ = writeln!(
+                        out,
+                        "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {} LIMIT 1);",
+                        same.join(" AND ")
+                    );
                 }
                 RowChange::Delete { old } => {
                     let key = wanted(old);
@@ -49,13 +56,15 @@ pub fn script(set: &ChangeSet) -> String {
             let RowChange::Update { old, new } = row else { continue };
             let key = wanted(new);
             let key: Vec<_> = key.iter().map(|(name, value)| (name.as_str(), value)).collect();
-            let places = (0..new.len()).filter(|place| old[*place] != new[*place] && !table.generated.contains(&table.columns[*place]));
+            let places = (0..new.len())
+                .filter(|place| old[*place] != new[*place] && !table.generated.contains(&table.columns[*place]));
             let set: Vec<_> = places.map(|place| (table.columns[place].as_str(), &new[place])).collect();
             if !set.is_empty() {
                 let _ = writeln!(out, "{};", dml::update(&name, &key, &set));
             }
         }
-        let places: Vec<usize> = (0..table.columns.len()).filter(|place| !table.generated.contains(&table.columns[*place])).collect();
+        let places: Vec<usize> =
+            (0..table.columns.len()).filter(|place| !table.generated.contains(&table.columns[*place])).collect();
         let columns: Vec<&str> = places.iter().map(|place| table.columns[*place].as_str()).collect();
         for row in &table.rows {
             let RowChange::Insert { new } = row else { continue };
@@ -72,7 +81,11 @@ pub fn script(set: &ChangeSet) -> String {
     }
     for sequence in &set.sequences {
         let (Some(value), called) = (sequence.new, sequence.new_called.unwrap_or(true)) else { continue };
-        let _ = writeln!(out, "SELECT setval({}, {value}, {called});", literal(&qualified(&sequence.schema, &sequence.name)));
+        let _ = writeln!(
+            out,
+            "SELECT setval({}, {value}, {called});",
+            literal(&qualified(&sequence.schema, &sequence.name))
+        );
     }
     out.push_str("COMMIT;\n");
     out

@@ -24,12 +24,18 @@ pub(crate) struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Begins the transaction. Timeouts in milliseconds.
-    pub async fn begin(client: &'a Client, lock_timeout_ms: u64, statement_timeout_ms: u64) -> Result<Target<'a>, ApplyError> {
+    pub async fn begin(
+        client: &'a Client,
+        lock_timeout_ms: u64,
+        statement_timeout_ms: u64,
+    ) -> Result<Target<'a>, ApplyError> {
         let target = Target { client };
         target.run("BEGIN").await?;
         target.run(SETTINGS).await?;
         target
-            .run(&format!("set local lock_timeout = {lock_timeout_ms}; set local statement_timeout = {statement_timeout_ms}"))
+            .run(&format!(
+                "set local lock_timeout = {lock_timeout_ms}; set local statement_timeout = {statement_timeout_ms}"
+            ))
             .await?;
         Ok(target)
     }

@@ -66,7 +66,8 @@ impl Pair {
     }
 
     async fn connect(&self, database: &str) -> Client {
-        let (client, connection) = tokio_postgres::connect(&self.pg.socket_url(database), NoTls).await.expect("connected");
+        let (client, connection) =
+            tokio_postgres::connect(&self.pg.socket_url(database), NoTls).await.expect("connected");
         tokio::spawn(connection);
         client
     }
@@ -80,7 +81,8 @@ impl Pair {
         for side in ["base", "head"] {
             for line in self.pg.sql_in(side, sql).lines() {
                 let (relnode, count) = line.split_once('|').expect("two fields");
-                let (relnode, count): (u32, u32) = (relnode.parse().expect("a number"), count.parse().expect("a number"));
+                let (relnode, count): (u32, u32) =
+                    (relnode.parse().expect("a number"), count.parse().expect("a number"));
                 let rel = RelTag { spcnode: oid::DEFAULT_TABLESPACE, dbnode, relnode, fork: ForkNumber::Main };
                 let ranges = vec![BlockRange { start: 0, count: count.max(1) }];
                 changed.push(ChangedRelation { rel, nblocks_from: Some(count), nblocks_to: Some(count), ranges });
@@ -103,10 +105,15 @@ impl Pair {
 
     /// Schema, rows, sequences and large objects, as text. Columns are in the order of their names: one that comes back comes last.
     fn state(&self, database: &str) -> String {
-        let output = server_command(program("pg_dump")).args(["--schema-only", "-d"]).arg(self.pg.socket_url(database)).output().expect("pg_dump runs");
+        let output = server_command(program("pg_dump"))
+            .args(["--schema-only", "-d"])
+            .arg(self.pg.socket_url(database))
+            .output()
+            .expect("pg_dump runs");
         assert!(output.status.success());
         let dump = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut lines: Vec<&str> = dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(',')).collect();
+        let mut lines: Vec<&str> =
+            dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(',')).collect();
         lines.sort_unstable();
         let queries = self.pg.sql_in(
             database,
@@ -126,7 +133,12 @@ impl Pair {
         if got != wanted {
             let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
             let (a, b) = (lines(&wanted), lines(&got));
-            panic!("{what}: missing {:#?}\nsurplus {:#?}\n{}", a.difference(&b).collect::<Vec<_>>(), b.difference(&a).collect::<Vec<_>>(), script(set));
+            panic!(
+                "{what}: missing {:#?}\nsurplus {:#?}\n{}",
+                a.difference(&b).collect::<Vec<_>>(),
+                b.difference(&a).collect::<Vec<_>>(),
+                script(set)
+            );
         }
     }
 
@@ -241,9 +253,16 @@ fn a_row_that_the_target_added_below_a_deleted_one_is_a_conflict() {
     pair.pg.sql_in("head", "delete from app.users where id = 10");
     let set = pair.diff();
     pair.copy("base", "target");
-    pair.pg.sql_in("target", "set session_replication_role = replica; insert into app.orders (id, user_id) values (5000, 10)");
+    pair.pg.sql_in(
+        "target",
+        "set session_replication_role = replica; insert into app.orders (id, user_id) values (5000, 10)",
+    );
     let applied = pair.apply("target", &set, &ApplyOptions { part: Part::Rows, ..ApplyOptions::default() });
-    assert!(matches!(&applied.conflicts[..], [Conflict::Row { table, .. }] if table == "app.users"), "{:?}", applied.conflicts);
+    assert!(
+        matches!(&applied.conflicts[..], [Conflict::Row { table, .. }] if table == "app.users"),
+        "{:?}",
+        applied.conflicts
+    );
     assert_eq!(pair.pg.sql_in("target", "select count(*) from app.orders where user_id = 10"), "4");
 }
 
@@ -273,8 +292,12 @@ fn random_change(rng: &mut StdRng) -> String {
         0 => format!("update app.users set name = '{word}', price = {n}.5, flag = not flag where id % 7 = {}", n % 7),
         1 => format!("update app.users set mail = '{n}@x' where id = {}", rng.random_range(1..60)),
         2 => format!("delete from app.users where id = {n}"),
-        3 => format!("insert into app.users (name, mail, home, span) values ('{word}', '{n}@y', row('{word}', {n}), '[1,{n}]')"),
-        4 => format!("update app.users set mood = 'good', tags = array['{word}'], data = '{{\"k\": {n}}}' where id = {n}"),
+        3 => format!(
+            "insert into app.users (name, mail, home, span) values ('{word}', '{n}@y', row('{word}', {n}), '[1,{n}]')"
+        ),
+        4 => format!(
+            "update app.users set mood = 'good', tags = array['{word}'], data = '{{\"k\": {n}}}' where id = {n}"
+        ),
         5 => format!("insert into app.orders (user_id, note, total) values ({n}, '{word}', {n})"),
         6 => format!("delete from app.orders where id % 11 = {}", n % 11),
         7 => format!("update app.orders set user_id = {n} where id = {}", rng.random_range(1..150)),

@@ -101,8 +101,11 @@ pub(crate) async fn schema(session: &Session) -> Result<ardent_schema_diff::Cata
         let rows = session.query(&format!("select q.v::text from ({statement}) q(v)"), &[]).await?;
         answers.push(rows.iter().map(|row| field(session, row, 0)).collect::<Result<Vec<String>, _>>()?);
     }
-    ardent_schema_diff::Catalog::from_answers(&answers)
-        .map_err(|source| DiffError::Catalog { side: session.side, database: session.database.clone(), source })
+    ardent_schema_diff::Catalog::from_answers(&answers).map_err(|source| DiffError::Catalog {
+        side: session.side,
+        database: session.database.clone(),
+        source,
+    })
 }
 
 impl Catalog {
@@ -117,7 +120,10 @@ impl Catalog {
             if kind == "S" {
                 catalog.sequences.insert(oid, Sequence { schema, name, file });
             } else {
-                catalog.tables.insert(oid, Table { oid, schema, name, file, materialized: kind == "m", columns: Vec::new(), key: Vec::new() });
+                catalog.tables.insert(
+                    oid,
+                    Table { oid, schema, name, file, materialized: kind == "m", columns: Vec::new(), key: Vec::new() },
+                );
             }
         }
         Ok(catalog)

@@ -9,14 +9,14 @@ pub struct ChangeSet {
     /// Database.
     pub database: String,
     /// The schema.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "SchemaChange::is_empty")]
     pub schema: SchemaChange,
     /// Tables with changes, by schema and name.
     pub tables: Vec<TableChange>,
     /// Sequences whose state changed, by schema and name.
     pub sequences: Vec<SequenceChange>,
     /// Large objects that changed, by OID.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub large_objects: Vec<LargeObjectChange>,
 }
 
@@ -108,13 +108,13 @@ pub struct TableChange {
     /// Columns that are only at the branch point.
     pub columns_dropped: Vec<String>,
     /// What each of [`TableChange::columns`] is called at the branch point; absent: it is not there.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub base_columns: Vec<Option<String>>,
     /// Columns that Postgres computes from others.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generated: Vec<String>,
     /// Whether it is a materialised view.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub materialized_view: bool,
     /// The columns that rows are paired by; empty: the table has no primary key, updates show as a delete and an insert.
     pub key: Vec<String>,

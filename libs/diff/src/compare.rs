@@ -10,9 +10,9 @@ use ardent_schema_diff::{Identity, plan as plan_schema};
 
 use crate::change_set::{ChangeSet, SchemaChange, SequenceChange, TableChange, TableState};
 use crate::error::DiffError;
+use crate::large_objects;
 use crate::pairing::Pairing;
 use crate::scan::{self, Extent};
-use crate::large_objects;
 use crate::session::{Session, quote_identifier, quote_literal};
 
 /// What to compare.
@@ -49,7 +49,8 @@ impl CompareOptions {
         }
         // `public.users`, or `email of table public.users`.
         let about = |kind: &str, object: &str| {
-            let table = if kind == "table" { Some(object) } else { object.split_once(" of table ").map(|(_, table)| table) };
+            let table =
+                if kind == "table" { Some(object) } else { object.split_once(" of table ").map(|(_, table)| table) };
             table.and_then(|table| table.split_once('.')).is_some_and(|(schema, name)| self.wants(schema, name))
         };
         schema.statements.retain(|statement| about(&statement.kind, &statement.object));
@@ -110,7 +111,12 @@ pub async fn compare(
 }
 
 /// Whether a catalog that holds the schema has other blocks, or another file, than at the branch point.
-async fn schema_may_differ(base: &Session, head: &Session, database: u32, changed: &[ChangedRelation]) -> Result<bool, DiffError> {
+async fn schema_may_differ(
+    base: &Session,
+    head: &Session,
+    database: u32,
+    changed: &[ChangedRelation],
+) -> Result<bool, DiffError> {
     let (old, new) = (catalog::catalog_files(base).await?, catalog::catalog_files(head).await?);
     let here = |relation: &&ChangedRelation| relation.rel.dbnode == database || relation.rel.dbnode == 0;
     Ok(old != new || changed.iter().filter(here).any(|relation| new.contains(&relation.rel.relnode)))
@@ -235,9 +241,7 @@ async fn compare_table(
 fn old_value(table: &Table, shown: &crate::catalog::Column) -> String {
     match table.columns.iter().find(|column| column.attnum == shown.attnum) {
         Some(column) => quote_identifier(&column.name),
-        None => {
-            shown.missing.as_deref().map_or("null".to_owned(), quote_literal)
-        }
+        None => shown.missing.as_deref().map_or("null".to_owned(), quote_literal),
     }
 }
 

@@ -43,7 +43,9 @@ pub(crate) async fn compare(
         let number = |place: usize| new.as_ref().or(old.as_ref())?.get(place)?.as_deref();
         let oid = number(0).and_then(|text| text.parse().ok());
         let page = number(1).and_then(|text| text.parse().ok());
-        let (Some(oid), Some(number)) = (oid, page) else { return Err(head.unexpected("a page of a large object without a number")) };
+        let (Some(oid), Some(number)) = (oid, page) else {
+            return Err(head.unexpected("a page of a large object without a number"));
+        };
         let content = |row: Option<Vec<Option<String>>>| row.and_then(|row| row.into_iter().nth(2).flatten());
         pages.entry(oid).or_default().push(PageChange { number, old: content(old), new: content(new) });
     }

@@ -31,7 +31,8 @@ mod scan;
 mod session;
 
 pub use change_set::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange, TableState,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange,
+    TableState,
 };
 pub use compare::{CompareOptions, Part, compare};
 pub use error::DiffError;

@@ -34,7 +34,9 @@ impl Change<'_> {
     /// Whether a part of the definition differs.
     pub fn differs(&self, field: &str) -> bool {
         let (old, new) = match self.identity {
-            Identity::Oid if self.old.s.contains_key(field) || self.new.s.contains_key(field) => (&self.old.s, &self.new.s),
+            Identity::Oid if self.old.s.contains_key(field) || self.new.s.contains_key(field) => {
+                (&self.old.s, &self.new.s)
+            }
             _ => (&self.old.d, &self.new.d),
         };
         let present = |value: Option<&Value>| value.filter(|value| !value.is_null()).cloned();
@@ -270,12 +272,17 @@ impl Change<'_> {
         };
         let stored = |object: &Object, key_wanted: Option<Value>| -> Option<Value> {
             let rows = object.s.get("attributes").and_then(Value::as_array)?;
-            rows.iter().find(|row| row.get(0).cloned() == key_wanted).map(|row| Value::from(row.as_array().map(|row| row[2..].to_vec()).unwrap_or_default()))
+            rows.iter()
+                .find(|row| row.get(0).cloned() == key_wanted)
+                .map(|row| Value::from(row.as_array().map(|row| row[2..].to_vec()).unwrap_or_default()))
         };
         let mut statements = Vec::new();
         for row in old {
             if !new.iter().any(|other| key(other) == key(row)) {
-                statements.push(format!("ALTER TYPE {name} DROP ATTRIBUTE {}", row.get(1).and_then(Value::as_str).unwrap_or_default()));
+                statements.push(format!(
+                    "ALTER TYPE {name} DROP ATTRIBUTE {}",
+                    row.get(1).and_then(Value::as_str).unwrap_or_default()
+                ));
             }
         }
         for row in new {
@@ -283,7 +290,8 @@ impl Change<'_> {
                 statements.push(format!("ALTER TYPE {name} ADD ATTRIBUTE {}", attribute(row)));
                 continue;
             };
-            let word = |row: &Value, place: usize| row.get(place).and_then(Value::as_str).unwrap_or_default().to_owned();
+            let word =
+                |row: &Value, place: usize| row.get(place).and_then(Value::as_str).unwrap_or_default().to_owned();
             if word(was, 1) != word(row, 1) {
                 statements.push(format!("ALTER TYPE {name} RENAME ATTRIBUTE {} TO {}", word(was, 1), word(row, 1)));
             }
@@ -293,7 +301,12 @@ impl Change<'_> {
             };
             if retyped {
                 let collation = row.get(3).and_then(Value::as_str).map(|name| format!(" COLLATE {name}"));
-                statements.push(format!("ALTER TYPE {name} ALTER ATTRIBUTE {} TYPE {}{}", word(row, 1), word(row, 2), collation.unwrap_or_default()));
+                statements.push(format!(
+                    "ALTER TYPE {name} ALTER ATTRIBUTE {} TYPE {}{}",
+                    word(row, 1),
+                    word(row, 2),
+                    collation.unwrap_or_default()
+                ));
             }
         }
         Alteration::InPlace(statements)
@@ -307,7 +320,8 @@ impl Change<'_> {
     /// `SET` and `RESET` of storage options.
     fn options(&self, word: &str) -> Vec<String> {
         let name = full_name(self.new);
-        let mut statements = option_changes(&self.old.list("options"), &self.new.list("options"), "", &format!("ALTER {word} {name}"));
+        let mut statements =
+            option_changes(&self.old.list("options"), &self.new.list("options"), "", &format!("ALTER {word} {name}"));
         if self.new.kind == Kind::Table {
             let (old, new) = (self.old.list("toast_options"), self.new.list("toast_options"));
             statements.extend(option_changes(&old, &new, "toast.", &format!("ALTER {word} {name}")));
@@ -336,10 +350,16 @@ impl Change<'_> {
         }
         statements.extend(self.persistence("TABLE"));
         if self.differs("access_method") {
-            statements.push(format!("ALTER TABLE {name} SET ACCESS METHOD {}", self.new.text("access_method").unwrap_or("heap")));
+            statements.push(format!(
+                "ALTER TABLE {name} SET ACCESS METHOD {}",
+                self.new.text("access_method").unwrap_or("heap")
+            ));
         }
         if self.differs("tablespace") {
-            statements.push(format!("ALTER TABLE {name} SET TABLESPACE {}", self.new.text("tablespace").unwrap_or("pg_default")));
+            statements.push(format!(
+                "ALTER TABLE {name} SET TABLESPACE {}",
+                self.new.text("tablespace").unwrap_or("pg_default")
+            ));
         }
         statements.extend(self.options("TABLE"));
         statements.extend(table_flags(self.new, Some(self.old)));
@@ -350,7 +370,9 @@ impl Change<'_> {
     fn parents(&self, object: &Object) -> Vec<(String, String)> {
         let names = object.list_of_lists("parents");
         let ids: Vec<String> = match self.identity {
-            Identity::Oid => object.s.get("parents").and_then(Value::as_array).into_iter().flatten().map(Value::to_string).collect(),
+            Identity::Oid => {
+                object.s.get("parents").and_then(Value::as_array).into_iter().flatten().map(Value::to_string).collect()
+            }
             Identity::Name => names.clone(),
         };
         ids.into_iter().zip(names).collect()
@@ -418,11 +440,13 @@ impl Change<'_> {
         if !self.differs("definition") && !self.differs("aggregate") {
             return Alteration::InPlace(Vec::new());
         }
-        let names = |object: &Object| object.d.get("argument_names").and_then(Value::as_array).cloned().unwrap_or_default();
+        let names =
+            |object: &Object| object.d.get("argument_names").and_then(Value::as_array).cloned().unwrap_or_default();
         let (old_names, new_names) = (names(self.old), names(self.new));
-        let keeps_names = old_names.iter().enumerate().all(|(place, name)| {
-            name.as_str().is_none_or(str::is_empty) || new_names.get(place) == Some(name)
-        });
+        let keeps_names = old_names
+            .iter()
+            .enumerate()
+            .all(|(place, name)| name.as_str().is_none_or(str::is_empty) || new_names.get(place) == Some(name));
         let replaceable = self.old.text("prokind") == self.new.text("prokind")
             && self.new.text("prokind") != Some("a")
             && !self.differs("result")
@@ -459,7 +483,12 @@ impl Change<'_> {
             Identity::Oid => self.differs("definition"),
             Identity::Name => self.differs("definition") && !validated,
         };
-        if redefined && !(timing && self.identity == Identity::Name && self.new.text("type") == Some("f") && same_but_timing(self.old, self.new)) {
+        if redefined
+            && !(timing
+                && self.identity == Identity::Name
+                && self.new.text("type") == Some("f")
+                && same_but_timing(self.old, self.new))
+        {
             return Alteration::Replace;
         }
         if timing {
@@ -474,7 +503,12 @@ impl Change<'_> {
             statements.push(format!("ALTER TABLE {table} ALTER CONSTRAINT {name} {when}"));
         }
         statements.extend(self.index_flag_changes(&table, &name));
-        statements.extend(option_changes(&self.old.list("options"), &self.new.list("options"), "", &self.index_alter()));
+        statements.extend(option_changes(
+            &self.old.list("options"),
+            &self.new.list("options"),
+            "",
+            &self.index_alter(),
+        ));
         Alteration::InPlace(statements)
     }
 
@@ -504,7 +538,8 @@ impl Change<'_> {
         let (old, new) = (self.old.rows("columns"), self.new.rows("columns"));
         let mut statements = Vec::new();
         if self.any(&["definition", "columns"]) {
-            let stored = |object: &Object| object.s.get("columns").and_then(Value::as_array).cloned().unwrap_or_default();
+            let stored =
+                |object: &Object| object.s.get("columns").and_then(Value::as_array).cloned().unwrap_or_default();
             let types = |rows: &[Value]| -> Vec<Vec<Value>> {
                 rows.iter().map(|row| row.as_array().map(|row| row[1..].to_vec()).unwrap_or_default()).collect()
             };
@@ -529,7 +564,8 @@ impl Change<'_> {
             let options = if options.is_empty() { String::new() } else { format!(" WITH ({})", options.join(", ")) };
             let definition = self.new.text("definition").unwrap_or_default().trim_end().trim_end_matches(';');
             if self.differs("definition") {
-                statements.push(format!("CREATE OR REPLACE VIEW {name} ({}){options} AS\n{definition}", columns.join(", ")));
+                statements
+                    .push(format!("CREATE OR REPLACE VIEW {name} ({}){options} AS\n{definition}", columns.join(", ")));
                 return Alteration::InPlace(statements);
             }
         }
@@ -607,7 +643,11 @@ fn same_but_timing(old: &Object, new: &Object) -> bool {
 
 fn option_changes(old: &[String], new: &[String], prefix: &str, alter: &str) -> Vec<String> {
     let name = |option: &str| option.split_once('=').map_or(option, |(name, _)| name).to_owned();
-    let set: Vec<String> = new.iter().filter(|option| !old.contains(option)).map(|option| format!("{prefix}{}", set_option(option))).collect();
+    let set: Vec<String> = new
+        .iter()
+        .filter(|option| !old.contains(option))
+        .map(|option| format!("{prefix}{}", set_option(option)))
+        .collect();
     let reset: Vec<String> = old
         .iter()
         .map(|option| name(option))

@@ -284,14 +284,18 @@ impl Catalog {
     /// Makes each partition's place an object of its own: it needs both tables, and comes after the partition's indexes and
     /// constraints, which attaching then recognises instead of making others.
     fn add_partitions(&mut self) {
-        let tables: Vec<Object> = self.objects.values().filter(|o| o.text("partition_bound").is_some()).cloned().collect();
+        let tables: Vec<Object> =
+            self.objects.values().filter(|o| o.text("partition_bound").is_some()).cloned().collect();
         for table in tables {
             let id = ObjectId { class: "partition".to_owned(), ..table.id.clone() };
             let parents = table.s.get("parents").and_then(Value::as_array).into_iter().flatten();
             let above: Vec<ObjectId> = parents
-                .filter_map(|oid| Some(ObjectId { class: "pg_class".to_owned(), oid: u32::try_from(oid.as_u64()?).ok()?, sub: 0 }))
+                .filter_map(|oid| {
+                    Some(ObjectId { class: "pg_class".to_owned(), oid: u32::try_from(oid.as_u64()?).ok()?, sub: 0 })
+                })
                 .collect();
-            let field = |map: &Map<String, Value>, name: &str| (name.to_owned(), map.get(name).cloned().unwrap_or(Value::Null));
+            let field =
+                |map: &Map<String, Value>, name: &str| (name.to_owned(), map.get(name).cloned().unwrap_or(Value::Null));
             let object = Object {
                 id: id.clone(),
                 kind: Kind::Partition,
@@ -317,13 +321,20 @@ impl Catalog {
     }
 
     fn add_owned_sequences(&mut self) {
-        let owned: Vec<Object> = self.objects.values().filter(|o| o.kind == Kind::Sequence && o.text("owned_by").is_some()).cloned().collect();
+        let owned: Vec<Object> = self
+            .objects
+            .values()
+            .filter(|o| o.kind == Kind::Sequence && o.text("owned_by").is_some())
+            .cloned()
+            .collect();
         for sequence in owned {
             let Some(column) = sequence.s.get("owned_by").and_then(Value::as_array) else { continue };
             let number = |place: usize| column.get(place).and_then(Value::as_i64).unwrap_or(0);
             let (Ok(oid), Ok(sub)) = (u32::try_from(number(0)), i32::try_from(number(1))) else { continue };
             let id = ObjectId { class: "owned".to_owned(), ..sequence.id.clone() };
-            let take = |map: &Map<String, Value>| map.get("owned_by").cloned().map(|value| ("owned_by".to_owned(), value)).into_iter().collect();
+            let take = |map: &Map<String, Value>| {
+                map.get("owned_by").cloned().map(|value| ("owned_by".to_owned(), value)).into_iter().collect()
+            };
             let object = Object {
                 id: id.clone(),
                 kind: Kind::OwnedBy,
@@ -362,7 +373,8 @@ impl Catalog {
             }
             self.made_after.entry(whole).or_default().insert(part);
         }
-        let partitions: Vec<ObjectId> = self.objects.values().filter(|o| o.kind == Kind::Partition).map(|o| o.id.clone()).collect();
+        let partitions: Vec<ObjectId> =
+            self.objects.values().filter(|o| o.kind == Kind::Partition).map(|o| o.id.clone()).collect();
         let parts: Vec<(ObjectId, u32)> = self
             .objects
             .values()
@@ -370,7 +382,8 @@ impl Catalog {
             .filter_map(|o| Some((o.id.clone(), o.parent.as_ref()?.1)))
             .collect();
         for partition in partitions {
-            let above: Vec<u32> = self.needs_of(&partition).map(|need| need.oid).filter(|oid| *oid != partition.oid).collect();
+            let above: Vec<u32> =
+                self.needs_of(&partition).map(|need| need.oid).filter(|oid| *oid != partition.oid).collect();
             for (part, table) in &parts {
                 if *table == partition.oid {
                     self.made_after.entry(partition.clone()).or_default().insert(part.clone());
@@ -442,5 +455,6 @@ impl Catalog {
 }
 
 fn parse<'a, T: Deserialize<'a>>(row: &'a str) -> Result<T, CatalogError> {
-    serde_json::from_str(row).map_err(|source| CatalogError { text: row.chars().take(200).collect(), source: Some(source) })
+    serde_json::from_str(row)
+        .map_err(|source| CatalogError { text: row.chars().take(200).collect(), source: Some(source) })
 }

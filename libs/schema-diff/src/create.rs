@@ -35,9 +35,14 @@ impl Making<'_> {
             Kind::Schema => vec![format!("CREATE SCHEMA {name}")],
             Kind::Extension => {
                 let schema = identifier(object.text("schema").unwrap_or_default());
-                vec![format!("CREATE EXTENSION {name} WITH SCHEMA {schema} VERSION {}", literal(object.text("version").unwrap_or_default()))]
+                vec![format!(
+                    "CREATE EXTENSION {name} WITH SCHEMA {schema} VERSION {}",
+                    literal(object.text("version").unwrap_or_default())
+                )]
             }
-            Kind::Collation => vec![format!("CREATE COLLATION {name} ({})", object.text("options").unwrap_or_default())],
+            Kind::Collation => {
+                vec![format!("CREATE COLLATION {name} ({})", object.text("options").unwrap_or_default())]
+            }
             Kind::Enum => {
                 let labels: Vec<_> = object.list("labels").iter().map(|label| literal(label)).collect();
                 vec![format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))]
@@ -47,9 +52,13 @@ impl Making<'_> {
                 let attributes: Vec<_> = object.rows("attributes").iter().map(attribute).collect();
                 vec![format!("CREATE TYPE {name} AS ({})", attributes.join(", "))]
             }
-            Kind::Range => vec![format!("CREATE TYPE {name} AS RANGE ({})", object.text("options").unwrap_or_default())],
+            Kind::Range => {
+                vec![format!("CREATE TYPE {name} AS RANGE ({})", object.text("options").unwrap_or_default())]
+            }
             Kind::Server => {
-                let word = |word: &str, field: &str| object.text(field).map(|text| format!(" {word} {}", literal(text))).unwrap_or_default();
+                let word = |word: &str, field: &str| {
+                    object.text(field).map(|text| format!(" {word} {}", literal(text))).unwrap_or_default()
+                };
                 let wrapper = object.text("wrapper").unwrap_or_default();
                 vec![format!(
                     "CREATE SERVER {name}{}{} FOREIGN DATA WRAPPER {wrapper}{}",
@@ -62,33 +71,51 @@ impl Making<'_> {
                 let unlogged = if object.text("persistence") == Some("u") { "UNLOGGED " } else { "" };
                 vec![format!("CREATE {unlogged}SEQUENCE {name} {}", sequence_options(object))]
             }
-            Kind::OwnedBy => vec![format!("ALTER SEQUENCE {name} OWNED BY {}", object.text("owned_by").unwrap_or("NONE"))],
+            Kind::OwnedBy => {
+                vec![format!("ALTER SEQUENCE {name} OWNED BY {}", object.text("owned_by").unwrap_or("NONE"))]
+            }
             Kind::Table | Kind::ForeignTable => self.table(object),
             Kind::Partition => {
                 let parents = object.list_of_lists("parents");
                 let bound = object.text("partition_bound").unwrap_or_default();
-                parents.iter().map(|parent| format!("ALTER TABLE ONLY {parent} ATTACH PARTITION {name} {bound}")).collect()
+                parents
+                    .iter()
+                    .map(|parent| format!("ALTER TABLE ONLY {parent} ATTACH PARTITION {name} {bound}"))
+                    .collect()
             }
             Kind::Column => self.added_column(object),
             Kind::ViewColumn => Vec::new(),
             Kind::Default => {
                 let expression = object.text("expression").unwrap_or_default();
-                vec![format!("ALTER TABLE ONLY {} ALTER COLUMN {name} SET DEFAULT {expression}", self.grandparent(object))]
+                vec![format!(
+                    "ALTER TABLE ONLY {} ALTER COLUMN {name} SET DEFAULT {expression}",
+                    self.grandparent(object)
+                )]
             }
             Kind::Function => vec![definition()],
             Kind::Cast => vec![format!("CREATE CAST ({}) {}", object.name, object.text("how").unwrap_or_default())],
             Kind::Operator => {
                 let schema = object.schema.as_deref().map(identifier).unwrap_or_default();
-                vec![format!("CREATE OPERATOR {schema}.{} ({})", object.name, object.text("options").unwrap_or_default())]
+                vec![format!(
+                    "CREATE OPERATOR {schema}.{} ({})",
+                    object.name,
+                    object.text("options").unwrap_or_default()
+                )]
             }
             Kind::DomainConstraint => vec![format!("ALTER DOMAIN {} ADD CONSTRAINT {name} {}", whole(), definition())],
             Kind::Constraint => self.constraint(object),
-            Kind::View => vec![format!("CREATE VIEW {name}{}{} AS\n{}", view_columns(object), with_options(object), definition())],
+            Kind::View => {
+                vec![format!("CREATE VIEW {name}{}{} AS\n{}", view_columns(object), with_options(object), definition())]
+            }
             Kind::MaterializedView => {
                 let data = if object.flag("populated") { "" } else { "\nWITH NO DATA" };
                 let space = object.text("tablespace").map(|space| format!(" TABLESPACE {space}")).unwrap_or_default();
                 let columns = view_columns(object);
-                vec![format!("CREATE MATERIALIZED VIEW {name}{columns}{}{space} AS\n{}{data}", with_options(object), definition())]
+                vec![format!(
+                    "CREATE MATERIALIZED VIEW {name}{columns}{}{space} AS\n{}{data}",
+                    with_options(object),
+                    definition()
+                )]
             }
             Kind::Index => self.index(object, definition()),
             Kind::Statistics => {
@@ -101,18 +128,36 @@ impl Making<'_> {
             }
             Kind::Rule => {
                 let mut statements = vec![definition()];
-                statements.extend(enabling(&format!("ALTER TABLE {}", whole()), "RULE", &name, object.text("enabled"), true));
+                statements.extend(enabling(
+                    &format!("ALTER TABLE {}", whole()),
+                    "RULE",
+                    &name,
+                    object.text("enabled"),
+                    true,
+                ));
                 statements
             }
             Kind::Trigger => {
                 let mut statements = vec![definition()];
-                statements.extend(enabling(&format!("ALTER TABLE {}", whole()), "TRIGGER", &name, object.text("enabled"), true));
+                statements.extend(enabling(
+                    &format!("ALTER TABLE {}", whole()),
+                    "TRIGGER",
+                    &name,
+                    object.text("enabled"),
+                    true,
+                ));
                 statements
             }
             Kind::Policy => vec![policy(object, &whole())],
             Kind::EventTrigger => {
                 let mut statements = vec![format!("CREATE EVENT TRIGGER {name} {}", definition())];
-                statements.extend(enabling(&format!("ALTER EVENT TRIGGER {name}"), "", "", object.text("enabled"), true));
+                statements.extend(enabling(
+                    &format!("ALTER EVENT TRIGGER {name}"),
+                    "",
+                    "",
+                    object.text("enabled"),
+                    true,
+                ));
                 statements
             }
             Kind::Publication => vec![format!("CREATE PUBLICATION {name}{}", definition())],
@@ -135,7 +180,12 @@ impl Making<'_> {
                 statements.extend(privileges::change(&[], acl, owner, &target, Some(&name)));
             } else if !privileges::is_default(object) || self.default_grantees.contains_key(default_word(object.kind)) {
                 let mut before: Vec<_> = Vec::new();
-                let grantees = self.default_grantees.get(default_word(object.kind)).into_iter().flatten().map(|name| Some(name.clone()));
+                let grantees = self
+                    .default_grantees
+                    .get(default_word(object.kind))
+                    .into_iter()
+                    .flatten()
+                    .map(|name| Some(name.clone()));
                 for grantee in grantees.chain([None, object.owner.clone()]) {
                     before.push((grantee, String::new(), String::new(), false));
                 }
@@ -210,7 +260,11 @@ impl Making<'_> {
             definition.push_str(" NOT NULL");
         }
         let mut statements = vec![format!("ALTER {word} {table} ADD COLUMN {definition}")];
-        let has_default = self.catalog.objects.values().any(|o| o.kind == Kind::Default && o.parent_id().as_ref() == Some(&object.id));
+        let has_default = self
+            .catalog
+            .objects
+            .values()
+            .any(|o| o.kind == Kind::Default && o.parent_id().as_ref() == Some(&object.id));
         if missing.is_some() && !has_default {
             statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
         }
@@ -437,5 +491,9 @@ fn policy(object: &Object, table: &str) -> String {
     let roles = object.text("roles").unwrap_or("PUBLIC");
     let part = |word: &str, field: &str| object.text(field).map(|text| format!(" {word} ({text})")).unwrap_or_default();
     let name = identifier(&object.name);
-    format!("CREATE POLICY {name} ON {table}{permissive} FOR {command} TO {roles}{}{}", part("USING", "using"), part("WITH CHECK", "check"))
+    format!(
+        "CREATE POLICY {name} ON {table}{permissive} FOR {command} TO {roles}{}{}",
+        part("USING", "using"),
+        part("WITH CHECK", "check")
+    )
 }

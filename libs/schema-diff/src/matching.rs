@@ -29,7 +29,8 @@ impl Catalog {
 
     /// The same catalog with the OIDs of `other` for everything that has the same name there.
     pub(crate) fn matched_by_name(&self, other: &Catalog) -> Catalog {
-        let theirs: BTreeMap<String, &ObjectId> = other.objects.values().map(|object| (other.path(object), &object.id)).collect();
+        let theirs: BTreeMap<String, &ObjectId> =
+            other.objects.values().map(|object| (other.path(object), &object.id)).collect();
         let mut map = BTreeMap::new();
         for object in self.objects.values().filter(|object| object.id.sub == 0) {
             let id = match theirs.get(&self.path(object)) {

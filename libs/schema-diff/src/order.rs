@@ -9,7 +9,11 @@ pub(crate) type Edges = BTreeMap<ObjectId, BTreeSet<ObjectId>>;
 
 /// Orders `nodes` so that each comes after what it needs, by rank where that leaves a choice. Where things need each other in a
 /// circle, the one of lowest rank goes first; those are given too.
-pub(crate) fn sort<R: Ord>(nodes: &BTreeSet<ObjectId>, edges: &Edges, rank: impl Fn(&ObjectId) -> R) -> (Vec<ObjectId>, Vec<ObjectId>) {
+pub(crate) fn sort<R: Ord>(
+    nodes: &BTreeSet<ObjectId>,
+    edges: &Edges,
+    rank: impl Fn(&ObjectId) -> R,
+) -> (Vec<ObjectId>, Vec<ObjectId>) {
     let mut missing: BTreeMap<&ObjectId, usize> = BTreeMap::new();
     let mut users: BTreeMap<&ObjectId, Vec<&ObjectId>> = BTreeMap::new();
     for node in nodes {
@@ -21,7 +25,8 @@ pub(crate) fn sort<R: Ord>(nodes: &BTreeSet<ObjectId>, edges: &Edges, rank: impl
         }
         missing.insert(node, count);
     }
-    let mut ready: BTreeSet<(R, &ObjectId)> = missing.iter().filter(|(_, count)| **count == 0).map(|(node, _)| (rank(node), *node)).collect();
+    let mut ready: BTreeSet<(R, &ObjectId)> =
+        missing.iter().filter(|(_, count)| **count == 0).map(|(node, _)| (rank(node), *node)).collect();
     let (mut ordered, mut forced) = (Vec::with_capacity(nodes.len()), Vec::new());
     let mut left: BTreeSet<&ObjectId> = nodes.iter().collect();
     while !left.is_empty() {

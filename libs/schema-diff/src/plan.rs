@@ -158,7 +158,15 @@ impl<'a> Planner<'a> {
         if self.identity == Identity::Name {
             // What gives way to another thing, of another name, goes before that comes: the two may share names of parts.
             let leaning = self.old.needs.iter().filter(|(_, needs)| needs.iter().any(|need| self.drops.contains(need)));
-            let kinds = [Kind::View, Kind::MaterializedView, Kind::Function, Kind::Policy, Kind::Rule, Kind::Trigger, Kind::Default];
+            let kinds = [
+                Kind::View,
+                Kind::MaterializedView,
+                Kind::Function,
+                Kind::Policy,
+                Kind::Rule,
+                Kind::Trigger,
+                Kind::Default,
+            ];
             let kept = leaning.map(|(id, _)| id).filter(|id| self.new.objects.contains_key(id));
             replaced.extend(kept.filter(|id| kinds.contains(&self.old.objects[*id].kind)).cloned());
         }
@@ -188,8 +196,14 @@ impl<'a> Planner<'a> {
         while let Some((id, is_retyped)) = queue.pop() {
             let users = old_users.get(&id).into_iter().chain(new_users.get(&id)).flatten();
             for user in users {
-                let (Some(object), true) = (self.old.objects.get(*user), self.new.objects.contains_key(*user)) else { continue };
-                let type_replaced = self.old.objects.get(&id).is_some_and(|o| matches!(o.kind, Kind::Enum | Kind::Domain | Kind::Composite | Kind::Range));
+                let (Some(object), true) = (self.old.objects.get(*user), self.new.objects.contains_key(*user)) else {
+                    continue;
+                };
+                let type_replaced = self
+                    .old
+                    .objects
+                    .get(&id)
+                    .is_some_and(|o| matches!(o.kind, Kind::Enum | Kind::Domain | Kind::Composite | Kind::Range));
                 match object.kind {
                     Kind::Column if type_replaced => {
                         if forced.insert((*user).clone()) {
@@ -197,9 +211,18 @@ impl<'a> Planner<'a> {
                         }
                         continue;
                     }
-                    Kind::Column | Kind::Table | Kind::ForeignTable | Kind::Sequence | Kind::Schema | Kind::Extension => continue,
+                    Kind::Column
+                    | Kind::Table
+                    | Kind::ForeignTable
+                    | Kind::Sequence
+                    | Kind::Schema
+                    | Kind::Extension => continue,
                     // Postgres carries these over to the column's new type itself.
-                    Kind::Index | Kind::Constraint | Kind::Statistics | Kind::OwnedBy | Kind::Partition if is_retyped => continue,
+                    Kind::Index | Kind::Constraint | Kind::Statistics | Kind::OwnedBy | Kind::Partition
+                        if is_retyped =>
+                    {
+                        continue;
+                    }
                     Kind::Default if is_retyped && !forced.contains(&id) => continue,
                     _ => {}
                 }
@@ -235,12 +258,15 @@ impl<'a> Planner<'a> {
         for id in &early {
             statements.extend(self.drop_statement(id, None));
         }
-        let schemas: Vec<ObjectId> = self.creates.iter().filter(|id| self.new.objects[*id].kind == Kind::Schema).cloned().collect();
+        let schemas: Vec<ObjectId> =
+            self.creates.iter().filter(|id| self.new.objects[*id].kind == Kind::Schema).cloned().collect();
         let making = self.making();
         for id in &schemas {
             let object = &self.new.objects[id];
             let sql = making.statements(object);
-            statements.extend(sql.into_iter().map(|sql| self.statement(Section::BeforeRows, Action::Create, self.new, object, sql)));
+            statements.extend(
+                sql.into_iter().map(|sql| self.statement(Section::BeforeRows, Action::Create, self.new, object, sql)),
+            );
         }
         let (renaming, temporary) = renames.statements(&self, &late);
         statements.extend(renaming);
@@ -250,14 +276,16 @@ impl<'a> Planner<'a> {
             statements.extend(self.drop_statement(id, temporary.get(id).map(String::as_str)));
         }
         self.not_covered.extend(cycles);
-        let (before, after): (Vec<_>, Vec<_>) = statements.into_iter().partition(|statement| statement.section == Section::BeforeRows);
+        let (before, after): (Vec<_>, Vec<_>) =
+            statements.into_iter().partition(|statement| statement.section == Section::BeforeRows);
         let touched = self.touched(&renames);
         Plan { statements: before.into_iter().chain(after).collect(), not_covered: self.not_covered, touched }
     }
 
     fn making(&self) -> Making<'_> {
         let catalogs = [self.old, self.new];
-        let defaults = catalogs.iter().flat_map(|catalog| catalog.objects.values()).filter(|o| o.kind == Kind::DefaultPrivileges);
+        let defaults =
+            catalogs.iter().flat_map(|catalog| catalog.objects.values()).filter(|o| o.kind == Kind::DefaultPrivileges);
         let mut grantees: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for object in defaults {
             let names = object.rows("privileges").iter().filter_map(|row| row.get(0)?.as_str().map(str::to_owned));
@@ -266,7 +294,14 @@ impl<'a> Planner<'a> {
         Making { catalog: self.new, default_grantees: grantees }
     }
 
-    pub(crate) fn statement(&self, section: Section, action: Action, catalog: &Catalog, object: &Object, sql: String) -> Statement {
+    pub(crate) fn statement(
+        &self,
+        section: Section,
+        action: Action,
+        catalog: &Catalog,
+        object: &Object,
+        sql: String,
+    ) -> Statement {
         let path = catalog.path(object);
         let name = path.strip_prefix(object.kind.word()).unwrap_or(&path).trim_start().to_owned();
         Statement { section, action, kind: object.kind.word().to_owned(), object: name, sql }
@@ -279,8 +314,14 @@ impl<'a> Planner<'a> {
         match object.kind {
             Kind::ViewColumn => return object.parent_id(),
             Kind::Constraint => {
-                let other = u32::try_from(object.number("foreign_table")).ok().map(|oid| ObjectId { class: "pg_class".to_owned(), oid, sub: 0 });
-                let both = other.is_some_and(|other| parent.as_ref().is_some_and(|parent| *parent != other) && self.drops.contains(&other));
+                let other = u32::try_from(object.number("foreign_table")).ok().map(|oid| ObjectId {
+                    class: "pg_class".to_owned(),
+                    oid,
+                    sub: 0,
+                });
+                let both = other.is_some_and(|other| {
+                    parent.as_ref().is_some_and(|parent| *parent != other) && self.drops.contains(&other)
+                });
                 if both && object.number("parent_constraint") == 0 && object.number("inherited") == 0 {
                     return None;
                 }
@@ -298,18 +339,22 @@ impl<'a> Planner<'a> {
             Kind::Index => dropped("pg_class", object.number("parent_index")),
             Kind::Constraint => {
                 let whole = dropped("pg_constraint", object.number("parent_constraint"));
-                let inherited = object.number("inherited") > 0 && !object.flag("local") && object.text("type") == Some("c");
+                let inherited =
+                    object.number("inherited") > 0 && !object.flag("local") && object.text("type") == Some("c");
                 whole.or_else(|| inherited.then(|| object.parent_id()).flatten())
             }
             Kind::Column if object.number("inherited") > 0 && !object.flag("local") => object.parent_id(),
             Kind::Sequence => {
                 let owned = ObjectId { class: "owned".to_owned(), ..id.clone() };
                 let columns = self.old.needs_of(&owned).filter(|need| *need != id);
-                let owner = columns.flat_map(|column| [column.clone(), ObjectId { sub: 0, ..column.clone() }]).find(|owner| self.drops.contains(owner));
+                let owner = columns
+                    .flat_map(|column| [column.clone(), ObjectId { sub: 0, ..column.clone() }])
+                    .find(|owner| self.drops.contains(owner));
                 owner
             }
             Kind::Partition => {
-                let above = self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned();
+                let above =
+                    self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned();
                 above
             }
             _ => None,
@@ -346,7 +391,8 @@ impl<'a> Planner<'a> {
                     Some(_) => {}
                     None => {
                         // An object that stays lets go of it only once it was changed.
-                        let part_of_it = self.old.objects.get(from).and_then(Object::parent_id).is_some_and(|parent| parent == to);
+                        let part_of_it =
+                            self.old.objects.get(from).and_then(Object::parent_id).is_some_and(|parent| parent == to);
                         if !part_of_it {
                             needed_late.insert(to);
                         }
@@ -354,7 +400,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let own: BTreeSet<ObjectId> = stands_for.iter().filter(|(id, whole)| id == whole).map(|(id, _)| id.clone()).collect();
+        let own: BTreeSet<ObjectId> =
+            stands_for.iter().filter(|(id, whole)| id == whole).map(|(id, _)| id.clone()).collect();
         let rank = |id: &ObjectId| self.old.objects.get(id).map(|o| (std::cmp::Reverse(o.kind), self.old.path(o)));
         let (ordered, _) = order::sort(&own, &edges, rank);
         let mut late: BTreeSet<ObjectId> = needed_late;
@@ -385,7 +432,8 @@ impl<'a> Planner<'a> {
         match object.kind {
             Kind::Column if parent_made || inherited => parent,
             Kind::Constraint if inherited && object.text("type") == Some("c") => {
-                let partition = parent.as_ref().map(|parent| ObjectId { class: "partition".to_owned(), ..parent.clone() });
+                let partition =
+                    parent.as_ref().map(|parent| ObjectId { class: "partition".to_owned(), ..parent.clone() });
                 let attached_now = partition.is_some_and(|id| self.creates.contains(&id));
                 if attached_now { None } else { parent }
             }
@@ -420,7 +468,10 @@ impl<'a> Planner<'a> {
         }
         // Columns in their order, all else by name.
         let rank = |id: &ObjectId| {
-            self.new.objects.get(id).map(|o| (o.kind, self.new.parent(o).map(|whole| self.new.path(whole)), id.sub, self.new.path(o)))
+            self.new
+                .objects
+                .get(id)
+                .map(|o| (o.kind, self.new.parent(o).map(|whole| self.new.path(whole)), id.sub, self.new.path(o)))
         };
         let (ordered, cyclic) = order::sort(&nodes, &edges, rank);
         let making = self.making();
@@ -441,7 +492,12 @@ impl<'a> Planner<'a> {
             }
             sections.insert(id.clone(), section);
         }
-        let cycles = cyclic.iter().map(|id| format!("{} and others need each other: its place in the order is a guess", self.new.path(&self.new.objects[id])));
+        let cycles = cyclic.iter().map(|id| {
+            format!(
+                "{} and others need each other: its place in the order is a guess",
+                self.new.path(&self.new.objects[id])
+            )
+        });
         (statements, cycles.collect())
     }
 
@@ -470,8 +526,16 @@ impl<'a> Planner<'a> {
 fn section_of(object: &Object, creates: bool, sql: &str) -> Section {
     let late_kind = matches!(
         object.kind,
-        Kind::Constraint | Kind::Index | Kind::Trigger | Kind::Rule | Kind::Policy | Kind::MaterializedView | Kind::Partition
-            | Kind::EventTrigger | Kind::Publication | Kind::Statistics
+        Kind::Constraint
+            | Kind::Index
+            | Kind::Trigger
+            | Kind::Rule
+            | Kind::Policy
+            | Kind::MaterializedView
+            | Kind::Partition
+            | Kind::EventTrigger
+            | Kind::Publication
+            | Kind::Statistics
     );
     let late_word = [" SET NOT NULL", " ROW LEVEL SECURITY"].iter().any(|end| sql.ends_with(end))
         || sql.contains(" ADD GENERATED ")

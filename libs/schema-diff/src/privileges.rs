@@ -78,7 +78,10 @@ pub(crate) fn change(
 pub(crate) fn change_defaults(old: Option<&Object>, new: Option<&Object>) -> Vec<String> {
     let Some(shown) = new.or(old) else { return Vec::new() };
     let read = |object: Option<&Object>, field: &str| -> Vec<Privilege> {
-        object.and_then(|o| o.d.get(field)).and_then(|value| serde_json::from_value(value.clone()).ok()).unwrap_or_default()
+        object
+            .and_then(|o| o.d.get(field))
+            .and_then(|value| serde_json::from_value(value.clone()).ok())
+            .unwrap_or_default()
     };
     let base = read(Some(shown), "base");
     // Absent means as built in, for those of all schemas; nothing, for those of one.

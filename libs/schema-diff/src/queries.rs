@@ -47,7 +47,16 @@ pub(crate) fn objects() -> Vec<String> {
     let mut queries = vec![schemas(), extensions()];
     queries.extend(types());
     queries.extend([relations(), columns(), defaults(), constraints(), indexes(), views(), sequences(), functions()]);
-    queries.extend([triggers(), rules(), policies(), statistics(), collations(), casts(), operators(), event_triggers()]);
+    queries.extend([
+        triggers(),
+        rules(),
+        policies(),
+        statistics(),
+        collations(),
+        casts(),
+        operators(),
+        event_triggers(),
+    ]);
     queries.extend([publications(), default_privileges(), foreign_servers()]);
     queries
 }
@@ -232,7 +241,13 @@ fn constraints() -> String {
            and not exists (select from pg_depend e where e.deptype = 'e' and ((e.classid = 'pg_class'::regclass and e.objid = k.conrelid) \
              or (e.classid = 'pg_type'::regclass and e.objid = k.contypid))) \
            and not exists (select from pg_constraint o where o.oid = k.conparentid and o.conrelid = k.conrelid) and {}",
-        head("pg_constraint", "k.oid", "case when k.contypid <> 0 then 'domain_constraint' else 'constraint' end", "null", "k.conname"),
+        head(
+            "pg_constraint",
+            "k.oid",
+            "case when k.contypid <> 0 then 'domain_constraint' else 'constraint' end",
+            "null",
+            "k.conname"
+        ),
         made_by_user("pg_constraint", "k.oid"),
     )
 }
@@ -481,7 +496,8 @@ fn default_privileges() -> String {
          from pg_default_acl f where {}",
         head("pg_default_acl", "f.oid", "'default_privileges'", "null", &name),
         schema("f.defaclnamespace"),
-        acl("null::aclitem[]", '?', "f.defaclrole").replace("'?'", "case f.defaclobjtype when 'S' then 's'::\"char\" else f.defaclobjtype end"),
+        acl("null::aclitem[]", '?', "f.defaclrole")
+            .replace("'?'", "case f.defaclobjtype when 'S' then 's'::\"char\" else f.defaclobjtype end"),
         acl("f.defaclacl", 'r', "f.defaclrole"),
         made_by_user("pg_default_acl", "f.oid"),
     )
@@ -564,7 +580,10 @@ pub(crate) fn uncovered() -> String {
     parts.push("select jsonb_build_array('tablespace', t.spcname, '') from pg_tablespace t".to_owned());
     parts.push("select jsonb_build_array('property of the database', 'owner, privileges, limits', jsonb_build_array(pg_get_userbyid(d.datdba), d.datacl, d.datconnlimit, \
          shobj_description(d.oid, 'pg_database'))::text) from pg_database d where d.datname = current_database()".to_owned());
-    parts.push("select jsonb_build_array('user mapping', m.srvname || ' for ' || m.usename, '') from pg_user_mappings m".to_owned());
+    parts.push(
+        "select jsonb_build_array('user mapping', m.srvname || ' for ' || m.usename, '') from pg_user_mappings m"
+            .to_owned(),
+    );
     parts.push("select jsonb_build_array('subscription', s.subname, '') from pg_subscription s where s.subdbid = (select oid from pg_database where datname = current_database())".to_owned());
     parts.push("select jsonb_build_array('security label', concat_ws(' ', l.objtype, l.objname, l.provider), l.label) from pg_seclabels l".to_owned());
     parts.push(format!(

@@ -34,14 +34,25 @@ impl Renames {
             let inherited = old.number("inherited") > 0 && !old.flag("local");
             let nameless = matches!(
                 old.kind,
-                Kind::Default | Kind::ViewColumn | Kind::Partition | Kind::OwnedBy | Kind::Cast | Kind::DefaultPrivileges | Kind::Extension
+                Kind::Default
+                    | Kind::ViewColumn
+                    | Kind::Partition
+                    | Kind::OwnedBy
+                    | Kind::Cast
+                    | Kind::DefaultPrivileges
+                    | Kind::Extension
             );
-            if nameless || (inherited && matches!(old.kind, Kind::Column) || inherited && old.text("type") == Some("c")) {
+            if nameless || (inherited && matches!(old.kind, Kind::Column) || inherited && old.text("type") == Some("c"))
+            {
                 continue;
             }
             let schema = old.schema.as_ref().map(|schema| schemas.get(schema).unwrap_or(schema));
             let moves_alone = !matches!(old.kind, Kind::Index) && !moves_with_table(planner, id);
-            let rename = Rename { id: id.clone(), renamed: old.name != new.name, moved: schema != new.schema.as_ref() && moves_alone };
+            let rename = Rename {
+                id: id.clone(),
+                renamed: old.name != new.name,
+                moved: schema != new.schema.as_ref() && moves_alone,
+            };
             if rename.renamed || rename.moved {
                 all.push(rename);
             }
@@ -66,14 +77,20 @@ impl Renames {
                 if !of_group(object) {
                     continue;
                 }
-                let name = if taken.contains(&self.place(planner, object, false)) { format!("ardent_old_{}", id.oid) } else { object.name.clone() };
+                let name = if taken.contains(&self.place(planner, object, false)) {
+                    format!("ardent_old_{}", id.oid)
+                } else {
+                    object.name.clone()
+                };
                 if name != object.name {
                     statements.extend(self.step(planner, object, &object.name, &name));
                 }
                 temporary.insert(id.clone(), name);
             }
-            let renames: Vec<&Rename> = self.all.iter().filter(|rename| of_group(&planner.old.objects[&rename.id])).collect();
-            let occupied: BTreeSet<(String, String)> = planner.old.objects.values().map(|object| self.place(planner, object, false)).collect();
+            let renames: Vec<&Rename> =
+                self.all.iter().filter(|rename| of_group(&planner.old.objects[&rename.id])).collect();
+            let occupied: BTreeSet<(String, String)> =
+                planner.old.objects.values().map(|object| self.place(planner, object, false)).collect();
             for rename in &renames {
                 let (old, new) = (&planner.old.objects[&rename.id], &planner.new.objects[&rename.id]);
                 let in_the_way = occupied.contains(&self.place(planner, new, true));
@@ -111,8 +128,13 @@ impl Renames {
         let space = match &object.schema {
             Some(schema) => {
                 let schema = if is_new { self.current_schema(schema) } else { schema.clone() };
-                let arguments = if object.kind == Kind::Function { object.text("types").unwrap_or_default() } else { "" };
-                let class = if matches!(object.kind, Kind::Enum | Kind::Domain | Kind::Composite | Kind::Range) { "pg_class" } else { &object.id.class };
+                let arguments =
+                    if object.kind == Kind::Function { object.text("types").unwrap_or_default() } else { "" };
+                let class = if matches!(object.kind, Kind::Enum | Kind::Domain | Kind::Composite | Kind::Range) {
+                    "pg_class"
+                } else {
+                    &object.id.class
+                };
                 format!("{class} {schema} {arguments}")
             }
             None => {
@@ -147,7 +169,15 @@ impl Renames {
 /// Parts go first, under their whole's old name; schemas last.
 fn group_of(kind: Kind) -> u8 {
     match kind {
-        Kind::Column | Kind::Constraint | Kind::DomainConstraint | Kind::Trigger | Kind::Rule | Kind::Policy | Kind::Default | Kind::Partition | Kind::OwnedBy => 0,
+        Kind::Column
+        | Kind::Constraint
+        | Kind::DomainConstraint
+        | Kind::Trigger
+        | Kind::Rule
+        | Kind::Policy
+        | Kind::Default
+        | Kind::Partition
+        | Kind::OwnedBy => 0,
         Kind::Function | Kind::Operator => 1,
         Kind::Schema => 3,
         _ => 2,

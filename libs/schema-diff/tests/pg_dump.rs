@@ -19,7 +19,8 @@ fn catalog(pg: &TestPg, database: &str) -> Catalog {
         .iter()
         .map(|query| {
             // One value without newlines, so that rows can be told apart.
-            let wrapped = format!("set search_path = pg_catalog; select coalesce(jsonb_agg(q.v), '[]') from ({query}) q(v)");
+            let wrapped =
+                format!("set search_path = pg_catalog; select coalesce(jsonb_agg(q.v), '[]') from ({query}) q(v)");
             let rows: Vec<serde_json::Value> = serde_json::from_str(&pg.sql_in(database, &wrapped)).expect("JSON");
             rows.iter().map(serde_json::Value::to_string).collect()
         })
@@ -41,7 +42,10 @@ fn dump(pg: &TestPg, database: &str) -> String {
 
 fn script(plan: &Plan) -> String {
     let statements: Vec<String> = plan.statements.iter().map(|statement| format!("{};\n", statement.sql)).collect();
-    format!("begin; set local search_path = pg_catalog; set local check_function_bodies = off;\n{}commit;", statements.concat())
+    format!(
+        "begin; set local search_path = pg_catalog; set local check_function_bodies = off;\n{}commit;",
+        statements.concat()
+    )
 }
 
 #[derive(Clone, Copy)]

@@ -13,7 +13,20 @@ pub struct Changes {
 
 const TABLES: &str = "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
     where c.relkind in ('r', 'p') and c.oid >= 16384 and n.nspname !~ '^pg_' order by 1";
-const TYPES: &[&str] = &["int", "bigint", "text", "varchar(40)", "numeric(12,2)", "date", "timestamptz", "boolean", "jsonb", "int[]", "uuid", "text collate \"C\""];
+const TYPES: &[&str] = &[
+    "int",
+    "bigint",
+    "text",
+    "varchar(40)",
+    "numeric(12,2)",
+    "date",
+    "timestamptz",
+    "boolean",
+    "jsonb",
+    "int[]",
+    "uuid",
+    "text collate \"C\"",
+];
 
 impl Changes {
     pub fn new(seed: u64) -> Changes {
@@ -41,12 +54,18 @@ impl Changes {
     fn name(&mut self, prefix: &str) -> String {
         self.counter += 1;
         // Names come again now and then.
-        if self.rng.random_bool(0.2) { format!("{prefix}_{}", self.rng.random_range(1..=self.counter)) } else { format!("{prefix}_{}", self.counter) }
+        if self.rng.random_bool(0.2) {
+            format!("{prefix}_{}", self.rng.random_range(1..=self.counter))
+        } else {
+            format!("{prefix}_{}", self.counter)
+        }
     }
 
     fn change(&mut self, pg: &TestPg, database: &str) -> String {
         let table = self.pick(pg, database, TABLES);
-        let columns = format!("select quote_ident(attname) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped");
+        let columns = format!(
+            "select quote_ident(attname) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
+        );
         let column = self.pick(pg, database, &columns);
         let named = |query: &str| query.to_owned();
         let a_type = TYPES.choose(&mut self.rng).copied().unwrap_or("int");
@@ -62,7 +81,11 @@ impl Changes {
                 format!("alter table {table} rename to {name}")
             }
             4 | 5 => format!("alter table {table} add column {} {a_type}", self.name("c")),
-            6 => format!("alter table {table} add column {} int not null default {}", self.name("c"), self.rng.random_range(0..100)),
+            6 => format!(
+                "alter table {table} add column {} int not null default {}",
+                self.name("c"),
+                self.rng.random_range(0..100)
+            ),
             7 => format!("alter table {table} drop column {column}"),
             8 => format!("alter table {table} drop column {column} cascade"),
             9 => format!("alter table {table} rename column {column} to {}", self.name("c")),
@@ -76,32 +99,55 @@ impl Changes {
             15 => format!("alter table {table} alter column {column} set default null"),
             16 => format!("create index {} on {table} ({column})", self.name("i")),
             17 => format!("create unique index {} on {table} ({column}) where {column} is not null", self.name("i")),
-            18 => format!("alter table {table} add constraint {} check ({column} is not null) not valid", self.name("k")),
+            18 => {
+                format!("alter table {table} add constraint {} check ({column} is not null) not valid", self.name("k"))
+            }
             19 => format!("alter table {table} add constraint {} unique ({column})", self.name("k")),
             20 => {
                 let other = self.pick(pg, database, TABLES);
-                format!("alter table {table} add constraint {} foreign key ({column}) references {other} on delete set null", self.name("f"))
+                format!(
+                    "alter table {table} add constraint {} foreign key ({column}) references {other} on delete set null",
+                    self.name("f")
+                )
             }
             21 => {
-                let query = named("select format('alter table %s drop constraint %I cascade', conrelid::regclass, conname) from pg_constraint where conrelid >= 16384 order by 1");
+                let query = named(
+                    "select format('alter table %s drop constraint %I cascade', conrelid::regclass, conname) from pg_constraint where conrelid >= 16384 order by 1",
+                );
                 self.pick(pg, database, &query)
             }
             22 => {
-                let query = named("select format('drop index %s', indexrelid::regclass) from pg_index where indexrelid >= 16384 and not indisprimary order by 1");
+                let query = named(
+                    "select format('drop index %s', indexrelid::regclass) from pg_index where indexrelid >= 16384 and not indisprimary order by 1",
+                );
                 self.pick(pg, database, &query)
             }
             23 => {
-                let query = named("select format('alter index %s rename to ', indexrelid::regclass) from pg_index where indexrelid >= 16384 and indrelid >= 16384 \
-                     and indrelid in (select oid from pg_class where relkind in ('r', 'p')) order by 1");
+                let query = named(
+                    "select format('alter index %s rename to ', indexrelid::regclass) from pg_index where indexrelid >= 16384 and indrelid >= 16384 \
+                     and indrelid in (select oid from pg_class where relkind in ('r', 'p')) order by 1",
+                );
                 format!("{}{}", self.pick(pg, database, &query), self.name("i"))
             }
             24 => format!("create view public.{} as select {column} from {table}", self.name("v")),
             25 => format!("create view public.{} as select * from {table}", self.name("v")),
             26 => {
-                let view = self.pick(pg, database, "select oid::regclass from pg_class where relkind = 'v' and oid >= 16384 order by 1");
-                if self.rng.random_bool(0.5) { format!("drop view {view} cascade") } else { format!("create view public.{} as select * from {view}", self.name("v")) }
+                let view = self.pick(
+                    pg,
+                    database,
+                    "select oid::regclass from pg_class where relkind = 'v' and oid >= 16384 order by 1",
+                );
+                if self.rng.random_bool(0.5) {
+                    format!("drop view {view} cascade")
+                } else {
+                    format!("create view public.{} as select * from {view}", self.name("v"))
+                }
             }
-            27 => format!("create function public.{}(a int, b text default 'x') returns int language sql as 'select {}'", self.name("f"), self.rng.random_range(0..9)),
+            27 => format!(
+                "create function public.{}(a int, b text default 'x') returns int language sql as 'select {}'",
+                self.name("f"),
+                self.rng.random_range(0..9)
+            ),
             28 => {
                 let query = "select oid::regprocedure from pg_proc where oid >= 16384 and prokind = 'f' and proname ~ '^f_' order by 1";
                 let function = self.pick(pg, database, query);
@@ -110,24 +156,48 @@ impl Changes {
             29 => format!("create type public.{} as enum ('a', 'b')", self.name("e")),
             30 => {
                 let place = ["", " before 'b'", " after 'a'"].choose(&mut self.rng).copied().unwrap_or_default();
-                let a_type = self.pick(pg, database, "select oid::regtype from pg_type where typtype = 'e' and oid >= 16384 order by 1");
+                let a_type = self.pick(
+                    pg,
+                    database,
+                    "select oid::regtype from pg_type where typtype = 'e' and oid >= 16384 order by 1",
+                );
                 format!("alter type {a_type} add value '{}'{place}", self.name("l"))
             }
             31 => {
-                let a_type = self.pick(pg, database, "select oid::regtype from pg_type where typtype in ('e', 'd', 'r') and oid >= 16384 order by 1");
+                let a_type = self.pick(
+                    pg,
+                    database,
+                    "select oid::regtype from pg_type where typtype in ('e', 'd', 'r') and oid >= 16384 order by 1",
+                );
                 format!("alter table {table} add column {} {a_type}", self.name("c"))
             }
             32 => format!("comment on column {table}.{column} is '{}'", self.name("say")),
-            33 => format!("grant select ({column}), update on {table} to {}", ["reader", "writer", "public"].choose(&mut self.rng).copied().unwrap_or("reader")),
-            34 => format!("revoke all on {table} from {}", ["reader", "writer", "public"].choose(&mut self.rng).copied().unwrap_or("reader")),
-            35 => format!("alter table {table} owner to {}", ["owner_a", "owner_b", "postgres"].choose(&mut self.rng).copied().unwrap_or("postgres")),
-            36 => format!("create trigger {} after insert on {table} for each row execute function sales.log()", self.name("g")),
+            33 => format!(
+                "grant select ({column}), update on {table} to {}",
+                ["reader", "writer", "public"].choose(&mut self.rng).copied().unwrap_or("reader")
+            ),
+            34 => format!(
+                "revoke all on {table} from {}",
+                ["reader", "writer", "public"].choose(&mut self.rng).copied().unwrap_or("reader")
+            ),
+            35 => format!(
+                "alter table {table} owner to {}",
+                ["owner_a", "owner_b", "postgres"].choose(&mut self.rng).copied().unwrap_or("postgres")
+            ),
+            36 => format!(
+                "create trigger {} after insert on {table} for each row execute function sales.log()",
+                self.name("g")
+            ),
             37 => format!("create policy {} on {table} using ({column} is not null)", self.name("p")),
             38 => {
                 let schema = self.name("s");
                 format!("create schema {schema}; alter table {table} set schema {schema}")
             }
-            _ => format!("alter table {table} set (fillfactor = {}); alter table {table} alter column {column} set statistics {}", self.rng.random_range(50..100), self.rng.random_range(1..200)),
+            _ => format!(
+                "alter table {table} set (fillfactor = {}); alter table {table} alter column {column} set statistics {}",
+                self.rng.random_range(50..100),
+                self.rng.random_range(1..200)
+            ),
         }
     }
 }
