@@ -28,6 +28,8 @@ pub(crate) fn schema(change: &SchemaChange) -> SchemaChange {
 pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
     let change = guarded.change;
     let columns = base_columns(change);
+    // Backwards: a unique value that went from one row to another goes back the same way.
+    let undo = guarded.undo.iter().rev().cloned().collect();
     let (state, rows) = match change.state {
         TableState::Created => {
             let gone = |row: &RowChange| match row {
@@ -41,8 +43,8 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
                 ..change.clone()
             };
         }
-        TableState::Dropped => (TableState::Created, guarded.undo.clone()),
-        TableState::Kept => (TableState::Kept, guarded.undo.clone()),
+        TableState::Dropped => (TableState::Created, undo),
+        TableState::Kept => (TableState::Kept, undo),
     };
     let (schema, name) = change.renamed_from.clone().unwrap_or_else(|| (change.schema.clone(), change.name.clone()));
     let base_name = |place: usize| columns.iter().find(|column| column.0 == place).map(|column| column.1.to_owned());

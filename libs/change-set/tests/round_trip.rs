@@ -272,7 +272,7 @@ fn random_changes_there_and_back() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds: Vec<u64> = match number("ARDENT_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=number("ARDENT_SEEDS").unwrap_or(4)).collect(),
+        None => (1..=number("ARDENT_SEEDS").unwrap_or(3)).collect(),
     };
     let pair = Pair::new();
     for seed in seeds {
