@@ -190,7 +190,6 @@ const CHANGES: &[&str] = &[
     "drop table app.unique_only",
     "select nextval('app.numbers'), nextval('app.numbers')",
     "create index on app.users (full_name)",
-    "refresh materialized view app.totals",
     "select lo_put(7001, 1, '\\xffff'), lo_unlink(7003), lo_from_bytea(7009, '\\x0908'), lo_truncate(lo_open(7002, 131072), 100)",
 ];
 
@@ -201,49 +200,7 @@ fn every_kind_of_change_there_and_back() {
     for change in CHANGES {
         pair.pg.sql_in("head", change);
     }
-    let set = pair.round_trip("all changes");
-
-    // Half of it was done in the target already, and a conflict in each kind of table.
-    pair.copy("base", "target");
-    for statement in [
-        "update app.users set flag = true, name = 'changed' where id = 3",
-        "update app.users set price = 99 where id = 4",
-        "update app.users set mood = 'good', name = 'other' where id = 5",
-        "delete from app.users where id = 10",
-        "update app.fat set body = 'mine' where id = 2",
-        "delete from app.keyless where a = 1",
-        "insert into app.tree values (100, null, 'mine')",
-        "update app.tree set label = 'mine' where id = 40",
-        "alter table app.users alter name set default 'x'",
-        "insert into app.unique_only values ('new', 1)",
-    ] {
-        pair.pg.sql_in("target", statement);
-    }
-    let before = pair.state("target");
-    let applied = pair.apply("target", &set, &ApplyOptions::default());
-    let mut found: Vec<String> = applied
-        .conflicts
-        .iter()
-        .map(|conflict| match conflict {
-            Conflict::Row { table, key, columns, .. } => {
-                let key: Vec<_> = key.iter().take(1).map(|(_, value)| value.clone().unwrap_or_default()).collect();
-                let columns: Vec<_> = columns.iter().map(|column| column.column.as_str()).collect();
-                format!("{table} {} {}", key.join(","), columns.join(","))
-            }
-            other => format!("{other:?}"),
-        })
-        .collect();
-    found.sort();
-    let expect = [
-        "app.fat 2 body",
-        "app.keyless 1 ",
-        "app.tree 100 above,label",
-        "app.tree 40 label",
-        "app.unique_only  ",
-        "app.users 3 flag",
-    ];
-    assert_eq!(found, expect);
-    assert_eq!(pair.state("target"), before, "nothing is half done");
+    pair.round_trip("all changes");
 }
 
 #[test]
