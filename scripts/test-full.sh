@@ -7,6 +7,9 @@ echo "area ${1:-}: commit $(git rev-parse --short HEAD), $(date -u +%F)"
 case "${1:-}" in
     redo)
         scripts/verify-redo.sh
+        # Each run begins the dice elsewhere; the seed is printed to repeat it.
+        export ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM} ARDENT_FUZZ_CASES=${ARDENT_FUZZ_CASES:-2000000}
+        echo "ARDENT_SEED=$ARDENT_SEED"
         cargo test -p ardent-pg-redo -p ardent-redo-oracle -p ardent-pg-ingest
         ;;
     majors)

@@ -44,6 +44,21 @@ fn sample() -> (Vec<u8>, Vec<(Lsn, Lsn)>) {
 }
 
 #[test]
+fn checklist_01_a_record_that_ends_with_its_page_ends_at_the_boundary() {
+    let mut writer = writer();
+    let first = writer.append(&message(100));
+    // A header of 24 bytes, 2 or 5 for the length of the main data.
+    let room = 0x2000 - (first.end.get() % 0x2000) as usize;
+    let to_the_end = writer.append(&message(room - 24 - 5));
+    let after = writer.append(&message(10));
+    assert_eq!(to_the_end.end.get() % 0x2000, 0, "not past the next page's header");
+    assert_eq!(after.start, to_the_end.end.advance(24), "where the next record starts is another matter");
+    assert_eq!(first.end.get() % 8, 0);
+    let spans = [first, to_the_end, after].map(|span| (span.start, span.end));
+    assert_eq!(decode(writer.bytes()), (spans.to_vec(), None));
+}
+
+#[test]
 fn checklist_02_records_cross_pages_and_segments() {
     let (bytes, spans) = sample();
     assert_eq!(decode(&bytes), (spans, None));

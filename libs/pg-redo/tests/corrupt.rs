@@ -84,8 +84,13 @@ fn major() -> impl Strategy<Value = PgMajor> {
     prop_oneof![2 => Just(PgMajor::V15), 1 => prop::sample::select(PgMajor::ALL.to_vec())]
 }
 
+/// `ARDENT_FUZZ_CASES`, for longer runs.
+fn cases() -> u32 {
+    std::env::var("ARDENT_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60_000)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 60_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn redo_of_corrupt_records_and_pages_never_panics(

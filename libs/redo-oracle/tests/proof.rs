@@ -29,6 +29,7 @@ fn every_record_type_of_15_redoes_as_postgres_does_and_wrong_redo_is_caught() {
     assert!(report.passed(), "{report}");
     let total = report.total();
     assert!(total.checked > 100_000 && total.lsns_checked > 100_000 && total.derived_vm_changes > 100, "{report}");
+    assert!(total.masked_bytes > 1_000_000, "what is masked is counted: {report}");
     // Only pages that initdb made before checking was on may be taken over.
     assert!(total.first_seen < 1_000, "{report}");
 

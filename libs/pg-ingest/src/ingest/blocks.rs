@@ -12,6 +12,9 @@ use super::error::Fault;
 use super::{Ingest, Step, StepResult, encode_size};
 use crate::state::ReadState;
 
+/// Zero pages that one record may put in: 32 GB. The most that Postgres does at a time is a quarter of a hash index.
+const GAP_BLOCKS_MAX: u32 = 1 << 22;
+
 /// A page of zeros as a value of two bytes.
 pub(crate) fn zero_page() -> Value {
     static ZERO_PAGE: LazyLock<Bytes> = LazyLock::new(|| Delta::ZeroPage.encode());
@@ -46,6 +49,10 @@ impl Ingest {
                 if orphan && self.in_fuzzy_window(step.lsn) {
                     self.missing.note(block.rel, block.blkno);
                     continue;
+                }
+                let gap = block.blkno.saturating_sub(size.unwrap_or(0));
+                if gap > GAP_BLOCKS_MAX {
+                    return Err(Fault::Malformed(format!("{} would grow by {gap} blocks at once", block.rel)));
                 }
                 self.grow(step, block, size.unwrap_or(0), &mut grown);
             }

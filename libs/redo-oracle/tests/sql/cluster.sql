@@ -88,8 +88,8 @@ VACUUM (FREEZE) t;
 CREATE TABLE dirty AS SELECT g AS id FROM generate_series(1, 5000) g;
 DELETE FROM dirty WHERE id % 5 = 0;
 \c postgres
-CREATE DATABASE copied_by_wal TEMPLATE origin STRATEGY wal_log;
-CREATE DATABASE copied_by_files TEMPLATE origin STRATEGY file_copy;
+CREATE DATABASE kept_by_wal TEMPLATE origin STRATEGY wal_log;
+CREATE DATABASE kept_by_files TEMPLATE origin STRATEGY file_copy;
 CREATE DATABASE moved TEMPLATE origin;
 SET allow_in_place_tablespaces = on;
 CREATE TABLESPACE space LOCATION '';
@@ -100,9 +100,9 @@ ALTER TABLE in_space SET TABLESPACE space;
 DROP TABLESPACE other_space;
 CREATE DATABASE dropped TEMPLATE origin;
 DROP DATABASE dropped;
-\c copied_by_files
+\c kept_by_files
 INSERT INTO t SELECT g, 'file' FROM generate_series(1, 700) g; UPDATE t SET pad = 'new' WHERE id < 50; VACUUM t;
-\c copied_by_wal
+\c kept_by_wal
 DELETE FROM t WHERE id BETWEEN 20 AND 3000; SELECT count(*) FROM t; VACUUM t; INSERT INTO dirty SELECT 1 FROM generate_series(1, 300);
 \c moved
 UPDATE t SET id = -id WHERE id % 100 = 0; VACUUM (FREEZE) dirty;
