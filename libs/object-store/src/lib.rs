@@ -3,7 +3,7 @@
 //! ```text
 //!  storage engine ──put, put_if_absent, put_file──► ┌─────────────┐ ──► LocalFolder: temp file, fsync, rename or link,
 //!                 ◄──get, get_range, head, list──── │ ObjectStore │                  fsync of the folder
-//!                 ──delete────────────────────────► └─────────────┘ ──► (another crate) S3 and what speaks it
+//!                 ──delete────────────────────────► └─────────────┘ ──► CachedStore ──► (another crate) S3 and what speaks it
 //! ```
 //!
 //! Invariants, which [`conformance`] checks for every backend:
@@ -16,8 +16,9 @@
 //! Methods block: callers run them on threads that may. The crate does not know what objects hold, and does not retry:
 //! each error has a kind ([`ErrorKind`]) and the caller decides.
 //!
-//! Start reading at [`ObjectStore`], then [`LocalFolder`].
+//! Start reading at [`ObjectStore`], then [`LocalFolder`]; [`CachedStore`] keeps parts of a store that is far away on local disk.
 
+mod cache;
 pub mod conformance;
 mod error;
 pub mod fault;
@@ -26,6 +27,7 @@ mod memory;
 mod name;
 mod store;
 
+pub use cache::{CacheOptions, CacheStats, CachedStore};
 pub use error::{ErrorKind, StoreError};
 pub use local::LocalFolder;
 pub use memory::MemoryStore;
