@@ -21,6 +21,8 @@ case "${1:-}" in
         ;;
     storage)
         ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
+        cargo build --bin ardent
+        ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} cargo test -p ardent-tests --test s3 -- --nocapture
         ;;
     quorum)
         ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture

@@ -7,7 +7,10 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use ardent_api::addr::ServiceAddr;
 
-use crate::duration::{parse_byte_rate, parse_count, parse_milliseconds, parse_seconds, parse_size, parse_switch};
+use crate::duration::{
+    parse_byte_rate, parse_cache_size, parse_count, parse_milliseconds, parse_seconds, parse_size, parse_switch,
+};
+use crate::up::object_store::StorePlace;
 
 /// Branches of a production Postgres, in an instant, on your own machine.
 #[derive(Debug, Parser)]
@@ -63,7 +66,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  ardent whoami\n  ardent whoami --json")]
     Whoami,
     /// Look for what is missing on this machine
-    #[command(after_help = "Examples:\n  ardent doctor\n  ardent doctor --pg-bin 15=/opt/pg15/bin")]
+    #[command(
+        after_help = "Examples:\n  ardent doctor\n  ardent doctor --pg-bin 15=/opt/pg15/bin\n  ardent doctor --store 's3://bucket/ardent?region=eu-central-1'"
+    )]
     Doctor(DoctorArgs),
     /// Production servers that branches are made from
     #[command(subcommand)]
@@ -102,6 +107,7 @@ pub enum Command {
   ardent up --listen 0.0.0.0:7432 --host branches.example.com
   ardent up --pg-bin 15=/opt/postgresql-15/bin
   ardent up --data-dir /srv/ardent --safekeepers 3
+  ardent up --store 's3://bucket/ardent?endpoint=https://minio.example.com' --store-ca ca.pem
 
 Stop it with Ctrl-C or SIGTERM: branches are suspended, nothing is lost.")]
 pub struct UpArgs {
@@ -118,6 +124,9 @@ pub struct UpArgs {
     /// the first start [default: 1]
     #[arg(long, value_name = "1|3|5", value_parser = parse_safekeepers)]
     pub safekeepers: Option<u8>,
+    /// Where pages are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// How computes run.
     #[command(flatten)]
     pub computes: ComputeArgs,
@@ -138,6 +147,21 @@ pub struct FrontArgs {
     /// A domain whose names all resolve to this host: branches become NAME.DOMAIN
     #[arg(long, value_name = "DOMAIN")]
     pub host: Option<String>,
+}
+
+/// Where a page server keeps pages.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArgs {
+    /// Where pages are kept: file:DIR, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path-style=BOOL&profile=NAME. Stays as at
+    /// the first start [default: a folder in the data directory]
+    #[arg(long, value_name = "URL", env = "ARDENT_STORE")]
+    pub store: Option<StorePlace>,
+    /// Certificates (PEM) to trust for the store, instead of this host's
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Largest size of the cache on local disk in front of an S3 store
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_cache_size)]
+    pub cache_size: u64,
 }
 
 /// How computes run.
@@ -214,6 +238,9 @@ pub struct PageserverArgs {
     /// Its token for reading WAL: pageserver.token, see ardent keys
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
+    /// Where pages are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -300,6 +327,9 @@ pub struct DoctorArgs {
     /// Folder with a major version's server programs; may be repeated
     #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
     pub pg_bin: Vec<(u32, PathBuf)>,
+    /// The store to examine.
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 /// `ardent connector ...`.

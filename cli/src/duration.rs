@@ -1,4 +1,4 @@
-//! Durations and rates as people type them.
+//! Durations, rates and sizes as people type them.
 
 /// Seconds of `90`, `90s`, `5m`, `2h`, `3d`, `1w`; `never` is 0.
 pub fn parse_seconds(text: &str) -> Result<u64, String> {
@@ -74,6 +74,16 @@ pub fn milliseconds_text(milliseconds: u64) -> String {
     if milliseconds % 1000 == 0 { format!("{} s", milliseconds / 1000) } else { format!("{milliseconds} ms") }
 }
 
+/// Bytes of `500M`, `10G`, `2T` or a plain number.
+pub fn parse_cache_size(text: &str) -> Result<u64, String> {
+    let terabytes = text.strip_suffix(['T', 't']).and_then(|digits| digits.parse::<u64>().ok());
+    let size = match terabytes {
+        Some(terabytes) => terabytes.checked_mul(1 << 40).filter(|size| *size > 0),
+        None => parse_byte_rate(text).ok(),
+    };
+    size.ok_or_else(|| format!("{text:?} is not a size: write bytes such as 500M, 10G or 2T"))
+}
+
 /// A number of bytes for people.
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -112,6 +122,15 @@ mod tests {
         }
         assert_eq!(parse_byte_rate("20M"), Ok(20 << 20));
         assert!(parse_byte_rate("0").is_err() && parse_byte_rate("x").is_err() && parse_byte_rate("5T").is_err());
+        assert_eq!(
+            (parse_cache_size("2T"), parse_cache_size("10G"), parse_cache_size("7")),
+            (Ok(2 << 40), Ok(10 << 30), Ok(7))
+        );
+        assert!(
+            parse_cache_size("0").is_err()
+                && parse_cache_size("T").is_err()
+                && parse_cache_size("99999999999T").is_err()
+        );
         assert_eq!((bytes_text(5).as_str(), bytes_text(1536).as_str()), ("5 B", "1.5 kB"));
     }
 }

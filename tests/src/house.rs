@@ -77,6 +77,10 @@ struct Server {
 pub struct House {
     root: TempDir,
     ports: (u16, u16),
+    /// More arguments of `ardent up`.
+    arguments: Vec<String>,
+    /// More of the environment of every command.
+    environment: Vec<(String, String)>,
     server: Option<Server>,
     program: PathBuf,
     /// Who runs it, if not the one who tests.
@@ -88,19 +92,14 @@ pub struct House {
 impl House {
     /// Starts `ardent up` on a new folder and waits until it is ready.
     pub fn start() -> House {
-        let mut house = House::new();
+        let mut house = House::prepare();
         house.up();
         house
     }
 
-    fn new() -> House {
-        let (root, ports, program) = (own_folder(), free_ports(), program());
-        House { root, ports, server: None, program, user: None, store_bytes: None }
-    }
-
     /// The same with an object store that has room for so many bytes, and is gone when the server stops.
     pub fn start_with_store_of(bytes: u64) -> House {
-        let mut house = House::new();
+        let mut house = House::prepare();
         house.store_bytes = Some(bytes);
         house.up();
         house
@@ -108,7 +107,7 @@ impl House {
 
     /// The same, run by a user who may not do everything: permissions of files count.
     pub fn start_unprivileged() -> House {
-        let mut house = House::new();
+        let mut house = House::prepare();
         if geteuid().is_root() {
             let user = User::from_name("postgres").expect("the user database can be read");
             let user = user.expect("tests run as root need a user `postgres`: install postgresql-15");
@@ -120,6 +119,34 @@ impl House {
         }
         house.up();
         house
+    }
+
+    /// A new folder, on which nothing runs yet.
+    pub fn prepare() -> House {
+        House {
+            root: own_folder(),
+            ports: free_ports(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            server: None,
+            program: program(),
+            user: None,
+            store_bytes: None,
+        }
+    }
+
+    /// With more arguments of `ardent up`.
+    #[must_use]
+    pub fn with_arguments(mut self, arguments: &[&str]) -> House {
+        self.arguments.extend(arguments.iter().map(|&word| word.to_owned()));
+        self
+    }
+
+    /// With more in the environment of every command.
+    #[must_use]
+    pub fn with_environment(mut self, name: &str, value: &str) -> House {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// Starts `ardent up` again on the same folder and ports.
@@ -153,6 +180,7 @@ impl House {
             .map(str::to_owned)
             .chain(["--listen".to_owned(), format!("127.0.0.1:{listen}")])
             .chain(["--api-listen".to_owned(), format!("127.0.0.1:{api}")])
+            .chain(self.arguments.iter().cloned())
             .collect()
     }
 
@@ -293,7 +321,7 @@ impl House {
         if let Some(user) = &self.user {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
-        command.args(arguments);
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 }
@@ -321,7 +349,7 @@ pub(crate) fn clean_command(program: &Path, root: &Path) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let bytes = name.as_encoded_bytes();
-        if bytes.starts_with(b"PG") || bytes.starts_with(b"ARDENT_") {
+        if bytes.starts_with(b"PG") || bytes.starts_with(b"ARDENT_") || bytes.starts_with(b"AWS_") {
             command.env_remove(name);
         }
     }

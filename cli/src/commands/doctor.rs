@@ -10,9 +10,10 @@ use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
 
 use crate::api::Api;
-use crate::args::DoctorArgs;
+use crate::args::{DoctorArgs, StoreArgs};
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::up::object_store::{self, StorePlace};
 use crate::up::{library, names};
 
 /// Major versions that this program makes computes for.
@@ -36,6 +37,7 @@ pub fn run(output: &Output, url_flag: Option<&str>, args: &DoctorArgs) -> Result
     checks.push(sandbox());
     checks.push(psql());
     checks.push(host_names());
+    checks.extend(args.store.store.as_ref().map(|place| store(place, &args.store)));
     checks.push(server(url_flag));
     let passed = checks.iter().all(|check| check.outcome != CheckOutcome::Failed);
     let report = Report { schema_version: SCHEMA_VERSION, passed, checks };
@@ -128,6 +130,13 @@ fn host_names() -> PreflightCheck {
         let message =
             "NAME.localhost does not resolve here; connection strings use 127.0.0.1 with options=branch%3DNAME";
         check("host_names", CheckOutcome::Ok, message.to_owned(), None)
+    }
+}
+
+fn store(place: &StorePlace, args: &StoreArgs) -> PreflightCheck {
+    match object_store::examine(place, args) {
+        Ok(found) => check("store", CheckOutcome::Ok, found, None),
+        Err(failure) => check("store", CheckOutcome::Failed, failure.info.message, failure.info.hint.as_deref()),
     }
 }
 

@@ -63,7 +63,8 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
             .map_err(|error| Failure::local(format!("{} cannot be made", args.data_dir.display()), &error))?;
         let lock = DataLock::take(&args.data_dir)?;
         let verifier: TokenVerifier = read_verifier(&args.key)?;
-        let server = start_page_server(&args.data_dir, &args.listen, &args.safekeeper, verifier, token).await?;
+        let server =
+            start_page_server(&args.data_dir, &args.listen, &args.safekeeper, verifier, token, &args.store).await?;
         let announced = announce(output, "pageserver", addresses(&args.listen));
         Ok((announced, async move {
             server.stop("page server").await;

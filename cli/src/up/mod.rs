@@ -10,6 +10,7 @@ pub mod keys;
 pub mod library;
 pub mod logging;
 pub mod names;
+pub mod object_store;
 mod roles;
 mod safekeepers;
 

@@ -18,7 +18,6 @@ use ardent_api::token::{Claims, Rights, Service, TokenIssuer, TokenVerifier};
 use ardent_control::{
     Control, ControlConfig, DataDir, Dependencies, PageServerAt, PoolConfig, RunningControl, SafekeepersAt, StartError,
 };
-use ardent_object_store::LocalFolder;
 use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_proxy::{Certificates, ControlSocket, HostNames, Proxy, ProxyConfig};
 use ardent_storage::EngineConfig;
@@ -26,8 +25,8 @@ use ardent_storage::EngineConfig;
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
 use super::safekeepers::{self, Safekeepers};
-use super::{library, names};
-use crate::args::{ComputeArgs, FrontArgs, UpArgs};
+use super::{library, names, object_store};
+use crate::args::{ComputeArgs, FrontArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
@@ -65,13 +64,14 @@ impl Roles {
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
         let folder = root.join("pageserver");
         let listen = [page_server_addr.clone()];
-        let page_server = match start_page_server(&folder, &listen, &safekeeper_addrs, verifier, wal_token).await {
-            Ok(page_server) => page_server,
-            Err(failure) => {
-                safekeepers.shutdown().await;
-                return Err(failure);
-            }
-        };
+        let page_server =
+            match start_page_server(&folder, &listen, &safekeeper_addrs, verifier, wal_token, &args.store).await {
+                Ok(page_server) => page_server,
+                Err(failure) => {
+                    safekeepers.shutdown().await;
+                    return Err(failure);
+                }
+            };
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
         let control = match start_control(&place, services, &args.computes, args.api_listen, &front).await {
@@ -228,10 +228,13 @@ pub async fn start_page_server(
     safekeepers: &[ServiceAddr],
     verifier: TokenVerifier,
     safekeeper_token: String,
+    store: &StoreArgs,
 ) -> Result<Task, Failure> {
-    let store = LocalFolder::open(&folder.join("store")).map_err(|error| Failure::of(&error))?;
+    let (place, chosen) = (folder.to_owned(), store.clone());
+    let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
+    let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
     let config = PageserverConfig {
-        engine: EngineConfig::new(folder.join("local"), Arc::new(store)),
+        engine: EngineConfig::new(folder.join("local"), store),
         retention: RETENTION,
         listen: listen.to_vec(),
         verifier,

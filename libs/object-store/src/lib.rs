@@ -25,6 +25,7 @@ pub mod fault;
 mod local;
 mod memory;
 mod name;
+pub mod probe;
 mod store;
 
 pub use cache::{CacheOptions, CacheStats, CachedStore};

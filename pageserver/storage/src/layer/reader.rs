@@ -278,8 +278,18 @@ impl Layer {
         let Some(end) = end.filter(|end| *end <= self.desc.bytes) else {
             return Err(self.corrupt(section.offset, "a block inside the file"));
         };
-        let block = self.read(section.offset..end)?;
-        unpack(&block).map_err(|expected| self.corrupt(section.offset, expected))
+        self.read_good(section.offset..end, unpack)
+    }
+
+    /// What `decode` makes of bytes of the file. If they are damaged and came from a nearer copy, they are read once more.
+    fn read_good<T>(&self, range: Range<u64>, decode: impl Fn(&Bytes) -> Result<T, String>) -> Result<T, LayerError> {
+        let offset = range.start;
+        let first = decode(&self.read(range.clone())?);
+        let decoded = match first {
+            Err(_) if self.store.distrust(&self.name) => decode(&self.read(range)?),
+            decoded => decoded,
+        };
+        decoded.map_err(|expected| self.corrupt(offset, expected))
     }
 
     fn opened(&self) -> Result<Arc<Opened>, LayerError> {
@@ -299,8 +309,7 @@ impl Layer {
         let Some(at) = self.desc.bytes.checked_sub(TRAILER_LEN as u64) else {
             return Err(self.corrupt(0, "a file with a trailer"));
         };
-        let trailer = self.read(at..self.desc.bytes)?;
-        let trailer = Trailer::decode(&trailer).map_err(|expected| self.corrupt(at, expected))?;
+        let trailer = self.read_good(at..self.desc.bytes, |bytes| Trailer::decode(bytes))?;
         if trailer.kind != self.desc.kind || trailer.entries != self.desc.entries || trailer.upto != self.desc.upto {
             return Err(self.corrupt(at, "the layer that the manifest describes"));
         }

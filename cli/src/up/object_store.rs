@@ -1,0 +1,171 @@
+//! The store that a page server keeps its layers and manifests in, as the user chose it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ardent_api::control::ApiErrorCode;
+use ardent_object_store::probe::{ProbeError, probe};
+use ardent_object_store::{CacheOptions, CachedStore, LocalFolder, ObjectStore};
+use ardent_object_store_s3::{S3Location, S3Options, S3Store};
+
+use crate::args::StoreArgs;
+use crate::failure::Failure;
+
+/// Where a store is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorePlace {
+    /// A folder.
+    Folder(PathBuf),
+    /// A bucket.
+    S3(Box<S3Location>),
+}
+
+impl FromStr for StorePlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(folder) = text.strip_prefix("file:") {
+            let folder = Path::new(folder.strip_prefix("//").unwrap_or(folder));
+            return match folder.is_absolute() {
+                true => Ok(StorePlace::Folder(folder.to_owned())),
+                false => Err("write file: and an absolute path".to_owned()),
+            };
+        }
+        if text.starts_with("s3:") {
+            return S3Location::parse(text)
+                .map(|location| StorePlace::S3(Box::new(location)))
+                .map_err(|error| error.to_string());
+        }
+        Err("write file:DIR or s3://BUCKET/PREFIX?endpoint=URL&region=NAME".to_owned())
+    }
+}
+
+impl StorePlace {
+    /// What stays the same however the store is reached.
+    fn identity(&self) -> String {
+        match self {
+            StorePlace::Folder(folder) => format!("file:{}", folder.display()),
+            StorePlace::S3(location) => format!("s3://{}/{}", location.bucket, location.prefix),
+        }
+    }
+}
+
+/// Opens the store of the page server whose files are below `folder`. Blocks; asks an S3 server only at the first start.
+pub fn open(folder: &Path, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let own = folder.join("store");
+    let place = args.store.clone().unwrap_or_else(|| StorePlace::Folder(own.clone()));
+    let file = folder.join("store-location");
+    let known = known_identity(&file, &own)?;
+    if let Some(known) = known.as_ref().filter(|known| **known != place.identity()) {
+        let message = format!("this page server's data is in {known}, not in {}", place.identity());
+        let hint = if *known == StorePlace::Folder(own).identity() {
+            "leave --store out, or start on another data directory".to_owned()
+        } else {
+            format!("give --store {known} with its endpoint and region, or start on another data directory")
+        };
+        return Err(Failure::usage(message).hint(hint));
+    }
+    let store: Arc<dyn ObjectStore> = match &place {
+        StorePlace::Folder(folder) => Arc::new(LocalFolder::open(folder).map_err(|error| Failure::of(&error))?),
+        StorePlace::S3(location) => {
+            let far = open_s3(location, args)?;
+            if known.is_none() {
+                check(&*far)?;
+            }
+            let options = CacheOptions { folder: folder.join("cache"), bytes_max: args.cache_size };
+            let opened = CachedStore::open(far, options);
+            Arc::new(opened.map_err(|error| Failure::local("the cache in front of the store cannot be used", &error))?)
+        }
+    };
+    if known.is_none() {
+        let write = || fs::create_dir_all(folder).and_then(|()| fs::write(&file, place.identity()));
+        write().map_err(|error| Failure::local(format!("{} cannot be written", file.display()), &error))?;
+    }
+    Ok(store)
+}
+
+/// Which store was used so far; `None` at the first start.
+fn known_identity(file: &Path, own: &Path) -> Result<Option<String>, Failure> {
+    match fs::read_to_string(file) {
+        Ok(known) => Ok(Some(known.trim().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // Before there was a choice, it was always this.
+            Ok(own.exists().then(|| StorePlace::Folder(own.to_owned()).identity()))
+        }
+        Err(error) => Err(Failure::local(format!("{} cannot be read", file.display()), &error)),
+    }
+}
+
+fn open_s3(location: &S3Location, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let options = S3Options { ca_file: args.store_ca.clone(), ..S3Options::default() };
+    let store = S3Store::open(location, &options).map_err(|error| Failure::of(&error))?;
+    Ok(Arc::new(store))
+}
+
+/// Asks a store to do all that is needed of it.
+fn check(store: &dyn ObjectStore) -> Result<(), Failure> {
+    let nonce = ardent_control::secrets::random_bytes::<8>().map_err(|error| Failure::of(&error))?;
+    let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
+    probe(store, &nonce).map_err(|error: ProbeError| {
+        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint("docs/s3.md says what a store must be able to do")
+    })
+}
+
+/// For `ardent doctor`: what the store is, if it is fit.
+pub fn examine(place: &StorePlace, args: &StoreArgs) -> Result<String, Failure> {
+    match place {
+        StorePlace::Folder(folder) => {
+            let store = LocalFolder::open(folder).map_err(|error| Failure::of(&error))?;
+            check(&store)?;
+            Ok(format!("{} can be written, and conditional puts are honoured", folder.display()))
+        }
+        StorePlace::S3(location) => {
+            check(&*open_s3(location, args)?)?;
+            Ok(format!("{location}: writes, reads, lists, deletes, and honours conditional puts"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(store: Option<&str>) -> StoreArgs {
+        StoreArgs { store: store.map(|text| text.parse().unwrap()), store_ca: None, cache_size: 1 << 20 }
+    }
+
+    #[test]
+    fn places_are_read() {
+        assert_eq!("file:/srv/x".parse(), Ok(StorePlace::Folder("/srv/x".into())));
+        assert_eq!("file:///srv/x".parse(), Ok(StorePlace::Folder("/srv/x".into())));
+        assert!(matches!("s3://bucket/p".parse(), Ok(StorePlace::S3(_))));
+        for bad in ["file:x", "s3://x", "gs://bucket", "/srv/x", ""] {
+            assert!(bad.parse::<StorePlace>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_store_of_the_first_start_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = format!("file:{}", folder.path().join("other").display());
+        open(folder.path(), &args(None)).unwrap();
+        open(folder.path(), &args(None)).unwrap();
+        let failure = open(folder.path(), &args(Some(&other))).unwrap_err();
+        assert!(failure.info.message.contains("not in file:"), "{}", failure.info.message);
+
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path(), &args(Some(&other))).unwrap();
+        let failure = open(folder.path(), &args(None)).unwrap_err();
+        assert!(failure.info.hint.is_some_and(|hint| hint.contains("give --store file:")));
+    }
+
+    #[test]
+    fn an_installation_from_before_there_was_a_choice_keeps_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("store")).unwrap();
+        open(folder.path(), &args(None)).unwrap();
+        assert!(open(folder.path(), &args(Some("file:/nonexistent/x"))).is_err());
+    }
+}

@@ -1,0 +1,117 @@
+//! The whole job with an S3 server as the store, through a proxy that can take it away.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use ardent_test_pg::TestPg;
+use ardent_test_s3::{Fault, FaultProxy, Seaweed};
+use ardent_tests::{House, production_options, sql, table_sums};
+
+const BUCKET: &str = "pages";
+
+/// A server with a bucket, and a proxy in front of it.
+fn store() -> (std::sync::Arc<Seaweed>, FaultProxy) {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let server = Seaweed::shared();
+    ONCE.call_once(|| server.make_bucket(BUCKET));
+    let proxy = FaultProxy::start(server.address());
+    (server, proxy)
+}
+
+/// A house whose pages are below `prefix`; the keys come from a file of the AWS kind.
+fn house_on(server: &Seaweed, proxy: &FaultProxy, prefix: &str) -> House {
+    let url = format!("s3://{BUCKET}/{prefix}?endpoint={}", proxy.endpoint());
+    House::prepare()
+        .with_arguments(&["--store", &url, "--cache-size", "64M"])
+        .with_environment("AWS_SHARED_CREDENTIALS_FILE", &server.credentials_file().to_string_lossy())
+}
+
+#[test]
+fn the_whole_job_with_kills_a_lost_cache_and_an_outage() {
+    let (server, proxy) = store();
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key, filler text)");
+    production.sql("insert into t select n, repeat(md5(n::text), 20) from generate_series(1, 20000) n");
+    let mut house = house_on(&server, &proxy, "job");
+    house.up();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let branch = house.branch("work", "main");
+    assert_eq!(table_sums(&branch), table_sums(&production.socket_url("postgres")));
+    sql(&branch, "update t set filler = 'changed' where n <= 7; delete from t where n = 8");
+    let diff = house.ardent(&["branch", "diff", "work", "--stat", "--exit-code"]);
+    assert_eq!(diff.code, 3, "{}", diff.stderr);
+    assert!(!house.data_dir().join("pageserver/store").exists(), "pages are in the bucket alone");
+
+    // A crash, then a start with nothing left on local disk but the WAL that the store does not have yet.
+    house.kill_server();
+    house.up();
+    let held = "select count(*), sum(n), count(*) filter (where filler = 'changed') from t";
+    assert_eq!(sql(&branch, held), "19999|200009992|7");
+    house.stop();
+    for folder in ["pageserver/cache", "computes"] {
+        fs::remove_dir_all(house.data_dir().join(folder)).expect("a folder can be removed");
+    }
+    house.up();
+    assert_eq!(sql(&branch, held), "19999|200009992|7");
+    let all = table_sums(&branch);
+
+    // The store is gone: what is here goes on, also new commits; when it is back, so is everything else.
+    proxy.plan(|_| Fault::Reset);
+    let outage = std::env::var("ARDENT_OUTAGE_S").ok().and_then(|text| text.parse().ok()).unwrap_or(5);
+    let until = Instant::now() + Duration::from_secs(outage);
+    let mut commits = 0;
+    while Instant::now() < until || commits < 5 {
+        sql(&branch, "insert into t select max(n) + 1, 'during the outage' from t");
+        commits += 1;
+    }
+    assert_eq!(table_sums(&branch).lines().count(), all.lines().count(), "what was read before is read still");
+    proxy.plan(|_| Fault::None);
+    let child = house.branch("child", "work");
+    assert_eq!(sql(&child, "select count(*) from t where filler = 'during the outage'"), commits.to_string());
+
+    // Answers get lost and calls fail all the time, and nobody notices.
+    let faults = [Fault::Reset, Fault::LoseAnswer, Fault::Answer { status: 503, code: "SlowDown" }, Fault::Truncate];
+    proxy.plan(move |request| match request.number % 5 {
+        0 => faults[(request.number / 5 % 4) as usize].clone(),
+        _ => Fault::None,
+    });
+    sql(&child, "create table more as select n, md5(n::text) from generate_series(1, 5000) n");
+    let other = house.branch("other", "child");
+    assert_eq!(table_sums(&other), table_sums(&child));
+    proxy.plan(|_| Fault::None);
+    house.ok(&["branch", "delete", "other"]);
+    house.ok(&["branch", "delete", "child"]);
+    house.ok(&["branch", "delete", "work"]);
+    house.ok(&["connector", "delete", "main", "--yes"]);
+    house.stop();
+}
+
+#[test]
+fn a_store_that_ignores_conditions_is_refused_by_name() {
+    let (server, proxy) = store();
+    let mut house = house_on(&server, &proxy, "refused");
+    let store = format!("s3://{BUCKET}/refused?endpoint={}", proxy.endpoint());
+    let doctor = |house: &House| {
+        // Other checks may fail on a machine; this is about the store.
+        let finished = house.ardent(&["--json", "doctor", "--store", &store]);
+        finished.stdout + &finished.stderr
+    };
+    assert!(doctor(&house).contains("honours conditional puts"), "{}", doctor(&house));
+
+    proxy.plan(|_| Fault::IgnoreCondition);
+    let said = doctor(&house);
+    assert!(said.contains("ignores If-None-Match"), "{said}");
+    let (listen, api) = house.ports();
+    let arguments = house.up_arguments(listen, api);
+    let refused = house.ardent(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("ignores If-None-Match"), "{}", refused.stderr);
+
+    proxy.plan(|_| Fault::None);
+    house.up();
+    let elsewhere = format!("file:{}", house.data_dir().join("x").display());
+    house.stop();
+    let moved = house.ardent(&["up", "--data-dir", &house.data_dir().to_string_lossy(), "--store", &elsewhere]);
+    assert_ne!(moved.code, 0);
+    assert!(moved.stderr.contains("data is in s3://pages/refused/"), "{}", moved.stderr);
+}
