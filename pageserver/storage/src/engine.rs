@@ -291,9 +291,7 @@ impl Engine {
             .into_iter()
             .map(|object| object.name)
             .partition(|name| name.as_str().starts_with(&names.manifests()));
-        for name in others {
-            store.delete(&name)?;
-        }
+        store.delete_many(&others)?;
         if let Some(ancestor) = ancestor {
             let parent = TimelineNames { tenant: names.tenant, timeline: ancestor.timeline };
             store.delete(&parent.child(names.timeline, ancestor.point))?;
