@@ -29,6 +29,12 @@ enum Chunk {
     },
 }
 
+impl Chunk {
+    fn is_fetched_by(&self, fetch: &Fetch) -> bool {
+        matches!(self, Chunk::Fetching(by) if std::ptr::eq(Arc::as_ptr(by), fetch))
+    }
+}
+
 /// A reader that goes through an object in order.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stream {
@@ -188,8 +194,9 @@ impl Index {
         object.opening = None;
         for chunk in fetch.chunks.clone() {
             match object.chunks.get_mut(chunk as usize) {
-                Some(slot @ Chunk::Fetching(_)) => *slot = Chunk::Absent,
-                _ => continue,
+                // Not another's request for the same chunk, made since.
+                Some(slot) if slot.is_fetched_by(fetch) => *slot = Chunk::Absent,
+                _ => {}
             }
         }
         if kept {
