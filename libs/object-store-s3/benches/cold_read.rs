@@ -51,7 +51,10 @@ fn main() {
         std::fs::remove_dir_all(folder).expect("the cache can be removed");
         println!(
             "round {round}: cold {cold:.0} MB/s, again {warm:.0} MB/s; ranged gets {:.0} MB/s with 1 connection, {:.0} MB/s with 5; ratio {:.2} and {:.2}",
-            peers[0], peers[1], cold / peers[0], cold / peers[1]
+            peers[0],
+            peers[1],
+            cold / peers[0],
+            cold / peers[1]
         );
         rounds.push((cold / peers[0], cold / peers[1]));
     }

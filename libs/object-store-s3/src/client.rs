@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -78,8 +80,14 @@ pub(crate) async fn connect(location: &S3Location, options: &S3Options) -> Resul
     if let Some(endpoint) = &location.endpoint {
         loader = loader.endpoint_url(endpoint);
     }
-    if let Some(region) = &location.region {
-        loader = loader.region(Region::new(region.clone()));
+    match (&location.region, &location.endpoint) {
+        (Some(region), _) => loader = loader.region(Region::new(region.clone())),
+        // A server of one's own takes any region: the instance's metadata need not be asked for one.
+        (None, Some(_)) => {
+            let environment = RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new());
+            loader = loader.region(environment.or_else(REGION_OF_AN_ENDPOINT));
+        }
+        (None, None) => {}
     }
     if let Some(profile) = &location.profile {
         loader = loader.profile_name(profile);
@@ -88,13 +96,10 @@ pub(crate) async fn connect(location: &S3Location, options: &S3Options) -> Resul
         loader = loader.credentials_provider(Credentials::new(&keys.access, &keys.secret, None, None, "given"));
     }
     let shared = loader.load().await;
-    let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(location.path_style);
     if shared.region().is_none() {
-        if location.endpoint.is_none() {
-            return Err(S3OpenError::NoRegion { bucket: location.bucket.clone() });
-        }
-        config = config.region(Region::from_static(REGION_OF_AN_ENDPOINT));
+        return Err(S3OpenError::NoRegion { bucket: location.bucket.clone() });
     }
+    let config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(location.path_style);
     Ok(Client::from_conf(config.build()))
 }
 
