@@ -337,7 +337,7 @@ impl Control {
     }
 
     /// Whether a connector is being followed, and why not.
-    fn following(&self, name: &str) -> (bool, Option<String>) {
+    pub(crate) fn following(&self, name: &str) -> (bool, Option<String>) {
         match self.connectors.followers.lock().get(name) {
             None => (false, None),
             Some(follower) => {

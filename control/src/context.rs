@@ -8,6 +8,7 @@ use ardent_api::token::TokenIssuer;
 
 use crate::compute::PoolConfig;
 use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::metrics::Metrics;
 use crate::pgurl::PublicAddress;
 use crate::scram;
 use crate::secrets::{Keyring, SecretError, random_text};
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub connectors: Arc<dyn ConnectorRuntime>,
     pub pool: PoolConfig,
     pub public: PublicAddress,
+    pub metrics: Metrics,
 }
 
 impl Context {

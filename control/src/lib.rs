@@ -30,6 +30,7 @@ mod context;
 pub mod deps;
 mod diff;
 mod http;
+mod metrics;
 pub mod pgurl;
 mod point;
 pub mod scram;

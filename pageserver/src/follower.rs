@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::Failure;
 use crate::import::{IMPORT_ERROR, consistent_from};
 use crate::limits;
+use crate::metrics::IngestState;
 use crate::pages::chain;
 use crate::state::TimelineAt;
 
@@ -49,6 +50,8 @@ struct FollowState {
     /// Control said so; otherwise somebody waited for WAL, and following ends when nobody does any more.
     is_pinned: AtomicBool,
     wanted_at: Mutex<Instant>,
+    /// How far the timeline was committed when WAL last came.
+    committed: AtomicU64,
     /// What went wrong last, until it works again.
     problem: Mutex<Option<String>>,
 }
@@ -131,6 +134,35 @@ impl Followers {
         self.running.lock().get(&key_of(timeline)).and_then(|follower| follower.shared.problem.lock().clone())
     }
 
+    /// How ingest stands, over all of them.
+    pub fn ingest(&self) -> IngestState {
+        let running = self.running.lock();
+        let mut state = IngestState::default();
+        for ((tenant, timeline), follower) in &*running {
+            if follower.thread.is_finished() {
+                continue;
+            }
+            state.followed += 1;
+            state.failing += u64::from(follower.shared.problem.lock().is_some());
+            // A timeline that is not loaded has no WAL under way.
+            let Some(timeline) = self.engine.if_loaded(*tenant, *timeline) else { continue };
+            let committed = follower.shared.committed.load(Ordering::Relaxed);
+            let lag_bytes = committed.saturating_sub(timeline.last_record().end.get());
+            state.lag_bytes_max = state.lag_bytes_max.max(lag_bytes);
+        }
+        state
+    }
+
+    /// What keeps timelines from following, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let running = self.running.lock();
+        let problem = |(key, follower): (&TimelineKey, &Follower)| {
+            let problem = follower.shared.problem.lock().clone()?;
+            Some(format!("page server: timeline {}: {problem}", key.1))
+        };
+        running.iter().filter_map(problem).collect()
+    }
+
     /// Ends following a timeline at once and waits for it.
     pub fn end(&self, tenant: TenantId, timeline: TimelineId) {
         let follower = self.running.lock().remove(&(tenant, timeline));
@@ -157,6 +189,7 @@ impl Followers {
             safekeepers: Mutex::new(self.safekeepers.clone()),
             is_pinned: AtomicBool::new(false),
             wanted_at: Mutex::new(Instant::now()),
+            committed: AtomicU64::new(0),
             problem: Mutex::new(None),
         });
         let worker = Worker {
@@ -258,7 +291,9 @@ impl Worker {
             match next {
                 None => return Ok(Ended::Cancelled),
                 Some(Some(chunk)) => {
-                    intake.take(chunk?)?;
+                    let chunk = chunk?;
+                    self.state.committed.store(chunk.commit_lsn.get(), Ordering::Relaxed);
+                    intake.take(chunk)?;
                     *self.state.wanted_at.lock() = Instant::now();
                 }
                 Some(None) if self.is_unwanted() => return Ok(Ended::Idle),

@@ -24,6 +24,7 @@ mod follower;
 mod import;
 mod limits;
 mod manage;
+mod metrics;
 mod pages;
 mod pages_sent;
 mod retention;

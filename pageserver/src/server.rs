@@ -14,6 +14,7 @@ use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 use ardent_storage::{Engine, EngineConfig, OpenError};
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection;
 use crate::follower::Followers;
 use crate::limits;
+use crate::metrics::{self, Metrics};
 use crate::pages_sent::PagesSent;
 use crate::retention;
 use crate::socket::Socket;
@@ -69,6 +71,7 @@ pub(crate) struct Shared {
     pub verifier: TokenVerifier,
     pub followers: Followers,
     pub pages_sent: PagesSent,
+    pub metrics: Metrics,
 }
 
 /// A running page server.
@@ -89,7 +92,8 @@ impl Pageserver {
         let runtime = tokio::runtime::Handle::current();
         let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
         let pages_sent = PagesSent::default();
-        let shared = Arc::new(Shared { engine, verifier: config.verifier, followers, pages_sent });
+        let (verifier, metrics) = (config.verifier, Metrics::default());
+        let shared = Arc::new(Shared { engine, verifier, followers, pages_sent, metrics });
         let retention = start_retention(&shared.engine, config.retention).map_err(StartError::Thread)?;
         let mut server = Pageserver {
             shared,
@@ -102,6 +106,17 @@ impl Pageserver {
             server.listen(&address).await.map_err(|source| StartError::Listen { address, source })?;
         }
         Ok(server)
+    }
+
+    /// Adds what this page server counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(&self.shared, registry);
+    }
+
+    /// What tells, whenever it is called, what does not work: timelines whose WAL cannot be received or ingested.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().map(|shared| shared.followers.problems()).unwrap_or_default()
     }
 
     async fn listen(&mut self, address: &ServiceAddr) -> io::Result<()> {

@@ -62,8 +62,12 @@ pub async fn serve<C: ControlPlane>(shared: &Shared<C>, tcp: TcpStream) -> Resul
         return Ok(());
     };
     let Client { mut stream, route } = client;
+    let began = Instant::now();
     match connect_compute(shared, &route).await {
-        Ok(compute) => relay(stream, compute).await,
+        Ok(compute) => {
+            shared.metrics.connected(began);
+            relay(stream, compute).await
+        }
         Err(error) => refuse(&mut stream, error).await,
     }
 }

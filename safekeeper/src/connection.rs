@@ -15,6 +15,7 @@ use ardent_types::TimelineId;
 use crate::disk_worker::{Command, Key};
 use crate::failure::TimelineError;
 use crate::follow;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::timeline::Replies;
 
@@ -29,6 +30,7 @@ const READ_BUFFER_LEN: usize = 64 << 10;
 pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) verifier: TokenVerifier,
+    pub(crate) metrics: Metrics,
 }
 
 impl Shared {

@@ -16,6 +16,7 @@ use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
 use crate::control_file;
 use crate::failure::TimelineError;
+use crate::metrics::Metrics;
 use crate::timeline::{Replies, Timeline, TimelineView};
 
 /// Most bytes written between two fsyncs, so that the first of many appends does not wait for all.
@@ -69,6 +70,7 @@ pub(crate) struct WorkerConfig {
     pub(crate) data_dir: PathBuf,
     pub(crate) keep_bytes: u64,
     pub(crate) unload_after: Duration,
+    pub(crate) metrics: Metrics,
 }
 
 enum Slot {
@@ -86,6 +88,8 @@ pub(crate) struct DiskWorker {
     dirty: HashSet<Key>,
     batch_bytes: usize,
     last_housekeeping: Instant,
+    /// How many timelines the metrics know of.
+    counted_timelines: usize,
 }
 
 impl DiskWorker {
@@ -96,6 +100,7 @@ impl DiskWorker {
             dirty: HashSet::new(),
             batch_bytes: 0,
             last_housekeeping: Instant::now(),
+            counted_timelines: 0,
         }
     }
 
@@ -112,6 +117,7 @@ impl DiskWorker {
                 self.execute(key, command);
             }
             self.sync_all();
+            self.count_loaded();
             if self.last_housekeeping.elapsed() >= HOUSEKEEPING_INTERVAL {
                 self.last_housekeeping = Instant::now();
                 self.keep_house();
@@ -139,6 +145,7 @@ impl DiskWorker {
             Command::Begin { begin, to } => self.write(key, &to, |timeline| timeline.begin(&begin, &to)),
             Command::Append { append, to, permit } => {
                 self.batch_bytes += append.data.len();
+                self.config.metrics.appended(append.data.len());
                 let mut is_dirty = false;
                 self.write(key, &to, |timeline| {
                     is_dirty = timeline.append(append, &to)?;
@@ -194,6 +201,7 @@ impl DiskWorker {
 
     fn fail(&mut self, key: Key, error: &TimelineError, to: Option<&Replies>) {
         tracing::warn!(timeline = %key.1, error = ?error, "request failed");
+        self.config.metrics.failed();
         let mut told = to.cloned();
         if matches!(error, TimelineError::Wal { .. } | TimelineError::ControlFile { .. }) {
             // What is in memory may be ahead of the disk: start over from the disk.
@@ -213,10 +221,21 @@ impl DiskWorker {
         let dirty = std::mem::take(&mut self.dirty);
         for key in dirty {
             let Some(Slot::Loaded(timeline)) = self.timelines.get_mut(&key) else { continue };
-            if let Err(error) = timeline.sync() {
+            let began = Instant::now();
+            let synced = timeline.sync();
+            self.config.metrics.flushed(began);
+            if let Err(error) = synced {
                 let writer = timeline.take_writer();
                 self.fail(key, &error, writer.as_ref());
             }
+        }
+    }
+
+    fn count_loaded(&mut self) {
+        let loaded = self.timelines.len();
+        if loaded != self.counted_timelines {
+            self.config.metrics.loaded_changed(loaded as i64 - self.counted_timelines as i64);
+            self.counted_timelines = loaded;
         }
     }
 

@@ -26,6 +26,7 @@ mod control_file;
 mod disk_worker;
 mod failure;
 mod follow;
+mod metrics;
 mod registry;
 mod replication;
 mod service;

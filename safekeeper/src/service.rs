@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use ardent_api::token::TokenVerifier;
 
 use crate::connection::{self, Shared};
 use crate::disk_worker::WorkerConfig;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::replication;
 
@@ -103,6 +105,7 @@ pub struct Safekeeper {
     cancel: CancellationToken,
     tasks: TaskTracker,
     threads: Vec<JoinHandle<()>>,
+    metrics: Metrics,
     _lock: Flock<File>,
 }
 
@@ -117,13 +120,15 @@ impl Safekeeper {
         for address in &config.listen_replication {
             listeners.push(Listener::bind(address, Protocol::Replication).await?);
         }
+        let metrics = Metrics::default();
         let worker = WorkerConfig {
+            metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
             keep_bytes: config.wal_keep_bytes,
             unload_after: config.unload_after,
         };
         let (registry, threads) = Registry::start(&worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared { registry, verifier: config.verifier });
+        let shared = Arc::new(Shared { registry, verifier: config.verifier, metrics: metrics.clone() });
         let tasks = TaskTracker::new();
         let cancel = cancel.child_token();
         let addresses_of = |protocol| {
@@ -135,7 +140,12 @@ impl Safekeeper {
             tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
         }
         tasks.close();
-        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, _lock: lock })
+        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, metrics, _lock: lock })
+    }
+
+    /// Adds what this safekeeper counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut MetricsRegistry) {
+        self.metrics.register(registry);
     }
 
     /// Where it listens, with real port numbers.
@@ -299,6 +309,7 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let _connected = shared.metrics.connected();
     let serving = async {
         match protocol {
             Protocol::Wal => {

@@ -24,8 +24,9 @@ use ardent_storage::EngineConfig;
 
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
+use super::metrics::Metrics;
 use super::safekeepers::{self, Safekeepers};
-use super::{library, names, object_store};
+use super::{keys, library, names, object_store};
 use crate::args::{ComputeArgs, FrontArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -46,6 +47,7 @@ pub struct Roles {
     proxy: Task,
     page_server: Task,
     safekeepers: Safekeepers,
+    metrics: Option<Task>,
     _lock: DataLock,
 }
 
@@ -57,24 +59,40 @@ impl Roles {
         let safekeeper_addrs = safekeepers::addresses(&place, args.safekeepers)?;
         let page_server_addr = ServiceAddr::Unix(place.files.run("pageserver.sock"));
         // First, before anything that would have to be stopped again.
+        let mut metrics = Metrics::bind(&args.metrics).await?;
         let proxy = bind_proxy(&place, &args.front).await?;
+        proxy.register_metrics(metrics.registry());
         let port = proxy.local_addr().map_or(args.front.listen.port(), |address| address.port());
 
         let safekeepers = Safekeepers::start(&place, &safekeeper_addrs).await?;
+        safekeepers.register_metrics(metrics.registry());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
+        if args.metrics.metrics_listen.is_some() {
+            keys::metrics_token(&place)?;
+        }
         let folder = root.join("pageserver");
         let listen = [page_server_addr.clone()];
-        let page_server =
-            match start_page_server(&folder, &listen, &safekeeper_addrs, verifier, wal_token, &args.store).await {
-                Ok(page_server) => page_server,
-                Err(failure) => {
-                    safekeepers.shutdown().await;
-                    return Err(failure);
-                }
-            };
+        let page_server = match start_page_server(
+            &folder,
+            &listen,
+            &safekeeper_addrs,
+            verifier,
+            wal_token,
+            &args.store,
+            &mut metrics,
+        )
+        .await
+        {
+            Ok(page_server) => page_server,
+            Err(failure) => {
+                safekeepers.shutdown().await;
+                return Err(failure);
+            }
+        };
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
-        let control = match start_control(&place, services, &args.computes, args.api_listen, &front).await {
+        let started = start_control(&place, services, &args.computes, args.api_listen, &front, &mut metrics).await;
+        let control = match started {
             Ok(control) => control,
             Err(failure) => {
                 page_server.stop("page server").await;
@@ -82,7 +100,9 @@ impl Roles {
                 return Err(failure);
             }
         };
-        Ok(Roles { control, proxy: serve_proxy(proxy), page_server, safekeepers, _lock: lock })
+        let verifier = place.issuer.verifier();
+        let metrics = metrics.serve(verifier);
+        Ok(Roles { control, proxy: serve_proxy(proxy), page_server, safekeepers, metrics, _lock: lock })
     }
 
     /// Control.
@@ -97,6 +117,9 @@ impl Roles {
 
     /// Stops everything: sessions end, computes are suspended, what is in memory becomes durable.
     pub async fn shutdown(self) {
+        if let Some(metrics) = self.metrics {
+            metrics.stop("metrics").await;
+        }
         self.proxy.stop("proxy").await;
         self.control.shutdown().await;
         self.page_server.stop("page server").await;
@@ -136,6 +159,12 @@ pub struct Task {
 }
 
 impl Task {
+    /// Runs `role`, which ends when its token is cancelled.
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(role: impl FnOnce(CancellationToken) -> F) -> Self {
+        let cancel = CancellationToken::new();
+        Task { running: tokio::spawn(role(cancel.clone())), cancel }
+    }
+
     /// Tells it, and waits until it has.
     pub async fn stop(self, role: &str) {
         self.cancel.cancel();
@@ -160,6 +189,7 @@ pub async fn start_control(
     computes: &ComputeArgs,
     api_listen: SocketAddr,
     front: &FrontArgs,
+    metrics: &mut Metrics,
 ) -> Result<RunningControl, Failure> {
     refuse_off_host(api_listen)?;
     let is_root = nix::unistd::geteuid().is_root();
@@ -170,10 +200,11 @@ pub async fn start_control(
     }
     let pg_bin_dirs: BTreeMap<u32, PathBuf> = computes.pg_bin.iter().cloned().collect();
     let manage = place.token(Service::Any, Rights::Manage);
+    let connectors = Arc::new(Connectors::new(&pg_bin_dirs));
     let dependencies = Dependencies {
         page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),
         wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
-        connectors: Arc::new(Connectors::new(&pg_bin_dirs)),
+        connectors: connectors.clone(),
     };
     let (public, proxy_address) = names::public_address(front);
     let config = ControlConfig {
@@ -194,7 +225,12 @@ pub async fn start_control(
             stop_deadline: STOP_DEADLINE,
         },
     };
-    Control::start(config, dependencies, CancellationToken::new()).await.map_err(|error| start_failed(&error))
+    let control = Control::start(config, dependencies, CancellationToken::new()).await;
+    let control = control.map_err(|error| start_failed(&error))?;
+    control.register_metrics(metrics.registry());
+    connectors.register_metrics(metrics.registry());
+    metrics.check(control.problems());
+    Ok(control)
 }
 
 /// The proxy, listening but not serving yet.
@@ -229,12 +265,13 @@ pub async fn start_page_server(
     verifier: TokenVerifier,
     safekeeper_token: String,
     store: &StoreArgs,
+    metrics: &mut Metrics,
 ) -> Result<Task, Failure> {
     let (place, chosen) = (folder.to_owned(), store.clone());
     let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
     let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
     let config = PageserverConfig {
-        engine: EngineConfig::new(folder.join("local"), store),
+        engine: EngineConfig::new(folder.join("local"), store.store),
         retention: RETENTION,
         listen: listen.to_vec(),
         verifier,
@@ -243,6 +280,9 @@ pub async fn start_page_server(
     };
     let cancel = CancellationToken::new();
     let server = Pageserver::start(config, cancel.clone()).await.map_err(|error| Failure::of(&error))?;
+    store.metrics.register(metrics.registry());
+    server.register_metrics(metrics.registry());
+    metrics.check(server.problems());
     Ok(Task { running: tokio::spawn(server.run()), cancel })
 }
 

@@ -110,6 +110,7 @@ impl Drive {
             match end? {
                 RunEnd::Stopped => return Ok(()),
                 RunEnd::Crashed(why) => {
+                    self.context.metrics.crashed();
                     if began.elapsed() > STEADY_AFTER {
                         restarts = 0;
                     }
@@ -235,6 +236,7 @@ impl Drive {
         let mut asked_to_stop = false;
         let mut exited = false;
         let mut kill_at: Option<Instant> = None;
+        let began = std::time::Instant::now();
         loop {
             let late = async {
                 match kill_at {
@@ -282,6 +284,7 @@ impl Drive {
                 Some(ComputeEvent::Usage { usage }) => self.context.store.put_usage(self.branch.id, usage)?,
                 Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm }) => {
                     ran = true;
+                    self.context.metrics.started(began, warm);
                     agent.postmaster = ProcessIdentity::of(postmaster_pid);
                     self.context.store.set_processes(row.id, agent.identity.as_ref(), agent.postmaster.as_ref())?;
                     self.lease(row.id, base_lsn).await;
