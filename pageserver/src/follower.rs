@@ -8,21 +8,18 @@ use std::time::{Duration, Instant};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ErrorCode;
-use ardent_pg_format::{DecodedRecord, WalDecoder, WalError};
-use ardent_pg_ingest::{Batch, Ingest, IngestError, Progress};
-use ardent_storage::{CommitError, Engine, PutError, ReadError, RecordPosition, Timeline, TimelineError};
+use ardent_storage::{Engine, Timeline, TimelineError};
 use ardent_types::{Lsn, TenantId, TimelineId};
-use ardent_wal_client::{ClientError, WalChunk, WalReader};
+use ardent_wal_client::{ClientError, WalReader};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Failure;
-use crate::import::{IMPORT_ERROR, consistent_from};
+use crate::intake::{Intake, IntakeError};
 use crate::limits;
 use crate::metrics::IngestState;
 use crate::pages::chain;
-use crate::state::TimelineAt;
 
 type TimelineKey = (TenantId, TimelineId);
 
@@ -67,16 +64,8 @@ enum FollowError {
     NoSafekeeper,
     #[error("its WAL cannot be received")]
     Receive(#[from] ClientError),
-    #[error("its WAL cannot be decoded")]
-    Decode(#[from] WalError),
-    #[error("its WAL cannot be ingested")]
-    Ingest(#[from] Box<IngestError<ReadError>>),
-    #[error("its WAL cannot be stored")]
-    Put(#[from] PutError),
-    #[error("its state cannot be made durable")]
-    Commit(#[from] CommitError),
-    #[error("pages that WAL refers to were missing in the base backup: {0}")]
-    Incomplete(String),
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
 }
 
 /// How following ended without an error.
@@ -306,108 +295,5 @@ impl Worker {
 
     fn is_unwanted(&self) -> bool {
         !self.state.is_pinned.load(Ordering::Relaxed) && self.state.wanted_at.lock().elapsed() >= limits::FOLLOW_IDLE
-    }
-}
-
-/// From WAL bytes to storage, for one timeline.
-struct Intake {
-    timeline: Arc<Timeline>,
-    decoder: WalDecoder,
-    ingest: Ingest,
-    batch: Batch,
-    positions: Vec<RecordPosition>,
-    consistent_from: Lsn,
-    /// The import's missing pages have been looked at.
-    is_checked: bool,
-}
-
-impl Intake {
-    fn open(timeline: &Arc<Timeline>) -> Result<Intake, FollowError> {
-        let facts = timeline.facts();
-        let last = timeline.last_record();
-        let mut decoder =
-            WalDecoder::new(last.end, facts.pg_major, facts.wal_segment_size).with_system_id(facts.system_id);
-        if last.start.is_valid() {
-            decoder = decoder.with_previous_record(last.start);
-        }
-        let consistent_from = consistent_from(timeline);
-        let state = TimelineAt { timeline, lsn: last.end };
-        let ingest = Ingest::load(facts.pg_major, consistent_from, &state).map_err(Box::new)?;
-        let mut intake = Intake {
-            timeline: Arc::clone(timeline),
-            decoder,
-            ingest,
-            batch: Batch::default(),
-            positions: Vec::new(),
-            consistent_from,
-            is_checked: !consistent_from.is_valid(),
-        };
-        intake.check_import()?;
-        Ok(intake)
-    }
-
-    /// Everything in the chunk is visible when this returns.
-    fn take(&mut self, chunk: WalChunk) -> Result<(), FollowError> {
-        self.decoder.feed_at(chunk.start, chunk.bytes)?;
-        while let Some(record) = self.decoder.next()? {
-            self.ingest(&record)?;
-            self.positions.push(RecordPosition { end: record.end_lsn, start: record.start_lsn });
-            if self.batch.size_bytes() >= limits::BATCH_BYTES {
-                self.store()?;
-            }
-        }
-        self.store()
-    }
-
-    fn ingest(&mut self, record: &DecodedRecord) -> Result<(), FollowError> {
-        // Parts of a record that copies a database. Nothing of it may be seen before all of it, and it reads only the source.
-        let mut parts = Vec::new();
-        loop {
-            let state = TimelineAt { timeline: &self.timeline, lsn: self.timeline.last_record().end };
-            match self.ingest.ingest(record, &state, &mut self.batch).map_err(Box::new)? {
-                Progress::Done => break,
-                Progress::FlushFirst if self.positions.is_empty() => {
-                    parts.append(&mut self.batch.values);
-                    self.batch.clear();
-                }
-                Progress::FlushFirst => self.store()?,
-            }
-        }
-        if !parts.is_empty() {
-            parts.append(&mut self.batch.values);
-            self.batch.values = parts;
-        }
-        Ok(())
-    }
-
-    fn store(&mut self) -> Result<(), FollowError> {
-        for unknown in &self.batch.unknown {
-            tracing::warn!(
-                timeline = %self.timeline.id(), lsn = %unknown.lsn, rmid = unknown.rmid, info = unknown.info,
-                "a WAL record of an unknown kind touches no block; it was passed over"
-            );
-        }
-        if !self.positions.is_empty() {
-            self.timeline.put_records(&self.batch.values, &self.positions)?;
-        }
-        self.batch.clear();
-        self.positions.clear();
-        self.check_import()
-    }
-
-    /// Once, when WAL has reached the end of the base backup: pages that were missing must have been explained (checklist 62).
-    fn check_import(&mut self) -> Result<(), FollowError> {
-        if self.is_checked || self.timeline.last_record().end < self.consistent_from {
-            return Ok(());
-        }
-        let missing = self.ingest.unresolved();
-        if !missing.is_empty() {
-            let shown: Vec<_> = missing.iter().take(5).map(|(rel, block)| format!("{rel} block {block}")).collect();
-            let text = format!("{} (and {} more); import again", shown.join(", "), missing.len() - shown.len());
-            self.timeline.set_metadata(IMPORT_ERROR, serde_json::Value::String(text.clone()))?;
-            return Err(FollowError::Incomplete(text));
-        }
-        self.is_checked = true;
-        Ok(())
     }
 }

@@ -76,7 +76,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn check_takes_wal(&self) -> Result<(), PutError> {
+    pub(crate) fn check_takes_wal(&self) -> Result<(), PutError> {
         self.check_owned()?;
         if self.is_importing() {
             return Err(PutError::WrongState { timeline: self.id(), state: "being imported; finish the import first" });
