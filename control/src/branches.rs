@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest,
@@ -214,8 +215,11 @@ impl Control {
             ManageReply::Branch { lsn, prev_lsn } => (lsn, prev_lsn),
             other => return Err(unexpected_reply("the making of a branch", &other).into()),
         };
-        self.context.wal_service.create_branch(WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn }).await?;
-        self.context.store.branch_ready(branch, start_lsn, prev_lsn)?;
+        let lock = self.context.timeline_locks.of(timeline);
+        let _guard = lock.lock().await;
+        let at = WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
+        let away = self.context.wal_service.create_branch(at).await?;
+        self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
         info!(branch = %branch.name, %start_lsn, "branch is made");
         Ok(())
     }
@@ -482,19 +486,21 @@ impl Control {
                 )
             })?;
         }
-        self.delete_in_storage(branch.tenant, branch.timeline).await?;
-        self.context.store.remove_branch(branch)?;
+        let lock = self.context.timeline_locks.of(branch.timeline);
+        let _guard = lock.lock().await;
+        let away = self.delete_in_storage(branch.tenant, branch.timeline).await?;
+        self.context.store.remove_branch(branch, &away)?;
         self.pool.forget_problem(branch.id);
         info!(branch = %branch.name, "branch is deleted");
         Ok(())
     }
 
-    /// Deletes a timeline on page server and safekeepers; fine if it is not there.
+    /// Deletes a timeline on page server and safekeepers; fine if it is not there. Gives the safekeepers that are to be told yet.
     pub(crate) async fn delete_in_storage(
         &self,
         tenant: ardent_types::TenantId,
         timeline: TimelineId,
-    ) -> Result<(), ErrorInfo> {
+    ) -> Result<Vec<ServiceAddr>, ErrorInfo> {
         // The page server first: it reads from the safekeepers, and would report the missing timeline as a fault.
         match self.context.page_service.manage(tenant, ManageRequest::DeleteTimeline { timeline }).await {
             Ok(_) => {}

@@ -504,8 +504,10 @@ impl Control {
         if let Some(warning) = &warning {
             warn!(connector = %row.name, warning, "deleting a connector");
         }
-        self.delete_in_storage(row.tenant, row.timeline).await?;
-        self.context.store.remove_connector(row)?;
+        let lock = self.context.timeline_locks.of(row.timeline);
+        let _guard = lock.lock().await;
+        let away = self.delete_in_storage(row.tenant, row.timeline).await?;
+        self.context.store.remove_connector(row, &away)?;
         info!(connector = %row.name, "connector is deleted");
         Ok(warning)
     }

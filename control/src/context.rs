@@ -13,6 +13,7 @@ use crate::pgurl::PublicAddress;
 use crate::scram;
 use crate::secrets::{Keyring, SecretError, random_text};
 use crate::store::{BranchRow, CredentialRow, Store, now_us};
+use crate::wal_debts::TimelineLocks;
 
 /// How long a compute's lease holds without renewal: longer than a restart of control takes, shorter than a day that a lost
 /// compute would pin.
@@ -31,6 +32,7 @@ pub(crate) struct Context {
     pub pool: PoolConfig,
     pub public: PublicAddress,
     pub metrics: Metrics,
+    pub timeline_locks: TimelineLocks,
 }
 
 impl Context {

@@ -30,6 +30,7 @@ use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
 use crate::secrets::{Keyring, SecretError, random_text, token_hash};
 use crate::store::{Store, StoreError, iso8601, now_us};
+use crate::wal_debts::TimelineLocks;
 
 /// How often expired branches are looked for and unfinished deletions tried again.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(10);
@@ -254,6 +255,7 @@ impl Control {
             pool: config.pool.clone(),
             public: config.public.clone(),
             metrics: Metrics::default(),
+            timeline_locks: TimelineLocks::default(),
         });
         let tcp = listen_tcp(config.listen).await?;
         let address = tcp.local_addr().unwrap_or(config.listen);
@@ -401,6 +403,9 @@ impl Control {
             }
             if let Err(error) = self.delete_what_is_due().await {
                 warn!(%error, "housekeeping could not finish");
+            }
+            if let Err(error) = self.context.settle_wal_debts(None).await {
+                warn!(%error, "what safekeepers missed cannot be read");
             }
             if renewed.is_none_or(|at| at.elapsed() > LEASE_TTL / 8) {
                 match self.renew_leases().await {

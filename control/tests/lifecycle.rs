@@ -299,3 +299,28 @@ async fn a_connector_that_fails_leaves_nothing_and_the_same_again_joins() {
     assert_eq!(status, 200);
     assert!(deleted["warning"].as_str().expect("warning").contains("pg_drop_replication_slot"), "{deleted}");
 }
+
+#[tokio::test]
+async fn a_safekeeper_that_was_away_is_told_what_it_missed_even_after_a_restart() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(world.fakes.state.lock().second.len(), 1);
+    world.fakes.state.lock().second_away = true;
+    world.create_branch(json!({ "name": "b" })).await;
+    world.create_branch(json!({ "name": "c" })).await;
+    for name in ["a", "c"] {
+        assert_eq!(world.call("DELETE", &format!("/v1/branches/{name}"), None).await.0, 200);
+        world.fails("GET", &format!("/v1/branches/{name}"), None, ApiErrorCode::NotFound).await;
+    }
+    let state = |world: &World| {
+        let state = world.fakes.state.lock();
+        let all: Vec<_> = state.safekeeper.keys().copied().collect();
+        (all.len(), state.second.iter().copied().eq(all), state.second.len())
+    };
+    assert_eq!(state(&world), (1, false, 1), "the second one has the deleted branch and lacks the new one");
+
+    world.crash();
+    world.fakes.state.lock().second_away = false;
+    world.start().await;
+    until("the housekeeper has told it", || state(&world) == (1, true, 1)).await;
+}

@@ -19,7 +19,7 @@ use crate::connection::Failure;
 use crate::intake::{Intake, IntakeError};
 use crate::limits;
 use crate::metrics::IngestState;
-use crate::pages::chain;
+use crate::pages::{chain, timeline_failure};
 
 type TimelineKey = (TenantId, TimelineId);
 
@@ -49,6 +49,8 @@ struct FollowState {
     wanted_at: Mutex<Instant>,
     /// How far the timeline was committed when WAL last came.
     committed: AtomicU64,
+    /// The highest position that somebody waited for.
+    wanted: Mutex<Lsn>,
     /// What went wrong last, until it works again.
     problem: Mutex<Option<String>>,
 }
@@ -72,6 +74,8 @@ enum FollowError {
 enum Ended {
     Cancelled,
     Idle,
+    /// The safekeeper lacks WAL that is waited for.
+    Behind,
 }
 
 impl Followers {
@@ -105,6 +109,7 @@ impl Followers {
             return Ok(());
         }
         let state = self.ensure(timeline)?;
+        state.want(lsn);
         timeline.wait_for(lsn, deadline).map_err(|_| {
             let last = timeline.last_record().end;
             let problem = state.problem.lock().clone();
@@ -167,7 +172,20 @@ impl Followers {
         running.into_values().for_each(Follower::end);
     }
 
+    /// A timeline cannot go on before its ancestors are where it leaves them: after a restart their WAL has to come in again, and nobody
+    /// else may ask for it.
+    fn ensure_ancestors(&self, timeline: &Timeline) -> Result<(), Failure> {
+        let parent = timeline.ancestor_timeline().map_err(|error| timeline_failure(&error))?;
+        let (Some(ancestor), Some(parent)) = (timeline.ancestor(), parent) else { return Ok(()) };
+        if parent.last_record().end < ancestor.point.lsn {
+            self.ensure(&parent)?.want(ancestor.point.lsn);
+            return Ok(());
+        }
+        self.ensure_ancestors(&parent)
+    }
+
     fn ensure(&self, timeline: &Arc<Timeline>) -> Result<Arc<FollowState>, Failure> {
+        self.ensure_ancestors(timeline)?;
         let mut running = self.running.lock();
         if let Some(follower) = running.get(&key_of(timeline)).filter(|follower| !follower.thread.is_finished()) {
             *follower.shared.wanted_at.lock() = Instant::now();
@@ -179,6 +197,7 @@ impl Followers {
             is_pinned: AtomicBool::new(false),
             wanted_at: Mutex::new(Instant::now()),
             committed: AtomicU64::new(0),
+            wanted: Mutex::new(Lsn::INVALID),
             problem: Mutex::new(None),
         });
         let worker = Worker {
@@ -199,6 +218,21 @@ impl Followers {
 
 fn key_of(timeline: &Timeline) -> TimelineKey {
     (timeline.tenant(), timeline.id())
+}
+
+impl FollowState {
+    fn want(&self, lsn: Lsn) {
+        let mut wanted = self.wanted.lock();
+        *wanted = lsn.max(*wanted);
+    }
+
+    /// Where WAL is asked for next: somewhere else than so far.
+    fn turn(&self) {
+        let mut safekeepers = self.safekeepers.lock();
+        if !safekeepers.is_empty() {
+            safekeepers.rotate_left(1);
+        }
+    }
 }
 
 impl Follower {
@@ -227,6 +261,7 @@ impl Worker {
         while !self.state.cancel.is_cancelled() {
             match self.follow() {
                 Ok(Ended::Cancelled | Ended::Idle) => return,
+                Ok(Ended::Behind) => self.state.turn(),
                 Err(error) => {
                     let text = chain(&error);
                     if self.state.problem.lock().replace(text.clone()).as_ref() != Some(&text) {
@@ -286,7 +321,12 @@ impl Worker {
                     *self.state.wanted_at.lock() = Instant::now();
                 }
                 Some(None) if self.is_unwanted() => return Ok(Ended::Idle),
-                Some(None) => {}
+                // One that was away when the rest was written, and that no writer has brought up to date since.
+                Some(None) => {
+                    if reader.next_lsn() < *self.state.wanted.lock() && safekeepers.len() > 1 {
+                        return Ok(Ended::Behind);
+                    }
+                }
             }
             // Only what needs no WAL again (PS-S4).
             self.runtime.block_on(reader.send_position(timeline.disk_consistent_lsn()))?;

@@ -85,7 +85,18 @@ impl Drive {
     /// Runs the compute until it is stopped, idle, or beyond help.
     pub(crate) async fn run(mut self) -> Result<(), ErrorInfo> {
         self.follow_wal(true).await?;
-        let outcome = self.run_with_restarts().await;
+        let (context, timeline) = (self.context.clone(), self.branch.timeline);
+        // A safekeeper that was away when the branch was made may be needed now: its writer meets it as soon as it has been told.
+        let telling = async {
+            if let Err(error) = context.settle_wal_debts(Some(timeline)).await {
+                warn!(%timeline, %error, "what safekeepers missed cannot be read");
+            }
+            std::future::pending().await
+        };
+        let outcome = tokio::select! {
+            outcome = self.run_with_restarts() => outcome,
+            () = telling => unreachable!("it pends for ever"),
+        };
         // An idle branch needs no receiver on the page server. If this fails, the receiver stays, and costs little.
         if let Err(error) = self.follow_wal(false).await {
             warn!(branch = %self.branch.name, %error, "the page server keeps receiving a suspended branch's WAL");

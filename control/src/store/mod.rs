@@ -9,6 +9,7 @@ mod connector;
 mod role;
 mod schema;
 mod token;
+mod wal_debt;
 
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,7 @@ pub use connector::ConnectorRow;
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
 pub use token::TokenRow;
+pub use wal_debt::{WalDebt, WalDuty};
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]

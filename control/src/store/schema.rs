@@ -99,6 +99,14 @@ const MIGRATIONS: &[&str] = &[
         password_hash BLOB,
         PRIMARY KEY (branch_id, oid)
     ) STRICT;",
+    // 2 -> 3
+    "CREATE TABLE wal_debts (
+        tenant_id TEXT NOT NULL,
+        timeline_id TEXT NOT NULL,
+        safekeeper TEXT NOT NULL,
+        duty TEXT NOT NULL CHECK (duty IN ('create', 'delete')),
+        PRIMARY KEY (timeline_id, safekeeper)
+    ) STRICT;",
 ];
 
 /// Version of the schema that this program writes.

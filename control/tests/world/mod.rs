@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,6 +49,9 @@ pub struct FakeState {
     pub requests: Vec<String>,
     pub page_server_down: bool,
     pub safekeeper_down: bool,
+    /// A second safekeeper, which the quorum does not need.
+    pub second: BTreeSet<TimelineId>,
+    pub second_away: bool,
     pub production_down: bool,
     pub preflight_fails: bool,
     pub import_fails: bool,
@@ -171,30 +174,79 @@ impl Fakes {
     }
 }
 
+fn second() -> ServiceAddr {
+    ServiceAddr::Unix("/fake/safekeeper-2.sock".into())
+}
+
 impl WalService for Fakes {
     fn addrs(&self) -> Vec<ServiceAddr> {
-        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into())]
+        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into()), second()]
     }
 
-    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>> {
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         let mut state = self.state.lock();
         let answer = if state.safekeeper_down {
             Err(down("safekeeper"))
         } else {
             state.safekeeper.insert(branch.timeline, branch);
-            Ok(())
+            if state.second_away {
+                Ok(vec![second()])
+            } else {
+                state.second.insert(branch.timeline);
+                Ok(Vec::new())
+            }
         };
         Box::pin(async move { answer })
     }
 
-    fn delete_timeline(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>> {
+    fn create_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        assert_eq!(*safekeeper, second());
+        let mut state = self.state.lock();
+        let answer = if state.second_away { Err(down("second safekeeper")) } else { Ok(()) };
+        if answer.is_ok() {
+            assert!(state.safekeeper.contains_key(&timeline), "the others have it");
+            state.second.insert(timeline);
+        }
+        Box::pin(async move { answer })
+    }
+
+    fn delete_timeline(
+        &self,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         let mut state = self.state.lock();
         let answer = if state.safekeeper_down {
             Err(down("safekeeper"))
         } else {
             state.safekeeper.remove(&timeline);
-            Ok(())
+            if state.second_away {
+                Ok(vec![second()])
+            } else {
+                state.second.remove(&timeline);
+                Ok(Vec::new())
+            }
         };
+        Box::pin(async move { answer })
+    }
+
+    fn delete_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        assert_eq!(*safekeeper, second());
+        let mut state = self.state.lock();
+        let answer = if state.second_away { Err(down("second safekeeper")) } else { Ok(()) };
+        if answer.is_ok() {
+            state.second.remove(&timeline);
+        }
         Box::pin(async move { answer })
     }
 

@@ -79,9 +79,7 @@ mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
 pub use engine::Engine;
-pub use error::{
-    CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError,
-};
+pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError};
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
     inspect_page,
