@@ -167,6 +167,7 @@ pub(crate) fn unexpected_reply(request: &str, reply: &ManageReply) -> StorageErr
         ManageReply::Timeline(_) => "a timeline",
         ManageReply::Timelines { .. } => "timelines",
         ManageReply::LsnForTimestamp { .. } => "an LSN",
+        ManageReply::KeptState { .. } => "a kept state",
     };
     StorageError::new(StorageErrorKind::Failed, format!("the page server answered {request} with {kind}"))
 }

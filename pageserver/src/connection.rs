@@ -144,6 +144,8 @@ impl Connection<'_> {
             Request::GetChanged { id, from, to } => (id, self.get_changed(&bound, id, from, to)),
             Request::WaitLsn { id, lsn, timeout_ms } => (id, self.wait_lsn(&bound, id, lsn, timeout_ms)),
             Request::Manage { id, request } => (id, self.manage(&bound, id, request)),
+            Request::KeepPart { id, at, part, data } => (id, self.keep_part(&bound, id, at, part, &data)),
+            Request::GetKeptPart { id, at, part } => (id, self.get_kept_part(&bound, id, at, part)),
             Request::ImportFile { path, length } => (0, self.import_file(path, length)),
             Request::ImportData { data } => (0, self.import_data(data)),
         };

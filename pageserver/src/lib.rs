@@ -23,6 +23,7 @@ mod connection;
 mod follower;
 mod import;
 mod intake;
+mod kept_state;
 mod limits;
 mod manage;
 mod metrics;

@@ -11,6 +11,7 @@ use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
 use crate::import::{check_consistent, consistent_from};
+use crate::kept_state;
 use crate::limits;
 use crate::pages::{decode_size, timeline_failure};
 use crate::retention;
@@ -41,6 +42,18 @@ impl Connection<'_> {
                 let timeline = self.timeline(bound, timeline, Rights::Read)?;
                 let lsn = self.lsn_for_timestamp(&timeline, timestamp_us)?;
                 Ok(ManageReply::LsnForTimestamp { lsn })
+            }
+            ManageRequest::KeepState { timeline, at, parts } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                kept_state::keep(&timeline, at, parts)
+            }
+            ManageRequest::KeptState { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                kept_state::kept(&timeline)
+            }
+            ManageRequest::OutdateKeptState { timeline, at } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                kept_state::outdate(&timeline, at)
             }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;

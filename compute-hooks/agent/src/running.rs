@@ -10,6 +10,8 @@
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeCommand, ComputeEvent, Usage};
+use ardent_api::page_service::KeptAt;
+use ardent_page_client::PageClient;
 use ardent_pg_format::ClusterState;
 use ardent_types::{Lsn, Term};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::activity::ActivityWatch;
 use crate::channel::{Events, Order, Orders};
 use crate::error::ComputeError;
+use crate::kept_state::{self, Header, Limits};
 use crate::layout::PORT;
 use crate::lease::Lease;
 use crate::limits::DiskWatch;
@@ -39,6 +42,9 @@ use crate::trash;
 const IDLE_STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a killed Postgres may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long keeping what the compute leaves may take at least, however late it is.
+const KEEP_PATIENCE_MIN: Duration = Duration::from_secs(2);
 
 /// How long the last look at the roles may hold up a stop.
 const LAST_LOOK: Duration = Duration::from_secs(1);
@@ -224,12 +230,45 @@ impl Running {
             self.kill().await;
             return End::Stopped { clean: false, end_lsn: None };
         };
+        self.compute.layout.keep_settings();
+        self.keep_state(end_lsn, until).await;
         match self.keep_warm(end_lsn).await {
             Ok(()) => End::Stopped { clean: true, end_lsn: Some(end_lsn) },
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the data directory is not kept");
                 End::Stopped { clean: false, end_lsn: Some(end_lsn) }
             }
+        }
+    }
+
+    /// Saves what the next cold start needs to be as after a clean restart. Without it, that is as after a crash.
+    async fn keep_state(&self, end_lsn: Lsn, until: Instant) {
+        let compute = &self.compute;
+        if !compute.leaves_state() {
+            return;
+        }
+        let saving = async {
+            let control = start_point::read_control_file(&compute.layout.data)?;
+            let connecting = PageClient::connect(&compute.spec.pageserver, &compute.binding()).await;
+            let mut client =
+                connecting.map_err(ComputeError::pageserver("keeping what the compute leaves", end_lsn))?;
+            let at = KeptAt { lsn: end_lsn, term: self.term };
+            let header = Header { major: compute.spec.pg_major, lsn: end_lsn, unlogged_lsn: control.unlogged_lsn };
+            kept_state::save(&mut client, compute, at, header, Limits::default()).await.map_err(ComputeError::keeping)
+        };
+        let until = until.max(Instant::now() + KEEP_PATIENCE_MIN);
+        match tokio::time::timeout_at(until, saving).await {
+            Ok(Ok(found)) if found.unlogged_bytes_dropped > 0 => {
+                tracing::warn!(
+                    bytes = found.unlogged_bytes_dropped,
+                    "there is too much in unlogged tables to be kept: they will be empty unless the branch wakes from its warm folder"
+                );
+            }
+            Ok(Ok(found)) => tracing::info!(?found, "what the compute leaves is kept"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "what the compute leaves is not kept");
+            }
+            Err(_) => tracing::warn!("what the compute leaves is not kept: there was no time left"),
         }
     }
 

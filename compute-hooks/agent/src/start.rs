@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeSpec, RunAs, Sandbox, Usage};
-use ardent_api::page_service::ErrorCode;
+use ardent_api::page_service::{ErrorCode, KeptAt};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_pg_format::{ClusterState, PgMajor};
 use ardent_types::{Lsn, PgTli, Term, WalSegmentSize};
@@ -23,9 +23,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::Events;
-use crate::cold_start;
+use crate::cold_start::{self, Origin};
 use crate::data_dir::{make_folder, write_file};
 use crate::error::{ComputeError, with_causes};
+use crate::kept_state::{self, Restored};
 use crate::layout::{AUTO_CONF, Layout, PORT, PRESENCE_MAP, View};
 use crate::lease::{self, Lease};
 use crate::limits::{self, ControlGroup};
@@ -91,7 +92,8 @@ struct Prepared {
     /// On which of its timelines Postgres goes on writing.
     tli: PgTli,
     segment_size: WalSegmentSize,
-    warm: bool,
+    /// A kept data directory, and the end of the log that it left.
+    warm: Option<KeptAt>,
 }
 
 impl Compute {
@@ -124,7 +126,6 @@ impl Compute {
             Some(prepared) => prepared,
             None => self.make_cold(&mut client, &proposer, &elected, events).await?,
         };
-        drop(client);
         let pageserver = self.spec.pageserver.clone();
         let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
         let log = PostgresLog::open(&self.layout.log)?;
@@ -135,11 +136,17 @@ impl Compute {
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
-        let (postmaster_pid, shipper, sender) = tokio::select! {
-            ready = self.until_ready(&mut postmaster, &log, proposer, gate, &prepared) => ready?,
+        let ready = async {
+            // Before anybody can write: from then on what was kept is not this compute's state any more.
+            let outdated = self.outdate_kept_state(&mut client, prepared.warm);
+            tokio::try_join!(self.until_ready(&mut postmaster, &log, proposer, gate, &prepared), outdated)
+        };
+        let ((postmaster_pid, shipper, sender), ()) = tokio::select! {
+            ready = ready => ready?,
             () = serving.serve() => unreachable!("the door serves for ever"),
         };
         let Prepared { lease, warm, .. } = prepared;
+        let warm = warm.is_some();
         let term = elected.term;
         let door = serving;
         Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, lease, log, term, warm })
@@ -152,7 +159,7 @@ impl Compute {
         Proposer::elect(config, CancellationToken::new()).await.map_err(ComputeError::writing)
     }
 
-    fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> Binding {
         Binding { tenant: self.spec.tenant, timeline: self.spec.timeline, token: self.spec.token.clone() }
     }
 
@@ -210,7 +217,8 @@ impl Compute {
         }
         let limits = start_point::limits(&control);
         let tli = control.checkpoint.tli;
-        Ok(Some(Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm: true }))
+        let warm = Some(KeptAt { lsn: marker.end_lsn, term: marker.term });
+        Ok(Some(Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm }))
     }
 
     async fn make_cold<W: AsyncWrite + Unpin>(
@@ -226,9 +234,10 @@ impl Compute {
         self.wait_for_ingestion(client, end, events).await?;
         let lease = self.lease_on(end);
         lease.take(client).await.map_err(ComputeError::pageserver("taking the lease", end))?;
-        let origin = cold_start::receive(client, end, &self.layout.data, self.major, self.run_as).await?;
+        let (origin, restored) = self.make_directory(client, elected).await?;
         events.progress("the data directory is made").await;
-        let point = StartPoint::new(&origin, end, elected.prev_lsn)?;
+        let unlogged_lsn = restored.as_ref().map(|restored| restored.unlogged_lsn);
+        let point = StartPoint::new(&origin, end, elected.prev_lsn, unlogged_lsn)?;
         let bytes = Bytes::from(point.wal.bytes.clone());
         proposer.append(point.wal.start, bytes).await.map_err(ComputeError::writing)?;
         point.write(&self.layout.data, self.run_as)?;
@@ -244,7 +253,82 @@ impl Compute {
             Ok(_) = flushed.wait_for(|position| *position >= point.wal.record.end) => {}
         }
         let (tli, segment_size) = (origin.header.pg_tli, origin.header.wal_segment_size);
-        Ok(Prepared { limits: point.limits, lease, tli, segment_size, warm: false })
+        Ok(Prepared { limits: point.limits, lease, tli, segment_size, warm: None })
+    }
+
+    /// A data directory from the base backup at the end of the log, with what the last compute left there, if it left anything.
+    async fn make_directory(
+        &self,
+        client: &mut PageClient,
+        elected: &Elected,
+    ) -> Result<(Origin, Option<Restored>), ComputeError> {
+        let (data, end) = (&self.layout.data, elected.end_lsn);
+        let origin = cold_start::receive(client, end, data, self.major, self.run_as).await?;
+        let warn = |error: &dyn std::error::Error| {
+            let error = with_causes(error);
+            tracing::warn!(error, "what the last compute left is not given back: the start is as after a crash");
+        };
+        let state = match kept_state::find(client, self.spec.timeline).await {
+            Ok(state) => state,
+            Err(error) => {
+                warn(&error);
+                None
+            }
+        };
+        let Some(state) = state else { return Ok((origin, None)) };
+        // Settings that this host remembers are at least as new.
+        let wants_settings = !self.layout.kept_settings.exists();
+        if state.outdated || state.at.lsn != end || state.at.term >= elected.term {
+            if wants_settings {
+                match kept_state::settings(client, &state).await {
+                    Ok(settings) => self.layout.remember_settings(settings.as_deref())?,
+                    Err(error) => warn(&error),
+                }
+            }
+            return Ok((origin, None));
+        }
+        match kept_state::restore(client, self, &state).await {
+            Ok(restored) => {
+                tracing::info!(
+                    files = restored.files,
+                    pages = restored.pages,
+                    "what the last compute left is given back"
+                );
+                if wants_settings {
+                    self.layout.remember_settings(restored.settings.as_deref())?;
+                }
+                Ok((origin, Some(restored)))
+            }
+            Err(error) => {
+                warn(&error);
+                // Some of it may be there.
+                trash::discard(&self.layout.compute_dir, data)?;
+                let mut client = self.connect_patiently().await?;
+                let origin = cold_start::receive(&mut client, end, data, self.major, self.run_as).await?;
+                Ok((origin, None))
+            }
+        }
+    }
+
+    /// A compute that goes on from its own folder takes what it left with it.
+    async fn outdate_kept_state(&self, client: &mut PageClient, at: Option<KeptAt>) -> Result<(), ComputeError> {
+        match at.filter(|_| self.leaves_state()) {
+            Some(at) => kept_state::outdate(client, self.spec.timeline, at).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what it leaves is worth keeping: a branch that takes no writes has nothing of its own.
+    pub(crate) fn leaves_state(&self) -> bool {
+        !self.spec.policy.read_only
+    }
+
+    pub(crate) fn major(&self) -> PgMajor {
+        self.major
+    }
+
+    pub(crate) fn run_as(&self) -> Option<RunAs> {
+        self.run_as
     }
 
     /// The gate at the end of the log, with the count of rows brought up to there.

@@ -17,7 +17,7 @@ use crate::error::ComputeError;
 use crate::memory::unix_now_s;
 use crate::settings::SourceLimits;
 
-/// `FirstNormalUnloggedLSN`: unlogged relations start over, so their LSN counter does.
+/// `FirstNormalUnloggedLSN`: where unlogged relations start over, so does their LSN counter.
 const FIRST_UNLOGGED_LSN: Lsn = Lsn::new(1000);
 
 /// What Postgres is started from.
@@ -31,8 +31,14 @@ pub(crate) struct StartPoint {
 }
 
 impl StartPoint {
-    /// The start point at `end`, the end of the log, whose last record starts at `previous` (or is not known).
-    pub(crate) fn new(origin: &Origin, end: Lsn, previous: Lsn) -> Result<Self, ComputeError> {
+    /// The start point at `end`, the end of the log, whose last record starts at `previous` (or is not known). `unlogged_lsn`: the
+    /// counter that unlogged relations were kept with.
+    pub(crate) fn new(
+        origin: &Origin,
+        end: Lsn,
+        previous: Lsn,
+        unlogged_lsn: Option<Lsn>,
+    ) -> Result<Self, ComputeError> {
         let header = &origin.header;
         let invalid = |what: &str, error: &dyn std::error::Error| ComputeError::Invalid(format!("{what}: {error}"));
         let mut control = ControlFile::decode(&origin.control_file)
@@ -64,7 +70,7 @@ impl StartPoint {
         control.set_shut_down(wal.record.start, written);
         control.system_id = header.system_id;
         control.data_checksum_version = 0;
-        control.unlogged_lsn = FIRST_UNLOGGED_LSN;
+        control.unlogged_lsn = unlogged_lsn.map_or(FIRST_UNLOGGED_LSN, |lsn| lsn.max(FIRST_UNLOGGED_LSN));
         let segments = segment_files(stream, &wal);
         Ok(StartPoint { control_file: control.encode(), segments, limits, wal })
     }

@@ -49,6 +49,7 @@ mod flush;
 mod image_writer;
 mod import;
 mod inspect;
+mod kept_state;
 mod large_record;
 mod layer;
 mod layer_map;
@@ -79,11 +80,14 @@ mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
 pub use engine::Engine;
-pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError};
+pub use error::{
+    CommitError, CorruptFile, ErrorKind, KeptStateError, OpenError, PutError, ReadError, TimelineError, WaitError,
+};
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
     inspect_page,
 };
+pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};

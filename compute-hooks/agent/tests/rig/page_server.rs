@@ -134,6 +134,15 @@ impl Cluster {
                 };
                 vec![Response::Manage { id, reply: ManageReply::Done }]
             }
+            // What a compute leaves is sent and not asked for again: this server's pages are those of the stopped cluster.
+            Request::KeepPart { id, .. }
+            | Request::Manage {
+                id,
+                request: ManageRequest::KeepState { .. } | ManageRequest::OutdateKeptState { .. },
+            } => vec![Response::Manage { id, reply: ManageReply::Done }],
+            Request::Manage { id, request: ManageRequest::KeptState { .. } } => {
+                vec![Response::Manage { id, reply: ManageReply::KeptState { state: None } }]
+            }
             other => panic!("not expected from an agent: {other:?}"),
         }
     }
