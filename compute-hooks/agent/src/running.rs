@@ -30,7 +30,7 @@ use crate::limits::DiskWatch;
 use crate::memory::{WarmFacts, WarmMarker};
 use crate::overdue::OverdueWatch;
 use crate::page_door::PageDoor;
-use crate::policy::TELL_EVERY;
+use crate::policy::{MappedPage, TELL_EVERY};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::roles::RolesWatch;
@@ -55,6 +55,7 @@ pub(crate) struct Running {
     compute: Compute,
     postmaster: Postmaster,
     door: PageDoor,
+    policy: MappedPage,
     lease: Lease,
     log: PostgresLog,
     watch: ActivityWatch,
@@ -91,8 +92,20 @@ impl Running {
         started: Started,
         events: &mut Events<W>,
     ) -> Self {
-        let Started { postmaster, postmaster_pid, shipper, sender, mut door, mut roles, usage, lease, log, term, warm } =
-            started;
+        let Started {
+            postmaster,
+            postmaster_pid,
+            shipper,
+            sender,
+            mut door,
+            mut roles,
+            usage,
+            policy,
+            lease,
+            log,
+            term,
+            warm,
+        } = started;
         let idle_time = Duration::from_secs(compute.spec.idle_timeout_s);
         let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, idle_time);
         let disk = DiskWatch::new(&compute.layout.compute_dir, &compute.spec.limits);
@@ -116,12 +129,27 @@ impl Running {
         let ready = ComputeEvent::Ready {
             socket_dir: compute.layout.run.clone(),
             port: PORT,
-            base_lsn: lease.base_lsn,
+            base_lsn: lease.base_lsn(),
             postmaster_pid,
             warm,
         };
         events.emit(&ready).await;
-        Running { compute, postmaster, door, lease, log, watch, roles, usage, disk, overdue, term, shipping, stopping }
+        Running {
+            compute,
+            postmaster,
+            door,
+            policy,
+            lease,
+            log,
+            watch,
+            roles,
+            usage,
+            disk,
+            overdue,
+            term,
+            shipping,
+            stopping,
+        }
     }
 
     /// Serves until the end.
@@ -173,7 +201,12 @@ impl Running {
                     Order::Command(ComputeCommand::RolesTaken { number }) => self.roles.taken(number),
                     Order::Orphaned => return Ok(Reason::Orphaned),
                 },
-                lost = self.lease.keep() => return Err(lost),
+                kept = self.lease.keep(&self.compute.layout.data) => {
+                    let base_lsn = kept?;
+                    // Only now: what is asked for is pinned.
+                    self.policy.get().read_at(base_lsn);
+                    events.emit(&ComputeEvent::BaseMoved { base_lsn }).await;
+                }
                 full = self.disk.full() => return Err(full),
                 () = self.overdue.watch() => unreachable!("it watches for ever"),
                 () = self.watch.idle() => return Ok(Reason::Idle),
@@ -278,11 +311,11 @@ impl Running {
         if control.state != ClusterState::ShutDown {
             return Err(ComputeError::Invalid("pg_control does not say that Postgres was shut down".to_owned()));
         }
-        let base_lsn = self.lease.base_lsn;
+        let (base_lsn, map_lsn) = (self.lease.base_lsn(), self.lease.map_lsn());
         let lease_until_s =
             self.lease.keep_warm().await.map_err(ComputeError::pageserver("keeping the lease", base_lsn))?;
         let checkpoint_lsn = control.checkpoint_lsn;
-        let facts = WarmFacts { term: self.term, end_lsn, checkpoint_lsn, base_lsn, lease_until_s };
+        let facts = WarmFacts { term: self.term, end_lsn, checkpoint_lsn, base_lsn, map_lsn, lease_until_s };
         WarmMarker::write(&layout.warm_marker, &self.compute.spec, facts)
     }
 

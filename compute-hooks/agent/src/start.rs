@@ -28,12 +28,12 @@ use crate::data_dir::{make_folder, write_file};
 use crate::error::{ComputeError, with_causes};
 use crate::kept_state::{self, Restored};
 use crate::layout::{AUTO_CONF, Layout, PORT, PRESENCE_MAP, View};
-use crate::lease::{self, Lease};
+use crate::lease::{self, Lease, LeasedAt};
 use crate::limits::{self, ControlGroup};
 use crate::memory::{Memory, WarmMarker};
 use crate::page_door::PageDoor;
 use crate::pid_file;
-use crate::policy::{GateInput, PolicyGate, RowCounter};
+use crate::policy::{GateInput, MappedPage, PolicyGate, RowCounter};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::programs::ServerPrograms;
@@ -79,6 +79,8 @@ pub(crate) struct Started {
     pub(crate) door: PageDoor,
     pub(crate) roles: RolesWatch,
     pub(crate) usage: watch::Receiver<Usage>,
+    /// The page that says what absent pages are read at.
+    pub(crate) policy: MappedPage,
     pub(crate) lease: Lease,
     pub(crate) log: PostgresLog,
     pub(crate) term: Term,
@@ -133,6 +135,8 @@ impl Compute {
         self.write_configuration(&prepared)?;
         let gate = self.open_gate(&proposer, &elected, prepared.segment_size).await?;
         let usage = gate.usage();
+        let policy = MappedPage::create(&self.layout.policy)?;
+        policy.get().read_at(prepared.lease.base_lsn());
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
@@ -149,7 +153,7 @@ impl Compute {
         let warm = warm.is_some();
         let term = elected.term;
         let door = serving;
-        Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, lease, log, term, warm })
+        Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, policy, lease, log, term, warm })
     }
 
     /// From here on every older writer is refused.
@@ -168,13 +172,10 @@ impl Compute {
         Binding { token: self.spec.page_token.clone(), ..self.binding() }
     }
 
-    fn lease_on(&self, base_lsn: Lsn) -> Lease {
-        Lease {
-            pageserver: self.spec.pageserver.clone(),
-            binding: self.binding(),
-            name: self.memory.lease.clone(),
-            base_lsn,
-        }
+    fn lease_on(&self, base_lsn: Lsn, map_lsn: Lsn) -> Lease {
+        let every = self.spec.lease_renewal_ms.map(Duration::from_millis);
+        let name = self.memory.lease.clone();
+        Lease::new(self.spec.pageserver.clone(), self.binding(), name, LeasedAt { base_lsn, map_lsn }, every)
     }
 
     async fn connect_patiently(&self) -> Result<PageClient, ComputeError> {
@@ -209,7 +210,7 @@ impl Compute {
         if !same_end || !untouched || marker.term > elected.term {
             return Ok(None);
         }
-        let lease = self.lease_on(marker.base_lsn);
+        let lease = self.lease_on(marker.base_lsn, marker.map_lsn);
         match lease.take(client).await {
             Ok(()) => {}
             Err(error) if lease::lost(&error) => return Ok(None),
@@ -232,7 +233,7 @@ impl Compute {
         trash::discard(&self.layout.compute_dir, &self.layout.data)?;
         let end = elected.end_lsn;
         self.wait_for_ingestion(client, end, events).await?;
-        let lease = self.lease_on(end);
+        let lease = self.lease_on(end, end);
         lease.take(client).await.map_err(ComputeError::pageserver("taking the lease", end))?;
         let (origin, restored) = self.make_directory(client, elected).await?;
         events.progress("the data directory is made").await;
@@ -411,7 +412,7 @@ impl Compute {
             libraries: here,
             read_only: self.spec.policy.read_only,
             port: PORT,
-            base_lsn: prepared.lease.base_lsn,
+            base_lsn: prepared.lease.map_lsn(),
         }
     }
 

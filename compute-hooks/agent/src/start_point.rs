@@ -8,7 +8,7 @@ use std::path::Path;
 
 use ardent_api::compute::RunAs;
 use ardent_pg_format::encode::{EncodedWal, SegmentFile, WalStream, segment_files, shutdown_checkpoint};
-use ardent_pg_format::{CheckPoint, ControlFile, PgMajor};
+use ardent_pg_format::{CONTROL_FILE_LEN, CheckPoint, ControlFile, PgMajor};
 use ardent_types::Lsn;
 
 use crate::cold_start::Origin;
@@ -96,6 +96,18 @@ pub(crate) fn read_control_file(root: &Path) -> Result<ControlFile, ComputeError
     let path = root.join("global/pg_control");
     let bytes = std::fs::read(&path).map_err(ComputeError::io("cannot read", &path))?;
     ControlFile::decode(&bytes).map_err(|error| ComputeError::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// The redo LSN of the last completed checkpoint of a server that runs: every block that was changed before is in its files. `None` while the
+/// file is being written, or if it is none: the folder is Postgres's.
+pub(crate) fn completed_checkpoint(root: &Path) -> Option<Lsn> {
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let plain = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(plain).open(root.join("global/pg_control")).ok()?;
+    let mut bytes = Vec::new();
+    file.take(CONTROL_FILE_LEN as u64).read_to_end(&mut bytes).ok()?;
+    ControlFile::decode(&bytes).ok().map(|control| control.checkpoint.redo)
 }
 
 /// The settings that a compute must not undercut.

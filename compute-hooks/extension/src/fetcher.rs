@@ -135,7 +135,7 @@ impl Fetcher {
         loop {
             match self.client.poll()? {
                 Some(Answer::Pages(asked, pages)) => {
-                    if let Some(at) = first_bad_page(&pages, storage.base_lsn) {
+                    if let Some(at) = first_bad_page(&pages, storage.read_lsn()) {
                         Counters::add(&storage.map.counters().errors, 1);
                         unclaim(storage, &asked);
                         if asked.covers(&target.rel, target.block) {
@@ -235,7 +235,7 @@ impl Fetcher {
             |block: &BlockNumber| target.entry.is_absent(*block) && !storage.claims.holds(&target.entry, *block);
         let Some(start) = (window.start..end).find(wanted) else { return Ok(()) };
         let count = (start..end).take_while(wanted).count() as u32;
-        self.client.ask(storage.base_lsn, target.rel, start, count, why)?;
+        self.client.ask(storage.read_lsn(), target.rel, start, count, why)?;
         storage.claims.add(&target.entry, start, count);
         Counters::add(&storage.map.counters().requests, 1);
         Ok(())
@@ -259,7 +259,7 @@ impl Fetcher {
             }
             let was_up = self.client.is_up();
             match self.client.poll()? {
-                Some(Answer::Pages(asked, pages)) if first_bad_page(&pages, storage.base_lsn).is_none() => {
+                Some(Answer::Pages(asked, pages)) if first_bad_page(&pages, storage.read_lsn()).is_none() => {
                     self.arrived = Some(Arrived { asked, pages });
                     return Ok(Step::Arrived);
                 }

@@ -219,7 +219,7 @@ unsafe fn raise_unobtainable(storage: &Storage, target: &Target<'_>, state: SqlS
             "could not read block {} of relation {} at LSN {} from the page server behind \"{}\"",
             target.block,
             target.rel,
-            storage.base_lsn,
+            storage.read_lsn(),
             settings::agent_socket().to_str().unwrap_or("?")
         ));
         let hint = if waited.is_some() {

@@ -197,6 +197,7 @@ impl Drive {
             roles_known: branch.roles_known,
             settings: connector.settings,
             idle_timeout_s: branch.idle_timeout_s,
+            lease_renewal_ms: None,
         };
         // Beside the folder, not in it: the folder belongs to the compute's own user, who must not see the token.
         let path = pool.computes_dir.join(format!("{}.spec", row.id));
@@ -306,6 +307,7 @@ impl Drive {
                         self.state.send_replace(SlotState::Running(running));
                     }
                 }
+                Some(ComputeEvent::BaseMoved { base_lsn }) => self.lease(row.id, base_lsn).await,
                 Some(ComputeEvent::Idle) => {
                     asked_to_stop = true;
                     kill_at = Some(Instant::now() + self.context.pool.stop_deadline * 2);

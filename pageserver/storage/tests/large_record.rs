@@ -23,7 +23,7 @@ const BEFORE: u64 = 0x110;
 const RECORD: u64 = 0x200;
 
 fn content(block: u32) -> Bytes {
-    let mut state = u64::from(block) * 0x9E37_79B9_7F4A_7C15 + 1;
+    let mut state = u64::from(block).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state ^= state << 13;
         state ^= state >> 7;

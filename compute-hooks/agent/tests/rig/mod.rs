@@ -126,6 +126,7 @@ impl World {
             limits: ComputeLimits::default(),
             settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
             idle_timeout_s: 0,
+            lease_renewal_ms: None,
         }
     }
 
@@ -162,6 +163,11 @@ fn own_identity() -> RunAs {
     assert!(world < WORLDS_MAX, "more worlds in one process than identities");
     let id = FIRST_ID + std::process::id() * WORLDS_MAX + world;
     RunAs { uid: id, gid: id }
+}
+
+/// The same with a lease that is renewed many times a second.
+pub fn quick_renewal(spec: ComputeSpec) -> ComputeSpec {
+    ComputeSpec { lease_renewal_ms: Some(50), ..spec }
 }
 
 /// The user that a stock server runs as when tests run as root.
@@ -235,6 +241,23 @@ impl Agent {
 
     /// The next event that is no progress; `None` when the agent has ended.
     pub async fn event(&mut self) -> Option<ComputeEvent> {
+        loop {
+            match self.any_event().await {
+                Some(ComputeEvent::BaseMoved { .. }) => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Waits until the base has moved; to where.
+    pub async fn until_moved(&mut self) -> Lsn {
+        match self.any_event().await {
+            Some(ComputeEvent::BaseMoved { base_lsn }) => base_lsn,
+            other => panic!("not moved: {other:?}"),
+        }
+    }
+
+    async fn any_event(&mut self) -> Option<ComputeEvent> {
         loop {
             let line = tokio::time::timeout(DEADLINE, self.events.next_line()).await.expect("an event in time");
             match serde_json::from_str(&line.expect("readable")?).expect("an event") {
