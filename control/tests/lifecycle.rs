@@ -47,12 +47,12 @@ async fn fifty_calls_at_once_for_one_name_make_one_branch() {
 async fn a_branch_taken_now_holds_what_production_had_committed() {
     let world = World::connected().await;
     world.fakes.production.send_replace(Lsn::new(0x2000));
+    let asked = world.fakes.state.lock().status_asked;
     let making = world.create_branch(json!({ "name": "a" }));
     let ingest = async {
-        until("the branch is being made", || {
-            world.fakes.state.lock().requests.is_empty() && world.control().find_branch("a").is_ok()
-        })
-        .await;
+        // It has been told that the page server is behind.
+        until("the branch is being made", || world.fakes.state.lock().status_asked > asked).await;
+        assert_eq!(world.fakes.state.lock().requests, Vec::<String>::new(), "it waits");
         world.fakes.ingested.send_replace(Lsn::new(0x2000));
     };
     let (branch, ()) = tokio::join!(making, ingest);

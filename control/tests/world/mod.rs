@@ -47,6 +47,8 @@ pub struct FakeState {
     pub leases: BTreeMap<String, Lsn>,
     pub slots: u32,
     pub requests: Vec<String>,
+    /// How often the page server was asked how far it is.
+    pub status_asked: usize,
     pub page_server_down: bool,
     pub safekeeper_down: bool,
     /// A second safekeeper, which the quorum does not need.
@@ -135,6 +137,7 @@ impl Fakes {
                 state.page_server.remove(&timeline).map(|_| ManageReply::Done).ok_or_else(missing)
             }
             ManageRequest::TimelineStatus { timeline } => {
+                state.status_asked += 1;
                 let found = state.page_server.get(&timeline).ok_or_else(missing)?;
                 Ok(ManageReply::Timeline(TimelineStatus {
                     timeline,
