@@ -1,15 +1,15 @@
-//! A thread that owns timelines and does all their writing. Everything that has queued up while an fsync ran is written
-//! before the next one: many appends, one fsync.
+//! What owns timelines and does all their writing: a task on a thread that it shares with the connections of its timelines' writers.
+//! Everything that has queued up while an fsync ran, here or in their sockets, is written before the next one: many appends, one fsync.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self as queue, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
@@ -87,40 +87,38 @@ pub(crate) struct DiskWorker {
     timelines: HashMap<Key, Slot>,
     dirty: HashSet<Key>,
     batch_bytes: usize,
-    last_housekeeping: Instant,
     /// How many timelines the metrics know of.
     counted_timelines: usize,
 }
 
 impl DiskWorker {
     pub(crate) fn new(config: WorkerConfig) -> Self {
-        DiskWorker {
-            config,
-            timelines: HashMap::new(),
-            dirty: HashSet::new(),
-            batch_bytes: 0,
-            last_housekeeping: Instant::now(),
-            counted_timelines: 0,
-        }
+        DiskWorker { config, timelines: HashMap::new(), dirty: HashSet::new(), batch_bytes: 0, counted_timelines: 0 }
     }
 
     /// Works until all senders are gone.
-    pub(crate) fn run(mut self, commands: &queue::Receiver<(Key, Command)>) {
+    pub(crate) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<(Key, Command)>) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            match commands.recv_timeout(HOUSEKEEPING_INTERVAL) {
-                Ok((key, command)) => self.execute(key, command),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            while self.batch_bytes < BATCH_BYTES_MAX {
-                let Ok((key, command)) = commands.try_recv() else { break };
-                self.execute(key, command);
-            }
-            self.sync_all();
-            self.count_loaded();
-            if self.last_housekeeping.elapsed() >= HOUSEKEEPING_INTERVAL {
-                self.last_housekeeping = Instant::now();
-                self.keep_house();
+            tokio::select! {
+                biased;
+                // Commands can come without end; this is ready once a second.
+                _ = housekeeping.tick() => {
+                    self.keep_house();
+                    self.count_loaded();
+                }
+                command = commands.recv() => {
+                    let Some((key, command)) = command else { break };
+                    self.execute(key, command);
+                    while self.batch_bytes < BATCH_BYTES_MAX {
+                        let Ok((key, command)) = commands.try_recv() else { break };
+                        self.execute(key, command);
+                    }
+                    self.sync_all();
+                    // Answers go out, and what has arrived meanwhile comes in, before the next batch.
+                    tokio::task::yield_now().await;
+                }
             }
         }
         self.save_all();
