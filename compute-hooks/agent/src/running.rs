@@ -99,6 +99,7 @@ impl Running {
             sender,
             mut door,
             mut roles,
+            first_roles,
             usage,
             policy,
             lease,
@@ -116,15 +117,8 @@ impl Running {
         if let Some(event) = usage.event() {
             events.emit(&event).await;
         }
-        if !compute.spec.roles_known {
-            // Before anybody can have changed one: what is there now came from production.
-            let news = tokio::select! {
-                news = roles.look() => news,
-                () = door.serve() => unreachable!("the door serves for ever"),
-            };
-            if let Some((number, roles)) = news {
-                events.emit(&ComputeEvent::Roles { number, roles }).await;
-            }
+        if let Some((number, roles)) = first_roles {
+            events.emit(&ComputeEvent::Roles { number, roles }).await;
         }
         let ready = ComputeEvent::Ready {
             socket_dir: compute.layout.run.clone(),

@@ -37,7 +37,7 @@ use crate::policy::{GateInput, MappedPage, PolicyGate, RowCounter};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::programs::ServerPrograms;
-use crate::roles::RolesWatch;
+use crate::roles::{RolesNews, RolesWatch};
 use crate::sandbox;
 use crate::settings::{self, SettingsInput, SourceLimits};
 use crate::shipping::Shipper;
@@ -78,6 +78,8 @@ pub(crate) struct Started {
     pub(crate) sender: WalSender,
     pub(crate) door: PageDoor,
     pub(crate) roles: RolesWatch,
+    /// The roles as they came from production, where control does not know them yet.
+    pub(crate) first_roles: Option<RolesNews>,
     pub(crate) usage: watch::Receiver<Usage>,
     /// The page that says what absent pages are read at.
     pub(crate) policy: MappedPage,
@@ -131,7 +133,7 @@ impl Compute {
         let pageserver = self.spec.pageserver.clone();
         let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
         let log = PostgresLog::open(&self.layout.log)?;
-        let roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
+        let mut roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
         self.write_configuration(&prepared)?;
         let gate = self.open_gate(&proposer, &elected, prepared.segment_size).await?;
         let usage = gate.usage();
@@ -143,9 +145,9 @@ impl Compute {
         let ready = async {
             // Before anybody can write: from then on what was kept is not this compute's state any more.
             let outdated = self.outdate_kept_state(&mut client, prepared.warm);
-            tokio::try_join!(self.until_ready(&mut postmaster, &log, proposer, gate, &prepared), outdated)
+            tokio::try_join!(self.until_ready(&mut postmaster, &log, &mut roles, proposer, gate, &prepared), outdated)
         };
-        let ((postmaster_pid, shipper, sender), ()) = tokio::select! {
+        let ((postmaster_pid, shipper, sender, first_roles), ()) = tokio::select! {
             ready = ready => ready?,
             () = serving.serve() => unreachable!("the door serves for ever"),
         };
@@ -153,7 +155,21 @@ impl Compute {
         let warm = warm.is_some();
         let term = elected.term;
         let door = serving;
-        Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, policy, lease, log, term, warm })
+        Ok(Started {
+            postmaster,
+            postmaster_pid,
+            shipper,
+            sender,
+            door,
+            roles,
+            first_roles,
+            usage,
+            policy,
+            lease,
+            log,
+            term,
+            warm,
+        })
     }
 
     /// From here on every older writer is refused.
@@ -449,10 +465,11 @@ impl Compute {
         &self,
         postmaster: &mut Postmaster,
         log: &PostgresLog,
+        roles: &mut RolesWatch,
         proposer: Proposer,
         gate: PolicyGate,
         prepared: &Prepared,
-    ) -> Result<(u32, Shipper, WalSender), ComputeError> {
+    ) -> Result<(u32, Shipper, WalSender, Option<RolesNews>), ComputeError> {
         let inner_pid = tokio::select! {
             pid = wait_for_ready_pid(&self.layout.data) => pid,
             status = postmaster.exited() => {
@@ -472,8 +489,12 @@ impl Compute {
             tli: prepared.tli,
             stopping: CancellationToken::new(),
         };
-        let sender = shipper.connect().await.map_err(|error| refused(error.to_string()))?;
-        Ok((pid, shipper, sender))
+        // Before anybody can have changed a role: what is there now came from production. Side by side, as both wait for a process of
+        // Postgres's to come up.
+        let look = async { if self.spec.roles_known { None } else { roles.look().await } };
+        let (sender, first_roles) = tokio::join!(shipper.connect(), look);
+        let sender = sender.map_err(|error| refused(error.to_string()))?;
+        Ok((pid, shipper, sender, first_roles))
     }
 }
 
