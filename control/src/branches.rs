@@ -1,7 +1,7 @@
 //! Branches: making, waking, deleting.
 //!
-//! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server, the timeline on
-//! the safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
+//! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server and on the
+//! safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
 //! and is deleted as any other. Deleting is finished at the next start, or by the housekeeper, however often it fails.
 
 use std::fs;
@@ -22,8 +22,8 @@ use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TimelineId};
 
 use crate::compute::end_process;
-use crate::deps::{StorageErrorKind, WalBranch};
-use crate::point::{PointSpec, unexpected_reply};
+use crate::deps::{ConnectorSpec, StorageErrorKind, WalBranch};
+use crate::point::{Point, PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::{BranchRow, InsertBranch, iso8601, now_us};
 
@@ -55,13 +55,37 @@ impl Control {
             let lock = control.name_lock(name.as_str());
             let _guard = lock.lock().await;
             let parent = control.parent_of(&request)?;
-            let (branch, created) = control.insert_or_find(&name, &parent, &request)?;
+            let connector = if parent.is_root() { Some(control.connector_spec(&parent.connector)?) } else { None };
+            // Side by side: the row has to reach the disk, and production is asked where it is.
+            let resolving = control.resolve(&parent, connector, point);
+            tokio::pin!(resolving);
+            let mut inserting = tokio::task::spawn_blocking({
+                let (control, parent) = (control.clone(), parent.clone());
+                move || control.insert_or_find(&name, &parent, &request)
+            });
+            let mut resolved = None;
+            let inserted = loop {
+                tokio::select! {
+                    biased;
+                    inserted = &mut inserting => break inserted,
+                    point = &mut resolving, if resolved.is_none() => resolved = Some(point),
+                }
+            };
+            let (branch, created) = inserted.map_err(|_| shutting_down())??;
             // Nobody listens unless the caller asked not to wait.
             let _ = begun.send((branch.clone(), created));
             if !created {
                 return Ok(Made { branch, created, waited: Duration::ZERO });
             }
-            match control.make(&branch, &parent, point).await {
+            let resolved = match resolved {
+                Some(resolved) => resolved,
+                None => resolving.await,
+            };
+            let made = match resolved {
+                Ok(point) => control.make_in_storage(&branch, parent.timeline, point).await.map(|()| point.waited),
+                Err(error) => Err(error),
+            };
+            match made {
                 Ok(waited) => Ok(Made { branch, created, waited }),
                 Err(error) => {
                     control.undo(&branch).await;
@@ -187,38 +211,52 @@ impl Control {
         Ok(())
     }
 
-    /// Makes the branch in storage. Gives how long it waited for WAL.
-    async fn make(&self, branch: &BranchRow, parent: &BranchRow, point: PointSpec) -> Result<Duration, ErrorInfo> {
-        let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
+    /// Where on `parent` the branch is to begin. `connector` is its connector if it is a root.
+    async fn resolve(
+        &self,
+        parent: &BranchRow,
+        connector: Option<ConnectorSpec>,
+        point: PointSpec,
+    ) -> Result<Point, ErrorInfo> {
         let follows_production = connector.is_some() && point == PointSpec::Now;
-        let point = tokio::select! {
+        tokio::select! {
             biased;
-            point = self.context.resolve_point(parent, connector, point) => point?,
+            point = self.context.resolve_point(parent, connector, point) => point,
             why = self.given_up(&parent.connector), if follows_production => {
                 let message = format!("production ({}) is not followed any more: {why}", parent.connector);
-                return Err(self.context.production_unavailable(parent, message).await);
+                Err(self.context.production_unavailable(parent, message).await)
             }
-        };
-        self.make_in_storage(branch, parent.timeline, point.at).await?;
-        Ok(point.waited)
+        }
     }
 
-    async fn make_in_storage(
-        &self,
-        branch: &BranchRow,
-        ancestor: TimelineId,
-        at: Option<Lsn>,
-    ) -> Result<(), ErrorInfo> {
+    /// Makes the branch on the page server and on the safekeepers, side by side: each is a chain of writes that have to reach the disk
+    /// one after another.
+    async fn make_in_storage(&self, branch: &BranchRow, ancestor: TimelineId, point: Point) -> Result<(), ErrorInfo> {
         let (tenant, timeline) = (branch.tenant, branch.timeline);
-        let request = ManageRequest::CreateBranch { timeline, ancestor, at };
-        let (start_lsn, prev_lsn) = match self.context.page_service.manage(tenant, request).await? {
+        let request = ManageRequest::CreateBranch { timeline, ancestor, at: Some(point.lsn) };
+        let wal_from = |start_lsn, prev_lsn| WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
+        let lock = self.context.timeline_locks.of(timeline);
+        let _guard = lock.lock().await;
+        let (made, made_for_wal) = tokio::join!(
+            self.context.page_service.manage(tenant, request),
+            self.context.wal_service.create_branch(wal_from(point.lsn, point.prev_lsn)),
+        );
+        let (start_lsn, prev_lsn) = match made? {
             ManageReply::Branch { lsn, prev_lsn } => (lsn, prev_lsn),
             other => return Err(unexpected_reply("the making of a branch", &other).into()),
         };
-        let lock = self.context.timeline_locks.of(timeline);
-        let _guard = lock.lock().await;
-        let at = WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
-        let away = self.context.wal_service.create_branch(at).await?;
+        let away = if (start_lsn, prev_lsn) == (point.lsn, point.prev_lsn) {
+            made_for_wal?
+        } else {
+            // The page server decides where a branch begins. What began elsewhere must be gone from all before it is made anew: one
+            // that kept it would never take the other.
+            if let Some(away) = self.context.wal_service.delete_timeline(tenant, timeline).await?.first() {
+                let message = format!("the safekeeper at {away} does not answer");
+                return Err(ErrorInfo::new(ApiErrorCode::StorageUnavailable, message)
+                    .with_hint("try again; ardent status shows the services"));
+            }
+            self.context.wal_service.create_branch(wal_from(start_lsn, prev_lsn)).await?
+        };
         self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
         info!(branch = %branch.name, %start_lsn, "branch is made");
         Ok(())
@@ -262,7 +300,11 @@ impl Control {
             InsertBranch::Inserted => {}
             InsertBranch::ParentGone | InsertBranch::Exists(_) => return Err(not_found(&parent.name)),
         }
-        if let Err(error) = self.make_in_storage(&row, parent.timeline, Some(at)).await {
+        let made = match self.context.point_at(parent, Some(at)).await {
+            Ok(point) => self.make_in_storage(&row, parent.timeline, point).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = made {
             self.undo(&row).await;
             return Err(error);
         }

@@ -59,8 +59,10 @@ impl FromStr for PointSpec {
 /// Where to branch, and how long it took to get there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
-    /// Absent: the last record ingested.
-    pub at: Option<Lsn>,
+    /// The end of a record.
+    pub lsn: Lsn,
+    /// Where that record starts.
+    pub prev_lsn: Lsn,
     /// Of the time, what was spent waiting for WAL to be ingested.
     pub waited: Duration,
 }
@@ -86,12 +88,12 @@ impl Context {
         spec: PointSpec,
     ) -> Result<Point, ErrorInfo> {
         match spec {
-            PointSpec::Latest => Ok(Point { at: None, waited: Duration::ZERO }),
-            PointSpec::Lsn(lsn) => Ok(Point { at: Some(lsn), waited: Duration::ZERO }),
+            PointSpec::Latest => Ok(self.point_at(parent, None).await?),
+            PointSpec::Lsn(lsn) => Ok(self.point_at(parent, Some(lsn)).await?),
             PointSpec::Time(timestamp_us) => {
                 let request = ManageRequest::LsnForTimestamp { timeline: parent.timeline, timestamp_us };
                 match self.page_service.manage(parent.tenant, request).await? {
-                    ManageReply::LsnForTimestamp { lsn } => Ok(Point { at: Some(lsn), waited: Duration::ZERO }),
+                    ManageReply::LsnForTimestamp { lsn } => Ok(self.point_at(parent, Some(lsn)).await?),
                     other => Err(unexpected_reply("an LSN for a time", &other).into()),
                 }
             }
@@ -100,12 +102,24 @@ impl Context {
                     Some(connector) => Some(self.production_lsn(parent, connector).await?),
                     None => self.wal_service.commit_lsn(parent.tenant, parent.timeline).await?,
                 };
-                let waited = match committed {
-                    Some(lsn) => self.wait_for_ingest(parent, lsn).await?,
-                    None => Duration::ZERO,
-                };
-                Ok(Point { at: None, waited })
+                let point = self.point_at(parent, None).await?;
+                match committed.filter(|lsn| point.lsn < *lsn) {
+                    None => Ok(point),
+                    Some(lsn) => {
+                        let waited = self.wait_for_ingest(parent, lsn).await?;
+                        Ok(Point { waited, ..self.point_at(parent, None).await? })
+                    }
+                }
             }
+        }
+    }
+
+    /// The branch point that `at` gives; absent: the last record ingested.
+    pub(crate) async fn point_at(&self, parent: &BranchRow, at: Option<Lsn>) -> Result<Point, StorageError> {
+        let request = ManageRequest::BranchPoint { timeline: parent.timeline, at };
+        match self.page_service.manage(parent.tenant, request).await? {
+            ManageReply::Branch { lsn, prev_lsn } => Ok(Point { lsn, prev_lsn, waited: Duration::ZERO }),
+            other => Err(unexpected_reply("a branch point", &other)),
         }
     }
 

@@ -61,6 +61,16 @@ async fn a_branch_taken_now_holds_what_production_had_committed() {
 }
 
 #[tokio::test]
+async fn wal_begins_where_the_page_server_has_begun_the_branch() {
+    let world = World::connected().await;
+    world.fakes.state.lock().begins_at = Some(Lsn::new(0xF80));
+    let branch = world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(branch["branch_lsn"], "0/00000F80");
+    let begun: Vec<Lsn> = world.fakes.state.lock().safekeeper.values().map(|branch| branch.start_lsn).collect();
+    assert_eq!(begun, [Lsn::new(0xF80)]);
+}
+
+#[tokio::test]
 async fn production_out_of_reach_is_said_and_latest_works() {
     let world = World::connected().await;
     world.fakes.state.lock().production_down = true;

@@ -299,13 +299,14 @@ impl Drive {
                     self.context.metrics.started(began, warm);
                     agent.postmaster = ProcessIdentity::of(postmaster_pid);
                     self.context.store.set_processes(row.id, agent.identity.as_ref(), agent.postmaster.as_ref())?;
-                    self.lease(row.id, base_lsn).await;
                     let incarnation = row.incarnation;
                     info!(branch = %self.branch.name, incarnation, warm, %base_lsn, "compute is up");
                     if !asked_to_stop {
                         let running = RunningCompute { id: row.id, incarnation, socket_dir, port, warm };
                         self.state.send_replace(SlotState::Running(running));
                     }
+                    // Nobody has to wait for ours: the agent holds a lease of its own already.
+                    self.lease(row.id, base_lsn).await;
                 }
                 Some(ComputeEvent::BaseMoved { base_lsn }) => self.lease(row.id, base_lsn).await,
                 Some(ComputeEvent::Idle) => {

@@ -117,6 +117,25 @@ impl Store {
         run().map_err(|source| self.failed("written", source))
     }
 
+    /// The same for what means nothing after a crash of the host: it survives this program's end, and nobody waits for the disk.
+    fn note<T>(&self, change: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let run = || {
+            let mut connection = self.lock();
+            connection.pragma_update(None, "synchronous", "normal")?;
+            let noted = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).and_then(
+                |transaction| {
+                    let value = change(&transaction)?;
+                    transaction.commit()?;
+                    Ok(value)
+                },
+            );
+            // Whatever came of it: the next change may be one that has to be durable.
+            connection.pragma_update(None, "synchronous", "full")?;
+            noted
+        };
+        run().map_err(|source| self.failed("written", source))
+    }
+
     fn failed(&self, action: &'static str, source: rusqlite::Error) -> StoreError {
         match source {
             rusqlite::Error::FromSqlConversionFailure(_, _, cause) => {

@@ -59,6 +59,8 @@ pub struct FakeState {
     pub import_fails: bool,
     /// An import waits while this is set.
     pub import_held: bool,
+    /// Where the page server begins branches, whatever it is asked for.
+    pub begins_at: Option<Lsn>,
 }
 
 pub struct Fakes {
@@ -120,12 +122,16 @@ impl Fakes {
         let missing = || StorageError::new(StorageErrorKind::NotFound, "no such timeline");
         let ingested = *self.ingested.borrow();
         match request {
+            ManageRequest::BranchPoint { timeline, at } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                Ok(ManageReply::Branch { lsn: at.unwrap_or(ingested), prev_lsn: Lsn::new(0xF00) })
+            }
             ManageRequest::CreateBranch { timeline, ancestor, at } => {
                 state.requests.push(format!("branch at {at:?}"));
                 if !state.page_server.contains_key(&ancestor) {
                     return Err(missing());
                 }
-                let branch_lsn = at.unwrap_or(ingested);
+                let branch_lsn = state.begins_at.or(at).unwrap_or(ingested);
                 let new = FakeTimeline { ancestor: Some(ancestor), branch_lsn, following: false };
                 let made = state.page_server.entry(timeline).or_insert(new);
                 Ok(ManageReply::Branch { lsn: made.branch_lsn, prev_lsn: Lsn::new(0xF00) })

@@ -38,6 +38,13 @@ pub enum ManageRequest {
         /// The backup's end.
         end_lsn: Lsn,
     },
+    /// Where a branch would begin that is made with the same `at`; nothing is written. Answered with [`ManageReply::Branch`].
+    BranchPoint {
+        /// The timeline to branch from.
+        timeline: TimelineId,
+        /// As in [`ManageRequest::CreateBranch`].
+        at: Option<Lsn>,
+    },
     /// Makes a branch. Idempotent: the same call again gives the same answer.
     CreateBranch {
         /// Id of the new timeline.
@@ -139,7 +146,7 @@ pub struct KeptState {
 pub enum ManageReply {
     /// Done, nothing to say.
     Done,
-    /// The branch exists.
+    /// The branch exists, or would begin here.
     Branch {
         /// Its branch point: a record end.
         lsn: Lsn,
