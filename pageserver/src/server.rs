@@ -13,6 +13,7 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 use ardent_storage::{Engine, EngineConfig, OpenError};
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -130,6 +131,7 @@ impl Pageserver {
                     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
                         let socket = accepted.and_then(|(stream, _)| stream.into_std()).and_then(|stream| {
                             stream.set_nonblocking(false)?;
+                            setsockopt(&stream, sockopt::SndBuf, &limits::SOCKET_BUFFER_BYTES)?;
                             Ok(Socket::Unix(stream))
                         });
                         connections.serve(&shared, socket);
