@@ -62,6 +62,8 @@ pub(crate) fn request_name(request: &Request) -> Option<&'static str> {
         Request::GetChanged { .. } => Some("get_changed"),
         Request::WaitLsn { .. } => Some("wait_lsn"),
         Request::Manage { .. } => Some("manage"),
+        Request::KeepPart { .. } => Some("keep_part"),
+        Request::GetKeptPart { .. } => Some("get_kept_part"),
         Request::Hello(_) | Request::ImportFile { .. } | Request::ImportData { .. } => None,
     }
 }
