@@ -216,10 +216,13 @@ first_row() { # URL or psql's arguments
     [ "$(psql -XAt "$@" -c 'select 1')" = 1 ]
 }
 
+# What others have just written, above all the snapshot's file system in a file, must not be paid for by the next one's fsyncs.
+settle() { [ ! -d "$work/btrfs" ] || btrfs filesystem sync "$work/btrfs"; sync; }
 since() { echo $(($(now_us) - $1)); } # microseconds since then
 
 bare_start() { # a stock server's start to the first row, in microseconds
     local began
+    settle
     began=$(now_us)
     # Not -w: it looks only ten times a second.
     stock bare start -W
@@ -277,6 +280,7 @@ snapshot_start() { # big or small: a snapshot of the running server and its star
     local began
     # Something has been committed since the last checkpoint, as on a server that is in use.
     psql -Xq -h "$work/stock" -p "${port_of[$1_on_btrfs]}" -c 'update pgbench_branches set bbalance = bbalance + 1 where bid = 1'
+    settle
     began=$(now_us)
     btrfs -q subvolume snapshot "$work/btrfs/$1" "$work/btrfs/snapshot"
     rm "$work/btrfs/snapshot/postmaster.pid"
@@ -296,19 +300,25 @@ case_first_row() {
     for round in $(seq "$rounds"); do
         bare_start >>"$work/bare"
         for of in big small; do
+            settle
             began=$(now_us)
-            make_branch "r$round" "$of" >"$work/reply"
+            make_branch "r$round-$of" "$of" >"$work/reply"
             first_row "$(text_of url <"$work/reply")"
             since "$began" >>"$work/cold.$of"
-            ardent branch delete "r$round" >/dev/null
+            # Deleted at the end: for a minute ext4 walks past every inode that was given back, at each new file of the next branch.
+            ardent branch suspend "r$round-$of" >/dev/null
             [ -n "$snapshots" ] || snapshot_start "$of" >>"$work/snapshot.$of"
         done
         ardent branch suspend warm >/dev/null
+        settle
         began=$(now_us)
         first_row "$url"
         since "$began" >>"$work/warm"
     done
     ardent branch delete warm >/dev/null
+    for round in $(seq "$rounds"); do
+        for of in big small; do ardent branch delete "r$round-$of" >/dev/null; done
+    done
     for of in big small; do
         size=${of}_size
         row "create to first row, cold, ${!size}" "$(ms "$work/cold.$of")" "$(ms "$work/bare") (pg_ctl start)" \
