@@ -129,3 +129,32 @@ fn what_was_kept_and_is_damaged_is_as_a_crash() {
     lose_folders(&house);
     assert_eq!(sql(&one, "select n from u"), "1");
 }
+
+/// What is to be vacuumed is known from statistics: without them, a branch that sleeps often never would be.
+#[test]
+fn autovacuum_works_on_what_the_branch_wrote_before_a_rest_and_does_not_keep_it_awake() {
+    let (production, house, _) = start();
+    // In production this would be due as well; its statistics are not the branch's.
+    production.sql("delete from t");
+    let two = house.branch("two", "main");
+    sql(&two, "create table own (n int); insert into own select generate_series(1, 1000)");
+    sql(&two, "alter system set autovacuum = off");
+    sql(&two, "select pg_reload_conf()");
+    sql(&two, "delete from own");
+    house.ok(&["branch", "suspend", "two"]);
+    house.throw_computes_away();
+
+    sql(&two, "alter system set autovacuum = on");
+    sql(&two, "alter system set autovacuum_naptime = '1s'");
+    sql(&two, "select pg_reload_conf()");
+    let vacuumed = "select coalesce(string_agg(relname, ','), '') from pg_stat_user_tables
+        where last_autovacuum is not null or last_autoanalyze is not null";
+    wait_until("autovacuum comes", 60, || (!sql(&two, vacuumed).is_empty()).then_some(()));
+    assert_eq!(sql(&two, vacuumed), "own");
+    house.ok(&["branch", "set", "two", "--idle-timeout", "2s"]);
+    house.ok(&["branch", "suspend", "two"]);
+    sql(&two, "select 1");
+    wait_until("the branch is put to rest, though autovacuum looks around every second", 60, || {
+        (house.json(&["branch", "info", "two"])["compute"] == "suspended").then_some(())
+    });
+}
