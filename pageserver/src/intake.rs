@@ -14,33 +14,46 @@ use crate::state::TimelineAt;
 
 /// WAL could not be taken in.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum IntakeError {
+pub enum IntakeError {
+    /// It is damaged, or does not follow what came before.
     #[error("its WAL cannot be decoded")]
     Decode(#[from] WalError),
+    /// A record makes no sense.
     #[error("its WAL cannot be ingested")]
     Ingest(#[from] Box<IngestError<ReadError>>),
+    /// Storage does not take it.
     #[error("its WAL cannot be stored")]
     Put(#[from] PutError),
+    /// The state of an import could not be noted.
     #[error("its state cannot be made durable")]
     Commit(#[from] CommitError),
+    /// The base backup lacked pages that it should have had.
     #[error("pages that WAL refers to were missing in the base backup: {0}")]
     Incomplete(String),
 }
 
-/// See the module's documentation.
-pub(crate) struct Intake {
-    timeline: Arc<Timeline>,
+/// See the module's documentation. After an error it is to be thrown away: another one goes on where storage is.
+pub struct Intake {
     decoder: WalDecoder,
+    sink: Sink,
+}
+
+/// From records to storage.
+struct Sink {
+    timeline: Arc<Timeline>,
     ingest: Ingest,
     batch: Batch,
     positions: Vec<RecordPosition>,
+    /// What readers see: all that ingest reads, as it remembers what the batch under way changed.
+    visible: Lsn,
     consistent_from: Lsn,
     /// The import's missing pages have been looked at.
     is_checked: bool,
 }
 
 impl Intake {
-    pub(crate) fn open(timeline: &Arc<Timeline>) -> Result<Intake, IntakeError> {
+    /// An intake that goes on behind the last record that the timeline has.
+    pub fn open(timeline: &Arc<Timeline>) -> Result<Intake, IntakeError> {
         let facts = timeline.facts();
         let last = timeline.last_record();
         let mut decoder =
@@ -51,38 +64,37 @@ impl Intake {
         let consistent_from = consistent_from(timeline);
         let state = TimelineAt { timeline, lsn: last.end };
         let ingest = Ingest::load(facts.pg_major, consistent_from, &state).map_err(Box::new)?;
-        let mut intake = Intake {
+        let mut sink = Sink {
             timeline: Arc::clone(timeline),
-            decoder,
             ingest,
             batch: Batch::default(),
             positions: Vec::new(),
+            visible: last.end,
             consistent_from,
             is_checked: !consistent_from.is_valid(),
         };
-        intake.check_import()?;
-        Ok(intake)
+        sink.check_import()?;
+        Ok(Intake { decoder, sink })
     }
 
-    /// Everything in the chunk is visible when this returns.
-    pub(crate) fn take(&mut self, chunk: WalChunk) -> Result<(), IntakeError> {
+    /// Takes the WAL that follows. All records that it completes are visible when this returns.
+    pub fn take(&mut self, chunk: WalChunk) -> Result<(), IntakeError> {
         self.decoder.feed_at(chunk.start, chunk.bytes)?;
         while let Some(record) = self.decoder.next()? {
-            self.ingest(&record)?;
-            if self.batch.size_bytes() >= limits::BATCH_BYTES {
-                self.store()?;
-            }
+            self.sink.ingest(&record)?;
         }
-        self.store()
+        self.sink.store()
     }
+}
 
-    fn ingest(&mut self, record: &DecodedRecord) -> Result<(), IntakeError> {
+impl Sink {
+    fn ingest(&mut self, record: &DecodedRecord<'_>) -> Result<(), IntakeError> {
         let timeline = Arc::clone(&self.timeline);
         let position = RecordPosition { end: record.end_lsn, start: record.start_lsn };
         // A record that copies a database. Nothing of it may be seen before all of it, and it reads only the source.
         let mut large: Option<LargeRecord<'_>> = None;
         loop {
-            let state = TimelineAt { timeline: &timeline, lsn: timeline.last_record().end };
+            let state = TimelineAt { timeline: &timeline, lsn: self.visible };
             match self.ingest.ingest(record, &state, &mut self.batch).map_err(Box::new)? {
                 Progress::Done => break,
                 Progress::FlushFirst if self.positions.is_empty() => {
@@ -101,10 +113,11 @@ impl Intake {
                 large.add(&self.batch.values)?;
                 large.finish()?;
                 self.batch.clear();
+                self.visible = self.timeline.last_record().end;
             }
             None => self.positions.push(position),
         }
-        Ok(())
+        if self.batch.size_bytes() >= limits::BATCH_BYTES { self.store() } else { Ok(()) }
     }
 
     fn store(&mut self) -> Result<(), IntakeError> {
@@ -116,6 +129,7 @@ impl Intake {
         }
         if !self.positions.is_empty() {
             self.timeline.put_records(&self.batch.values, &self.positions)?;
+            self.visible = self.timeline.last_record().end;
         }
         self.batch.clear();
         self.positions.clear();
@@ -143,7 +157,7 @@ impl Intake {
 mod tests {
     use ardent_object_store::LocalFolder;
     use ardent_pg_format::encode::RecordBuilder;
-    use ardent_pg_format::{CheckPoint, ClusterState, ControlFile, PgMajor, rmgr};
+    use ardent_pg_format::{CheckPoint, ClusterState, ControlFile, OwnedRecord, PgMajor, rmgr};
     use ardent_storage::{Engine, EngineConfig, TimelineFacts};
     use ardent_types::{ForkNumber, Key, PgTli, RelTag, SystemId, TenantId, TimelineId, WalSegmentSize};
     use bytes::Bytes;
@@ -239,7 +253,7 @@ mod tests {
             let raw = Bytes::from(builder.encode(Lsn::INVALID));
             let start = end;
             end = start.advance(raw.len() as u64).align_up_8();
-            DecodedRecord::parse(raw, start, end, PgMajor::V15).expect("well-formed")
+            OwnedRecord::parse(raw, start, end, PgMajor::V15).expect("well-formed")
         };
         let database = |info: u8, fields: &[u32]| {
             let data: Vec<u8> = fields.iter().flat_map(|field| field.to_le_bytes()).collect();
@@ -249,14 +263,15 @@ mod tests {
         let before = record(database(0x10, &[9, 1663]));
         let copy = record(database(0x00, &[6, 99, 5, 1663]));
         let after = record(database(0x10, &[10, 1663]));
-        intake.ingest(&before).expect("ingested");
-        intake.ingest(&copy).expect("ingested");
+        let (before, copy, after) = (before.get(), copy.get(), after.get());
+        intake.sink.ingest(&before).expect("ingested");
+        intake.sink.ingest(&copy).expect("ingested");
         let held = engine.stats().memory_layer_bytes;
         assert!(held < HELD_BYTES_MAX, "{held} bytes are held of what was copied");
         assert_eq!(root.last_record().end, copy.end_lsn);
         assert_eq!(root.disk_consistent_lsn(), copy.end_lsn, "a restart does not copy it again");
-        intake.ingest(&after).expect("ingested");
-        intake.store().expect("stored");
+        intake.sink.ingest(&after).expect("ingested");
+        intake.sink.store().expect("stored");
         assert_eq!(root.last_record().end, after.end_lsn);
 
         let copied = RelTag { spcnode: 99, dbnode: 6, ..SOURCE };

@@ -34,4 +34,5 @@ mod server;
 mod socket;
 mod state;
 
+pub use intake::{Intake, IntakeError};
 pub use server::{Pageserver, PageserverConfig, StartError};

@@ -179,55 +179,13 @@ impl PolicyGate {
                 break;
             };
             usage.rows_changed += changed_rows(&record);
-            if let Some(refusal) = self.refusal(&record, usage.rows_changed) {
+            if let Some(refusal) = refusal(&self.policy, &mut self.open, &record, usage.rows_changed) {
                 return Err(self.broken(refusal));
             }
         }
         self.page.get().count(usage.counted_to, usage.rows_changed);
         self.usage.send_if_modified(|known| std::mem::replace(known, usage) != usage);
         Ok(())
-    }
-
-    /// Whether this record may not become part of the branch.
-    fn refusal(&mut self, record: &DecodedRecord, rows_changed: u64) -> Option<Refusal> {
-        let info = record.info();
-        let read_only = self.policy.read_only.then_some(Refusal::ReadOnly);
-        match (record.header.rmid, info) {
-            (rmgr::HEAP | rmgr::HEAP2, _) if is_change(record) => {
-                self.open.insert(record.header.xid);
-                if self.open.len() > OPEN_MAX { read_only.or(Some(Refusal::RowsChanged)) } else { None }
-            }
-            (rmgr::TRANSACTION, info) => match info & !xact::HAS_INFO {
-                xact::COMMIT | xact::PREPARE | xact::COMMIT_PREPARED => {
-                    let prepared = info & !xact::HAS_INFO == xact::COMMIT_PREPARED;
-                    if !self.close(record) && !prepared {
-                        return None;
-                    }
-                    let max = self.policy.max_rows_changed;
-                    let most = max.map(|max| max.saturating_add((max / 10).max(ROWS_SLACK_MIN)));
-                    let over = most.is_some_and(|most| rows_changed > most);
-                    read_only.or(over.then_some(Refusal::RowsChanged))
-                }
-                xact::ABORT => {
-                    self.close(record);
-                    None
-                }
-                _ => None,
-            },
-            // What takes effect without a commit, and is not what reading or vacuum leaves behind.
-            (rmgr::SEQUENCE | rmgr::DATABASE | rmgr::TABLESPACE | rmgr::RELMAP, _)
-            | (rmgr::XLOG, xlog::FPI | xlog::FPI_FOR_HINT) => read_only,
-            _ => None,
-        }
-    }
-
-    /// Forgets the transaction that ends with `record`; whether it had changed anything.
-    fn close(&mut self, record: &DecodedRecord) -> bool {
-        let mut changed = self.open.remove(&record.header.xid);
-        for xid in subtransactions(record) {
-            changed |= self.open.remove(&xid);
-        }
-        changed
     }
 
     fn broken(&self, refusal: Refusal) -> ComputeError {
@@ -239,6 +197,53 @@ impl PolicyGate {
         let (policy, branch) = (refusal.name(), self.branch.clone());
         ComputeError::Policy { policy: format!("{policy}{limit}"), branch }
     }
+}
+
+/// Why this record may not become part of the branch, if it may not. `open`: transactions with changes that have not ended.
+fn refusal(
+    policy: &BranchPolicy,
+    open: &mut HashSet<u32>,
+    record: &DecodedRecord<'_>,
+    rows_changed: u64,
+) -> Option<Refusal> {
+    let info = record.info();
+    let read_only = policy.read_only.then_some(Refusal::ReadOnly);
+    match (record.header.rmid, info) {
+        (rmgr::HEAP | rmgr::HEAP2, _) if is_change(record) => {
+            open.insert(record.header.xid);
+            if open.len() > OPEN_MAX { read_only.or(Some(Refusal::RowsChanged)) } else { None }
+        }
+        (rmgr::TRANSACTION, info) => match info & !xact::HAS_INFO {
+            xact::COMMIT | xact::PREPARE | xact::COMMIT_PREPARED => {
+                let prepared = info & !xact::HAS_INFO == xact::COMMIT_PREPARED;
+                if !close(open, record) && !prepared {
+                    return None;
+                }
+                let max = policy.max_rows_changed;
+                let most = max.map(|max| max.saturating_add((max / 10).max(ROWS_SLACK_MIN)));
+                let over = most.is_some_and(|most| rows_changed > most);
+                read_only.or(over.then_some(Refusal::RowsChanged))
+            }
+            xact::ABORT => {
+                close(open, record);
+                None
+            }
+            _ => None,
+        },
+        // What takes effect without a commit, and is not what reading or vacuum leaves behind.
+        (rmgr::SEQUENCE | rmgr::DATABASE | rmgr::TABLESPACE | rmgr::RELMAP, _)
+        | (rmgr::XLOG, xlog::FPI | xlog::FPI_FOR_HINT) => read_only,
+        _ => None,
+    }
+}
+
+/// Forgets the transaction that ends with `record`; whether it had changed anything.
+fn close(open: &mut HashSet<u32>, record: &DecodedRecord<'_>) -> bool {
+    let mut changed = open.remove(&record.header.xid);
+    for xid in subtransactions(record) {
+        changed |= open.remove(&xid);
+    }
+    changed
 }
 
 /// Counts the rows in WAL that was written in an earlier run and not counted then.
@@ -266,7 +271,7 @@ impl RowCounter {
 }
 
 /// Whether a heap record changes what a table holds, if its transaction commits.
-fn is_change(record: &DecodedRecord) -> bool {
+fn is_change(record: &DecodedRecord<'_>) -> bool {
     let kind = record.info() & 0x70;
     match record.header.rmid {
         rmgr::HEAP => {
@@ -278,7 +283,7 @@ fn is_change(record: &DecodedRecord) -> bool {
 }
 
 /// How many rows of users' tables a record changes.
-fn changed_rows(record: &DecodedRecord) -> u64 {
+fn changed_rows(record: &DecodedRecord<'_>) -> u64 {
     let users = |relnode: u32| relnode >= FIRST_NORMAL_RELNODE || relnode == LARGE_OBJECTS;
     if !is_change(record) || !record.block(0).is_some_and(|block| users(block.rel.relnode)) {
         return 0;
@@ -291,7 +296,7 @@ fn changed_rows(record: &DecodedRecord) -> u64 {
 }
 
 /// The subtransactions that a commit or abort record names (`xl_xact_commit` and what follows it).
-fn subtransactions(record: &DecodedRecord) -> Vec<u32> {
+fn subtransactions(record: &DecodedRecord<'_>) -> Vec<u32> {
     let word = |at: usize| {
         let bytes = record.main_data().get(at..at + 4)?;
         Some(u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))

@@ -9,11 +9,12 @@ use ardent_types::{BlockNumber, Lsn, PgTli, RelTag, SystemId, WalSegmentSize};
 
 use crate::bytes_at::put;
 use crate::checkpoint::CheckPoint;
+use crate::crc::record_crc;
 use crate::major::PgMajor;
 use crate::record::RECORD_HEADER_LEN;
 use crate::rmgr;
 use crate::segment::wal_file_name;
-use crate::wal::{PageFlags, RecordSpan, WAL_PAGE_LEN, WalPageHeader, WalPageLongFields, page_header_len, record_crc};
+use crate::wal::{PageFlags, RecordSpan, WAL_PAGE_LEN, WalPageHeader, WalPageLongFields, page_header_len};
 
 /// What all pages of a WAL stream say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

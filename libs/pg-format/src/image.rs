@@ -44,7 +44,7 @@ pub enum ImageProblem {
 
 /// The page in `block`'s full-page image. An image that is to be applied is stamped with the end of the record, unless the page is new
 /// (checklist 16); one for consistency checking stays as it is.
-pub fn restore_image(record: &DecodedRecord, block: &DecodedBlock) -> Result<PageBytes, ImageError> {
+pub fn restore_image(record: &DecodedRecord<'_>, block: &DecodedBlock) -> Result<PageBytes, ImageError> {
     let mut page = [0; BLCKSZ];
     restore_image_into(record, block, &mut page)?;
     Ok(page)
@@ -52,26 +52,25 @@ pub fn restore_image(record: &DecodedRecord, block: &DecodedBlock) -> Result<Pag
 
 /// [`restore_image`] without moving a page. On an error the page's content is undefined.
 pub fn restore_image_into(
-    record: &DecodedRecord,
+    record: &DecodedRecord<'_>,
     block: &DecodedBlock,
     page: &mut PageBytes,
 ) -> Result<(), ImageError> {
-    let apply = block.image.as_ref().is_some_and(|image| image.apply);
     fill(record, block, page).map_err(|problem| ImageError {
         lsn: record.end_lsn,
         rel: block.rel,
         blkno: block.blkno,
         problem,
     })?;
-    if apply && !page::is_new(page) {
+    if block.has_applied_image() && !page::is_new(page) {
         page::set_lsn(page, record.end_lsn);
     }
     Ok(())
 }
 
-fn fill(record: &DecodedRecord, block: &DecodedBlock, page: &mut PageBytes) -> Result<(), ImageProblem> {
+fn fill(record: &DecodedRecord<'_>, block: &DecodedBlock, page: &mut PageBytes) -> Result<(), ImageProblem> {
     let image = block.image.as_ref().ok_or(ImageProblem::Absent)?;
-    let stored = record.raw.get(image.stored.clone()).ok_or(ImageProblem::Absent)?;
+    let stored = record.image_data(image);
     let (hole_start, hole_length) = (usize::from(image.hole_offset), usize::from(image.hole_length));
     let expected = BLCKSZ.checked_sub(hole_length).filter(|&length| hole_start <= length);
     let expected = expected.ok_or(ImageProblem::Length { found: hole_start + hole_length, expected: BLCKSZ })?;

@@ -16,6 +16,7 @@
 mod bytes_at;
 pub mod checkpoint;
 pub mod control;
+mod crc;
 pub mod encode;
 pub mod image;
 pub mod major;
@@ -30,5 +31,5 @@ pub use checkpoint::{CHECKPOINT_LEN, CheckPoint};
 pub use control::{CONTROL_FILE_LEN, ClusterState, ControlFile, ControlFileError};
 pub use image::{ImageError, ImageProblem, restore_image, restore_image_into};
 pub use major::PgMajor;
-pub use record::{BkpImage, DecodedBlock, DecodedRecord, RecordDecodeError, RecordHeader};
+pub use record::{BkpImage, DecodedBlock, DecodedRecord, OwnedRecord, RecordDecodeError, RecordHeader};
 pub use wal::{RecordBoundaryTracker, RecordSpan, WalDecoder, WalError, WalProblem};

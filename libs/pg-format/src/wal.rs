@@ -4,11 +4,12 @@
 //!  feed(bytes) ──► chunks ──► pages ──────────► records ────────────► DecodedRecord
 //!                  (any cut)  magic, address,   length, xl_prev,       block references
 //!                             contrecord flags  CRC-32C
-//!                  └────────────────── Framer ─────────────────┘└─ DecodedRecord::parse ─┘
+//!                  └────────────────── Framer ─────────────────┘└──── RecordLayout ──────┘
 //! ```
 //!
 //! [`WalDecoder`] gives decoded records; [`RecordBoundaryTracker`] stops at the frames and only says where the last whole record starts
-//! and ends. Both take bytes cut anywhere. A record within one page is a slice of the bytes fed, not a copy.
+//! and ends. Both take bytes cut anywhere. A record within one page is a slice of the bytes fed, not a copy; a record is there until the
+//! next one is asked for.
 //!
 //! Invariants: a record is given only after its CRC and its link to the record before are right; nothing is ever skipped to find the
 //! next good record; after an error every further call gives the same error.
@@ -23,7 +24,6 @@ mod header;
 pub use boundary::{RecordBoundaryTracker, RecordSpan};
 pub use decoder::WalDecoder;
 pub use error::{WalError, WalProblem};
-pub(crate) use framer::record_crc;
 pub use framer::{FramedRecord, Framer, StreamStart};
 pub use header::{
     LONG_HEADER_LEN, PageFlags, SHORT_HEADER_LEN, WAL_PAGE_LEN, WalPageHeader, WalPageLongFields, page_header_len,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use ardent_pg_format::{DecodedRecord, PgMajor, WalDecoder, restore_image, rmgr};
+use ardent_pg_format::{DecodedRecord, OwnedRecord, PgMajor, WalDecoder, restore_image, rmgr};
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command};
 use ardent_types::{ForkNumber, Lsn, WalSegmentSize};
 
@@ -76,9 +76,9 @@ fn normalize(line: &str) -> String {
     format!("{head}, desc: {name} {blocks}").trim_end().to_owned()
 }
 
-fn show(record: &DecodedRecord) -> String {
+fn show(record: &DecodedRecord<'_>) -> String {
     let header = &record.header;
-    let images: usize = record.blocks.iter().flat_map(|block| &block.image).map(|image| image.stored.len()).sum();
+    let images: usize = record.blocks.iter().flat_map(|block| &block.image).map(|image| image.stored_len()).sum();
     let mut line = format!(
         "rmgr: {:<11} len (rec/tot): {:6}/{:6}, tx: {:10}, lsn: {}, prev {}, desc: {} ",
         rmgr::name(header.rmid),
@@ -123,12 +123,17 @@ fn read_wal(files: &[PathBuf], size: WalSegmentSize) -> (Lsn, Bytes) {
 }
 
 /// Decodes all records up to `end`, fed in pieces of `piece` bytes.
-fn decode(mut decoder: WalDecoder, wal: &Bytes, piece: usize, end: Lsn) -> Vec<DecodedRecord> {
+fn decode(mut decoder: WalDecoder, wal: &Bytes, piece: usize, end: Lsn) -> Vec<OwnedRecord> {
     let mut records = Vec::new();
     let mut rest = wal.clone();
     while decoder.end_of_last_record() < end {
         match decoder.next().unwrap() {
-            Some(record) => records.push(record),
+            Some(record) => {
+                let raw = Bytes::copy_from_slice(record.raw);
+                let owned = OwnedRecord::parse(raw, record.start_lsn, record.end_lsn, PgMajor::V15).unwrap();
+                assert_eq!(owned.get().blocks, record.blocks);
+                records.push(owned);
+            }
             None => {
                 assert!(!rest.is_empty(), "the WAL ends before {end}");
                 decoder.feed(rest.split_to(piece.min(rest.len())));
@@ -145,6 +150,7 @@ fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
     server.stop(StopMode::Immediate);
     let (start, wal) = read_wal(&segments(&server), size);
     let records = decode(WalDecoder::at_page(start, PgMajor::V15, size), &wal, 1 << 20, end);
+    let records: Vec<_> = records.iter().map(OwnedRecord::get).collect();
     let expect = waldump(&server, records[0].start_lsn, end);
     assert_eq!(records.len(), expect.len());
     for (record, expect) in records.iter().zip(&expect) {
@@ -164,8 +170,8 @@ fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
         let again = decode(decoder, &tail, piece, end);
         let expect = &records[records.len() / 3 + 1..];
         assert_eq!(again.len(), expect.len());
-        for (a, b) in again.iter().zip(expect) {
-            assert_eq!((a.start_lsn, a.end_lsn, &a.raw, &a.blocks), (b.start_lsn, b.end_lsn, &b.raw, &b.blocks));
+        for (a, b) in again.iter().map(OwnedRecord::get).zip(expect) {
+            assert_eq!((a.start_lsn, a.end_lsn, a.raw, a.blocks), (b.start_lsn, b.end_lsn, b.raw, b.blocks));
         }
     }
 }

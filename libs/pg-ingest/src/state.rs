@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// The content of keys at one point of a timeline. For [`crate::Ingest`] that point is everything handed over in batches so
 /// far, also of a record that is not complete yet; for a base backup it is the LSN asked for.
@@ -28,7 +28,7 @@ pub trait ReadState {
 
 /// Changes for storage, in LSN order. At most one value per key and LSN, but that a database copy that was interrupted by an
 /// error is made again with the same values.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     /// The values.
     pub values: Vec<(Key, Lsn, Value)>,
@@ -38,6 +38,18 @@ pub struct Batch {
     /// Records that nothing is known about and that reference no block: shown to operators.
     pub unknown: Vec<UnknownRecord>,
     bytes: usize,
+    /// Where the bytes of small values are put together: they share its memory, block by block.
+    pub(crate) buffer: BytesMut,
+}
+
+/// How much memory small values share.
+const BUFFER_BYTES: usize = 64 << 10;
+
+impl Default for Batch {
+    fn default() -> Batch {
+        let buffer = BytesMut::with_capacity(BUFFER_BYTES);
+        Batch { values: Vec::new(), last_record: None, unknown: Vec::new(), bytes: 0, buffer }
+    }
 }
 
 /// A record's place.

@@ -170,7 +170,7 @@ fn checklist_30_many_relations_cost_one_value_each() {
     let mut batch = Batch::default();
     let records: Vec<_> = (1..=20_000).map(|relnode| timeline.next_record(&create(rel(relnode)))).collect();
     for record in &records {
-        let progress = timeline.ingest.ingest(record, &timeline.store.newest(), &mut batch).expect("ingested");
+        let progress = timeline.ingest.ingest(&record.get(), &timeline.store.newest(), &mut batch).expect("ingested");
         assert_eq!(progress, Progress::Done);
     }
     assert_eq!(batch.values.len(), 20_000);
@@ -312,14 +312,14 @@ fn checklist_37_56_a_file_copy_takes_the_template_as_of_its_lsn() {
     let after = timeline.next_record(&image(rel(1), 0, 4));
     let state = |timeline: &Timeline| timeline.store.at(Lsn::MAX).get(Key::Checkpoint).is_ok();
     assert!(state(&timeline));
-    let progress = timeline.ingest.ingest(&before, &timeline.store.newest(), &mut batch).expect("ingested");
+    let progress = timeline.ingest.ingest(&before.get(), &timeline.store.newest(), &mut batch).expect("ingested");
     assert_eq!(progress, Progress::Done);
-    let progress = timeline.ingest.ingest(&copy, &timeline.store.newest(), &mut batch).expect("ingested");
+    let progress = timeline.ingest.ingest(&copy.get(), &timeline.store.newest(), &mut batch).expect("ingested");
     assert_eq!((progress, batch.values.len()), (Progress::FlushFirst, 1));
-    assert_eq!(batch.last_record.map(|last| last.end), Some(before.end_lsn));
+    assert_eq!(batch.last_record.map(|last| last.end), Some(before.get().end_lsn));
     timeline.store.apply(&mut batch);
-    timeline.store.ingest(&mut timeline.ingest, &copy);
-    timeline.store.ingest(&mut timeline.ingest, &after);
+    timeline.store.ingest(&mut timeline.ingest, &copy.get());
+    timeline.store.ingest(&mut timeline.ingest, &after.get());
     let copied = |tag: RelTag| RelTag { spcnode: 99, dbnode: 6, ..tag };
     assert_eq!((timeline.size(copied(rel(1))), timeline.size(copied(rel(2)))), (Some(3), Some(0)));
     assert_eq!((mark(&timeline, copied(rel(1)), 0), mark(&timeline, copied(rel(1)), 2)), (3, 7));
@@ -339,7 +339,7 @@ fn checklist_37_a_large_copy_comes_in_batches() {
     let copy = timeline.next_record(&database(0x00, &[6, 1663, 5, 1663]));
     let (mut batch, mut batches) = (Batch::default(), 0);
     loop {
-        let progress = timeline.ingest.ingest(&copy, &timeline.store.newest(), &mut batch).expect("ingested");
+        let progress = timeline.ingest.ingest(&copy.get(), &timeline.store.newest(), &mut batch).expect("ingested");
         assert!(batch.size_bytes() < 40 << 20);
         assert_eq!(batch.last_record.is_some(), progress == Progress::Done, "not to be read before it is whole");
         timeline.store.apply(&mut batch);
@@ -421,9 +421,9 @@ fn checklist_55_unknown_records_make_their_blocks_unreadable_and_nothing_else() 
     let mut batch = Batch::default();
     for (rmid, info) in [(200, 0), (rmgr::STORAGE, 0x70), (rmgr::TRANSACTION, 0x70), (60, 0)] {
         let record = timeline.next_record(&RecordBuilder::new(rmid, info));
-        let progress = timeline.ingest.ingest(&record, &timeline.store.newest(), &mut batch).expect("ingested");
+        let progress = timeline.ingest.ingest(&record.get(), &timeline.store.newest(), &mut batch).expect("ingested");
         assert_eq!((progress, batch.unknown.len()), (Progress::Done, 1), "{rmid}");
-        assert_eq!((batch.unknown[0].rmid, batch.unknown[0].lsn), (rmid, record.end_lsn));
+        assert_eq!((batch.unknown[0].rmid, batch.unknown[0].lsn), (rmid, record.get().end_lsn));
         timeline.store.apply(&mut batch);
     }
 }

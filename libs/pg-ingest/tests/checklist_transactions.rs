@@ -170,9 +170,10 @@ fn checklist_07_a_record_again_is_refused() {
     let mut timeline = Timeline::new();
     let record = timeline.next_record(&RecordBuilder::new(rmgr::XLOG, rmgr::xlog::NOOP));
     let mut batch = Batch::default();
-    assert!(timeline.ingest.ingest(&record, &timeline.store.newest(), &mut batch).is_ok());
-    assert_eq!(batch.last_record.map(|last| (last.start, last.end)), Some((record.start_lsn, record.end_lsn)));
-    let again = timeline.ingest.ingest(&record, &timeline.store.newest(), &mut batch);
+    assert!(timeline.ingest.ingest(&record.get(), &timeline.store.newest(), &mut batch).is_ok());
+    let place = (record.get().start_lsn, record.get().end_lsn);
+    assert_eq!(batch.last_record.map(|last| (last.start, last.end)), Some(place));
+    let again = timeline.ingest.ingest(&record.get(), &timeline.store.newest(), &mut batch);
     assert!(matches!(again, Err(IngestError::OutOfOrder { .. })));
 }
 
@@ -428,7 +429,7 @@ fn any_bytes_in_any_record_end_in_a_value_or_an_error() {
         let (rmid, info) = ((numbers.next() % 23) as u8, numbers.next() as u8);
         let mut timeline = Timeline::new();
         let record = timeline.next_record(&RecordBuilder::new(rmid, info & 0xF0).xid(round).main_data(data));
-        match timeline.ingest.ingest(&record, &timeline.store.newest(), &mut Batch::default()) {
+        match timeline.ingest.ingest(&record.get(), &timeline.store.newest(), &mut Batch::default()) {
             Ok(_) => done += 1,
             Err(IngestError::Malformed { .. } | IngestError::MinimalWal { .. }) => refused += 1,
             Err(error) => panic!("{error}"),

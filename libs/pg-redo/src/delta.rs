@@ -109,7 +109,13 @@ const COMMIT_TS: u8 = 7;
 impl Delta {
     /// Its encoding.
     pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(32);
+        let mut out = BytesMut::new();
+        self.encode_into(&mut out);
+        out.freeze()
+    }
+
+    /// Appends its encoding.
+    pub fn encode_into(&self, out: &mut BytesMut) {
         match self {
             Delta::ZeroPage => out.put_u8(ZERO_PAGE),
             Delta::Vm(changes) => {
@@ -154,7 +160,6 @@ impl Delta {
                 xids.iter().for_each(|xid| out.put_u32_le(*xid));
             }
         }
-        out.freeze()
     }
 
     /// The delta with this encoding.

@@ -218,22 +218,22 @@ impl NewTuple {
         header
     }
 
-    /// Puts the tuple on the page; its content is the concatenation of `parts`.
-    pub(crate) fn add(&self, page: &mut Page<'_>, parts: &[&[u8]]) -> Result<(), Fault> {
-        let len = TUPLE_HEADER_LEN + parts.iter().map(|part| part.len()).sum::<usize>();
+    /// Puts the tuple on the page.
+    pub(crate) fn add(&self, page: &mut Page<'_>, content: &[u8]) -> Result<(), Fault> {
+        let at = self.make_room(page, content.len())?;
+        page.put(at + TUPLE_HEADER_LEN, content);
+        Ok(())
+    }
+
+    /// Puts the tuple's header on the page, with room for so much content behind it, and says where it is.
+    fn make_room(&self, page: &mut Page<'_>, content_len: usize) -> Result<usize, Fault> {
+        let len = TUPLE_HEADER_LEN + content_len;
         if len > MAX_TUPLE_LEN {
             return Err(Fault::Record("a tuple is longer than a page can hold"));
         }
-        let range = page.add_item_space(self.ctid.offnum, len, Place::Heap)?;
-        let item = &mut page.bytes[range];
-        let (header, mut rest) = item.split_at_mut(TUPLE_HEADER_LEN);
-        header.copy_from_slice(&self.header());
-        for part in parts {
-            let (target, tail) = rest.split_at_mut(part.len());
-            target.copy_from_slice(part);
-            rest = tail;
-        }
-        Ok(())
+        let at = page.add_item_space(self.ctid.offnum, len, Place::Heap)?.start;
+        page.put(at, &self.header());
+        Ok(at)
     }
 }
 
@@ -252,7 +252,7 @@ fn insert(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fault> {
         xmax: 0,
         ctid: Ctid { block: cx.block.blkno, offnum },
     };
-    tuple.add(page, &[data.rest()])?;
+    tuple.add(page, data.rest())?;
     if flags & ALL_VISIBLE_CLEARED != 0 {
         page.set_flags(0, PD_ALL_VISIBLE);
     }
@@ -358,18 +358,19 @@ fn update_new(
         ctid,
     };
     if prefix == 0 && suffix == 0 {
-        new.add(page, &[data.rest()])?;
+        new.add(page, data.rest())?;
     } else {
         if two_pages {
             return Err(Fault::Record("a prefix or suffix of a tuple on another page"));
         }
-        // Adding an item moves no other, but the borrow of the page ends before: hence a copy of the old tuple's data.
         let old = Tuple::get(page, record.old_offnum)?;
-        let old_len = old.0.len();
-        let mut copy = [0; MAX_TUPLE_LEN];
-        let copy = copy.get_mut(..old_len).ok_or(Fault::Page("a tuple is longer than a page can hold"))?;
-        copy.copy_from_slice(old.0);
-        let prefix_part = copy.get(old.hoff()..old.hoff() + prefix).ok_or(Fault::Record("the prefix is too long"))?;
+        let (old_len, old_hoff) = (old.0.len(), old.hoff());
+        if old_len > MAX_TUPLE_LEN {
+            return Err(Fault::Page("a tuple is longer than a page can hold"));
+        }
+        if old_hoff + prefix > old_len {
+            return Err(Fault::Record("the prefix is too long"));
+        }
         let suffix_at = old_len.checked_sub(suffix).ok_or(Fault::Record("the suffix is too long"))?;
         // With a prefix, the null bitmap and padding come from the record and stand before it.
         let bitmap_len = if prefix > 0 {
@@ -377,8 +378,18 @@ fn update_new(
         } else {
             0
         };
-        let bitmap = data.take(bitmap_len)?;
-        new.add(page, &[bitmap, prefix_part, data.rest(), &copy[suffix_at..]])?;
+        let (bitmap, middle) = (data.take(bitmap_len)?, data.rest());
+        let old_at = page.item_range(page.item_id(record.old_offnum)?)?.start;
+        let at = new.make_room(page, bitmap_len + prefix + middle.len() + suffix)?;
+        // Adding an item moves no other: the old tuple is where it was.
+        let mut next = at + TUPLE_HEADER_LEN;
+        page.put(next, bitmap);
+        next += bitmap_len;
+        page.bytes.copy_within(old_at + old_hoff..old_at + old_hoff + prefix, next);
+        next += prefix;
+        page.put(next, middle);
+        next += middle.len();
+        page.bytes.copy_within(old_at + suffix_at..old_at + old_len, next);
     }
     if record.flags & UPDATE_NEW_ALL_VISIBLE_CLEARED != 0 {
         page.set_flags(0, PD_ALL_VISIBLE);

@@ -241,7 +241,7 @@ fn multi_insert(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Result<Change, Fau
             xmax: 0,
             ctid: Ctid { block: cx.block.blkno, offnum },
         };
-        tuple.add(page, &[data.take(usize::from(len))?])?;
+        tuple.add(page, data.take(usize::from(len))?)?;
     }
     if !data.is_empty() {
         return Err(Fault::Record("tuples do not fill their data"));

@@ -56,7 +56,7 @@ pub use value::{Value, ValueDecodeError};
 pub use view::{BlockView, HintBits, RecordView};
 pub use vm::{
     ALL_FROZEN, ALL_VISIBLE, HEAP_BLOCKS_PER_PAGE, VmChange, VmPageChanges, bits as vm_bits, map_block as vm_map_block,
-    vm_changes,
+    may_change_vm, vm_changes,
 };
 
 use fault::Fault;

@@ -339,16 +339,60 @@ impl<'p> Page<'p> {
         if total > special - self.lower() {
             return Err(Fault::Page("items take more room than the page has"));
         }
-        let old = *self.bytes;
-        let mut upper = special;
+        // Most items are in the order of `keep`, above all that come after them: they are moved where they are. Others only change
+        // places among themselves.
+        let (mut in_order, mut highest_end) = (keep.len(), 0);
+        for (index, (_, id)) in keep.iter().enumerate().rev() {
+            if id.offset() < highest_end {
+                in_order = index;
+            }
+            highest_end = highest_end.max(id.offset() + max_align(id.len()));
+        }
+        let upper = self.move_up(&keep[..in_order], special);
+        let upper = self.copy_up(&keep[in_order..], upper)?;
+        self.set_upper(upper);
+        Ok(())
+    }
+
+    /// Packs items against `upper` that lie in the order of `keep`: none is moved over one that is still to be moved. Neighbours that stay
+    /// neighbours are moved together.
+    fn move_up(&mut self, keep: &[(u16, ItemId)], mut upper: usize) -> usize {
+        let mut run = 0..0;
+        let mut run_to = 0;
         for (offnum, id) in keep {
             let (from, len) = (id.offset(), max_align(id.len()));
+            upper -= len;
+            if from + len != run.start {
+                self.move_run(run, run_to);
+                run = from..from + len;
+            }
+            (run.start, run_to) = (from, upper);
+            // Also where the item stays: the line pointer may be another one than before.
+            self.put_u32(Self::item_id_at(*offnum), id.with_offset(upper).0);
+        }
+        self.move_run(run, run_to);
+        upper
+    }
+
+    fn move_run(&mut self, run: std::ops::Range<usize>, to: usize) {
+        if run.start != to {
+            self.bytes.copy_within(run, to);
+        }
+    }
+
+    /// Packs items against `upper` that lie in any order.
+    fn copy_up(&mut self, keep: &[(u16, ItemId)], mut upper: usize) -> Result<usize, Fault> {
+        let starts = keep.iter().map(|(_, id)| id.offset());
+        let ends = keep.iter().map(|(_, id)| id.offset() + max_align(id.len()));
+        let (Some(lowest), Some(highest)) = (starts.min(), ends.max()) else { return Ok(upper) };
+        let old: smallvec::SmallVec<[u8; BLCKSZ]> = self.bytes.get(lowest..highest).ok_or(BAD_ITEM)?.into();
+        for (offnum, id) in keep {
+            let (from, len) = (id.offset() - lowest, max_align(id.len()));
             upper -= len;
             self.bytes[upper..upper + len].copy_from_slice(&old[from..from + len]);
             self.put_u32(Self::item_id_at(*offnum), id.with_offset(upper).0);
         }
-        self.set_upper(upper);
-        Ok(())
+        Ok(upper)
     }
 
     /// `PageRepairFragmentation`, for heap pages: squeezes out the room of unused items, cuts unused line pointers off the end.
@@ -516,4 +560,46 @@ type ItemList = smallvec::SmallVec<[(u16, ItemId); 512]>;
 #[inline]
 pub(crate) fn xid_precedes(a: u32, b: u32) -> bool {
     if a < 3 || b < 3 { a < b } else { (a.wrapping_sub(b) as i32) < 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_that_stays_where_it_is_gets_its_new_line_pointer() {
+        let mut bytes = [0; BLCKSZ];
+        let mut page = Page::new(&mut bytes);
+        page.init(16);
+        // The first item, at the page's end, is moved to the fourth line pointer by those that come before it.
+        for mark in 1..=4 {
+            let mut item = [mark; 24];
+            item[6..8].copy_from_slice(&24u16.to_le_bytes());
+            page.add_item(1, &item, Place::Shift).expect("there is room");
+        }
+        page.index_multi_delete([1u16, 2, 3].into_iter()).expect("they are there");
+        assert_eq!((page.max_offset(), page.upper()), (1, BLCKSZ - 16 - 24));
+        assert_eq!(page.item(1).expect("it is left")[0], 1);
+    }
+
+    #[test]
+    fn items_in_any_order_are_packed_in_the_order_of_their_line_pointers() {
+        let mut bytes = [0; BLCKSZ];
+        let mut page = Page::new(&mut bytes);
+        page.init(16);
+        // Lengths differ, and every other item comes before the one added last.
+        for (mark, offnum) in [(1u8, 1), (2, 2), (3, 2), (4, 4), (5, 3), (6, 6), (7, 5)] {
+            page.add_item(offnum, &vec![mark; 8 + usize::from(mark) * 8], Place::Shift).expect("there is room");
+        }
+        let before: Vec<u8> = (1..=7).map(|offnum| page.item(offnum).expect("it is there")[0]).collect();
+        page.index_multi_delete([2u16, 4, 6].into_iter()).expect("they are there");
+        let mut end = BLCKSZ - 16;
+        for (offnum, mark) in (1..=4).zip([before[0], before[2], before[4], before[6]]) {
+            let id = page.item_id(offnum).expect("it is left");
+            end -= id.len();
+            assert_eq!(id.offset(), end, "no gap before it");
+            assert!(page.item(offnum).expect("it is left").iter().all(|byte| *byte == mark), "item {offnum}");
+        }
+        assert_eq!(page.upper(), end);
+    }
 }

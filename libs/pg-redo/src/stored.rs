@@ -11,6 +11,11 @@ use crate::value::{Value, ValueDecodeError};
 use crate::view::{BlockView, HintBits, RecordView};
 use crate::{has_redo, redo_after_image};
 
+/// Length of a stored record before its block references.
+const HEADER_LEN: usize = 10;
+/// Most that a block reference takes: of another relation, and not the value's own block.
+const BLOCK_LEN_MAX: usize = 18;
+
 const HEADER_HINT_BITS: u8 = 0x01;
 
 const BLOCK_WILL_INIT: u8 = 0x01;
@@ -35,52 +40,56 @@ pub enum StoreError {
 }
 
 impl Value {
-    /// What storage keeps of `record` for its block `block_id`: the page of its image if that is to be applied, else the record
-    /// without the other blocks' data, else, where the record type has no redo, a value that says so. `None` if the record
-    /// has no such block.
+    /// What storage keeps of `record` for `target`, one of its blocks: the page of its image if that is to be applied, else the record
+    /// without the other blocks' data, else, where the record type has no redo, a value that says so. The bytes of small values are put
+    /// at the end of `buffer` and taken off it, so that many share one allocation.
     pub fn for_block(
         major: PgMajor,
-        record: &DecodedRecord,
-        block_id: u8,
+        record: &DecodedRecord<'_>,
+        target: &DecodedBlock,
         hint_bits: HintBits,
-    ) -> Result<Option<Value>, StoreError> {
-        let Some(target) = record.block(block_id) else { return Ok(None) };
-        if target.image.as_ref().is_some_and(|image| image.apply) {
-            let mut page = BytesMut::zeroed(BLCKSZ);
+        buffer: &mut BytesMut,
+    ) -> Result<Value, StoreError> {
+        if target.has_applied_image() {
+            let mut page = vec![0; BLCKSZ];
             let bytes: &mut [u8; BLCKSZ] = page[..].as_mut().try_into().expect("made with this length");
             restore_image_into(record, target, bytes)?;
-            redo_after_image(major, &RecordView::of_record(record, hint_bits), block_id, bytes)?;
-            return Ok(Some(Value::Image(page.freeze())));
+            redo_after_image(major, &RecordView::of_record(record, hint_bits), target.id, bytes)?;
+            return Ok(Value::Image(Bytes::from(page)));
         }
         let (rmid, info) = (record.header.rmid, record.header.info);
         if !has_redo(major, rmid, info) {
             let error = RedoError::Unsupported { rmid, rmgr: rmgr::name(rmid), info, lsn: record.end_lsn };
-            return Ok(Some(Value::Unreadable(Bytes::from(error.to_string()))));
+            return Ok(Value::Unreadable(Bytes::from(error.to_string())));
         }
-        Ok(Some(Value::Record { will_init: target.will_init, record: encode(record, target, hint_bits) }))
+        encode(record, target, hint_bits, buffer);
+        Ok(Value::Record { will_init: target.will_init, record: buffer.split().freeze() })
     }
 }
 
-fn encode(record: &DecodedRecord, target: &DecodedBlock, hint_bits: HintBits) -> Bytes {
+/// Appends the stored form of `record` for `target`.
+fn encode(record: &DecodedRecord<'_>, target: &DecodedBlock, hint_bits: HintBits, out: &mut BytesMut) {
     let (data, main_data) = (record.block_data(target), record.main_data());
-    let mut out = BytesMut::with_capacity(16 + record.blocks.len() * 20 + data.len() + main_data.len());
-    out.put_u8(if hint_bits == HintBits::Logged { HEADER_HINT_BITS } else { 0 });
-    out.put_u8(record.header.rmid);
-    out.put_u8(record.header.info);
-    out.put_u8(record.blocks.len() as u8);
-    out.put_u32_le(record.header.xid);
-    out.put_u16_le(u16::try_from(data.len()).expect("block data length is a u16 in WAL"));
-    for block in &record.blocks {
+    out.reserve(HEADER_LEN + record.blocks.len() * BLOCK_LEN_MAX + data.len() + main_data.len());
+    let mut header = [0; HEADER_LEN];
+    header[0] = if hint_bits == HintBits::Logged { HEADER_HINT_BITS } else { 0 };
+    header[1] = record.header.rmid;
+    header[2] = record.header.info;
+    header[3] = record.blocks.len() as u8;
+    header[4..8].copy_from_slice(&record.header.xid.to_le_bytes());
+    let data_len = u16::try_from(data.len()).expect("block data length is a u16 in WAL");
+    header[8..10].copy_from_slice(&data_len.to_le_bytes());
+    out.extend_from_slice(&header);
+    for block in record.blocks {
         let same_relation = block.rel.with_fork(target.rel.fork) == target.rel;
         let is_target = block.id == target.id;
         let mut flags = 0;
         let mut put = |flag, set| flags |= if set { flag } else { 0 };
         put(BLOCK_WILL_INIT, block.will_init);
-        put(BLOCK_APPLIED_IMAGE, block.image.as_ref().is_some_and(|image| image.apply));
+        put(BLOCK_APPLIED_IMAGE, block.has_applied_image());
         put(BLOCK_SAME_RELATION, same_relation);
         put(BLOCK_TARGET, is_target);
-        out.put_u8(block.id);
-        out.put_u8(flags | (block.rel.fork as u8) << 4);
+        out.extend_from_slice(&[block.id, flags | (block.rel.fork as u8) << 4]);
         if !same_relation {
             out.put_u32_le(block.rel.spcnode);
             out.put_u32_le(block.rel.dbnode);
@@ -90,9 +99,8 @@ fn encode(record: &DecodedRecord, target: &DecodedBlock, hint_bits: HintBits) ->
             out.put_u32_le(block.blkno);
         }
     }
-    out.put_slice(data);
-    out.put_slice(main_data);
-    out.freeze()
+    out.extend_from_slice(data);
+    out.extend_from_slice(main_data);
 }
 
 /// A stored record, opened: the view, and which of its blocks the value is for.
@@ -107,7 +115,7 @@ pub struct StoredRecord<'a> {
 impl<'a> StoredRecord<'a> {
     /// Opens the stored record of a block's key. `end_lsn` is the LSN that it is stored under.
     pub fn decode(bytes: &'a [u8], end_lsn: Lsn, rel: RelTag, blkno: BlockNumber) -> Result<Self, ValueDecodeError> {
-        let (head, mut rest) = bytes.split_at_checked(10).ok_or(CUT_SHORT)?;
+        let (head, mut rest) = bytes.split_at_checked(HEADER_LEN).ok_or(CUT_SHORT)?;
         let mut take = |len: usize| {
             let (part, tail) = rest.split_at_checked(len).ok_or(CUT_SHORT)?;
             rest = tail;

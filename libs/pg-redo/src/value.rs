@@ -35,9 +35,10 @@ const DELTA: u8 = 4;
 const UNREADABLE: u8 = 5;
 
 impl Value {
-    /// A delta, encoded.
-    pub fn delta(delta: &Delta) -> Value {
-        Value::Delta(delta.encode())
+    /// A delta, encoded at the end of `buffer` and taken off it.
+    pub fn delta(delta: &Delta, buffer: &mut BytesMut) -> Value {
+        delta.encode_into(buffer);
+        Value::Delta(buffer.split().freeze())
     }
 
     /// Whether earlier versions of the key are unneeded once this one is found.

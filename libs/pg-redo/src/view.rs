@@ -54,15 +54,19 @@ pub struct BlockView<'a> {
 
 impl<'a> RecordView<'a> {
     /// A decoded record, as redo sees it.
-    pub fn of_record(record: &'a DecodedRecord, hint_bits: HintBits) -> RecordView<'a> {
-        let blocks = record.blocks.iter().map(|block| BlockView {
-            id: block.id,
-            rel: block.rel,
-            blkno: block.blkno,
-            will_init: block.will_init,
-            has_applied_image: block.image.as_ref().is_some_and(|image| image.apply),
-            data: record.block_data(block),
-        });
+    #[inline(always)]
+    pub fn of_record(record: &DecodedRecord<'a>, hint_bits: HintBits) -> RecordView<'a> {
+        let mut blocks = SmallVec::new();
+        for block in record.blocks {
+            blocks.push(BlockView {
+                id: block.id,
+                rel: block.rel,
+                blkno: block.blkno,
+                will_init: block.will_init,
+                has_applied_image: block.has_applied_image(),
+                data: record.block_data(block),
+            });
+        }
         RecordView {
             end_lsn: record.end_lsn,
             rmid: record.header.rmid,
@@ -70,7 +74,7 @@ impl<'a> RecordView<'a> {
             xid: record.header.xid,
             hint_bits,
             main_data: record.main_data(),
-            blocks: blocks.collect(),
+            blocks,
         }
     }
 

@@ -2,7 +2,7 @@
 //! (checklist 31 to 34). Postgres clears the bits whatever the heap page's LSN says, and leaves the map page's LSN alone.
 //! Recent minors of 17 and 18 (17.11, 18.6) do reference the map pages, where a bit of them was set.
 
-use ardent_pg_format::{PgMajor, rmgr};
+use ardent_pg_format::{DecodedRecord, PgMajor, rmgr};
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, RelTag};
 use smallvec::SmallVec;
 
@@ -119,46 +119,63 @@ pub(crate) fn clear_referenced(cx: &Context<'_, '_>, page: &mut Page<'_>) -> Res
 /// The bits that a heap record clears, with the map's fork: at most those of two heap blocks.
 fn cleared_bits(view: &RecordView<'_>) -> Result<SmallVec<[(RelTag, VmChange); 2]>, Fault> {
     let mut cleared = SmallVec::new();
-    if view.rmid != rmgr::HEAP && view.rmid != rmgr::HEAP2 {
-        return Ok(cleared);
-    }
     let mut clear = |block_id: u8, bits: u8| {
+        if bits == 0 {
+            return Ok(());
+        }
         let block = view.block(block_id).ok_or(Fault::Record("a block reference is missing"))?;
         let change = VmChange { heap_block: block.blkno, clear: bits, set: 0 };
         cleared.push((block.rel.with_fork(ForkNumber::Vm), change));
         Ok::<(), Fault>(())
     };
-    let flag_at = |at: usize| view.main_data.get(at).copied().ok_or(Fault::Record("flags are missing"));
-    match (view.rmid, view.info & op::MASK) {
-        (rmgr::HEAP, op::INSERT) if flag_at(heap::INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
-            clear(0, VALID_BITS)?;
-        }
-        (rmgr::HEAP, op::DELETE) if flag_at(heap::DELETE_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
-            clear(0, VALID_BITS)?;
-        }
-        (rmgr::HEAP, op::UPDATE | op::HOT_UPDATE) => {
-            let flags = flag_at(heap::UPDATE_FLAGS_AT)?;
-            // The old page is block 1, unless old and new tuple share block 0.
-            let old = if view.block(1).is_some() { 1 } else { 0 };
-            if flags & heap::UPDATE_OLD_ALL_VISIBLE_CLEARED != 0 {
-                clear(old, VALID_BITS)?;
-            }
-            if flags & heap::UPDATE_NEW_ALL_VISIBLE_CLEARED != 0 {
-                clear(0, VALID_BITS)?;
-            }
-        }
-        (rmgr::HEAP, op::LOCK) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
-            clear(0, ALL_FROZEN)?;
-        }
-        (rmgr::HEAP2, op::MULTI_INSERT) if flag_at(heap::MULTI_INSERT_FLAGS_AT)? & heap::ALL_VISIBLE_CLEARED != 0 => {
-            clear(0, VALID_BITS)?;
-        }
-        (rmgr::HEAP2, op::LOCK_UPDATED) if flag_at(heap::LOCK_FLAGS_AT)? & heap::LOCK_ALL_FROZEN_CLEARED != 0 => {
-            clear(0, ALL_FROZEN)?;
-        }
-        _ => {}
-    }
+    let clears = Clears::of(view.rmid, view.info, view.main_data)?;
+    // An update's old page is block 1, unless old and new tuple share block 0.
+    clear(if view.block(1).is_some() { 1 } else { 0 }, clears.old)?;
+    clear(0, clears.new)?;
     Ok(cleared)
+}
+
+/// Bits that a record's flags say it clears.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Clears {
+    /// Of the page that an update takes a row from.
+    old: u8,
+    /// Of the page that it comes to, and of a page that is all there is to a record.
+    new: u8,
+}
+
+impl Clears {
+    #[inline]
+    fn of(rmid: u8, info: u8, main_data: &[u8]) -> Result<Clears, Fault> {
+        if rmid != rmgr::HEAP && rmid != rmgr::HEAP2 {
+            return Ok(Clears::default());
+        }
+        let flag_at = |at: usize| main_data.get(at).copied().ok_or(Fault::Record("flags are missing"));
+        let bits = |at: usize, flag: u8, bits: u8| flag_at(at).map(|flags| if flags & flag != 0 { bits } else { 0 });
+        let (mut old, mut new) = (0, 0);
+        match (rmid, info & op::MASK) {
+            (rmgr::HEAP, op::INSERT) => new = bits(heap::INSERT_FLAGS_AT, heap::ALL_VISIBLE_CLEARED, VALID_BITS)?,
+            (rmgr::HEAP, op::DELETE) => new = bits(heap::DELETE_FLAGS_AT, heap::ALL_VISIBLE_CLEARED, VALID_BITS)?,
+            (rmgr::HEAP, op::UPDATE | op::HOT_UPDATE) => {
+                old = bits(heap::UPDATE_FLAGS_AT, heap::UPDATE_OLD_ALL_VISIBLE_CLEARED, VALID_BITS)?;
+                new = bits(heap::UPDATE_FLAGS_AT, heap::UPDATE_NEW_ALL_VISIBLE_CLEARED, VALID_BITS)?;
+            }
+            (rmgr::HEAP, op::LOCK) | (rmgr::HEAP2, op::LOCK_UPDATED) => {
+                new = bits(heap::LOCK_FLAGS_AT, heap::LOCK_ALL_FROZEN_CLEARED, ALL_FROZEN)?;
+            }
+            (rmgr::HEAP2, op::MULTI_INSERT) => {
+                new = bits(heap::MULTI_INSERT_FLAGS_AT, heap::ALL_VISIBLE_CLEARED, VALID_BITS)?;
+            }
+            _ => {}
+        }
+        Ok(Clears { old, new })
+    }
+}
+
+/// Whether [`vm_changes`] may have something to say of this record: of most it is known without a look at their blocks.
+#[inline]
+pub fn may_change_vm(record: &DecodedRecord<'_>) -> bool {
+    Clears::of(record.header.rmid, record.header.info, record.main_data()) != Ok(Clears::default())
 }
 
 #[cfg(test)]

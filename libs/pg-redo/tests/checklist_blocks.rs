@@ -1,10 +1,10 @@
 //! Section 2 of the ingest checklist: images, and what a record's blocks have to do with each other.
 
 use ardent_pg_format::encode::{ImageParts, RecordBuilder};
-use ardent_pg_format::{DecodedRecord, PgMajor, rmgr};
+use ardent_pg_format::{OwnedRecord, PgMajor, rmgr};
 use ardent_pg_redo::{HintBits, Value, reconstruct};
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, RelTag};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 const REL: RelTag = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
 /// `BKPIMAGE_HAS_HOLE | BKPIMAGE_APPLY` of 15.
@@ -12,10 +12,10 @@ const HOLE_AND_APPLY: u8 = 0x03;
 const APPLY: u8 = 0x02;
 const START: Lsn = Lsn::new(0x100_0028);
 
-fn decode(record: &RecordBuilder) -> DecodedRecord {
+fn decode(record: &RecordBuilder) -> OwnedRecord {
     let raw = Bytes::from(record.encode(Lsn::INVALID));
     let end = START.advance(raw.len() as u64).align_up_8();
-    DecodedRecord::parse(raw, START, end, PgMajor::V15).expect("the record is well-formed")
+    OwnedRecord::parse(raw, START, end, PgMajor::V15).expect("the record is well-formed")
 }
 
 /// An empty heap page, with `mark` as its last byte.
@@ -26,9 +26,10 @@ fn page(mark: u8) -> Vec<u8> {
     page
 }
 
-fn value(record: &DecodedRecord, id: u8) -> Value {
-    let value = Value::for_block(PgMajor::V15, record, id, HintBits::NotLogged).expect("it can be stored");
-    value.expect("the block is one of the record's")
+fn value(record: &OwnedRecord, id: u8) -> Value {
+    let record = record.get();
+    let block = record.block(id).expect("the block is one of the record's");
+    Value::for_block(PgMajor::V15, &record, block, HintBits::NotLogged, &mut BytesMut::new()).expect("it can be stored")
 }
 
 /// `Heap/INSERT` of a tuple full of `mark` at an offset number.
@@ -51,10 +52,11 @@ fn checklist_15_a_record_holds_up_to_32_images_each_for_its_block() {
         record = record.block(id, REL, u32::from(id) * 7, false, Some(image), &[]);
     }
     let record = decode(&record);
-    assert_eq!(record.blocks.len(), 32);
+    let blocks = record.get().blocks;
+    assert_eq!(blocks.len(), 32);
     for id in 0..32 {
         let Value::Image(stored) = value(&record, id) else { panic!("block {id} is not an image") };
-        assert_eq!((stored[8191], record.blocks[usize::from(id)].blkno), (id + 1, u32::from(id) * 7));
+        assert_eq!((stored[8191], blocks[usize::from(id)].blkno), (id + 1, u32::from(id) * 7));
     }
 }
 
@@ -65,7 +67,7 @@ fn checklist_16_an_image_is_stamped_unless_its_page_is_new() {
         let record = RecordBuilder::new(rmgr::XLOG, rmgr::xlog::FPI).block(0, REL, 3, false, Some(stored), &[]);
         let record = decode(&record);
         let Value::Image(page) = value(&record, 0) else { panic!("not an image") };
-        (u32::from_le_bytes(page[4..8].try_into().unwrap()), record.end_lsn.get() as u32)
+        (u32::from_le_bytes(page[4..8].try_into().unwrap()), record.get().end_lsn.get() as u32)
     };
     let (found, end) = stamp(&page(1));
     assert_eq!(found, end);
@@ -110,7 +112,7 @@ fn checklist_18_redo_of_one_block_ignores_the_others() {
     };
     let rebuild = |id: u8, blkno: u32, base: Bytes| {
         // Past the page's LSN, as the next record would be.
-        let lsn = record.end_lsn.advance(1000);
+        let lsn = record.get().end_lsn.advance(1000);
         reconstruct(PgMajor::V15, &Key::RelBlock(REL, blkno), Some(base), [(lsn, value(&record, id))])
             .expect("each block can be redone alone")
     };

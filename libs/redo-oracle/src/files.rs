@@ -1,7 +1,7 @@
 //! A folder of WAL segments as one stream of records.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use ardent_pg_format::{DecodedRecord, PgMajor, WalDecoder, WalError};
@@ -46,6 +46,9 @@ pub enum FilesError {
     },
 }
 
+/// How much of a segment is read at a time: what fits a processor's own cache beside the pages that redo works on.
+const PIECE_BYTES: usize = 256 << 10;
+
 struct Segment {
     number: u64,
     path: PathBuf,
@@ -55,6 +58,8 @@ struct Segment {
 pub struct WalFolder {
     segments: std::vec::IntoIter<Segment>,
     current: PathBuf,
+    /// The current segment, as far as it is read.
+    file: Option<(fs::File, u64)>,
     size: WalSegmentSize,
     major: PgMajor,
     decoder: WalDecoder,
@@ -116,6 +121,7 @@ impl WalFolder {
         let next_segment = first.number;
         Ok(WalFolder {
             current: first.path.clone(),
+            file: None,
             segments: segments.into_iter(),
             size,
             major,
@@ -139,16 +145,20 @@ impl WalFolder {
     }
 
     /// The next record; `None` where the WAL ends: at `end`, or in the last segment where no valid record follows.
-    pub fn next_record(&mut self) -> Result<Option<DecodedRecord>, FilesError> {
+    pub fn next_record(&mut self) -> Result<Option<DecodedRecord<'_>>, FilesError> {
         while !self.ended {
-            match self.decoder.next() {
-                Ok(Some(record)) if self.end.is_some_and(|end| record.start_lsn >= end) => self.ended = true,
-                Ok(Some(record)) => {
-                    let from = self.range.map_or(record.start_lsn, |(from, _)| from);
-                    self.range = Some((from, record.end_lsn));
-                    return Ok(Some(record));
+            match self.decoder.advance() {
+                Ok(true) => {
+                    let start = self.decoder.start_of_last_record().expect("a record was read");
+                    if self.end.is_some_and(|end| start >= end) {
+                        self.ended = true;
+                        continue;
+                    }
+                    let from = self.range.map_or(start, |(from, _)| from);
+                    self.range = Some((from, self.decoder.end_of_last_record()));
+                    return Ok(self.decoder.record());
                 }
-                Ok(None) => self.feed_segment()?,
+                Ok(false) => self.feed()?,
                 // Behind the end of a live server's WAL there is a recycled segment's old content.
                 Err(error) if error.may_be_end_of_wal() && self.is_end() => self.ended = true,
                 Err(source) => return Err(FilesError::Wal { path: self.current.clone(), source }),
@@ -168,24 +178,37 @@ impl WalFolder {
         })
     }
 
-    fn feed_segment(&mut self) -> Result<(), FilesError> {
-        let segment = match self.segments.next() {
-            Some(segment) if segment.number == self.next_segment => segment,
-            _ => {
-                self.ended = true;
-                return Ok(());
+    /// Feeds the next piece of the segment that is being read, or of the one behind it.
+    fn feed(&mut self) -> Result<(), FilesError> {
+        loop {
+            if let Some((file, at)) = &mut self.file {
+                // Pieces end where pages do, so that a record within a page is never put together from two of them.
+                let length = PIECE_BYTES - (*at % PIECE_BYTES as u64) as usize;
+                let mut piece = Vec::with_capacity(length);
+                let read = file.by_ref().take(length as u64).read_to_end(&mut piece);
+                let read = read.map_err(|source| FilesError::Io { path: self.current.clone(), source })?;
+                *at += read as u64;
+                if read > 0 {
+                    self.decoder.feed(piece);
+                    return Ok(());
+                }
+                self.file = None;
             }
-        };
-        let mut bytes =
-            fs::read(&segment.path).map_err(|source| FilesError::Io { path: segment.path.clone(), source })?;
-        if let Some(start) = self.start.take() {
-            let offset = start.segment_offset(self.size);
-            bytes.drain(..(offset.min(bytes.len() as u64)) as usize);
+            let segment = match self.segments.next() {
+                Some(segment) if segment.number == self.next_segment => segment,
+                _ => {
+                    self.ended = true;
+                    return Ok(());
+                }
+            };
+            let offset = self.start.take().map_or(0, |start| start.segment_offset(self.size));
+            let file = fs::File::open(&segment.path)
+                .and_then(|mut file| file.seek(SeekFrom::Start(offset)).map(|_| file))
+                .map_err(|source| FilesError::Io { path: segment.path.clone(), source })?;
+            self.file = Some((file, offset));
+            self.current = segment.path;
+            self.next_segment += 1;
         }
-        self.current = segment.path;
-        self.next_segment += 1;
-        self.decoder.feed(bytes);
-        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use ardent_pg_redo::{
     vm_map_block,
 };
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
+use bytes::BytesMut;
 
 use crate::mask::{Mask, settle_speculative_tuples};
 use crate::report::{MISMATCHES_MAX, Mismatch, Report};
@@ -95,7 +96,7 @@ impl Oracle {
         let name = format!("{}/{}", rmgr::name(record.header.rmid), kind.unwrap_or("unknown"));
         self.report.entry(&name).records += 1;
         self.apply_vm_changes(record, &name);
-        for block in &record.blocks {
+        for block in record.blocks {
             self.check_block(record, block, &name)?;
         }
         Ok(())
@@ -158,8 +159,7 @@ impl Oracle {
     }
 
     fn check_block(&mut self, record: &DecodedRecord, block: &DecodedBlock, name: &str) -> Result<(), OracleError> {
-        let value = Value::for_block(self.major, record, block.id, self.hint_bits)?;
-        let value = value.expect("the block is one of the record's");
+        let value = Value::for_block(self.major, record, block, self.hint_bits, &mut BytesMut::new())?;
         if let Value::Image(bytes) = &value {
             self.report.entry(name).images_applied += 1;
             let page: &PageBytes = bytes[..].try_into().expect("images are pages");

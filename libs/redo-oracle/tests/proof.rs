@@ -163,11 +163,12 @@ fn wrong_redo_is_caught(wal: &Path) {
         }
     });
     let mut folder = WalFolder::open(wal, None, None).unwrap();
-    let mut oracle = Oracle::new(folder.major(), HintBits::NotLogged).with_tamper(tamper);
+    let major = folder.major();
+    let mut oracle = Oracle::new(major, HintBits::NotLogged).with_tamper(tamper);
     let mut damage = Damage(0x9E37_79B9_7F4A_7C15);
     while let Some(record) = folder.next_record().unwrap() {
         oracle.check(&record).unwrap();
-        damage.redo_damaged(&record, folder.major());
+        damage.redo_damaged(&record, major);
     }
     let report = oracle.finish();
 

@@ -1,7 +1,7 @@
 //! The oracle's own rules: a block that was skipped must be listed, and what is masked is counted.
 
 use ardent_pg_format::encode::{ImageParts, RecordBuilder};
-use ardent_pg_format::{DecodedRecord, PgMajor, rmgr};
+use ardent_pg_format::{OwnedRecord, PgMajor, rmgr};
 use ardent_pg_redo::HintBits;
 use ardent_redo_oracle::{Expectations, Oracle};
 use ardent_types::{BLCKSZ, ForkNumber, Lsn, RelTag};
@@ -12,11 +12,11 @@ const REL: RelTag = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: For
 const CHECKED: u8 = 0x02;
 const APPLY: u8 = 0x02;
 
-fn record(start: u64, builder: &RecordBuilder) -> DecodedRecord {
+fn record(start: u64, builder: &RecordBuilder) -> OwnedRecord {
     let start = Lsn::new(start);
     let raw = Bytes::from(builder.encode(Lsn::INVALID));
     let end = start.advance(raw.len() as u64).align_up_8();
-    DecodedRecord::parse(raw, start, end, PgMajor::V15).expect("the record is well-formed")
+    OwnedRecord::parse(raw, start, end, PgMajor::V15).expect("the record is well-formed")
 }
 
 fn empty_page() -> Vec<u8> {
@@ -35,8 +35,8 @@ fn a_block_that_is_skipped_fails_the_run_unless_it_is_listed() {
     let first = RecordBuilder::new(rmgr::XLOG, rmgr::xlog::FPI).block(0, REL, 0, false, Some(image(&page, true)), &[]);
     let custom = RecordBuilder::new(130, 0).block(0, REL, 0, false, None, &[1]);
     let mut oracle = Oracle::new(PgMajor::V15, HintBits::NotLogged);
-    oracle.check(&record(0x100_0028, &first)).expect("the record is whole");
-    oracle.check(&record(0x101_0028, &custom)).expect("the record is whole");
+    oracle.check(&record(0x100_0028, &first).get()).expect("the record is whole");
+    oracle.check(&record(0x101_0028, &custom).get()).expect("the record is whole");
     let mut report = oracle.finish();
     assert_eq!((report.total().unreadable, report.total().mismatches), (1, 0));
     let [name] = &report.unexpected_unreadable[..] else { panic!("{report}") };
@@ -67,7 +67,7 @@ fn masked_bytes_are_counted_and_what_is_not_masked_is_compared() {
     };
     let run = |page: &[u8]| {
         let mut oracle = Oracle::new(PgMajor::V15, HintBits::NotLogged);
-        oracle.check(&insert(page)).expect("the record is whole");
+        oracle.check(&insert(page).get()).expect("the record is whole");
         oracle.finish()
     };
     let report = run(&after);

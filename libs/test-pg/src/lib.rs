@@ -14,10 +14,13 @@
 //!
 //! Knows nothing of Ardent.
 
+mod pgbench_run;
 mod programs;
 mod server;
+pub mod side_by_side;
 
 pub use tempfile::TempDir;
 
+pub use pgbench_run::{PgbenchRun, PgbenchRunOptions};
 pub use programs::{bin_dir, bin_dir_of, other_majors, program, server_command, server_command_of, temp_dir};
 pub use server::{StopMode, TestPg, TestPgOptions};

@@ -99,11 +99,13 @@ macro_rules! number {
 
         impl $name {
             /// Wraps a raw number.
+            #[inline]
             pub const fn new(raw: $inner) -> Self {
                 $name(raw)
             }
 
             /// The raw number.
+            #[inline]
             pub const fn get(self) -> $inner {
                 self.0
             }

@@ -93,6 +93,7 @@ const TAG_REL_BLOCK: u8 = 0x80;
 
 impl Key {
     /// Its encoding: a tag byte, then big-endian fields, zero-padded. Sorts as `Key` does. See `docs/formats/keys.md`.
+    #[inline]
     pub fn encode(&self) -> [u8; KEY_LEN] {
         let mut out = [0; KEY_LEN];
         let mut put = |at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);

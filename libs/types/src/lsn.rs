@@ -23,43 +23,51 @@ impl Lsn {
     pub const MAX: Lsn = Lsn(u64::MAX);
 
     /// The LSN at byte `position`.
+    #[inline]
     pub const fn new(position: u64) -> Self {
         Lsn(position)
     }
 
     /// The byte position.
+    #[inline]
     pub const fn get(self) -> u64 {
         self.0
     }
 
     /// False only for [`Lsn::INVALID`].
+    #[inline]
     pub const fn is_valid(self) -> bool {
         self.0 != 0
     }
 
     /// `self + bytes`; `None` on overflow.
+    #[inline]
     pub fn checked_add(self, bytes: u64) -> Option<Lsn> {
         self.0.checked_add(bytes).map(Lsn)
     }
 
     /// Bytes from `earlier` to `self`; `None` when `earlier` is later.
+    #[inline]
     pub fn checked_sub(self, earlier: Lsn) -> Option<u64> {
         self.0.checked_sub(earlier.0)
     }
 
     /// Bytes from `earlier` to `self`, 0 when `earlier` is later. For lags that are shown, never for arithmetic that matters.
+    #[inline]
     pub fn saturating_sub(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
     /// `self + bytes`. Panics on overflow: an LSN that large is our own bug, since WAL positions are read as validated
     /// values and one record is at most 1 GiB.
+    #[inline]
     #[must_use]
     pub fn advance(self, bytes: u64) -> Lsn {
         Lsn(self.0.checked_add(bytes).expect("an LSN never reaches 2^64"))
     }
 
     /// Rounded up to the next multiple of 8 (`MAXALIGN`), as record ends are. Saturates at the last multiple.
+    #[inline]
     #[must_use]
     pub fn align_up_8(self) -> Lsn {
         Lsn(self.0.saturating_add(7) & !7)
@@ -89,27 +97,32 @@ impl Lsn {
     }
 
     /// Byte offset within its 8 KiB WAL page.
+    #[inline]
     pub fn page_offset(self) -> u64 {
         self.0 % XLOG_BLCKSZ
     }
 
     /// The number of its segment, counted from 0.
+    #[inline]
     pub fn segment_number(self, segment_size: WalSegmentSize) -> u64 {
-        self.0 / segment_size.bytes()
+        self.0 >> segment_size.0.trailing_zeros()
     }
 
     /// Byte offset within its segment.
+    #[inline]
     pub fn segment_offset(self, segment_size: WalSegmentSize) -> u64 {
-        self.0 % segment_size.bytes()
+        self.0 & (segment_size.bytes() - 1)
     }
 
     /// The first LSN of its segment.
+    #[inline]
     #[must_use]
     pub fn segment_start(self, segment_size: WalSegmentSize) -> Lsn {
         Lsn(self.0 - self.segment_offset(segment_size))
     }
 
     /// High and low halves, as on pages (`PageXLogRecPtr`).
+    #[inline]
     pub fn halves(self) -> (u32, u32) {
         ((self.0 >> 32) as u32, self.0 as u32)
     }
@@ -183,6 +196,7 @@ impl WalSegmentSize {
     }
 
     /// Size in bytes.
+    #[inline]
     pub fn bytes(self) -> u64 {
         u64::from(self.0)
     }

@@ -29,6 +29,7 @@ impl ForkNumber {
     pub const ALL: [ForkNumber; 4] = [ForkNumber::Main, ForkNumber::Fsm, ForkNumber::Vm, ForkNumber::Init];
 
     /// The fork with Postgres's number `raw`; `None` above 3.
+    #[inline]
     pub fn from_raw(raw: u8) -> Option<Self> {
         Self::ALL.get(usize::from(raw)).copied()
     }
@@ -59,6 +60,7 @@ pub struct RelTag {
 
 impl RelTag {
     /// The same relation's other fork.
+    #[inline]
     #[must_use]
     pub fn with_fork(self, fork: ForkNumber) -> RelTag {
         RelTag { fork, ..self }

@@ -5,27 +5,34 @@ use bytes::Bytes;
 use ardent_types::{Lsn, SystemId, WalSegmentSize};
 
 use super::error::{WalError, WalProblem};
-use super::framer::{Framer, StreamStart};
+use super::framer::{Frame, Framer, Place, StreamStart};
 use crate::major::PgMajor;
-use crate::record::DecodedRecord;
+use crate::record::{DecodedRecord, RecordLayout};
 
 /// Turns WAL bytes into decoded records. See the [module](super).
 #[derive(Debug)]
 pub struct WalDecoder {
     framer: Framer,
     major: PgMajor,
+    layout: RecordLayout,
+    /// Where the current record's bytes are.
+    current: Option<Place>,
 }
 
 impl WalDecoder {
     /// A decoder of the stream that starts at `start`: any record's end or start, so also the middle of a segment or a page boundary
     /// (checklist 1, 5, 9).
     pub fn new(start: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> WalDecoder {
-        WalDecoder { framer: Framer::new(start, StreamStart::RecordBoundary, major, segment_size), major }
+        WalDecoder::of(Framer::new(start, StreamStart::RecordBoundary, major, segment_size), major)
     }
 
     /// A decoder of a stream that starts with a page, which may begin with the rest of an earlier record.
     pub fn at_page(page: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> WalDecoder {
-        WalDecoder { framer: Framer::new(page, StreamStart::Page, major, segment_size), major }
+        WalDecoder::of(Framer::new(page, StreamStart::Page, major, segment_size), major)
+    }
+
+    fn of(framer: Framer, major: PgMajor) -> WalDecoder {
+        WalDecoder { framer, major, layout: RecordLayout::default(), current: None }
     }
 
     /// Sets where the record before the stream starts; the first record's link is then checked exactly. Without, any earlier LSN does.
@@ -63,12 +70,26 @@ impl WalDecoder {
         reason = "running out of bytes is not the end, as an iterator's None would be"
     )]
     #[inline]
-    pub fn next(&mut self) -> Result<Option<DecodedRecord>, WalError> {
-        let Some(framed) = self.framer.next_record()? else { return Ok(None) };
-        let parsed = DecodedRecord::parse(framed.raw, framed.start_lsn, framed.end_lsn, self.major);
-        parsed
-            .map(Some)
-            .map_err(|error| self.framer.fail(WalError { lsn: error.lsn, problem: WalProblem::Record(error) }))
+    pub fn next(&mut self) -> Result<Option<DecodedRecord<'_>>, WalError> {
+        Ok(if self.advance()? { self.record() } else { None })
+    }
+
+    /// Goes on to the next record; false until more bytes are fed. After an error, always that error.
+    pub fn advance(&mut self) -> Result<bool, WalError> {
+        self.current = None;
+        let Some(Frame { start_lsn, end_lsn, place }) = self.framer.next_frame()? else { return Ok(false) };
+        let raw = self.framer.bytes(&place);
+        if let Err(error) = self.layout.parse(raw, start_lsn, end_lsn, self.major) {
+            return Err(self.framer.fail(WalError { lsn: error.lsn, problem: WalProblem::Record(error) }));
+        }
+        self.current = Some(place);
+        Ok(true)
+    }
+
+    /// The record that [`WalDecoder::advance`] went to, if it found one.
+    #[inline]
+    pub fn record(&self) -> Option<DecodedRecord<'_>> {
+        self.current.as_ref().map(|place| self.layout.of(self.framer.bytes(place)))
     }
 
     /// Where the next byte to feed stands.

@@ -1,13 +1,16 @@
 //! Cuts a WAL stream into records and checks each: page headers, lengths, links, CRCs.
 
-use bytes::{Bytes, BytesMut};
+use std::ops::Range;
+
+use bytes::Bytes;
 
 use ardent_types::{Lsn, PgTli, SystemId, WalSegmentSize};
 
 use super::chunks::Chunks;
 use super::error::{WalError, WalProblem};
-use super::header::{WAL_PAGE_LEN, WalPageHeader, page_header_len};
+use super::header::{LONG_HEADER_LEN, WAL_PAGE_LEN, WalPageHeader, page_header_len};
 use crate::bytes_at::{u32_at, u64_at};
+use crate::crc::record_crc;
 use crate::major::PgMajor;
 use crate::record::{RECORD_HEADER_LEN, RECORD_LEN_MAX};
 use crate::rmgr;
@@ -21,15 +24,32 @@ pub enum StreamStart {
     Page,
 }
 
-/// A checked record.
-#[derive(Clone, Debug)]
-pub struct FramedRecord {
+/// A checked record's bytes, until the next one is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct FramedRecord<'a> {
     /// Where it starts.
     pub start_lsn: Lsn,
     /// Where it ends: aligned, not past a page header. For a segment switch, the end of the segment.
     pub end_lsn: Lsn,
     /// Its bytes without page headers.
-    pub raw: Bytes,
+    pub raw: &'a [u8],
+}
+
+/// Where a checked record is.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) start_lsn: Lsn,
+    pub(super) end_lsn: Lsn,
+    pub(super) place: Place,
+}
+
+/// Where a record's bytes are.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    /// In the chunk that is being read.
+    Chunk(Range<usize>),
+    /// Put together from several pages.
+    Assembled,
 }
 
 /// Cuts a WAL stream into checked records. See the [module](super).
@@ -46,13 +66,15 @@ pub struct Framer {
     /// Highest Postgres timeline id of the pages so far.
     tli: PgTli,
     state: State,
+    /// The bytes of a record that crosses a page boundary; kept for the next one.
+    assembled: Vec<u8>,
     /// Start of the last record given; what the next one's `xl_prev` must be.
     last_start: Option<Lsn>,
     last_end: Lsn,
     failed: Option<WalError>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum State {
     /// A record starts at the position, or behind the page header or padding there.
     Boundary {
@@ -61,13 +83,16 @@ enum State {
         /// The page before announced that this record was given up; the next one must say so too.
         aborted: Option<Lsn>,
     },
-    /// In a record that crosses a page boundary.
-    Partial { start: Lsn, total_len: u32, bytes: BytesMut },
+    /// In a record that crosses a page boundary, whose bytes so far are put together.
+    Partial { start: Lsn, total_len: u32 },
     /// In the rest of a record that started before the stream.
     Foreign { remaining: u32 },
-    /// Behind a segment switch, which is given once the whole segment has come.
-    Switch { record: FramedRecord },
+    /// Behind a segment switch, which is given once the whole segment has come; its bytes are kept with those put together.
+    Switch { start: Lsn, segment_end: Lsn },
 }
+
+/// Room for a record that crosses pages that is kept for the next one.
+const ASSEMBLED_KEPT_MAX: usize = 1 << 20;
 
 const BOUNDARY: State = State::Boundary { joining: false, aborted: None };
 
@@ -84,6 +109,7 @@ impl Framer {
             fed_to: start,
             tli: PgTli::new(0),
             state: State::Boundary { joining, aborted: None },
+            assembled: Vec::new(),
             last_start: None,
             last_end: start,
             failed: None,
@@ -140,47 +166,56 @@ impl Framer {
     }
 
     /// The next record; `None` until more bytes are fed.
-    #[inline]
-    pub fn next_record(&mut self) -> Result<Option<FramedRecord>, WalError> {
+    pub fn next_record(&mut self) -> Result<Option<FramedRecord<'_>>, WalError> {
+        let Some(Frame { start_lsn, end_lsn, place }) = self.next_frame()? else { return Ok(None) };
+        Ok(Some(FramedRecord { start_lsn, end_lsn, raw: self.bytes(&place) }))
+    }
+
+    /// Where the next record is; `None` until more bytes are fed.
+    #[inline(always)]
+    pub(super) fn next_frame(&mut self) -> Result<Option<Frame>, WalError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        let result = self.advance();
-        match &result {
-            Ok(Some(record)) => {
-                self.last_start = Some(record.start_lsn);
-                self.last_end = record.end_lsn;
+        match self.advance() {
+            Ok(Some(frame)) => {
+                self.last_start = Some(frame.start_lsn);
+                self.last_end = frame.end_lsn;
+                Ok(Some(frame))
             }
-            Ok(None) => {}
-            Err(error) => self.failed = Some(error.clone()),
+            Ok(None) => Ok(None),
+            Err(error) => Err(self.fail(error)),
         }
-        result
+    }
+
+    /// The bytes of the record that was given last.
+    #[inline(always)]
+    pub(super) fn bytes(&self, place: &Place) -> &[u8] {
+        match place {
+            Place::Chunk(range) => self.chunks.taken(range.clone()),
+            Place::Assembled => &self.assembled,
+        }
     }
 
     /// Makes `error` what every further call gives.
+    #[cold]
     pub(super) fn fail(&mut self, error: WalError) -> WalError {
         self.failed = Some(error.clone());
         error
     }
 
-    #[inline]
-    fn advance(&mut self) -> Result<Option<FramedRecord>, WalError> {
+    #[inline(always)]
+    fn advance(&mut self) -> Result<Option<Frame>, WalError> {
         loop {
-            if let State::Switch { record } = &self.state {
-                let record = record.clone();
-                if !self.skip_to(record.end_lsn) {
-                    return Ok(None);
-                }
-                self.state = BOUNDARY;
-                return Ok(Some(record));
-            }
-            if self.position.page_offset() == 0 && !self.read_page_header()? {
+            if self.position.page_offset() == 0
+                && !matches!(self.state, State::Switch { .. })
+                && !self.read_page_header()?
+            {
                 return Ok(None);
             }
             let page_left = (WAL_PAGE_LEN - self.position.page_offset()) as usize;
-            let framed = match &mut self.state {
+            let frame = match self.state {
                 State::Boundary { aborted, .. } => {
-                    let aborted = *aborted;
                     if !self.skip_to(self.position.align_up_8()) {
                         return Ok(None);
                     }
@@ -188,58 +223,66 @@ impl Framer {
                         continue;
                     }
                     match self.start_record(page_left & !7, aborted)? {
-                        Progress::Record(record) => record,
+                        Progress::Record(frame) => frame,
                         Progress::Moved => continue,
                         Progress::Starved => return Ok(None),
                     }
                 }
-                State::Partial { total_len, bytes, .. } => {
-                    let missing = *total_len as usize - bytes.len();
-                    let taken = missing.min(page_left).min(self.chunks.front().len());
-                    if taken == 0 {
-                        return Ok(None);
-                    }
-                    let had_header = bytes.len() >= RECORD_HEADER_LEN;
-                    bytes.extend_from_slice(&self.chunks.front()[..taken]);
-                    self.chunks.advance_front(taken);
-                    self.position = self.position.advance(taken as u64);
-                    if !had_header && bytes.len() >= RECORD_HEADER_LEN {
-                        self.check_partial_header()?;
-                    }
-                    if taken < missing {
-                        continue;
-                    }
-                    self.finish_partial()?
-                }
+                State::Partial { start, total_len } => match self.go_on(start, total_len, page_left)? {
+                    Progress::Record(frame) => frame,
+                    Progress::Moved => continue,
+                    Progress::Starved => return Ok(None),
+                },
                 State::Foreign { remaining } => {
-                    let taken = (*remaining as usize).min(page_left).min(self.chunks.front().len());
+                    let taken = (remaining as usize).min(page_left).min(self.chunks.front().len());
                     if taken == 0 {
                         return Ok(None);
                     }
-                    *remaining -= taken as u32;
-                    if *remaining == 0 {
-                        self.state = BOUNDARY;
-                    }
-                    self.chunks.advance_front(taken);
-                    self.position = self.position.advance(taken as u64);
+                    let remaining = remaining - taken as u32;
+                    self.state = if remaining == 0 { BOUNDARY } else { State::Foreign { remaining } };
+                    self.move_past(taken);
                     continue;
                 }
-                State::Switch { .. } => continue,
+                State::Switch { start, segment_end } => {
+                    if !self.skip_to(segment_end) {
+                        return Ok(None);
+                    }
+                    self.state = BOUNDARY;
+                    return Ok(Some(Frame { start_lsn: start, end_lsn: segment_end, place: Place::Assembled }));
+                }
             };
-            if is_switch(&framed.raw) && framed.end_lsn.segment_offset(self.segment_size) != 0 {
-                let segment_end = framed.end_lsn.segment_start(self.segment_size).advance(self.segment_size.bytes());
-                self.state = State::Switch { record: FramedRecord { end_lsn: segment_end, ..framed } };
+            if is_switch(self.bytes(&frame.place)) && frame.end_lsn.segment_offset(self.segment_size) != 0 {
+                self.wait_for_segment_end(&frame);
                 continue;
             }
-            return Ok(Some(framed));
+            return Ok(Some(frame));
         }
+    }
+
+    /// A segment switch is given once the whole segment has come.
+    #[cold]
+    fn wait_for_segment_end(&mut self, frame: &Frame) {
+        if let Place::Chunk(range) = &frame.place {
+            self.assembled.clear();
+            self.assembled.extend_from_slice(self.chunks.taken(range.clone()));
+        }
+        let segment_end = frame.end_lsn.segment_start(self.segment_size).advance(self.segment_size.bytes());
+        self.state = State::Switch { start: frame.start_lsn, segment_end };
+    }
+
+    /// Moves past bytes of the front chunk.
+    #[inline(always)]
+    fn move_past(&mut self, length: usize) {
+        self.chunks.take(length);
+        self.position = self.position.advance(length as u64);
     }
 
     /// Reads a record from the position, which is in a page and aligned.
     #[inline(always)]
     fn start_record(&mut self, page_left: usize, aborted: Option<Lsn>) -> Result<Progress, WalError> {
         let start = self.position;
-        if start.page_offset() < page_header_len(page_start(start), self.segment_size) as u64 {
+        let in_header = |start: Lsn| start.page_offset() < page_header_len(page_start(start), self.segment_size) as u64;
+        if start.page_offset() < LONG_HEADER_LEN as u64 && in_header(start) {
             return Err(WalError { lsn: start, problem: WalProblem::Start });
         }
         let Some(head) = self.chunks.peek(4) else { return Ok(Progress::Starved) };
@@ -254,38 +297,50 @@ impl Framer {
             check_header(header, start, last_start)?;
         }
         if total_len as usize > page_left {
-            // Room for a few pages at once; what a damaged length claims is not believed.
-            let bytes = BytesMut::with_capacity((total_len as usize).min(32 * WAL_PAGE_LEN as usize));
-            self.state = State::Partial { start, total_len, bytes };
+            self.assembled.clear();
+            self.assembled.shrink_to(ASSEMBLED_KEPT_MAX);
+            self.state = State::Partial { start, total_len };
             if let Some(aborted) = aborted {
                 // The record that gives another up always fits behind the page header where it stands.
                 return Err(WalError { lsn: start, problem: WalProblem::OverwriteRecord { aborted } });
             }
             return Ok(Progress::Moved);
         }
-        let Some(raw) = self.chunks.take(total_len as usize) else { return Ok(Progress::Starved) };
-        check_crc(&raw, start)?;
+        let Some(raw) = self.chunks.peek(total_len as usize) else { return Ok(Progress::Starved) };
+        check_crc(raw, start)?;
         if let Some(aborted) = aborted {
-            check_overwrite(&raw, start, aborted)?;
+            check_overwrite(raw, start, aborted)?;
         }
+        let place = Place::Chunk(self.chunks.take(total_len as usize));
         self.position = start.advance(u64::from(total_len));
         self.state = BOUNDARY;
-        Ok(Progress::Record(FramedRecord { start_lsn: start, end_lsn: self.position.align_up_8(), raw }))
+        Ok(Progress::Record(Frame { start_lsn: start, end_lsn: self.position.align_up_8(), place }))
     }
 
-    /// Checks the header of the record being put together, once all of it has come.
-    fn check_partial_header(&self) -> Result<(), WalError> {
-        let State::Partial { start, bytes, .. } = &self.state else { return Ok(()) };
-        check_header(&bytes[..RECORD_HEADER_LEN], *start, self.last_start)
-    }
-
-    fn finish_partial(&mut self) -> Result<FramedRecord, WalError> {
-        let State::Partial { start, bytes, .. } = std::mem::replace(&mut self.state, BOUNDARY) else {
-            unreachable!("only called in this state");
-        };
-        let raw = bytes.freeze();
-        check_crc(&raw, start)?;
-        Ok(FramedRecord { start_lsn: start, end_lsn: self.position.align_up_8(), raw })
+    /// Adds what the page and the chunk have of a record that crosses pages.
+    fn go_on(&mut self, start: Lsn, total_len: u32, page_left: usize) -> Result<Progress, WalError> {
+        let assembled = self.assembled.len();
+        let missing = total_len as usize - assembled;
+        let front = self.chunks.front();
+        let taken = missing.min(page_left).min(front.len());
+        if taken == 0 {
+            return Ok(Progress::Starved);
+        }
+        if assembled == 0 {
+            // Room for a few pages at once; what a damaged length claims is not believed.
+            self.assembled.reserve((total_len as usize).min(32 * WAL_PAGE_LEN as usize));
+        }
+        self.assembled.extend_from_slice(&front[..taken]);
+        self.move_past(taken);
+        if assembled < RECORD_HEADER_LEN && self.assembled.len() >= RECORD_HEADER_LEN {
+            check_header(&self.assembled[..RECORD_HEADER_LEN], start, self.last_start)?;
+        }
+        if taken < missing {
+            return Ok(Progress::Moved);
+        }
+        self.state = BOUNDARY;
+        check_crc(&self.assembled, start)?;
+        Ok(Progress::Record(Frame { start_lsn: start, end_lsn: self.position.align_up_8(), place: Place::Assembled }))
     }
 
     /// Reads the header of the page at the position; false if it hasn't come.
@@ -302,8 +357,7 @@ impl Framer {
         self.check_page(page, &header).map_err(error)?;
         self.tli = header.tli;
         self.state = self.state_after_header(&header).map_err(error)?;
-        self.chunks.advance_front(length);
-        self.position = page.advance(length as u64);
+        self.move_past(length);
         Ok(true)
     }
 
@@ -318,10 +372,10 @@ impl Framer {
         if header.address != page {
             return Err(WalProblem::PageAddress(header.address));
         }
-        if let (Some(long), Some(expected)) = (&header.long, self.system_id) {
-            if long.system_id != expected {
-                return Err(WalProblem::SystemId { expected, found: long.system_id });
-            }
+        if let (Some(long), Some(expected)) = (&header.long, self.system_id)
+            && long.system_id != expected
+        {
+            return Err(WalProblem::SystemId { expected, found: long.system_id });
         }
         if header.tli < self.tli {
             return Err(WalProblem::TimelineBackwards { before: self.tli, found: header.tli });
@@ -330,22 +384,22 @@ impl Framer {
     }
 
     /// What follows the page header, given what was being read before it.
-    fn state_after_header(&mut self, header: &WalPageHeader) -> Result<State, WalProblem> {
+    fn state_after_header(&self, header: &WalPageHeader) -> Result<State, WalProblem> {
         let flags = header.flags;
-        match std::mem::replace(&mut self.state, BOUNDARY) {
+        match self.state {
             State::Partial { start, .. } if flags.first_is_overwrite_contrecord => {
                 Ok(State::Boundary { joining: false, aborted: Some(start) })
             }
             State::Partial { start, .. } if !flags.first_is_contrecord => {
                 Err(WalProblem::MissingContinuation { record: start })
             }
-            State::Partial { start, total_len, bytes } => {
-                let expected = total_len - bytes.len() as u32;
+            State::Partial { start, total_len } => {
+                let expected = total_len - self.assembled.len() as u32;
                 let found = header.remaining_len;
                 if found != expected {
                     return Err(WalProblem::ContinuationLength { record: start, expected, found });
                 }
-                Ok(State::Partial { start, total_len, bytes })
+                Ok(State::Partial { start, total_len })
             }
             State::Foreign { .. } if flags.first_is_overwrite_contrecord => Ok(BOUNDARY),
             State::Foreign { remaining } => {
@@ -377,15 +431,14 @@ impl Framer {
             if step == 0 {
                 return false;
             }
-            self.chunks.advance_front(step as usize);
-            self.position = self.position.advance(step);
+            self.move_past(step as usize);
         }
         true
     }
 }
 
 enum Progress {
-    Record(FramedRecord),
+    Record(Frame),
     Moved,
     Starved,
 }
@@ -407,12 +460,6 @@ fn check_header(header: &[u8], start: Lsn, previous: Option<Lsn>) -> Result<(), 
     } else {
         Err(WalError { lsn: start, problem: WalProblem::PrevLink { expected: previous, found } })
     }
-}
-
-/// The CRC covers everything behind the header, then the header up to the CRC itself.
-#[inline(always)]
-pub(crate) fn record_crc(raw: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&raw[RECORD_HEADER_LEN..]), &raw[..20])
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use ardent_pg_format::{DecodedBlock, rmgr};
-use ardent_pg_redo::{Delta, RecordView, Value, vm_changes};
+use ardent_pg_redo::{Delta, RecordView, Value, may_change_vm, vm_changes};
 use ardent_types::{ForkNumber, Key, RelTag};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -36,8 +36,8 @@ impl Ingest {
         // With full_page_writes off a hint's record has no image, and then nothing to say.
         let only_hints = record.header.rmid == rmgr::XLOG && step.op() == rmgr::xlog::FPI_FOR_HINT;
         let mut grown = Grown::new();
-        for block in &record.blocks {
-            let has_image = block.image.as_ref().is_some_and(|image| image.apply);
+        for block in record.blocks {
+            let has_image = block.has_applied_image();
             if only_hints && !has_image {
                 continue;
             }
@@ -61,9 +61,8 @@ impl Ingest {
                 self.orphan(step, block)
             } else {
                 // An image that can't be restored leaves its page unreadable, not the timeline stopped.
-                let value = Value::for_block(self.major, record, block.id, self.hint_bits());
-                let value =
-                    value.unwrap_or_else(|error| Some(unreadable(error))).expect("the block is one of the record's");
+                let value = Value::for_block(self.major, record, block, self.hint_bits(), &mut step.out.buffer);
+                let value = value.unwrap_or_else(unreadable);
                 if made { from_zeros(value) } else { value }
             };
             step.push(key, value);
@@ -103,12 +102,15 @@ impl Ingest {
 
     /// Changes of visibility-map pages that the record implies without referencing them (checklist 31 to 34).
     pub(super) fn visibility_map<S: ReadState>(&mut self, step: &mut Step<'_, S>) -> StepResult<S> {
+        if !may_change_vm(step.record) {
+            return Ok(());
+        }
         let view = RecordView::of_record(step.record, self.hint_bits());
         for page in vm_changes(self.major, &view)? {
             let size = self.sizes.get(page.rel, step.state).map_err(Fault::State)?;
             // Without a map page no bit is set that would have to go.
             if size.is_some_and(|blocks| page.block < blocks) {
-                step.push(Key::RelBlock(page.rel, page.block), Value::delta(&Delta::Vm(page.changes)));
+                step.push_delta(Key::RelBlock(page.rel, page.block), &Delta::Vm(page.changes));
             }
         }
         Ok(())

@@ -68,7 +68,7 @@ pub(super) enum Fault<E> {
 }
 
 impl<E: std::error::Error + 'static> Fault<E> {
-    pub fn of_record(self, record: &DecodedRecord) -> IngestError<E> {
+    pub fn of_record(self, record: &DecodedRecord<'_>) -> IngestError<E> {
         let lsn = record.end_lsn;
         match self {
             Fault::State(source) => IngestError::State { lsn, source },

@@ -1,7 +1,7 @@
 //! From WAL records to values.
 
 use ardent_pg_format::{DecodedRecord, PgMajor, rmgr};
-use ardent_pg_redo::{HintBits, Value};
+use ardent_pg_redo::{Delta, HintBits, Value};
 use ardent_types::{BlockNumber, Key, Lsn, RelTag};
 use bytes::Bytes;
 
@@ -68,7 +68,7 @@ pub struct Ingest {
 
 /// One record on its way through.
 struct Step<'a, S> {
-    record: &'a DecodedRecord,
+    record: &'a DecodedRecord<'a>,
     lsn: Lsn,
     state: &'a S,
     out: &'a mut Batch,
@@ -81,6 +81,11 @@ impl<'a, S> Step<'a, S> {
 
     fn push_image(&mut self, key: Key, content: Bytes) {
         self.push(key, Value::Image(content));
+    }
+
+    fn push_delta(&mut self, key: Key, delta: &Delta) {
+        let value = Value::delta(delta, &mut self.out.buffer);
+        self.push(key, value);
     }
 
     fn main_data(&self) -> MainData<'a> {
@@ -158,7 +163,7 @@ impl Ingest {
     /// [`Progress::FlushFirst`].
     pub fn ingest<S: ReadState>(
         &mut self,
-        record: &DecodedRecord,
+        record: &DecodedRecord<'_>,
         state: &S,
         out: &mut Batch,
     ) -> Result<Progress, IngestError<S::Error>> {
@@ -218,7 +223,6 @@ impl Ingest {
     }
 
     /// One value each for what many records change a little (checklist 48).
-    #[inline]
     fn write_changed_state<S>(&mut self, step: &mut Step<'_, S>) {
         if let Some(checkpoint) = self.control.take_checkpoint_change() {
             step.push_image(Key::Checkpoint, checkpoint);

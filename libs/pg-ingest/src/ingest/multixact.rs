@@ -1,6 +1,6 @@
 //! Multixacts (`multixact.h`).
 
-use ardent_pg_redo::{Delta, MULTIXACT_OFFSETS_PER_PAGE, MultiXactMember, Value};
+use ardent_pg_redo::{Delta, MULTIXACT_OFFSETS_PER_PAGE, MultiXactMember};
 use ardent_types::{BLCKSZ, SlruKind};
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -92,7 +92,7 @@ impl Ingest {
         let kind = SlruKind::MultiXactOffsets;
         let mut write = |entries: SmallVec<[(u32, u32); 2]>| {
             let key = slru::key(kind, slru::page_of(kind, entries[0].0));
-            step.push(key, Value::delta(&Delta::MultiXactOffsets(entries)));
+            step.push_delta(key, &Delta::MultiXactOffsets(entries));
         };
         let (own, following) = ((multi, first_offset), (next, next_offset));
         if slru::page_of(kind, multi) == slru::page_of(kind, next) {
@@ -105,7 +105,7 @@ impl Ingest {
         let page = |member: &MultiXactMember| slru::page_of(kind, member.offset);
         for members in members.chunk_by(|a, b| page(a) == page(b)) {
             let delta = Delta::MultiXactMembers(SmallVec::from_slice(members));
-            step.push(slru::key(kind, page(&members[0])), Value::delta(&delta));
+            step.push_delta(slru::key(kind, page(&members[0])), &delta);
         }
         members.iter().for_each(|member| self.control.see_xid(member.xid));
         self.control.advance_next_multi(multi.wrapping_add(1), first_offset.wrapping_add(members.len() as u32));

@@ -1,6 +1,6 @@
 //! Relation files: created, truncated, dropped (`storage_xlog.h`).
 
-use ardent_pg_redo::{Delta, HEAP_BLOCKS_PER_PAGE, Value, vm_map_block};
+use ardent_pg_redo::{Delta, HEAP_BLOCKS_PER_PAGE, vm_map_block};
 use ardent_types::{BlockNumber, ForkNumber, Key, RelTag};
 
 use super::error::Fault;
@@ -91,7 +91,7 @@ impl Ingest {
         let Some(size) = self.sizes.get(map, step.state).map_err(Fault::State)? else { return Ok(()) };
         let keep = match tail {
             Some(tail) if page < size => {
-                step.push(Key::RelBlock(map, page), Value::delta(&tail));
+                step.push_delta(Key::RelBlock(map, page), &tail);
                 page + 1
             }
             Some(_) => return Ok(()),

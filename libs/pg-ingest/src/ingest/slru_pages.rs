@@ -1,7 +1,7 @@
 //! Changes of SLRU pages: statuses and commit times grouped by page, new pages, truncation.
 
 use ardent_pg_format::PgMajor;
-use ardent_pg_redo::{Delta, Value, XactStatus};
+use ardent_pg_redo::{Delta, XactStatus};
 use ardent_types::SlruKind;
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -95,14 +95,14 @@ pub(super) fn drop_segments<S>(step: &mut Step<'_, S>, kind: SlruKind, first: u3
 /// Sets the status of a transaction and its subtransactions; one value per page (checklist 42).
 pub(super) fn set_statuses<S>(step: &mut Step<'_, S>, status: XactStatus, xid: u32, subxacts: &[u32]) {
     for (page, xids) in by_page(SlruKind::Xact, xid, subxacts) {
-        step.push(slru::key(SlruKind::Xact, page), Value::delta(&Delta::Xact { status, xids }));
+        step.push_delta(slru::key(SlruKind::Xact, page), &Delta::Xact { status, xids });
     }
 }
 
 /// Notes when a transaction and its subtransactions committed; one value per page.
 pub(super) fn set_commit_times<S>(step: &mut Step<'_, S>, timestamp: i64, origin: u16, xid: u32, subxacts: &[u32]) {
     for (page, xids) in by_page(SlruKind::CommitTs, xid, subxacts) {
-        step.push(slru::key(SlruKind::CommitTs, page), Value::delta(&Delta::CommitTs { timestamp, origin, xids }));
+        step.push_delta(slru::key(SlruKind::CommitTs, page), &Delta::CommitTs { timestamp, origin, xids });
     }
 }
 

@@ -79,7 +79,9 @@ impl Ingest {
         let unix_us = parsed.time.saturating_add(POSTGRES_EPOCH_US);
         if unix_us > self.last_end_unix_us {
             self.last_end_unix_us = unix_us;
-            step.push_image(LAST_END_KEY, Bytes::copy_from_slice(&unix_us.to_le_bytes()));
+            step.out.buffer.extend_from_slice(&unix_us.to_le_bytes());
+            let content = step.out.buffer.split().freeze();
+            step.push_image(LAST_END_KEY, content);
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ pub fn import(spec: ImportSpec, data_dir: &Path, store: &mut Store) -> Imported 
 }
 
 /// Calls `each` with every record in `pg_wal` from `start` on.
-pub fn records(data_dir: &Path, start: Lsn, mut each: impl FnMut(&DecodedRecord)) {
+pub fn records(data_dir: &Path, start: Lsn, mut each: impl FnMut(&DecodedRecord<'_>)) {
     let control = control_file(data_dir);
     let size = control.wal_segment_size;
     let mut decoder = WalDecoder::new(start, control.major, size).with_system_id(control.system_id);

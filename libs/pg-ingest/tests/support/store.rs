@@ -56,7 +56,7 @@ impl Store {
     }
 
     /// Ingests one record. The batch is applied after each record, or when asked for.
-    pub fn ingest(&mut self, ingest: &mut Ingest, record: &DecodedRecord) {
+    pub fn ingest(&mut self, ingest: &mut Ingest, record: &DecodedRecord<'_>) {
         let mut batch = Batch::default();
         loop {
             let progress = ingest.ingest(record, &self.newest(), &mut batch).expect("the record is ingested");

@@ -1,7 +1,7 @@
 //! A timeline in memory that records are appended to.
 
 use ardent_pg_format::encode::RecordBuilder;
-use ardent_pg_format::{CheckPoint, ClusterState, ControlFile, DecodedRecord, PgMajor};
+use ardent_pg_format::{CheckPoint, ClusterState, ControlFile, OwnedRecord, PgMajor};
 use ardent_pg_ingest::{Batch, Ingest, IngestError, Progress, ReadState};
 use ardent_pg_redo::{ReconstructError, Value};
 use ardent_types::{BlockNumber, ForkNumber, Key, Lsn, PgTli, RelTag, SlruKind, SystemId, WalSegmentSize};
@@ -104,7 +104,7 @@ impl Timeline {
     pub fn try_add(&mut self, record: &RecordBuilder) -> Result<Lsn, IngestError<ReconstructError>> {
         let record = self.next_record(record);
         let mut batch = Batch::default();
-        while self.ingest.ingest(&record, &self.store.newest(), &mut batch)? == Progress::FlushFirst {
+        while self.ingest.ingest(&record.get(), &self.store.newest(), &mut batch)? == Progress::FlushFirst {
             self.store.apply(&mut batch);
         }
         self.store.apply(&mut batch);
@@ -112,11 +112,11 @@ impl Timeline {
     }
 
     /// Decodes a record at the timeline's end.
-    pub fn next_record(&mut self, record: &RecordBuilder) -> DecodedRecord {
+    pub fn next_record(&mut self, record: &RecordBuilder) -> OwnedRecord {
         let raw = Bytes::from(record.encode(Lsn::INVALID));
         let start = self.end;
         self.end = start.advance(raw.len() as u64).align_up_8();
-        DecodedRecord::parse(raw, start, self.end, PgMajor::V15).expect("the record is well-formed")
+        OwnedRecord::parse(raw, start, self.end, PgMajor::V15).expect("the record is well-formed")
     }
 
     /// Starts again from what is stored.

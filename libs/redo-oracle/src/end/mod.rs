@@ -184,7 +184,7 @@ impl EndState {
             self.notes.copy(source, target);
         }
         let is_hint = record.header.rmid == rmgr::XLOG && record.header.info & 0xF0 == rmgr::xlog::FPI_FOR_HINT;
-        for block in &record.blocks {
+        for block in record.blocks {
             let page = (block.rel, block.blkno);
             match &block.image {
                 Some(image) if image.apply && block.rel.fork == ForkNumber::Vm && image.hole_length > 0 => {

@@ -1,11 +1,10 @@
 //! Decoding a record's bytes. The layout is described in `docs/formats/postgres-wal.md`.
 
-use bytes::Bytes;
-use smallvec::SmallVec;
-
 use ardent_types::{BLCKSZ, ForkNumber, Lsn, RelTag};
 
-use super::{BLOCK_ID_MAX, BkpImage, DecodedBlock, DecodedRecord, ImageCompression, RECORD_HEADER_LEN, RecordHeader};
+use super::{
+    BLOCK_ID_MAX, BkpImage, DecodedBlock, DecodedRecord, ImageCompression, Part, RECORD_HEADER_LEN, RecordHeader,
+};
 use crate::bytes_at::{u16_at, u32_at, u64_at};
 use crate::major::PgMajor;
 
@@ -112,6 +111,7 @@ impl Headers<'_> {
 
 impl RecordHeader {
     /// Reads the fixed header; `None` if there are not 24 bytes.
+    #[inline]
     pub fn read(raw: &[u8]) -> Option<RecordHeader> {
         (raw.len() >= RECORD_HEADER_LEN).then(|| RecordHeader {
             tot_len: u32_at(raw, 0),
@@ -124,35 +124,62 @@ impl RecordHeader {
     }
 }
 
-impl DecodedRecord {
-    /// Decodes a whole record's bytes. They must be contiguous (page headers taken out). The CRC is not looked at: the WAL decoder has
-    /// checked it, and bytes from storage have a checksum of their own.
+/// Where the parts of a record lie in its bytes. A decoder has one and fills it anew for each record.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RecordLayout {
+    start_lsn: Lsn,
+    end_lsn: Lsn,
+    header: RecordHeader,
+    blocks: Vec<DecodedBlock>,
+    main_data_at: usize,
+    origin: Option<u16>,
+    toplevel_xid: Option<u32>,
+}
+
+impl RecordLayout {
+    /// Takes the record in `raw` apart. The CRC is not looked at: the WAL decoder has checked it, and bytes from storage have a checksum
+    /// of their own.
     ///
     /// Errors if lengths, ids or flags contradict each other; never panics.
-    pub fn parse(raw: Bytes, start_lsn: Lsn, end_lsn: Lsn, major: PgMajor) -> Result<DecodedRecord, RecordDecodeError> {
-        let Some(header) = RecordHeader::read(&raw) else {
+    pub(crate) fn parse(
+        &mut self,
+        raw: &[u8],
+        start_lsn: Lsn,
+        end_lsn: Lsn,
+        major: PgMajor,
+    ) -> Result<(), RecordDecodeError> {
+        let Some(header) = RecordHeader::read(raw) else {
             return Err(RecordDecodeError { lsn: start_lsn, rmid: 0, problem: RecordProblem::Lengths(raw.len()) });
         };
         let error = |problem| RecordDecodeError { lsn: start_lsn, rmid: header.rmid, problem };
         if header.tot_len as usize != raw.len() {
             return Err(error(RecordProblem::Lengths(raw.len())));
         }
-        let mut record = DecodedRecord {
-            start_lsn,
-            end_lsn,
-            header,
-            raw: Bytes::new(),
-            blocks: SmallVec::new(),
-            main_data: 0..0,
-            origin: None,
-            toplevel_xid: None,
-        };
-        record.read_parts(&raw, major).map_err(error)?;
-        record.raw = raw;
-        Ok(record)
+        self.start_lsn = start_lsn;
+        self.end_lsn = end_lsn;
+        self.header = header;
+        self.read_parts(raw, major).map_err(error)
+    }
+
+    /// The record that was taken apart last; `raw` are the same bytes.
+    #[inline]
+    pub(crate) fn of<'a>(&'a self, raw: &'a [u8]) -> DecodedRecord<'a> {
+        DecodedRecord {
+            start_lsn: self.start_lsn,
+            end_lsn: self.end_lsn,
+            header: self.header,
+            raw,
+            blocks: &self.blocks,
+            origin: self.origin,
+            toplevel_xid: self.toplevel_xid,
+            main_data: &raw[self.main_data_at..],
+        }
     }
 
     fn read_parts(&mut self, raw: &[u8], major: PgMajor) -> Result<(), RecordProblem> {
+        self.blocks.clear();
+        self.origin = None;
+        self.toplevel_xid = None;
         let mut headers = Headers { raw, at: RECORD_HEADER_LEN };
         // Payload bytes that the headers read so far have announced.
         let mut payload = 0usize;
@@ -171,7 +198,8 @@ impl DecodedRecord {
                 ID_TOPLEVEL_XID => self.toplevel_xid = Some(headers.u32()?),
                 id if id <= BLOCK_ID_MAX => {
                     let block = read_block(id, &mut headers, self.blocks.last(), major)?;
-                    payload += block.data.len() + block.image.as_ref().map_or(0, |image| image.stored.len());
+                    let image_len = block.image.as_ref().map_or(0, |image| image.stored.length);
+                    payload += usize::from(block.data.length) + usize::from(image_len);
                     self.blocks.push(block);
                 }
                 id => return Err(RecordProblem::BlockId(id)),
@@ -181,23 +209,23 @@ impl DecodedRecord {
             return Err(RecordProblem::Lengths(raw.len()));
         }
         // Payloads follow in the order of their headers, an image before its block's data, main data last.
-        let mut at = headers.at;
-        let mut place = |length: usize| {
-            at += length;
-            at - length..at
+        let mut at = headers.at as u32;
+        let mut place = |part: &mut Part| {
+            part.at = at;
+            at += u32::from(part.length);
         };
         for block in &mut self.blocks {
             if let Some(image) = &mut block.image {
-                image.stored = place(image.stored.len());
+                place(&mut image.stored);
             }
-            block.data = place(block.data.len());
+            place(&mut block.data);
         }
-        self.main_data = place(main_len);
+        self.main_data_at = headers.at + payload;
         Ok(())
     }
 }
 
-/// Reads one block reference. Its ranges have the right lengths and start at 0: where payloads lie is known at the end.
+/// Reads one block reference. Its parts have the right lengths and start at 0: where payloads lie is known at the end.
 #[inline(always)]
 fn read_block(
     id: u8,
@@ -224,7 +252,14 @@ fn read_block(
         before.ok_or(RecordProblem::NoRelationBefore(id))?.rel.with_fork(fork)
     };
     let blkno = headers.u32()?;
-    Ok(DecodedBlock { id, rel, blkno, will_init: flags & WILL_INIT != 0, image, data: 0..usize::from(data_len) })
+    Ok(DecodedBlock {
+        rel,
+        blkno,
+        id,
+        will_init: flags & WILL_INIT != 0,
+        image,
+        data: Part { at: 0, length: data_len },
+    })
 }
 
 fn read_image(id: u8, headers: &mut Headers<'_>, major: PgMajor) -> Result<BkpImage, RecordProblem> {
@@ -257,10 +292,10 @@ fn read_image(id: u8, headers: &mut Headers<'_>, major: PgMajor) -> Result<BkpIm
     match compression {
         Some(compression) if hole_fits && length_fits => Ok(BkpImage {
             apply: info & bits.apply != 0,
+            compression,
             hole_offset,
             hole_length,
-            compression,
-            stored: 0..usize::from(length),
+            stored: Part { at: 0, length },
         }),
         _ => Err(RecordProblem::Image { id, info, length, hole_offset, hole_length }),
     }
