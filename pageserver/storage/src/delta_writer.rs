@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ardent_types::Lsn;
 
 use crate::error::CommitError;
-use crate::layer::{Layer, LayerKind, LayerWriter};
+use crate::layer::{Effort, Layer, LayerKind, LayerWriter};
 use crate::position::RecordPosition;
 use crate::stored_key::StoredKey;
 use crate::timeline::Timeline;
@@ -65,7 +65,8 @@ impl<'a> DeltaWriter<'a> {
         }
         if self.current.is_none() {
             let path = shared.temp_path();
-            let writer = LayerWriter::create(&path, LayerKind::Delta, &shared.config.faults).map_err(Self::local)?;
+            let writer = LayerWriter::create(&path, LayerKind::Delta, Effort::Usual, &shared.config.faults)
+                .map_err(Self::local)?;
             self.current = Some(writer);
         }
         self.last_key = Some(*key);

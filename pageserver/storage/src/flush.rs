@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::CommitError;
-use crate::layer::{FinishedLayer, Layer, LayerDesc, LayerKind, LayerWriter};
+use crate::layer::{Effort, FinishedLayer, Layer, LayerDesc, LayerKind, LayerWriter};
 use crate::layer_map::{Frozen, LayerMap};
 use crate::manifest::Manifest;
 use crate::mem_layer::MemLayer;
@@ -115,7 +115,7 @@ pub(crate) fn write_sorted(
 ) -> Result<FinishedLayer, CommitError> {
     let path = timeline.shared.temp_path();
     let write = || {
-        let mut writer = LayerWriter::create(&path, LayerKind::Delta, &timeline.shared.config.faults)?;
+        let mut writer = LayerWriter::create(&path, LayerKind::Delta, Effort::Little, &timeline.shared.config.faults)?;
         memory.for_each_sorted(|key, lsn, kind, value| writer.add(key, lsn, kind, value))?;
         finish(writer)
     };

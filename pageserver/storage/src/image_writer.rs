@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ardent_types::Lsn;
 
 use crate::error::CommitError;
-use crate::layer::{Layer, LayerKind, LayerWriter};
+use crate::layer::{Effort, Layer, LayerKind, LayerWriter};
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::timeline::Timeline;
 use crate::version::VersionKind;
@@ -54,7 +54,7 @@ impl<'a> ImageWriter<'a> {
 
     fn create(&self) -> std::io::Result<LayerWriter<'a>> {
         let shared = &self.timeline.shared;
-        LayerWriter::create(&shared.temp_path(), LayerKind::Image, &shared.config.faults)
+        LayerWriter::create(&shared.temp_path(), LayerKind::Image, Effort::Usual, &shared.config.faults)
     }
 
     fn end_file(&mut self, last: StoredKey) -> Result<(), CommitError> {

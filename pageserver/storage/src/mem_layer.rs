@@ -1,8 +1,8 @@
 //! The open layer: versions in memory, in the order of their LSNs, until it is frozen and written to a file.
 //!
 //! ```text
-//!  blocks: key ─► newest ─┐        versions: [ lsn, kind, where, previous ]...     arena: chunks of bytes
-//!  others: key ─► newest ─┴─► index into versions ──previous──► older ──► ...
+//!  blocks: 16 neighbours ─► newest of each ─┐     versions: [ lsn, key, kind, where, previous ]...     arena: chunks of bytes
+//!  others: key ───────────► newest ─────────┴─► index into versions ──previous──► older ──► ...
 //! ```
 //!
 //! A version costs 32 bytes and its value's bytes, and no allocation of its own. Readers take a shared lock and copy what
@@ -27,6 +27,18 @@ const CHUNK_BYTES: usize = 1 << 20;
 const NONE: u32 = u32::MAX;
 /// What a map entry costs, roughly; counted so that the limit holds for many small values too.
 const KEY_COST_BYTES: usize = 48;
+/// What a group of neighbouring blocks costs.
+const GROUP_COST_BYTES: usize = 120;
+/// Blocks in a group. Its newest versions fill one line of the processor's cache.
+const GROUP_BLOCKS: u32 = 16;
+/// Added to the numbers of keys that are not blocks.
+const OTHERS_FROM: KeyNumber = 1 << 31;
+
+/// Versions whose memory is looked at ahead of its use.
+const AT_ONCE: usize = 32;
+
+/// The number of a key in a layer: for a block its group's and its place there, else [`OTHERS_FROM`] and a running number.
+type KeyNumber = u32;
 
 /// A batch that breaks the rules of [`MemLayer::put`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +52,8 @@ pub(crate) enum Disorder {
 #[derive(Clone, Copy)]
 struct Slot {
     lsn: Lsn,
+    /// Whose version it is; [`NONE`] once another one took its place.
+    key: KeyNumber,
     previous: u32,
     chunk: u32,
     offset: u32,
@@ -71,13 +85,132 @@ impl Arena {
     }
 }
 
+/// The newest version of every key.
+#[derive(Default)]
+struct Heads {
+    /// Numbers of groups of blocks by the key of the first.
+    groups: HashMap<StoredKey, u32, KeyHashing>,
+    /// By number: the key of the first, and the newest versions of the blocks, [`NONE`] where there is none.
+    firsts: Vec<StoredKey>,
+    blocks: Vec<[u32; GROUP_BLOCKS as usize]>,
+    others: BTreeMap<StoredKey, (KeyNumber, u32)>,
+}
+
+impl Heads {
+    /// The key's number, its newest version, and what the key costs if it is new here.
+    #[inline]
+    fn entry(&mut self, key: &StoredKey) -> (KeyNumber, &mut u32, usize) {
+        let mut cost = 0;
+        if !key.is_block() {
+            let number = OTHERS_FROM + self.others.len() as u32;
+            let (number, head) = self.others.entry(*key).or_insert_with(|| {
+                cost = KEY_COST_BYTES;
+                (number, NONE)
+            });
+            return (*number, head, cost);
+        }
+        let (first, place) = key.split_group();
+        let (firsts, blocks) = (&mut self.firsts, &mut self.blocks);
+        let group = *self.groups.entry(first).or_insert_with(|| {
+            cost = GROUP_COST_BYTES;
+            firsts.push(first);
+            blocks.push([NONE; GROUP_BLOCKS as usize]);
+            blocks.len() as u32 - 1
+        });
+        (group * GROUP_BLOCKS + u32::from(place), &mut blocks[group as usize][usize::from(place)], cost)
+    }
+
+    /// The newest version of `key`.
+    fn newest(&self, key: &StoredKey) -> u32 {
+        if key.is_block() {
+            let (first, place) = key.split_group();
+            self.groups.get(&first).map_or(NONE, |group| self.blocks[*group as usize][usize::from(place)])
+        } else {
+            self.others.get(key).map_or(NONE, |(_, head)| *head)
+        }
+    }
+
+    /// All blocks and their newest versions, in no order.
+    fn blocks(&self) -> impl Iterator<Item = (StoredKey, u32)> + '_ {
+        self.firsts.iter().zip(&self.blocks).flat_map(|(first, heads)| {
+            let heads = heads.iter().zip(0..).filter(|(head, _)| **head != NONE);
+            heads.map(|(head, place)| (first.in_group(place), *head))
+        })
+    }
+
+    /// The ranks of all keys: where a key number stands in key order.
+    fn ranks(&self) -> Ranks {
+        let mut order: Vec<u32> = (0..self.firsts.len() as u32).collect();
+        order.sort_unstable_by_key(|group| self.firsts[*group as usize]);
+        let mut ranks = Ranks { others: vec![0; self.others.len()], groups: vec![0; order.len()] };
+        for ((number, _), rank) in self.others.values().zip(0..) {
+            ranks.others[(number - OTHERS_FROM) as usize] = rank;
+        }
+        order.iter().zip(0..).for_each(|(group, rank)| ranks.groups[*group as usize] = rank);
+        ranks
+    }
+
+    /// The keys that are not blocks, by number.
+    fn other_keys(&self) -> Vec<StoredKey> {
+        let mut keys = vec![StoredKey::MIN; self.others.len()];
+        self.others.iter().for_each(|(key, (number, _))| keys[(number - OTHERS_FROM) as usize] = *key);
+        keys
+    }
+}
+
+/// See [`Heads::ranks`].
+struct Ranks {
+    others: Vec<u32>,
+    groups: Vec<u32>,
+}
+
+impl Ranks {
+    fn len(&self) -> usize {
+        self.others.len() + self.groups.len() * GROUP_BLOCKS as usize
+    }
+
+    /// Blocks sort behind all other keys.
+    #[inline]
+    fn of(&self, key: KeyNumber) -> usize {
+        if key >= OTHERS_FROM {
+            return self.others[(key - OTHERS_FROM) as usize] as usize;
+        }
+        let group = self.groups[(key / GROUP_BLOCKS) as usize];
+        self.others.len() + (group * GROUP_BLOCKS + key % GROUP_BLOCKS) as usize
+    }
+}
+
 #[derive(Default)]
 struct Inner {
-    blocks: HashMap<StoredKey, u32, KeyHashing>,
-    others: BTreeMap<StoredKey, u32>,
+    heads: Heads,
     slots: Vec<Slot>,
+    /// The newest LSN, and the first version that has it: all before are older.
+    newest: Lsn,
+    newest_from: u32,
     arena: Arena,
     boundaries: Vec<RecordPosition>,
+}
+
+impl Inner {
+    /// The versions by key, then LSN. They are in LSN order already, so they only have to be dealt out to their keys.
+    fn sorted(&self) -> Vec<u32> {
+        let ranks = self.heads.ranks();
+        let live = || self.slots.iter().zip(0u32..).filter(|(slot, _)| slot.key != NONE);
+        // How many versions each key has, then where the next one of it goes.
+        let mut places = vec![0u32; ranks.len()];
+        live().for_each(|(slot, _)| places[ranks.of(slot.key)] += 1);
+        let mut total = 0;
+        for place in &mut places {
+            (*place, total) = (total, total + *place);
+        }
+        let mut sorted = vec![NONE; total as usize];
+        for (slot, index) in live() {
+            let place = &mut places[ranks.of(slot.key)];
+            sorted[*place as usize] = index;
+            *place += 1;
+        }
+        sorted
+    }
 }
 
 /// Memory held by all layers of an engine in bytes.
@@ -119,13 +252,14 @@ impl MemLayer {
         let mut bytes = 0;
         for (key, lsn, kind, value) in batch {
             let next = u32::try_from(inner.slots.len()).expect("the size limit keeps a layer below 2^32 versions");
-            let head = if key.is_block() {
-                inner.blocks.entry(key).or_insert(NONE)
-            } else {
-                inner.others.entry(key).or_insert(NONE)
-            };
+            let (number, head, cost) = inner.heads.entry(&key);
             let mut previous = *head;
-            if let Some(newest) = inner.slots.get(previous as usize).filter(|_| previous != NONE) {
+            if lsn > inner.newest {
+                (inner.newest, inner.newest_from) = (lsn, next);
+            }
+            // Nearly always the key's newest version is of an earlier record, and need not be looked at, far away as it is in memory.
+            let is_later = lsn == inner.newest && (previous == NONE || previous < inner.newest_from);
+            if !is_later && let Some(newest) = inner.slots.get_mut(previous as usize) {
                 if newest.lsn > lsn {
                     return Err(Disorder::Backwards { key, lsn, newest: newest.lsn });
                 }
@@ -133,15 +267,14 @@ impl MemLayer {
                     if !kind.ends_search() {
                         return Err(Disorder::Twice { key, lsn });
                     }
+                    newest.key = NONE;
                     previous = newest.previous;
                 }
-            } else {
-                bytes += KEY_COST_BYTES;
             }
             let (chunk, offset) = inner.arena.add(value);
-            inner.slots.push(Slot { lsn, previous, chunk, offset, length: value.len() as u32, kind });
+            inner.slots.push(Slot { lsn, key: number, previous, chunk, offset, length: value.len() as u32, kind });
             *head = next;
-            bytes += value.len() + size_of::<Slot>();
+            bytes += cost + value.len() + size_of::<Slot>();
         }
         inner.boundaries.extend_from_slice(boundaries);
         bytes += size_of_val(boundaries);
@@ -156,8 +289,7 @@ impl MemLayer {
             return;
         }
         let inner = self.inner.read();
-        let head = if key.is_block() { inner.blocks.get(key) } else { inner.others.get(key) };
-        let mut at = head.copied().unwrap_or(NONE);
+        let mut at = inner.heads.newest(key);
         while let Some(slot) = inner.slots.get(at as usize).filter(|slot| at != NONE && slot.lsn > after) {
             if slot.lsn <= upto {
                 let bytes = Bytes::copy_from_slice(inner.arena.get(slot));
@@ -183,14 +315,13 @@ impl MemLayer {
             false
         };
         let bounds = (Bound::Included(range.first), Bound::Included(range.last));
-        let others = inner.others.range(bounds);
+        let others = inner.heads.others.range(bounds);
         let mut keys: Vec<_> =
-            others.filter(|(_, head)| has_version(**head)).map(|(key, _)| *key).take(limit).collect();
+            others.filter(|(_, (_, head))| has_version(*head)).map(|(key, _)| *key).take(limit).collect();
         if keys.len() < limit && range.last.is_block() {
             let room = limit - keys.len();
-            let blocks = inner.blocks.iter();
-            let mut blocks: Vec<_> =
-                blocks.filter(|(key, head)| range.contains(key) && has_version(**head)).map(|(key, _)| *key).collect();
+            let blocks = inner.heads.blocks().filter(|(key, head)| range.contains(key) && has_version(*head));
+            let mut blocks: Vec<_> = blocks.map(|(key, _)| key).collect();
             blocks.sort_unstable();
             blocks.truncate(room);
             keys.append(&mut blocks);
@@ -216,20 +347,21 @@ impl MemLayer {
         mut each: impl FnMut(&StoredKey, Lsn, VersionKind, &[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
         let inner = self.inner.read();
-        let mut heads: Vec<(StoredKey, u32)> = inner.others.iter().map(|(key, head)| (*key, *head)).collect();
-        let others = heads.len();
-        heads.extend(inner.blocks.iter().map(|(key, head)| (*key, *head)));
-        heads[others..].sort_unstable_by_key(|(key, _)| *key);
-        let mut chain = Vec::new();
-        for (key, head) in heads {
-            chain.clear();
-            let mut at = head;
-            while at != NONE {
-                chain.push(at);
-                at = inner.slots[at as usize].previous;
-            }
-            for at in chain.iter().rev() {
-                let slot = &inner.slots[*at as usize];
+        // Neighbours in key order lie far apart in memory. Their first bytes are looked at some at a time, as the processor can wait for
+        // several at once, but not for one that it only learns of from another.
+        let others = inner.heads.other_keys();
+        let mut slots = Vec::with_capacity(AT_ONCE);
+        for part in inner.sorted().chunks(AT_ONCE) {
+            slots.clear();
+            slots.extend(part.iter().map(|index| inner.slots[*index as usize]));
+            let first_bytes = slots.iter().map(|slot| inner.arena.get(slot).first().copied().unwrap_or(0));
+            std::hint::black_box(first_bytes.fold(0, u8::wrapping_add));
+            for slot in &slots {
+                let key = if slot.key >= OTHERS_FROM {
+                    others[(slot.key - OTHERS_FROM) as usize]
+                } else {
+                    inner.heads.firsts[(slot.key / GROUP_BLOCKS) as usize].in_group((slot.key % GROUP_BLOCKS) as u8)
+                };
                 each(&key, slot.lsn, slot.kind, inner.arena.get(slot))?;
             }
         }

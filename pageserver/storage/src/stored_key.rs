@@ -1,5 +1,6 @@
 //! Keys as layers hold them: encoded, comparable as bytes, cheap to hash.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
@@ -7,8 +8,40 @@ use ardent_types::{KEY_LEN, Key};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An encoded [`Key`]. Sorts as keys do.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy)]
 pub(crate) struct StoredKey([u8; KEY_LEN]);
+
+impl StoredKey {
+    /// The bytes as numbers that compare as they do.
+    #[inline]
+    fn words(&self) -> (u128, u16) {
+        let (first, last) = self.0.split_first_chunk().expect("a key is longer than 16 bytes");
+        (u128::from_be_bytes(*first), u16::from_be_bytes([last[0], last[1]]))
+    }
+}
+
+impl PartialEq for StoredKey {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        self.words() == other.words()
+    }
+}
+
+impl Eq for StoredKey {}
+
+impl PartialOrd for StoredKey {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for StoredKey {
+    #[inline]
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.words().cmp(&other.words())
+    }
+}
 
 /// First byte of every block key; see `docs/formats/keys.md`.
 const BLOCK_TAG: u8 = 0x80;
@@ -30,6 +63,22 @@ impl StoredKey {
     /// Whether this is a relation block, of which there are many, or one of the few other keys.
     pub(crate) fn is_block(&self) -> bool {
         self.0[0] == BLOCK_TAG
+    }
+
+    /// A block's key as that of the first of 16 neighbours, and its place among them.
+    #[inline]
+    pub(crate) fn split_group(mut self) -> (StoredKey, u8) {
+        let last = &mut self.0[KEY_LEN - 1];
+        let place = *last & 0x0F;
+        *last &= 0xF0;
+        (self, place)
+    }
+
+    /// The opposite of [`StoredKey::split_group`].
+    #[inline]
+    pub(crate) fn in_group(mut self, place: u8) -> StoredKey {
+        self.0[KEY_LEN - 1] |= place;
+        self
     }
 
     /// The key; `None` for bytes that are only a bound, such as [`StoredKey::MAX`].

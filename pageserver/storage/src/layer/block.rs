@@ -8,6 +8,7 @@ use ardent_types::{KEY_LEN, Lsn};
 use bytes::Bytes;
 
 use crate::clock_cache::ClockCache;
+use crate::limits::GROUP_BYTES_MAX;
 use crate::stored_key::StoredKey;
 use crate::version::{Version, VersionKind};
 
@@ -15,8 +16,23 @@ use crate::version::{Version, VersionKind};
 pub(crate) const FRAME_LEN: usize = 12;
 /// Length of one entry of a group's table.
 const ENTRY_LEN: usize = 32;
-/// zstd level: the fastest that compresses pages well.
-const ZSTD_LEVEL: i32 = 1;
+/// How hard to try to make blocks small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// For files that compaction soon writes anew: half as large again and more, at a third of the cost.
+    Little,
+    /// As small as is fast.
+    Usual,
+}
+
+impl Effort {
+    fn zstd_level(self) -> i32 {
+        match self {
+            Effort::Little => -4,
+            Effort::Usual => 1,
+        }
+    }
+}
 /// Largest block that a reader unpacks: one value of the largest size allowed and its table.
 const BLOCK_LEN_MAX: u32 = (1 << 30) + (1 << 20);
 
@@ -30,8 +46,8 @@ pub(crate) struct BlockPacker {
 }
 
 impl BlockPacker {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(BlockPacker { compressor: zstd::bulk::Compressor::new(ZSTD_LEVEL)?, packed: Vec::new() })
+    pub(crate) fn new(effort: Effort) -> std::io::Result<Self> {
+        Ok(BlockPacker { compressor: zstd::bulk::Compressor::new(effort.zstd_level())?, packed: Vec::new() })
     }
 
     /// `raw` as a block: CRC, codec, length, bytes.
@@ -87,20 +103,32 @@ pub(crate) fn unpack(block: &Bytes) -> Result<Bytes, String> {
 }
 
 /// Builds the table and values of a group.
-#[derive(Default)]
 pub(crate) struct GroupBuilder {
     table: Vec<u8>,
-    values: Vec<u8>,
+    /// Room for the count and the table, then the values.
+    bytes: Vec<u8>,
     count: u32,
 }
 
+/// Room before a group's values: whoever fills a group ends it once the table is longer than its values may be.
+const TABLE_ROOM: usize = GROUP_BYTES_MAX + 4 + ENTRY_LEN;
+
+impl Default for GroupBuilder {
+    fn default() -> Self {
+        GroupBuilder { table: Vec::new(), bytes: vec![0; TABLE_ROOM], count: 0 }
+    }
+}
+
 impl GroupBuilder {
+    #[inline]
     pub(crate) fn add(&mut self, key: &StoredKey, lsn: Lsn, kind: VersionKind, value: &[u8]) {
-        self.values.extend_from_slice(value);
-        self.table.extend_from_slice(key.as_bytes());
-        self.table.extend_from_slice(&lsn.get().to_le_bytes());
-        self.table.extend_from_slice(&(self.values.len() as u32).to_le_bytes());
-        self.table.extend_from_slice(&[kind as u8, 0]);
+        self.bytes.extend_from_slice(value);
+        let mut entry = [0; ENTRY_LEN];
+        entry[..KEY_LEN].copy_from_slice(key.as_bytes());
+        entry[18..26].copy_from_slice(&lsn.get().to_le_bytes());
+        entry[26..30].copy_from_slice(&(self.values_len() as u32).to_le_bytes());
+        entry[30] = kind as u8;
+        self.table.extend_from_slice(&entry);
         self.count += 1;
     }
 
@@ -109,19 +137,26 @@ impl GroupBuilder {
     }
 
     pub(crate) fn values_len(&self) -> usize {
-        self.values.len()
+        self.bytes.len() - TABLE_ROOM
     }
 
     pub(crate) fn table_len(&self) -> usize {
         self.table.len()
     }
 
-    /// The group's bytes, and an empty builder.
-    pub(crate) fn take(&mut self, out: &mut Vec<u8>) {
-        out.clear();
-        out.extend_from_slice(&self.count.to_le_bytes());
-        out.append(&mut self.table);
-        out.append(&mut self.values);
+    /// The group's bytes.
+    pub(crate) fn finish(&mut self) -> &[u8] {
+        let table_at = TABLE_ROOM.checked_sub(self.table.len()).expect("a group ends before its table is so long");
+        let start = table_at.checked_sub(4).expect("a group ends before its table is so long");
+        self.bytes[start..table_at].copy_from_slice(&self.count.to_le_bytes());
+        self.bytes[table_at..TABLE_ROOM].copy_from_slice(&self.table);
+        &self.bytes[start..]
+    }
+
+    /// Makes it empty.
+    pub(crate) fn clear(&mut self) {
+        self.table.clear();
+        self.bytes.truncate(TABLE_ROOM);
         self.count = 0;
     }
 }
@@ -223,9 +258,7 @@ mod tests {
         {
             builder.add(&StoredKey::from(&Key::Checkpoint), Lsn::new(lsn), kind, value);
         }
-        let mut raw = Vec::new();
-        builder.take(&mut raw);
-        raw
+        builder.finish().to_vec()
     }
 
     #[test]
@@ -253,7 +286,7 @@ mod tests {
 
     #[test]
     fn blocks_round_trip_and_reject_every_flipped_byte() {
-        let mut packer = BlockPacker::new().unwrap();
+        let mut packer = BlockPacker::new(Effort::Usual).unwrap();
         for raw in [vec![7; 5000], (0..200u8).collect(), Vec::new()] {
             let block = Bytes::copy_from_slice(packer.pack(&raw).unwrap());
             assert_eq!(unpack(&block).as_deref(), Ok(&raw[..]));

@@ -12,7 +12,7 @@ mod filter;
 mod reader;
 mod writer;
 
-pub(crate) use block::BlockCache;
+pub(crate) use block::{BlockCache, Effort};
 pub(crate) use file::{LayerCorrupt, LayerError};
 pub(crate) use reader::{Layer, LayerCursor, describe};
 pub(crate) use writer::{FinishedLayer, LayerWriter};

@@ -399,7 +399,7 @@ impl LayerCursor {
 mod tests {
     use super::*;
     use crate::clock_cache::ClockCache;
-    use crate::layer::LayerWriter;
+    use crate::layer::{Effort, LayerWriter};
     use crate::position::RecordPosition;
     use crate::stored_key::KeyRange;
     use ardent_object_store::MemoryStore;
@@ -469,7 +469,8 @@ mod tests {
     fn files_are_read_as_written_now_and_when_the_format_was_new() {
         let folder = tempfile::tempdir().unwrap();
         let faults = FailPoints::new();
-        let mut writer = LayerWriter::create(&folder.path().join("f"), LayerKind::Delta, &faults).unwrap();
+        let mut writer =
+            LayerWriter::create(&folder.path().join("f"), LayerKind::Delta, Effort::Usual, &faults).unwrap();
         for (key, lsn, kind, value) in versions() {
             writer.add(&key, lsn, kind, &value).unwrap();
         }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ardent_object_store::fault::FailPoints;
 use ardent_types::Lsn;
 
-use super::block::{BlockPacker, GroupBuilder};
+use super::block::{BlockPacker, Effort, GroupBuilder};
 use super::file::{Section, Trailer, encode_header};
 use super::{LayerDesc, LayerKind, filter};
 use crate::limits::GROUP_BYTES_MAX;
@@ -17,15 +17,11 @@ use crate::version::VersionKind;
 
 /// Writes one layer file. The file is removed if the writer is dropped unfinished.
 pub(crate) struct LayerWriter<'a> {
-    out: BufWriter<File>,
+    blocks: BlockFile<'a>,
     path: PathBuf,
     finished: bool,
-    faults: &'a FailPoints,
     kind: LayerKind,
-    packer: BlockPacker,
     group: GroupBuilder,
-    scratch: Vec<u8>,
-    offset: u64,
     index: Vec<u8>,
     group_first: Option<(StoredKey, Lsn)>,
     hashes: Vec<u64>,
@@ -37,6 +33,26 @@ pub(crate) struct LayerWriter<'a> {
     holes: u64,
 }
 
+/// The file, block by block.
+struct BlockFile<'a> {
+    out: BufWriter<File>,
+    faults: &'a FailPoints,
+    packer: BlockPacker,
+    offset: u64,
+}
+
+impl BlockFile<'_> {
+    fn write(&mut self, raw: &[u8]) -> io::Result<Section> {
+        let block = self.packer.pack(raw)?;
+        let length = u32::try_from(block.len()).map_err(|_| io::Error::other("a block of 4 GiB or more"))?;
+        self.faults.pass("layer.write")?;
+        self.out.write_all(block)?;
+        let section = Section { offset: self.offset, length };
+        self.offset += u64::from(length);
+        Ok(section)
+    }
+}
+
 /// A complete file and what the manifest will say of it.
 pub(crate) struct FinishedLayer {
     pub(crate) path: PathBuf,
@@ -45,21 +61,18 @@ pub(crate) struct FinishedLayer {
 
 impl<'a> LayerWriter<'a> {
     /// Starts the file at `path`.
-    pub(crate) fn create(path: &Path, kind: LayerKind, faults: &'a FailPoints) -> io::Result<Self> {
+    pub(crate) fn create(path: &Path, kind: LayerKind, effort: Effort, faults: &'a FailPoints) -> io::Result<Self> {
         faults.pass("layer.create")?;
         let mut out = BufWriter::with_capacity(256 << 10, File::create_new(path)?);
         let header = encode_header(kind);
         out.write_all(&header)?;
+        let blocks = BlockFile { out, faults, packer: BlockPacker::new(effort)?, offset: header.len() as u64 };
         Ok(LayerWriter {
-            out,
+            blocks,
             path: path.to_owned(),
             finished: false,
-            faults,
             kind,
-            packer: BlockPacker::new()?,
             group: GroupBuilder::default(),
-            scratch: Vec::new(),
-            offset: header.len() as u64,
             index: Vec::new(),
             group_first: None,
             hashes: Vec::new(),
@@ -95,30 +108,18 @@ impl<'a> LayerWriter<'a> {
 
     /// Bytes written so far.
     pub(crate) fn bytes(&self) -> u64 {
-        self.offset
+        self.blocks.offset
     }
 
     fn end_group(&mut self) -> io::Result<()> {
         let (key, lsn) = self.group_first.take().expect("a group that ends has a first entry");
-        let mut raw = std::mem::take(&mut self.scratch);
-        self.group.take(&mut raw);
-        let section = self.write_block(&raw)?;
-        self.scratch = raw;
+        let section = self.blocks.write(self.group.finish())?;
+        self.group.clear();
         self.index.extend_from_slice(key.as_bytes());
         self.index.extend_from_slice(&lsn.get().to_le_bytes());
         self.index.extend_from_slice(&section.offset.to_le_bytes());
         self.index.extend_from_slice(&section.length.to_le_bytes());
         Ok(())
-    }
-
-    fn write_block(&mut self, raw: &[u8]) -> io::Result<Section> {
-        let block = self.packer.pack(raw)?;
-        let length = u32::try_from(block.len()).map_err(|_| io::Error::other("a block of 4 GiB or more"))?;
-        self.faults.pass("layer.write")?;
-        self.out.write_all(block)?;
-        let section = Section { offset: self.offset, length };
-        self.offset += u64::from(length);
-        Ok(section)
     }
 
     /// Completes the file; whoever makes it an object makes it durable. `keys` and `after` may say more than the versions do: that an
@@ -142,22 +143,22 @@ impl<'a> LayerWriter<'a> {
         let after = after.unwrap_or(Lsn::new(oldest.get().saturating_sub(1)));
         assert!(self.entries == 0 || (after < self.oldest && self.newest <= upto), "versions lie in the layer's range");
         let index = std::mem::take(&mut self.index);
-        let index = self.write_block(&index)?;
+        let index = self.blocks.write(&index)?;
         let filter = filter::build(&self.hashes);
-        let filter = self.write_block(&filter)?;
+        let filter = self.blocks.write(&filter)?;
         let boundaries_section = if boundaries.is_empty() {
             Section::default()
         } else {
             let mut raw = Vec::new();
             encode_boundaries(boundaries, &mut raw);
-            self.write_block(&raw)?
+            self.blocks.write(&raw)?
         };
         let (kind, entries) = (self.kind, self.entries);
         let trailer = Trailer { kind, keys, after, upto, entries, index, filter, boundaries: boundaries_section };
         let trailer = trailer.encode();
-        self.out.write_all(&trailer)?;
-        self.faults.pass("layer.finish")?;
-        self.out.flush()?;
+        self.blocks.out.write_all(&trailer)?;
+        self.blocks.faults.pass("layer.finish")?;
+        self.blocks.out.flush()?;
         self.finished = true;
         let desc = LayerDesc {
             file: String::new(),
@@ -166,7 +167,7 @@ impl<'a> LayerWriter<'a> {
             keys,
             after,
             upto,
-            bytes: self.offset + trailer.len() as u64,
+            bytes: self.blocks.offset + trailer.len() as u64,
             entries,
             key_count: self.hashes.len() as u64,
             boundaries: !boundaries.is_empty(),
