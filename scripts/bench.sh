@@ -7,7 +7,7 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, socket, tls and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, socket, tls, wal and ingest to run (default: all; ingest is always last)
 #
 # About a quarter of an hour on two cores: BENCH_SCALE=50 BENCH_SECONDS=4 BENCH_ROUNDS=8. One case alone, with the set-up that it
 # needs: 2 to 3 minutes, e.g. BENCH_CASES=tls.
@@ -17,7 +17,7 @@ scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan socket tls ingest)
+known_cases=(create first_row scan socket tls wal ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -473,6 +473,17 @@ wait_ingested() {
         [ $SECONDS -lt $deadline ] || { echo "bench: WAL was not ingested in time" >&2; return 1; }
         sleep 0.02
     done
+}
+
+case_wal() { # decoding, redo and layers from WAL in files, without servers of ours: the crates' own benchmarks
+    local case ours peer ratio cpu target
+    cargo test -q --manifest-path "$top/Cargo.toml" --workspace --bench pgbench_wal --bench ingest >"$work/wal.rows" 2>"$work/wal.log" ||
+        { cat "$work/wal.log" >&2; return 1; }
+    while IFS='|' read -r _ case ours peer ratio cpu target _; do
+        case $case in ' case '* | ---*) continue ;; esac
+        [ "$cpu" = ' - ' ] || ratio="$ratio($(echo $cpu) of CPU time)"
+        row "$(echo $case)" "$(echo $ours)" "$(echo $peer)" "$(echo $ratio)" "$(echo "$target" | sed 's/^ *//; s/ *$//')"
+    done < <(grep '^|' "$work/wal.rows")
 }
 
 case_ingest() { # the last one: it changes production
