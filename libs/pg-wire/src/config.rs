@@ -163,9 +163,23 @@ fn targets(config: &Config) -> Result<Vec<Target>, ConfigError> {
     if targets.is_empty() { Err(ConfigError::NoHost) } else { Ok(targets) }
 }
 
-/// Takes `sslmode` and `sslrootcert` out of the URL's parameters: tokio-postgres doesn't know all their values.
-fn split_tls_parameters(url: &str) -> Result<(String, Option<TlsMode>, Option<String>), ConfigError> {
-    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), None, None)) };
+/// Takes `sslmode` and `sslrootcert` out of the parameters: tokio-postgres doesn't know all their values.
+pub(crate) fn split_tls_parameters(text: &str) -> Result<(String, Option<TlsMode>, Option<String>), ConfigError> {
+    // `host=... user=...`, whose values need not be encoded.
+    if !text.contains("://") {
+        let (mut tls, mut roots, mut rest) = (None, None, Vec::new());
+        for word in text.split_whitespace() {
+            match word.split_once('=') {
+                Some(("sslmode", mode)) => tls = Some(parse_tls_mode(mode)?),
+                Some(("sslrootcert", path)) => roots = Some(path.trim_matches('\'').to_owned()),
+                Some(("sslcert" | "sslkey", _)) => return Err(ConfigError::Unsupported("a client certificate")),
+                _ => rest.push(word),
+            }
+        }
+        let plain = if tls.is_none() && roots.is_none() { text.to_owned() } else { rest.join(" ") };
+        return Ok((plain, tls, roots));
+    }
+    let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), None, None)) };
     let (mut tls, mut roots, mut rest) = (None, None, Vec::new());
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         match pair.split_once('=') {

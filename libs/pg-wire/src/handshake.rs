@@ -83,7 +83,7 @@ async fn upgrade(
     }
     let name = ServerName::try_from(host.to_owned())
         .map_err(|error| WireError::Tls { addr: addr.to_owned(), source: io::Error::other(error) })?;
-    let connector = TlsConnector::from(Arc::new(client_config(config)?));
+    let connector = TlsConnector::from(Arc::new(client_config(config.tls, config.root_certificates.as_deref())?));
     let tls = connector.connect(name, stream).await;
     let tls = tls.map_err(|source| WireError::Tls { addr: addr.to_owned(), source })?;
     Ok(WireStream::Tls(Box::new(tls)))

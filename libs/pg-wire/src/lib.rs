@@ -17,6 +17,7 @@
 mod base_backup;
 mod config;
 mod connection;
+mod driver;
 mod error;
 mod handshake;
 mod message;
@@ -27,6 +28,7 @@ mod tls;
 pub use base_backup::{BackupEvent, BackupTablespace, BaseBackup, BaseBackupOptions, CheckpointMode};
 pub use config::{ConnectConfig, ConnectMode, TlsMode};
 pub use connection::{Connection, QueryResult};
+pub use driver::driver;
 pub use error::{ConfigError, ServerError, WireError};
 pub use message::MESSAGE_LEN_MAX;
 pub use replication::{ReplicationMessage, ReplicationStream, SlotState, StandbyStatus, SystemIdentity};

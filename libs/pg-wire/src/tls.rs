@@ -8,18 +8,18 @@ use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use crate::config::{ConnectConfig, TlsMode};
+use crate::config::TlsMode;
 use crate::error::ConfigError;
 
 /// Where Debian and others keep the authorities that the system trusts; what `sslrootcert=system` means.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
-/// The client's TLS settings.
-pub(crate) fn client_config(config: &ConnectConfig) -> Result<ClientConfig, ConfigError> {
+/// The client's TLS settings. `roots`: what `sslrootcert` says.
+pub(crate) fn client_config(tls: TlsMode, roots: Option<&str>) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match config.tls {
+    let verifier: Arc<dyn ServerCertVerifier> = match tls {
         TlsMode::VerifyCa | TlsMode::VerifyFull => {
-            Arc::new(Verifier { inner: verifier(config, &provider)?, any_name: config.tls == TlsMode::VerifyCa })
+            Arc::new(Verifier { inner: verifier(roots, &provider)?, any_name: tls == TlsMode::VerifyCa })
         }
         TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Arc::new(Unchecked(provider.clone())),
     };
@@ -29,8 +29,8 @@ pub(crate) fn client_config(config: &ConnectConfig) -> Result<ClientConfig, Conf
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
-fn verifier(config: &ConnectConfig, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ConfigError> {
-    let path = match config.root_certificates.as_deref() {
+fn verifier(roots: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ConfigError> {
+    let path = match roots {
         Some("system") => SYSTEM_ROOTS.to_owned(),
         Some(path) => path.to_owned(),
         // libpq's default.

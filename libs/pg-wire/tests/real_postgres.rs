@@ -151,6 +151,22 @@ async fn tls_modes_check_what_they_say() {
     assert_eq!(connect(format!("sslmode=verify-ca{roots}")).await.unwrap(), "t");
     // The certificate is for another name than 127.0.0.1.
     assert!(matches!(connect(format!("sslmode=verify-full{roots}")).await, Err(WireError::Tls { .. })));
+    // The same for a driver that speaks SQL.
+    let by_driver = |parameters: String| {
+        let url = format!("{url}?{parameters}");
+        async move {
+            let (config, tls) = ardent_pg_wire::driver(&url).unwrap();
+            let (client, connection) = config.connect(tls).await?;
+            tokio::spawn(connection);
+            let row = client.query_one("select ssl from pg_stat_ssl where pid = pg_backend_pid()", &[]).await?;
+            Ok::<bool, tokio_postgres::Error>(row.get(0))
+        }
+    };
+    assert!(!by_driver("sslmode=disable".to_owned()).await.unwrap());
+    assert!(by_driver("sslmode=prefer".to_owned()).await.unwrap());
+    assert!(by_driver("sslmode=require".to_owned()).await.unwrap());
+    assert!(by_driver(format!("sslmode=verify-ca{roots}")).await.unwrap());
+    assert!(by_driver(format!("sslmode=verify-full{roots}")).await.is_err());
     let missing = connect("sslmode=verify-full&sslrootcert=/nowhere.pem".to_owned()).await;
     assert!(matches!(missing, Err(WireError::Config(_))));
 }
