@@ -7,17 +7,20 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, socket, tls, wal and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal and ingest to run (default: all; ingest is always last)
+#   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
+#   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
 #
 # About a quarter of an hour on two cores: BENCH_SCALE=50 BENCH_SECONDS=4 BENCH_ROUNDS=8. One case alone, with the set-up that it
 # needs: 2 to 3 minutes, e.g. BENCH_CASES=tls.
+# The short form of the diff alone: BENCH_CASES=diff BENCH_SCALE=1 BENCH_ROUNDS=2 BENCH_DIFF_SPARSE_MB=1024
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan socket tls wal ingest)
+known_cases=(create first_row scan diff socket tls wal ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -30,6 +33,8 @@ wanted() { # cases: whether one of them is to be run
     for case in "$@"; do [[ " ${cases[*]} " != *" $case "* ]] || return 0; done
     return 1
 }
+diff_mb=${BENCH_DIFF_MB:-100}
+diff_sparse_mb=${BENCH_DIFF_SPARSE_MB:-10240}
 pg_bin=/usr/lib/postgresql/15/bin
 step="look for programs"
 work=
@@ -159,7 +164,7 @@ drop_caches() {
 
 step="stock servers"
 declare -A port_of=()
-for name in small big bare peer; do port_of[$name]=$(free_port); done
+for name in small big bare peer diffed; do port_of[$name]=$(free_port); done
 echo secret >"$work/password"
 chmod 644 "$work/password"
 make_production() { # name, scale, copy: a server with pgbench's tables, and a copy of its folder for a peer
@@ -374,6 +379,78 @@ case_scan() {
     row "sequential scan of a fresh branch, a page" "$ours us" "$peer us ($cache)" "$(pair_ratio "$work/scan.ours" "$work/scan.peer")" "<= 10 us"
 }
 
+diffed() { # psql's arguments
+    psql -XAtq -v ON_ERROR_STOP=1 -h "$work/stock" -p "${port_of[diffed]}" "$@"
+}
+
+make_diffed() { # a production with a table of that size, and one with as many rows that is made long by empty pages
+    local rows=$((diff_mb * 1024)) file segment
+    "${as_pg[@]}" "$pg_bin/initdb" -D "$work/stock/diffed" -U shop --auth-local=trust --auth-host=scram-sha-256 \
+        --pwfile="$work/password" --no-sync >/dev/null
+    stock diffed start -w
+    diffed -d postgres -c 'create database shop'
+    for table in whole ${sparse:+sparse}; do
+        diffed -c "create table $table (id int primary key, v int, filler text)" \
+            -c "insert into $table select n, 0, repeat(md5(n::text), 29) from generate_series(1, $rows) n" -c "vacuum analyze $table"
+    done
+    [ -n "$sparse" ] || return 0
+    file=$work/stock/diffed/$(diffed -c "select pg_relation_filepath('sparse')")
+    stock diffed stop -w
+    # Postgres takes a page of zeros for an empty one. A file is a gigabyte at most.
+    for segment in $(seq 0 $(((diff_sparse_mb - 1) / 1024))); do
+        local left=$((diff_sparse_mb - segment * 1024))
+        "${as_pg[@]}" truncate -s "$((left < 1024 ? left : 1024))M" "$file$([ "$segment" = 0 ] || echo ".$segment")"
+    done
+    stock diffed start -w
+}
+
+case_diff() {
+    local table changed rows=$((diff_mb * 1024)) sparse='' size began url ours peer blocks pages count
+    [ "$diff_sparse_mb" = 0 ] || sparse=yes
+    make_diffed
+    connect diffed
+    make_branch diffbase diffed >/dev/null
+    socket_of diffbase
+    local base=("${socket[@]}")
+    for table in whole ${sparse:+sparse}; do
+        size=$(diffed -c "select pg_size_pretty(pg_relation_size('$table'))")
+        for changed in 1 1000 100000; do
+            [ "$changed" -le "$rows" ] || changed=$rows
+            url=$(make_branch differs diffed | text_of url)
+            # Spread over the table.
+            psql -XAtq "$url" -c "update $table set v = 1 where id % ($rows / $changed) = 0 and id / ($rows / $changed) <= $changed"
+            rm -f "$work/diff.ours"
+            for round in $(seq "$rounds"); do
+                began=$(now_us)
+                ardent branch diff differs --stat >"$work/diff.stat"
+                echo $(($(now_us) - began)) >>"$work/diff.ours"
+            done
+            grep -q "~$changed " "$work/diff.stat" || { cat "$work/diff.stat" >&2; return 1; }
+            ardent branch diff differs --json >"$work/diff.json"
+            blocks=$(number_of changed_blocks <"$work/diff.json")
+            pages=$(($(number_of pages_read_branch_point <"$work/diff.json") + $(number_of pages_read_head <"$work/diff.json")))
+            # The peer has both servers running, and every page of theirs read once: two sorted streams of all rows, compared.
+            socket_of differs
+            local head=("${socket[@]}")
+            all_rows() { psql -XAtq "$@" -c "copy (select id, v, filler from $table order by id::text collate \"C\") to stdout"; }
+            all_rows "${base[@]}" >/dev/null
+            all_rows "${head[@]}" >/dev/null
+            began=$(now_us)
+            count=$(LC_ALL=C comm -3 --nocheck-order <(all_rows "${base[@]}") <(all_rows "${head[@]}") | wc -l)
+            peer=$(($(now_us) - began))
+            [ "$count" = $((changed * 2)) ] || { echo "bench: the peer found $count lines" >&2; return 1; }
+            ours=$(median <"$work/diff.ours")
+            row "diff of $changed changed rows, table of $size" "$(divide "$ours" 1000 0) ms" "$(divide "$peer" 1000 0) ms (two sorted COPYs, warm)" \
+                "$(divide "$ours" "$peer")" "-"
+            row "... changed blocks, and pages read on both sides with catalogs and start" "$blocks, $pages" - - "<= 4 x blocks + 2000"
+            ardent branch delete differs >/dev/null
+        done
+    done
+    ardent branch delete diffbase >/dev/null
+    ardent connector delete diffed --yes >/dev/null
+    stock diffed stop -w -m fast
+}
+
 tps() { # script, clients, where: transactions a second
     local script=$1 clients=$2
     "$pg_bin/pgbench" -n -b "$script" -c "$clients" -j "$clients" -T "$seconds" "${@:3}" 2>"$work/pgbench.log" |
@@ -538,7 +615,7 @@ for case in "${cases[@]}"; do
         done
         umount "$work/btrfs"
     fi
-    for name in peer bare; do [ ! -e "$work/stock/$name/postmaster.pid" ] || stock "$name" stop -w -m fast; done
+    for name in peer bare diffed; do [ ! -e "$work/stock/$name/postmaster.pid" ] || stock "$name" stop -w -m fast; done
 done
 
 echo
