@@ -13,8 +13,10 @@ use crate::failure::Failure;
 
 /// Longest wait for an answer: the server's own deadlines are shorter.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(300);
-/// Longest answer, in bytes: a diff may be long.
-const ANSWER_LEN_MAX: u64 = 1 << 30;
+/// Longest answer, in bytes, that is held in memory.
+const ANSWER_LEN_MAX: u64 = 64 << 20;
+/// Bytes of a long answer that are read at once.
+const READ_LEN: usize = 128 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client of the API.
@@ -57,6 +59,57 @@ impl Api {
     /// `POST` with a body.
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
         self.answer(self.prepare(self.agent.post(self.address(path))).send_json(body))
+    }
+
+    /// `POST` with a body, answered by something that may be longer than memory holds, after any time. It is read as it comes.
+    pub fn post_long<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let mut request = self.agent.post(self.address(path));
+        if let Some(token) = &self.session.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let response = request.send_json(body).map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response));
+        }
+        let body = BufReader::with_capacity(READ_LEN, response.into_body().into_reader());
+        serde_json::from_reader(body).map_err(|error| {
+            if error.is_io() || error.is_eof() {
+                let message = "the server's answer ends in the middle";
+                return Failure::local(message, &error).hint("its log says why; give the command again");
+            }
+            self.not_ours(&error)
+        })
+    }
+
+    /// `POST` of a file, or of nothing, answered by JSON values one after the other, each read as it comes and given to `each`.
+    pub fn post_file<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        file: Option<std::fs::File>,
+        mut each: impl FnMut(T) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut request = self.agent.post(self.address(path));
+        if let Some(token) = &self.session.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let sent = match file {
+            Some(file) => request.header("content-type", "application/octet-stream").send(file),
+            None => request.send_empty(),
+        };
+        let response = sent.map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response));
+        }
+        let body = BufReader::with_capacity(READ_LEN, response.into_body().into_reader());
+        for value in serde_json::Deserializer::from_reader(body).into_iter() {
+            each(value.map_err(|error: serde_json::Error| {
+                if error.is_io() || error.is_eof() {
+                    return Failure::local("the server's answer ends in the middle", &error).hint("its log says why");
+                }
+                self.not_ours(&error)
+            })?)?;
+        }
+        Ok(())
     }
 
     /// `PATCH` with a body.

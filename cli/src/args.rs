@@ -462,11 +462,13 @@ pub enum BranchCommand {
     /// Make a branch the default one of this folder (kept in .ardent)
     #[command(after_help = "Examples:\n  ardent branch switch feature-x")]
     Switch(NameArgs),
-    /// Show how the schema and which rows changed on a branch since it was made
+    /// Show how the schema and which rows changed on a branch since it was made, or how it differs from another
     #[command(after_help = "Examples:
   ardent branch diff feature-x
   ardent branch diff feature-x --stat
   ardent branch diff feature-x --table public.users --json
+  ardent branch diff feature-x --against feature-y
+  ardent branch diff feature-x --against 0/16B3748
   ardent branch diff feature-x --sql > migrate.sql
   ardent branch diff feature-x -o feature-x.changes
   ardent branch diff feature-x --exit-code >/dev/null || echo changed")]
@@ -476,11 +478,22 @@ pub enum BranchCommand {
   ardent branch apply feature-x --to 'postgresql://app:PASSWORD@db.example.com/shop' --dry-run
   ardent branch apply feature-x.changes --to \"$PRODUCTION_URL\" --inverse undo.changes
   ardent branch apply undo.changes --to \"$PRODUCTION_URL\"
+  ardent branch apply feature-x --to shop --yes
   ardent branch apply feature-x --to \"$PRODUCTION_URL\" --table public.users
 
 One transaction: everything or nothing. What the target changed since the branch point, in another
 way than the branch did, is a conflict: all are shown, nothing is applied, the exit code is 6.")]
     Apply(BranchApplyArgs),
+    /// Take a branch's changes onto the newest state of its parent; the old state stays as a branch of its own
+    #[command(after_help = "Examples:
+  ardent branch rebase feature-x --dry-run
+  ardent branch rebase feature-x
+  ardent branch rebase feature-x --prefer branch
+  ardent branch rebase feature-x --undo
+
+What the parent changed since the branch point, in another way than the branch did, is a conflict:
+all are shown, nothing is changed, the exit code is 6. The URL and its password stay the same.")]
+    Rebase(BranchRebaseArgs),
     /// Change a branch's settings
     #[command(
         after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
@@ -629,6 +642,9 @@ pub struct BranchPasswordArgs {
 pub struct BranchDiffArgs {
     /// Its name [default: the branch of this folder]
     pub name: Option<String>,
+    /// Compare with another branch, or with the branch as it was at an LSN [default: its branch point]
+    #[arg(long, value_name = "BRANCH|LSN")]
+    pub against: Option<String>,
     /// Only count statements and rows per table
     #[arg(long)]
     pub stat: bool,
@@ -658,14 +674,30 @@ pub struct BranchDiffArgs {
     pub exit_code: bool,
 }
 
+/// `ardent branch rebase`.
+#[derive(Debug, Args)]
+pub struct BranchRebaseArgs {
+    /// Its name [default: the branch of this folder]
+    pub name: Option<String>,
+    /// Do it all and throw it away: shows conflicts and counts
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Settle rows that both changed: with the branch's values, or with the parent's
+    #[arg(long, value_name = "branch|parent", value_parser = ["branch", "parent"])]
+    pub prefer: Option<String>,
+    /// Take the last rebase back: the branch gets the state that was kept
+    #[arg(long, conflicts_with_all = ["dry_run", "prefer"])]
+    pub undo: bool,
+}
+
 /// `ardent branch apply`.
 #[derive(Debug, Args)]
 pub struct BranchApplyArgs {
     /// A branch, or a file that ardent branch diff -o wrote
     #[arg(value_name = "NAME|FILE")]
     pub source: String,
-    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE of the target, or - to read it from standard input
-    #[arg(long, value_name = "URL", env = "ARDENT_TARGET_URL", hide_env_values = true)]
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE of the target, with sslmode and sslrootcert as in psql; - to read it from standard input; or a connector, for the production server that it follows
+    #[arg(long, value_name = "URL|CONNECTOR", env = "ARDENT_TARGET_URL", hide_env_values = true)]
     pub to: String,
     /// The database of the change set [default: the one that URL names]
     #[arg(long)]
@@ -682,6 +714,12 @@ pub struct BranchApplyArgs {
     /// Do it all and take it back: shows conflicts and counts
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask before a connector's production server is changed
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Settle rows that both changed: with the branch's values, or with the target's
+    #[arg(long, value_name = "branch|target", value_parser = ["branch", "target"])]
+    pub prefer: Option<String>,
     /// Where to write the change set that undoes this one [default: NAME-undo-TIME.changes]
     #[arg(long, value_name = "FILE")]
     pub inverse: Option<PathBuf>,

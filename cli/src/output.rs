@@ -1,6 +1,6 @@
 //! What is printed: data on standard output, everything else on standard error.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufWriter, IsTerminal as _, Write};
 
 use serde::Serialize;
 
@@ -8,6 +8,9 @@ use ardent_api::control::ErrorReply;
 
 use crate::args::GlobalArgs;
 use crate::failure::Failure;
+
+/// Bytes of long output that are written at once.
+const STREAM_LEN: usize = 64 << 10;
 
 /// How to print.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,17 @@ impl Output {
             self.line(&line)
         } else {
             self.line(text(value).trim_end_matches('\n'))
+        }
+    }
+
+    /// Prints data as `write` writes it, however long it is.
+    pub fn stream(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
+        let mut stdout = BufWriter::with_capacity(STREAM_LEN, io::stdout().lock());
+        match write(&mut stdout).and_then(|()| stdout.flush()) {
+            // Whoever read us has what it wanted.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            Err(error) => Err(Failure::local("the output cannot be written", &error)),
+            Ok(()) => Ok(()),
         }
     }
 

@@ -277,6 +277,16 @@ impl Control {
     /// A branch for the server's own use, with a compute that refuses writes: it is not listed, and gone after a restart.
     /// To be deleted by [`Self::delete_hidden`].
     pub async fn create_hidden(&self, parent: &BranchRow, at: Lsn) -> Result<BranchRow, ErrorInfo> {
+        self.create_hidden_with(parent, at, BranchPolicy { read_only: true, ..BranchPolicy::default() }).await
+    }
+
+    /// The same with a compute that does what `policy` says.
+    pub(crate) async fn create_hidden_with(
+        &self,
+        parent: &BranchRow,
+        at: Lsn,
+        policy: BranchPolicy,
+    ) -> Result<BranchRow, ErrorInfo> {
         let id = BranchId::generate();
         let row = BranchRow {
             id,
@@ -287,7 +297,7 @@ impl Control {
             timeline: TimelineId::generate(),
             branch_lsn: None,
             hidden: true,
-            policy: BranchPolicy { read_only: true, ..BranchPolicy::default() },
+            policy,
             usage: Usage::default(),
             roles_known: false,
             idle_timeout_s: IDLE_TIMEOUT_DEFAULT_S,
@@ -506,7 +516,28 @@ impl Control {
 
     /// Deletes a branch that is marked for it, from wherever an earlier attempt stopped.
     pub(crate) async fn finish_delete(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        self.pool.suspend(branch.id).await?;
+        if branch.hidden {
+            self.pool.kill(branch.id).await?
+        } else {
+            self.pool.suspend(branch.id).await?
+        };
+        self.remove_compute_folder(branch).await?;
+        let lock = self.context.timeline_locks.of(branch.timeline);
+        let _guard = lock.lock().await;
+        let away = self.delete_in_storage(branch.tenant, branch.timeline).await?;
+        self.context.store.remove_branch(branch, &away)?;
+        self.pool.forget_problem(branch.id);
+        info!(branch = %branch.name, "branch is deleted");
+        Ok(())
+    }
+
+    /// Throws away what a compute at rest keeps of the branch: the next start is a cold one.
+    pub(crate) async fn discard_compute(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
+        self.remove_compute_folder(branch).await?;
+        Ok(self.context.store.forget_compute(branch.id)?)
+    }
+
+    async fn remove_compute_folder(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
         if let Some(compute) = self.context.store.compute(branch.id)? {
             for process in [&compute.agent, &compute.postmaster].into_iter().flatten() {
                 if !end_process(process, Duration::ZERO).await {
@@ -528,12 +559,6 @@ impl Control {
                 )
             })?;
         }
-        let lock = self.context.timeline_locks.of(branch.timeline);
-        let _guard = lock.lock().await;
-        let away = self.delete_in_storage(branch.tenant, branch.timeline).await?;
-        self.context.store.remove_branch(branch, &away)?;
-        self.pool.forget_problem(branch.id);
-        info!(branch = %branch.name, "branch is deleted");
         Ok(())
     }
 

@@ -1,27 +1,81 @@
-//! The diff of a branch against its branch point: two computes, the page server's list of changed blocks, and `ardent-diff`.
+//! The diff of a branch against its branch point, an LSN of its history, or another branch: two computes, the page server's list
+//! of changed blocks, and `ardent-diff`.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use tokio_postgres::{Client, NoTls};
 use tracing::warn;
 
 use ardent_api::compute::AGENT_ROLE;
 use ardent_api::control::{ApiErrorCode, BranchState, DiffRequest, ErrorInfo, SCHEMA_VERSION, WakeReply};
-use ardent_api::page_service::ChangedRelation;
+use ardent_api::page_service::{ChangedRelation, ManageReply, ManageRequest};
 use ardent_api::token::{Claims, Rights, Service};
-use ardent_diff::{ChangeSet, CompareOptions, DiffError, DiffReport, Session, compare};
+use ardent_diff::{ChangeSet, CompareOptions, DiffError, DiffReport, Identity, Session, compare};
 use ardent_page_client::{Binding, PageClient, PageError};
-use ardent_types::Lsn;
+use ardent_types::{Lsn, TimelineId};
 
+use crate::history::{History, changed_on_either, common_point, timeline_at};
+use crate::point::{PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::BranchRow;
 
 /// How long the page server may take to ingest what the branch had written when the diff was asked for.
 const INGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// What a branch is compared with.
+enum Against {
+    /// A state of its own history, on the timeline of this branch.
+    Past { parent: Box<BranchRow>, lsn: Lsn, is_branch_point: bool },
+    /// Another branch.
+    Branch(Box<BranchRow>),
+    /// Production as it is now, by the root branch that follows it.
+    Root(Box<BranchRow>),
+}
+
+/// A database that is read on one side.
+struct Open {
+    oid: u32,
+    name: String,
+    session: Session,
+}
+
+/// One side of the diff: all its databases, each in a snapshot, and an LSN that covers them all.
+struct Side {
+    databases: Vec<Open>,
+    lsn: Lsn,
+}
+
+/// Where transactions began to write, see [`ManageReply::OldestRunning`].
+struct Began {
+    lsn: Lsn,
+    prepared: bool,
+    complete: bool,
+}
+
+/// What may differ.
+struct Changed {
+    blocks: Vec<ChangedRelation>,
+    /// Since here.
+    from_lsn: Lsn,
+    /// More than these blocks, and nobody knows which.
+    whole: bool,
+}
+
+/// Both, as they were found.
+struct Sides<'a> {
+    branch: &'a BranchRow,
+    base: &'a BranchRow,
+    against: &'a Against,
+    head_at: WakeReply,
+    base_at: WakeReply,
+    /// What the page server had sent to the branch's compute before.
+    read_before: u64,
+}
+
 impl Control {
-    /// What changed on a branch since it was made. Goes on when the caller goes away, so that what it makes is cleared away.
+    /// What changed on a branch. Goes on when the caller goes away, so that what it makes is cleared away.
     pub async fn diff_branch(self: &Arc<Self>, name: &str, request: DiffRequest) -> Result<DiffReport, ErrorInfo> {
         let branch = self.find_branch(name)?;
         let control = self.clone();
@@ -29,88 +83,176 @@ impl Control {
         task.await.map_err(|_| crate::branches::shutting_down())?
     }
 
-    async fn diff(self: &Arc<Self>, branch: &BranchRow, request: &DiffRequest) -> Result<DiffReport, ErrorInfo> {
-        let name = &branch.name;
-        let parent = match branch.parent {
-            Some(id) => self.context.store.branch_by_id(id)?,
-            None => {
-                let message = format!("{name} follows production: it has no branch point to be compared with");
-                return Err(ErrorInfo::new(ApiErrorCode::RootBranch, message)
-                    .with_hint(format!("make a branch of it: ardent branch create NAME --from {name}")));
-            }
+    pub(crate) async fn diff(
+        self: &Arc<Self>,
+        branch: &BranchRow,
+        request: &DiffRequest,
+    ) -> Result<DiffReport, ErrorInfo> {
+        let against = self.against(branch, request.against.as_deref())?;
+        if let Against::Past { parent, lsn, is_branch_point: false } = &against {
+            self.check_reached(parent, *lsn).await?;
+        }
+        let began = Instant::now();
+        let read_before = self.pages_sent(branch).await?;
+        // Its Postgres starts while the other is made; what comes of it is heard below.
+        let (waking, row) = (self.clone(), branch.clone());
+        let woken = self.tasks.spawn(async move { waking.wake_branch(&row, began).await });
+        let base = match &against {
+            Against::Past { parent, lsn, .. } => self.create_hidden(parent, *lsn).await?,
+            Against::Root(root) => self.create_hidden(root, self.production_now(root).await?).await?,
+            Against::Branch(other) => (**other).clone(),
         };
-        let (Some(parent), Some(branch_lsn), BranchState::Ready) = (parent, branch.branch_lsn, branch.state) else {
-            let doing = if branch.state == BranchState::Deleting { "deleted" } else { "made" };
-            let message = format!("branch {name} is just being {doing}");
-            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
+        let result = async {
+            let head_woken = async { woken.await.map_err(|_| crate::branches::shutting_down())? };
+            let (head_at, base_at) = tokio::try_join!(head_woken, self.wake_branch(&base, began))?;
+            let sides = Sides { branch, base: &base, against: &against, head_at, base_at, read_before };
+            self.diff_with(&sides, request).await
         };
-        let base = self.create_hidden(&parent, branch_lsn).await?;
-        let result = self.diff_with(branch, &base, branch_lsn, request).await;
-        if let Err(error) = self.delete_hidden(&base).await {
-            warn!(branch = %name, %error, "the compute at the branch point is not deleted yet; the housekeeper tries again");
+        let result = result.await;
+        if base.hidden
+            && let Err(error) = self.delete_hidden(&base).await
+        {
+            warn!(branch = %branch.name, %error, "the compute at the branch point is not deleted yet; the housekeeper tries again");
         }
         result
     }
 
-    async fn diff_with(
-        self: &Arc<Self>,
-        branch: &BranchRow,
-        base: &BranchRow,
-        branch_lsn: Lsn,
-        request: &DiffRequest,
-    ) -> Result<DiffReport, ErrorInfo> {
-        let began = std::time::Instant::now();
-        let read_before = self.pages_sent(branch).await?;
-        let (head_at, base_at) = tokio::try_join!(self.wake_branch(branch, began), self.wake_branch(base, began))?;
-
-        let lister = connect(&head_at, "template1").await?;
-        let listed = lister
-            .query("select oid, datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
-            .await
-            .map_err(|error| query_failed(branch, &error))?;
-        let mut heads = Vec::new();
-        let mut newest = Lsn::INVALID;
-        for row in listed {
-            let (oid, database): (u32, String) = (row.get(0), row.get(1));
-            let client = connect(&head_at, &database).await?;
-            let (session, lsn) = Session::open(client, "head", &database).await.map_err(|error| failed(&error))?;
-            newest = newest.max(lsn);
-            heads.push((oid, database, session));
+    /// Understands what is to be compared with.
+    fn against(&self, branch: &BranchRow, wanted: Option<&str>) -> Result<Against, ErrorInfo> {
+        let name = &branch.name;
+        if branch.is_root() {
+            let message = format!("{name} follows production: it has no Postgres to compare");
+            return Err(ErrorInfo::new(ApiErrorCode::RootBranch, message)
+                .with_hint(format!("make a branch of it: ardent branch create NAME --from {name}")));
         }
-        // Commits, so that all WAL up to the snapshots is flushed and on its way.
-        lister
-            .batch_execute("set default_transaction_read_only = off; select pg_catalog.pg_logical_emit_message(true, 'ardent', 'diff')")
-            .await
-            .map_err(|error| query_failed(branch, &error))?;
-        let to_lsn = newest;
-        let changed = self.changed_blocks(branch, branch_lsn, to_lsn).await?;
+        ready(branch)?;
+        let Some(branch_lsn) = branch.branch_lsn else { return Err(busy(branch)) };
+        match wanted.map(|text| (text, text.parse::<Lsn>())) {
+            None => self.past(branch, branch_lsn, branch_lsn),
+            Some((_, Ok(lsn))) => self.past(branch, branch_lsn, lsn),
+            Some((text, Err(_))) => {
+                let other = Box::new(self.find_branch(text)?);
+                if other.id == branch.id {
+                    return Err(ErrorInfo::new(
+                        ApiErrorCode::InvalidArguments,
+                        format!("{name} cannot differ from itself"),
+                    )
+                    .with_hint("leave --against out to compare with the branch point, or give an LSN"));
+                }
+                if other.is_root() {
+                    return Ok(Against::Root(other));
+                }
+                ready(&other)?;
+                Ok(Against::Branch(other))
+            }
+        }
+    }
 
-        let options = CompareOptions { tables: request.tables.clone(), ..CompareOptions::default() };
+    /// Refuses an LSN that is not there yet: nobody knows when it will be.
+    async fn check_reached(&self, branch: &BranchRow, lsn: Lsn) -> Result<(), ErrorInfo> {
+        let ingested = self.context.timeline_status(branch.tenant, branch.timeline).await?.last_record_lsn;
+        let committed = self.context.wal_service.commit_lsn(branch.tenant, branch.timeline).await?;
+        let end = committed.unwrap_or(ingested).max(ingested);
+        if lsn <= end {
+            return Ok(());
+        }
+        let message = format!("{lsn} lies past the end of {}'s history, which is {end}", branch.name);
+        Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
+            .with_hint("give an LSN that the branch has reached: select pg_current_wal_insert_lsn()"))
+    }
+
+    fn past(&self, branch: &BranchRow, branch_lsn: Lsn, lsn: Lsn) -> Result<Against, ErrorInfo> {
+        let history = self.history(branch)?;
+        let timeline = timeline_at(&history, lsn).filter(|_| lsn > Lsn::INVALID);
+        let parent = match timeline {
+            Some(timeline) => self.context.store.branch_of_timeline(timeline)?,
+            None => None,
+        };
+        let parent = parent.ok_or_else(|| {
+            ErrorInfo::new(
+                ApiErrorCode::NotFound,
+                format!("no branch holds {lsn} of {}'s history any more", branch.name),
+            )
+            .with_hint(format!("its branch point is {branch_lsn}: ardent branch info {}", branch.name))
+        })?;
+        Ok(Against::Past { parent: Box::new(parent), lsn, is_branch_point: lsn == branch_lsn })
+    }
+
+    /// The timelines of a branch's history.
+    fn history(&self, branch: &BranchRow) -> Result<History, ErrorInfo> {
+        let mut history = vec![(branch.timeline, None)];
+        let mut timeline = branch.timeline;
+        while let Some((ancestor, lsn)) = self.context.store.ancestor(timeline)? {
+            history.push((ancestor, Some(lsn)));
+            timeline = ancestor;
+        }
+        Ok(history)
+    }
+
+    async fn production_now(&self, root: &BranchRow) -> Result<Lsn, ErrorInfo> {
+        let connector = self.connector_spec(&root.connector)?;
+        Ok(self.context.resolve_point(root, Some(connector), PointSpec::Now).await?.lsn)
+    }
+
+    async fn diff_with(&self, sides: &Sides<'_>, request: &DiffRequest) -> Result<DiffReport, ErrorInfo> {
+        let Sides { branch, base, against, .. } = sides;
+        let base_name = match against {
+            Against::Past { is_branch_point: true, .. } => "branch point".to_owned(),
+            Against::Past { lsn, .. } => lsn.to_string(),
+            Against::Root(other) | Against::Branch(other) => format!("branch {}", other.name),
+        };
+        // A compute that was made for this has read nothing before.
+        let base_read_before = if base.hidden { 0 } else { self.pages_sent(base).await? };
+        let (head, old) =
+            tokio::try_join!(open_side(branch, &sides.head_at, "head"), open_side(base, &sides.base_at, &base_name))?;
+        let changed = match against {
+            // What ran at the branch point is aborted on the branch; what was prepared there is looked for by its locks.
+            Against::Past { is_branch_point: true, .. } => {
+                let from_lsn = base.branch_lsn.unwrap_or_default();
+                let blocks = self.changed_blocks(branch, from_lsn, head.lsn).await?;
+                Changed { blocks, from_lsn, whole: false }
+            }
+            // Elsewhere it may have been committed later.
+            Against::Past { .. } => {
+                let from_lsn = base.branch_lsn.unwrap_or_default();
+                let began = self.began_before(base, from_lsn).await?;
+                let blocks = self.changed_blocks(branch, began.lsn, head.lsn).await?;
+                Changed { blocks, from_lsn, whole: !began.complete }
+            }
+            Against::Branch(_) | Against::Root(_) => self.changed_on_both((branch, head.lsn), (base, old.lsn)).await?,
+        };
+        let Changed { blocks: changed, from_lsn, whole } = changed;
+        let options = CompareOptions {
+            tables: request.tables.clone(),
+            identity: if matches!(against, Against::Past { .. }) { Identity::Oid } else { Identity::Name },
+            whole,
+            ..CompareOptions::default()
+        };
         let mut databases: Vec<ChangeSet> = Vec::new();
         let mut skipped = Vec::new();
-        for (oid, database, head) in &heads {
-            let client = match connect(&base_at, database).await {
-                Ok(client) => client,
-                // Made on the branch, or renamed there.
-                Err(error) if error.code == ApiErrorCode::NotFound => {
-                    skipped.push(database.clone());
-                    continue;
-                }
-                Err(error) => return Err(error),
+        for open in &head.databases {
+            // Without one it was made on the branch, or renamed there.
+            let Some(old) = old.databases.iter().find(|old| old.name == open.name) else {
+                skipped.push(open.name.clone());
+                continue;
             };
-            let (old, _) = Session::open(client, "branch point", database).await.map_err(|error| failed(&error))?;
-            let set = compare(&old, head, *oid, &changed, &options).await.map_err(|error| failed(&error))?;
-            databases.extend(Some(set).filter(|set| !set.is_empty()));
+            if options.identity == Identity::Name && old.oid != open.oid {
+                skipped.push(open.name.clone());
+                continue;
+            }
+            let set = compare(&old.session, &open.session, open.oid, &changed, &options).await;
+            databases.extend(Some(set.map_err(|error| failed(&error))?).filter(|set| !set.is_empty()));
         }
         let (read_head, read_base) = tokio::try_join!(self.pages_sent(branch), self.pages_sent(base))?;
         Ok(DiffReport {
             schema_version: SCHEMA_VERSION,
             branch: branch.name.clone(),
-            from_lsn: branch_lsn,
-            to_lsn,
+            against: request.against.clone(),
+            from_lsn,
+            to_lsn: head.lsn,
             changed_blocks: changed.iter().flat_map(|rel| &rel.ranges).map(|range| u64::from(range.count)).sum(),
-            pages_read_branch_point: read_base,
-            pages_read_head: read_head.saturating_sub(read_before),
+            pages_read_branch_point: read_base.saturating_sub(base_read_before),
+            pages_read_head: read_head.saturating_sub(sides.read_before),
             databases,
             databases_not_compared: skipped,
         })
@@ -120,7 +262,48 @@ impl Control {
         Ok(self.context.timeline_status(branch.tenant, branch.timeline).await?.pages_sent)
     }
 
-    async fn changed_blocks(&self, branch: &BranchRow, from: Lsn, to: Lsn) -> Result<Vec<ChangedRelation>, ErrorInfo> {
+    /// Where what ran at `lsn`, just where `base` was made, began to write.
+    async fn began_before(&self, base: &BranchRow, lsn: Lsn) -> Result<Began, ErrorInfo> {
+        let timeline = self.context.store.ancestor(base.timeline)?.map_or(base.timeline, |(timeline, _)| timeline);
+        self.oldest_running(base, timeline, lsn).await
+    }
+
+    async fn oldest_running(&self, branch: &BranchRow, timeline: TimelineId, lsn: Lsn) -> Result<Began, ErrorInfo> {
+        let request = ManageRequest::OldestRunning { timeline, lsn };
+        match self.context.page_service.manage(branch.tenant, request).await? {
+            ManageReply::OldestRunning { lsn, prepared, complete } => Ok(Began { lsn, prepared, complete }),
+            other => Err(unexpected_reply("where transactions began", &other).into()),
+        }
+    }
+
+    /// What changed on either of two branches since the point that they share, and that point.
+    async fn changed_on_both(
+        &self,
+        (head, head_lsn): (&BranchRow, Lsn),
+        (base, base_lsn): (&BranchRow, Lsn),
+    ) -> Result<Changed, ErrorInfo> {
+        let point = common_point(&self.history(head)?, &self.history(base)?).ok_or_else(|| {
+            let message = format!("branches {} and {} have no history in common", head.name, base.name);
+            ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
+                .with_hint("only branches of one connector can be compared")
+        })?;
+        let began = self.oldest_running(head, point.timeline, point.lsn).await?;
+        // What ran at the point is aborted on a branch that leaves there, unless it was prepared.
+        let since = |stays: bool| if stays || began.prepared { began.lsn } else { point.lsn };
+        let (on_head, on_base) = tokio::try_join!(
+            self.changed_blocks(head, since(point.first_stays), head_lsn),
+            self.changed_blocks(base, since(point.second_stays), base_lsn)
+        )?;
+        let whole = !began.complete && (point.first_stays || point.second_stays || began.prepared);
+        Ok(Changed { blocks: changed_on_either(on_head, on_base), from_lsn: point.lsn, whole })
+    }
+
+    pub(crate) async fn changed_blocks(
+        &self,
+        branch: &BranchRow,
+        from: Lsn,
+        to: Lsn,
+    ) -> Result<Vec<ChangedRelation>, ErrorInfo> {
         let claims = Claims {
             service: Service::Pageserver,
             tenant: Some(branch.tenant),
@@ -140,7 +323,49 @@ impl Control {
     }
 }
 
-async fn connect(at: &WakeReply, database: &str) -> Result<Client, ErrorInfo> {
+fn busy(branch: &BranchRow) -> ErrorInfo {
+    let doing = if branch.state == BranchState::Deleting { "deleted" } else { "made" };
+    ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {} is just being {doing}", branch.name))
+        .with_hint("try again in a moment")
+}
+
+fn ready(branch: &BranchRow) -> Result<(), ErrorInfo> {
+    if branch.state == BranchState::Ready { Ok(()) } else { Err(busy(branch)) }
+}
+
+/// Takes a snapshot of every database. `name` is what errors call this side.
+async fn open_side(branch: &BranchRow, at: &WakeReply, name: &str) -> Result<Side, ErrorInfo> {
+    let lister = connect(at, "template1").await?;
+    let listed = lister
+        .query("select oid, datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
+        .await
+        .map_err(|error| query_failed(branch, &error))?;
+    let opening = listed.iter().map(|row| async move {
+        let (oid, database): (u32, String) = (row.get(0), row.get(1));
+        let client = connect(at, &database).await?;
+        let (session, lsn) = Session::open(client, name, &database).await.map_err(|error| failed(&error))?;
+        Ok::<_, ErrorInfo>((Open { oid, name: database, session }, lsn))
+    });
+    let mut side = Side { databases: Vec::new(), lsn: Lsn::INVALID };
+    for (open, lsn) in try_join_all(opening).await? {
+        side.lsn = side.lsn.max(lsn);
+        side.databases.push(open);
+    }
+    if branch.hidden {
+        // It writes nothing: what it shows is what was there where it was made.
+        side.lsn = branch.branch_lsn.unwrap_or(side.lsn);
+        return Ok(side);
+    }
+    // Commits, so that all WAL up to the snapshots is flushed and on its way.
+    lister
+        .batch_execute("set default_transaction_read_only = off; select pg_catalog.pg_logical_emit_message(true, 'ardent', 'diff')")
+        .await
+        .map_err(|error| query_failed(branch, &error))?;
+    Ok(side)
+}
+
+/// Connects to a compute as its agent does.
+pub(crate) async fn connect(at: &WakeReply, database: &str) -> Result<Client, ErrorInfo> {
     let mut config = tokio_postgres::Config::new();
     config.host_path(&at.socket_dir).port(at.port).user(AGENT_ROLE).dbname(database).application_name("ardent diff");
     let (client, connection) = config.connect(NoTls).await.map_err(|error| {
@@ -148,12 +373,12 @@ async fn connect(at: &WakeReply, database: &str) -> Result<Client, ErrorInfo> {
             Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME) => ApiErrorCode::NotFound,
             _ => ApiErrorCode::ComputeFailed,
         };
-        ErrorInfo::new(code, format!("database {database} cannot be opened for the diff: {}", chain(&error)))
+        ErrorInfo::new(code, format!("database {database} cannot be opened: {}", chain(&error)))
     })?;
     // Ends with the client; its errors reach the queries.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a diff's connection ended");
+            tracing::debug!(%error, "a connection to a compute ended");
         }
     });
     Ok(client)
@@ -167,7 +392,8 @@ fn query_failed(branch: &BranchRow, error: &tokio_postgres::Error) -> ErrorInfo 
     ErrorInfo::new(ApiErrorCode::ComputeFailed, format!("branch {} cannot be read: {}", branch.name, chain(error)))
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

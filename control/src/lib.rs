@@ -23,16 +23,19 @@
 //! Control does not know WAL, pages or the Postgres protocol, and depends on no other service's crate: the page server,
 //! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
 
+mod apply;
 pub mod branches;
 pub mod compute;
 pub mod connectors;
 mod context;
 pub mod deps;
 mod diff;
+mod history;
 mod http;
 mod metrics;
 pub mod pgurl;
 mod point;
+mod rebase;
 pub mod scram;
 pub mod secrets;
 pub mod service;

@@ -182,6 +182,7 @@ pub(crate) fn unexpected_reply(request: &str, reply: &ManageReply) -> StorageErr
         ManageReply::Timelines { .. } => "timelines",
         ManageReply::LsnForTimestamp { .. } => "an LSN",
         ManageReply::KeptState { .. } => "a kept state",
+        ManageReply::OldestRunning { .. } => "where transactions began",
     };
     StorageError::new(StorageErrorKind::Failed, format!("the page server answered {request} with {kind}"))
 }

@@ -157,6 +157,11 @@ impl DataDir {
         self.root.join("computes")
     }
 
+    /// Folder of temporary files: they have no names, so it always looks empty.
+    pub fn spill(&self) -> PathBuf {
+        self.root.join("spill")
+    }
+
     /// Makes the folders: private ones 0700; the root and `computes` can be passed through, so that a compute's own user
     /// reaches its folder.
     pub fn create(&self) -> Result<(), StartError> {
@@ -168,6 +173,7 @@ impl DataDir {
         make(&self.root, 0o711)?;
         make(&self.root.join("run"), 0o700)?;
         make(&self.root.join("keys"), 0o700)?;
+        make(&self.spill(), 0o700)?;
         make(&self.computes(), 0o711)
     }
 
@@ -245,6 +251,8 @@ impl Control {
     ) -> Result<RunningControl, StartError> {
         let data_dir = DataDir::new(&config.data_dir);
         data_dir.create()?;
+        // A diff may be longer than memory holds, and this is the disk that has room.
+        ardent_diff::spill_into(data_dir.spill());
         let context = Arc::new(Context {
             store: Store::open(&config.data_dir.join("control.db"))?,
             keyring: Keyring::open_or_create(&data_dir.key("secrets.key"))?,
@@ -336,6 +344,11 @@ impl Control {
             branches: branches.iter().filter(|row| !row.is_root() && !row.hidden).count() as u64,
             computes_running: self.pool.running(),
         })
+    }
+
+    /// Where temporary files go.
+    pub(crate) fn spill_folder(&self) -> PathBuf {
+        DataDir::new(&self.config.data_dir).spill()
     }
 
     /// The lock of operations on this name.

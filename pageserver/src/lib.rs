@@ -30,6 +30,7 @@ mod metrics;
 mod pages;
 mod pages_sent;
 mod retention;
+mod running;
 mod server;
 mod socket;
 mod state;

@@ -61,6 +61,10 @@ impl Connection<'_> {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
                 kept_state::outdate(&timeline, at)
             }
+            ManageRequest::OldestRunning { timeline, lsn } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                self.oldest_running(&timeline, lsn)
+            }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
                 // After a restart a timeline that nobody follows may lack what a suspended compute had written.

@@ -5,12 +5,18 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ardent_api::control::{ApiErrorCode, ErrorInfo, SCHEMA_VERSION};
-use ardent_change_set::{Applied, ApplyOptions, ChangeSetFile, Conflict, apply, read, write};
+use ardent_api::control::{ApiErrorCode, BranchName, ErrorInfo, SCHEMA_VERSION};
+use ardent_change_set::{
+    Applied, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply, read_file,
+    write_file,
+};
 use ardent_diff::{ChangeSet, Part};
+use ardent_pg_wire::{ConfigError, driver};
 use serde::Serialize;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::branch::encode;
 use super::{diff, path_name};
 use crate::api::Api;
 use crate::args::BranchApplyArgs;
@@ -28,7 +34,9 @@ struct Reply {
     updated: u64,
     deleted: u64,
     already_there: u64,
+    settled: u64,
     conflicts: Vec<Conflict>,
+    conflicts_left_out: u64,
     notes: Vec<String>,
     inverse_file: Option<String>,
 }
@@ -36,50 +44,39 @@ struct Reply {
 /// Applies a branch's changes, or a file's, to a database.
 pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Failure> {
     let path = Path::new(&args.source);
-    let content = if path.is_file() {
-        read_file(path)?
+    let source = if path.is_file() {
+        Source::File(path)
     } else {
-        let name = path_name(&args.source).map_err(|failure| {
+        Source::Branch(path_name(&args.source).map_err(|failure| {
             failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote")
-        })?;
-        diff::file_content(diff::fetch(output, api, &name, &[])?)
+        })?)
     };
-    let config = target_config(&args.to)?;
-    let database = args.database.as_deref().or(config.get_dbname()).unwrap_or("postgres");
-    let set = content.databases.iter().find(|set| set.database == database).cloned();
-    let set = set.unwrap_or_else(|| ChangeSet { database: database.to_owned(), ..ChangeSet::default() });
-    for other in content.databases.iter().filter(|other| other.database != database) {
-        output.warning(&format!(
-            "database {} has changes too: they are applied with --database {}",
-            other.database, other.database
-        ));
+    let connector: Option<BranchName> = args.to.parse().ok();
+    if let Some(connector) = &connector
+        && !args.dry_run
+        && !args.yes
+        && !output.confirm(&format!("Change the production server that {connector} follows?"), "--yes")?
+    {
+        return Err(Failure::usage("nothing was changed").hint("--dry-run shows what would be"));
     }
-    let part = match (args.schema_only, args.data_only) {
-        (true, _) => Part::Schema,
-        (_, true) => Part::Rows,
-        _ => Part::Whole,
-    };
-    let options = ApplyOptions {
-        tables: args.table.clone(),
-        part,
-        dry_run: args.dry_run,
-        lock_timeout_ms: args.lock_timeout.saturating_mul(1000),
-        statement_timeout_ms: args.statement_timeout.saturating_mul(1000),
-    };
     // Where it goes is known, and can be written, before anything is changed.
-    let inverse_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| inverse_name(&content.branch)));
+    let inverse_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| inverse_name(source.name())));
     if let Some(path) = &inverse_path {
         fs::write(path, []).map_err(|error| {
             Failure::local(format!("{} cannot be written", path.display()), &error)
                 .hint("choose another place with --inverse")
         })?;
     }
-    let applied = run_apply(output, &config, &set, &options);
-    let kept = match (&applied, &inverse_path) {
-        (Ok(applied), Some(path)) if applied.conflicts.is_empty() => {
-            let inverse = ChangeSetFile { databases: vec![applied.inverse.clone()], ..content.clone() };
-            let bytes = write(&inverse).map_err(|error| Failure::of(&error))?;
-            fs::write(path, bytes).map_err(|error| {
+    let done = match &connector {
+        Some(connector) => in_production(output, api, args, &source, connector),
+        None => here(output, api, args, &source),
+    };
+    let kept = match (&done, &inverse_path) {
+        (Ok(done), Some(path)) if done.applied.conflicts.is_empty() => {
+            let RemoteApplied { branch, from_lsn, to_lsn, applied, .. } = done;
+            let (branch, from_lsn, to_lsn) = (branch.clone(), *from_lsn, *to_lsn);
+            let inverse = ChangeSetFile { branch, from_lsn, to_lsn, databases: vec![applied.inverse.clone()] };
+            write_file(path, &inverse).map_err(|error| {
                 Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error)
             })?;
             Some(path)
@@ -91,41 +88,136 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
         }
         _ => None,
     };
-    print(output, args, applied?, kept)
+    let done = done?;
+    for other in &done.other_databases {
+        output.warning(&format!("database {other} has changes too: they are applied with --database {other}"));
+    }
+    print(output, args, done.applied, kept)
 }
 
-fn read_file(path: &Path) -> Result<ChangeSetFile, Failure> {
-    let bytes = fs::read(path).map_err(|error| Failure::local(format!("{} cannot be read", path.display()), &error))?;
-    read(&bytes).map_err(|error| {
+/// Where the changes are.
+enum Source<'a> {
+    Branch(String),
+    File(&'a Path),
+}
+
+impl Source<'_> {
+    fn name(&self) -> &str {
+        match self {
+            Source::Branch(name) => name,
+            Source::File(path) => path.file_stem().and_then(|name| name.to_str()).unwrap_or("changes"),
+        }
+    }
+}
+
+fn options(args: &BranchApplyArgs) -> ApplyOptions {
+    let part = match (args.schema_only, args.data_only) {
+        (true, _) => Part::Schema,
+        (_, true) => Part::Rows,
+        _ => Part::Whole,
+    };
+    ApplyOptions {
+        tables: args.table.clone(),
+        part,
+        dry_run: args.dry_run,
+        prefer: args.prefer.as_deref().map(|side| if side == "branch" { Prefer::Branch } else { Prefer::Target }),
+        lock_timeout_ms: args.lock_timeout.saturating_mul(1000),
+        statement_timeout_ms: args.statement_timeout.saturating_mul(1000),
+    }
+}
+
+/// Applies to a database that is reached from here.
+fn here(output: &Output, api: &Api, args: &BranchApplyArgs, source: &Source<'_>) -> Result<RemoteApplied, Failure> {
+    let target = target_of(&args.to)?;
+    let content = match source {
+        Source::File(path) => content_of(path)?,
+        Source::Branch(name) => diff::file_content(diff::fetch(output, api, name, &[], None)?),
+    };
+    let database = args.database.as_deref().or(target.config.get_dbname()).unwrap_or("postgres").to_owned();
+    let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;
+    let (mut wanted, others): (Vec<_>, Vec<_>) = databases.into_iter().partition(|set| set.database == database);
+    let set = wanted.pop().unwrap_or_else(|| ChangeSet { database, ..ChangeSet::default() });
+    let applied = run_apply(output, target, &set, &options(args))?;
+    let other_databases = others.into_iter().map(|set| set.database).collect();
+    Ok(RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied })
+}
+
+/// Lets the server apply to the production server that a connector follows: its URL stays there.
+fn in_production(
+    output: &Output,
+    api: &Api,
+    args: &BranchApplyArgs,
+    source: &Source<'_>,
+    connector: &BranchName,
+) -> Result<RemoteApplied, Failure> {
+    let branch = match source {
+        Source::Branch(name) => Some(name.clone()),
+        Source::File(_) => None,
+    };
+    let request = ApplyRequest { branch, database: args.database.clone(), options: options(args) };
+    let request = serde_json::to_string(&request).map_err(|error| Failure::of(&error))?;
+    let path = format!("/v1/connectors/{connector}/apply?request={}", encode(&request));
+    let file = match source {
+        Source::File(path) => Some(
+            fs::File::open(path)
+                .map_err(|error| Failure::local(format!("{} cannot be read", path.display()), &error))?,
+        ),
+        Source::Branch(_) => None,
+    };
+    let mut done = None;
+    api.post_file(&path, file, |event| {
+        match event {
+            ApplyEvent::Progress(line) => output.note(&line),
+            ApplyEvent::Done(applied) => done = Some(*applied),
+            ApplyEvent::Error(error) => return Err(error.into()),
+        }
+        Ok(())
+    })?;
+    done.ok_or_else(|| {
+        Failure::from(ErrorInfo::new(ApiErrorCode::Internal, "the server's answer ends in the middle"))
+            .hint("see its log, and whether production was changed: ardent branch apply --dry-run")
+    })
+}
+
+fn content_of(path: &Path) -> Result<ChangeSetFile, Failure> {
+    read_file(path).map_err(|error| {
         Failure::local(format!("{} cannot be applied", path.display()), &error)
             .hint("write it again: ardent branch diff NAME -o FILE")
     })
 }
 
-fn target_config(url: &str) -> Result<Config, Failure> {
-    let mut text = url.to_owned();
-    if url == "-" {
+/// How the target is reached.
+struct Target {
+    config: Config,
+    tls: MakeRustlsConnect,
+}
+
+fn target_of(to: &str) -> Result<Target, Failure> {
+    let mut text = to.to_owned();
+    if to == "-" {
         text.clear();
         std::io::stdin()
             .read_to_string(&mut text)
             .map_err(|error| Failure::local("standard input cannot be read", &error))?;
     }
-    let mut config: Config = text.trim().parse().map_err(|error| {
-        let _: tokio_postgres::Error = error;
-        Failure::usage("--to is no connection string").hint("give postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE")
+    let (mut config, tls) = driver(text.trim()).map_err(|error| match error {
+        // Its own words could repeat what is in the text.
+        ConfigError::Parse(_) => Failure::usage("--to is no connection string")
+            .hint("give postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE, or a connector's name"),
+        other => Failure::usage(other.to_string()),
     })?;
     config.application_name("ardent branch apply");
-    Ok(config)
+    Ok(Target { config, tls })
 }
 
-fn run_apply(output: &Output, config: &Config, set: &ChangeSet, options: &ApplyOptions) -> Result<Applied, Failure> {
+fn run_apply(output: &Output, target: Target, set: &ChangeSet, options: &ApplyOptions) -> Result<Applied, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::local("no threads can be started", &error))?;
     runtime.block_on(async {
-        let (client, connection) = config.connect(NoTls).await.map_err(|error| {
+        let (client, connection) = target.config.connect(target.tls).await.map_err(|error| {
             let info = Failure::local("the target cannot be reached", &error).info;
             Failure::from(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, info.message))
-                .hint("see whether the URL is right with psql; a target that insists on TLS is not supported yet")
+                .hint("see whether the URL is right with psql; sslmode and sslrootcert mean what they mean there")
         })?;
         let connection = tokio::spawn(connection);
         let applied = apply(&client, set, options, |line| output.note(line)).await;
@@ -145,7 +237,7 @@ fn inverse_name(branch: &str) -> PathBuf {
 }
 
 fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Option<&PathBuf>) -> Result<(), Failure> {
-    let conflicts = applied.conflicts.len();
+    let conflicts = applied.conflicts.len() as u64 + applied.conflicts_left_out;
     let reply = Reply {
         schema_version: SCHEMA_VERSION,
         applied: conflicts == 0 && !args.dry_run,
@@ -155,24 +247,37 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         updated: applied.rows.updated,
         deleted: applied.rows.deleted,
         already_there: applied.already_there,
+        settled: applied.settled,
         conflicts: applied.conflicts,
+        conflicts_left_out: applied.conflicts_left_out,
         notes: applied.notes,
         inverse_file: inverse.map(|path| path.display().to_string()),
     };
     output.data(&reply, text)?;
-    if conflicts == 0 {
-        return Ok(());
+    match self::conflicts(conflicts) {
+        None => Ok(()),
+        Some(plural) => Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{plural}: nothing was applied"))
+            .with_hint("make branch and target agree, leave tables out with --table, or choose a side with --prefer")
+            .into()),
     }
-    let plural = if conflicts == 1 { "" } else { "s" };
-    Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{conflicts} conflict{plural}: nothing was applied"))
-        .with_hint("make branch and target agree, or leave tables out with --table")
-        .into())
+}
+
+/// How many, in words; nothing if there is none.
+pub fn conflicts(count: u64) -> Option<String> {
+    match count {
+        0 => None,
+        1 => Some("1 conflict".to_owned()),
+        several => Some(format!("{several} conflicts")),
+    }
 }
 
 fn text(reply: &Reply) -> String {
     let mut out = String::new();
     for conflict in &reply.conflicts {
-        out.push_str(&conflict_text(conflict));
+        out.push_str(&conflict_text(conflict, "target"));
+    }
+    if reply.conflicts_left_out > 0 {
+        out.push_str(&format!("and {} conflicts more\n", reply.conflicts_left_out));
     }
     for note in &reply.notes {
         out.push_str(&format!("note: {note}\n"));
@@ -183,6 +288,9 @@ fn text(reply: &Reply) -> String {
             "{verb} {} statements; {} rows inserted, {} updated, {} deleted; {} changes were there already\n",
             reply.statements, reply.inserted, reply.updated, reply.deleted, reply.already_there
         ));
+        if reply.settled > 0 {
+            out.push_str(&format!("{} rows that both had changed were settled\n", reply.settled));
+        }
     }
     if let Some(path) = &reply.inverse_file {
         out.push_str(&format!("undo it with: ardent branch apply {path} --to URL\n"));
@@ -190,7 +298,8 @@ fn text(reply: &Reply) -> String {
     out
 }
 
-fn conflict_text(conflict: &Conflict) -> String {
+/// A conflict for people. `other`: what the side is called that is not the branch.
+pub fn conflict_text(conflict: &Conflict, other: &str) -> String {
     let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "NULL".to_owned());
     match conflict {
         Conflict::Row { table, key, why, columns } => {
@@ -198,13 +307,13 @@ fn conflict_text(conflict: &Conflict) -> String {
             let mut out = format!("conflict: {table} {}: {why}\n", key.join(" "));
             for column in columns {
                 let (base, branch, target) = (value(&column.base), value(&column.branch), value(&column.target));
-                out.push_str(&format!("  {}: was {base}, branch {branch}, target {target}\n", column.column));
+                out.push_str(&format!("  {}: was {base}, branch {branch}, {other} {target}\n", column.column));
             }
             out
         }
         Conflict::Schema { object, why, base, branch, target } => {
             let mut out = format!("conflict: {object}: {why}\n");
-            for (side, definition) in [("was", base), ("branch", branch), ("target", target)] {
+            for (side, definition) in [("was", base), ("branch", branch), (other, target)] {
                 if let Some(definition) = definition {
                     out.push_str(&format!("  {side}: {definition}\n"));
                 }

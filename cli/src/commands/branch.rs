@@ -32,6 +32,7 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Switch(args) => switch(output, api, args),
         BranchCommand::Diff(args) => super::diff::run(output, api, args),
         BranchCommand::Apply(args) => super::apply::run(output, api, args),
+        BranchCommand::Rebase(args) => super::rebase::run(output, api, args),
         BranchCommand::Set(args) => set(output, api, args),
         BranchCommand::Policy(args) => policy(output, api, args),
         BranchCommand::Password(args) => password(output, api, args),
@@ -176,7 +177,7 @@ pub fn url(api: &Api, name: &str, role: Option<&str>) -> Result<UrlReply, Failur
     api.get(&format!("/v1/branches/{}/url{query}", path_name(name)?))
 }
 
-fn encode(text: &str) -> String {
+pub fn encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }

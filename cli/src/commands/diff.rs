@@ -1,10 +1,9 @@
 //! `ardent branch diff`.
 
-use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write};
 
 use ardent_api::control::DiffRequest;
-use ardent_change_set::{ChangeSetFile, script, write};
+use ardent_change_set::{ChangeSetFile, script, write_file};
 use ardent_diff::{ChangeSet, DiffReport, SchemaChange, Style, render_people, render_stat};
 use serde_json::json;
 
@@ -15,10 +14,10 @@ use crate::config::branch_or_default;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// Shows what changed on a branch since it was made.
+/// Shows what changed on a branch: since it was made, since an LSN, or against another branch.
 pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Failure> {
     let name = path_name(&branch_or_default(args.name.as_deref())?)?;
-    let mut report = fetch(output, api, &name, &args.table)?;
+    let mut report = fetch(output, api, &name, &args.table, args.against.as_deref())?;
     for set in &mut report.databases {
         if args.data_only {
             set.schema = SchemaChange::default();
@@ -34,18 +33,26 @@ pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Fail
     report.databases.retain(|set| !set.is_empty());
     let differs = !report.databases.is_empty() || !report.databases_not_compared.is_empty();
     match &args.output {
-        Some(path) => write_file(output, path, report)?,
+        Some(path) => keep(output, path, report)?,
         None => show(output, args, &mut report)?,
     }
     if args.exit_code && differs { Err(Failure::differences()) } else { Ok(()) }
 }
 
 /// Asks the server for a diff.
-pub fn fetch(output: &Output, api: &Api, name: &str, tables: &[String]) -> Result<DiffReport, Failure> {
-    let request = DiffRequest { tables: tables.to_vec() };
-    let report: DiffReport = api.post(&format!("/v1/branches/{name}/diff"), &request)?;
+pub fn fetch(
+    output: &Output,
+    api: &Api,
+    name: &str,
+    tables: &[String],
+    against: Option<&str>,
+) -> Result<DiffReport, Failure> {
+    let request = DiffRequest { tables: tables.to_vec(), against: against.map(str::to_owned) };
+    let report: DiffReport = api.post_long(&format!("/v1/branches/{name}/diff"), &request)?;
     for database in &report.databases_not_compared {
-        output.warning(&format!("database {database} is not at the branch point under this name: it was not compared"));
+        output.warning(&format!(
+            "database {database} is not there on the other side under this name: it was not compared"
+        ));
     }
     Ok(report)
 }
@@ -60,9 +67,9 @@ pub fn file_content(report: DiffReport) -> ChangeSetFile {
     }
 }
 
-fn write_file(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(), Failure> {
-    let bytes = write(&file_content(report)).map_err(|error| Failure::of(&error))?;
-    fs::write(path, bytes).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))?;
+fn keep(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(), Failure> {
+    write_file(path, &file_content(report))
+        .map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))?;
     output.note(&format!("wrote {}; apply it with: ardent branch apply {} --to URL", path.display(), path.display()));
     Ok(())
 }
@@ -77,46 +84,57 @@ fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Resu
             table.base_columns.clear();
         }
     }
+    let sets = &report.databases;
     if args.ndjson {
-        return report.databases.iter().flat_map(lines).try_for_each(|line| output.line(&line.to_string()));
+        return output.stream(|out| sets.iter().try_for_each(|set| lines(out, set)));
     }
     if args.sql {
-        return report.databases.iter().try_for_each(|set| output.line(script(set).trim_end_matches('\n')));
+        return output.stream(|out| sets.iter().try_for_each(|set| script(out, set)));
     }
     if output.json {
-        return output.data(report, |_| String::new());
+        return output.stream(|out| {
+            serde_json::to_writer(&mut *out, &report)?;
+            writeln!(out)
+        });
     }
     let terminal = io::stdout().is_terminal();
     let style = Style { color: terminal && output.colors_allowed, full: args.full };
-    let text = if args.stat { render_stat(&report.databases) } else { render_people(&report.databases, style) };
-    if terminal { pager::show(output, &text) } else { output.line(text.trim_end_matches('\n')) }
+    let write = |out: &mut dyn Write| {
+        if args.stat { render_stat(out, sets) } else { render_people(out, sets, style) }
+    };
+    if terminal { pager::show(output, write) } else { output.stream(write) }
 }
 
-/// One object for each change.
-fn lines(set: &ChangeSet) -> Vec<serde_json::Value> {
+/// One object for each change, a line each.
+fn lines(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
     let database = &set.database;
-    let mut lines = Vec::new();
+    let mut line = |value: serde_json::Value| -> io::Result<()> {
+        serde_json::to_writer(&mut *out, &value)?;
+        writeln!(out)
+    };
     for statement in &set.schema.statements {
-        lines.push(json!({ "type": "statement", "database": database, "action": statement.action, "kind": statement.kind, "object": statement.object, "sql": statement.sql }));
+        line(
+            json!({ "type": "statement", "database": database, "action": statement.action, "kind": statement.kind, "object": statement.object, "sql": statement.sql }),
+        )?;
     }
     for what in &set.schema.not_covered {
-        lines.push(json!({ "type": "not_covered", "database": database, "what": what }));
+        line(json!({ "type": "not_covered", "database": database, "what": what }))?;
     }
     for table in &set.tables {
         let name = json!({ "schema": table.schema, "table": table.name });
-        lines.push(json!({ "type": "table", "database": database, "schema": table.schema, "table": table.name, "state": table.state, "renamed_from": table.renamed_from,
-            "columns": table.columns, "key": table.key, "columns_added": table.columns_added, "columns_dropped": table.columns_dropped }));
-        for row in &table.rows {
-            lines.push(json!({ "type": "row", "database": database, "of": name, "row": row }));
+        line(
+            json!({ "type": "table", "database": database, "schema": table.schema, "table": table.name, "state": table.state, "renamed_from": table.renamed_from,
+            "columns": table.columns, "key": table.key, "columns_added": table.columns_added, "columns_dropped": table.columns_dropped }),
+        )?;
+        for row in table.rows.iter() {
+            line(json!({ "type": "row", "database": database, "of": name, "row": row.map_err(io::Error::other)? }))?;
         }
     }
-    lines.extend(
-        set.sequences.iter().map(|sequence| json!({ "type": "sequence", "database": database, "sequence": sequence })),
-    );
-    lines.extend(
-        set.large_objects
-            .iter()
-            .map(|object| json!({ "type": "large_object", "database": database, "large_object": object })),
-    );
-    lines
+    for sequence in &set.sequences {
+        line(json!({ "type": "sequence", "database": database, "sequence": sequence }))?;
+    }
+    for object in &set.large_objects {
+        line(json!({ "type": "large_object", "database": database, "large_object": object }))?;
+    }
+    Ok(())
 }

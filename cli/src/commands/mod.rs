@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod inspect;
 mod pager;
 pub mod psql;
+pub mod rebase;
 pub mod session;
 
 use ardent_api::control::{BranchName, ErrorInfo};

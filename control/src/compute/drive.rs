@@ -41,10 +41,12 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 const EVENT_LEN_MAX: usize = 16 << 20;
 
 /// What a slot's task is told.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DriveCommand {
     /// Stop cleanly.
     Stop,
+    /// End at once: nothing of it is needed any more.
+    Kill,
 }
 
 /// How one run of the agent ended.
@@ -261,7 +263,13 @@ impl Drive {
                     Ok(Some(line)) => parse_event(&line),
                     Ok(None) | Err(_) => return self.ended_without_a_word(ran, asked_to_stop),
                 },
-                Some(DriveCommand::Stop) = self.commands.recv() => {
+                Some(command) = self.commands.recv() => {
+                    if command == DriveCommand::Kill {
+                        self.state.send_replace(SlotState::Stopping);
+                        // It fails only if the agent has ended by itself; Postgres ends with it.
+                        let _ = agent.child.start_kill();
+                        return Ok(RunEnd::Stopped);
+                    }
                     if !asked_to_stop {
                         asked_to_stop = true;
                         self.state.send_replace(SlotState::Stopping);

@@ -142,9 +142,18 @@ impl ComputePool {
 
     /// Stops the branch's compute and waits until it is gone; whether it ran.
     pub(crate) async fn suspend(&self, branch: BranchId) -> Result<bool, ErrorInfo> {
+        self.end(branch, DriveCommand::Stop).await
+    }
+
+    /// The same for a branch that is deleted next and has no clients: it need not end in order.
+    pub(crate) async fn kill(&self, branch: BranchId) -> Result<bool, ErrorInfo> {
+        self.end(branch, DriveCommand::Kill).await
+    }
+
+    async fn end(&self, branch: BranchId, command: DriveCommand) -> Result<bool, ErrorInfo> {
         let Some(slot) = self.slots.lock().get(&branch).cloned() else { return Ok(false) };
         // A full queue holds a stop already; a closed one has ended.
-        let _ = slot.commands.try_send(DriveCommand::Stop);
+        let _ = slot.commands.try_send(command);
         let mut state = slot.state;
         let gone = async {
             while !matches!(*state.borrow_and_update(), SlotState::Gone(_)) {
@@ -208,14 +217,14 @@ impl ComputePool {
                 .with_hint("start it again with ardent up"));
         }
         // Under this lock: a delete marks the row first and looks for a slot then, so one of the two sees the other.
-        if self.context.store.branch_by_id(branch.id)?.is_none_or(|row| row.state != BranchState::Ready) {
-            return Err(crate::branches::not_found(&branch.name));
-        }
+        // As it is now: a rebase may have given it another timeline since the caller looked.
+        let row = self.context.store.branch_by_id(branch.id)?.filter(|row| row.state == BranchState::Ready);
+        let row = row.ok_or_else(|| crate::branches::not_found(&branch.name))?;
         let (state_in, state) = watch::channel(SlotState::Starting);
         let (commands, commands_out) = mpsc::channel(4);
         let slot = Slot { state, commands };
         slots.insert(branch.id, slot.clone());
-        let drive = Drive::new(self.context.clone(), branch.clone(), state_in.clone(), commands_out);
+        let drive = Drive::new(self.context.clone(), row, state_in.clone(), commands_out);
         let pool = self.clone();
         let id = branch.id;
         self.tasks.spawn(async move {

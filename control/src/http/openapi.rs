@@ -51,7 +51,27 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     ("post", "/v1/branches/{name}/wake", "Start the branch's Postgres and wait for it", None, "Wake"),
     ("post", "/v1/branches/{name}/suspend", "Stop the branch's Postgres", None, "Branch"),
-    ("post", "/v1/branches/{name}/diff", "What changed since the branch was made", Some("Diff"), "DiffReport"),
+    (
+        "post",
+        "/v1/branches/{name}/diff",
+        "What changed since the branch was made, since an LSN, or against another branch",
+        Some("Diff"),
+        "DiffReport",
+    ),
+    (
+        "post",
+        "/v1/branches/{name}/rebase",
+        "Take the branch's changes onto the newest state of its parent",
+        Some("Rebase"),
+        "RebaseReport",
+    ),
+    (
+        "post",
+        "/v1/connectors/{name}/apply",
+        "Apply a branch's changes, or the change set in the body, to production; query request; NDJSON, one event a line",
+        None,
+        "ApplyEvent",
+    ),
 ];
 
 /// Fields of an object, each with its kind; a `?` after the kind: may be null or absent.
@@ -190,12 +210,13 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("waited_ms", "integer"),
         ],
     ),
-    ("Diff", &[("tables", "[string]?")]),
+    ("Diff", &[("tables", "[string]?"), ("against", "string?")]),
     (
         "DiffReport",
         &[
             ("schema_version", "integer"),
             ("branch", "string"),
+            ("against", "string?"),
             ("from_lsn", "Lsn"),
             ("to_lsn", "Lsn"),
             ("changed_blocks", "integer"),
@@ -220,6 +241,27 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("rows", "[Object]"),
         ],
     ),
+    ("Rebase", &[("dry_run", "boolean?"), ("prefer", "string?"), ("undo", "boolean?")]),
+    (
+        "RebaseReport",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("rebased", "boolean"),
+            ("dry_run", "boolean"),
+            ("from_lsn", "Lsn"),
+            ("onto_lsn", "Lsn"),
+            ("kept_as", "string?"),
+            ("statements", "integer"),
+            ("rows", "Object"),
+            ("already_there", "integer"),
+            ("settled", "integer"),
+            ("conflicts", "[Object]"),
+            ("conflicts_left_out", "integer"),
+            ("notes", "[string]"),
+        ],
+    ),
+    ("ApplyEvent", &[("progress", "string?"), ("done", "Object?"), ("error", "ErrorInfo?")]),
     ("SequenceChange", &[("schema", "string"), ("name", "string"), ("old", "integer?"), ("new", "integer?")]),
     ("Error", &[("schema_version", "integer"), ("error", "ErrorInfo")]),
     ("ErrorInfo", &[("code", "ErrorCode"), ("message", "string"), ("hint", "string?")]),
@@ -233,7 +275,7 @@ pub(crate) fn document() -> Value {
     let mut paths = Map::new();
     for (method, path, summary, body, reply) in OPERATIONS {
         let item = paths.entry(*path).or_insert_with(|| json!({}));
-        let media = if *reply == "ConnectorEvent" { "application/x-ndjson" } else { "application/json" };
+        let media = if reply.ends_with("Event") { "application/x-ndjson" } else { "application/json" };
         let mut operation = json!({
             "summary": summary,
             "responses": {

@@ -1,6 +1,7 @@
 //! The public routes.
 
 use std::convert::Infallible;
+use std::io::{Seek as _, Write as _};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::Deserialize;
 use tokio::sync::watch;
 
@@ -21,9 +22,10 @@ use ardent_api::control::{
     PreflightRequest, SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
 };
 
+use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
 use ardent_diff::DiffReport;
 
-use super::reply::Body;
+use super::reply::{Body, LongLines, LongReply};
 use super::{BODY_LEN_MAX, Failure, Reply, openapi};
 use crate::connectors::Creation;
 use crate::secrets::token_hash;
@@ -49,6 +51,8 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
         .route("/v1/branches/{name}/diff", post(diff))
+        .route("/v1/branches/{name}/rebase", post(rebase))
+        .route("/v1/connectors/{name}/apply", post(apply))
         .method_not_allowed_fallback(no_such_route)
         .fallback(no_such_route)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
@@ -271,6 +275,67 @@ async fn diff(
     State(control): Shared,
     Path(name): Path<String>,
     Body(request): Body<DiffRequest>,
-) -> Result<DiffReport> {
-    Ok(Reply(control.diff_branch(&name, request).await?))
+) -> std::result::Result<LongReply<DiffReport>, Failure> {
+    Ok(LongReply(control.diff_branch(&name, request).await?))
+}
+
+async fn rebase(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<RebaseRequest>,
+) -> Result<RebaseReply> {
+    Ok(Reply(control.rebase_branch(&name, request).await?))
+}
+
+#[derive(Deserialize)]
+struct ApplyQuery {
+    /// An [`ApplyRequest`] as JSON: the body is the change set.
+    request: String,
+}
+
+/// Lines of an apply that may wait for the network.
+const APPLY_EVENTS_WAITING_MAX: usize = 64;
+
+async fn apply(
+    State(control): Shared,
+    Path(name): Path<String>,
+    super::reply::Query(query): super::reply::Query<ApplyQuery>,
+    request: Request,
+) -> std::result::Result<LongLines<ApplyEvent>, Failure> {
+    let wanted: ApplyRequest = serde_json::from_str(&query.request).map_err(|error| {
+        ErrorInfo::new(ApiErrorCode::InvalidArguments, format!("the request is not understood: {error}"))
+    })?;
+    // Known before a long change set is sent and kept.
+    control.show_connector(&name).await?;
+    let content = if wanted.branch.is_some() { None } else { Some(receive(&control, request).await?) };
+    let (events, receiver) = tokio::sync::mpsc::channel(APPLY_EVENTS_WAITING_MAX);
+    control.apply_to_production(&name, wanted, content, events)?;
+    Ok(LongLines(receiver))
+}
+
+/// Receives a change set file: into a temporary file, however long it is.
+async fn receive(control: &Control, request: Request) -> std::result::Result<ChangeSetFile, ErrorInfo> {
+    let kept = |error: std::io::Error| {
+        ErrorInfo::new(ApiErrorCode::Internal, format!("the change set cannot be kept: {error}"))
+            .with_hint("see whether the server's disk is full")
+    };
+    let mut file = tempfile::tempfile_in(control.spill_folder()).map_err(kept)?;
+    let mut parts = request.into_body().into_data_stream();
+    while let Some(part) = parts.next().await {
+        let part = part.map_err(|error| {
+            ErrorInfo::new(ApiErrorCode::InvalidArguments, format!("the change set was not sent whole: {error}"))
+        })?;
+        file.write_all(&part).map_err(kept)?;
+    }
+    let reading = tokio::task::spawn_blocking(move || {
+        file.rewind().map_err(ardent_change_set::FileError::Io)?;
+        read(&mut file)
+    });
+    reading.await.map_err(|_| crate::branches::shutting_down())?.map_err(|error| {
+        ErrorInfo::new(
+            ApiErrorCode::InvalidArguments,
+            format!("the change set cannot be applied: {}", crate::diff::chain(&error)),
+        )
+        .with_hint("write it again: ardent branch diff NAME -o FILE")
+    })
 }

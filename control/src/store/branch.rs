@@ -236,6 +236,29 @@ impl Store {
         })
     }
 
+    /// The branch whose timeline this is.
+    pub fn branch_of_timeline(&self, timeline: TimelineId) -> Result<Option<BranchRow>, StoreError> {
+        self.read(|connection| {
+            connection
+                .prepare_cached(&format!("{SELECT} WHERE b.timeline_id = ?1"))?
+                .query_row(params![timeline.to_string()], BranchRow::read)
+                .optional()
+        })
+    }
+
+    /// The timeline that this one descends from, and where it left it; `None` for a root.
+    pub fn ancestor(&self, timeline: TimelineId) -> Result<Option<(TimelineId, Lsn)>, StoreError> {
+        self.read(|connection| {
+            let found = connection
+                .prepare_cached("SELECT ancestor_id, branch_lsn FROM timelines WHERE id = ?1")?
+                .query_row(params![timeline.to_string()], |row| {
+                    Ok((parsed_option(row, "ancestor_id")?, parsed_option(row, "branch_lsn")?))
+                })
+                .optional()?;
+            Ok(found.and_then(|(ancestor, lsn)| Some((ancestor?, lsn?))))
+        })
+    }
+
     /// All branches, hidden ones included, by name.
     pub fn branches(&self) -> Result<Vec<BranchRow>, StoreError> {
         self.read(|connection| {
@@ -296,6 +319,52 @@ impl Store {
             transaction.execute("DELETE FROM computes WHERE branch_id = ?1", params![id])?;
             transaction.execute("DELETE FROM branches WHERE id = ?1", params![id])?;
             transaction.execute("DELETE FROM timelines WHERE id = ?1", params![timeline]).map(|_| ())
+        })
+    }
+
+    /// Forgets what is known of a branch's compute, whose folder is gone.
+    pub fn forget_compute(&self, id: BranchId) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction.execute("DELETE FROM computes WHERE branch_id = ?1", params![id.to_string()]).map(|_| ())
+        })
+    }
+
+    /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see. Branches that hang on a
+    /// timeline go with it. Rows that a limit counts are counted anew.
+    pub fn exchange_timelines(&self, branch: &BranchRow, other: &BranchRow, name: &str) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            // Both timelines have an owner again when the transaction ends.
+            transaction.execute_batch("PRAGMA defer_foreign_keys = ON")?;
+            let (id, other_id) = (branch.id.to_string(), other.id.to_string());
+            let (timeline, other_timeline) = (branch.timeline.to_string(), other.timeline.to_string());
+            let mut moved = Vec::new();
+            for (parent, timeline) in [(&id, &timeline), (&other_id, &other_timeline)] {
+                let mut children = transaction.prepare(
+                    "SELECT id FROM branches WHERE parent_id = ?1 AND timeline_id IN (SELECT id FROM timelines WHERE ancestor_id = ?2)",
+                )?;
+                let children = children.query_map(params![parent, timeline], |row| row.get(0))?;
+                moved.push(children.collect::<Result<Vec<String>, _>>()?);
+            }
+            for (children, parent) in moved.iter().zip([&other_id, &id]) {
+                for child in children {
+                    transaction.execute("UPDATE branches SET parent_id = ?1 WHERE id = ?2", params![parent, child])?;
+                }
+            }
+            transaction.execute("UPDATE branches SET timeline_id = 'exchanged' WHERE id = ?1", params![id])?;
+            transaction.execute(
+                "UPDATE branches SET timeline_id = ?2, name = ?3, hidden = 0 WHERE id = ?1",
+                params![other_id, timeline, name],
+            )?;
+            transaction.execute(
+                "UPDATE branches SET timeline_id = ?2, rows_changed = 0, rows_counted_to = NULL WHERE id = ?1",
+                params![id, other_timeline],
+            )?;
+            // What roles there are, and with which passwords, is another timeline's now: taken for changes made on the branch,
+            // production's newer passwords would be accepted there.
+            transaction.execute("DELETE FROM roles WHERE branch_id IN (?1, ?2)", params![id, other_id])?;
+            transaction
+                .execute("UPDATE branches SET roles_known = 0 WHERE id IN (?1, ?2)", params![id, other_id])
+                .map(|_| ())
         })
     }
 

@@ -4,25 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_diff::{ChangeSet, LargeObjectChange, Part, SequenceChange, TableChange, TableState};
 use ardent_schema_diff::{Section, Statement, Touched, identifier, literal, qualified};
+use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::dml;
+use crate::exchange::{self, Moving};
 use crate::foreign_keys::{self, ForeignKey};
-use crate::guard::{self, Guarded, Operation, base_table, key_places};
+use crate::guard::{self, Guarded, Prefer, RowUpdate, base_table, key_places};
 use crate::inverse;
 use crate::outcome::{Applied, ApplyError, Conflict};
-use crate::target::Target;
+use crate::target::{Target, TextRow};
 
 /// Most rows that one insert brings.
 const ROWS_PER_INSERT: usize = 500;
 /// Most updates or deletes that are sent at once.
 const ROWS_PER_BATCH: usize = 200;
+/// After so many rows it is said how far the writing is.
+const ROWS_PER_REPORT: u64 = 50_000;
 /// Bytes of a page of a large object (`LOBLKSIZE`).
 const LARGE_OBJECT_PAGE: i64 = 2048;
 
 /// What to apply, and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ApplyOptions {
     /// Only these tables' rows, as `name` or `schema.name`; empty: all.
     pub tables: Vec<String>,
@@ -30,6 +35,8 @@ pub struct ApplyOptions {
     pub part: Part,
     /// Do everything, and take it back.
     pub dry_run: bool,
+    /// Whose value counts where branch and target changed a row in different ways; absent: that is a conflict.
+    pub prefer: Option<Prefer>,
     /// Longest wait for a lock.
     pub lock_timeout_ms: u64,
     /// Longest run of one statement; 0: no limit.
@@ -42,6 +49,7 @@ impl Default for ApplyOptions {
             tables: Vec::new(),
             part: Part::Whole,
             dry_run: false,
+            prefer: None,
             lock_timeout_ms: 5_000,
             statement_timeout_ms: 300_000,
         }
@@ -118,17 +126,11 @@ impl<'a> Run<'a> {
                     let object = format!("table {}", base_table(change));
                     let why =
                         "it is new on the branch: bring the schema over too, or leave it out with --table".to_owned();
-                    self.applied.conflicts.push(Conflict::Schema {
-                        object,
-                        why,
-                        base: None,
-                        branch: None,
-                        target: None,
-                    });
+                    self.applied.conflict(Conflict::Schema { object, why, base: None, branch: None, target: None });
                     continue;
                 }
                 progress(&format!("comparing {} rows of {}", change.rows.len(), base_table(change)));
-                tables.push(guard::table(self.target, change, &mut self.applied).await?);
+                tables.push(guard::table(self.target, change, self.options.prefer, &mut self.applied, progress).await?);
             }
         }
         let sequences = self.check_sequences().await?;
@@ -142,7 +144,7 @@ impl<'a> Run<'a> {
         }
         self.run_statements(statements, Section::BeforeRows).await?;
         progress("writing rows");
-        self.rows(&tables).await?;
+        self.rows(&tables, progress).await?;
         if !self.applied.conflicts.is_empty() {
             return Ok(self.applied);
         }
@@ -157,7 +159,7 @@ impl<'a> Run<'a> {
         for change in sequences.into_iter().filter(|_| !self.options.dry_run) {
             self.sequence(change).await?;
         }
-        self.applied.inverse.tables = tables.iter().map(inverse::table).collect();
+        self.applied.inverse.tables = tables.iter().map(inverse::table).collect::<Result<_, _>>()?;
         Ok(self.applied)
     }
 
@@ -189,7 +191,7 @@ impl<'a> Run<'a> {
                 _ => "",
             };
             if !why.is_empty() {
-                self.applied.conflicts.push(Conflict::Schema {
+                self.applied.conflict(Conflict::Schema {
                     object: one.path.clone(),
                     why: why.to_owned(),
                     base: one.old.clone(),
@@ -204,7 +206,7 @@ impl<'a> Run<'a> {
                 {
                     let why = format!("the branch dropped {}; the target gave it this", one.path);
                     let target = Some(definition.clone());
-                    self.applied.conflicts.push(Conflict::Schema {
+                    self.applied.conflict(Conflict::Schema {
                         object: path.clone(),
                         why,
                         base: None,
@@ -229,7 +231,8 @@ impl<'a> Run<'a> {
         let table = base_table(guarded.change);
         let triggers = self.still(&table, !guarded.places.is_empty()).await?;
         for places in guarded.places.chunks(ROWS_PER_INSERT) {
-            let list: Vec<String> = places.iter().map(|place| literal(place)).collect();
+            let places = places?;
+            let list: Vec<String> = places.iter().flatten().map(dml::value).collect();
             let sql = format!("DELETE FROM ONLY {table} WHERE ctid = any (array[{}]::tid[])", list.join(", "));
             let count: u64 = self.target.counts(&sql).await?.iter().sum();
             if count != places.len() as u64 {
@@ -243,15 +246,12 @@ impl<'a> Run<'a> {
     }
 
     /// Rows with the names of after the schema's first part.
-    async fn rows(&mut self, tables: &[Guarded<'_>]) -> Result<(), ApplyError> {
+    async fn rows(&mut self, tables: &[Guarded<'_>], progress: &mut impl FnMut(&str)) -> Result<(), ApplyError> {
         let data_only = !self.branch_names;
         let name =
             |change: &TableChange| if data_only { base_table(change) } else { qualified(&change.schema, &change.name) };
-        let written: BTreeMap<String, &Guarded<'_>> = tables
-            .iter()
-            .filter(|guarded| !guarded.operations.is_empty())
-            .map(|guarded| (name(guarded.change), guarded))
-            .collect();
+        let written: BTreeMap<String, &Guarded<'_>> =
+            tables.iter().filter(|guarded| guarded.writes()).map(|guarded| (name(guarded.change), guarded)).collect();
         let names: BTreeSet<String> = written.keys().cloned().collect();
         let keys = foreign_keys::of_tables(self.target, &names).await?;
         let order = foreign_keys::children_first(&names, &keys);
@@ -260,9 +260,19 @@ impl<'a> Run<'a> {
             self.target.run(&sql).await?;
         }
         self.target.run("set constraints all deferred").await?;
-        let mut asleep = Vec::new();
+        let (mut asleep, mut moving) = (Vec::new(), BTreeMap::new());
         for table in &order {
             asleep.extend(self.still(table, true).await?);
+            let Some(guarded) = written.get(table) else { continue };
+            let names = column_names(guarded.change, data_only);
+            let columns = exchange::moving(self.target, table, guarded, &names).await?;
+            // Now: later there are checks that wait, and then no table can be altered.
+            for column in columns.values().filter(|column| column.not_null) {
+                let name = identifier(&column.name);
+                self.target.run(&format!("ALTER TABLE {table} ALTER COLUMN {name} DROP NOT NULL")).await?;
+                asleep.push(format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"));
+            }
+            moving.insert(table.clone(), columns);
         }
         for table in &order {
             let Some(guarded) = written.get(table) else { continue };
@@ -270,11 +280,15 @@ impl<'a> Run<'a> {
             if !self.applied.conflicts.is_empty() {
                 return Ok(());
             }
-            self.change_rows(table, guarded, data_only).await?;
+            self.delete_rows(table, guarded, data_only).await?;
+            if let Some(columns) = moving.get(table) {
+                self.clear_moving(table, guarded, data_only, columns).await?;
+            }
+            self.update_rows(table, guarded, data_only, progress).await?;
         }
         for table in order.iter().rev() {
             let Some(guarded) = written.get(table) else { continue };
-            self.insert_rows(table, guarded, data_only).await?;
+            self.insert_rows(table, guarded, data_only, progress).await?;
         }
         self.target.run("set constraints all immediate").await?;
         self.wake(asleep).await?;
@@ -320,30 +334,23 @@ impl<'a> Run<'a> {
         guarded: &Guarded<'_>,
         keys: &[ForeignKey],
     ) -> Result<(), ApplyError> {
-        let deleted: Vec<_> = guarded
-            .operations
-            .iter()
-            .filter_map(|operation| match operation {
-                Operation::Delete { key } => Some(key.clone()),
-                _ => None,
-            })
-            .collect();
         let names = key_names(guarded.change, !self.branch_names);
         for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table && key.table != table) {
-            for chunk in deleted.chunks(ROWS_PER_INSERT) {
+            for chunk in guarded.deletes.chunks(ROWS_PER_INSERT) {
+                let chunk = chunk?;
                 let sql = format!(
                     "select count(*) from {} where ({}) in (select {} from only {table} where {})",
                     key.table,
                     key.columns.join(", "),
                     key.referenced_columns.join(", "),
-                    dml::any_of(&names, chunk)
+                    dml::any_of(&names, &chunk)
                 );
                 let rows = self.target.rows(&sql).await?;
                 let count: u64 = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0);
                 if count > 0 {
                     let why =
                         format!("the branch deleted rows that {count} rows of the target's {} refer to", key.table);
-                    self.applied.conflicts.push(Conflict::Row {
+                    self.applied.conflict(Conflict::Row {
                         table: table.to_owned(),
                         key: Vec::new(),
                         why,
@@ -355,63 +362,97 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Deletes, then updates: a unique value may go from one row to another.
-    async fn change_rows(&mut self, table: &str, guarded: &Guarded<'_>, data_only: bool) -> Result<(), ApplyError> {
+    /// Deletes come before updates: a unique value may go from one row to another.
+    async fn delete_rows(&mut self, table: &str, guarded: &Guarded<'_>, data_only: bool) -> Result<(), ApplyError> {
+        let names = key_names(guarded.change, data_only);
+        for keys in guarded.deletes.chunks(ROWS_PER_BATCH) {
+            let delete = |key: &TextRow| dml::delete(table, &names.iter().copied().zip(key).collect::<Vec<_>>());
+            let statements: Vec<String> = keys?.iter().map(delete).collect();
+            self.applied.rows.deleted += self.one_each(table, &statements).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes unique values that go from row to row away from all of them first.
+    async fn clear_moving(
+        &self,
+        table: &str,
+        guarded: &Guarded<'_>,
+        data_only: bool,
+        moving: &BTreeMap<usize, Moving>,
+    ) -> Result<(), ApplyError> {
+        if moving.is_empty() {
+            return Ok(());
+        }
+        let names = key_names(guarded.change, data_only);
+        for updates in guarded.updates.chunks(ROWS_PER_BATCH) {
+            let clear = |update: &RowUpdate| {
+                let key: Vec<_> = names.iter().copied().zip(&update.key).collect();
+                let columns = update.set.iter().filter_map(|(place, ..)| moving.get(place));
+                let set: Vec<_> = columns.map(|column| (column.name.as_str(), &None)).collect();
+                (!set.is_empty()).then(|| dml::update(table, &key, &set))
+            };
+            let statements: Vec<String> = updates?.iter().filter_map(clear).collect();
+            self.one_each(table, &statements).await?;
+        }
+        Ok(())
+    }
+
+    async fn update_rows(
+        &mut self,
+        table: &str,
+        guarded: &Guarded<'_>,
+        data_only: bool,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<(), ApplyError> {
         let names = key_names(guarded.change, data_only);
         let columns = column_names(guarded.change, data_only);
-        let mut deletes = Vec::new();
-        let mut updates = Vec::new();
-        for operation in &guarded.operations {
-            match operation {
-                Operation::Insert(_) => {}
-                Operation::Delete { key } => {
-                    let key: Vec<_> = names.iter().copied().zip(key).collect();
-                    deletes.push(dml::delete(table, &key));
-                }
-                Operation::Update { key, set } => {
-                    let key: Vec<_> = names.iter().copied().zip(key).collect();
-                    let set: Vec<_> =
-                        set.iter().filter_map(|(place, value)| Some(((*columns.get(*place)?)?, value))).collect();
-                    if !set.is_empty() {
-                        updates.push(dml::update(table, &key, &set));
-                    }
-                }
-            }
+        let mut report = Report::new("updated", table, guarded.updates.len());
+        for updates in guarded.updates.chunks(ROWS_PER_BATCH) {
+            let update = |update: &RowUpdate| {
+                let key: Vec<_> = names.iter().copied().zip(&update.key).collect();
+                let set = update.set.iter().filter_map(|(place, _, value)| Some(((*columns.get(*place)?)?, value)));
+                let set: Vec<_> = set.collect();
+                (!set.is_empty()).then(|| dml::update(table, &key, &set))
+            };
+            let statements: Vec<String> = updates?.iter().filter_map(update).collect();
+            let count = self.one_each(table, &statements).await?;
+            self.applied.rows.updated += count;
+            report.add(count, progress);
         }
-        self.applied.rows.deleted += self.one_each(table, &deletes).await?;
-        self.applied.rows.updated += self.one_each(table, &updates).await?;
         Ok(())
     }
 
     /// Runs statements that each change one row.
     async fn one_each(&self, table: &str, statements: &[String]) -> Result<u64, ApplyError> {
-        for chunk in statements.chunks(ROWS_PER_BATCH) {
-            let counts = self.target.counts(&chunk.join("; ")).await?;
-            if counts.len() != chunk.len() || counts.iter().any(|count| *count != 1) {
-                return Err(ApplyError::Unexpected {
-                    what: format!("a row of {table} that was locked is not there any more"),
-                });
-            }
+        if statements.is_empty() {
+            return Ok(0);
+        }
+        let counts = self.target.counts(&statements.join("; ")).await?;
+        if counts.len() != statements.len() || counts.iter().any(|count| *count != 1) {
+            return Err(ApplyError::Unexpected {
+                what: format!("a row of {table} that was locked is not there any more"),
+            });
         }
         Ok(statements.len() as u64)
     }
 
-    async fn insert_rows(&mut self, table: &str, guarded: &Guarded<'_>, data_only: bool) -> Result<(), ApplyError> {
+    async fn insert_rows(
+        &mut self,
+        table: &str,
+        guarded: &Guarded<'_>,
+        data_only: bool,
+        progress: &mut impl FnMut(&str),
+    ) -> Result<(), ApplyError> {
         let names = column_names(guarded.change, data_only);
         let change = guarded.change;
         let places: Vec<usize> = (0..names.len())
             .filter(|place| names[*place].is_some() && !change.generated.contains(&change.columns[*place]))
             .collect();
         let columns: Vec<&str> = places.iter().filter_map(|place| names[*place]).collect();
-        let rows: Vec<_> = guarded
-            .operations
-            .iter()
-            .filter_map(|operation| match operation {
-                Operation::Insert(row) => Some(row),
-                _ => None,
-            })
-            .collect();
-        for chunk in rows.chunks(ROWS_PER_INSERT) {
+        let mut report = Report::new("inserted", table, guarded.inserts.len());
+        for chunk in guarded.inserts.chunks(ROWS_PER_INSERT) {
+            let chunk = chunk?;
             let values = chunk.iter().map(|row| places.iter().map(|place| &row[*place]).collect());
             let count: u64 = self.target.counts(&dml::insert(table, &columns, values)).await?.iter().sum();
             if count != chunk.len() as u64 {
@@ -420,6 +461,7 @@ impl<'a> Run<'a> {
                 });
             }
             self.applied.rows.inserted += count;
+            report.add(count, progress);
         }
         Ok(())
     }
@@ -499,8 +541,7 @@ impl<'a> Run<'a> {
             let rows =
                 self.target.rows(&format!("select count(*) from pg_largeobject_metadata where oid = {oid}")).await?;
             let exists = rows.first().and_then(|row| row.first()?.as_deref()) != Some("0");
-            let mut conflict =
-                |why: &str| self.applied.conflicts.push(Conflict::LargeObject { oid, why: why.to_owned() });
+            let mut conflict = |why: &str| self.applied.conflict(Conflict::LargeObject { oid, why: why.to_owned() });
             match (change.state, exists) {
                 (TableState::Created, true) => conflict("both made one with this number"),
                 (TableState::Kept, false) => conflict("the branch changed it; the target deleted it"),
@@ -508,7 +549,8 @@ impl<'a> Run<'a> {
                 (TableState::Created, false) => wanted.push(change),
                 (TableState::Kept | TableState::Dropped, true) => {
                     let mut same = true;
-                    for page in &change.pages {
+                    for page in change.pages.iter() {
+                        let page = page?;
                         let sql = format!(
                             "select encode(lo_get({oid}, {}, {LARGE_OBJECT_PAGE}), 'hex')",
                             i64::from(page.number) * LARGE_OBJECT_PAGE
@@ -537,7 +579,8 @@ impl<'a> Run<'a> {
         };
         if change.state != TableState::Dropped {
             let mut end = None;
-            for page in &change.pages {
+            for page in change.pages.iter() {
+                let page = page?;
                 let at = i64::from(page.number) * LARGE_OBJECT_PAGE;
                 match &page.new {
                     Some(content) => {
@@ -556,8 +599,31 @@ impl<'a> Run<'a> {
                 self.target.rows(&format!("select lo_truncate64(lo_open({oid}, 393216), {end})")).await?;
             }
         }
-        self.applied.inverse.large_objects.push(inverse::large_object(change));
+        self.applied.inverse.large_objects.push(inverse::large_object(change)?);
         Ok(())
+    }
+}
+
+/// Says how far long work is.
+struct Report<'a> {
+    verb: &'a str,
+    table: &'a str,
+    all: u64,
+    done: u64,
+    said: u64,
+}
+
+impl<'a> Report<'a> {
+    fn new(verb: &'a str, table: &'a str, all: u64) -> Report<'a> {
+        Report { verb, table, all, done: 0, said: 0 }
+    }
+
+    fn add(&mut self, count: u64, progress: &mut impl FnMut(&str)) {
+        self.done += count;
+        if self.done >= self.said + ROWS_PER_REPORT {
+            self.said = self.done;
+            progress(&format!("{} {} of {} rows of {}", self.verb, self.done, self.all, self.table));
+        }
     }
 }
 
@@ -569,14 +635,10 @@ fn trimmed(hex: &str) -> &str {
 /// Whether a foreign key can only be checked when all rows are there.
 fn must_wait(key: &ForeignKey, order: &[String], written: &BTreeMap<String, &Guarded<'_>>) -> bool {
     let place = |table: &String| order.iter().position(|other| other == table);
-    let updates = |table: &String| {
-        written.get(table).is_some_and(|guarded| {
-            guarded.operations.iter().any(|operation| matches!(operation, Operation::Update { .. }))
-        })
-    };
+    let updates = |table: &String| written.get(table).is_some_and(|guarded| !guarded.updates.is_empty());
     match (place(&key.table), place(&key.references)) {
         _ if key.partitioned => true,
-        (Some(child), Some(parent)) => child >= parent || updates(&key.table),
+        (Some(child), Some(parent)) => child >= parent || updates(&key.table) || updates(&key.references),
         // Deleted and inserted again under the same key.
         (None, Some(_)) => true,
         _ => false,

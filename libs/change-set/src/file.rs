@@ -1,4 +1,9 @@
-//! The file: a header and compressed JSON (`docs/formats/change-set.md`).
+//! The file: a header and compressed JSON (`docs/formats/change-set.md`). Written and read as a stream: what is in it need not fit
+//! into memory.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::Path;
 
 use ardent_diff::ChangeSet;
 use ardent_types::Lsn;
@@ -8,8 +13,10 @@ const MAGIC: &[u8; 8] = b"ARDNTCHG";
 const VERSION: u32 = 1;
 const HEADER_LEN: usize = 36;
 /// Longest content, in bytes, that is unpacked.
-const CONTENT_LEN_MAX: u64 = 8 << 30;
+const CONTENT_LEN_MAX: u64 = 1 << 40;
 const COMPRESSION_LEVEL: i32 = 3;
+/// Bytes that are read and written at once.
+const BUFFER_LEN: usize = 128 << 10;
 
 /// What a file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +31,7 @@ pub struct ChangeSetFile {
     pub databases: Vec<ChangeSet>,
 }
 
-/// Bytes are no change set.
+/// A file cannot be used, or not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// Another kind of file.
@@ -44,36 +51,76 @@ pub enum FileError {
     /// What it says makes no sense.
     #[error("its content cannot be understood")]
     Content(#[from] serde_json::Error),
-    /// It cannot be packed.
-    #[error("it cannot be packed")]
-    Packing(#[from] std::io::Error),
+    /// It cannot be read or written.
+    #[error("it cannot be read or written")]
+    Io(#[from] io::Error),
 }
 
-/// The bytes of a file.
-pub fn write(content: &ChangeSetFile) -> Result<Vec<u8>, FileError> {
-    let json = serde_json::to_vec(content)?;
-    let packed = zstd::bulk::compress(&json, COMPRESSION_LEVEL)?;
-    let mut bytes = Vec::with_capacity(HEADER_LEN + packed.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bytes.extend_from_slice(&crc32c::crc32c(&packed).to_le_bytes());
-    bytes.extend_from_slice(&(packed.len() as u64).to_le_bytes());
-    bytes.extend_from_slice(&(json.len() as u64).to_le_bytes());
-    let header = crc32c::crc32c(&bytes);
-    bytes.extend_from_slice(&header.to_le_bytes());
-    bytes.extend_from_slice(&packed);
-    Ok(bytes)
+/// Writes a file: whole, or not at all. What was there under this name stays until then.
+pub fn write_file(path: &Path, content: &ChangeSetFile) -> Result<(), FileError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    let part = path.with_file_name(name);
+    let written = File::create(&part).map_err(FileError::Io).and_then(|file| {
+        let mut out = BufWriter::with_capacity(BUFFER_LEN, file);
+        write(&mut out, content)?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(std::fs::rename(&part, path)?)
+    });
+    if written.is_err() {
+        // What is left of it is no change set, and would be taken for one.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
+/// Reads a file. Its checksum is looked at before its content.
+pub fn read_file(path: &Path) -> Result<ChangeSetFile, FileError> {
+    read(&mut File::open(path)?)
+}
+
+/// Writes the bytes of a file.
+pub fn write(out: &mut (impl Write + Seek), content: &ChangeSetFile) -> Result<(), FileError> {
+    let start = out.stream_position()?;
+    // The real one comes when its numbers are known: a file that is cut off here has no valid header.
+    out.write_all(&[0; HEADER_LEN])?;
+    let (len, checksum, json_len) = pack(out, content)?;
+    let mut header = Vec::with_capacity(HEADER_LEN);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&VERSION.to_le_bytes());
+    header.extend_from_slice(&checksum.to_le_bytes());
+    header.extend_from_slice(&len.to_le_bytes());
+    header.extend_from_slice(&json_len.to_le_bytes());
+    header.extend_from_slice(&crc32c::crc32c(&header).to_le_bytes());
+    let end = out.stream_position()?;
+    out.seek(SeekFrom::Start(start))?;
+    out.write_all(&header)?;
+    out.seek(SeekFrom::Start(end))?;
+    Ok(out.flush()?)
+}
+
+/// Writes the packed content; its length, its checksum, and its length before it was packed.
+fn pack(out: &mut impl Write, content: &ChangeSetFile) -> Result<(u64, u32, u64), FileError> {
+    let packer = zstd::Encoder::new(Counted { inner: out, len: 0, checksum: 0 }, COMPRESSION_LEVEL)?;
+    let mut json = Counted { inner: BufWriter::with_capacity(BUFFER_LEN, packer), len: 0, checksum: 0 };
+    serde_json::to_writer(&mut json, content)?;
+    let packer = json.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let packed = packer.finish()?;
+    Ok((packed.len, packed.checksum, json.len))
 }
 
 /// Reads what [`write`] wrote.
-pub fn read(bytes: &[u8]) -> Result<ChangeSetFile, FileError> {
-    let damaged = |offset: usize, what| FileError::Damaged { offset: offset as u64, what };
-    if !bytes.starts_with(MAGIC) {
+pub fn read(file: &mut (impl Read + Seek)) -> Result<ChangeSetFile, FileError> {
+    let damaged = |offset, what| FileError::Damaged { offset, what };
+    let mut header = Vec::new();
+    file.by_ref().take(HEADER_LEN as u64).read_to_end(&mut header)?;
+    if !header.starts_with(MAGIC) {
         return Err(FileError::Magic);
     }
-    let Some((header, packed)) = bytes.split_at_checked(HEADER_LEN) else {
-        return Err(damaged(bytes.len(), "the header is cut off"));
-    };
+    if header.len() < HEADER_LEN {
+        return Err(damaged(header.len() as u64, "the header is cut off"));
+    }
     let u32_at = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
     let u64_at = |at: usize| header[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     if u32_at(8) != VERSION {
@@ -82,47 +129,116 @@ pub fn read(bytes: &[u8]) -> Result<ChangeSetFile, FileError> {
     if u32_at(32) != crc32c::crc32c(&header[..32]) {
         return Err(damaged(0, "the header's checksum is wrong"));
     }
-    if u64_at(16) != packed.len() as u64 {
-        return Err(damaged(HEADER_LEN + packed.len(), "the length is another than the header's"));
+    let (packed_len, json_len) = (u64_at(16), u64_at(24));
+    if json_len > CONTENT_LEN_MAX {
+        return Err(damaged(24, "the content is too long"));
     }
-    if u32_at(12) != crc32c::crc32c(packed) {
-        return Err(damaged(HEADER_LEN, "the content's checksum is wrong"));
+    // All of it is looked at before anything is believed.
+    let mut counted = Counted { inner: io::sink(), len: 0, checksum: 0 };
+    io::copy(&mut BufReader::with_capacity(BUFFER_LEN, file.by_ref()), &mut counted)?;
+    if counted.len != packed_len {
+        return Err(damaged(HEADER_LEN as u64 + counted.len, "the length is another than the header's"));
     }
-    let length = u64_at(24);
-    let capacity = usize::try_from(length).ok().filter(|_| length <= CONTENT_LEN_MAX);
-    let capacity = capacity.ok_or_else(|| damaged(24, "the content is too long"))?;
-    let json =
-        zstd::bulk::decompress(packed, capacity).map_err(|_| damaged(HEADER_LEN, "the content cannot be unpacked"))?;
-    Ok(serde_json::from_slice(&json)?)
+    if counted.checksum != u32_at(12) {
+        return Err(damaged(HEADER_LEN as u64, "the content's checksum is wrong"));
+    }
+    file.seek(SeekFrom::Current(-i64::try_from(packed_len).map_err(|_| damaged(16, "the length is too long"))?))?;
+    let packed = BufReader::with_capacity(BUFFER_LEN, file.take(packed_len));
+    let mut json = BufReader::with_capacity(BUFFER_LEN, zstd::Decoder::with_buffer(packed)?.take(json_len));
+    Ok(serde_json::from_reader(&mut json)?)
+}
+
+/// Counts what goes through.
+struct Counted<W> {
+    inner: W,
+    len: u64,
+    checksum: u32,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(bytes)?;
+        self.len += written as u64;
+        self.checksum = crc32c::crc32c_append(self.checksum, &bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use ardent_diff::{RowChange, Spool, TableChange, TableState};
+
     use super::*;
 
+    fn file(databases: Vec<ChangeSet>) -> ChangeSetFile {
+        ChangeSetFile { branch: "b".into(), from_lsn: Lsn::new(16), to_lsn: Lsn::new(32), databases }
+    }
+
     fn sample() -> ChangeSetFile {
-        let set = ChangeSet { database: "shop".into(), ..ChangeSet::default() };
-        ChangeSetFile { branch: "b".into(), from_lsn: Lsn::new(16), to_lsn: Lsn::new(32), databases: vec![set] }
+        file(vec![ChangeSet { database: "shop".into(), ..ChangeSet::default() }])
+    }
+
+    fn bytes_of(content: &ChangeSetFile) -> Vec<u8> {
+        let mut out = Cursor::new(Vec::new());
+        write(&mut out, content).expect("memory can be written");
+        out.into_inner()
     }
 
     #[test]
     fn what_is_written_is_read_and_damage_is_found() {
-        let bytes = write(&sample()).unwrap();
-        assert_eq!(read(&bytes).unwrap(), sample());
+        let bytes = bytes_of(&sample());
+        assert_eq!(read(&mut Cursor::new(&bytes)).unwrap(), sample());
         for end in 0..bytes.len() {
-            assert!(read(&bytes[..end]).is_err(), "cut at {end}");
+            assert!(read(&mut Cursor::new(&bytes[..end])).is_err(), "cut at {end}");
         }
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(read(&damaged).is_err(), "bit {bit}");
+            assert!(read(&mut Cursor::new(&damaged)).is_err(), "bit {bit}");
         }
+        let longer = [bytes, vec![0]].concat();
+        assert!(read(&mut Cursor::new(&longer)).is_err(), "something behind it");
     }
 
     #[test]
     fn the_header_is_where_the_table_says() {
-        let bytes = write(&sample()).unwrap();
+        let bytes = bytes_of(&sample());
         assert_eq!(&bytes[..12], b"ARDNTCHG\x01\0\0\0");
         assert_eq!(u64::from_le_bytes(*bytes[16..].first_chunk().unwrap()), (bytes.len() - 36) as u64);
+    }
+
+    /// Rows go from a list in a file to a file and back without being held: what is in memory stays what lists may keep there.
+    #[test]
+    fn a_long_change_set_goes_through_a_file_in_bounded_memory() {
+        const ROWS: u32 = 100_000;
+        let row = |number: u32| RowChange::Insert { new: vec![Some(number.to_string()), Some("value ".repeat(80))] };
+        let table = TableChange {
+            schema: "public".into(),
+            name: "t".into(),
+            renamed_from: None,
+            state: TableState::Kept,
+            columns: vec!["id".into(), "v".into()],
+            columns_added: vec![],
+            columns_dropped: vec![],
+            base_columns: vec![],
+            generated: vec![],
+            materialized_view: false,
+            key: vec!["id".into()],
+            rows: Spool::of((0..ROWS).map(row)).expect("a temp file"),
+        };
+        let set = ChangeSet { database: "shop".into(), tables: vec![table], ..ChangeSet::default() };
+        let folder = tempfile::tempdir().expect("a temp folder");
+        let path = folder.path().join("long.changes");
+        write_file(&path, &file(vec![set.clone()])).expect("written");
+        let back = read_file(&path).expect("read");
+        assert!(ardent_diff::memory_bytes() <= ardent_diff::MEMORY_BYTES_MAX, "{} bytes", ardent_diff::memory_bytes());
+        assert_eq!(back.databases, [set]);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("listed").count(), 1, "nothing else is left there");
     }
 }

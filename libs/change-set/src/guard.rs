@@ -1,9 +1,10 @@
 //! Compares what a change set changes with what the target has, before anything is changed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use ardent_diff::{RowChange, TableChange, TableState};
+use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, SpoolError, TableChange, TableState};
 use ardent_schema_diff::{identifier, qualified};
+use serde::{Deserialize, Serialize};
 
 use crate::dml::any_of;
 use crate::outcome::{Applied, ApplyError, ColumnConflict, Conflict};
@@ -11,24 +12,87 @@ use crate::target::{Target, TextRow};
 
 /// Most keys that are looked up at once.
 const KEYS_PER_STATEMENT: usize = 500;
+/// Bytes of rows without a key that are looked for in one reading of their table.
+const WANTED_BYTES_MAX: usize = 32 << 20;
+/// After so many rows it is said how far the comparison is.
+const ROWS_PER_REPORT: u64 = 50_000;
 
-/// What is to be done with a row; columns by their place in [`TableChange::columns`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Operation {
-    Insert(TextRow),
-    Update { key: TextRow, set: Vec<(usize, Option<String>)> },
-    Delete { key: TextRow },
+/// Whose value counts where branch and target changed a row in different ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prefer {
+    /// The branch's.
+    Branch,
+    /// The target's.
+    Target,
 }
 
-/// A table whose rows were compared.
+/// A column that is set in a row: its place in [`TableChange::columns`], what the target has there and what it gets. What the target
+/// has is absent for a column that only the branch has.
+pub(crate) type Assignment = (usize, Option<String>, Option<String>);
+
+/// A row that is updated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RowUpdate {
+    pub key: TextRow,
+    pub set: Vec<Assignment>,
+}
+
+impl Item for RowUpdate {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.key.put(out);
+        (self.set.len() as i64).put(out);
+        for (place, old, new) in &self.set {
+            (*place as i64).put(out);
+            old.put(out);
+            new.put(out);
+        }
+    }
+
+    fn take(bytes: &mut &[u8]) -> Option<Self> {
+        let key = Item::take(bytes)?;
+        let count = i64::take(bytes)?;
+        let assignment = |bytes: &mut &[u8]| -> Option<Assignment> {
+            Some((usize::try_from(i64::take(bytes)?).ok()?, Item::take(bytes)?, Item::take(bytes)?))
+        };
+        let set = (0..count).map(|_| assignment(bytes)).collect::<Option<_>>()?;
+        Some(RowUpdate { key, set })
+    }
+}
+
+/// A table whose rows were compared: what is to be done, and what undoes it.
 #[derive(Debug)]
 pub(crate) struct Guarded<'a> {
     pub change: &'a TableChange,
-    pub operations: Vec<Operation>,
-    /// Rows without a key that are to be deleted, by where they are now.
-    pub places: Vec<String>,
-    /// Rows of the inverse, in [`Guarded::base_columns`] and then the dropped ones.
-    pub undo: Vec<RowChange>,
+    prefer: Option<Prefer>,
+    pub inserts: Spool<TextRow>,
+    pub updates: Spool<RowUpdate>,
+    /// Keys.
+    pub deletes: Spool<TextRow>,
+    /// Rows without a key that are to be deleted, by where they are now: rows of one value.
+    pub places: Spool<TextRow>,
+    /// Rows of the inverse, in [`base_columns`] and then the dropped ones.
+    pub undo: Spool<RowChange>,
+}
+
+impl<'a> Guarded<'a> {
+    fn new(change: &'a TableChange) -> Guarded<'a> {
+        let (inserts, updates, deletes, places, undo) = Default::default();
+        Guarded { change, prefer: None, inserts, updates, deletes, places, undo }
+    }
+
+    /// Whether rows are to be written once the schema's first part has been run.
+    pub fn writes(&self) -> bool {
+        !(self.inserts.is_empty() && self.updates.is_empty() && self.deletes.is_empty())
+    }
+
+    fn seal(&mut self) -> Result<(), SpoolError> {
+        self.inserts.seal()?;
+        self.updates.seal()?;
+        self.deletes.seal()?;
+        self.places.seal()?;
+        self.undo.seal()
+    }
 }
 
 /// The name of a table at the branch point.
@@ -57,15 +121,18 @@ pub(crate) fn key_places(change: &TableChange) -> Vec<usize> {
 pub(crate) async fn table<'a>(
     target: &Target<'_>,
     change: &'a TableChange,
+    prefer: Option<Prefer>,
     applied: &mut Applied,
+    progress: &mut impl FnMut(&str),
 ) -> Result<Guarded<'a>, ApplyError> {
-    let mut guarded = Guarded { change, operations: Vec::new(), places: Vec::new(), undo: Vec::new() };
+    let mut guarded = Guarded { prefer, ..Guarded::new(change) };
     if change.state == TableState::Created {
-        for row in &change.rows {
-            if let RowChange::Insert { new } = row {
-                guarded.operations.push(Operation::Insert(new.clone()));
+        for row in change.rows.iter() {
+            if let RowChange::Insert { new } = row? {
+                guarded.inserts.push(&new)?;
             }
         }
+        guarded.seal()?;
         return Ok(guarded);
     }
     let name = base_table(change);
@@ -73,7 +140,7 @@ pub(crate) async fn table<'a>(
         target.rows(&format!("select to_regclass({}) is not null", ardent_schema_diff::literal(&name))).await?;
     if exists.first().and_then(|row| row.first().cloned().flatten()).as_deref() != Some("t") {
         let why = "the target has no such table".to_owned();
-        applied.conflicts.push(Conflict::Schema {
+        applied.conflict(Conflict::Schema {
             object: format!("table {name}"),
             why,
             base: None,
@@ -91,21 +158,21 @@ pub(crate) async fn table<'a>(
     if key.is_empty() {
         without_key(target, &mut guarded, applied).await?;
     } else {
-        with_key(target, &mut guarded, &key, applied).await?;
+        with_key(target, &mut guarded, &key, applied, progress).await?;
     }
     if change.state == TableState::Dropped {
         let counted = target.rows(&format!("select count(*) from only {name}")).await?;
-        let count: usize = counted.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0);
+        let count: u64 = counted.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0);
         let known = change.rows.len();
         if count > known {
             let why = format!("the branch dropped the table with {known} rows; the target's has {count}");
-            applied.conflicts.push(Conflict::Row { table: name, key: Vec::new(), why, columns: Vec::new() });
+            applied.conflict(Conflict::Row { table: name, key: Vec::new(), why, columns: Vec::new() });
         }
-        guarded.operations.clear();
-        guarded.places.clear();
+        guarded = Guarded { undo: guarded.undo, ..Guarded::new(change) };
     } else if !change.columns_dropped.is_empty() {
         keep_dropped_columns(target, &mut guarded, &key, applied).await?;
     }
+    guarded.seal()?;
     Ok(guarded)
 }
 
@@ -121,6 +188,7 @@ async fn with_key(
     guarded: &mut Guarded<'_>,
     key: &[usize],
     applied: &mut Applied,
+    progress: &mut impl FnMut(&str),
 ) -> Result<(), ApplyError> {
     let change = guarded.change;
     let columns = base_columns(change);
@@ -128,7 +196,9 @@ async fn with_key(
     let read_at: BTreeMap<usize, usize> = columns.iter().enumerate().map(|(at, (place, _))| (*place, at)).collect();
     let key_names: Vec<&str> = key.iter().filter_map(|place| change.base_columns.get(*place)?.as_deref()).collect();
     let (table, list) = (base_table(change), select_list(change));
+    let (mut compared, mut reported) = (0, 0);
     for rows in change.rows.chunks(KEYS_PER_STATEMENT) {
+        let rows = rows?;
         let keys: Vec<TextRow> = rows.iter().map(|row| key_of(values_of(row), key)).collect();
         let mut found: BTreeMap<TextRow, TextRow> = BTreeMap::new();
         let sql = format!("select {list} from only {table} where {} for update", any_of(&key_names, &keys));
@@ -137,124 +207,198 @@ async fn with_key(
                 let key =
                     key.iter().map(|place| read_at.get(place).and_then(|at| row.get(*at).cloned()).flatten()).collect();
                 found.insert(key, row);
+                Ok(())
             })
             .await?;
         for (row, key_values) in rows.iter().zip(keys) {
             let there = found.get(&key_values);
-            compare_row(guarded, row, key_values, there, &columns, applied);
+            Comparison { guarded: &mut *guarded, columns: &columns, applied: &mut *applied }
+                .row(row, key_values, there)?;
+        }
+        compared += rows.len() as u64;
+        if compared >= reported + ROWS_PER_REPORT {
+            reported = compared;
+            progress(&format!("compared {compared} of {} rows of {table}", change.rows.len()));
         }
     }
     Ok(())
 }
 
-/// Decides about one row: to do, done already, or at odds.
-fn compare_row(
-    guarded: &mut Guarded<'_>,
-    row: &RowChange,
-    key: TextRow,
-    there: Option<&TextRow>,
-    columns: &[(usize, &str)],
-    applied: &mut Applied,
-) {
-    let change = guarded.change;
-    let computed = |place: usize| change.columns.get(place).is_some_and(|name| change.generated.contains(name));
-    let mut conflict = |why: &str, columns: Vec<ColumnConflict>| {
-        let key = change.key.iter().cloned().zip(key.iter().cloned()).collect();
-        applied.conflicts.push(Conflict::Row { table: base_table(change), key, why: why.to_owned(), columns });
-    };
-    match (row, there) {
-        (RowChange::Insert { new }, None) => {
-            guarded.operations.push(Operation::Insert(new.clone()));
-            let old = pick(new, columns, change);
-            guarded.undo.push(RowChange::Delete { old });
-        }
-        (RowChange::Insert { new }, Some(there)) => {
-            let differing: Vec<ColumnConflict> = at_odds(columns, there, |place| &new[place], &computed)
-                .map(|(column, target)| ColumnConflict {
-                    column: column.1.to_owned(),
-                    base: None,
-                    branch: new[column.0].clone(),
-                    target,
-                })
-                .collect();
-            if differing.is_empty() {
-                applied.already_there += 1;
-            } else {
-                conflict("both inserted a row with this key", differing);
+/// Decides about rows: to do, done already, or at odds.
+struct Comparison<'c, 'a> {
+    guarded: &'c mut Guarded<'a>,
+    /// See [`base_columns`].
+    columns: &'c [(usize, &'a str)],
+    applied: &'c mut Applied,
+}
+
+impl Comparison<'_, '_> {
+    fn row(&mut self, row: &RowChange, key: TextRow, there: Option<&TextRow>) -> Result<(), SpoolError> {
+        match (row, there) {
+            (RowChange::Insert { new }, None) => self.insert(new),
+            (RowChange::Insert { new }, Some(there)) => self.both_inserted(new, key, there),
+            (RowChange::Delete { .. }, None) => {
+                self.applied.already_there += 1;
+                Ok(())
             }
+            (RowChange::Delete { old }, Some(there)) => self.delete(old, key, there),
+            (RowChange::Update { old, new }, None) => self.updated_and_gone(old, new, &key),
+            (RowChange::Update { old, new }, Some(there)) => self.update(old, new, key, there),
         }
-        (RowChange::Delete { .. }, None) => applied.already_there += 1,
-        (RowChange::Delete { old }, Some(there)) => {
-            let differing: Vec<ColumnConflict> = at_odds(columns, there, |place| &old[place], &computed)
-                .map(|(column, target)| ColumnConflict {
-                    column: column.1.to_owned(),
-                    base: old[column.0].clone(),
-                    branch: None,
-                    target,
-                })
-                .collect();
-            if differing.is_empty() {
-                guarded.operations.push(Operation::Delete { key });
-                guarded.undo.push(RowChange::Insert { new: there.clone() });
-            } else {
-                conflict("the branch deleted it; the target changed it", differing);
+    }
+
+    /// Whether the branch's value is to be taken where both changed something; a conflict is noted unless it is settled.
+    fn branch_wins(&mut self, why: &str, key: &TextRow, columns: Vec<ColumnConflict>) -> bool {
+        let change = self.guarded.change;
+        match self.guarded.prefer {
+            None => {
+                let key = change.key.iter().cloned().zip(key.iter().cloned()).collect();
+                self.applied.conflict(Conflict::Row { table: base_table(change), key, why: why.to_owned(), columns });
+                false
             }
-        }
-        (RowChange::Update { old, new }, None) => {
-            let differing =
-                columns.iter().filter(|(place, _)| old[*place] != new[*place]).map(|(place, name)| ColumnConflict {
-                    column: (*name).to_owned(),
-                    base: old[*place].clone(),
-                    branch: new[*place].clone(),
-                    target: None,
-                });
-            conflict("the branch updated it; the target deleted it", differing.collect());
-        }
-        (RowChange::Update { old, new }, Some(there)) => {
-            let (mut set, mut differing) = (Vec::new(), Vec::new());
-            let mut after = there.clone();
-            for place in (0..new.len()).filter(|place| old[*place] != new[*place] && !computed(*place)) {
-                let Some((at, (_, name))) = columns.iter().enumerate().find(|(_, column)| column.0 == place) else {
-                    // A column that the branch added.
-                    set.push((place, new[place].clone()));
-                    continue;
-                };
-                let target = &there[at];
-                if *target == old[place] {
-                    set.push((place, new[place].clone()));
-                    after[at].clone_from(&new[place]);
-                } else if *target != new[place] {
-                    let (base, branch) = (old[place].clone(), new[place].clone());
-                    differing.push(ColumnConflict { column: (*name).to_owned(), base, branch, target: target.clone() });
-                }
-            }
-            if !differing.is_empty() {
-                conflict("both updated it", differing);
-            } else if set.is_empty() {
-                applied.already_there += 1;
-            } else {
-                guarded.operations.push(Operation::Update { key, set });
-                for lost in after.iter_mut().skip(columns.len()) {
-                    *lost = None;
-                }
-                guarded.undo.push(RowChange::Update { old: after, new: there.clone() });
+            Some(side) => {
+                self.applied.settled += 1;
+                side == Prefer::Branch
             }
         }
     }
-}
 
-/// Columns whose value in the target is another than the one given, with it.
-fn at_odds<'a>(
-    columns: &'a [(usize, &'a str)],
-    there: &'a TextRow,
-    wanted: impl Fn(usize) -> &'a Option<String> + 'a,
-    computed: &'a impl Fn(usize) -> bool,
-) -> impl Iterator<Item = (&'a (usize, &'a str), Option<String>)> + 'a {
-    columns
-        .iter()
-        .zip(there)
-        .filter(move |(column, value)| !computed(column.0) && *value != wanted(column.0))
-        .map(|(column, value)| (column, value.clone()))
+    fn computed(&self, place: usize) -> bool {
+        let change = self.guarded.change;
+        change.columns.get(place).is_some_and(|name| change.generated.contains(name))
+    }
+
+    /// Columns whose value in the target is another than `wanted`: where in a row that was read, place, and name.
+    fn at_odds(&self, there: &TextRow, wanted: &TextRow) -> Vec<(usize, usize, String)> {
+        let columns = self.columns.iter().enumerate();
+        columns
+            .filter(|(at, (place, _))| !self.computed(*place) && there[*at] != wanted[*place])
+            .map(|(at, (place, name))| (at, *place, (*name).to_owned()))
+            .collect()
+    }
+
+    fn insert(&mut self, new: &TextRow) -> Result<(), SpoolError> {
+        self.guarded.inserts.push(new)?;
+        let old = pick(new, self.columns, self.guarded.change);
+        self.guarded.undo.push(&RowChange::Delete { old })
+    }
+
+    fn both_inserted(&mut self, new: &TextRow, key: TextRow, there: &TextRow) -> Result<(), SpoolError> {
+        let differing = self.at_odds(there, new);
+        let conflicts = differing.iter().map(|(at, place, name)| ColumnConflict {
+            column: name.clone(),
+            base: None,
+            branch: new[*place].clone(),
+            target: there[*at].clone(),
+        });
+        let conflicts: Vec<_> = conflicts.collect();
+        let mut set: Vec<Assignment> = Vec::new();
+        if !conflicts.is_empty() {
+            if !self.branch_wins("both inserted a row with this key", &key, conflicts) {
+                return Ok(());
+            }
+            set = differing.iter().map(|(at, place, _)| (*place, there[*at].clone(), new[*place].clone())).collect();
+        }
+        let mut after = there.clone();
+        for (at, place, _) in &differing {
+            after[*at].clone_from(&new[*place]);
+        }
+        // Columns that only the branch has.
+        let known = |place: &usize| self.columns.iter().any(|column| column.0 == *place);
+        let added = (0..new.len()).filter(|place| !known(place) && !self.computed(*place) && new[*place].is_some());
+        set.extend(added.map(|place| (place, None, new[place].clone())).collect::<Vec<_>>());
+        if set.is_empty() {
+            self.applied.already_there += 1;
+            return Ok(());
+        }
+        self.set(key, set, after, there)
+    }
+
+    fn delete(&mut self, old: &TextRow, key: TextRow, there: &TextRow) -> Result<(), SpoolError> {
+        let differing = self.at_odds(there, old);
+        let conflicts = differing.into_iter().map(|(at, place, column)| ColumnConflict {
+            column,
+            base: old[place].clone(),
+            branch: None,
+            target: there[at].clone(),
+        });
+        let conflicts: Vec<_> = conflicts.collect();
+        if !conflicts.is_empty() && !self.branch_wins("the branch deleted it; the target changed it", &key, conflicts) {
+            return Ok(());
+        }
+        self.guarded.deletes.push(&key)?;
+        self.guarded.undo.push(&RowChange::Insert { new: there.clone() })
+    }
+
+    fn updated_and_gone(&mut self, old: &TextRow, new: &TextRow, key: &TextRow) -> Result<(), SpoolError> {
+        let columns = self.columns.iter().filter(|(place, _)| old[*place] != new[*place]);
+        let conflicts = columns.map(|(place, name)| ColumnConflict {
+            column: (*name).to_owned(),
+            base: old[*place].clone(),
+            branch: new[*place].clone(),
+            target: None,
+        });
+        let conflicts = conflicts.collect();
+        if self.branch_wins("the branch updated it; the target deleted it", key, conflicts) {
+            self.insert(new)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn update(&mut self, old: &TextRow, new: &TextRow, key: TextRow, there: &TextRow) -> Result<(), SpoolError> {
+        let (mut set, mut differing, mut conflicts) = (Vec::new(), Vec::new(), Vec::new());
+        let mut after = there.clone();
+        for place in (0..new.len()).filter(|place| old[*place] != new[*place] && !self.computed(*place)) {
+            let Some((at, (_, name))) = self.columns.iter().enumerate().find(|(_, column)| column.0 == place) else {
+                // A column that the branch added.
+                set.push((place, None, new[place].clone()));
+                continue;
+            };
+            let target = &there[at];
+            if *target == old[place] {
+                set.push((place, target.clone(), new[place].clone()));
+                after[at].clone_from(&new[place]);
+            } else if *target != new[place] {
+                let (base, branch) = (old[place].clone(), new[place].clone());
+                conflicts.push(ColumnConflict { column: (*name).to_owned(), base, branch, target: target.clone() });
+                differing.push((at, place));
+            }
+        }
+        if !conflicts.is_empty() {
+            if self.branch_wins("both updated it", &key, conflicts) {
+                for (at, place) in differing {
+                    set.push((place, there[at].clone(), new[place].clone()));
+                    after[at].clone_from(&new[place]);
+                }
+            } else if self.guarded.prefer.is_none() {
+                return Ok(());
+            }
+            if set.is_empty() {
+                return Ok(());
+            }
+        }
+        if set.is_empty() {
+            self.applied.already_there += 1;
+            return Ok(());
+        }
+        self.set(key, set, after, there)
+    }
+
+    /// `after` is what the row will be, `there` what it is.
+    fn set(
+        &mut self,
+        key: TextRow,
+        set: Vec<Assignment>,
+        mut after: TextRow,
+        there: &TextRow,
+    ) -> Result<(), SpoolError> {
+        self.guarded.updates.push(&RowUpdate { key, set })?;
+        for lost in after.iter_mut().skip(self.columns.len()) {
+            *lost = None;
+        }
+        self.guarded.undo.push(&RowChange::Update { old: after, new: there.clone() })
+    }
 }
 
 /// A row of the branch in the columns of the inverse.
@@ -274,43 +418,68 @@ fn key_of(row: &[Option<String>], key: &[usize]) -> TextRow {
     key.iter().map(|place| row[*place].clone()).collect()
 }
 
-/// Rows are found by all their values: the table is read once.
+/// Rows are found by all their values: the table is read once for so many of them as memory has room for.
 async fn without_key(target: &Target<'_>, guarded: &mut Guarded<'_>, applied: &mut Applied) -> Result<(), ApplyError> {
     let change = guarded.change;
     let columns = base_columns(change);
-    let mut wanted: BTreeMap<TextRow, u64> = BTreeMap::new();
-    for row in &change.rows {
-        match row {
+    // Sorted, so that copies of a row are looked for together.
+    let mut sorted = Pairing::new(Vec::new(), PAIRING_BYTES_MAX);
+    for row in change.rows.iter() {
+        match row? {
             RowChange::Delete { old } => {
-                *wanted.entry(columns.iter().map(|(place, _)| old[*place].clone()).collect()).or_default() += 1
+                sorted.add_base(columns.iter().map(|(place, _)| old[*place].clone()).collect())?;
             }
             RowChange::Insert { new } => {
-                guarded.operations.push(Operation::Insert(new.clone()));
-                guarded.undo.push(RowChange::Delete { old: pick(new, &columns, change) });
+                guarded.undo.push(&RowChange::Delete { old: pick(&new, &columns, change) })?;
+                guarded.inserts.push(&new)?;
             }
             // Nothing is paired without a key.
             RowChange::Update { .. } => {}
         }
     }
-    if wanted.is_empty() {
-        return Ok(());
+    let mut wanted: BTreeMap<TextRow, u64> = BTreeMap::new();
+    let mut bytes = 0;
+    for row in sorted.finish(Order::Kind)?.iter() {
+        let RowChange::Delete { old } = row? else { continue };
+        if let Some(count) = wanted.get_mut(&old) {
+            *count += 1;
+            continue;
+        }
+        bytes += old.iter().map(|value| value.as_ref().map_or(0, String::len)).sum::<usize>();
+        if bytes > WANTED_BYTES_MAX {
+            find_places(target, guarded, std::mem::take(&mut wanted), applied).await?;
+            bytes = 0;
+        }
+        wanted.insert(old, 1);
     }
+    if wanted.is_empty() { Ok(()) } else { find_places(target, guarded, wanted, applied).await }
+}
+
+/// Finds where rows without a key are.
+async fn find_places(
+    target: &Target<'_>,
+    guarded: &mut Guarded<'_>,
+    mut wanted: BTreeMap<TextRow, u64>,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    let change = guarded.change;
+    let columns = base_columns(change);
     let sql = format!("select ctid, {} from only {}", select_list(change), base_table(change));
     let (places, undo) = (&mut guarded.places, &mut guarded.undo);
     target
         .each(&sql, |mut row| {
             let place = row.remove(0);
-            let Some(left) = wanted.get_mut(&row[..columns.len()]).filter(|left| **left > 0) else { return };
+            let Some(left) = wanted.get_mut(&row[..columns.len()]).filter(|left| **left > 0) else { return Ok(()) };
             *left -= 1;
-            places.extend(place);
-            undo.push(RowChange::Insert { new: row });
+            places.push(&vec![place])?;
+            undo.push(&RowChange::Insert { new: row })
         })
         .await?;
     for (row, left) in wanted {
         for _ in 0..left {
             let key = columns.iter().map(|(_, name)| (*name).to_owned()).zip(row.iter().cloned()).collect();
             let why = "the branch deleted or updated it; the target has no row like it".to_owned();
-            applied.conflicts.push(Conflict::Row { table: base_table(change), key, why, columns: Vec::new() });
+            applied.conflict(Conflict::Row { table: base_table(change), key, why, columns: Vec::new() });
         }
     }
     Ok(())
@@ -331,19 +500,45 @@ async fn keep_dropped_columns(
     }
     let columns = base_columns(change);
     let at: Vec<usize> = key.iter().filter_map(|place| columns.iter().position(|column| column.0 == *place)).collect();
-    let own_key = |row: &TextRow| -> TextRow { at.iter().map(|at| row[*at].clone()).collect() };
-    let known: BTreeSet<TextRow> = guarded.undo.iter().map(|row| own_key(&values_of(row).to_vec())).collect();
+    // Rows that the inverse has already, and those that have something to lose, are told apart by one more value. They meet by key.
+    let mut meeting = Pairing::new(at, PAIRING_BYTES_MAX);
+    for row in guarded.undo.iter() {
+        let mut row = values_of(&row?).to_vec();
+        row.push(Some("known".to_owned()));
+        meeting.add_head(row)?;
+    }
     let some: Vec<String> =
         change.columns_dropped.iter().map(|name| format!("{} is distinct from null", identifier(name))).collect();
     let sql = format!("select {} from only {} where {}", select_list(change), base_table(change), some.join(" or "));
-    let undo = &mut guarded.undo;
     target
-        .each(&sql, |row| {
-            if !known.contains(&own_key(&row)) {
-                let kept = row.iter().take(columns.len()).cloned();
-                let old = kept.chain(change.columns_dropped.iter().map(|_| None)).collect();
-                undo.push(RowChange::Update { old, new: row });
-            }
+        .each(&sql, |mut row| {
+            row.push(None);
+            meeting.add_base(row)
         })
-        .await
+        .await?;
+    for row in meeting.finish(Order::Key)?.iter() {
+        let RowChange::Delete { old: mut row } = row? else { continue };
+        row.pop();
+        let kept = row.iter().take(columns.len()).cloned();
+        let old = kept.chain(change.columns_dropped.iter().map(|_| None)).collect();
+        guarded.undo.push(&RowChange::Update { old, new: row })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn updates_go_through_a_file_and_come_back() {
+        let text = |text: &str| Some(text.to_owned());
+        let update = RowUpdate { key: vec![text("1")], set: vec![(3, None, text("x")), (4, text("a"), None)] };
+        let mut bytes = Vec::new();
+        update.put(&mut bytes);
+        assert_eq!(RowUpdate::take(&mut &bytes[..]), Some(update));
+        for end in 0..bytes.len() {
+            assert_eq!(RowUpdate::take(&mut &bytes[..end]), None, "cut at {end}");
+        }
+    }
 }

@@ -1,7 +1,8 @@
 //! The change set that undoes another.
 
 use ardent_diff::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, TableChange, TableState,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, Spool, SpoolError, TableChange,
+    TableState,
 };
 use ardent_schema_diff::Touched;
 
@@ -25,26 +26,25 @@ pub(crate) fn schema(change: &SchemaChange) -> SchemaChange {
 }
 
 /// A table's rows back.
-pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
+pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
     let change = guarded.change;
     let columns = base_columns(change);
-    // Backwards: a unique value that went from one row to another goes back the same way.
-    let undo = guarded.undo.iter().rev().cloned().collect();
     let (state, rows) = match change.state {
         TableState::Created => {
-            let gone = |row: &RowChange| match row {
-                RowChange::Insert { new } => RowChange::Delete { old: new.clone() },
-                other => other.clone(),
-            };
-            return TableChange {
-                state: TableState::Dropped,
-                base_columns: change.columns.iter().cloned().map(Some).collect(),
-                rows: change.rows.iter().map(gone).collect(),
-                ..change.clone()
-            };
+            let mut rows = Spool::default();
+            for row in change.rows.iter() {
+                rows.push(&match row? {
+                    RowChange::Insert { new } => RowChange::Delete { old: new },
+                    other => other,
+                })?;
+            }
+            rows.seal()?;
+            let base_columns = change.columns.iter().cloned().map(Some).collect();
+            return Ok(TableChange { state: TableState::Dropped, base_columns, rows, ..change.clone() });
         }
-        TableState::Dropped => (TableState::Created, undo),
-        TableState::Kept => (TableState::Kept, undo),
+        // Backwards: a unique value that went from one row to another goes back the same way.
+        TableState::Dropped => (TableState::Created, guarded.undo.reversed()?),
+        TableState::Kept => (TableState::Kept, guarded.undo.reversed()?),
     };
     let (schema, name) = change.renamed_from.clone().unwrap_or_else(|| (change.schema.clone(), change.name.clone()));
     let base_name = |place: usize| columns.iter().find(|column| column.0 == place).map(|column| column.1.to_owned());
@@ -58,7 +58,7 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
         .iter()
         .filter_map(|name| base_name(change.columns.iter().position(|column| column == name)?))
         .collect();
-    TableChange {
+    Ok(TableChange {
         schema,
         name,
         renamed_from: change.renamed_from.as_ref().map(|_| (change.schema.clone(), change.name.clone())),
@@ -71,7 +71,7 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> TableChange {
         materialized_view: change.materialized_view,
         key: key_places(change).into_iter().filter_map(base_name).collect(),
         rows,
-    }
+    })
 }
 
 pub(crate) fn sequence(change: &SequenceChange) -> SequenceChange {
@@ -85,18 +85,19 @@ pub(crate) fn sequence(change: &SequenceChange) -> SequenceChange {
     }
 }
 
-pub(crate) fn large_object(change: &LargeObjectChange) -> LargeObjectChange {
+pub(crate) fn large_object(change: &LargeObjectChange) -> Result<LargeObjectChange, SpoolError> {
     let state = match change.state {
         TableState::Created => TableState::Dropped,
         TableState::Dropped => TableState::Created,
         TableState::Kept => TableState::Kept,
     };
-    let pages = change.pages.iter().map(|page| PageChange {
-        number: page.number,
-        old: page.new.clone(),
-        new: page.old.clone(),
-    });
-    LargeObjectChange { oid: change.oid, state, pages: pages.collect() }
+    let mut pages = Spool::default();
+    for page in change.pages.iter() {
+        let PageChange { number, old, new } = page?;
+        pages.push(&PageChange { number, old: new, new: old })?;
+    }
+    pages.seal()?;
+    Ok(LargeObjectChange { oid: change.oid, state, pages })
 }
 
 /// An empty inverse for this database.

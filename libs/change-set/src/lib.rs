@@ -21,15 +21,19 @@
 
 mod apply;
 mod dml;
+mod exchange;
 mod file;
 mod foreign_keys;
 mod guard;
 mod inverse;
 mod outcome;
+mod remote;
 mod script;
 mod target;
 
 pub use apply::{ApplyOptions, apply};
-pub use file::{ChangeSetFile, FileError, read, write};
-pub use outcome::{Applied, ApplyError, ColumnConflict, Conflict};
+pub use file::{ChangeSetFile, FileError, read, read_file, write, write_file};
+pub use guard::Prefer;
+pub use outcome::{Applied, ApplyError, CONFLICTS_MAX, ColumnConflict, Conflict};
+pub use remote::{ApplyEvent, ApplyRequest, RebaseReply, RebaseRequest, RemoteApplied};
 pub use script::script;

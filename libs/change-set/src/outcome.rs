@@ -60,13 +60,22 @@ pub enum Conflict {
     },
 }
 
+/// Most conflicts that are kept: more are counted.
+pub const CONFLICTS_MAX: usize = 10_000;
+
 /// What was done, or what stands in the way of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Applied {
-    /// Nothing was changed if there is any.
+    /// Nothing was changed if there is any. At most [`CONFLICTS_MAX`].
     pub conflicts: Vec<Conflict>,
+    /// How many more there are.
+    #[serde(default)]
+    pub conflicts_left_out: u64,
     /// Rows that were changed.
     pub rows: RowCounts,
+    /// Rows that branch and target changed in different ways, and that were settled as the options say.
+    #[serde(default)]
+    pub settled: u64,
     /// Changes that the target had already.
     pub already_there: u64,
     /// Schema statements that were run.
@@ -75,6 +84,16 @@ pub struct Applied {
     pub inverse: ChangeSet,
     /// What is not, or not wholly, brought over or undone.
     pub notes: Vec<String>,
+}
+
+impl Applied {
+    pub(crate) fn conflict(&mut self, conflict: Conflict) {
+        if self.conflicts.len() < CONFLICTS_MAX {
+            self.conflicts.push(conflict);
+        } else {
+            self.conflicts_left_out += 1;
+        }
+    }
 }
 
 /// A change set was not applied. Nothing was changed.
@@ -95,6 +114,9 @@ pub enum ApplyError {
         /// What.
         what: String,
     },
+    /// Rows that memory has no room for could not be kept.
+    #[error("the rows to be changed could not be kept")]
+    Spool(#[from] ardent_diff::SpoolError),
     /// The target's catalog cannot be understood.
     #[error("the target's catalog cannot be understood")]
     Catalog(#[from] ardent_schema_diff::CatalogError),

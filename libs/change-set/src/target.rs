@@ -1,5 +1,6 @@
 //! The database that a change set is applied to.
 
+use ardent_diff::SpoolError;
 use ardent_schema_diff::{Catalog, CatalogQueries};
 use futures_util::{StreamExt as _, pin_mut};
 use tokio_postgres::{Client, SimpleQueryMessage};
@@ -16,7 +17,7 @@ const SETTINGS: &str = "set local search_path = pg_catalog; set local datestyle 
 const SHOWN_LEN_MAX: usize = 300;
 
 /// A row as text.
-pub(crate) type TextRow = Vec<Option<String>>;
+pub(crate) type TextRow = ardent_diff::RowValues;
 
 pub(crate) struct Target<'a> {
     client: &'a Client,
@@ -55,12 +56,16 @@ impl<'a> Target<'a> {
     }
 
     /// Gives each row of an answer to `take`, as it comes.
-    pub async fn each(&self, sql: &str, mut take: impl FnMut(TextRow)) -> Result<(), ApplyError> {
+    pub async fn each(
+        &self,
+        sql: &str,
+        mut take: impl FnMut(TextRow) -> Result<(), SpoolError>,
+    ) -> Result<(), ApplyError> {
         let stream = self.client.simple_query_raw(sql).await.map_err(|source| failed(sql, source))?;
         pin_mut!(stream);
         while let Some(message) = stream.next().await {
             if let SimpleQueryMessage::Row(row) = message.map_err(|source| failed(sql, source))? {
-                take((0..row.len()).map(|place| row.get(place).map(str::to_owned)).collect());
+                take((0..row.len()).map(|place| row.get(place).map(str::to_owned)).collect())?;
             }
         }
         Ok(())
@@ -68,7 +73,11 @@ impl<'a> Target<'a> {
 
     pub async fn rows(&self, sql: &str) -> Result<Vec<TextRow>, ApplyError> {
         let mut rows = Vec::new();
-        self.each(sql, |row| rows.push(row)).await?;
+        self.each(sql, |row| {
+            rows.push(row);
+            Ok(())
+        })
+        .await?;
         Ok(rows)
     }
 

@@ -2,7 +2,7 @@
 //! concurrent change of the target makes a conflict of is reported, and nothing else.
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
-use ardent_change_set::{Applied, ApplyOptions, Conflict, apply, script};
+use ardent_change_set::{Applied, ApplyOptions, Conflict, apply};
 use ardent_diff::{ChangeSet, CompareOptions, Part, Session, compare};
 use ardent_test_pg::{TestPg, TestPgOptions, program, server_command};
 use ardent_types::{ForkNumber, RelTag, oid};
@@ -38,6 +38,15 @@ const SCHEMA: &str = "
     create table app.fat (id int primary key, body text);
     alter table app.fat alter body set storage external;
     insert into app.fat select n, repeat(md5(n::text), 300) from generate_series(1, 6) n;
+    create table app.seats (id int primary key, seat text not null unique, place int not null, floor int not null, unique (floor, place));
+    insert into app.seats select n, 's' || n, n % 10, n / 10 from generate_series(1, 40) n;
+    create table app.kinds (id int primary key, f8 float8, f4 float4, n numeric, iv interval, u uuid, ip inet, b bit(4), vb varbit, ts timestamp, tz timetz,
+        r numrange, mr int4multirange, p point, j json, jb jsonb, grid int[][], places app.place[], positives app.positive[], moods app.mood[], tsv tsvector,
+        m money, mac macaddr, o oid, nm name, c \"char\", lsn pg_lsn, path text generated always as (u::text || '/' || coalesce(o::text, '')) stored);
+    insert into app.kinds select k, 'NaN', 'Infinity', 'NaN', '1 year 2 mons -3 days 04:05:06.7', md5(k::text)::uuid, '10.0.0.1/8', '1010', '101', 'infinity', '12:00+02',
+        numrange(k, null), int4multirange(int4range(1, 3), int4range(k + 5, k + 9)), point(k, -0.0), '{\"a\": [1, null]}', '{\"a\": {\"b\": \"ü\"}}', array[[1, 2], [3, null]],
+        array[row('a,\"b', k)::app.place, null], array[k]::app.positive[], '{bad,good}', to_tsvector('simple', 'a word ' || k), k * 1.25, '08:00:2b:01:02:03', k, 'name ' || k, 'x', '0/16B3748'
+        from generate_series(1, 20) k;
     create table app.log (id serial primary key, what text);
     create function app.log() returns trigger language plpgsql as $$ begin insert into app.log (what) values (tg_op); return null; end $$;
     create trigger log after insert or update or delete on app.orders for each row execute function app.log();
@@ -46,6 +55,13 @@ const SCHEMA: &str = "
     create materialized view app.totals as select user_id, sum(total) as total from app.orders group by user_id;
     select lo_from_bytea(7001, '\\x000102'), lo_from_bytea(7002, decode(repeat('ab', 5000), 'hex')), lo_from_bytea(7003, '\\x00');
 ";
+
+/// A change set as people see it who must find out what is wrong with it.
+fn script(set: &ChangeSet) -> String {
+    let mut out = Vec::new();
+    ardent_change_set::script(&mut out, set).expect("memory can be written");
+    String::from_utf8_lossy(&out).into_owned()
+}
 
 struct Pair {
     pg: TestPg,
@@ -171,6 +187,15 @@ const CHANGES: &[&str] = &[
     "delete from app.users where id = 10",
     "update app.users set mail = 'free@x' where id = 1",
     "update app.users set mail = '1@x' where id = 2",
+    "update app.users set mail = null where id in (30, 31)",
+    "update app.users set mail = '31@x' where id = 30",
+    "update app.users set mail = '30@x' where id = 31",
+    "update app.seats set seat = seat || '?', place = place + 100 where id in (1, 2, 3)",
+    "update app.seats set seat = 's' || (id % 3 + 1), place = id % 3 + 1 where id in (1, 2, 3)",
+    "update app.kinds set f8 = '-0', n = 1.10, iv = '-1 mon', ip = null, ts = '-infinity', r = 'empty', mr = '{}', p = '(1,2)', j = '{\"b\":  1}', jb = 'null', grid = '{}' where id = 3",
+    "update app.kinds set places = array[row(null, null)::app.place], positives = null, moods = '{}', tsv = $$'it''s':1$$, m = -1, c = '', nm = 'other' where id = 4",
+    "delete from app.kinds where id = 5",
+    "insert into app.kinds (id, f4, b, vb, nm) values (100, '1e-30', '0000', '', 'new')",
     "insert into app.orders (user_id, note) select max(id), 'for the new one' from app.users",
     "insert into app.tree values (100, 101, 'a'), (101, 100, 'b')",
     "delete from app.tree where id in (40, 20)",
@@ -245,7 +270,25 @@ fn random_changes_there_and_back() {
 fn random_change(rng: &mut StdRng) -> String {
     let n = rng.random_range(1..70);
     let word = ["a", "it''s", "x\\y", "", "long long long", "ü"].choose(rng).copied().unwrap_or("a");
-    match rng.random_range(0..30) {
+    match rng.random_range(0..34) {
+        30 => format!("update app.seats set seat = 'x' || id where id % 9 = {}", n % 9),
+        // Two rows exchange a value that must be there and be unique.
+        31 => {
+            let (a, b) = (rng.random_range(1..21), rng.random_range(21..41));
+            format!(
+                "do $$ declare x text; y text; begin select seat into x from app.seats where id = {a}; select seat into y from app.seats where id = {b};
+                 update app.seats set seat = 'moving' where id = {a}; update app.seats set seat = x where id = {b}; update app.seats set seat = y where id = {a}; end $$"
+            )
+        }
+        32 => format!(
+            "update app.kinds set f8 = {n} / 7.0, iv = make_interval(days => {n}), r = numrange({n}, {n} + 1), places = array[row('{word}', {n})::app.place],
+             j = json_build_object('k' || {n}, {n}), grid = array[[{n}]] where id % 5 = {}",
+            n % 5
+        ),
+        33 => format!(
+            "update app.kinds set nm = '{word}', ip = null, m = {n}::money, moods = array['good']::app.mood[], o = {n}, jb = jsonb_build_array({n}, '{word}'::text) where id = {}",
+            n % 20 + 1
+        ),
         0 => format!("update app.users set name = '{word}', price = {n}.5, flag = not flag where id % 7 = {}", n % 7),
         1 => format!("update app.users set mail = '{n}@x' where id = {}", rng.random_range(1..60)),
         2 => format!("delete from app.users where id = {n}"),

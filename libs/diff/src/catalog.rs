@@ -31,6 +31,8 @@ pub(crate) struct Column {
     pub missing: Option<String>,
     /// Whether Postgres computes it from others.
     pub generated: bool,
+    /// Its type and what that is narrowed to.
+    pub type_of: (u32, i32),
 }
 
 /// A sequence on one side.
@@ -63,7 +65,7 @@ const RELATIONS: &str = "
 
 const COLUMNS: &str = "
     select a.attrelid, a.attnum, a.attname::text,
-           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, a.attgenerated <> ''
+           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, a.attgenerated <> '', a.atttypid, a.atttypmod
       from pg_attribute a
      where a.attrelid = any($1) and a.attnum > 0 and not a.attisdropped
      order by a.attrelid, a.attnum";
@@ -94,15 +96,14 @@ pub(crate) async fn catalog_files(session: &Session) -> Result<Vec<u32>, DiffErr
     rows.iter().map(|row| field(session, row, 0)).collect()
 }
 
-/// The whole schema.
+/// The whole schema, in one round trip.
 pub(crate) async fn schema(session: &Session) -> Result<ardent_schema_diff::Catalog, DiffError> {
-    let mut answers = Vec::new();
-    for statement in ardent_schema_diff::CatalogQueries::new().statements {
-        let rows = session.query(&format!("select q.v::text from ({statement}) q(v)"), &[]).await?;
-        answers.push(rows.iter().map(|row| field(session, row, 0)).collect::<Result<Vec<String>, _>>()?);
-    }
+    let statements = ardent_schema_diff::CatalogQueries::new().statements;
+    let statements: Vec<String> =
+        statements.iter().map(|statement| format!("select q.v::text from ({statement}) q(v)")).collect();
+    let answers = session.texts(&statements).await?;
     ardent_schema_diff::Catalog::from_answers(&answers).map_err(|source| DiffError::Catalog {
-        side: session.side,
+        side: session.side.clone(),
         database: session.database.clone(),
         source,
     })
@@ -138,6 +139,7 @@ impl Catalog {
                 name: field(session, &row, 2)?,
                 missing: field(session, &row, 3)?,
                 generated: field(session, &row, 4)?,
+                type_of: (field(session, &row, 5)?, field(session, &row, 6)?),
             };
             if let Some(table) = self.tables.get_mut(&oid) {
                 table.columns.push(column);

@@ -3,6 +3,8 @@
 use ardent_schema_diff::{Plan, Statement, Touched};
 use serde::{Deserialize, Serialize};
 
+use crate::spool::{Spool, SpoolError};
+
 /// All changes of one database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeSet {
@@ -64,7 +66,7 @@ pub struct LargeObjectChange {
     /// Whether it is new, gone, or there on both sides.
     pub state: TableState,
     /// Its pages (2048 bytes, from a number that counts from 0) that differ, with hexadecimal content; absent: no such page.
-    pub pages: Vec<PageChange>,
+    pub pages: Spool<PageChange>,
 }
 
 /// A page of a large object before and after.
@@ -119,7 +121,7 @@ pub struct TableChange {
     /// The columns that rows are paired by; empty: the table has no primary key, updates show as a delete and an insert.
     pub key: Vec<String>,
     /// Row changes: updates, then inserts, then deletes, each by key.
-    pub rows: Vec<RowChange>,
+    pub rows: Spool<RowChange>,
 }
 
 /// One changed row. Values are text; absent ones are NULL.
@@ -177,16 +179,16 @@ pub struct RowCounts {
 
 impl TableChange {
     /// Counts its row changes.
-    pub fn counts(&self) -> RowCounts {
+    pub fn counts(&self) -> Result<RowCounts, SpoolError> {
         let mut counts = RowCounts::default();
-        for row in &self.rows {
-            match row {
+        for row in self.rows.iter() {
+            match row? {
                 RowChange::Insert { .. } => counts.inserted += 1,
                 RowChange::Update { .. } => counts.updated += 1,
                 RowChange::Delete { .. } => counts.deleted += 1,
             }
         }
-        counts
+        Ok(counts)
     }
 }
 

@@ -4,28 +4,47 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_types::ForkNumber;
+use serde::{Deserialize, Serialize};
 
-use crate::catalog::{self, Catalog, Sequence, Table, tables_of_prepared_transactions};
+use crate::catalog::{self, Catalog, Column, Sequence, Table, tables_of_prepared_transactions};
 use ardent_schema_diff::{Identity, plan as plan_schema};
 
 use crate::change_set::{ChangeSet, SchemaChange, SequenceChange, TableChange, TableState};
 use crate::error::DiffError;
 use crate::large_objects;
-use crate::pairing::Pairing;
-use crate::scan::{self, Extent};
+use crate::pairing::{Order, Pairing};
+use crate::scan::{self, Extent, Side};
 use crate::session::{Session, quote_identifier, quote_literal};
 
+/// Bytes of rows that the comparison of one table holds in memory before they go to a temporary file.
+pub const PAIRING_BYTES_MAX: usize = 32 << 20;
+
 /// What to compare.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CompareOptions {
     /// Only these tables, as `name` or `schema.name`; empty: all.
     pub tables: Vec<String>,
     /// Schema, rows, or both.
     pub part: Part,
+    /// How a table or column is recognised on the other side: by its OID and number where the head went on from the base, by its
+    /// name where both went on from a third state, and may have given one number to different things.
+    pub identity: Identity,
+    /// Read everything: which blocks changed is not known.
+    pub whole: bool,
+    /// Bytes of rows that are held in memory; what is more goes to a temporary file.
+    pub memory_bytes: usize,
+}
+
+impl Default for CompareOptions {
+    fn default() -> Self {
+        let (tables, part) = (Vec::new(), Part::Whole);
+        CompareOptions { tables, part, identity: Identity::Oid, whole: false, memory_bytes: PAIRING_BYTES_MAX }
+    }
 }
 
 /// Which part of a database to compare.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Part {
     /// Everything.
     #[default]
@@ -78,34 +97,41 @@ pub async fn compare(
         .filter(|relation| relation.rel.dbnode == database_oid && relation.rel.fork == ForkNumber::Main)
         .map(|relation| ((relation.rel.spcnode, relation.rel.relnode), relation))
         .collect();
-    let prepared: BTreeSet<u32> = tables_of_prepared_transactions(base).await?.into_iter().collect();
+    let prepared: BTreeSet<u32> = match options.identity {
+        Identity::Oid => tables_of_prepared_transactions(base).await?.into_iter().collect(),
+        // The changed blocks are asked for from before the first record of any.
+        Identity::Name => BTreeSet::new(),
+    };
     let mut result = ChangeSet { database: head.database.clone(), ..ChangeSet::default() };
-    if files.is_empty() && prepared.is_empty() {
+    if files.is_empty() && prepared.is_empty() && !options.whole {
         return Ok(result);
     }
-    if options.part != Part::Rows && schema_may_differ(base, head, database_oid, changed).await? {
-        let (old, new) = (catalog::schema(base).await?, catalog::schema(head).await?);
-        let (there, back) = (plan_schema(&old, &new, Identity::Oid), plan_schema(&new, &old, Identity::Oid));
+    let schema_may_differ = options.whole || schema_may_differ(base, head, database_oid, changed).await?;
+    if options.part != Part::Rows && schema_may_differ {
+        let (old, new) = tokio::try_join!(catalog::schema(base), catalog::schema(head))?;
+        let (there, back) = (plan_schema(&old, &new, options.identity), plan_schema(&new, &old, options.identity));
         result.schema = SchemaChange::new(there, back);
         options.keep_wanted(&mut result.schema);
     }
     if options.part == Part::Schema {
         return Ok(result);
     }
-    let mut old = Catalog::load(base).await?;
-    let mut new = Catalog::load(head).await?;
-    let plans = plan(&old, &new, &files, &prepared, options);
-    let oids: Vec<u32> = plans.iter().map(|plan| plan.oid).collect();
-    old.load_details(base, &oids).await?;
-    new.load_details(head, &oids).await?;
+    let (mut old, mut new) = tokio::try_join!(Catalog::load(base), Catalog::load(head))?;
+    let by_name = options.identity == Identity::Name && schema_may_differ;
+    let mut plans = plan(&old, &new, &files, &prepared, options, by_name);
+    let oids = |of: fn(&TablePlan) -> Option<u32>| plans.iter().filter_map(of).collect::<Vec<u32>>();
+    let (old_oids, new_oids) = (oids(|plan| plan.before), oids(|plan| plan.after));
+    tokio::try_join!(old.load_details(base, &old_oids), new.load_details(head, &new_oids))?;
+    if by_name {
+        plans.retain_mut(|plan| plan.settle(&old, &new));
+    }
     for plan in &plans {
-        let (before, after) = (old.tables.get(&plan.oid), new.tables.get(&plan.oid));
-        result.tables.extend(compare_table(base, head, before, after, &plan.extent).await?);
+        result.tables.extend(compare_table(base, head, plan.tables(&old, &new), &plan.extent, options).await?);
     }
     result.tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
     result.sequences = compare_sequences(base, head, &old, &new, &files, options).await?;
     if options.tables.is_empty() {
-        result.large_objects = large_objects::compare(base, head, &files).await?;
+        result.large_objects = large_objects::compare(base, head, &files, options).await?;
     }
     Ok(result)
 }
@@ -117,45 +143,97 @@ async fn schema_may_differ(
     database: u32,
     changed: &[ChangedRelation],
 ) -> Result<bool, DiffError> {
-    let (old, new) = (catalog::catalog_files(base).await?, catalog::catalog_files(head).await?);
+    let (old, new) = tokio::try_join!(catalog::catalog_files(base), catalog::catalog_files(head))?;
     let here = |relation: &&ChangedRelation| relation.rel.dbnode == database || relation.rel.dbnode == 0;
     Ok(old != new || changed.iter().filter(here).any(|relation| new.contains(&relation.rel.relnode)))
 }
 
-/// A table to be compared, and how much of it.
+/// A table to be compared, by its OID on each side, and how much of it.
 #[derive(Debug)]
 struct TablePlan {
-    oid: u32,
+    before: Option<u32>,
+    after: Option<u32>,
     extent: Extent,
 }
 
+/// A table as both sides have it.
+type Pair<'a> = (Option<&'a Table>, Option<&'a Table>);
+
+impl TablePlan {
+    fn tables<'a>(&self, old: &'a Catalog, new: &'a Catalog) -> Pair<'a> {
+        (self.before.and_then(|oid| old.tables.get(&oid)), self.after.and_then(|oid| new.tables.get(&oid)))
+    }
+
+    /// With the columns known: a column of the same name may be another one, and then rows differ in blocks that nobody changed.
+    /// Whether there is anything to compare.
+    fn settle(&mut self, old: &Catalog, new: &Catalog) -> bool {
+        if let (Some(before), Some(after)) = self.tables(old, new) {
+            let same = |column: &Column| {
+                before.columns.iter().find(|old| old.name == column.name).is_none_or(|old| old == column)
+            };
+            if !after.columns.iter().all(same) {
+                self.extent = Extent::Whole;
+            }
+            let names = |table: &Table| -> BTreeSet<String> {
+                table.columns.iter().map(|column| column.name.clone()).collect()
+            };
+            return self.extent != Extent::Blocks(Vec::new()) || names(before) != names(after);
+        }
+        true
+    }
+}
+
+/// Tables of both sides that are one.
+fn pairs(old: &Catalog, new: &Catalog, identity: Identity) -> Vec<(Option<u32>, Option<u32>)> {
+    match identity {
+        Identity::Oid => {
+            let oids: BTreeSet<u32> = old.tables.keys().chain(new.tables.keys()).copied().collect();
+            let on = |catalog: &Catalog, oid: u32| catalog.tables.contains_key(&oid).then_some(oid);
+            oids.into_iter().map(|oid| (on(old, oid), on(new, oid))).collect()
+        }
+        Identity::Name => {
+            let mut by_name: BTreeMap<(&str, &str), (Option<u32>, Option<u32>)> = BTreeMap::new();
+            for table in old.tables.values() {
+                by_name.entry((&table.schema, &table.name)).or_default().0 = Some(table.oid);
+            }
+            for table in new.tables.values() {
+                by_name.entry((&table.schema, &table.name)).or_default().1 = Some(table.oid);
+            }
+            by_name.into_values().collect()
+        }
+    }
+}
+
 /// Which tables to compare: those whose blocks changed, that have another file than before, that are on one side only, or
-/// that a prepared transaction wrote.
+/// that a prepared transaction wrote; and all that are wanted if it takes their columns to tell.
 fn plan(
     old: &Catalog,
     new: &Catalog,
     files: &ChangedFiles<'_>,
     prepared: &BTreeSet<u32>,
     options: &CompareOptions,
+    all: bool,
 ) -> Vec<TablePlan> {
-    let oids: BTreeSet<u32> = old.tables.keys().chain(new.tables.keys()).copied().collect();
     let mut plans = Vec::new();
-    for oid in oids {
-        let (before, after) = (old.tables.get(&oid), new.tables.get(&oid));
+    for (before_oid, after_oid) in pairs(old, new, options.identity) {
+        let mut plan = TablePlan { before: before_oid, after: after_oid, extent: Extent::Whole };
+        let (before, after) = plan.tables(old, new);
         let wanted = [before, after].into_iter().flatten().any(|table| options.wants(&table.schema, &table.name));
-        let extent = match (before, after) {
-            (Some(before), Some(after)) if before.file == after.file && !prepared.contains(&oid) => {
+        plan.extent = match (before, after) {
+            (Some(before), Some(after))
+                if before.file == after.file && !prepared.contains(&before.oid) && !options.whole =>
+            {
                 let renamed = (&before.schema, &before.name) != (&after.schema, &after.name);
                 match files.get(&after.file) {
                     Some(relation) => Extent::Blocks(blocks_to_read(relation)),
-                    None if renamed => Extent::Blocks(Vec::new()),
+                    None if renamed || all => Extent::Blocks(Vec::new()),
                     None => continue,
                 }
             }
             _ => Extent::Whole,
         };
         if wanted {
-            plans.push(TablePlan { oid, extent });
+            plans.push(plan);
         }
     }
     plans
@@ -178,9 +256,9 @@ pub(crate) fn blocks_to_read(relation: &ChangedRelation) -> Vec<BlockRange> {
 async fn compare_table(
     base: &Session,
     head: &Session,
-    before: Option<&Table>,
-    after: Option<&Table>,
+    (before, after): Pair<'_>,
     extent: &Extent,
+    options: &CompareOptions,
 ) -> Result<Option<TableChange>, DiffError> {
     let Some(shown) = after.or(before) else { return Ok(None) };
     let state = match (before, after) {
@@ -188,24 +266,16 @@ async fn compare_table(
         (_, None) => TableState::Dropped,
         _ => TableState::Kept,
     };
-    let mut pairing = Pairing::default();
-    if let Some(table) = before {
-        let expressions: Vec<_> = shown.columns.iter().map(|column| old_value(table, column)).collect();
-        scan::rows(base, &qualified(table), &expressions, extent, |row| pairing.add_base(row)).await?;
-    }
-    if let Some(table) = after {
-        let expressions: Vec<_> = table.columns.iter().map(|column| quote_identifier(&column.name)).collect();
-        scan::rows(head, &qualified(table), &expressions, extent, |row| pairing.add_head(row)).await?;
-    }
-    let key_numbers = if before.is_none_or(|table| table.key == shown.key) { &shown.key[..] } else { &[] };
-    let place = |attnum: &i16| shown.columns.iter().position(|column| column.attnum == *attnum);
-    let key: Vec<usize> = key_numbers.iter().filter_map(place).collect();
-    let only_in = |table: &Table, other: &Table| -> Vec<String> {
-        let missing = table.columns.iter().filter(|column| !other.columns.iter().any(|c| c.attnum == column.attnum));
-        missing.map(|column| column.name.clone()).collect()
-    };
+    let columns = Columns { shown, before, identity: options.identity };
+    let key = columns.key();
+    let side = |session, table: &Table, expressions| Side { session, table: qualified(table), expressions };
+    let old = before.map(|table| side(base, table, columns.old_values(table)));
+    let new = after.map(|table| side(head, table, columns.new_values()));
+    let mut pairing = Pairing::new(key.clone(), options.memory_bytes);
+    scan::pair(old.as_ref(), new.as_ref(), extent, &mut pairing).await?;
+    let names = |columns: Vec<&Column>| columns.into_iter().map(|column| column.name.clone()).collect();
     let (columns_added, columns_dropped) = match (before, after) {
-        (Some(before), Some(after)) => (only_in(after, before), only_in(before, after)),
+        (Some(before), Some(_)) => (names(columns.added()), names(columns.dropped(before))),
         _ => (Vec::new(), Vec::new()),
     };
     let renamed_from = before
@@ -216,18 +286,14 @@ async fn compare_table(
         name: shown.name.clone(),
         renamed_from,
         state,
-        columns: shown.columns.iter().map(|column| column.name.clone()).collect(),
+        columns: names(shown.columns.iter().collect()),
         columns_added,
         columns_dropped,
-        base_columns: shown
-            .columns
-            .iter()
-            .map(|column| before?.columns.iter().find(|old| old.attnum == column.attnum).map(|old| old.name.clone()))
-            .collect(),
-        generated: shown.columns.iter().filter(|column| column.generated).map(|column| column.name.clone()).collect(),
+        base_columns: shown.columns.iter().map(|column| columns.old(column).map(|old| old.name.clone())).collect(),
+        generated: names(shown.columns.iter().filter(|column| column.generated).collect()),
         materialized_view: shown.materialized,
         key: key.iter().map(|index| shown.columns[*index].name.clone()).collect(),
-        rows: pairing.finish(&key),
+        rows: pairing.finish(Order::Kind)?,
     };
     let is_change = !change.rows.is_empty()
         || change.state != TableState::Kept
@@ -237,11 +303,64 @@ async fn compare_table(
     Ok(is_change.then_some(change))
 }
 
-/// The expression for a shown column on the old side: the column, whatever its name was, or what a row would have there.
-fn old_value(table: &Table, shown: &crate::catalog::Column) -> String {
-    match table.columns.iter().find(|column| column.attnum == shown.attnum) {
-        Some(column) => quote_identifier(&column.name),
-        None => shown.missing.as_deref().map_or("null".to_owned(), quote_literal),
+/// The columns of the table that is shown, and what each is on the old side.
+struct Columns<'a> {
+    shown: &'a Table,
+    before: Option<&'a Table>,
+    identity: Identity,
+}
+
+impl<'a> Columns<'a> {
+    fn same(&self, a: &Column, b: &Column) -> bool {
+        match self.identity {
+            Identity::Oid => a.attnum == b.attnum,
+            Identity::Name => a.name == b.name,
+        }
+    }
+
+    fn find(&self, table: &'a Table, column: &Column) -> Option<&'a Column> {
+        table.columns.iter().find(|other| self.same(other, column))
+    }
+
+    /// What a shown column is on the old side.
+    fn old(&self, column: &Column) -> Option<&'a Column> {
+        self.find(self.before?, column)
+    }
+
+    fn added(&self) -> Vec<&'a Column> {
+        self.shown.columns.iter().filter(|column| self.old(column).is_none()).collect()
+    }
+
+    fn dropped(&self, before: &'a Table) -> Vec<&'a Column> {
+        before.columns.iter().filter(|column| self.find(self.shown, column).is_none()).collect()
+    }
+
+    fn new_values(&self) -> Vec<String> {
+        self.shown.columns.iter().map(|column| quote_identifier(&column.name)).collect()
+    }
+
+    /// Expressions for shown columns on the old side: the column, whatever its name was, or what a row would have there.
+    fn old_values(&self, table: &'a Table) -> Vec<String> {
+        let value = |shown: &Column| match self.find(table, shown) {
+            Some(column) => quote_identifier(&column.name),
+            None => shown.missing.as_deref().map_or("null".to_owned(), quote_literal),
+        };
+        self.shown.columns.iter().map(value).collect()
+    }
+
+    /// Places of the key's columns, if both sides have the same key.
+    fn key(&self) -> Vec<usize> {
+        let columns = |table: &'a Table| -> Vec<&'a Column> {
+            let column = |attnum: &i16| table.columns.iter().find(|column| column.attnum == *attnum);
+            table.key.iter().filter_map(column).collect()
+        };
+        let key = columns(self.shown);
+        let is_same = self.before.is_none_or(|before| {
+            let old = columns(before);
+            old.len() == key.len() && old.iter().zip(&key).all(|(old, new)| self.same(old, new))
+        });
+        let place = |column: &&Column| self.shown.columns.iter().position(|other| other.attnum == column.attnum);
+        if is_same { key.iter().filter_map(place).collect() } else { Vec::new() }
     }
 }
 
@@ -257,17 +376,16 @@ async fn compare_sequences(
     files: &ChangedFiles<'_>,
     options: &CompareOptions,
 ) -> Result<Vec<SequenceChange>, DiffError> {
-    let oids: BTreeSet<u32> = old.sequences.keys().chain(new.sequences.keys()).copied().collect();
     let mut changes = Vec::new();
-    for oid in oids {
-        let (before, after) = (old.sequences.get(&oid), new.sequences.get(&oid));
+    for (before, after) in sequence_pairs(old, new, options.identity) {
         let Some(shown) = after.or(before) else { continue };
         let may_differ = before.map(|sequence| sequence.file) != after.map(|sequence| sequence.file)
-            || files.contains_key(&shown.file);
+            || files.contains_key(&shown.file)
+            || options.whole;
         if !may_differ || !options.wants(&shown.schema, &shown.name) {
             continue;
         }
-        let (old_value, new_value) = (last_value(base, before).await?, last_value(head, after).await?);
+        let (old_value, new_value) = tokio::try_join!(last_value(base, before), last_value(head, after))?;
         if old_value != new_value {
             let (schema, name) = (shown.schema.clone(), shown.name.clone());
             changes.push(SequenceChange {
@@ -282,6 +400,29 @@ async fn compare_sequences(
     }
     changes.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
     Ok(changes)
+}
+
+fn sequence_pairs<'a>(
+    old: &'a Catalog,
+    new: &'a Catalog,
+    identity: Identity,
+) -> Vec<(Option<&'a Sequence>, Option<&'a Sequence>)> {
+    match identity {
+        Identity::Oid => {
+            let oids: BTreeSet<u32> = old.sequences.keys().chain(new.sequences.keys()).copied().collect();
+            oids.into_iter().map(|oid| (old.sequences.get(&oid), new.sequences.get(&oid))).collect()
+        }
+        Identity::Name => {
+            let mut by_name: BTreeMap<(&str, &str), (Option<&Sequence>, Option<&Sequence>)> = BTreeMap::new();
+            for sequence in old.sequences.values() {
+                by_name.entry((&sequence.schema, &sequence.name)).or_default().0 = Some(sequence);
+            }
+            for sequence in new.sequences.values() {
+                by_name.entry((&sequence.schema, &sequence.name)).or_default().1 = Some(sequence);
+            }
+            by_name.into_values().collect()
+        }
+    }
 }
 
 async fn last_value(session: &Session, sequence: Option<&Sequence>) -> Result<Option<(i64, bool)>, DiffError> {

@@ -1,13 +1,15 @@
 //! Why a diff could not be made.
 
+use crate::spool::SpoolError;
+
 /// A diff could not be made. Nothing was changed anywhere.
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
     /// One side's Postgres refused a query or went away.
     #[error("the {side} side of database \"{database}\" could not be read")]
     Query {
-        /// `branch point` or `head`.
-        side: &'static str,
+        /// `branch point`, `head`, or the branch.
+        side: String,
         /// Database.
         database: String,
         /// Why.
@@ -17,14 +19,17 @@ pub enum DiffError {
     /// One side's catalog is not as it is read.
     #[error("the catalog of the {side} side of database \"{database}\" cannot be understood")]
     Catalog {
-        /// `branch point` or `head`.
-        side: &'static str,
+        /// `branch point`, `head`, or the branch.
+        side: String,
         /// Database.
         database: String,
         /// Why.
         #[source]
         source: ardent_schema_diff::CatalogError,
     },
+    /// Rows that memory has no room for could not be kept.
+    #[error("the changed rows could not be kept")]
+    Spool(#[from] SpoolError),
     /// The answer to a query of ours has an unexpected form.
     #[error("database \"{database}\" answered in an unexpected form: {what}")]
     Unexpected {

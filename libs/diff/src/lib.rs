@@ -4,18 +4,22 @@
 //!  page server: blocks changed in (S, head] ──┐      schema: ardent-schema-diff, if a catalog's blocks changed
 //!                                             ▼
 //!  compute at the branch point ──► catalog ─► scan: rows of just those blocks, both sides ─► pairing ─► ChangeSet ─► render
-//!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)
+//!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)      │            │
+//!                                                                                              └── spool ───┘
 //! ```
 //!
 //! Rows that are in both sides cancel out; the rest is paired by primary key into inserts, updates and deletes. Values
-//! are compared and shown as text, in one fixed set of output settings.
+//! are compared and shown as text, in one fixed set of output settings. What memory has no room for is in temporary files: rows
+//! that wait for their partner as sorted runs (`pairing`), changes as lists that are read from either end (`spool`).
 //!
 //! Invariants:
 //! - DF-1: a row is read only if its block changed, or its table was rewritten, created or dropped, or a transaction that
 //!   was prepared at the branch point held a lock on its table.
 //! - DF-2: both sides are read in one snapshot each; the changed blocks are asked for up to an LSN taken after the
 //!   head's snapshot.
-//! - DF-3: `pairing` is pure: what goes in on one side only comes out exactly once.
+//! - DF-3: what goes into `pairing` on one side only comes out exactly once.
+//! - DF-4: memory is bounded whatever changed: [`PAIRING_BYTES_MAX`] for the rows of the table at hand, [`MEMORY_BYTES_MAX`] for all
+//!   lists, and a block, or the longest row, of each list at hand.
 //!
 //! Knows nothing of branches, timelines or how a compute is started. Start reading at [`compare`].
 
@@ -29,13 +33,17 @@ mod render;
 mod report;
 mod scan;
 mod session;
+mod spool;
 
+pub use ardent_schema_diff::Identity;
 pub use change_set::{
     ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange,
     TableState,
 };
-pub use compare::{CompareOptions, Part, compare};
+pub use compare::{CompareOptions, PAIRING_BYTES_MAX, Part, compare};
 pub use error::DiffError;
+pub use pairing::{Order, Pairing, RowValues};
 pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;
 pub use session::Session;
+pub use spool::{Item, MEMORY_BYTES_MAX, Spool, SpoolError, memory_bytes, spill_into};

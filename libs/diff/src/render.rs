@@ -1,6 +1,7 @@
 //! A change set as text for people.
 
-use std::fmt::Write as _;
+use std::cell::Cell;
+use std::io::{self, Write};
 
 use ardent_schema_diff::Action;
 
@@ -29,8 +30,8 @@ const HEADING: &str = "1";
 /// Longest value shown, in characters, unless [`Style::full`].
 const VALUE_LEN_MAX: usize = 60;
 
-/// The counts per table, one line each, and a sum.
-pub fn render_stat(sets: &[ChangeSet]) -> String {
+/// The counts per table, one line each, and a sum. Rows are counted one by one, not held.
+pub fn render_stat(out: &mut dyn Write, sets: &[ChangeSet]) -> io::Result<()> {
     let mut lines = Vec::new();
     let (mut inserted, mut updated, mut deleted) = (0, 0, 0);
     for set in sets {
@@ -44,7 +45,7 @@ pub fn render_stat(sets: &[ChangeSet]) -> String {
             lines.push(("not covered".to_owned(), what.clone()));
         }
         for table in &set.tables {
-            let counts = table.counts();
+            let counts = table.counts().map_err(io::Error::other)?;
             inserted += counts.inserted;
             updated += counts.updated;
             deleted += counts.deleted;
@@ -60,50 +61,51 @@ pub fn render_stat(sets: &[ChangeSet]) -> String {
         }
     }
     if lines.is_empty() {
-        return "no changes\n".to_owned();
+        return writeln!(out, "no changes");
     }
     let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    let mut out = String::new();
     for (name, rest) in &lines {
-        let _ = writeln!(out, " {name:<width$}  {rest}");
+        writeln!(out, " {name:<width$}  {rest}")?;
     }
-    let _ = writeln!(out, "{inserted} inserted, {updated} updated, {deleted} deleted");
-    out
+    writeln!(out, "{inserted} inserted, {updated} updated, {deleted} deleted")
 }
 
 /// The schema's changes as statements, then every changed row, grouped by table.
-pub fn render_people(sets: &[ChangeSet], style: Style) -> String {
-    let mut out = String::new();
+pub fn render_people(out: &mut dyn Write, sets: &[ChangeSet], style: Style) -> io::Result<()> {
+    if sets.iter().all(ChangeSet::is_empty) {
+        return writeln!(out, "no changes");
+    }
+    let cut = Cell::new(false);
     for set in sets {
-        render_schema(&mut out, sets, set, style);
+        render_schema(out, sets, set, style)?;
         for table in &set.tables {
-            let counts = table.counts();
+            let counts = table.counts().map_err(io::Error::other)?;
             let name = table_name(sets, set, table);
             let remarks = remarks(table);
             let heading = style.paint(HEADING, &name);
-            let _ = writeln!(out, "{heading}: +{} ~{} -{}{remarks}", counts.inserted, counts.updated, counts.deleted);
-            for row in &table.rows {
-                render_row(&mut out, table, row, style);
+            writeln!(out, "{heading}: +{} ~{} -{}{remarks}", counts.inserted, counts.updated, counts.deleted)?;
+            for row in table.rows.iter() {
+                writeln!(out, "  {}", row_text(table, &row.map_err(io::Error::other)?, style, &cut))?;
             }
-            out.push('\n');
+            writeln!(out)?;
         }
         for sequence in &set.sequences {
             let name = qualify(sets, set, &sequence.schema, &sequence.name);
-            let _ = writeln!(out, "sequence {name}: {}", arrow(sequence.old, sequence.new));
+            writeln!(out, "sequence {name}: {}", arrow(sequence.old, sequence.new))?;
         }
         for object in &set.large_objects {
-            let _ = writeln!(out, "large object {}: {}", object.oid, large_object(object));
+            writeln!(out, "large object {}: {}", object.oid, large_object(object))?;
         }
     }
-    if out.is_empty() { "no changes\n".to_owned() } else { out }
+    if cut.get() { writeln!(out, "values that end in … are cut: --full shows them whole") } else { Ok(()) }
 }
 
-fn render_schema(out: &mut String, sets: &[ChangeSet], set: &ChangeSet, style: Style) {
+fn render_schema(out: &mut dyn Write, sets: &[ChangeSet], set: &ChangeSet, style: Style) -> io::Result<()> {
     if set.schema.is_empty() {
-        return;
+        return Ok(());
     }
     let name = if several(sets) { format!("schema of {}", set.database) } else { "schema".to_owned() };
-    let _ = writeln!(out, "{}:", style.paint(HEADING, &name));
+    writeln!(out, "{}:", style.paint(HEADING, &name))?;
     for statement in &set.schema.statements {
         let color = match statement.action {
             Action::Create => ADDED,
@@ -112,13 +114,13 @@ fn render_schema(out: &mut String, sets: &[ChangeSet], set: &ChangeSet, style: S
         };
         for (number, line) in statement.sql.lines().enumerate() {
             let end = if number + 1 == statement.sql.lines().count() { ";" } else { "" };
-            let _ = writeln!(out, "  {}", style.paint(color, &format!("{line}{end}")));
+            writeln!(out, "  {}", style.paint(color, &format!("{line}{end}")))?;
         }
     }
     for what in &set.schema.not_covered {
-        let _ = writeln!(out, "  {}", style.paint(CHANGED, &format!("-- not covered: {what}")));
+        writeln!(out, "  {}", style.paint(CHANGED, &format!("-- not covered: {what}")))?;
     }
-    out.push('\n');
+    writeln!(out)
 }
 
 fn large_object(change: &LargeObjectChange) -> String {
@@ -134,15 +136,15 @@ fn several(sets: &[ChangeSet]) -> bool {
     sets.iter().filter(|set| !set.is_empty()).count() > 1
 }
 
-fn render_row(out: &mut String, table: &TableChange, row: &RowChange, style: Style) {
-    let show = |value: &Option<String>| show(value, style);
+fn row_text(table: &TableChange, row: &RowChange, style: Style, cut: &Cell<bool>) -> String {
+    let show = |value: &Option<String>| show(value, style, cut);
     let all = |values: &[Option<String>]| -> String {
         let pairs = table.columns.iter().zip(values).map(|(column, value)| format!("{column}={}", show(value)));
         pairs.collect::<Vec<_>>().join(" ")
     };
-    let _ = match row {
-        RowChange::Insert { new } => writeln!(out, "  {}", style.paint(ADDED, &format!("+ {}", all(new)))),
-        RowChange::Delete { old } => writeln!(out, "  {}", style.paint(REMOVED, &format!("- {}", all(old)))),
+    match row {
+        RowChange::Insert { new } => style.paint(ADDED, &format!("+ {}", all(new))),
+        RowChange::Delete { old } => style.paint(REMOVED, &format!("- {}", all(old))),
         RowChange::Update { old, new } => {
             let columns = table.columns.iter().zip(old.iter().zip(new));
             let parts = columns.filter_map(|(column, (old, new))| {
@@ -152,17 +154,18 @@ fn render_row(out: &mut String, table: &TableChange, row: &RowChange, style: Sty
                     table.key.contains(column).then(|| format!("{column}={}", show(new)))
                 }
             });
-            writeln!(out, "  {}", style.paint(CHANGED, &format!("~ {}", parts.collect::<Vec<_>>().join(" "))))
+            style.paint(CHANGED, &format!("~ {}", parts.collect::<Vec<_>>().join(" ")))
         }
-    };
+    }
 }
 
-fn show(value: &Option<String>, style: Style) -> String {
+fn show(value: &Option<String>, style: Style, cut: &Cell<bool>) -> String {
     let Some(text) = value else { return "NULL".to_owned() };
     let longest = if style.full { usize::MAX } else { VALUE_LEN_MAX };
     let mut shown: String = text.chars().take(longest).flat_map(char::escape_debug).collect();
     if !style.full && text.chars().nth(VALUE_LEN_MAX).is_some() {
-        let _ = write!(shown, "… ({} characters)", text.chars().count());
+        cut.set(true);
+        shown.push_str(&format!("… ({} characters)", text.chars().count()));
     }
     if text.is_empty() || text.contains(char::is_whitespace) || text == "NULL" { format!("'{shown}'") } else { shown }
 }
@@ -199,6 +202,7 @@ fn arrow(old: Option<i64>, new: Option<i64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::Spool;
 
     fn sample() -> Vec<ChangeSet> {
         let text = |text: &str| Some(text.to_owned());
@@ -214,11 +218,12 @@ mod tests {
             generated: vec![],
             materialized_view: false,
             key: vec!["id".into()],
-            rows: vec![
+            rows: Spool::of([
                 RowChange::Update { old: vec![text("1"), text("a b")], new: vec![text("1"), None] },
                 RowChange::Insert { new: vec![text("2"), text("x")] },
                 RowChange::Delete { old: vec![text("3"), text("")] },
-            ],
+            ])
+            .expect("short"),
         };
         vec![ChangeSet { database: "shop".into(), tables: vec![table], ..ChangeSet::default() }]
     }
@@ -226,9 +231,27 @@ mod tests {
     #[test]
     fn people_see_rows_and_stat_sees_counts() {
         let people = "public.users: +1 ~1 -1  (dropped column age)\n  ~ id=1 name: 'a b' -> NULL\n  + id=2 name=x\n  - id=3 name=''\n\n";
-        assert_eq!(render_people(&sample(), Style::default()), people);
+        let text = |sets: &[ChangeSet]| rendered(|out| render_people(out, sets, Style::default()));
+        assert_eq!(text(&sample()), people);
         let stat = " public.users  +1 ~1 -1  (dropped column age)\n1 inserted, 1 updated, 1 deleted\n";
-        assert_eq!(render_stat(&sample()), stat);
-        assert_eq!(render_stat(&[]), "no changes\n");
+        assert_eq!(rendered(|out| render_stat(out, &sample())), stat);
+        assert_eq!(rendered(|out| render_stat(out, &[])), "no changes\n");
+    }
+
+    #[test]
+    fn long_values_are_cut_and_said_to_be_unless_they_are_wanted_whole() {
+        let mut sets = sample();
+        let long = Some("long ".repeat(100));
+        let new = vec![Some("7".to_owned()), long];
+        sets[0].tables[0].rows = Spool::of([RowChange::Insert { new }]).expect("short");
+        let text = |full| rendered(|out| render_people(out, &sets, Style { full, ..Style::default() }));
+        assert!(text(false).contains("… (500 characters)") && text(false).contains("--full"), "{}", text(false));
+        assert!(text(true).contains(&"long ".repeat(100)) && !text(true).contains("--full"), "{}", text(true));
+    }
+
+    fn rendered(render: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> String {
+        let mut out = Vec::new();
+        render(&mut out).expect("memory can be written");
+        String::from_utf8(out).expect("text")
     }
 }

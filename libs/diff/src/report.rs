@@ -12,13 +12,17 @@ pub struct DiffReport {
     pub schema_version: u32,
     /// The branch.
     pub branch: String,
-    /// The branch point.
+    /// What it was compared with, if not with its branch point: another branch, or an LSN.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<String>,
+    /// The branch point, the other LSN, or the last point that both branches share.
     pub from_lsn: Lsn,
     /// The branch as of here.
     pub to_lsn: Lsn,
     /// Blocks that changed between the two, catalogs and indexes included.
     pub changed_blocks: u64,
-    /// Pages that the page server sent to the compute at the branch point, its start included.
+    /// Pages that the page server sent to the compute at the branch point, its start included (to the other branch's compute: for
+    /// the diff).
     pub pages_read_branch_point: u64,
     /// Pages that it sent to the branch's compute meanwhile: for the diff, for the start if it slept, and for other sessions.
     pub pages_read_head: u64,

@@ -1,11 +1,11 @@
-//! Reads rows: of chosen blocks, or of a whole table.
+//! Reads rows of both sides: of chosen blocks, or of whole tables.
 
 use ardent_api::page_service::BlockRange;
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::error::DiffError;
-use crate::pairing::RowValues;
+use crate::pairing::{Pairing, RowValues};
 use crate::session::Session;
 
 /// Which rows to read.
@@ -19,42 +19,106 @@ pub(crate) enum Extent {
 
 /// Most block ranges in one statement: the text stays small and the planner quick.
 const RANGES_PER_STATEMENT: usize = 256;
+/// Most blocks in one statement. Rows that are equal on both sides lie in the same blocks, and are held no longer than until both
+/// sides' statements are through.
+const BLOCKS_PER_STATEMENT: u32 = 2048;
 
-/// Reads the rows of `table` (quoted) with these expressions as columns.
-pub(crate) async fn rows(
-    session: &Session,
-    table: &str,
-    expressions: &[String],
+/// A table on one side.
+#[derive(Debug)]
+pub(crate) struct Side<'a> {
+    pub session: &'a Session,
+    /// Quoted.
+    pub table: String,
+    /// What is read of each row.
+    pub expressions: Vec<String>,
+}
+
+#[derive(Clone, Copy)]
+enum From {
+    Base,
+    Head,
+}
+
+/// Gives the rows of both sides to `pairing`, as they come.
+pub(crate) async fn pair(
+    base: Option<&Side<'_>>,
+    head: Option<&Side<'_>>,
     extent: &Extent,
-    mut take: impl FnMut(RowValues),
+    pairing: &mut Pairing,
 ) -> Result<(), DiffError> {
-    let list = if expressions.is_empty() { "null".to_owned() } else { expressions.join(", ") };
-    let width = expressions.len();
-    let statements = match extent {
-        Extent::Whole => vec![format!("select {list} from only {table}")],
-        // A union of range scans: conditions joined by OR would be a filter over the whole table.
-        Extent::Blocks(ranges) => ranges
-            .chunks(RANGES_PER_STATEMENT)
-            .map(|chunk| {
-                let scans: Vec<_> = chunk.iter().map(|range| one_range(&list, table, range)).collect();
-                scans.join(" union all ")
-            })
-            .collect(),
+    let parts = match extent {
+        Extent::Whole => vec![None],
+        Extent::Blocks(ranges) => parts(ranges).into_iter().map(Some).collect(),
     };
-    for statement in statements {
-        // The simple protocol gives text as the types' own output functions write it; a cast to text may be a user's.
-        let stream = session.text_stream(&statement).await?;
-        pin_mut!(stream);
-        while let Some(row) = stream.next().await {
-            let SimpleQueryMessage::Row(row) = row.map_err(|source| session.failed(source))? else { continue };
-            let mut values = Vec::with_capacity(width);
-            for index in 0..width {
-                values.push(row.try_get(index).map_err(|source| session.failed(source))?.map(str::to_owned));
+    for part in &parts {
+        let part = part.as_deref();
+        let (old, new) = tokio::try_join!(open(base, From::Base, part), open(head, From::Head, part))?;
+        let mut rows = stream::select(old, new);
+        while let Some(row) = rows.next().await {
+            match row? {
+                (From::Base, row) => pairing.add_base(row)?,
+                (From::Head, row) => pairing.add_head(row)?,
             }
-            take(values);
         }
     }
     Ok(())
+}
+
+type Rows<'a> = BoxStream<'a, Result<(From, RowValues), DiffError>>;
+
+async fn open<'a>(side: Option<&'a Side<'a>>, from: From, part: Option<&[BlockRange]>) -> Result<Rows<'a>, DiffError> {
+    let Some(side) = side else { return Ok(stream::empty().boxed()) };
+    let session = side.session;
+    let width = side.expressions.len();
+    // The simple protocol gives text as the types' own output functions write it; a cast to text may be a user's.
+    let messages = session.text_stream(&statement(side, part)).await?;
+    let rows = messages.filter_map(move |message| {
+        let row = match message {
+            Ok(SimpleQueryMessage::Row(row)) => {
+                let value = |index| row.try_get(index).map(|value| value.map(str::to_owned));
+                let values: Result<RowValues, _> = (0..width).map(value).collect();
+                Some(values.map(|values| (from, values)).map_err(|source| session.failed(source)))
+            }
+            Ok(_) => None,
+            Err(source) => Some(Err(session.failed(source))),
+        };
+        std::future::ready(row)
+    });
+    Ok(rows.boxed())
+}
+
+fn statement(side: &Side<'_>, part: Option<&[BlockRange]>) -> String {
+    let list = if side.expressions.is_empty() { "null".to_owned() } else { side.expressions.join(", ") };
+    match part {
+        None => format!("select {list} from only {}", side.table),
+        // A union of range scans: conditions joined by OR would be a filter over the whole table.
+        Some(ranges) => {
+            let scans: Vec<_> = ranges.iter().map(|range| one_range(&list, &side.table, range)).collect();
+            scans.join(" union all ")
+        }
+    }
+}
+
+/// Cuts ranges into what goes into one statement each.
+fn parts(ranges: &[BlockRange]) -> Vec<Vec<BlockRange>> {
+    let mut parts: Vec<Vec<BlockRange>> = Vec::new();
+    let mut room = 0;
+    for range in ranges {
+        let BlockRange { mut start, mut count } = *range;
+        while count > 0 {
+            let full = parts.last().is_none_or(|part| part.len() >= RANGES_PER_STATEMENT);
+            if room == 0 || full {
+                parts.push(Vec::new());
+                room = BLOCKS_PER_STATEMENT;
+            }
+            let taken = count.min(room);
+            if let Some(part) = parts.last_mut() {
+                part.push(BlockRange { start, count: taken });
+            }
+            (start, count, room) = (start.saturating_add(taken), count - taken, room - taken);
+        }
+    }
+    parts
 }
 
 fn one_range(list: &str, table: &str, range: &BlockRange) -> String {
@@ -65,4 +129,22 @@ fn one_range(list: &str, table: &str, range: &BlockRange) -> String {
         _ => String::new(),
     };
     format!("select {list} from only {table} where ctid >= '({start},0)'::tid{end}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_cut_so_that_a_statement_reads_few_blocks() {
+        let range = |start, count| BlockRange { start, count };
+        assert_eq!(parts(&[range(0, 3), range(7, 1)]), [vec![range(0, 3), range(7, 1)]]);
+        assert_eq!(parts(&[range(5, 0)]), Vec::<Vec<BlockRange>>::new());
+        let long = parts(&[range(10, 1), range(100, 5000)]);
+        assert_eq!(long, [vec![range(10, 1), range(100, 2047)], vec![range(2147, 2048)], vec![range(4195, 905)]]);
+        let many: Vec<_> = (0..600).map(|number| range(number * 2, 1)).collect();
+        let cut = parts(&many);
+        assert_eq!(cut.iter().map(Vec::len).collect::<Vec<_>>(), [256, 256, 88]);
+        assert_eq!(cut.concat(), many);
+    }
 }

@@ -3,8 +3,8 @@
 use std::str::FromStr as _;
 
 use ardent_types::{Lsn, WalSegmentSize};
-use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::error::DiffError;
 
@@ -19,15 +19,15 @@ const SETTINGS: &str = "set search_path = pg_catalog; set datestyle = 'ISO, YMD'
 #[derive(Debug)]
 pub struct Session {
     client: Client,
-    pub(crate) side: &'static str,
+    pub(crate) side: String,
     pub(crate) database: String,
 }
 
 impl Session {
     /// Begins a read-only transaction on `client` and takes its snapshot. The LSN is a record end at or past everything that the
     /// snapshot sees: changed blocks up to it cover the snapshot (DF-2). `side` names it in errors.
-    pub async fn open(client: Client, side: &'static str, database: &str) -> Result<(Session, Lsn), DiffError> {
-        let session = Session { client, side, database: database.to_owned() };
+    pub async fn open(client: Client, side: &str, database: &str) -> Result<(Session, Lsn), DiffError> {
+        let session = Session { client, side: side.to_owned(), database: database.to_owned() };
         session.run(SETTINGS).await?;
         session.run("begin isolation level repeatable read read only").await?;
         // The snapshot is taken before the first query runs, so its LSN is never too small.
@@ -58,8 +58,24 @@ impl Session {
         self.client.simple_query_raw(sql).await.map_err(|source| self.failed(source))
     }
 
+    /// The first column of each statement's rows, all in one round trip. It must be text.
+    pub(crate) async fn texts(&self, statements: &[String]) -> Result<Vec<Vec<String>>, DiffError> {
+        let messages = self.client.simple_query(&statements.join("; ")).await.map_err(|source| self.failed(source))?;
+        let (mut answers, mut answer) = (Vec::new(), Vec::new());
+        for message in messages {
+            match message {
+                SimpleQueryMessage::Row(row) => {
+                    answer.extend(row.try_get(0).map_err(|source| self.failed(source))?.map(str::to_owned));
+                }
+                SimpleQueryMessage::CommandComplete(_) => answers.push(std::mem::take(&mut answer)),
+                _ => {}
+            }
+        }
+        Ok(answers)
+    }
+
     pub(crate) fn failed(&self, source: tokio_postgres::Error) -> DiffError {
-        DiffError::Query { side: self.side, database: self.database.clone(), source }
+        DiffError::Query { side: self.side.clone(), database: self.database.clone(), source }
     }
 
     pub(crate) fn unexpected(&self, what: &'static str) -> DiffError {

@@ -12,6 +12,9 @@ pub struct DiffRequest {
     /// Only these tables, as `name` or `schema.name`; empty: all.
     #[serde(default)]
     pub tables: Vec<String>,
+    /// What to compare with: another branch, or an LSN of the branch's own history; absent: its branch point.
+    #[serde(default)]
+    pub against: Option<String>,
 }
 
 /// Body of `POST /v1/branches`. Idempotent by name: the same call again answers with the same branch.

@@ -85,6 +85,14 @@ pub enum ManageRequest {
         /// Microseconds since the Unix epoch.
         timestamp_us: i64,
     },
+    /// Where what ran at an LSN began to write. A diff with that LSN must look at everything since: what such a transaction wrote
+    /// before, and committed after, is in blocks that have not changed since.
+    OldestRunning {
+        /// Which.
+        timeline: TimelineId,
+        /// The LSN.
+        lsn: Lsn,
+    },
     /// Pins an LSN against garbage collection, durably, until released or expired. The same name again renews.
     Lease {
         /// Which timeline.
@@ -169,6 +177,16 @@ pub enum ManageReply {
     KeptState {
         /// Absent: nothing is kept.
         state: Option<KeptState>,
+    },
+    /// Answer to [`ManageRequest::OldestRunning`].
+    OldestRunning {
+        /// No transaction that ran or was prepared at the LSN had written anything up to here. It may be further back than needed.
+        lsn: Lsn,
+        /// Whether any of them was prepared: those go on on branches, others are aborted there.
+        prepared: bool,
+        /// Whether that is far enough back. Otherwise one began before what is retained or was imported: which blocks it changed
+        /// nobody knows.
+        complete: bool,
     },
 }
 

@@ -1,0 +1,56 @@
+//! `ardent branch rebase`.
+
+use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_change_set::{Prefer, RebaseReply, RebaseRequest};
+
+use super::{apply, path_name};
+use crate::api::Api;
+use crate::args::BranchRebaseArgs;
+use crate::config::branch_or_default;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Takes a branch's changes onto the newest state of its parent, or takes that back.
+pub fn run(output: &Output, api: &Api, args: &BranchRebaseArgs) -> Result<(), Failure> {
+    let name = path_name(&branch_or_default(args.name.as_deref())?)?;
+    let prefer = args.prefer.as_deref().map(|side| if side == "branch" { Prefer::Branch } else { Prefer::Target });
+    let request = RebaseRequest { dry_run: args.dry_run, prefer, undo: args.undo };
+    let reply: RebaseReply = api.post_long(&format!("/v1/branches/{name}/rebase"), &request)?;
+    output.data(&reply, text)?;
+    match apply::conflicts(reply.conflicts.len() as u64 + reply.conflicts_left_out) {
+        None => Ok(()),
+        Some(plural) => Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{plural}: nothing was changed"))
+            .with_hint("make branch and parent agree, or choose a side: --prefer branch, or --prefer parent")
+            .into()),
+    }
+}
+
+fn text(reply: &RebaseReply) -> String {
+    let mut out = String::new();
+    for conflict in &reply.conflicts {
+        out.push_str(&apply::conflict_text(conflict, "parent"));
+    }
+    if reply.conflicts_left_out > 0 {
+        out.push_str(&format!("and {} conflicts more\n", reply.conflicts_left_out));
+    }
+    for note in &reply.notes {
+        out.push_str(&format!("note: {note}\n"));
+    }
+    let RebaseReply { name, from_lsn, onto_lsn, statements, rows, already_there, settled, .. } = reply;
+    if reply.conflicts.is_empty() {
+        let verb = match (reply.rebased, reply.dry_run) {
+            (_, true) => "would take",
+            (true, _) => "took",
+            _ => "did not take",
+        };
+        out.push_str(&format!(
+            "{verb} {name} from {from_lsn} onto {onto_lsn}: {statements} statements; {} rows inserted, {} updated, {} deleted; \
+             {already_there} changes were there already; {settled} rows settled\n",
+            rows.inserted, rows.updated, rows.deleted
+        ));
+    }
+    if let Some(kept) = &reply.kept_as {
+        out.push_str(&format!("the state from before is branch {kept}; undo: ardent branch rebase {name} --undo\n"));
+    }
+    out
+}

@@ -1,0 +1,231 @@
+//! Takes a branch's changes onto newer states of its parent.
+//!
+//! ```text
+//!  parent ──┬─────────────┬──► fresh, hidden: the changes are applied there, guarded as in production
+//!           └─► branch    │
+//!                ▲        ▼
+//!                └─ exchange of timelines in one transaction; the old state stays as a branch of its own
+//! ```
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::warn;
+
+use ardent_api::control::{ApiErrorCode, DiffRequest, ErrorInfo, SCHEMA_VERSION};
+use ardent_api::policy::BranchPolicy;
+use ardent_change_set::{Applied, ApplyOptions, RebaseReply, RebaseRequest, apply};
+use ardent_diff::DiffReport;
+use ardent_types::Lsn;
+
+use crate::branches::shutting_down;
+use crate::diff::{chain, connect};
+use crate::point::PointSpec;
+use crate::service::Control;
+use crate::store::BranchRow;
+
+/// Longest name of a branch: a DNS label.
+const NAME_LEN_MAX: usize = 63;
+/// Most old states that are kept of one branch by number.
+const KEPT_MAX: u32 = 1000;
+/// Nothing limits what the server itself waits for on a branch of its own.
+const NO_TIMEOUT_MS: u64 = 0;
+
+impl Control {
+    /// Rebases a branch, or takes that back. Goes on when the caller goes away.
+    pub async fn rebase_branch(self: &Arc<Self>, name: &str, request: RebaseRequest) -> Result<RebaseReply, ErrorInfo> {
+        let (control, name) = (self.clone(), name.to_owned());
+        let task = self.tasks.spawn(async move {
+            let lock = control.name_lock(&name);
+            let _guard = lock.lock().await;
+            let branch = control.find_branch(&name)?;
+            if request.undo { control.take_back(&branch).await } else { control.rebase(&branch, &request).await }
+        });
+        task.await.map_err(|_| shutting_down())?
+    }
+
+    async fn rebase(self: &Arc<Self>, branch: &BranchRow, request: &RebaseRequest) -> Result<RebaseReply, ErrorInfo> {
+        let name = &branch.name;
+        let parent = match branch.parent {
+            Some(id) => self.context.store.branch_by_id(id)?,
+            None => {
+                let message = format!("{name} follows production: there is nothing to take it onto");
+                return Err(ErrorInfo::new(ApiErrorCode::RootBranch, message));
+            }
+        };
+        let parent = parent.ok_or_else(|| crate::branches::not_found(name))?;
+        let report = self.diff(branch, &DiffRequest::default()).await?;
+        if !report.databases_not_compared.is_empty() {
+            let message = format!(
+                "databases were made on branch {name}, which cannot be taken along: {}",
+                report.databases_not_compared.join(", ")
+            );
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
+                .with_hint("dump and drop them first, or apply the branch's changes elsewhere: ardent branch apply"));
+        }
+        let at = self.newest(&parent).await?;
+        // Made for its owner: it is his, with his limits, once it has taken the branch's place.
+        let fresh = self.create_hidden_with(&parent, at, BranchPolicy::default()).await?;
+        let result = self.rebase_onto(branch, &fresh, &report, request).await;
+        if !matches!(&result, Ok(reply) if reply.rebased)
+            && let Err(error) = self.delete_hidden(&fresh).await
+        {
+            warn!(branch = %name, %error, "what a rebase made is not deleted yet; the housekeeper tries again");
+        }
+        result
+    }
+
+    /// The newest state of a parent: of production, what it has committed now.
+    async fn newest(&self, parent: &BranchRow) -> Result<Lsn, ErrorInfo> {
+        let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
+        Ok(self.context.resolve_point(parent, connector, PointSpec::Now).await?.lsn)
+    }
+
+    async fn rebase_onto(
+        self: &Arc<Self>,
+        branch: &BranchRow,
+        fresh: &BranchRow,
+        report: &DiffReport,
+        request: &RebaseRequest,
+    ) -> Result<RebaseReply, ErrorInfo> {
+        let mut reply = RebaseReply {
+            schema_version: SCHEMA_VERSION,
+            name: branch.name.clone(),
+            dry_run: request.dry_run,
+            from_lsn: branch.branch_lsn.unwrap_or_default(),
+            onto_lsn: fresh.branch_lsn.unwrap_or_default(),
+            ..RebaseReply::default()
+        };
+        let at = self.wake_branch(fresh, Instant::now()).await?;
+        let options = ApplyOptions {
+            // Each database has a transaction of its own, and all are thrown away together.
+            prefer: request.prefer,
+            lock_timeout_ms: NO_TIMEOUT_MS,
+            statement_timeout_ms: NO_TIMEOUT_MS,
+            ..ApplyOptions::default()
+        };
+        for set in &report.databases {
+            let client = connect(&at, &set.database).await?;
+            let allow = client.batch_execute("set default_transaction_read_only = off").await;
+            allow.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(&error)))?;
+            let applied = apply(&client, set, &options, |_| {}).await;
+            take(&mut reply, applied.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(&error)))?);
+        }
+        if !reply.conflicts.is_empty() || request.dry_run {
+            return Ok(reply);
+        }
+        self.pool.suspend(fresh.id).await?;
+        self.pool.suspend(branch.id).await?;
+        self.check_unchanged(branch, report).await?;
+        let kept = self.exchange(branch, fresh, None).await?;
+        reply.rebased = true;
+        reply.kept_as = Some(kept);
+        Ok(reply)
+    }
+
+    /// What was written on the branch after the diff looked at it would be left behind.
+    async fn check_unchanged(&self, branch: &BranchRow, report: &DiffReport) -> Result<(), ErrorInfo> {
+        let end = self.context.wal_service.commit_lsn(branch.tenant, branch.timeline).await?.unwrap_or(report.to_lsn);
+        if end <= report.to_lsn {
+            return Ok(());
+        }
+        let changed = self.changed_blocks(branch, report.to_lsn, end).await?;
+        // Catalogs change by themselves: statistics, freezing.
+        let is_users = |relation: &ardent_api::page_service::ChangedRelation| relation.rel.relnode >= FIRST_USER_FILE;
+        if !changed.iter().any(is_users) {
+            return Ok(());
+        }
+        let message = format!("branch {} was written to while it was being rebased: nothing was changed", branch.name);
+        Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
+            .with_hint("give the command again when nobody writes there"))
+    }
+
+    /// Gives the branch the state of `other`, which gets the branch's, and a name to keep it under.
+    async fn exchange(&self, branch: &BranchRow, other: &BranchRow, name: Option<&str>) -> Result<String, ErrorInfo> {
+        // Their folders hold the other's pages from now on.
+        self.discard_compute(branch).await?;
+        self.discard_compute(other).await?;
+        let kept = match name {
+            Some(name) => name.to_owned(),
+            None => self.name_to_keep(&branch.name)?,
+        };
+        self.context.store.exchange_timelines(branch, other, &kept)?;
+        // Whoever woke the branch in between has the state that is now kept: what it writes is there.
+        self.pool.suspend(branch.id).await?;
+        self.discard_compute(branch).await?;
+        Ok(kept)
+    }
+
+    /// `NAME-before-rebase-N`, with the next number.
+    fn name_to_keep(&self, name: &str) -> Result<String, ErrorInfo> {
+        for number in 1..=KEPT_MAX {
+            let kept = kept_name(name, number);
+            if self.context.store.branch(&kept)?.is_none() {
+                return Ok(kept);
+            }
+        }
+        Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {name} has {KEPT_MAX} kept states"))
+            .with_hint(format!("delete some: ardent branch delete {}", kept_name(name, 1))))
+    }
+
+    /// Takes the last rebase back: the branch gets the state from before, which keeps what the rebase made.
+    async fn take_back(self: &Arc<Self>, branch: &BranchRow) -> Result<RebaseReply, ErrorInfo> {
+        let mut last = None;
+        for number in 1..=KEPT_MAX {
+            match self.context.store.branch(&kept_name(&branch.name, number))? {
+                Some(row) if row.parent == branch.parent => last = Some(row),
+                _ => break,
+            }
+        }
+        let other = last.ok_or_else(|| {
+            ErrorInfo::new(ApiErrorCode::NotFound, format!("no state of {} from before a rebase is kept", branch.name))
+        })?;
+        self.pool.suspend(branch.id).await?;
+        self.pool.suspend(other.id).await?;
+        let kept = self.exchange(branch, &other, Some(&other.name)).await?;
+        Ok(RebaseReply {
+            schema_version: SCHEMA_VERSION,
+            name: branch.name.clone(),
+            rebased: true,
+            from_lsn: branch.branch_lsn.unwrap_or_default(),
+            onto_lsn: other.branch_lsn.unwrap_or_default(),
+            kept_as: Some(kept),
+            ..RebaseReply::default()
+        })
+    }
+}
+
+/// Files of users' tables have numbers from here on (`FirstNormalObjectId`).
+const FIRST_USER_FILE: u32 = 16_384;
+
+fn kept_name(name: &str, number: u32) -> String {
+    let ending = format!("-before-rebase-{number}");
+    // A name is ASCII.
+    let stem: String = name.chars().take(NAME_LEN_MAX - ending.len()).collect();
+    format!("{}{ending}", stem.trim_end_matches('-'))
+}
+
+fn take(reply: &mut RebaseReply, applied: Applied) {
+    reply.statements += applied.statements;
+    reply.rows.inserted += applied.rows.inserted;
+    reply.rows.updated += applied.rows.updated;
+    reply.rows.deleted += applied.rows.deleted;
+    reply.already_there += applied.already_there;
+    reply.settled += applied.settled;
+    reply.conflicts.extend(applied.conflicts);
+    reply.conflicts_left_out += applied.conflicts_left_out;
+    reply.notes.extend(applied.notes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_names_are_names() {
+        assert_eq!(kept_name("feature-x", 2), "feature-x-before-rebase-2");
+        let long = kept_name(&"a".repeat(63), 12);
+        assert_eq!(long.len(), 63);
+        assert!(long.parse::<ardent_api::control::BranchName>().is_ok() && long.ends_with("-before-rebase-12"));
+    }
+}

@@ -1,0 +1,98 @@
+//! What a server is asked to do with change sets, and what it says: control's and the command line's common words.
+
+use ardent_api::control::ErrorInfo;
+use ardent_diff::RowCounts;
+use ardent_types::Lsn;
+use serde::{Deserialize, Serialize};
+
+use crate::apply::ApplyOptions;
+use crate::guard::Prefer;
+use crate::outcome::{Applied, Conflict};
+
+/// Asks a server to apply a change set to the production server that a connector follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    /// The branch whose changes are meant; absent: a change set file follows.
+    #[serde(default)]
+    pub branch: Option<String>,
+    /// The database; absent: the connector's.
+    #[serde(default)]
+    pub database: Option<String>,
+    /// How.
+    #[serde(default)]
+    pub options: ApplyOptions,
+}
+
+/// What comes back, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApplyEvent {
+    /// How far it is.
+    Progress(String),
+    /// The end: what was done, or what stands in the way.
+    Done(Box<RemoteApplied>),
+    /// The end: nothing was changed.
+    Error(ErrorInfo),
+}
+
+/// What a server applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteApplied {
+    /// The branch that the change set was taken from.
+    pub branch: String,
+    /// From here,
+    pub from_lsn: Lsn,
+    /// to here.
+    pub to_lsn: Lsn,
+    /// Databases with changes that were not applied: they are others.
+    pub other_databases: Vec<String>,
+    /// What was done.
+    pub applied: Applied,
+}
+
+/// Body of `POST /v1/branches/{name}/rebase`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebaseRequest {
+    /// Do it all, and throw it away.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Whose value counts where both changed a row.
+    #[serde(default)]
+    pub prefer: Option<Prefer>,
+    /// Take the last rebase back instead.
+    #[serde(default)]
+    pub undo: bool,
+}
+
+/// Its answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebaseReply {
+    /// Version of this object.
+    pub schema_version: u32,
+    /// The branch.
+    pub name: String,
+    /// Whether it is another one now.
+    pub rebased: bool,
+    /// Whether that was not wanted.
+    pub dry_run: bool,
+    /// Its branch point before.
+    pub from_lsn: Lsn,
+    /// Its branch point now.
+    pub onto_lsn: Lsn,
+    /// The branch that has the state from before.
+    pub kept_as: Option<String>,
+    /// Schema statements that were run.
+    pub statements: u64,
+    /// Rows that were changed.
+    pub rows: RowCounts,
+    /// Changes that the parent had made as well.
+    pub already_there: u64,
+    /// Rows that both changed and that were settled as was wanted.
+    pub settled: u64,
+    /// Nothing was changed if there is any.
+    pub conflicts: Vec<Conflict>,
+    /// How many more there are.
+    pub conflicts_left_out: u64,
+    /// What is not, or not wholly, taken along.
+    pub notes: Vec<String>,
+}
