@@ -765,6 +765,18 @@ pub enum InspectCommand {
         after_help = "Examples:\n  ardent inspect verify-redo --wal /srv/pg/pg_wal\n  ardent inspect verify-redo --wal DIR --expect FILE --json\n  ardent inspect verify-redo --wal data/pg_wal --base copy --data data"
     )]
     VerifyRedo(VerifyRedoArgs),
+    /// Find files of a branch that no catalog names: what a killed CREATE or REINDEX left
+    #[command(
+        after_help = "Examples:\n  ardent inspect unnamed-files feature-x\n  ardent inspect unnamed-files main --json\n\nNothing reads such files; they only take space. On a connector's root branch, files of production's running\ntransactions are among them. A database that is left over as a whole is listed by its number."
+    )]
+    UnnamedFiles(UnnamedFilesArgs),
+}
+
+/// `ardent inspect unnamed-files`.
+#[derive(Debug, Args)]
+pub struct UnnamedFilesArgs {
+    /// The branch
+    pub branch: String,
 }
 
 /// `ardent inspect verify-redo`.

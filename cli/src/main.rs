@@ -68,7 +68,7 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Connector(command) => commands::connector::run(output, &Api::new(url)?, command),
         Command::Branch(command) => commands::branch::run(output, &Api::new(url)?, command),
         Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
-        Command::Inspect(command) => commands::inspect::run(output, command),
+        Command::Inspect(command) => commands::inspect::run(output, url, command),
         Command::Completions(args) => completions(args.shell),
         // Handled before there is an output: its standard output speaks another language.
         Command::Agent(_) => Ok(()),

@@ -15,7 +15,8 @@ use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest,
-    DeleteReply, ErrorInfo, PasswordRequest, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
+    DeleteReply, ErrorInfo, PasswordRequest, SCHEMA_VERSION, UnnamedFilesReply, UpdateBranchRequest, UrlReply,
+    WakeReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::policy::BranchPolicy;
@@ -374,6 +375,21 @@ impl Control {
     /// One branch.
     pub fn show_branch(&self, name: &str) -> Result<BranchInfo, ErrorInfo> {
         self.branch_info(&self.find_branch(name)?)
+    }
+
+    /// Files of the branch that no catalog names, as far as WAL has been ingested.
+    pub async fn unnamed_files(&self, name: &str) -> Result<UnnamedFilesReply, ErrorInfo> {
+        let branch = self.find_branch(name)?;
+        if branch.state != BranchState::Ready {
+            return Err(not_found(name));
+        }
+        let request = ManageRequest::FindUnnamedFiles { timeline: branch.timeline };
+        match self.context.page_service.manage(branch.tenant, request).await? {
+            ManageReply::UnnamedFiles(files) => {
+                Ok(UnnamedFilesReply { schema_version: SCHEMA_VERSION, name: branch.name, files })
+            }
+            other => Err(unexpected_reply("the search for unnamed files", &other).into()),
+        }
     }
 
     /// The branch's connection string with the password of `role`, which gets one if it has none.

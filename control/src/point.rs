@@ -183,6 +183,7 @@ pub(crate) fn unexpected_reply(request: &str, reply: &ManageReply) -> StorageErr
         ManageReply::LsnForTimestamp { .. } => "an LSN",
         ManageReply::KeptState { .. } => "a kept state",
         ManageReply::OldestRunning { .. } => "where transactions began",
+        ManageReply::UnnamedFiles(_) => "unnamed files",
     };
     StorageError::new(StorageErrorKind::Failed, format!("the page server answered {request} with {kind}"))
 }

@@ -98,6 +98,9 @@ async fn the_openapi_document_is_true() {
     check("Branch", &branches["branches"][0]);
     check("Branch", &world.get("/v1/branches/a").await);
     check("Url", &world.get("/v1/branches/a/url").await);
+    let unnamed = world.get("/v1/branches/a/unnamed-files").await;
+    check("UnnamedFiles", &unnamed);
+    check("UnnamedRelation", &unnamed["relations"][0]);
     let (_, report) = world.call("POST", "/v1/connectors/preflight", Some(json!({ "url": world::SOURCE }))).await;
     check("PreflightReport", &report);
     check("PreflightCheck", &report["checks"][0]);

@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use crate::import::Import;
 use crate::limits;
 use crate::metrics;
+use crate::rel_sizes::RelSizes;
 use crate::server::Shared;
 use crate::socket::Socket;
 
@@ -97,6 +98,8 @@ pub(crate) struct Connection<'a> {
     /// Of the timeline that the hello named.
     pages_sent: Arc<AtomicU64>,
     pub(crate) import: Option<Import>,
+    /// Of the bound timeline.
+    pub(crate) sizes: RelSizes,
     socket_error: Option<io::Error>,
 }
 
@@ -111,9 +114,13 @@ pub(crate) fn serve(shared: &Arc<Shared>, socket: Socket) -> Result<(), Connecti
         timeline: None,
         pages_sent: Arc::default(),
         import: None,
+        sizes: RelSizes::default(),
         socket_error: None,
     };
-    connection.run()
+    let ended = connection.run();
+    // The list of open connections still has a handle of it, and the client would wait for an answer for ever.
+    connection.input.shut_down();
+    ended
 }
 
 impl Connection<'_> {

@@ -29,11 +29,13 @@ mod manage;
 mod metrics;
 mod pages;
 mod pages_sent;
+mod rel_sizes;
 mod retention;
 mod running;
 mod server;
 mod socket;
 mod state;
+mod unnamed_files;
 
 pub use intake::{Intake, IntakeError};
 pub use server::{Pageserver, PageserverConfig, StartError};

@@ -13,6 +13,8 @@ pub const OUTPUT_FLUSH_BYTES: usize = 256 << 10;
 pub const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Connections at one time.
 pub const CONNECTIONS_MAX: usize = 8192;
+/// Relation sizes that a connection remembers, some 40 bytes each.
+pub const SIZES_PER_CONNECTION_MAX: usize = 1024;
 /// Bytes of WAL that are decoded before their values are handed to storage, unless a chunk ends earlier.
 pub const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of imported pages that are handed to storage at a time.
@@ -23,6 +25,8 @@ pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Du
 pub const FOLLOW_IDLE: Duration = Duration::from_secs(600);
 /// How often a follower without WAL looks whether it should end, or report durability.
 pub const FOLLOW_TICK: Duration = Duration::from_secs(1);
+/// Relations that an answer about unnamed files lists; it counts all of them.
+pub const UNNAMED_RELATIONS_MAX: usize = 1000;
 /// Relations in one frame of an answer.
 pub const RELATIONS_PER_FRAME: usize = 4096;
 /// Block ranges in one frame of an answer.

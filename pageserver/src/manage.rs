@@ -65,6 +65,10 @@ impl Connection<'_> {
                 let timeline = self.timeline(bound, timeline, Rights::Read)?;
                 self.oldest_running(&timeline, lsn)
             }
+            ManageRequest::FindUnnamedFiles { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                self.find_unnamed_files(&timeline).map(ManageReply::UnnamedFiles)
+            }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
                 // After a restart a timeline that nobody follows may lack what a suspended compute had written.

@@ -25,11 +25,17 @@ impl Connection<'_> {
         ranges: &[BlockRange],
     ) -> Result<(), Failure> {
         let timeline = self.readable(bound, lsn)?;
+        let size = self.known_size(&timeline, lsn, rel)?;
+        // What a block held before a truncation or drop is still stored: the size alone says that it is gone (checklist 22).
+        if let Some(block) = ranges.iter().find_map(|range| first_past_end(range, size)) {
+            return Err(Failure::new(ErrorCode::NotFound, format!("{rel} has no block {block} at {lsn}")));
+        }
         self.reply_pages(id, |connection, pages| {
             ranges.iter().try_for_each(|range| connection.append_pages(&timeline, lsn, rel, range, pages))
         })
     }
 
+    /// All of `range` lies below the relation's end.
     fn append_pages(
         &self,
         timeline: &Arc<Timeline>,
@@ -38,9 +44,7 @@ impl Connection<'_> {
         range: &BlockRange,
         pages: &mut BytesMut,
     ) -> Result<(), Failure> {
-        // Asked for only if a block has no version: then it is zero below the relation's end (checklist 21), and nothing past it.
-        let mut size = None;
-        let mut append = |pages: &mut BytesMut, block: BlockNumber, page: Option<Bytes>| match page {
+        let append = |pages: &mut BytesMut, block: BlockNumber, page: Option<Bytes>| match page {
             Some(page) if page.len() == BLCKSZ => {
                 pages.put_slice(&page);
                 Ok(())
@@ -49,13 +53,8 @@ impl Connection<'_> {
                 let message = format!("{rel} block {block} has {} bytes at {lsn} instead of {BLCKSZ}", page.len());
                 Err(Failure::new(ErrorCode::Unreadable, message))
             }
+            // No version: zeros, below the relation's end (checklist 21).
             None => {
-                if size.is_none() {
-                    size = Some(self.rel_size(timeline, lsn, rel)?);
-                }
-                if size.flatten().is_none_or(|nblocks| block >= nblocks) {
-                    return Err(Failure::new(ErrorCode::NotFound, format!("{rel} has no block {block} at {lsn}")));
-                }
                 pages.put_bytes(0, BLCKSZ);
                 Ok(())
             }
@@ -67,6 +66,16 @@ impl Connection<'_> {
                 append(pages, block, page).map_err(ReadFailure::from)
             })
         })
+    }
+
+    /// The size of `rel`, from what this connection has asked before if it can be.
+    fn known_size(&mut self, timeline: &Arc<Timeline>, lsn: Lsn, rel: RelTag) -> Result<Option<BlockNumber>, Failure> {
+        if let Some(size) = self.sizes.get(lsn, rel) {
+            return Ok(size);
+        }
+        let size = self.rel_size(timeline, lsn, rel)?;
+        self.sizes.put(lsn, rel, size);
+        Ok(size)
     }
 
     pub(crate) fn get_rel_size(&mut self, bound: &Bound, id: u64, lsn: Lsn, rel: RelTag) -> Result<(), Failure> {
@@ -149,6 +158,13 @@ impl From<Failure> for ReadFailure {
     fn from(failure: Failure) -> Self {
         ReadFailure::Answered(failure)
     }
+}
+
+/// The first block of `range` that a relation of `size` blocks does not have.
+fn first_past_end(range: &BlockRange, size: Option<BlockNumber>) -> Option<BlockNumber> {
+    let end = u64::from(range.start) + u64::from(range.count);
+    let size = size.unwrap_or(0);
+    (range.count > 0 && end > u64::from(size)).then(|| range.start.max(size))
 }
 
 /// The size in a value of [`Key::RelSize`].

@@ -42,6 +42,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ("patch", "/v1/branches/{name}", "Change a branch's settings", Some("UpdateBranch"), "Branch"),
     ("delete", "/v1/branches/{name}", "Delete a branch that has no children", None, "Deleted"),
     ("get", "/v1/branches/{name}/url", "The connection string with its password; query role", None, "Url"),
+    ("get", "/v1/branches/{name}/unnamed-files", "Files that no catalog names", None, "UnnamedFiles"),
     (
         "post",
         "/v1/branches/{name}/password",
@@ -194,6 +195,27 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("url", "string"),
             ("host_address", "string"),
             ("ca_file", "string"),
+        ],
+    ),
+    (
+        "UnnamedFiles",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("lsn", "Lsn"),
+            ("found", "integer"),
+            ("bytes", "integer"),
+            ("relations", "[UnnamedRelation]"),
+        ],
+    ),
+    (
+        "UnnamedRelation",
+        &[
+            ("tablespace", "integer"),
+            ("database", "integer"),
+            ("file", "integer"),
+            ("bytes", "integer"),
+            ("database_exists", "boolean"),
         ],
     ),
     (

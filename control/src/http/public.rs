@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
     CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo, PasswordRequest, PreflightReply,
-    PreflightRequest, SCHEMA_VERSION, StatusReply, UpdateBranchRequest, UrlReply, WakeReply, WhoamiReply,
+    PreflightRequest, SCHEMA_VERSION, StatusReply, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
+    WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -47,6 +48,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
+        .route("/v1/branches/{name}/unnamed-files", get(unnamed_files))
         .route("/v1/branches/{name}/password", post(new_password))
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
@@ -253,6 +255,10 @@ async fn branch_url(
     super::reply::Query(query): super::reply::Query<UrlQuery>,
 ) -> Result<UrlReply> {
     Ok(Reply(control.branch_url(&name, query.role.as_deref())?))
+}
+
+async fn unnamed_files(State(control): Shared, Path(name): Path<String>) -> Result<UnnamedFilesReply> {
+    Ok(Reply(control.unnamed_files(&name).await?))
 }
 
 async fn new_password(

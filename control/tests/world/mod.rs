@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Sandbox;
 use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck};
-use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus};
+use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
 use ardent_control::deps::{
     ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, PageService, StorageError, StorageErrorKind, WalBranch,
     WalService,
@@ -141,6 +141,13 @@ impl Fakes {
                     return Err(StorageError::new(StorageErrorKind::Conflict, "it has children"));
                 }
                 state.page_server.remove(&timeline).map(|_| ManageReply::Done).ok_or_else(missing)
+            }
+            ManageRequest::FindUnnamedFiles { timeline } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                let left =
+                    UnnamedRelation { tablespace: 1663, database: 5, file: 16_400, bytes: 8192, database_exists: true };
+                let (found, bytes) = (1, left.bytes);
+                Ok(ManageReply::UnnamedFiles(UnnamedFiles { lsn: ingested, found, bytes, relations: vec![left] }))
             }
             ManageRequest::TimelineStatus { timeline } => {
                 state.status_asked += 1;

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 use ardent_types::{BlockNumber, TenantId, TimelineId};
 
 pub use backup::{BackupItem, BaseBackupHeader};
-pub use manage::{ImportSpec, KeptAt, KeptState, ManageReply, ManageRequest, TimelineStatus};
+pub use manage::{
+    ImportSpec, KeptAt, KeptState, ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation,
+};
 pub use request::Request;
 pub use response::{ChangedRelation, Response};
 

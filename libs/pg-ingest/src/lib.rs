@@ -6,7 +6,8 @@
 //!  DecodedRecord ───────────► Ingest ─────┘                                    │
 //!                               ▲                                              │
 //!                               └───────────────── ReadState ◄─────────────────┤
-//!  BackupItem ◄──────────────── base_backup ◄───── ReadState at an LSN ◄───────┘
+//!  BackupItem ◄──────────────── base_backup ◄───── ReadState at an LSN ◄───────┤
+//!  UnnamedFile ◄────────────── unnamed_files ◄──── ReadState at an LSN ◄───────┘
 //! ```
 //!
 //! Invariants:
@@ -23,8 +24,10 @@ mod import;
 mod ingest;
 mod slru;
 mod state;
+mod unnamed;
 
 pub use base_backup::{BackupError, BackupPoint, base_backup};
 pub use import::{Import, ImportError, Imported};
 pub use ingest::{Ingest, IngestError, Progress};
 pub use state::{Batch, LastRecord, ReadState, UnknownRecord};
+pub use unnamed::{Unnamed, UnnamedError, UnnamedFile, unnamed_files};

@@ -1,5 +1,6 @@
 //! Branches: creation, state, URLs, diffs.
 
+use crate::page_service::UnnamedFiles;
 use crate::policy::BranchPolicy;
 use serde::{Deserialize, Serialize};
 
@@ -212,6 +213,18 @@ pub struct PasswordRequest {
     /// Good for this many seconds; absent: for ever.
     #[serde(default)]
     pub expires_s: Option<u64>,
+}
+
+/// `GET /v1/branches/NAME/unnamed-files`: files that no catalog names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnnamedFilesReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The branch's name.
+    pub name: String,
+    /// What was found.
+    #[serde(flatten)]
+    pub files: UnnamedFiles,
 }
 
 /// Answer to deletes.

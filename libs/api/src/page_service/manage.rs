@@ -93,6 +93,11 @@ pub enum ManageRequest {
         /// The LSN.
         lsn: Lsn,
     },
+    /// Relations' files that no catalog names, at the last record ingested. Reads every database's pg_class.
+    FindUnnamedFiles {
+        /// Which.
+        timeline: TimelineId,
+    },
     /// Pins an LSN against garbage collection, durably, until released or expired. The same name again renews.
     Lease {
         /// Which timeline.
@@ -188,6 +193,36 @@ pub enum ManageReply {
         /// nobody knows.
         complete: bool,
     },
+    /// Answer to [`ManageRequest::FindUnnamedFiles`].
+    UnnamedFiles(UnnamedFiles),
+}
+
+/// What a comparison of a timeline's files with its catalogs found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnnamedFiles {
+    /// As of here.
+    pub lsn: Lsn,
+    /// Relations that nothing names.
+    pub found: u64,
+    /// All of their forks together.
+    pub bytes: u64,
+    /// The first of them, in the order of their numbers.
+    pub relations: Vec<UnnamedRelation>,
+}
+
+/// A relation whose files no catalog names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnnamedRelation {
+    /// Its tablespace's OID.
+    pub tablespace: u32,
+    /// Its database's OID; 0: shared by all.
+    pub database: u32,
+    /// The number in its files' names.
+    pub file: u32,
+    /// All of its forks together.
+    pub bytes: u64,
+    /// Whether pg_database has its database; otherwise the whole database is left over.
+    pub database_exists: bool,
 }
 
 /// Facts about a timeline.

@@ -30,6 +30,7 @@ pub(crate) use database::{WITH_VERSION_FILE, WITHOUT_VERSION_FILE};
 pub use error::IngestError;
 pub(crate) use origins::Origins;
 pub(crate) use sizes::{decode_size, encode_size};
+pub(crate) use xact_record::Prepared;
 
 use database_copy::DatabaseCopy;
 use error::Fault;
