@@ -15,7 +15,8 @@ case "${1:-}" in
     majors)
         majors=${ARDENT_TEST_MAJORS:-16,17,18}
         scripts/setup-majors.sh ${majors//,/ }
-        export ARDENT_TEST_MAJORS=$majors
+        export ARDENT_TEST_MAJORS=$majors ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM}
+        echo "ARDENT_SEED=$ARDENT_SEED"
         cargo test -p ardent-redo-oracle --test other_majors
         cargo test -p ardent-pg-format -p ardent-pg-ingest -p ardent-connector
         ;;

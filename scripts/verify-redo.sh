@@ -5,8 +5,10 @@
 #
 #   scripts/verify-redo.sh              all of it
 #   scripts/verify-redo.sh --major 17   the same for another major than 15: with a server from scripts/setup-majors.sh, or that in
-#                                       $ARDENT_TEST_PG_17; clients and the suites' drivers are those of 15 (no suites for 16)
-#   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation pgbench workloads
+#                                       $ARDENT_TEST_PG_17; clients and the suites' drivers are those of 15. Where the distribution
+#                                       does not have the major's sources, the suites of the majors that it has are run instead.
+#   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation pgbench workloads records
+#   VERIFY_REDO_SUITES_OF="15 18"       the suites of these majors
 #   VERIFY_REDO_MATRIX="default"        only this row of `matrix` below
 #   VERIFY_REDO_CONF="autovacuum = off"     more lines for postgresql.conf, separated by newlines
 #   VERIFY_REDO_INITDB="--icu-locale=en"    more arguments for initdb
@@ -20,19 +22,25 @@ if [ "${1:-}" = --major ]; then major=${2:?"say which major"}; fi
 clients=/usr/lib/postgresql/15/bin
 pgxs=/usr/lib/postgresql/15/lib/pgxs
 bin=$clients
-all_suites="regress isolation pgbench workloads"
+all_suites="regress isolation pgbench workloads records"
 if [ "$major" != 15 ]; then
   given=ARDENT_TEST_PG_$major
   [ -n "${!given:-}" ] || "$top/scripts/setup-majors.sh" "$major"
   bin=${!given:-${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}/$major/native/bin}
 fi
-# Sources of 16 are in no release of the distribution.
-[ "$major" != 16 ] || all_suites="pgbench workloads"
+# A server that brings its own clients is tested with them.
+brought=$(dirname "$bin")
+if [ -x "$bin/psql" ] && [ -x "$bin/pgbench" ]; then clients=$bin; fi
+for at in "$brought/lib/pgxs" "$brought/lib/postgresql/pgxs"; do
+  if [ -x "$at/src/test/regress/pg_regress" ] && [ -x "$at/src/test/isolation/pg_isolation_regress" ]; then pgxs=$at; fi
+done
+majors_top=${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}
 suites=${VERIFY_REDO_SUITES:-$all_suites}
-# Name | suites | arguments of initdb | settings, separated by semicolons. The first runs everything.
-matrix="default|$all_suites||wal_level = logical; wal_compression = lz4
-no full-page writes|pgbench workloads||full_page_writes = off; wal_compression = off; wal_level = replica
-checksums, 1 MB segments, pglz|pgbench workloads|--data-checksums --wal-segsize=1|wal_compression = pglz; wal_level = replica
+# Name | suites | arguments of initdb | settings, separated by semicolons. The first runs everything. The regression suite runs again
+# where other records are written: without full-page images, and with checksums, which log hints.
+matrix="default|$all_suites||wal_level = logical; wal_compression = lz4; track_commit_timestamp = on
+no full-page writes|regress pgbench workloads||full_page_writes = off; wal_compression = off; wal_level = replica
+checksums, 1 MB segments, pglz|regress pgbench workloads|--data-checksums --wal-segsize=1|wal_compression = pglz; wal_level = replica
 checksums, no full-page writes, 64 MB segments, lz4|pgbench workloads|--data-checksums --wal-segsize=64|full_page_writes = off; wal_compression = lz4; wal_level = logical
 hints logged, zstd|pgbench workloads|--wal-segsize=64|wal_log_hints = on; wal_compression = zstd; track_commit_timestamp = on; wal_level = logical
 as in production|pgbench workloads||wal_consistency_checking = ''; wal_compression = lz4; wal_level = replica; checkpoint_timeout = 30s"
@@ -57,16 +65,19 @@ finish() {
 }
 trap finish EXIT
 
-# Sources of the suites: the distribution's, from the same places as its packages.
-fetch_sources() {
-  local apt=$work/apt; mkdir -p "$apt/lists/partial" "$apt/sources.list.d"
-  local file
-  # Later majors are in later releases, at the same places.
-  local release=()
-  case $major in
-    17) release=(-e 's/bookworm[-a-z]*/trixie/g') ;;
-    18) release=(-e 's/bookworm[-a-z]*/sid/g' -e 's/^URIs:.*security.*/Enabled: no/') ;;
+# Sources of a major's suites: the distribution's, from the same places as its packages. Fails where they are not to be had.
+fetch_sources() { # major
+  local src=$work/src-$1
+  [ ! -d "$src/src/test/regress" ] || return 0
+  local apt=$work/apt-$1; mkdir -p "$apt/lists/partial" "$apt/sources.list.d" "$apt/packages"
+  local file release=()
+  # Later majors are in later releases, at the same places. Releases have their security updates elsewhere.
+  case $1 in
+    15) ;;
+    18) release=(-e 's/bookworm[-a-z]*/sid/g') ;;
+    *) release=(-e 's/bookworm[-a-z]*/trixie/g') ;;
   esac
+  [ "$1" = 15 ] || release+=(-e 's/^URIs:.*security.*/&\nEnabled: no/' -e '/^deb-src .*security/d')
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
     if [ -f "$file" ]; then sed -n 's/^deb \(.*\)/deb-src \1/p' "$file" | sed -e '' "${release[@]}" >>"$apt/sources.list.d/src.list"; fi
   done
@@ -74,66 +85,120 @@ fetch_sources() {
     if [ -f "$file" ]; then sed -e 's/^Types:.*/Types: deb-src/' "${release[@]}" "$file" >"$apt/sources.list.d/src-$(basename "$file")"; fi
   done
   local options=(-qq -o "Dir::State::lists=$apt/lists" -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$apt/sources.list.d")
-  # The newest release has no security updates of its own.
-  apt-get "${options[@]}" update || [ "$major" = 18 ]
+  apt-get "${options[@]}" update 2>/dev/null || true
   # The newest version may have left the mirror already; any minor's suite does.
   local version
-  for version in $(apt-cache "${options[@]}" showsrc "postgresql-$major" | sed -n 's/^Version: //p' | sort -Vru); do
-    if (cd "$work" && apt-get "${options[@]}" source --download-only "postgresql-$major=$version" >/dev/null 2>&1); then break; fi
-    rm -f "$work/postgresql-${major}"_*
+  for version in $(apt-cache "${options[@]}" showsrc "postgresql-$1" 2>/dev/null | sed -n 's/^Version: //p' | sort -Vru); do
+    if (cd "$apt/packages" && apt-get "${options[@]}" source --download-only "postgresql-$1=$version" >/dev/null 2>&1); then break; fi
   done
   local archive
-  archive=$(echo "$work/postgresql-${major}"_*.orig.tar.*)
-  [ -f "$archive" ] || { echo "the sources of postgresql-$major can't be had from the package mirror" >&2; exit 1; }
-  mkdir -p "$work/src" && tar -xf "$archive" -C "$work/src" --strip-components=1
+  archive=$(echo "$apt/packages/postgresql-$1"_*.orig.tar.*)
+  [ -f "$archive" ] || return 1
+  mkdir -p "$src" && tar -xf "$archive" -C "$src" --strip-components=1
 }
 
-# Headers to compile the suite's library with: installed ones for 15, else those that the sources make.
+# Headers of the server's major, to compile the suite's library with: installed ones for 15, those that scripts/setup-majors.sh or
+# somebody else laid beside the servers, or those that the major's own sources make. Fails if there are none.
 server_headers() {
+  local src=$work/src-$major
   if [ "$major" = 15 ]; then "$clients/pg_config" --includedir-server; return; fi
-  if [ ! -f "$work/src/src/include/utils/errcodes.h" ]; then
-    (cd "$work/src" && ./configure --without-icu --without-readline --without-zlib && make -s -C src/backend generated-headers) >"$work/headers.log" 2>&1 ||
+  if [ -f "$brought/include/server/postgres.h" ]; then echo "$brought/include/server"; return; fi
+  if [ -f "$majors_top/headers/$major/postgres.h" ]; then echo "$majors_top/headers/$major"; return; fi
+  [ -d "$src" ] || return 1
+  if [ ! -f "$src/src/include/utils/errcodes.h" ]; then
+    (cd "$src" && ./configure --without-icu --without-readline --without-zlib && make -s -C src/backend generated-headers) >"$work/headers.log" 2>&1 ||
       { echo "the headers of $major can't be made, see $work/headers.log: bison, flex and perl are needed" >&2; return 1; }
   fi
-  echo "$work/src/src/include"
+  echo "$src/src/include"
 }
 
-case " $suites " in *" regress "*|*" isolation "*)
-  [ -d "$work/src/src/test/regress" ] || fetch_sources
-  if [ ! -f "$work/lib/regress.so" ]; then
-    mkdir -p "$work/lib"
-    cc -O1 -fPIC -shared -I "$(server_headers)" -o "$work/lib/regress.so" "$work/src/src/test/regress/regress.c"
+# The suite's library, from one major's source and another's headers where need be.
+suite_library() { # suite's major
+  local library=$work/lib-$1/regress.so headers
+  mkdir -p "$work/lib-$1"
+  [ ! -f "$library" ] || return 0
+  if ! headers=$(server_headers) || ! cc -O1 -fPIC -shared -w -include postgres.h -include utils/array.h -I "$headers" -o "$library" \
+    "$work/src-$1/src/test/regress/regress.c" 2>"$work/library-$1.log"; then
+    echo "suites of $1: their C functions can't be built for $major (see $work/library-$1.log), and are left out"
   fi
+}
+
+suites_of=
+case " $suites " in *" regress "*|*" isolation "*)
+  suites_of=${VERIFY_REDO_SUITES_OF:-$major}
+  if [ -z "${VERIFY_REDO_SUITES_OF:-}" ] && ! fetch_sources "$major"; then
+    echo "the distribution does not have the sources of postgresql-$major: running the suites of 15 and 18 on it"
+    suites_of="15 18"
+  fi
+  for of in $suites_of; do
+    fetch_sources "$of" || { echo "the sources of postgresql-$of can't be had from the package mirror" >&2; exit 1; }
+    suite_library "$of"
+    # It loops for ever on a psql that has no pipelines, which came with 18.
+    psql_major=$("$clients/psql" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
+    if [ "$psql_major" -lt 18 ]; then leave_out=' psql_pipeline'; else leave_out='no test'; fi
+    sed "s/$leave_out//" "$work/src-$of/src/test/regress/parallel_schedule" >"$work/schedule-$of"
+  done
 esac
 
 mkdir -p "$work/sql"
-cp "$top"/libs/redo-oracle/tests/sql/*.sql "$work/sql/"
+cp -r "$top"/libs/redo-oracle/tests/sql/. "$work/sql/"
 if [ "$(id -u)" = 0 ]; then chown -R postgres "$work"; fi
 
-run_suite() { # suite's name, program, folder, schedule
+run_suite() { # name, program, folder, schedule, major of the suite
   mkdir -p "$work/out/$1"; if [ "$(id -u)" = 0 ]; then chown postgres "$work/out/$1"; fi
   # What the suite expects to see is not the point here; what it writes is. Its own verdict is shown and not used.
-  "${as_pg[@]}" PGUSER=postgres "$2" --bindir="$clients" --inputdir="$3" --outputdir="$work/out/$1" --dlpath="$work/lib" \
-    --schedule="$4" --max-concurrent-tests=20 --host="$work" --user=postgres --dbname="$1" ${5:-} >"$work/out/$1.log" 2>&1 || true
-  echo "$1: $(grep -E '^ All|tests (passed|failed)|of [0-9]+ tests' "$work/out/$1.log" | tail -1)"
+  "${as_pg[@]}" PGUSER=postgres "$2" --bindir="$clients" --inputdir="$3" --outputdir="$work/out/$1" --dlpath="$work/lib-$5" \
+    --schedule="$4" --max-concurrent-tests=20 --host="$work" --user=postgres --dbname="$1" >"$work/out/$1.log" 2>&1 || true
+  echo "$1, the suite of $5: $(grep -E '^ All|tests (passed|failed)|of [0-9]+ tests' "$work/out/$1.log" | tail -1)"
 }
 
+sql() { "${as_pg[@]}" "$clients/psql" -h "$work" -U postgres -qXAt -v ON_ERROR_STOP=1 -c "$1" postgres; }
+
+# Turns full-page writes off and on again, and waits until the server says so in its records.
+toggle_full_page_writes() {
+  local value
+  for value in off on; do
+    sql "ALTER SYSTEM SET full_page_writes = $value"
+    sql "SELECT pg_reload_conf()" >/dev/null
+    until [ "$(sql "SELECT CASE WHEN full_page_writes THEN 'on' ELSE 'off' END FROM pg_control_checkpoint()")" = $value ]; do sql CHECKPOINT; done
+  done
+}
+
+# Of the database of a suite that is not the server's own and not the first.
+suffix() { case $suites_of in "$1"*) ;; *) echo "_$1" ;; esac; }
+
 run_suites() { # suites
-  local suite file
+  local suite file of
   for suite in $1; do
     case $suite in
-      regress) run_suite regression "$pgxs/src/test/regress/pg_regress" "$work/src/src/test/regress" "$work/src/src/test/regress/parallel_schedule" ;;
+      regress)
+        for of in $suites_of; do
+          run_suite "regression$(suffix "$of")" "$pgxs/src/test/regress/pg_regress" "$work/src-$of/src/test/regress" "$work/schedule-$of" "$of"
+        done ;;
       isolation)
-        run_suite isolation_regression "$pgxs/src/test/isolation/pg_isolation_regress" "$work/src/src/test/isolation" "$work/src/src/test/isolation/isolation_schedule" ;;
+        for of in $suites_of; do
+          run_suite "isolation_regression$(suffix "$of")" "$pgxs/src/test/isolation/pg_isolation_regress" "$work/src-$of/src/test/isolation" \
+            "$work/src-$of/src/test/isolation/isolation_schedule" "$of"
+        done ;;
       pgbench)
         "${as_pg[@]}" "$clients/pgbench" -h "$work" -U postgres -q -i -s 5 postgres >"$work/out/pgbench.log" 2>&1
         "${as_pg[@]}" "$clients/pgbench" -h "$work" -U postgres -n -c 4 -t 2500 postgres >>"$work/out/pgbench.log" 2>&1
         echo "pgbench: $(grep 'actually processed' "$work/out/pgbench.log")" ;;
       workloads)
-        for file in "$work"/sql/*.sql; do
+        # What stays prepared in cluster.sql would keep the others from finding dead index items.
+        for file in $(ls "$work"/sql/*.sql | grep -v /cluster.sql) "$work/sql/cluster.sql"; do
           "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" "$clients/psql" -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$file" postgres >/dev/null
         done
         echo "workloads: $(ls "$work"/sql/*.sql | wc -l) files" ;;
+      records)
+        "${as_pg[@]}" PGOPTIONS="-c client_min_messages=warning" "$clients/psql" -h "$work" -U postgres -qX -v ON_ERROR_STOP=1 -f "$work/sql/once/records.sql" postgres >/dev/null
+        toggle_full_page_writes
+        # What is frozen everywhere, template0 included, needs no status of transactions any more.
+        sql "UPDATE pg_database SET datallowconn = true WHERE datname = 'template0'"
+        "${as_pg[@]}" "$clients/vacuumdb" -h "$work" -U postgres -qaF
+        # Something for the comparison of two-phase files.
+        sql "BEGIN; CREATE TABLE prepared_at_end AS SELECT g FROM generate_series(1, 1000) g; SAVEPOINT a; INSERT INTO prepared_at_end VALUES (0); PREPARE TRANSACTION 'at the end'"
+        echo "records: done" ;;
       *) echo "unknown suite: $suite" >&2; exit 2 ;;
     esac
   done

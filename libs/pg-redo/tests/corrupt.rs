@@ -3,6 +3,10 @@
 //! Records are made up from the shapes that Postgres writes (plausible lengths, small numbers, index tuples with lengths), because
 //! pure noise rarely gets past the first check.
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
 use ardent_pg_format::{PgMajor, rmgr};
 use ardent_pg_redo::{
     BlockView, Delta, HintBits, RecordView, StoredRecord, Value, reconstruct, redo_block, vm_changes,
@@ -89,6 +93,49 @@ fn cases() -> u32 {
     std::env::var("ARDENT_FUZZ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60_000)
 }
 
+/// Counts what a thread asks for, so that redo can be held to a bound.
+struct Counting;
+
+thread_local! {
+    static ASKED_FOR: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: everything is the system allocator's; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ASKED_FOR.with(|bytes| bytes.set(bytes.get().saturating_add(layout.size())));
+        // SAFETY: the caller keeps the contract of this very function.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the pointer is from the system allocator.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Runs `redo`, which may ask for some pages' worth of memory and take a while on a busy machine, but no more.
+fn bounded<T>(redo: impl FnOnce() -> T) -> T {
+    const BYTES_MAX: usize = 64 * BLCKSZ;
+    const TIME_MAX: Duration = Duration::from_secs(10);
+    let (before, begun) = (ASKED_FOR.with(Cell::get), Instant::now());
+    let done = redo();
+    let (asked_for, took) = (ASKED_FOR.with(Cell::get) - before, begun.elapsed());
+    assert!(asked_for <= BYTES_MAX, "{asked_for} bytes of memory");
+    assert!(took < TIME_MAX, "{took:?}");
+    done
+}
+
+#[test]
+fn memory_is_counted() {
+    let before = ASKED_FOR.with(Cell::get);
+    drop(std::hint::black_box(vec![0u8; 100_000]));
+    assert!(ASKED_FOR.with(Cell::get) - before >= 100_000);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -122,8 +169,8 @@ proptest! {
             blocks: (0..blocks.max(block_id + 1)).map(block).collect(),
         };
         let mut bytes: [u8; BLCKSZ] = page.try_into().expect("a page's length");
-        let _ = redo_block(major, &view, block_id, &mut bytes);
-        let _ = vm_changes(major, &view);
+        let _ = bounded(|| redo_block(major, &view, block_id, &mut bytes));
+        let _ = bounded(|| vm_changes(major, &view));
     }
 
     #[test]
@@ -145,8 +192,8 @@ proptest! {
             let _ = Delta::decode(&bytes);
             let base = Some(Bytes::from(vec![0; BLCKSZ]));
             let record = Value::Record { will_init, record: Bytes::from(bytes.clone()) };
-            let _ = reconstruct(major, &key, base.clone(), [(Lsn::new(99), record)]);
-            let _ = reconstruct(major, &key, base, [(Lsn::new(99), Value::Delta(Bytes::from(bytes)))]);
+            let _ = bounded(|| reconstruct(major, &key, base.clone(), [(Lsn::new(99), record)]));
+            let _ = bounded(|| reconstruct(major, &key, base, [(Lsn::new(99), Value::Delta(Bytes::from(bytes)))]));
         }
     }
 }

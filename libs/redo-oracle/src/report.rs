@@ -69,17 +69,21 @@ pub struct Report {
     pub pages: u64,
     /// By resource manager and record type, as `Heap/INSERT`; only records that reference blocks.
     pub types: BTreeMap<String, TypeReport>,
+    /// Records that reference no block, by type: there is nothing to redo, only to ingest.
+    pub without_blocks: BTreeMap<String, u64>,
     /// The first mismatches.
     pub mismatches: Vec<Mismatch>,
-    /// Expected record types that no block was checked for.
+    /// Expected record types that no block was checked for, or that never appeared.
     pub missing: Vec<String>,
+    /// Record types that appeared and that the list of expected ones does not know.
+    pub unlisted: Vec<String>,
     /// Record types that were skipped as unreadable and are not listed as allowed.
     pub unexpected_unreadable: Vec<String>,
     /// The comparison with the server's files, if it was asked for.
     pub end_state: Option<EndReport>,
 }
 
-/// Record types that must be checked, and those that may have no redo.
+/// Record types that must be checked or appear, those that may have no redo, and those that can't be had.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expectations {
     /// Must have at least one check.
@@ -88,6 +92,10 @@ pub struct Expectations {
     pub images: BTreeSet<String>,
     /// May be unreadable.
     pub unreadable: BTreeSet<String>,
+    /// Reference no block that could be checked: must appear.
+    pub seen: BTreeSet<String>,
+    /// Can't be provoked, each for a reason.
+    pub absent: BTreeMap<String, String>,
 }
 
 /// The list can't be read.
@@ -102,8 +110,10 @@ pub enum ExpectationsError {
         #[source]
         source: std::io::Error,
     },
-    /// A line is not a record type, alone or after "image" or "unreadable".
-    #[error("line {line}: {text:?} is not a record type such as Heap/INSERT")]
+    /// A line is not a record type, alone or after one of the words, or an absence has no reason.
+    #[error(
+        "line {line}: {text:?} is not a record type such as Heap/INSERT, alone or after image, unreadable, seen, or absent with a reason behind"
+    )]
     Line {
         /// Counted from 1.
         line: usize,
@@ -113,8 +123,8 @@ pub enum ExpectationsError {
 }
 
 impl Expectations {
-    /// Reads a list: one record type a line; `image TYPE` for those that consist of images, `unreadable TYPE` for allowed
-    /// refusals; `#` starts a comment.
+    /// Reads a list: one record type a line; `image TYPE` for those that consist of images, `seen TYPE` for those without blocks,
+    /// `absent TYPE REASON` for those that can't be had, `unreadable TYPE` for allowed refusals; `#` starts a comment.
     pub fn parse(text: &str) -> Result<Expectations, ExpectationsError> {
         let mut expectations = Expectations::default();
         for (index, line) in text.lines().enumerate() {
@@ -123,12 +133,21 @@ impl Expectations {
             let (set, name) = match entry.split_once(' ') {
                 Some(("unreadable", name)) => (&mut expectations.unreadable, name.trim()),
                 Some(("image", name)) => (&mut expectations.images, name.trim()),
+                Some(("seen", name)) => (&mut expectations.seen, name.trim()),
+                Some(("absent", rest)) => {
+                    let (name, reason) = rest.trim().split_once(' ').ok_or_else(error)?;
+                    if !is_record_type(name) {
+                        return Err(error());
+                    }
+                    expectations.absent.insert(name.to_owned(), reason.trim().to_owned());
+                    continue;
+                }
                 _ => (&mut expectations.checked, entry),
             };
             if name.is_empty() {
                 continue;
             }
-            if !name.contains('/') || name.contains(char::is_whitespace) {
+            if !is_record_type(name) {
                 return Err(error());
             }
             set.insert(name.to_owned());
@@ -148,6 +167,20 @@ impl Expectations {
         Expectations::parse(text).ok()
     }
 
+    /// The list without the record types that must only appear: for a workload that does not reach those.
+    #[must_use]
+    pub fn of_blocks(mut self) -> Expectations {
+        let seen = std::mem::take(&mut self.seen);
+        self.absent.extend(seen.into_iter().map(|name| (name, "the workload does not reach it".to_owned())));
+        self
+    }
+
+    /// Whether the list says anything of this record type.
+    pub fn knows(&self, name: &str) -> bool {
+        let sets = [&self.checked, &self.images, &self.seen, &self.unreadable];
+        sets.iter().any(|set| set.contains(name)) || self.absent.contains_key(name)
+    }
+
     /// Reads a list from a file.
     pub fn load(path: &Path) -> Result<Expectations, ExpectationsError> {
         let text =
@@ -164,13 +197,17 @@ impl Report {
         self.types.get_mut(record).expect("just inserted")
     }
 
-    /// Applies a list of expectations: fills [`Report::missing`], and takes allowed refusals out of
+    /// Applies a list of expectations: fills [`Report::missing`] and [`Report::unlisted`], and takes allowed refusals out of
     /// [`Report::unexpected_unreadable`].
     pub fn expect(&mut self, expectations: &Expectations) {
         let lacks = |name: &&String, count: fn(&TypeReport) -> u64| self.types.get(*name).is_none_or(|t| count(t) == 0);
         let checked = expectations.checked.iter().filter(|name| lacks(name, |counts| counts.checked));
         let images = expectations.images.iter().filter(|name| lacks(name, |counts| counts.images_applied));
-        self.missing = checked.chain(images).cloned().collect();
+        let appeared = |name: &&String| self.types.contains_key(*name) || self.without_blocks.contains_key(*name);
+        let seen = expectations.seen.iter().filter(|name| !appeared(name));
+        self.missing = checked.chain(images).chain(seen).cloned().collect();
+        let all = self.types.keys().chain(self.without_blocks.keys());
+        self.unlisted = all.filter(|name| !expectations.knows(name)).cloned().collect();
         self.unexpected_unreadable.retain(|name| !expectations.unreadable.contains(name));
     }
 
@@ -190,11 +227,15 @@ impl Report {
         })
     }
 
-    /// Whether nothing differed, nothing expected is missing, and nothing was skipped without leave. Otherwise the command
+    /// Whether nothing differed, nothing expected is missing, nothing unknown appeared, and nothing was skipped without leave. Otherwise the command
     /// exits with 1.
     pub fn passed(&self) -> bool {
         let end_state = self.end_state.as_ref().is_none_or(EndReport::passed);
-        self.total().mismatches == 0 && self.missing.is_empty() && self.unexpected_unreadable.is_empty() && end_state
+        self.total().mismatches == 0
+            && self.missing.is_empty()
+            && self.unlisted.is_empty()
+            && self.unexpected_unreadable.is_empty()
+            && end_state
     }
 }
 
@@ -239,6 +280,10 @@ impl fmt::Display for Report {
         let total = self.total();
         line("total", &total)?;
         writeln!(f, "visibility-map changes derived from heap records: {}", total.derived_vm_changes)?;
+        writeln!(f, "{:<32} {:>9}", "records without blocks", self.without_blocks.values().sum::<u64>())?;
+        for (name, records) in &self.without_blocks {
+            writeln!(f, "{name:<32} {records:>9}")?;
+        }
         for mismatch in &self.mismatches {
             writeln!(
                 f,
@@ -256,6 +301,9 @@ impl fmt::Display for Report {
         for name in &self.missing {
             writeln!(f, "never checked, but expected: {name}")?;
         }
+        for name in &self.unlisted {
+            writeln!(f, "not in the list of expected record types: {name}")?;
+        }
         for name in &self.unexpected_unreadable {
             writeln!(f, "skipped without redo, and not listed as allowed: {name}")?;
         }
@@ -264,6 +312,10 @@ impl fmt::Display for Report {
         }
         writeln!(f, "{}", if self.passed() { "passed" } else { "FAILED" })
     }
+}
+
+fn is_record_type(name: &str) -> bool {
+    name.contains('/') && !name.contains(char::is_whitespace)
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -64,6 +64,7 @@ fn whatever_is_spoilt_is_noticed() {
         "vacuum (freeze) t",
         "update t set pad = 'changed' where id > 4000",
         "create sequence s",
+        "select pg_replication_origin_create('o'); select pg_replication_origin_advance('o', '0/ABCD')",
         "select nextval('s') from generate_series(1, 3)",
         "begin; select count(*) from (select * from t where id < 50 for key share) x; savepoint a; update t set id = id where id < 20; commit",
         "begin; insert into t values (0, 'prepared'); prepare transaction 'kept'",
@@ -118,6 +119,8 @@ fn whatever_is_spoilt_is_noticed() {
     spoilt.check("a multixact's offset", "pg_multixact/offsets/0000", |file| file[4] ^= 0x01);
     spoilt.check("a multixact's member", "pg_multixact/members/0000", |file| file[24] ^= 0x01);
     spoilt.check("a commit's time", "pg_commit_ts/0000", |file| file[7300] ^= 0x01);
+    spoilt.check("an origin's progress", "pg_logical/replorigin_checkpoint", |file| file[4 + 8] ^= 0x01);
+    spoilt.check("all status of transactions is gone", "pg_xact/0000", Vec::clear);
     spoilt.check("the shared relation map", "global/pg_filenode.map", |file| file[12] ^= 0x01);
     spoilt.check("the next OID", "global/pg_control", |file| {
         let mut control = ControlFile::decode(file).expect("it is whole");

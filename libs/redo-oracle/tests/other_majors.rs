@@ -3,8 +3,9 @@
 mod support;
 
 use ardent_pg_redo::HintBits;
-use ardent_redo_oracle::Expectations;
+use ardent_redo_oracle::{Expectations, WalFolder};
 use ardent_test_pg::{StopMode, TestPg, other_majors};
+use support::damage::Damage;
 use support::{WORKLOADS, options, run_sql_file, verify};
 
 #[test]
@@ -17,12 +18,23 @@ fn every_record_type_of_other_majors_redoes_as_postgres_does() {
         }
         server.stop(StopMode::Fast);
         let mut report = verify(&server, hint_bits(major));
-        report.expect(&Expectations::of_major(major).expect("there is a list for each major"));
+        let list = Expectations::of_major(major).expect("there is a list for each major");
+        report.expect(&list.clone().of_blocks());
         assert!(report.passed(), "Postgres {major}\n{report}");
         let total = report.total();
         assert!(total.checked > 100_000 && total.lsns_checked > 100_000, "Postgres {major}\n{report}");
         assert!(total.first_seen < 1_000, "Postgres {major}\n{report}");
+        spoilt_records_never_panic(&server, &list);
     }
+}
+
+fn spoilt_records_never_panic(server: &TestPg, list: &Expectations) {
+    let mut wal = WalFolder::open(&server.data_dir().join("pg_wal"), None, None).expect("the WAL is there");
+    let mut damage = Damage::new();
+    while let Some(record) = wal.next_record().expect("the WAL is whole") {
+        damage.redo_damaged(&record, wal.major());
+    }
+    damage.assert_reached(list);
 }
 
 /// Checksums are on by default since 18.

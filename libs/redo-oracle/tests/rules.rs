@@ -1,5 +1,7 @@
 //! The oracle's own rules: a block that was skipped must be listed, and what is masked is counted.
 
+use std::collections::BTreeSet;
+
 use ardent_pg_format::encode::{ImageParts, RecordBuilder};
 use ardent_pg_format::{OwnedRecord, PgMajor, rmgr};
 use ardent_pg_redo::HintBits;
@@ -40,12 +42,31 @@ fn a_block_that_is_skipped_fails_the_run_unless_it_is_listed() {
     let mut report = oracle.finish();
     assert_eq!((report.total().unreadable, report.total().mismatches), (1, 0));
     let [name] = &report.unexpected_unreadable[..] else { panic!("{report}") };
-    let list = format!("unreadable {name}\n");
+    let list = format!("image XLOG/FPI\nunreadable {name}\n");
     assert!(!report.passed(), "{report}");
-    report.expect(&Expectations::parse("unreadable Heap/INSERT").expect("a list"));
+    report.expect(&Expectations::parse("image XLOG/FPI\nunreadable Heap/INSERT").expect("a list"));
     assert!(!report.passed(), "another one is listed: {report}");
     report.expect(&Expectations::parse(&list).expect("a list"));
     assert!(report.passed(), "{report}");
+}
+
+#[test]
+fn the_lists_have_every_record_type_of_their_major_once() {
+    for major in PgMajor::ALL {
+        let list = Expectations::of_major(major.number()).expect("there is a list for each major");
+        let listed = [&list.checked, &list.images, &list.seen].into_iter().flatten().chain(list.absent.keys());
+        let listed: Vec<&String> = listed.collect();
+        let all: BTreeSet<String> = (0..=rmgr::LOGICAL_MESSAGE)
+            .flat_map(|rmid| (0..16u8).map(move |kind| (rmid, kind << 4)))
+            .filter_map(|(rmid, info)| Some(format!("{}/{}", rmgr::name(rmid), rmgr::identify(rmid, info, major)?)))
+            .collect();
+        assert_eq!(listed.iter().map(|name| (*name).clone()).collect::<BTreeSet<_>>(), all, "Postgres {major}");
+        assert_eq!(listed.len(), all.len(), "Postgres {major}: one is listed twice");
+        assert!(list.unreadable.is_empty(), "Postgres {major} has redo for all");
+    }
+    for bad in ["absent XLOG/NOOP", "absent no type at all", "seen Heap INSERT", "Heap"] {
+        assert!(Expectations::parse(bad).is_err(), "{bad}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! SLRUs, relation maps, prepared transactions, replication origins, `pg_control`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_pg_format::{CheckPoint, ControlFile};
 use ardent_pg_ingest::ReadState;
@@ -15,6 +15,7 @@ const PAGES_PER_SEGMENT: u64 = 32;
 
 /// Every page of every segment that Postgres kept.
 pub(super) fn slrus(state: &EndState, directory: &DataDirectory, report: &mut EndReport) -> Result<(), EndError> {
+    let mut kept = BTreeSet::new();
     for path in directory.files()? {
         let kind = SlruKind::ALL.into_iter().find_map(|kind| {
             let name = path.strip_prefix(kind.directory())?.strip_prefix('/')?;
@@ -24,7 +25,9 @@ pub(super) fn slrus(state: &EndState, directory: &DataDirectory, report: &mut En
         for (index, server) in directory.read(&path)?.chunks(BLCKSZ).enumerate() {
             report.slru_pages += 1;
             let page = index as u64;
-            let what = match state.contents.get(Key::SlruPage(kind, segment * PAGES_PER_SEGMENT + page)) {
+            let key = Key::SlruPage(kind, segment * PAGES_PER_SEGMENT + page);
+            kept.insert(key);
+            let what = match state.contents.get(key) {
                 Err(error) => full_message(&error),
                 Ok(Some(ours)) if ours[..] == *server => continue,
                 Ok(None) if server.iter().all(|byte| *byte == 0) => continue,
@@ -35,6 +38,14 @@ pub(super) fn slrus(state: &EndState, directory: &DataDirectory, report: &mut En
                 }
             };
             report.differs(EndDifference { block: Some(page as u32), ..EndDifference::of_file(&path, what) });
+        }
+    }
+    // What Postgres has truncated away must be gone here as well. A page of zeros says nothing.
+    for kind in SlruKind::ALL {
+        for (key, page) in state.contents.scan(Key::SlruPage(kind, 0)..=Key::SlruPage(kind, u64::MAX))? {
+            if !kept.contains(&key) && page.iter().any(|byte| *byte != 0) {
+                report.differs(EndDifference::of_file(&key.to_string(), "Postgres has no such page".to_owned()));
+            }
         }
     }
     Ok(())
@@ -54,8 +65,7 @@ pub(super) fn maps_and_prepared(
         report.files += 1;
         seen.insert(key);
         let equal = match key {
-            // Entries stand in the order of slots in memory, and their padding is what was on the stack.
-            Key::AuxFile(_) => ours.len() == server.len() || ours.is_empty() && has_no_origins(&server),
+            Key::AuxFile(_) => origins(&ours) == origins(&server),
             _ => ours[..] == server[..],
         };
         if !equal {
@@ -77,9 +87,17 @@ fn all_maps() -> std::ops::RangeInclusive<Key> {
     Key::RelMap { spcnode: 0, dbnode: 0 }..=Key::RelMap { spcnode: u32::MAX, dbnode: u32::MAX }
 }
 
-/// Magic number and checksum only.
-fn has_no_origins(file: &[u8]) -> bool {
-    file.len() <= 8
+/// Each origin's number and how far it is. Entries stand in the order of slots in memory, and their padding is what was on the
+/// stack. Without an origin there is no file, or one with a magic number and a checksum only.
+fn origins(file: &[u8]) -> BTreeMap<u16, u64> {
+    const MAGIC_LEN: usize = 4;
+    const ENTRY_LEN: usize = 16;
+    let entries = file.get(MAGIC_LEN..).unwrap_or_default().chunks_exact(ENTRY_LEN);
+    let entry = |entry: &[u8]| {
+        let lsn = u64::from_le_bytes(entry[8..16].try_into().expect("8 bytes"));
+        (u16::from_le_bytes([entry[0], entry[1]]), lsn)
+    };
+    entries.map(entry).collect()
 }
 
 fn key_of(path: &str) -> Option<Key> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod damage;
+
 use std::path::Path;
 use std::process::{Command, Stdio};
 
