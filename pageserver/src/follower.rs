@@ -20,13 +20,13 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::Failure;
 use crate::import::{IMPORT_ERROR, consistent_from};
 use crate::limits;
-use crate::pages::chain;
+use crate::pages::{chain, timeline_failure};
 use crate::state::TimelineAt;
 
 type TimelineKey = (TenantId, TimelineId);
 
-/// All followed timelines.
-#[derive(Debug)]
+/// All followed timelines. Clones are the same.
+#[derive(Clone, Debug)]
 pub(crate) struct Followers {
     runtime: Handle,
     engine: Arc<Engine>,
@@ -60,6 +60,8 @@ enum FollowError {
     Timeline(#[from] TimelineError),
     #[error("its import is not finished")]
     Importing,
+    #[error("the WAL of a timeline that it hangs on cannot be received: {0}")]
+    Ancestor(Failure),
     #[error("no safekeeper is configured")]
     NoSafekeeper,
     #[error("its WAL cannot be received")]
@@ -107,16 +109,18 @@ impl Followers {
         }
     }
 
-    /// Waits until the timeline has ingested `lsn`; follows it meanwhile if nobody does.
+    /// Waits until the timeline has ingested `lsn`, and its ancestors what a reader there sees of them: after a restart, theirs may
+    /// have to come in again as well. Follows meanwhile whichever of them nobody does.
     pub fn wait_for(&self, timeline: &Arc<Timeline>, lsn: Lsn, deadline: Instant) -> Result<(), Failure> {
-        if timeline.last_record().end >= lsn {
+        let behind = behind(timeline, lsn).map_err(|error| timeline_failure(&error))?;
+        if behind.is_empty() {
             return Ok(());
         }
-        let state = self.ensure(timeline)?;
-        timeline.wait_for(lsn, deadline).map_err(|_| {
-            let last = timeline.last_record().end;
-            let problem = state.problem.lock().clone();
+        let states = behind.iter().map(|timeline| self.ensure(timeline)).collect::<Result<Vec<_>, _>>()?;
+        timeline.wait_for(lsn, deadline).map_err(|error| {
+            let problem = states.iter().find_map(|state| state.problem.lock().clone());
             let why = problem.unwrap_or_else(|| "no more WAL has come from the safekeepers".to_owned());
+            let (lsn, last) = (error.lsn, error.last);
             Failure::new(ErrorCode::Timeout, format!("{lsn} is not ingested yet, {last} is: {why}"))
         })
     }
@@ -141,9 +145,15 @@ impl Followers {
 
     /// Ends all, and waits for them.
     pub fn end_all(&self) {
-        let running = std::mem::take(&mut *self.running.lock());
-        running.values().for_each(|follower| follower.shared.cancel.cancel());
-        running.into_values().for_each(Follower::end);
+        loop {
+            let running = std::mem::take(&mut *self.running.lock());
+            if running.is_empty() {
+                return;
+            }
+            running.values().for_each(|follower| follower.shared.cancel.cancel());
+            // One that was just starting another, for an ancestor, has done so when it has ended.
+            running.into_values().for_each(Follower::end);
+        }
     }
 
     fn ensure(&self, timeline: &Arc<Timeline>) -> Result<Arc<FollowState>, Failure> {
@@ -159,13 +169,7 @@ impl Followers {
             wanted_at: Mutex::new(Instant::now()),
             problem: Mutex::new(None),
         });
-        let worker = Worker {
-            runtime: self.runtime.clone(),
-            engine: Arc::clone(&self.engine),
-            token: self.token.clone(),
-            key: key_of(timeline),
-            state: Arc::clone(&shared),
-        };
+        let worker = Worker { followers: self.clone(), key: key_of(timeline), state: Arc::clone(&shared) };
         let thread = std::thread::Builder::new().name(format!("follow-{}", timeline.id())).spawn(move || worker.run());
         let thread = thread.map_err(|error| {
             Failure::new(ErrorCode::Unavailable, format!("no thread to be had for following WAL: {error}"))
@@ -173,6 +177,22 @@ impl Followers {
         running.insert(key_of(timeline), Follower { shared: Arc::clone(&shared), thread });
         Ok(shared)
     }
+}
+
+/// The timeline and its ancestors, as far as they lack what a reader at `lsn` sees of them; the oldest first.
+fn behind(timeline: &Arc<Timeline>, lsn: Lsn) -> Result<Vec<Arc<Timeline>>, TimelineError> {
+    let (mut timeline, mut lsn) = (Arc::clone(timeline), lsn);
+    let mut found = Vec::new();
+    loop {
+        if timeline.last_record().end < lsn {
+            found.push(Arc::clone(&timeline));
+        }
+        let (Some(ancestor), Some(parent)) = (timeline.ancestor(), timeline.ancestor_timeline()?) else { break };
+        lsn = lsn.min(ancestor.point.lsn);
+        timeline = parent;
+    }
+    found.reverse();
+    Ok(found)
 }
 
 fn key_of(timeline: &Timeline) -> TimelineKey {
@@ -190,9 +210,7 @@ impl Follower {
 
 /// The thread of one followed timeline.
 struct Worker {
-    runtime: Handle,
-    engine: Arc<Engine>,
-    token: String,
+    followers: Followers,
     key: TimelineKey,
     state: Arc<FollowState>,
 }
@@ -212,8 +230,11 @@ impl Worker {
                     }
                 }
             }
-            let now =
-                self.engine.timeline(self.key.0, self.key.1).map_or(reached, |timeline| timeline.last_record().end);
+            let now = self
+                .followers
+                .engine
+                .timeline(self.key.0, self.key.1)
+                .map_or(reached, |timeline| timeline.last_record().end);
             pause = if now > reached { first_pause } else { (pause * 2).min(longest_pause) };
             reached = now;
             self.pause(pause);
@@ -221,7 +242,7 @@ impl Worker {
     }
 
     fn pause(&self, pause: Duration) {
-        self.runtime.block_on(async {
+        self.followers.runtime.block_on(async {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.state.cancel.cancelled() => {}
@@ -231,7 +252,8 @@ impl Worker {
 
     /// Receives and ingests until there is an error or a reason to stop.
     fn follow(&self) -> Result<Ended, FollowError> {
-        let timeline = self.engine.timeline(self.key.0, self.key.1)?;
+        let Followers { runtime, engine, token, .. } = &self.followers;
+        let timeline = engine.timeline(self.key.0, self.key.1)?;
         if timeline.is_importing() {
             return Err(FollowError::Importing);
         }
@@ -240,15 +262,18 @@ impl Worker {
             return Err(FollowError::NoSafekeeper);
         }
         let start = timeline.last_record().end;
-        let connecting = WalReader::connect(&safekeepers, self.key.0, self.key.1, &self.token, start);
-        let Some(reader) = self.runtime.block_on(self.state.cancel.run_until_cancelled(connecting)) else {
+        if !self.catch_ancestors_up(&timeline, start)? {
+            return Ok(Ended::Cancelled);
+        }
+        let connecting = WalReader::connect(&safekeepers, self.key.0, self.key.1, token, start);
+        let Some(reader) = runtime.block_on(self.state.cancel.run_until_cancelled(connecting)) else {
             return Ok(Ended::Cancelled);
         };
         let mut reader = reader?;
         let mut intake = Intake::open(&timeline)?;
         self.state.problem.lock().take();
         loop {
-            let next = self.runtime.block_on(async {
+            let next = runtime.block_on(async {
                 tokio::select! {
                     chunk = reader.next() => Some(Some(chunk)),
                     () = tokio::time::sleep(limits::FOLLOW_TICK) => Some(None),
@@ -265,7 +290,26 @@ impl Worker {
                 Some(None) => {}
             }
             // Only what needs no WAL again (PS-S4).
-            self.runtime.block_on(reader.send_position(timeline.disk_consistent_lsn()))?;
+            runtime.block_on(reader.send_position(timeline.disk_consistent_lsn()))?;
+        }
+    }
+
+    /// Ingest reads at `start`, and so of the ancestors: what they lack after a restart must be there first. Nobody else may be about
+    /// to follow them. False if following was cancelled meanwhile.
+    fn catch_ancestors_up(&self, timeline: &Arc<Timeline>, start: Lsn) -> Result<bool, FollowError> {
+        loop {
+            if self.state.cancel.is_cancelled() {
+                return Ok(false);
+            }
+            let behind = behind(timeline, start)?;
+            if behind.is_empty() {
+                return Ok(true);
+            }
+            for ancestor in &behind {
+                self.followers.ensure(ancestor).map_err(FollowError::Ancestor)?;
+            }
+            // If it is not there in time, whatever keeps it is looked for again.
+            let _ = timeline.wait_for(start, Instant::now() + limits::FOLLOW_TICK);
         }
     }
 
