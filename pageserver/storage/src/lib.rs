@@ -79,7 +79,7 @@ pub use engine::Engine;
 pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError};
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
-    inspect_page,
+    inspect_manifest_object, inspect_page, layers_of,
 };
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};
