@@ -39,12 +39,14 @@ impl Control {
                     .with_hint(format!("make a branch of it: ardent branch create NAME --from {name}")));
             }
         };
-        let (Some(parent), Some(branch_lsn), BranchState::Ready) = (parent, branch.branch_lsn, branch.state) else {
+        let (Some(parent), Some(base_timeline), Some(branch_lsn), BranchState::Ready) =
+            (parent, branch.base_timeline, branch.branch_lsn, branch.state)
+        else {
             let doing = if branch.state == BranchState::Deleting { "deleted" } else { "made" };
             let message = format!("branch {name} is just being {doing}");
             return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
         };
-        let base = self.create_hidden(&parent, branch_lsn).await?;
+        let base = self.create_hidden(&parent, base_timeline, branch_lsn).await?;
         let result = self.diff_with(branch, &base, branch_lsn, request).await;
         if let Err(error) = self.delete_hidden(&base).await {
             warn!(branch = %name, %error, "the compute at the branch point is not deleted yet; the housekeeper tries again");

@@ -15,7 +15,7 @@ use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
 use super::data_lock::DataLock;
 use super::keys::read_verifier;
-use super::roles::{Place, Services, bind_proxy, serve_proxy, start_control, start_page_server};
+use super::roles::{PageKeeping, Place, Services, bind_proxy, serve_proxy, start_control, start_page_server};
 use super::{data_dir, run_until_signal};
 use crate::args::{ControlArgs, PageserverArgs, ProxyArgs, SafekeeperArgs};
 use crate::failure::Failure;
@@ -63,8 +63,12 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
             .map_err(|error| Failure::local(format!("{} cannot be made", args.data_dir.display()), &error))?;
         let lock = DataLock::take(&args.data_dir)?;
         let verifier: TokenVerifier = read_verifier(&args.key)?;
-        let server =
-            start_page_server(&args.data_dir, &args.listen, &args.safekeeper, verifier, token, &args.store).await?;
+        let keeping = PageKeeping {
+            folder: args.data_dir.clone(),
+            store: args.store.clone(),
+            retention: args.history.retention(),
+        };
+        let server = start_page_server(keeping, &args.listen, &args.safekeeper, verifier, token).await?;
         let announced = announce(output, "pageserver", addresses(&args.listen));
         Ok((announced, async move {
             server.stop("page server").await;
@@ -80,7 +84,7 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let place = Place::open(&root)?;
         let lock = DataLock::take(&root)?;
         let services = Services { page_server: args.pageserver.clone(), safekeepers: args.safekeeper.clone() };
-        let control = start_control(&place, services, &args.computes, args.api_listen, &args.front).await?;
+        let control = start_control(&place, services, &args.computes, args.keep, args.api_listen, &args.front).await?;
         let announced = super::announce(output, args.no_login, control.control(), control.address());
         Ok((announced, async move {
             control.shutdown().await;

@@ -26,13 +26,11 @@ use super::connectors::Connectors;
 use super::data_lock::DataLock;
 use super::safekeepers::{self, Safekeepers};
 use super::{library, names, object_store};
-use crate::args::{ComputeArgs, FrontArgs, StoreArgs, UpArgs};
+use crate::args::{ComputeArgs, FrontArgs, KeepArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
 const FIRST_COMPUTE_UID: u32 = 210_000;
-/// How long history is kept: branches can be made at any point of it.
-const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Longest that a connection waits for a branch's Postgres to start.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a branch's Postgres may take to stop cleanly.
@@ -62,19 +60,22 @@ impl Roles {
 
         let safekeepers = Safekeepers::start(&place, &safekeeper_addrs).await?;
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
-        let folder = root.join("pageserver");
+        let keeping = PageKeeping {
+            folder: root.join("pageserver"),
+            store: args.store.clone(),
+            retention: args.keep.history.retention(),
+        };
         let listen = [page_server_addr.clone()];
-        let page_server =
-            match start_page_server(&folder, &listen, &safekeeper_addrs, verifier, wal_token, &args.store).await {
-                Ok(page_server) => page_server,
-                Err(failure) => {
-                    safekeepers.shutdown().await;
-                    return Err(failure);
-                }
-            };
+        let page_server = match start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token).await {
+            Ok(page_server) => page_server,
+            Err(failure) => {
+                safekeepers.shutdown().await;
+                return Err(failure);
+            }
+        };
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
-        let control = match start_control(&place, services, &args.computes, args.api_listen, &front).await {
+        let control = match start_control(&place, services, &args.computes, args.keep, args.api_listen, &front).await {
             Ok(control) => control,
             Err(failure) => {
                 page_server.stop("page server").await;
@@ -158,6 +159,7 @@ pub async fn start_control(
     place: &Place,
     services: Services,
     computes: &ComputeArgs,
+    keep: KeepArgs,
     api_listen: SocketAddr,
     front: &FrontArgs,
 ) -> Result<RunningControl, Failure> {
@@ -193,6 +195,8 @@ pub async fn start_control(
             wake_timeout: WAKE_TIMEOUT,
             stop_deadline: STOP_DEADLINE,
         },
+        retention: keep.history.retention(),
+        keep_deleted: Duration::from_secs(keep.keep_deleted),
     };
     Control::start(config, dependencies, CancellationToken::new()).await.map_err(|error| start_failed(&error))
 }
@@ -221,21 +225,30 @@ fn certificates(place: &Place, front: &FrontArgs) -> Result<Certificates, Failur
     Certificates::load_or_make(&place.files.key("tls"), &hosts).map_err(|error| Failure::of(&error))
 }
 
-/// The page server, with its store and its local files below `folder`.
+/// Where and for how long a page server keeps pages.
+pub struct PageKeeping {
+    /// Its own folder.
+    pub folder: PathBuf,
+    /// Its store.
+    pub store: StoreArgs,
+    /// How long it keeps history.
+    pub retention: Duration,
+}
+
+/// The page server.
 pub async fn start_page_server(
-    folder: &Path,
+    keeping: PageKeeping,
     listen: &[ServiceAddr],
     safekeepers: &[ServiceAddr],
     verifier: TokenVerifier,
     safekeeper_token: String,
-    store: &StoreArgs,
 ) -> Result<Task, Failure> {
-    let (place, chosen) = (folder.to_owned(), store.clone());
+    let (place, chosen) = (keeping.folder.clone(), keeping.store);
     let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
     let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
     let config = PageserverConfig {
-        engine: EngineConfig::new(folder.join("local"), store),
-        retention: RETENTION,
+        engine: EngineConfig::new(keeping.folder.join("local"), store),
+        retention: keeping.retention,
         listen: listen.to_vec(),
         verifier,
         safekeepers: safekeepers.to_vec(),
