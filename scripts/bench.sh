@@ -7,14 +7,29 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, pgbench and ingest (last) to run (default: all)
+#   BENCH_CASES=LIST      which of create, first_row, scan, socket, tls and ingest to run (default: all; ingest is always last)
+#
+# About a quarter of an hour on two cores: BENCH_SCALE=50 BENCH_SECONDS=4 BENCH_ROUNDS=8. One case alone, with the set-up that it
+# needs: 2 to 3 minutes, e.g. BENCH_CASES=tls.
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-cases=${BENCH_CASES:-create first_row scan pgbench ingest}
+known_cases=(create first_row scan socket tls ingest)
+cases=()
+for case in "${known_cases[@]}"; do
+    [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
+done
+for case in ${BENCH_CASES:-}; do
+    [[ " ${known_cases[*]} " = *" $case "* ]] || { echo "bench: there is no case $case; there are ${known_cases[*]}" >&2; exit 2; }
+done
+wanted() { # cases: whether one of them is to be run
+    local case
+    for case in "$@"; do [[ " ${cases[*]} " != *" $case "* ]] || return 0; done
+    return 1
+}
 pg_bin=/usr/lib/postgresql/15/bin
 step="look for programs"
 work=
@@ -47,9 +62,10 @@ finish() {
         done
     fi
     for pid in "$work"/running/*; do [ ! -e "$pid" ] || end "$(cat "$pid")"; done
-    for data in "$work"/stock/*; do
+    for data in "$work"/stock/* "$work"/btrfs/*; do
         [ ! -e "$data/postmaster.pid" ] || "${as_pg[@]}" "$pg_bin/pg_ctl" -D "$data" -m immediate stop >/dev/null 2>&1
     done
+    if mountpoint -q "$work/btrfs" 2>/dev/null; then umount "$work/btrfs"; fi
     [ -z "$work" ] || rm -rf "$work"
     exit "$code"
 }
@@ -64,8 +80,14 @@ PATH="$PATH:/usr/sbin"
 need "$pg_bin/postgres" postgresql-15
 need "$pg_bin/pgbench" postgresql-15
 need psql postgresql-client-15
-need pgbouncer pgbouncer
-need openssl openssl
+if wanted tls; then need pgbouncer pgbouncer; need openssl openssl; fi
+if wanted first_row && [ "$(id -u)" = 0 ]; then need mkfs.btrfs btrfs-progs; fi
+# What waits for several processes in turn says more about a busy machine than about the program.
+load_at_start=$(cut -d' ' -f1 /proc/loadavg)
+echo "bench: load $load_at_start at the start"
+if [ "${load_at_start%%.*}" -ge 1 ]; then
+    echo "bench: WARNING: this machine is busy (load above 1): take ratios of what ran side by side, and no absolute figure" >&2
+fi
 
 step="build"
 ardent_bin=${ARDENT_BIN:-}
@@ -107,6 +129,11 @@ wait_for() { # pid, seconds, command: until the command succeeds; fails when the
     return 1
 }
 
+# Ours and the peer are measured in turns, a line each: the ratio of every pair, and then the median of these. Where others use the
+# machine too, that says more than the ratio of two medians.
+pair_ratio() { # file with ours, file with the peer's
+    paste "$1" "$2" | awk '$2 > 0 { print $1 / $2 }' | median | awk '{ printf "%.2f\n", $1 }'
+}
 now_us() { echo "${EPOCHREALTIME/[.,]/}"; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 divide() { awk -v a="$1" -v b="$2" -v digits="${3:-2}" 'BEGIN { if (b > 0) printf "%.*f", digits, a / b; else print "-" }'; }
@@ -148,6 +175,7 @@ make_production() { # name, scale, copy: a server with pgbench's tables, and a c
 echo "bench: a production of scale $scale and one of scale 1"
 make_production small 1 bare
 make_production big "$scale" peer
+echo "bench: set up after $SECONDS s"
 big_size=$(psql -XAt -h "$work/stock" -p "${port_of[big]}" -c "select pg_size_pretty(pg_database_size('shop'))")
 small_size=$(psql -XAt -h "$work/stock" -p "${port_of[small]}" -c "select pg_size_pretty(pg_database_size('shop'))")
 
@@ -188,63 +216,114 @@ first_row() { # URL or psql's arguments
     [ "$(psql -XAt "$@" -c 'select 1')" = 1 ]
 }
 
-bare_starts() { # prints the time of each start to the first row, in microseconds
-    local round began
-    for round in $(seq "$rounds"); do
-        began=$(now_us)
-        # Not -w: it looks only ten times a second.
-        stock bare start -W
-        until first_row -h "$work/stock" -p "${port_of[bare]}" 2>/dev/null; do :; done
-        echo $(($(now_us) - began))
-        stock bare stop -w -m fast
-    done
+since() { echo $(($(now_us) - $1)); } # microseconds since then
+
+bare_start() { # a stock server's start to the first row, in microseconds
+    local began
+    began=$(now_us)
+    # Not -w: it looks only ten times a second.
+    stock bare start -W
+    until first_row -h "$work/stock" -p "${port_of[bare]}" 2>/dev/null; do :; done
+    since "$began"
+    stock bare stop -w -m fast
 }
 
 case_create() {
     local of size round
-    for of in big small; do
-        for round in $(seq "$rounds"); do
+    for round in $(seq "$rounds"); do
+        for of in big small; do
             make_branch "c$round" "$of" >"$work/reply"
             number_of server_us <"$work/reply" >>"$work/create.$of"
             number_of waited_us <"$work/reply" >>"$work/waited.$of"
             ardent branch delete "c$round" >/dev/null
         done
+    done
+    for of in big small; do
         size=${of}_size
         row "branch create, ${!size}, at the server" "$(divide "$(median <"$work/create.$of")" 1000 1) ms" - - "<= 20 ms"
         row "... of it, waiting for ingest" "$(divide "$(median <"$work/waited.$of")" 1000 1) ms" - - -
     done
 }
 
-case_first_row() {
-    local of round began url bare
-    bare=$(bare_starts | median)
-    for of in big small; do
-        for round in $(seq "$rounds"); do
-            began=$(now_us)
-            make_branch "r$round" "$of" >"$work/reply"
-            url=$(text_of url <"$work/reply")
-            first_row "$url"
-            echo $(($(now_us) - began)) >>"$work/cold.$of"
-            ardent branch delete "r$round" >/dev/null
-        done
+# ---- the peer of a branch: a snapshot of a running server's folder, on btrfs in a file ----
+
+snapshots=
+prepare_snapshots() { # sets snapshots: empty where they can be made, else why not
+    local of bytes
+    if [ "$(id -u)" != 0 ]; then snapshots="needs root"; return; fi
+    bytes=$(du -sb "$work/stock/bare" "$work/stock/peer" | awk '{ sum += $1 } END { print sum }')
+    truncate -s $((bytes + bytes / 2 + (1 << 30))) "$work/btrfs.img"
+    mkdir "$work/btrfs"
+    if ! { mkfs.btrfs -q "$work/btrfs.img" && mount -o loop "$work/btrfs.img" "$work/btrfs"; } >"$work/btrfs.log" 2>&1; then
+        snapshots="no btrfs here"
+        return
+    fi
+    chown postgres "$work/btrfs"
+    port_of[snapshot]=$(free_port)
+    for of in small:bare big:peer; do
+        port_of[${of%:*}_on_btrfs]=$(free_port)
+        btrfs -q subvolume create "$work/btrfs/${of%:*}"
+        cp -a "$work/stock/${of#*:}/." "$work/btrfs/${of%:*}/"
+        on_btrfs "${of%:*}" "${port_of[${of%:*}_on_btrfs]}" start -w
     done
+}
+
+on_btrfs() { # folder, port, pg_ctl's command and options
+    "${as_pg[@]}" "$pg_bin/pg_ctl" -s -D "$work/btrfs/$1" -l "$work/stock/btrfs.log" "${@:4}" \
+        -o "-p $2 -k $work/stock -c listen_addresses= -c max_wal_size=2GB" "$3"
+}
+
+snapshot_start() { # big or small: a snapshot of the running server and its start to the first row, in microseconds
+    local began
+    # Something has been committed since the last checkpoint, as on a server that is in use.
+    psql -Xq -h "$work/stock" -p "${port_of[$1_on_btrfs]}" -c 'update pgbench_branches set bbalance = bbalance + 1 where bid = 1'
+    began=$(now_us)
+    btrfs -q subvolume snapshot "$work/btrfs/$1" "$work/btrfs/snapshot"
+    rm "$work/btrfs/snapshot/postmaster.pid"
+    on_btrfs snapshot "${port_of[snapshot]}" start -W
+    until first_row -h "$work/stock" -p "${port_of[snapshot]}" 2>/dev/null; do :; done
+    since "$began"
+    on_btrfs snapshot "${port_of[snapshot]}" stop -w -m immediate
+    btrfs -q subvolume delete "$work/btrfs/snapshot"
+}
+
+case_first_row() {
+    local of round began url size
+    ms() { echo "$(divide "$(median <"$1")" 1000 0) ms"; }
+    prepare_snapshots
     url=$(make_branch warm big | text_of url)
     first_row "$url"
     for round in $(seq "$rounds"); do
+        bare_start >>"$work/bare"
+        for of in big small; do
+            began=$(now_us)
+            make_branch "r$round" "$of" >"$work/reply"
+            first_row "$(text_of url <"$work/reply")"
+            since "$began" >>"$work/cold.$of"
+            ardent branch delete "r$round" >/dev/null
+            [ -n "$snapshots" ] || snapshot_start "$of" >>"$work/snapshot.$of"
+        done
         ardent branch suspend warm >/dev/null
         began=$(now_us)
         first_row "$url"
-        echo $(($(now_us) - began)) >>"$work/warm"
+        since "$began" >>"$work/warm"
     done
     ardent branch delete warm >/dev/null
-    ms() { echo "$(divide "$1" 1000 0) ms"; }
     for of in big small; do
-        ours=$(median <"$work/cold.$of")
         size=${of}_size
-        row "create to first row, cold, ${!size}" "$(ms "$ours")" "$(ms "$bare") (pg_ctl start)" "$(divide "$ours" "$bare")" "<= 6"
+        row "create to first row, cold, ${!size}" "$(ms "$work/cold.$of")" "$(ms "$work/bare") (pg_ctl start)" \
+            "$(pair_ratio "$work/cold.$of" "$work/bare")" "<= 6"
+        if [ -n "$snapshots" ]; then
+            row "... beside a btrfs snapshot of a running server, and its start" "$(ms "$work/cold.$of")" "- ($snapshots)" - -
+        else
+            row "... beside a btrfs snapshot of a running server, and its start" "$(ms "$work/cold.$of")" \
+                "$(ms "$work/snapshot.$of") (btrfs)" "$(pair_ratio "$work/cold.$of" "$work/snapshot.$of")" -
+        fi
     done
-    ours=$(median <"$work/warm")
-    row "warm wake to first row" "$(ms "$ours")" "$(ms "$bare") (pg_ctl start)" "$(divide "$ours" "$bare")" "<= 3"
+    row "warm wake to first row" "$(ms "$work/warm")" "$(ms "$work/bare") (pg_ctl start)" "$(pair_ratio "$work/warm" "$work/bare")" "<= 3"
+    [ -n "$snapshots" ] || for of in big small; do on_btrfs "$of" "${port_of[${of}_on_btrfs]}" stop -w -m immediate; done
+    if mountpoint -q "$work/btrfs"; then umount "$work/btrfs"; fi
+    rm -f "$work/btrfs.img"
 }
 
 scan() { # psql's arguments: microseconds a page of a first read of pgbench_accounts from end to end
@@ -282,7 +361,7 @@ case_scan() {
         ardent branch delete scan >/dev/null
     done
     ours=$(median <"$work/scan.ours") peer=$(median <"$work/scan.peer")
-    row "sequential scan of a fresh branch, a page" "$ours us" "$peer us ($cache)" "$(divide "$ours" "$peer")" "<= 10 us"
+    row "sequential scan of a fresh branch, a page" "$ours us" "$peer us ($cache)" "$(pair_ratio "$work/scan.ours" "$work/scan.peer")" "<= 10 us"
 }
 
 tps() { # script, clients, where: transactions a second
@@ -316,40 +395,56 @@ INI
     wait_for "$bouncer_pid" 30 bash -c "exec 3<>/dev/tcp/127.0.0.1/$bouncer_port"
 }
 
-case_pgbench() {
-    local url script clients round what direct local_tps proxy plain tls stock_at through
+begin_pgbench() { # a branch and a stock server that have read every row: sets url, socket and stock_at
     url=$(make_branch bench big | text_of url)
     case $url in *sslmode=require*) ;; *) echo "bench: the branch's URL lacks sslmode=require: $url" >&2; return 1 ;; esac
     socket_of bench
-    stock_at=(-h "$work/stock" -p "${port_of[peer]}")
-    stock peer start -w
-    # The peer of the proxy stands before the very same compute.
-    bouncer "$(stat -c %u "${socket[1]}")" "${socket[1]}" "${socket[3]}"
-    through="host=127.0.0.1 port=$bouncer_port dbname=shop user=shop"
-    # Both have read every row before the first run.
     scan "${socket[@]}" >/dev/null
+}
+
+case_socket() {
+    local url script clients round direct local_tps stock_at=(-h "$work/stock" -p "${port_of[peer]}")
+    begin_pgbench
+    stock peer start -w
     scan "${stock_at[@]}" >/dev/null
     for script in tpcb-like select-only; do
         for clients in 1 8; do
             for round in $(seq "$long_rounds"); do
-                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.direct.$script.$clients"
+                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.socket.$script.$clients"
                 tps "$script" "$clients" "${stock_at[@]}" >>"$work/tps.stock.$script.$clients"
-                tps "$script" "$clients" "$url" >>"$work/tps.proxy.$script.$clients"
-                tps "$script" "$clients" "$through sslmode=require" >>"$work/tps.tls.$script.$clients"
-                tps "$script" "$clients" "$through sslmode=disable" >>"$work/tps.plain.$script.$clients"
             done
-            for what in direct stock proxy tls plain; do
-                printf -v "${what/stock/local_tps}" %s "$(median <"$work/tps.$what.$script.$clients")"
+            direct=$(median <"$work/tps.socket.$script.$clients") local_tps=$(median <"$work/tps.stock.$script.$clients")
+            row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" \
+                "$(pair_ratio "$work/tps.socket.$script.$clients" "$work/tps.stock.$script.$clients")" ">= 0.9"
+        done
+    done
+    ardent branch delete bench >/dev/null
+    stock peer stop -w
+}
+
+case_tls() {
+    local url script clients round of through
+    begin_pgbench
+    # The peer of the proxy stands before the very same compute.
+    bouncer "$(stat -c %u "${socket[1]}")" "${socket[1]}" "${socket[3]}"
+    through="host=127.0.0.1 port=$bouncer_port dbname=shop user=shop"
+    for script in tpcb-like select-only; do
+        for clients in 1 8; do
+            of="$script.$clients"
+            for round in $(seq "$long_rounds"); do
+                tps "$script" "$clients" "$url" >>"$work/tps.proxy.$of"
+                tps "$script" "$clients" "$through sslmode=require" >>"$work/tps.bouncer.$of"
+                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.direct.$of"
             done
-            row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" "$(divide "$direct" "$local_tps")" ">= 0.9"
-            row "pgbench $script, $clients clients, TLS" "$proxy tps (proxy)" "$tls tps (pgbouncer; $plain without TLS)" "$(divide "$proxy" "$tls")" ">= 1"
-            row "... share kept of the socket's" "$(divide "$proxy" "$direct")" "$(divide "$tls" "$direct")" - -
+            row "pgbench $script, $clients clients, TLS" "$(median <"$work/tps.proxy.$of") tps (proxy)" \
+                "$(median <"$work/tps.bouncer.$of") tps (pgbouncer)" "$(pair_ratio "$work/tps.proxy.$of" "$work/tps.bouncer.$of")" ">= 1"
+            row "... share kept of the socket's" "$(pair_ratio "$work/tps.proxy.$of" "$work/tps.direct.$of")" \
+                "$(pair_ratio "$work/tps.bouncer.$of" "$work/tps.direct.$of")" - -
         done
     done
     end "$bouncer_pid"
     rm "$work/running/bouncer"
     ardent branch delete bench >/dev/null
-    stock peer stop -w
 }
 
 lsn_of() { # what: production's position, as a number
@@ -402,13 +497,13 @@ case_ingest() { # the last one: it changes production
 }
 
 step="pgbouncer"
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
+! wanted tls || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost \
     -keyout "$work/bouncer.key" -out "$work/bouncer.crt" 2>/dev/null
-chmod 644 "$work/bouncer.key"
+[ ! -e "$work/bouncer.key" ] || chmod 644 "$work/bouncer.key"
 failed=()
-for case in $cases; do
+for case in "${cases[@]}"; do
     step="case $case"
-    echo "bench: $case"
+    echo "bench: $case, after $SECONDS s, load $(cut -d' ' -f1 /proc/loadavg)"
     # In a subshell, outside of any condition: there a failing command ends the case and not the others.
     set +e
     (set -e; "case_$case")
@@ -416,11 +511,17 @@ for case in $cases; do
     set -e
     [ "$code" = 0 ] || { failed+=("$case"); echo "bench: case $case failed (exit code $code)" >&2; }
     # A case that failed half way may have left its server running.
+    if mountpoint -q "$work/btrfs"; then
+        for data in "$work"/btrfs/*; do
+            [ ! -e "$data/postmaster.pid" ] || "${as_pg[@]}" "$pg_bin/pg_ctl" -s -D "$data" -m immediate stop
+        done
+        umount "$work/btrfs"
+    fi
     for name in peer bare; do [ ! -e "$work/stock/$name/postmaster.pid" ] || stock "$name" stop -w -m fast; done
 done
 
 echo
-echo "$(date -u +%F), commit $commit, $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg), profile dev, scale $scale, medians of $rounds (scans and pgbench $long_rounds), pgbench runs of $seconds s"
+echo "$(date -u +%F), commit $commit, $(nproc) cores, load $load_at_start at the start and $(cut -d' ' -f1 /proc/loadavg) at the end, profile dev, scale $scale, medians of $rounds (scans and pgbench $long_rounds), pgbench runs of $seconds s"
 echo
 awk -F'|' 'BEGIN { print "| case | ours | peer | ratio | target |\n|---|---|---|---|---|" } { print "| " $1 " | " $2 " | " $3 " | " $4 " | " $5 " |" }' "$work/rows"
 if [ ${#failed[@]} -gt 0 ]; then step="cases: ${failed[*]}"; exit 1; fi

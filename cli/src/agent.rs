@@ -29,7 +29,8 @@ pub fn run(args: &AgentArgs) -> ExitCode {
     }
 }
 
+/// One thread: what a commit costs here is mostly threads waking one another. What takes long has threads of its own.
 fn prepare(args: &AgentArgs) -> io::Result<(ComputeSpec, tokio::runtime::Runtime)> {
     let spec: ComputeSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
-    Ok((spec, tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?))
+    Ok((spec, tokio::runtime::Builder::new_current_thread().enable_all().build()?))
 }

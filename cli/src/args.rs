@@ -147,6 +147,9 @@ pub struct UpArgs {
     /// Do not write this server's address and token into your configuration
     #[arg(long)]
     pub no_login: bool,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -161,6 +164,15 @@ pub struct FrontArgs {
     /// A domain whose names all resolve to this host: branches become NAME.DOMAIN
     #[arg(long, value_name = "DOMAIN")]
     pub host: Option<String>,
+}
+
+/// Where a process tells how it is.
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// Where metrics (/metrics, for Prometheus) and health (/health) are told, on this host only, to who has metrics.token (see
+    /// ardent keys) [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// Where a page server keeps pages.
@@ -226,6 +238,9 @@ pub struct SafekeeperArgs {
     /// The installation's public key: service.pub, see ardent keys
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -258,6 +273,9 @@ pub struct PageserverArgs {
     /// How long history is kept.
     #[command(flatten)]
     pub history: RetentionArgs,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -294,6 +312,9 @@ pub struct ControlArgs {
     /// Do not write this server's address and token into your configuration
     #[arg(long)]
     pub no_login: bool,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
@@ -312,6 +333,9 @@ pub struct ProxyArgs {
     /// Where branches are reached.
     #[command(flatten)]
     pub front: FrontArgs,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,

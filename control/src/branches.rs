@@ -1,7 +1,7 @@
 //! Branches: making, showing, changing, waking. Deleting is in [`crate::deletion`], resetting and restoring in [`crate::switch`].
 //!
-//! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server, the timeline on
-//! the safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
+//! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server and on the
+//! safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
 //! and is deleted for good as any other.
 
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{info, warn};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
@@ -18,7 +19,7 @@ use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
-use crate::deps::{StorageError, WalBranch};
+use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind, WalBranch};
 use crate::point::{Point, PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::{BranchRow, InsertBranch, iso8601, now_us};
@@ -33,6 +34,16 @@ struct Made {
     branch: BranchRow,
     created: bool,
     waited: Duration,
+}
+
+/// A timeline that storage has made.
+pub(crate) struct MadeTimeline {
+    /// Where it begins.
+    pub start_lsn: Lsn,
+    /// Start of the record that ends there.
+    pub prev_lsn: Lsn,
+    /// The safekeepers that have yet to be told.
+    pub away: Vec<ServiceAddr>,
 }
 
 impl Control {
@@ -51,15 +62,43 @@ impl Control {
             let lock = control.name_lock(name.as_str());
             let _guard = lock.lock().await;
             let parent = control.parent_of(&request)?;
-            let (branch, created) = control.insert_or_find(&name, &parent, &request)?;
-            // Which timeline the parent is on was settled with the row.
-            let parent = BranchRow { timeline: branch.ancestor.unwrap_or(parent.timeline), ..parent };
+            let connector = if parent.is_root() { Some(control.connector_spec(&parent.connector)?) } else { None };
+            // Side by side: the row has to reach the disk, and production is asked where it is.
+            let resolving = control.resolve(&parent, connector, point);
+            tokio::pin!(resolving);
+            let mut inserting = tokio::task::spawn_blocking({
+                let (control, parent) = (control.clone(), parent.clone());
+                move || control.insert_or_find(&name, &parent, &request)
+            });
+            let mut resolved = None;
+            let inserted = loop {
+                tokio::select! {
+                    biased;
+                    inserted = &mut inserting => break inserted,
+                    point = &mut resolving, if resolved.is_none() => resolved = Some(point),
+                }
+            };
+            let (branch, created) = inserted.map_err(|_| shutting_down())??;
             // Nobody listens unless the caller asked not to wait.
             let _ = begun.send((branch.clone(), created));
             if !created {
                 return Ok(Made { branch, created, waited: Duration::ZERO });
             }
-            match control.make(&branch, &parent, point).await {
+            let resolved = match resolved {
+                Some(resolved) => resolved,
+                None => resolving.await,
+            };
+            // Which timeline the parent is on was settled with the row: it may have been reset since it was looked up.
+            let settled = BranchRow { timeline: branch.ancestor.unwrap_or(parent.timeline), ..parent.clone() };
+            let resolved = match resolved {
+                Ok(_) if settled.timeline != parent.timeline => control.point_on(&settled, point).await,
+                resolved => resolved,
+            };
+            let made = match resolved {
+                Ok(point) => control.make_in_storage(&branch, &settled, point).await.map(|()| point.waited),
+                Err(error) => Err(error),
+            };
+            match made {
                 Ok(waited) => Ok(Made { branch, created, waited }),
                 Err(error) => {
                     control.undo(&branch).await;
@@ -191,16 +230,19 @@ impl Control {
         Ok(())
     }
 
-    /// Makes the branch in storage. Gives how long it waited for WAL.
-    async fn make(&self, branch: &BranchRow, parent: &BranchRow, point: PointSpec) -> Result<Duration, ErrorInfo> {
-        let point = self.point_on(parent, point).await?;
-        self.make_in_storage(branch, parent, point.at).await?;
-        Ok(point.waited)
-    }
-
     /// Where `point` is on `parent`.
     pub(crate) async fn point_on(&self, parent: &BranchRow, point: PointSpec) -> Result<Point, ErrorInfo> {
         let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
+        self.resolve(parent, connector, point).await
+    }
+
+    /// The same. `connector` is its connector if it is a root.
+    async fn resolve(
+        &self,
+        parent: &BranchRow,
+        connector: Option<ConnectorSpec>,
+        point: PointSpec,
+    ) -> Result<Point, ErrorInfo> {
         let follows_production = connector.is_some() && point == PointSpec::Now;
         tokio::select! {
             biased;
@@ -212,32 +254,51 @@ impl Control {
         }
     }
 
-    async fn make_in_storage(&self, branch: &BranchRow, parent: &BranchRow, at: Option<Lsn>) -> Result<(), ErrorInfo> {
-        let made = self.make_timeline(branch.tenant, branch.timeline, parent.timeline, at).await;
-        let (start_lsn, prev_lsn) = match made {
-            Ok(point) => point,
+    async fn make_in_storage(&self, branch: &BranchRow, parent: &BranchRow, point: Point) -> Result<(), ErrorInfo> {
+        let lock = self.context.timeline_locks.of(branch.timeline);
+        let _guard = lock.lock().await;
+        let made = self.make_timeline(branch.tenant, branch.timeline, parent.timeline, point).await;
+        let MadeTimeline { start_lsn, prev_lsn, away } = match made {
+            Ok(made) => made,
             Err(error) => return Err(self.context.with_range(parent, error).await),
         };
-        self.context.store.branch_ready(branch, start_lsn, prev_lsn)?;
+        self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
         info!(branch = %branch.name, %start_lsn, "branch is made");
         Ok(())
     }
 
-    /// Makes a timeline on page server and safekeepers; gives where it begins. The same again gives the same.
+    /// Makes a timeline on the page server and on the safekeepers, side by side: each is a chain of writes that have to reach the
+    /// disk one after another. The same again gives the same. To be called with the timeline's lock held until what it gives is
+    /// recorded.
     pub(crate) async fn make_timeline(
         &self,
         tenant: TenantId,
         timeline: TimelineId,
         ancestor: TimelineId,
-        at: Option<Lsn>,
-    ) -> Result<(Lsn, Lsn), StorageError> {
-        let request = ManageRequest::CreateBranch { timeline, ancestor, at };
-        let (start_lsn, prev_lsn) = match self.context.page_service.manage(tenant, request).await? {
+        point: Point,
+    ) -> Result<MadeTimeline, StorageError> {
+        let request = ManageRequest::CreateBranch { timeline, ancestor, at: Some(point.lsn) };
+        let wal_from = |start_lsn, prev_lsn| WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
+        let (made, made_for_wal) = tokio::join!(
+            self.context.page_service.manage(tenant, request),
+            self.context.wal_service.create_branch(wal_from(point.lsn, point.prev_lsn)),
+        );
+        let (start_lsn, prev_lsn) = match made? {
             ManageReply::Branch { lsn, prev_lsn } => (lsn, prev_lsn),
             other => return Err(unexpected_reply("the making of a branch", &other)),
         };
-        self.context.wal_service.create_branch(WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn }).await?;
-        Ok((start_lsn, prev_lsn))
+        let away = if (start_lsn, prev_lsn) == (point.lsn, point.prev_lsn) {
+            made_for_wal?
+        } else {
+            // The page server decides where a branch begins. What began elsewhere must be gone from all before it is made anew: one
+            // that kept it would never take the other.
+            if let Some(away) = self.context.wal_service.delete_timeline(tenant, timeline).await?.first() {
+                let message = format!("the safekeeper at {away} does not answer");
+                return Err(StorageError::new(StorageErrorKind::Unavailable, message));
+            }
+            self.context.wal_service.create_branch(wal_from(start_lsn, prev_lsn)).await?
+        };
+        Ok(MadeTimeline { start_lsn, prev_lsn, away })
     }
 
     /// Takes back a branch that could not be made.
@@ -289,7 +350,11 @@ impl Control {
             InsertBranch::ParentGone | InsertBranch::Exists(_) => return Err(not_found(&parent.name)),
         }
         let parent = BranchRow { timeline: ancestor, ..parent.clone() };
-        if let Err(error) = self.make_in_storage(&row, &parent, Some(at)).await {
+        let made = match self.context.point_at(&parent, Some(at)).await {
+            Ok(point) => self.make_in_storage(&row, &parent, point).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = made {
             self.undo(&row).await;
             return Err(error);
         }

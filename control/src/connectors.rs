@@ -343,7 +343,7 @@ impl Control {
     }
 
     /// Whether a connector is being followed, and why not.
-    fn following(&self, name: &str) -> (bool, Option<String>) {
+    pub(crate) fn following(&self, name: &str) -> (bool, Option<String>) {
         match self.connectors.followers.lock().get(name) {
             None => (false, None),
             Some(follower) => {
@@ -512,8 +512,10 @@ impl Control {
             warn!(connector = %row.name, warning, "deleting a connector");
         }
         self.purge_deleted_of(&row.name).await?;
-        self.delete_in_storage(row.tenant, row.timeline).await?;
-        self.context.store.remove_connector(row)?;
+        let lock = self.context.timeline_locks.of(row.timeline);
+        let _guard = lock.lock().await;
+        let away = self.delete_in_storage(row.tenant, row.timeline).await?;
+        self.context.store.remove_connector(row, &away)?;
         info!(connector = %row.name, "connector is deleted");
         Ok(warning)
     }

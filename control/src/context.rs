@@ -8,10 +8,12 @@ use ardent_api::token::TokenIssuer;
 
 use crate::compute::PoolConfig;
 use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::metrics::Metrics;
 use crate::pgurl::PublicAddress;
 use crate::scram;
 use crate::secrets::{Keyring, SecretError, random_text};
 use crate::store::{BranchRow, CredentialRow, Store, now_us};
+use crate::wal_debts::TimelineLocks;
 
 /// How long a compute's lease holds without renewal: longer than a restart of control takes, shorter than a day that a lost
 /// compute would pin.
@@ -29,6 +31,8 @@ pub(crate) struct Context {
     pub connectors: Arc<dyn ConnectorRuntime>,
     pub pool: PoolConfig,
     pub public: PublicAddress,
+    pub metrics: Metrics,
+    pub timeline_locks: TimelineLocks,
 }
 
 impl Context {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, DeleteReply, ErrorInfo, SCHEMA_VERSION, UndeleteRequest,
 };
@@ -129,8 +130,12 @@ impl Control {
     /// Deletes for good a branch that is marked for it, from wherever an earlier attempt stopped.
     pub(crate) async fn finish_delete(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
         self.pool.discard(branch).await?;
-        self.delete_in_storage(branch.tenant, branch.timeline).await?;
-        self.context.store.remove_branch(branch)?;
+        {
+            let lock = self.context.timeline_locks.of(branch.timeline);
+            let _guard = lock.lock().await;
+            let away = self.delete_in_storage(branch.tenant, branch.timeline).await?;
+            self.context.store.remove_branch(branch, &away)?;
+        }
         self.pool.forget_problem(branch.id);
         info!(branch = %branch.known_name(), "branch is deleted for good");
         // The branch is gone whether they go now or when the housekeeper tries again.
@@ -146,8 +151,12 @@ impl Control {
         self.finish_delete(branch).await
     }
 
-    /// Deletes a timeline on page server and safekeepers; fine if it is not there.
-    pub(crate) async fn delete_in_storage(&self, tenant: TenantId, timeline: TimelineId) -> Result<(), ErrorInfo> {
+    /// Deletes a timeline on page server and safekeepers; fine if it is not there. Gives the safekeepers that are to be told yet.
+    pub(crate) async fn delete_in_storage(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<Vec<ServiceAddr>, ErrorInfo> {
         // The page server first: it reads from the safekeepers, and would report the missing timeline as a fault.
         match self.context.page_service.manage(tenant, ManageRequest::DeleteTimeline { timeline }).await {
             Ok(_) => {}
@@ -171,9 +180,11 @@ impl Control {
                     stay.push(past);
                     continue;
                 }
+                let lock = self.context.timeline_locks.of(past.timeline);
+                let _guard = lock.lock().await;
                 match self.delete_in_storage(past.tenant, past.timeline).await {
-                    Ok(()) => {
-                        self.context.store.remove_past_timeline(past.timeline)?;
+                    Ok(away) => {
+                        self.context.store.remove_past_timeline(&past, &away)?;
                         info!(timeline = %past.timeline, "a timeline that its branch has left is deleted");
                     }
                     // One that fails keeps no other from going.

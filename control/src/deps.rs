@@ -105,10 +105,29 @@ pub struct WalBranch {
 pub trait WalService: Send + Sync {
     /// Their addresses, for computes, connectors and the page server.
     fn addrs(&self) -> Vec<ServiceAddr>;
-    /// Makes a branch's timeline. Idempotent.
-    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>>;
-    /// Forgets a timeline and its WAL. Fine if it is not there.
-    fn delete_timeline(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>>;
+    /// Makes a branch's timeline on a quorum. Gives those that are to be made to have it yet, by [`WalService::create_on`]. Idempotent.
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>>;
+    /// Makes a timeline, that others have, on one that never had it: one that had it once and lost it must not get it again, as it
+    /// would have forgotten what it promised.
+    fn create_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
+    /// Forgets a timeline and its WAL on a quorum; fine if it is not there. Gives those that may have it yet.
+    fn delete_timeline(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>>;
+    /// Forgets a timeline on one of them; fine if it is not there.
+    fn delete_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
     /// Up to where a quorum holds the timeline's WAL; `None` if the timeline is not there.
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
 }

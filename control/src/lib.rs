@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Invariants:
-//! - CT-1: a row exists before anything is made for it, and goes after everything of it is gone; so a crash leaves nothing that
-//!   no row knows.
+//! - CT-1: a row exists before anything is made for it, and goes after everything of it is gone, or is written down as a safekeeper's
+//!   to do that was away (`wal_debts.rs`); so a crash leaves nothing that no row knows.
 //! - CT-2: rows in state `creating` are undone at the next start, rows in state `deleting` are deleted.
 //! - CT-3: a branch with children is never deleted (one transaction checks and marks).
 //! - CT-4: at most one agent runs per branch: slots within a run, recorded process identities across runs. Were both to fail,
@@ -34,6 +34,7 @@ pub mod deps;
 mod diff;
 mod history;
 mod http;
+mod metrics;
 pub mod pgurl;
 mod point;
 pub mod scram;
@@ -42,6 +43,7 @@ pub mod service;
 pub mod storage;
 pub mod store;
 pub mod switch;
+mod wal_debts;
 
 pub use compute::PoolConfig;
 pub use pgurl::{PgUrl, PublicAddress};

@@ -74,8 +74,10 @@ fn parse_time(text: &str) -> Option<jiff::Timestamp> {
 /// Where to branch, and how long it took to get there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Point {
-    /// Absent: the last record ingested.
-    pub at: Option<Lsn>,
+    /// The end of a record.
+    pub lsn: Lsn,
+    /// Where that record starts.
+    pub prev_lsn: Lsn,
     /// Of the time, what was spent waiting for WAL to be ingested.
     pub waited: Duration,
 }
@@ -101,21 +103,20 @@ impl Context {
         spec: PointSpec,
     ) -> Result<Point, ErrorInfo> {
         match spec {
-            PointSpec::Latest => Ok(Point { at: None, waited: Duration::ZERO }),
+            PointSpec::Latest => Ok(self.point_at(parent, None).await?),
             PointSpec::Lsn(lsn) => {
-                let mut last = self.timeline_status(parent.tenant, parent.timeline).await?.last_record_lsn;
+                let mut last = self.point_at(parent, None).await?;
                 let mut waited = Duration::ZERO;
-                if last < lsn {
+                if last.lsn < lsn {
                     waited = self.catch_up(parent, connector).await?;
-                    last = self.timeline_status(parent.tenant, parent.timeline).await?.last_record_lsn;
+                    last = self.point_at(parent, None).await?;
                 }
-                if last < lsn {
+                if last.lsn < lsn {
                     let message = format!("{lsn} is ahead of all that branch {} has", parent.name);
-                    return Err(self
-                        .with_range(parent, StorageError::new(StorageErrorKind::OutOfRange, message))
-                        .await);
+                    let outside = StorageError::new(StorageErrorKind::OutOfRange, message);
+                    return Err(self.with_range(parent, outside).await);
                 }
-                Ok(Point { at: Some(lsn), waited })
+                self.point_in_range(parent, lsn, waited).await
             }
             PointSpec::Time(timestamp_us) => {
                 check_past(timestamp_us)?;
@@ -126,21 +127,52 @@ impl Context {
                     false => self.catch_up(parent, connector).await?,
                 };
                 let lsn = self.lsn_of_time(parent, parent.tenant, timestamp_us).await?;
-                Ok(Point { at: Some(lsn), waited })
+                self.point_in_range(parent, lsn, waited).await
             }
-            PointSpec::Now => Ok(Point { at: None, waited: self.catch_up(parent, connector).await? }),
+            PointSpec::Now => {
+                let committed = self.committed(parent, connector).await?;
+                let point = self.point_at(parent, None).await?;
+                match committed.filter(|lsn| point.lsn < *lsn) {
+                    None => Ok(point),
+                    Some(lsn) => {
+                        let waited = self.wait_for_ingest(parent, lsn).await?;
+                        Ok(Point { waited, ..self.point_at(parent, None).await? })
+                    }
+                }
+            }
+        }
+    }
+
+    /// The branch point at `lsn`; outside of what is kept, an error that names the range.
+    async fn point_in_range(&self, parent: &BranchRow, lsn: Lsn, waited: Duration) -> Result<Point, ErrorInfo> {
+        match self.point_at(parent, Some(lsn)).await {
+            Ok(point) => Ok(Point { waited, ..point }),
+            Err(error) => Err(self.with_range(parent, error).await),
+        }
+    }
+
+    /// Up to where `parent` has committed.
+    async fn committed(&self, parent: &BranchRow, connector: Option<ConnectorSpec>) -> Result<Option<Lsn>, ErrorInfo> {
+        match connector {
+            Some(connector) => Ok(Some(self.production_lsn(parent, connector).await?)),
+            None => Ok(self.wal_service.commit_lsn(parent.tenant, parent.timeline).await?),
         }
     }
 
     /// Waits until the page server has all that `parent` has committed so far.
     async fn catch_up(&self, parent: &BranchRow, connector: Option<ConnectorSpec>) -> Result<Duration, ErrorInfo> {
-        let committed = match connector {
-            Some(connector) => Some(self.production_lsn(parent, connector).await?),
-            None => self.wal_service.commit_lsn(parent.tenant, parent.timeline).await?,
-        };
-        match committed {
+        match self.committed(parent, connector).await? {
             Some(lsn) => self.wait_for_ingest(parent, lsn).await,
             None => Ok(Duration::ZERO),
+        }
+    }
+
+    /// The branch point that `at` gives; absent: the last record ingested.
+    pub(crate) async fn point_at(&self, parent: &BranchRow, at: Option<Lsn>) -> Result<Point, StorageError> {
+        let request = ManageRequest::BranchPoint { timeline: parent.timeline, at };
+        match self.page_service.manage(parent.tenant, request).await? {
+            ManageReply::Branch { lsn, prev_lsn } => Ok(Point { lsn, prev_lsn, waited: Duration::ZERO }),
+            other => Err(unexpected_reply("a branch point", &other)),
         }
     }
 
@@ -202,6 +234,7 @@ pub(crate) fn unexpected_reply(request: &str, reply: &ManageReply) -> StorageErr
         ManageReply::Timeline(_) => "a timeline",
         ManageReply::Timelines { .. } => "timelines",
         ManageReply::LsnForTimestamp { .. } => "an LSN",
+        ManageReply::KeptState { .. } => "a kept state",
     };
     StorageError::new(StorageErrorKind::Failed, format!("the page server answered {request} with {kind}"))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,9 +26,11 @@ use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
 use crate::deps::{ConnectorRuntime, PageService, WalService};
 use crate::http;
+use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
 use crate::secrets::{Keyring, SecretError, random_text, token_hash};
 use crate::store::{Store, StoreError, iso8601, now_us};
+use crate::wal_debts::TimelineLocks;
 
 /// How often expired branches are looked for and unfinished deletions tried again.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(10);
@@ -211,6 +214,17 @@ impl RunningControl {
         &self.control
     }
 
+    /// Adds what control counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(&self.control, registry);
+    }
+
+    /// What tells, whenever it is called, what does not work: connectors that are not followed, branches that did not start.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+        let control = Arc::downgrade(&self.control);
+        move || control.upgrade().map(|control| control.problems()).unwrap_or_default()
+    }
+
     /// Where the HTTP API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -247,6 +261,8 @@ impl Control {
             connectors: dependencies.connectors,
             pool: config.pool.clone(),
             public: config.public.clone(),
+            metrics: Metrics::default(),
+            timeline_locks: TimelineLocks::default(),
         });
         let tcp = listen_tcp(config.listen).await?;
         let address = tcp.local_addr().unwrap_or(config.listen);
@@ -293,6 +309,24 @@ impl Control {
     /// Accepts this token from now on.
     pub fn add_user_token(&self, token: &str, name: &str) -> Result<(), ErrorInfo> {
         Ok(self.context.store.insert_token(&token_hash(token), name, now_us())?)
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let rows = self.context.store.connectors().and_then(|rows| Ok((rows, self.context.store.branches()?)));
+        let (connectors, branches) = match rows {
+            Ok(rows) => rows,
+            Err(error) => return vec![format!("control: its database cannot be read: {error}")],
+        };
+        let connectors = connectors.iter().filter(|row| row.state == ConnectorState::Ready);
+        let failing = connectors.filter_map(|row| {
+            let problem = self.following(&row.name).1?;
+            Some(format!("connector {}: {problem}", row.name))
+        });
+        let stuck = branches.iter().filter_map(|row| {
+            let problem = self.pool.problem(row.id)?;
+            Some(format!("branch {}: {problem}", row.name))
+        });
+        failing.chain(stuck).collect()
     }
 
     /// Facts about the server.
@@ -381,6 +415,9 @@ impl Control {
                 if let Err(error) = done {
                     warn!(%error, "housekeeping could not finish");
                 }
+            }
+            if let Err(error) = self.context.settle_wal_debts(None).await {
+                warn!(%error, "what safekeepers missed cannot be read");
             }
             if renewed.is_none_or(|at| at.elapsed() > LEASE_TTL / 8) {
                 match self.renew_leases().await {

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, FutureExt as _, try_join_all};
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest};
@@ -139,11 +141,19 @@ fn page_error(error: PageError) -> StorageError {
     StorageError::new(kind, with_cause(&error))
 }
 
+/// How long a safekeeper may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the others may take once a quorum has answered: one that hangs must not hold up what does not need it.
+const REST_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// Safekeepers behind their addresses.
 pub struct SafekeepersAt {
     addrs: Vec<ServiceAddr>,
     token: String,
 }
+
+/// What each safekeeper said.
+type Answers<T> = Vec<(ServiceAddr, Result<T, StorageError>)>;
 
 impl SafekeepersAt {
     /// The safekeepers at `addrs`; `token` must allow management of every tenant.
@@ -155,9 +165,48 @@ impl SafekeepersAt {
         SafekeeperClient::connect(addr, tenant, &self.token).await
     }
 
-    async fn create_on(&self, addr: &ServiceAddr, branch: WalBranch) -> Result<(), ClientError> {
+    fn quorum(&self) -> usize {
+        self.addrs.len() / 2 + 1
+    }
+
+    /// Asks all of them at once. When a quorum has answered well, the others get a moment more.
+    async fn ask_all<'a, T>(
+        &'a self,
+        ask: impl Fn(&'a ServiceAddr) -> BoxFuture<'a, Result<T, ClientError>>,
+    ) -> Answers<T> {
+        let mut asked: FuturesUnordered<_> =
+            self.addrs.iter().map(|addr| ask(addr).map(move |said| (addr, said))).collect();
+        let mut answers: Answers<T> = Vec::with_capacity(self.addrs.len());
+        let mut deadline = Instant::now() + ANSWER_TIMEOUT;
+        while let Ok(Some((addr, said))) = tokio::time::timeout_at(deadline, asked.next()).await {
+            answers.push((addr.clone(), said.map_err(wal_error)));
+            if answers.iter().filter(|(_, said)| said.is_ok()).count() == self.quorum() {
+                deadline = deadline.min(Instant::now() + REST_TIMEOUT);
+            }
+        }
+        for addr in &self.addrs {
+            if !answers.iter().any(|(answered, _)| answered == addr) {
+                answers.push((addr.clone(), Err(silent(addr))));
+            }
+        }
+        answers
+    }
+
+    /// Asks one of them.
+    async fn ask<T>(
+        &self,
+        addr: &ServiceAddr,
+        asked: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, StorageError> {
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(said) => said.map_err(wal_error),
+            Err(_) => Err(silent(addr)),
+        }
+    }
+
+    /// Makes a branch where its ancestor is: system identifier, segment size and major are the ancestor's.
+    async fn create_beside(&self, addr: &ServiceAddr, branch: WalBranch) -> Result<TimelineSpec, ClientError> {
         let mut client = self.connect(addr, branch.tenant).await?;
-        // System identifier, segment size and major are the ancestor's.
         let ancestor = client.status(branch.ancestor).await?.spec;
         let spec = TimelineSpec {
             timeline: branch.timeline,
@@ -166,7 +215,35 @@ impl SafekeepersAt {
             ancestor: Some(Ancestor { timeline: branch.ancestor, lsn: branch.start_lsn }),
             ..ancestor
         };
-        client.create_timeline(spec).await
+        client.create_timeline(spec).await?;
+        Ok(spec)
+    }
+
+    async fn create_as(&self, addr: &ServiceAddr, spec: TimelineSpec) -> Result<(), ClientError> {
+        self.connect(addr, spec.tenant).await?.create_timeline(spec).await
+    }
+
+    async fn delete(&self, addr: &ServiceAddr, tenant: TenantId, timeline: TimelineId) -> Result<(), ClientError> {
+        self.connect(addr, tenant).await?.delete_timeline(timeline).await
+    }
+
+    /// Those that are away, if the others did what they were asked and are a quorum.
+    fn away(&self, answers: Answers<()>) -> Result<Vec<ServiceAddr>, StorageError> {
+        let (mut away, mut why) = (Vec::new(), None);
+        for (addr, said) in answers {
+            match said {
+                Ok(()) => {}
+                Err(error) if error.kind == StorageErrorKind::Unavailable => {
+                    away.push(addr);
+                    why = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match why {
+            Some(error) if self.addrs.len() - away.len() < self.quorum() => Err(error),
+            _ => Ok(away),
+        }
     }
 }
 
@@ -175,53 +252,88 @@ impl WalService for SafekeepersAt {
         self.addrs.clone()
     }
 
-    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>> {
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         async move {
-            // On all, not on a quorum: a writer needs the timeline on each one that it counts.
-            try_join_all(self.addrs.iter().map(|addr| self.create_on(addr, branch))).await.map_err(wal_error)?;
-            Ok(())
+            let made = self.ask_all(|addr| self.create_beside(addr, branch).boxed()).await;
+            let spec = made.iter().find_map(|(_, said)| said.as_ref().ok()).copied();
+            let mut answers = Vec::with_capacity(made.len());
+            for (addr, said) in made {
+                let said = match (said, spec) {
+                    // It was away when the ancestor was made, and has not been told of that yet.
+                    (Err(error), Some(spec)) if error.kind == StorageErrorKind::NotFound => {
+                        self.ask(&addr, self.create_as(&addr, spec)).await
+                    }
+                    (said, _) => said.map(|_| ()),
+                };
+                answers.push((addr, said));
+            }
+            self.away(answers)
         }
         .boxed()
     }
 
-    fn delete_timeline(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>> {
-        let delete_on = async move |addr: &ServiceAddr| {
-            let mut client = self.connect(addr, tenant).await?;
-            client.delete_timeline(timeline).await
-        };
+    fn create_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
         async move {
-            for addr in &self.addrs {
-                delete_on(addr).await.map_err(wal_error)?;
+            let status = |addr| async move { self.connect(addr, tenant).await?.status(timeline).await }.boxed();
+            let answers = self.ask_all(status).await;
+            let (found, failed): (Vec<_>, Vec<_>) = answers.into_iter().map(|(_, said)| said).partition(Result::is_ok);
+            match (found.into_iter().flatten().next(), failed.into_iter().filter_map(Result::err).next()) {
+                (Some(status), _) => self.ask(safekeeper, self.create_as(safekeeper, status.spec)).await,
+                (None, Some(error)) => Err(error),
+                (None, None) => Err(StorageError::new(StorageErrorKind::Failed, "no safekeeper is configured")),
             }
-            Ok(())
         }
         .boxed()
+    }
+
+    fn delete_timeline(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
+        async move { self.away(self.ask_all(|addr| self.delete(addr, tenant, timeline).boxed()).await) }.boxed()
+    }
+
+    fn delete_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        self.ask(safekeeper, self.delete(safekeeper, tenant, timeline)).boxed()
     }
 
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
         async move {
-            let mut newest = None;
-            let mut answers = 0;
-            let mut last_error = None;
-            for addr in &self.addrs {
-                let status = async { self.connect(addr, tenant).await?.status(timeline).await };
-                match status.await {
+            let status = |addr| async move { self.connect(addr, tenant).await?.status(timeline).await }.boxed();
+            let (mut newest, mut answered, mut last_error) = (None, 0, None);
+            for (_, said) in self.ask_all(status).await {
+                match said {
                     Ok(status) => {
-                        answers += 1;
+                        answered += 1;
                         newest = newest.max(Some(status.commit_lsn));
                     }
-                    Err(error) if error.code() == Some(wal_service::ErrorCode::TimelineNotFound) => answers += 1,
+                    Err(error) if error.kind == StorageErrorKind::NotFound => answered += 1,
                     Err(error) => last_error = Some(error),
                 }
             }
             match last_error {
                 // A minority may be away: what is committed is known to some of every majority.
-                Some(error) if answers * 2 <= self.addrs.len() => Err(wal_error(error)),
+                Some(error) if answered < self.quorum() => Err(error),
                 _ => Ok(newest),
             }
         }
         .boxed()
     }
+}
+
+fn silent(addr: &ServiceAddr) -> StorageError {
+    StorageError::new(StorageErrorKind::Unavailable, format!("the safekeeper at {addr} does not answer"))
 }
 
 fn wal_error(error: ClientError) -> StorageError {

@@ -20,8 +20,8 @@ use tracing::{info, warn};
 use ardent_api::control::{ApiErrorCode, BranchState, ErrorInfo, ResetRequest, RestoreRequest, SwitchReply};
 use ardent_types::{Lsn, TimelineId};
 
-use crate::branches::{not_found, root_branch, shutting_down};
-use crate::point::PointSpec;
+use crate::branches::{MadeTimeline, not_found, root_branch, shutting_down};
+use crate::point::{Point, PointSpec};
 use crate::service::Control;
 use crate::store::{BeginSwitch, BranchRow, SwitchKind, SwitchRow, iso8601, iso8601_us, now_us};
 
@@ -32,8 +32,8 @@ struct Origin {
     source: TimelineId,
     /// What it hangs on.
     ancestor: TimelineId,
-    /// Absent: at the last record ingested.
-    at: Option<Lsn>,
+    /// Where.
+    point: Point,
 }
 
 impl Control {
@@ -101,8 +101,8 @@ impl Control {
             None => None,
         };
         let parent = parent.ok_or_else(|| not_found(&branch.name))?;
-        let at = self.point_on(&parent, point).await?.at;
-        let origin = Origin { source: parent.timeline, ancestor: parent.timeline, at };
+        let point = self.point_on(&parent, point).await?;
+        let origin = Origin { source: parent.timeline, ancestor: parent.timeline, point };
         self.switch(branch, &parent, SwitchKind::Reset, origin).await
     }
 
@@ -115,8 +115,12 @@ impl Control {
             Some(ancestor) if stretch.start_lsn == Some(found.lsn) => ancestor,
             _ => stretch.timeline,
         };
-        let origin = Origin { source: stretch.timeline, ancestor, at: Some(found.lsn) };
         let from = BranchRow { timeline: stretch.timeline, ..branch.clone() };
+        let point = match self.context.point_at(&from, Some(found.lsn)).await {
+            Ok(point) => point,
+            Err(error) => return Err(self.context.with_range(&from, error).await),
+        };
+        let origin = Origin { source: stretch.timeline, ancestor, point };
         self.switch(branch, &from, SwitchKind::Restore, origin).await
     }
 
@@ -141,15 +145,20 @@ impl Control {
             }
         }
         let switched = async {
-            let made = self.make_timeline(branch.tenant, row.timeline, origin.ancestor, origin.at).await;
-            let (start_lsn, prev_lsn) = match made {
-                Ok(point) => point,
-                Err(error) => return Err(self.context.with_range(from, error).await),
+            let start_lsn = {
+                let lock = self.context.timeline_locks.of(row.timeline);
+                let _guard = lock.lock().await;
+                let made = self.make_timeline(branch.tenant, row.timeline, origin.ancestor, origin.point).await;
+                let MadeTimeline { start_lsn, prev_lsn, away } = match made {
+                    Ok(made) => made,
+                    Err(error) => return Err(self.context.with_range(from, error).await),
+                };
+                if branch.retention_s.is_some() {
+                    self.keep_history(branch.tenant, row.timeline, branch.retention_s).await?;
+                }
+                self.context.store.switch_made((branch.tenant, &row), start_lsn, prev_lsn, &away)?;
+                start_lsn
             };
-            if branch.retention_s.is_some() {
-                self.keep_history(branch.tenant, row.timeline, branch.retention_s).await?;
-            }
-            self.context.store.switch_made(&row, start_lsn, prev_lsn)?;
             self.finish_switch(branch, &row).await?;
             info!(branch = %branch.name, kind = kind.as_str(), %start_lsn, "branch is on a new timeline");
             Ok(start_lsn)

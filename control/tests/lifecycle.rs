@@ -47,17 +47,27 @@ async fn fifty_calls_at_once_for_one_name_make_one_branch() {
 async fn a_branch_taken_now_holds_what_production_had_committed() {
     let world = World::connected().await;
     world.fakes.production.send_replace(Lsn::new(0x2000));
+    let asked = world.fakes.state.lock().status_asked;
     let making = world.create_branch(json!({ "name": "a" }));
     let ingest = async {
-        until("the branch is being made", || {
-            world.fakes.state.lock().requests.is_empty() && world.control().find_branch("a").is_ok()
-        })
-        .await;
+        // It has been told that the page server is behind.
+        until("the branch is being made", || world.fakes.state.lock().status_asked > asked).await;
+        assert_eq!(world.fakes.state.lock().requests, Vec::<String>::new(), "it waits");
         world.fakes.ingested.send_replace(Lsn::new(0x2000));
     };
     let (branch, ()) = tokio::join!(making, ingest);
     assert_eq!(branch["branch_lsn"], "0/00002000");
     assert!(branch["waited_us"].as_u64().expect("a number") > 0);
+}
+
+#[tokio::test]
+async fn wal_begins_where_the_page_server_has_begun_the_branch() {
+    let world = World::connected().await;
+    world.fakes.state.lock().begins_at = Some(Lsn::new(0xF80));
+    let branch = world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(branch["branch_lsn"], "0/00000F80");
+    let begun: Vec<Lsn> = world.fakes.state.lock().safekeeper.values().map(|branch| branch.start_lsn).collect();
+    assert_eq!(begun, [Lsn::new(0xF80)]);
 }
 
 #[tokio::test]
@@ -298,4 +308,29 @@ async fn a_connector_that_fails_leaves_nothing_and_the_same_again_joins() {
     let (status, deleted) = world.call("DELETE", "/v1/connectors/shop", None).await;
     assert_eq!(status, 200);
     assert!(deleted["warning"].as_str().expect("warning").contains("pg_drop_replication_slot"), "{deleted}");
+}
+
+#[tokio::test]
+async fn a_safekeeper_that_was_away_is_told_what_it_missed_even_after_a_restart() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(world.fakes.state.lock().second.len(), 1);
+    world.fakes.state.lock().second_away = true;
+    world.create_branch(json!({ "name": "b" })).await;
+    world.create_branch(json!({ "name": "c" })).await;
+    for name in ["a", "c"] {
+        assert_eq!(world.call("DELETE", &format!("/v1/branches/{name}"), None).await.0, 200);
+        world.fails("GET", &format!("/v1/branches/{name}"), None, ApiErrorCode::NotFound).await;
+    }
+    let state = |world: &World| {
+        let state = world.fakes.state.lock();
+        let all: Vec<_> = state.safekeeper.keys().copied().collect();
+        (all.len(), state.second.iter().copied().eq(all), state.second.len())
+    };
+    assert_eq!(state(&world), (1, false, 1), "the second one has the deleted branch and lacks the new one");
+
+    world.crash();
+    world.fakes.state.lock().second_away = false;
+    world.start().await;
+    until("the housekeeper has told it", || state(&world) == (1, true, 1)).await;
 }

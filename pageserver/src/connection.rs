@@ -14,6 +14,7 @@ use bytes::BytesMut;
 
 use crate::import::Import;
 use crate::limits;
+use crate::metrics;
 use crate::server::Shared;
 use crate::socket::Socket;
 
@@ -134,6 +135,7 @@ impl Connection<'_> {
 
     fn answer(&mut self, request: Request) -> Result<(), ConnectionError> {
         let Some(bound) = self.bound.clone() else { return self.greet(request) };
+        let (name, began) = (metrics::request_name(&request), Instant::now());
         let (id, result) = match request {
             Request::Hello(_) => (0, Err(Failure::new(ErrorCode::Invalid, "a second hello"))),
             Request::GetPages { id, lsn, rel, ranges } => (id, self.get_pages(&bound, id, lsn, rel, &ranges)),
@@ -142,11 +144,16 @@ impl Connection<'_> {
             Request::GetChanged { id, from, to } => (id, self.get_changed(&bound, id, from, to)),
             Request::WaitLsn { id, lsn, timeout_ms } => (id, self.wait_lsn(&bound, id, lsn, timeout_ms)),
             Request::Manage { id, request } => (id, self.manage(&bound, id, request)),
+            Request::KeepPart { id, at, part, data } => (id, self.keep_part(&bound, id, at, part, &data)),
+            Request::GetKeptPart { id, at, part } => (id, self.get_kept_part(&bound, id, at, part)),
             Request::ImportFile { path, length } => (0, self.import_file(path, length)),
             Request::ImportData { data } => (0, self.import_data(data)),
         };
         if let Some(error) = self.socket_error.take() {
             return Err(error.into());
+        }
+        if let Some(name) = name {
+            self.shared.metrics.answered(name, &result, began);
         }
         if let Err(Failure { code, message }) = result {
             tracing::info!(timeline = %bound.timeline, ?code, message, "a request failed");
@@ -158,7 +165,7 @@ impl Connection<'_> {
     /// Queues an answer. A broken socket ends the connection after this request.
     pub(crate) fn reply(&mut self, response: &Response) -> Result<(), Failure> {
         if let Response::BackupItem { item: BackupItem::Page { .. }, .. } = response {
-            self.pages_sent.fetch_add(1, Ordering::Relaxed);
+            self.count_pages(1);
         }
         self.output.send(response).map_err(|error| self.lost(error))
     }
@@ -174,10 +181,15 @@ impl Connection<'_> {
         let before = buffer.len();
         let filled = Response::encode_pages(&mut buffer, id, |buffer| fill(self, buffer));
         // What stands before the pages is smaller than one.
-        self.pages_sent.fetch_add(((buffer.len() - before) / BLCKSZ) as u64, Ordering::Relaxed);
+        self.count_pages(((buffer.len() - before) / BLCKSZ) as u64);
         self.output.buffer = buffer;
         filled?;
         self.output.flush_if_large().map_err(|error| self.lost(error))
+    }
+
+    fn count_pages(&self, pages: u64) {
+        self.pages_sent.fetch_add(pages, Ordering::Relaxed);
+        self.shared.metrics.pages_sent(pages);
     }
 
     fn lost(&mut self, error: io::Error) -> Failure {

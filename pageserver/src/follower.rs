@@ -2,31 +2,29 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ErrorCode;
-use ardent_pg_format::{DecodedRecord, WalDecoder, WalError};
-use ardent_pg_ingest::{Batch, Ingest, IngestError, Progress};
-use ardent_storage::{CommitError, Engine, PutError, ReadError, RecordPosition, Timeline, TimelineError};
+use ardent_storage::{Engine, Timeline, TimelineError};
 use ardent_types::{Lsn, TenantId, TimelineId};
-use ardent_wal_client::{ClientError, WalChunk, WalReader};
+use ardent_wal_client::{ClientError, WalReader};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Failure;
-use crate::import::{IMPORT_ERROR, consistent_from};
+use crate::intake::{Intake, IntakeError};
 use crate::limits;
+use crate::metrics::IngestState;
 use crate::pages::{chain, timeline_failure};
-use crate::state::TimelineAt;
 
 type TimelineKey = (TenantId, TimelineId);
 
-/// All followed timelines. Clones are the same.
-#[derive(Clone, Debug)]
+/// All followed timelines.
+#[derive(Debug)]
 pub(crate) struct Followers {
     runtime: Handle,
     engine: Arc<Engine>,
@@ -49,6 +47,10 @@ struct FollowState {
     /// Control said so; otherwise somebody waited for WAL, and following ends when nobody does any more.
     is_pinned: AtomicBool,
     wanted_at: Mutex<Instant>,
+    /// How far the timeline was committed when WAL last came.
+    committed: AtomicU64,
+    /// The highest position that somebody waited for.
+    wanted: Mutex<Lsn>,
     /// What went wrong last, until it works again.
     problem: Mutex<Option<String>>,
 }
@@ -60,28 +62,20 @@ enum FollowError {
     Timeline(#[from] TimelineError),
     #[error("its import is not finished")]
     Importing,
-    #[error("the WAL of a timeline that it hangs on cannot be received: {0}")]
-    Ancestor(Failure),
     #[error("no safekeeper is configured")]
     NoSafekeeper,
     #[error("its WAL cannot be received")]
     Receive(#[from] ClientError),
-    #[error("its WAL cannot be decoded")]
-    Decode(#[from] WalError),
-    #[error("its WAL cannot be ingested")]
-    Ingest(#[from] Box<IngestError<ReadError>>),
-    #[error("its WAL cannot be stored")]
-    Put(#[from] PutError),
-    #[error("its state cannot be made durable")]
-    Commit(#[from] CommitError),
-    #[error("pages that WAL refers to were missing in the base backup: {0}")]
-    Incomplete(String),
+    #[error(transparent)]
+    Intake(#[from] IntakeError),
 }
 
 /// How following ended without an error.
 enum Ended {
     Cancelled,
     Idle,
+    /// The safekeeper lacks WAL that is waited for.
+    Behind,
 }
 
 impl Followers {
@@ -112,16 +106,21 @@ impl Followers {
     /// Waits until the timeline has ingested `lsn`, and its ancestors what a reader there sees of them: after a restart, theirs may
     /// have to come in again as well. Follows meanwhile whichever of them nobody does.
     pub fn wait_for(&self, timeline: &Arc<Timeline>, lsn: Lsn, deadline: Instant) -> Result<(), Failure> {
-        let behind = behind(timeline, lsn).map_err(|error| timeline_failure(&error))?;
-        if behind.is_empty() {
+        if timeline.wait_for(lsn, Instant::now()).is_ok() {
             return Ok(());
         }
-        let states = behind.iter().map(|timeline| self.ensure(timeline)).collect::<Result<Vec<_>, _>>()?;
+        let state = if timeline.last_record().end < lsn {
+            let state = self.ensure(timeline)?;
+            state.want(lsn);
+            Some(state)
+        } else {
+            self.ensure_ancestors(timeline)?;
+            None
+        };
         timeline.wait_for(lsn, deadline).map_err(|error| {
-            let problem = states.iter().find_map(|state| state.problem.lock().clone());
+            let problem = state.as_ref().and_then(|state| state.problem.lock().clone());
             let why = problem.unwrap_or_else(|| "no more WAL has come from the safekeepers".to_owned());
-            let (lsn, last) = (error.lsn, error.last);
-            Failure::new(ErrorCode::Timeout, format!("{lsn} is not ingested yet, {last} is: {why}"))
+            Failure::new(ErrorCode::Timeout, format!("{} is not ingested yet, {} is: {why}", error.lsn, error.last))
         })
     }
 
@@ -135,6 +134,35 @@ impl Followers {
         self.running.lock().get(&key_of(timeline)).and_then(|follower| follower.shared.problem.lock().clone())
     }
 
+    /// How ingest stands, over all of them.
+    pub fn ingest(&self) -> IngestState {
+        let running = self.running.lock();
+        let mut state = IngestState::default();
+        for ((tenant, timeline), follower) in &*running {
+            if follower.thread.is_finished() {
+                continue;
+            }
+            state.followed += 1;
+            state.failing += u64::from(follower.shared.problem.lock().is_some());
+            // A timeline that is not loaded has no WAL under way.
+            let Some(timeline) = self.engine.if_loaded(*tenant, *timeline) else { continue };
+            let committed = follower.shared.committed.load(Ordering::Relaxed);
+            let lag_bytes = committed.saturating_sub(timeline.last_record().end.get());
+            state.lag_bytes_max = state.lag_bytes_max.max(lag_bytes);
+        }
+        state
+    }
+
+    /// What keeps timelines from following, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        let running = self.running.lock();
+        let problem = |(key, follower): (&TimelineKey, &Follower)| {
+            let problem = follower.shared.problem.lock().clone()?;
+            Some(format!("page server: timeline {}: {problem}", key.1))
+        };
+        running.iter().filter_map(problem).collect()
+    }
+
     /// Ends following a timeline at once and waits for it.
     pub fn end(&self, tenant: TenantId, timeline: TimelineId) {
         let follower = self.running.lock().remove(&(tenant, timeline));
@@ -145,18 +173,25 @@ impl Followers {
 
     /// Ends all, and waits for them.
     pub fn end_all(&self) {
-        loop {
-            let running = std::mem::take(&mut *self.running.lock());
-            if running.is_empty() {
-                return;
-            }
-            running.values().for_each(|follower| follower.shared.cancel.cancel());
-            // One that was just starting another, for an ancestor, has done so when it has ended.
-            running.into_values().for_each(Follower::end);
+        let running = std::mem::take(&mut *self.running.lock());
+        running.values().for_each(|follower| follower.shared.cancel.cancel());
+        running.into_values().for_each(Follower::end);
+    }
+
+    /// A timeline cannot go on before its ancestors are where it leaves them: after a restart their WAL has to come in again, and nobody
+    /// else may ask for it.
+    fn ensure_ancestors(&self, timeline: &Timeline) -> Result<(), Failure> {
+        let parent = timeline.ancestor_timeline().map_err(|error| timeline_failure(&error))?;
+        let (Some(ancestor), Some(parent)) = (timeline.ancestor(), parent) else { return Ok(()) };
+        if parent.last_record().end < ancestor.point.lsn {
+            self.ensure(&parent)?.want(ancestor.point.lsn);
+            return Ok(());
         }
+        self.ensure_ancestors(&parent)
     }
 
     fn ensure(&self, timeline: &Arc<Timeline>) -> Result<Arc<FollowState>, Failure> {
+        self.ensure_ancestors(timeline)?;
         let mut running = self.running.lock();
         if let Some(follower) = running.get(&key_of(timeline)).filter(|follower| !follower.thread.is_finished()) {
             *follower.shared.wanted_at.lock() = Instant::now();
@@ -167,9 +202,17 @@ impl Followers {
             safekeepers: Mutex::new(self.safekeepers.clone()),
             is_pinned: AtomicBool::new(false),
             wanted_at: Mutex::new(Instant::now()),
+            committed: AtomicU64::new(0),
+            wanted: Mutex::new(Lsn::INVALID),
             problem: Mutex::new(None),
         });
-        let worker = Worker { followers: self.clone(), key: key_of(timeline), state: Arc::clone(&shared) };
+        let worker = Worker {
+            runtime: self.runtime.clone(),
+            engine: Arc::clone(&self.engine),
+            token: self.token.clone(),
+            key: key_of(timeline),
+            state: Arc::clone(&shared),
+        };
         let thread = std::thread::Builder::new().name(format!("follow-{}", timeline.id())).spawn(move || worker.run());
         let thread = thread.map_err(|error| {
             Failure::new(ErrorCode::Unavailable, format!("no thread to be had for following WAL: {error}"))
@@ -179,24 +222,23 @@ impl Followers {
     }
 }
 
-/// The timeline and its ancestors, as far as they lack what a reader at `lsn` sees of them; the oldest first.
-fn behind(timeline: &Arc<Timeline>, lsn: Lsn) -> Result<Vec<Arc<Timeline>>, TimelineError> {
-    let (mut timeline, mut lsn) = (Arc::clone(timeline), lsn);
-    let mut found = Vec::new();
-    loop {
-        if timeline.last_record().end < lsn {
-            found.push(Arc::clone(&timeline));
-        }
-        let (Some(ancestor), Some(parent)) = (timeline.ancestor(), timeline.ancestor_timeline()?) else { break };
-        lsn = lsn.min(ancestor.point.lsn);
-        timeline = parent;
-    }
-    found.reverse();
-    Ok(found)
-}
-
 fn key_of(timeline: &Timeline) -> TimelineKey {
     (timeline.tenant(), timeline.id())
+}
+
+impl FollowState {
+    fn want(&self, lsn: Lsn) {
+        let mut wanted = self.wanted.lock();
+        *wanted = lsn.max(*wanted);
+    }
+
+    /// Where WAL is asked for next: somewhere else than so far.
+    fn turn(&self) {
+        let mut safekeepers = self.safekeepers.lock();
+        if !safekeepers.is_empty() {
+            safekeepers.rotate_left(1);
+        }
+    }
 }
 
 impl Follower {
@@ -210,7 +252,9 @@ impl Follower {
 
 /// The thread of one followed timeline.
 struct Worker {
-    followers: Followers,
+    runtime: Handle,
+    engine: Arc<Engine>,
+    token: String,
     key: TimelineKey,
     state: Arc<FollowState>,
 }
@@ -223,6 +267,7 @@ impl Worker {
         while !self.state.cancel.is_cancelled() {
             match self.follow() {
                 Ok(Ended::Cancelled | Ended::Idle) => return,
+                Ok(Ended::Behind) => self.state.turn(),
                 Err(error) => {
                     let text = chain(&error);
                     if self.state.problem.lock().replace(text.clone()).as_ref() != Some(&text) {
@@ -230,11 +275,8 @@ impl Worker {
                     }
                 }
             }
-            let now = self
-                .followers
-                .engine
-                .timeline(self.key.0, self.key.1)
-                .map_or(reached, |timeline| timeline.last_record().end);
+            let now =
+                self.engine.timeline(self.key.0, self.key.1).map_or(reached, |timeline| timeline.last_record().end);
             pause = if now > reached { first_pause } else { (pause * 2).min(longest_pause) };
             reached = now;
             self.pause(pause);
@@ -242,7 +284,7 @@ impl Worker {
     }
 
     fn pause(&self, pause: Duration) {
-        self.followers.runtime.block_on(async {
+        self.runtime.block_on(async {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.state.cancel.cancelled() => {}
@@ -252,8 +294,7 @@ impl Worker {
 
     /// Receives and ingests until there is an error or a reason to stop.
     fn follow(&self) -> Result<Ended, FollowError> {
-        let Followers { runtime, engine, token, .. } = &self.followers;
-        let timeline = engine.timeline(self.key.0, self.key.1)?;
+        let timeline = self.engine.timeline(self.key.0, self.key.1)?;
         if timeline.is_importing() {
             return Err(FollowError::Importing);
         }
@@ -262,18 +303,15 @@ impl Worker {
             return Err(FollowError::NoSafekeeper);
         }
         let start = timeline.last_record().end;
-        if !self.catch_ancestors_up(&timeline, start)? {
-            return Ok(Ended::Cancelled);
-        }
-        let connecting = WalReader::connect(&safekeepers, self.key.0, self.key.1, token, start);
-        let Some(reader) = runtime.block_on(self.state.cancel.run_until_cancelled(connecting)) else {
+        let connecting = WalReader::connect(&safekeepers, self.key.0, self.key.1, &self.token, start);
+        let Some(reader) = self.runtime.block_on(self.state.cancel.run_until_cancelled(connecting)) else {
             return Ok(Ended::Cancelled);
         };
         let mut reader = reader?;
         let mut intake = Intake::open(&timeline)?;
         self.state.problem.lock().take();
         loop {
-            let next = runtime.block_on(async {
+            let next = self.runtime.block_on(async {
                 tokio::select! {
                     chunk = reader.next() => Some(Some(chunk)),
                     () = tokio::time::sleep(limits::FOLLOW_TICK) => Some(None),
@@ -283,140 +321,25 @@ impl Worker {
             match next {
                 None => return Ok(Ended::Cancelled),
                 Some(Some(chunk)) => {
-                    intake.take(chunk?)?;
+                    let chunk = chunk?;
+                    self.state.committed.store(chunk.commit_lsn.get(), Ordering::Relaxed);
+                    intake.take(chunk)?;
                     *self.state.wanted_at.lock() = Instant::now();
                 }
                 Some(None) if self.is_unwanted() => return Ok(Ended::Idle),
-                Some(None) => {}
+                // One that was away when the rest was written, and that no writer has brought up to date since.
+                Some(None) => {
+                    if reader.next_lsn() < *self.state.wanted.lock() && safekeepers.len() > 1 {
+                        return Ok(Ended::Behind);
+                    }
+                }
             }
             // Only what needs no WAL again (PS-S4).
-            runtime.block_on(reader.send_position(timeline.disk_consistent_lsn()))?;
-        }
-    }
-
-    /// Ingest reads at `start`, and so of the ancestors: what they lack after a restart must be there first. Nobody else may be about
-    /// to follow them. False if following was cancelled meanwhile.
-    fn catch_ancestors_up(&self, timeline: &Arc<Timeline>, start: Lsn) -> Result<bool, FollowError> {
-        loop {
-            if self.state.cancel.is_cancelled() {
-                return Ok(false);
-            }
-            let behind = behind(timeline, start)?;
-            if behind.is_empty() {
-                return Ok(true);
-            }
-            for ancestor in &behind {
-                self.followers.ensure(ancestor).map_err(FollowError::Ancestor)?;
-            }
-            // If it is not there in time, whatever keeps it is looked for again.
-            let _ = timeline.wait_for(start, Instant::now() + limits::FOLLOW_TICK);
+            self.runtime.block_on(reader.send_position(timeline.disk_consistent_lsn()))?;
         }
     }
 
     fn is_unwanted(&self) -> bool {
         !self.state.is_pinned.load(Ordering::Relaxed) && self.state.wanted_at.lock().elapsed() >= limits::FOLLOW_IDLE
-    }
-}
-
-/// From WAL bytes to storage, for one timeline.
-struct Intake {
-    timeline: Arc<Timeline>,
-    decoder: WalDecoder,
-    ingest: Ingest,
-    batch: Batch,
-    positions: Vec<RecordPosition>,
-    consistent_from: Lsn,
-    /// The import's missing pages have been looked at.
-    is_checked: bool,
-}
-
-impl Intake {
-    fn open(timeline: &Arc<Timeline>) -> Result<Intake, FollowError> {
-        let facts = timeline.facts();
-        let last = timeline.last_record();
-        let mut decoder =
-            WalDecoder::new(last.end, facts.pg_major, facts.wal_segment_size).with_system_id(facts.system_id);
-        if last.start.is_valid() {
-            decoder = decoder.with_previous_record(last.start);
-        }
-        let consistent_from = consistent_from(timeline);
-        let state = TimelineAt { timeline, lsn: last.end };
-        let ingest = Ingest::load(facts.pg_major, consistent_from, &state).map_err(Box::new)?;
-        let mut intake = Intake {
-            timeline: Arc::clone(timeline),
-            decoder,
-            ingest,
-            batch: Batch::default(),
-            positions: Vec::new(),
-            consistent_from,
-            is_checked: !consistent_from.is_valid(),
-        };
-        intake.check_import()?;
-        Ok(intake)
-    }
-
-    /// Everything in the chunk is visible when this returns.
-    fn take(&mut self, chunk: WalChunk) -> Result<(), FollowError> {
-        self.decoder.feed_at(chunk.start, chunk.bytes)?;
-        while let Some(record) = self.decoder.next()? {
-            self.ingest(&record)?;
-            self.positions.push(RecordPosition { end: record.end_lsn, start: record.start_lsn });
-            if self.batch.size_bytes() >= limits::BATCH_BYTES {
-                self.store()?;
-            }
-        }
-        self.store()
-    }
-
-    fn ingest(&mut self, record: &DecodedRecord) -> Result<(), FollowError> {
-        // Parts of a record that copies a database. Nothing of it may be seen before all of it, and it reads only the source.
-        let mut parts = Vec::new();
-        loop {
-            let state = TimelineAt { timeline: &self.timeline, lsn: self.timeline.last_record().end };
-            match self.ingest.ingest(record, &state, &mut self.batch).map_err(Box::new)? {
-                Progress::Done => break,
-                Progress::FlushFirst if self.positions.is_empty() => {
-                    parts.append(&mut self.batch.values);
-                    self.batch.clear();
-                }
-                Progress::FlushFirst => self.store()?,
-            }
-        }
-        if !parts.is_empty() {
-            parts.append(&mut self.batch.values);
-            self.batch.values = parts;
-        }
-        Ok(())
-    }
-
-    fn store(&mut self) -> Result<(), FollowError> {
-        for unknown in &self.batch.unknown {
-            tracing::warn!(
-                timeline = %self.timeline.id(), lsn = %unknown.lsn, rmid = unknown.rmid, info = unknown.info,
-                "a WAL record of an unknown kind touches no block; it was passed over"
-            );
-        }
-        if !self.positions.is_empty() {
-            self.timeline.put_records(&self.batch.values, &self.positions)?;
-        }
-        self.batch.clear();
-        self.positions.clear();
-        self.check_import()
-    }
-
-    /// Once, when WAL has reached the end of the base backup: pages that were missing must have been explained (checklist 62).
-    fn check_import(&mut self) -> Result<(), FollowError> {
-        if self.is_checked || self.timeline.last_record().end < self.consistent_from {
-            return Ok(());
-        }
-        let missing = self.ingest.unresolved();
-        if !missing.is_empty() {
-            let shown: Vec<_> = missing.iter().take(5).map(|(rel, block)| format!("{rel} block {block}")).collect();
-            let text = format!("{} (and {} more); import again", shown.join(", "), missing.len() - shown.len());
-            self.timeline.set_metadata(IMPORT_ERROR, serde_json::Value::String(text.clone()))?;
-            return Err(FollowError::Incomplete(text));
-        }
-        self.is_checked = true;
-        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  safekeepers ──WAL──► follower (one thread per followed timeline)
-//!                         decoder ─► ingest ─► storage.put ──────────┐
+//!                 intake: decoder ─► ingest ─► storage.put ──────────┐
 //!  connector ──base backup──► import ─► storage.put                  ▼
 //!                                                                 storage (layers, manifests, object store)
 //!  computes, control ──page service──► connection (one thread each) ─┘ get pages, base backup, changed blocks, manage
@@ -22,8 +22,11 @@ mod changed;
 mod connection;
 mod follower;
 mod import;
+mod intake;
+mod kept_state;
 mod limits;
 mod manage;
+mod metrics;
 mod pages;
 mod pages_sent;
 mod retention;

@@ -8,6 +8,9 @@ pub const READ_WAIT_MAX: Duration = Duration::from_secs(30);
 pub const WAIT_LSN_MAX: Duration = Duration::from_secs(600);
 /// Answers are sent once they reach this many bytes, and at the latest when no request is left.
 pub const OUTPUT_FLUSH_BYTES: usize = 256 << 10;
+/// What a Unix socket to a client is asked to hold, in bytes: several answers to a sequential read, so that the next ones are made while the
+/// client is busy with the last. The system may allow less (`net.core.wmem_max`).
+pub const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Connections at one time.
 pub const CONNECTIONS_MAX: usize = 8192;
 /// Bytes of WAL that are decoded before their values are handed to storage, unless a chunk ends earlier.

@@ -11,6 +11,7 @@ use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
 use crate::import::{check_consistent, consistent_from};
+use crate::kept_state;
 use crate::limits;
 use crate::pages::{commit_failure, decode_size, timeline_failure};
 use crate::retention;
@@ -20,6 +21,12 @@ impl Connection<'_> {
         match request {
             ManageRequest::ImportBegin { spec } => self.import_begin(bound, spec),
             ManageRequest::ImportFinish { end_lsn } => self.import_finish(end_lsn),
+            ManageRequest::BranchPoint { timeline, at } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                self.wait_for_branch_point(&timeline, at)?;
+                let (_, point) = timeline.branch_point(at).map_err(|error| timeline_failure(&error))?;
+                Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
+            }
             ManageRequest::CreateBranch { timeline, ancestor, at } => self.create_branch(bound, timeline, ancestor, at),
             ManageRequest::DeleteTimeline { timeline } => self.delete_timeline(bound, timeline),
             ManageRequest::TimelineStatus { timeline } => {
@@ -41,6 +48,18 @@ impl Connection<'_> {
                 let timeline = self.timeline(bound, timeline, Rights::Read)?;
                 let lsn = self.lsn_for_timestamp(&timeline, timestamp_us)?;
                 Ok(ManageReply::LsnForTimestamp { lsn })
+            }
+            ManageRequest::KeepState { timeline, at, parts } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                kept_state::keep(&timeline, at, parts)
+            }
+            ManageRequest::KeptState { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Read)?;
+                kept_state::kept(&timeline)
+            }
+            ManageRequest::OutdateKeptState { timeline, at } => {
+                let timeline = self.timeline(bound, timeline, Rights::Write)?;
+                kept_state::outdate(&timeline, at)
             }
             ManageRequest::Lease { timeline, name, lsn, ttl_s } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
@@ -88,13 +107,18 @@ impl Connection<'_> {
     ) -> Result<ManageReply, Failure> {
         bound.allow(timeline, Rights::Manage)?;
         let parent = self.timeline(bound, ancestor, Rights::Manage)?;
-        if let Some(at) = at.filter(|at| parent.last_record().end < *at) {
-            self.shared.followers.wait_for(&parent, at, Instant::now() + limits::READ_WAIT_MAX)?;
-        }
-        check_consistent(&parent, at.unwrap_or(parent.last_record().end))?;
+        self.wait_for_branch_point(&parent, at)?;
         let point = self.shared.engine.create_branch(bound.tenant, timeline, ancestor, at);
         let point = point.map_err(|error| timeline_failure(&error))?;
         Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
+    }
+
+    /// Waits until the parent has what is to be branched from.
+    fn wait_for_branch_point(&self, parent: &Arc<Timeline>, at: Option<Lsn>) -> Result<(), Failure> {
+        if let Some(at) = at.filter(|at| parent.last_record().end < *at) {
+            self.shared.followers.wait_for(parent, at, Instant::now() + limits::READ_WAIT_MAX)?;
+        }
+        check_consistent(parent, at.unwrap_or(parent.last_record().end))
     }
 
     fn delete_timeline(&mut self, bound: &Bound, timeline: TimelineId) -> Result<ManageReply, Failure> {

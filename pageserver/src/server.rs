@@ -13,7 +13,9 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 use ardent_storage::{Engine, EngineConfig, OpenError};
+use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::connection;
 use crate::follower::Followers;
 use crate::limits;
+use crate::metrics::{self, Metrics};
 use crate::pages_sent::PagesSent;
 use crate::retention;
 use crate::socket::Socket;
@@ -69,6 +72,7 @@ pub(crate) struct Shared {
     pub verifier: TokenVerifier,
     pub followers: Followers,
     pub pages_sent: PagesSent,
+    pub metrics: Metrics,
 }
 
 /// A running page server.
@@ -89,7 +93,8 @@ impl Pageserver {
         let runtime = tokio::runtime::Handle::current();
         let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
         let pages_sent = PagesSent::default();
-        let shared = Arc::new(Shared { engine, verifier: config.verifier, followers, pages_sent });
+        let (verifier, metrics) = (config.verifier, Metrics::default());
+        let shared = Arc::new(Shared { engine, verifier, followers, pages_sent, metrics });
         let retention = start_retention(&shared.engine, config.retention).map_err(StartError::Thread)?;
         let mut server = Pageserver {
             shared,
@@ -104,6 +109,17 @@ impl Pageserver {
         Ok(server)
     }
 
+    /// Adds what this page server counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        metrics::register(&self.shared, registry);
+    }
+
+    /// What tells, whenever it is called, what does not work: timelines whose WAL cannot be received or ingested.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+        let shared = Arc::downgrade(&self.shared);
+        move || shared.upgrade().map(|shared| shared.followers.problems()).unwrap_or_default()
+    }
+
     async fn listen(&mut self, address: &ServiceAddr) -> io::Result<()> {
         let (shared, connections) = (Arc::clone(&self.shared), Arc::clone(&self.connections));
         let cancel = self.cancel.clone();
@@ -115,6 +131,7 @@ impl Pageserver {
                     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
                         let socket = accepted.and_then(|(stream, _)| stream.into_std()).and_then(|stream| {
                             stream.set_nonblocking(false)?;
+                            setsockopt(&stream, sockopt::SndBuf, &limits::SOCKET_BUFFER_BYTES)?;
                             Ok(Socket::Unix(stream))
                         });
                         connections.serve(&shared, socket);

@@ -26,6 +26,7 @@ pub mod certificate;
 pub mod control_plane;
 pub mod limits;
 pub mod message;
+mod metrics;
 pub mod route;
 pub mod scram;
 pub mod server;

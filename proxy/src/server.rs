@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ use crate::cancel::CancelRegistry;
 use crate::certificate::Certificates;
 use crate::control_plane::ControlPlane;
 use crate::limits;
+use crate::metrics::{Counted, Metrics};
 use crate::route::HostNames;
 use crate::session::{self, SessionError};
 use crate::session_threads::SessionThreads;
@@ -56,6 +58,7 @@ pub struct Shared<C> {
     pub(crate) mock_secret: Vec<u8>,
     pub(crate) control: C,
     pub(crate) cancels: CancelRegistry,
+    pub(crate) metrics: Metrics,
 }
 
 /// A proxy that listens but does not serve yet.
@@ -77,6 +80,7 @@ impl<C: ControlPlane> Proxy<C> {
             mock_secret: config.mock_secret,
             control: config.control,
             cancels: CancelRegistry::default(),
+            metrics: Metrics::default(),
         };
         let sessions = SessionThreads::start().map_err(ProxyError::Threads)?;
         Ok(Proxy { listener, sessions, shared: Arc::new(shared) })
@@ -85,6 +89,11 @@ impl<C: ControlPlane> Proxy<C> {
     /// The address it listens on, with the port that was chosen for port 0.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Adds what this proxy counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     /// Serves until `cancel`; then ends every session and waits for them.
@@ -111,7 +120,10 @@ impl<C: ControlPlane> Proxy<C> {
             let shared = Arc::clone(&self.shared);
             let started = self.sessions.run(tcp, move |tcp| async move {
                 let _place = place;
-                log_end(peer, session::serve(&shared, tcp).await);
+                let counted = Counted::new(&shared.metrics);
+                let result = session::serve(&shared, tcp).await;
+                counted.end(&result);
+                log_end(peer, result);
             });
             if let Err(error) = started {
                 tracing::warn!(%peer, %error, "cannot serve a connection");

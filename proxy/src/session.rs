@@ -8,11 +8,12 @@ use bytes::{Bytes, BytesMut};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use ardent_unix_stream::QuietStream;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
@@ -62,8 +63,12 @@ pub async fn serve<C: ControlPlane>(shared: &Shared<C>, tcp: TcpStream) -> Resul
         return Ok(());
     };
     let Client { mut stream, route } = client;
+    let began = Instant::now();
     match connect_compute(shared, &route).await {
-        Ok(compute) => relay(stream, compute).await,
+        Ok(compute) => {
+            shared.metrics.connected(began);
+            relay(stream, compute).await
+        }
         Err(error) => refuse(&mut stream, error).await,
     }
 }
@@ -251,7 +256,7 @@ fn control_error(error: ControlError) -> ClientError {
 
 /// A session opened on a compute: its stream, and what the client has yet to be sent of it.
 struct Compute {
-    stream: UnixStream,
+    stream: QuietStream,
     greeting: BytesMut,
     /// Kept for as long as the session lives.
     _registration: Option<Registration>,
@@ -300,7 +305,7 @@ async fn open_session<C: ControlPlane>(
     socket: PathBuf,
 ) -> Result<Compute, OpenError> {
     let gone = |_: io::Error| OpenError::Asleep;
-    let mut stream = UnixStream::connect(&socket).await.map_err(gone)?;
+    let mut stream = QuietStream::connect(&socket).await.map_err(gone)?;
     stream.write_all(&route.parameters.to_packet()).await.map_err(gone)?;
     let mut stream = BufReader::new(stream);
     let mut greeting = BytesMut::new();

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
 use ardent_api::frame::{DecodeError, Frame};
@@ -15,7 +16,9 @@ use ardent_types::TimelineId;
 use crate::disk_worker::{Command, Key};
 use crate::failure::TimelineError;
 use crate::follow;
+use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::socket::{Detached, Socket};
 use crate::timeline::Replies;
 
 /// A client must have said hello after this long.
@@ -29,6 +32,7 @@ const READ_BUFFER_LEN: usize = 64 << 10;
 pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) verifier: TokenVerifier,
+    pub(crate) metrics: Metrics,
 }
 
 impl Shared {
@@ -81,17 +85,14 @@ impl<R: AsyncRead + Unpin> Frames<R> {
     }
 }
 
-/// Serves one connection until either side ends it.
-pub(crate) async fn serve<R, W>(shared: Arc<Shared>, reader: R, mut writer: W) -> Result<(), ConnectionError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+/// Serves one connection until either side ends it, or until it turns out to be a writer's.
+pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<Writer>, ConnectionError> {
+    let (reader, mut writer) = tokio::io::split(socket);
     let mut frames = Frames::new(reader);
     let hello = match tokio::time::timeout(HELLO_TIMEOUT, frames.next()).await {
         Err(_) => return Err(ConnectionError::NoHello),
         Ok(frame) => match frame? {
-            None => return Ok(()),
+            None => return Ok(None),
             Some(frame) => Request::decode(frame)?,
         },
     };
@@ -105,6 +106,34 @@ where
     };
     send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities: 0 }).await?;
     session.run(frames, writer).await
+}
+
+/// A writer's connection on its way to the thread that owns its timeline.
+pub(crate) struct Writer {
+    session: Session,
+    socket: Detached,
+    /// What has been read already.
+    buffer: BytesMut,
+    first: Request,
+}
+
+impl Writer {
+    /// The event loop that it has to go on with.
+    pub(crate) fn runtime(&self) -> Handle {
+        self.session.shared.registry.runtime(self.session.key).clone()
+    }
+
+    /// Serves it until either side ends it.
+    pub(crate) async fn serve(self) -> Result<(), ConnectionError> {
+        let Writer { mut session, socket, buffer, first } = self;
+        session.is_home = true;
+        let (stream, writer) = tokio::io::split(socket.attach()?);
+        if let Err(response) = session.handle(first).await {
+            // Through the queue, as all answers.
+            let _ = session.replies.send(response);
+        }
+        session.run(Frames { stream, buffer }, writer).await.map(|_| ())
+    }
 }
 
 async fn send<W: AsyncWrite + Unpin>(writer: &mut W, response: &Response) -> Result<(), ConnectionError> {
@@ -122,11 +151,15 @@ struct Session {
     replies: Replies,
     answers: mpsc::UnboundedReceiver<Response>,
     queued: Arc<Semaphore>,
+    /// It is on the thread that owns its timeline.
+    is_home: bool,
 }
 
 enum Next {
     Continue,
     Follow(ardent_types::Lsn),
+    /// The request is a writer's: it is to be handled where the timeline is.
+    GoHome(Request),
 }
 
 impl Session {
@@ -141,7 +174,7 @@ impl Session {
         claims.allow(Service::Safekeeper, tenant, timeline, Rights::Read).map_err(|error| error.to_string())?;
         let (replies, answers) = mpsc::unbounded_channel();
         let queued = Arc::new(Semaphore::new(QUEUED_BYTES_MAX));
-        Ok(Session { shared, claims, key: (tenant, timeline), replies, answers, queued })
+        Ok(Session { shared, claims, key: (tenant, timeline), replies, answers, queued, is_home: false })
     }
 
     fn check_rights(&self, timeline: TimelineId, rights: Rights) -> Result<(), Response> {
@@ -152,11 +185,12 @@ impl Session {
         })
     }
 
-    async fn run<R, W>(mut self, mut frames: Frames<R>, mut writer: W) -> Result<(), ConnectionError>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
+    /// `Some`: the connection has to go on elsewhere.
+    async fn run(
+        mut self,
+        mut frames: Frames<ReadHalf<Socket>>,
+        mut writer: WriteHalf<Socket>,
+    ) -> Result<Option<Writer>, ConnectionError> {
         let mut out = BytesMut::new();
         loop {
             tokio::select! {
@@ -178,11 +212,17 @@ impl Session {
                     out.clear();
                 }
                 frame = frames.next() => {
-                    let Some(frame) = frame? else { return Ok(()) };
+                    let Some(frame) = frame? else { return Ok(None) };
                     match self.handle(Request::decode(frame)?).await {
                         Ok(Next::Continue) => {}
                         Ok(Next::Follow(from)) => {
-                            return follow::serve(&self.shared, self.key, &self.claims, from, frames, writer).await;
+                            follow::serve(&self.shared, self.key, &self.claims, from, frames, writer).await?;
+                            return Ok(None);
+                        }
+                        Ok(Next::GoHome(first)) => {
+                            let Frames { stream, buffer } = frames;
+                            let socket = stream.unsplit(writer).detach()?;
+                            return Ok(Some(Writer { session: self, socket, buffer, first }));
                         }
                         Err(response) => {
                             // Through the queue, so that answers that are on their way come first.
@@ -197,6 +237,10 @@ impl Session {
     /// Passes a request on. An error is the answer.
     async fn handle(&self, request: Request) -> Result<Next, Response> {
         let key = self.key;
+        if !self.is_home && matches!(request, Request::Vote(_) | Request::Begin(_) | Request::Append(_)) {
+            self.check_rights(key.1, Rights::Write)?;
+            return Ok(Next::GoHome(request));
+        }
         let to = || self.replies.clone();
         let command = match request {
             Request::Hello(_) => return Err(invalid(0, "a second hello")),

@@ -67,6 +67,13 @@ pub(crate) fn store(dir: &Path, spec: &TimelineSpec, state: &AcceptorState) -> R
     sync_dir(dir).map_err(at("fsync", dir))
 }
 
+/// Writes `state` into the new folder `dir`, and gives the file, for the caller to fsync.
+pub(crate) fn create(dir: &Path, spec: &TimelineSpec, state: &AcceptorState) -> Result<File, ControlFileError> {
+    let path = dir.join(FILE_NAME);
+    let written = File::create_new(&path).and_then(|mut file| file.write_all(&encode(spec, state)).map(|()| file));
+    written.map_err(|source| ControlFileError::Io { action: "write", path, source })
+}
+
 /// Makes the names in a folder durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

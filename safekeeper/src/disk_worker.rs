@@ -1,21 +1,22 @@
-//! A thread that owns timelines and does all their writing. Everything that has queued up while an fsync ran is written
-//! before the next one: many appends, one fsync.
+//! What owns timelines and does all their writing: a task on a thread that it shares with the connections of its timelines' writers.
+//! Everything that has queued up while an fsync ran, here or in their sockets, is written before the next one: many appends, one fsync.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::{self as queue, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
 
 use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
 use crate::control_file;
 use crate::failure::TimelineError;
+use crate::metrics::Metrics;
 use crate::timeline::{Replies, Timeline, TimelineView};
 
 /// Most bytes written between two fsyncs, so that the first of many appends does not wait for all.
@@ -69,6 +70,7 @@ pub(crate) struct WorkerConfig {
     pub(crate) data_dir: PathBuf,
     pub(crate) keep_bytes: u64,
     pub(crate) unload_after: Duration,
+    pub(crate) metrics: Metrics,
 }
 
 enum Slot {
@@ -85,36 +87,38 @@ pub(crate) struct DiskWorker {
     timelines: HashMap<Key, Slot>,
     dirty: HashSet<Key>,
     batch_bytes: usize,
-    last_housekeeping: Instant,
+    /// How many timelines the metrics know of.
+    counted_timelines: usize,
 }
 
 impl DiskWorker {
     pub(crate) fn new(config: WorkerConfig) -> Self {
-        DiskWorker {
-            config,
-            timelines: HashMap::new(),
-            dirty: HashSet::new(),
-            batch_bytes: 0,
-            last_housekeeping: Instant::now(),
-        }
+        DiskWorker { config, timelines: HashMap::new(), dirty: HashSet::new(), batch_bytes: 0, counted_timelines: 0 }
     }
 
     /// Works until all senders are gone.
-    pub(crate) fn run(mut self, commands: &queue::Receiver<(Key, Command)>) {
+    pub(crate) async fn run(mut self, mut commands: mpsc::UnboundedReceiver<(Key, Command)>) {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            match commands.recv_timeout(HOUSEKEEPING_INTERVAL) {
-                Ok((key, command)) => self.execute(key, command),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
-            }
-            while self.batch_bytes < BATCH_BYTES_MAX {
-                let Ok((key, command)) = commands.try_recv() else { break };
-                self.execute(key, command);
-            }
-            self.sync_all();
-            if self.last_housekeeping.elapsed() >= HOUSEKEEPING_INTERVAL {
-                self.last_housekeeping = Instant::now();
-                self.keep_house();
+            tokio::select! {
+                biased;
+                // Commands can come without end; this is ready once a second.
+                _ = housekeeping.tick() => {
+                    self.keep_house();
+                    self.count_loaded();
+                }
+                command = commands.recv() => {
+                    let Some((key, command)) = command else { break };
+                    self.execute(key, command);
+                    while self.batch_bytes < BATCH_BYTES_MAX {
+                        let Ok((key, command)) = commands.try_recv() else { break };
+                        self.execute(key, command);
+                    }
+                    self.sync_all();
+                    // Answers go out, and what has arrived meanwhile comes in, before the next batch.
+                    tokio::task::yield_now().await;
+                }
             }
         }
         self.save_all();
@@ -139,6 +143,7 @@ impl DiskWorker {
             Command::Begin { begin, to } => self.write(key, &to, |timeline| timeline.begin(&begin, &to)),
             Command::Append { append, to, permit } => {
                 self.batch_bytes += append.data.len();
+                self.config.metrics.appended(append.data.len());
                 let mut is_dirty = false;
                 self.write(key, &to, |timeline| {
                     is_dirty = timeline.append(append, &to)?;
@@ -194,6 +199,7 @@ impl DiskWorker {
 
     fn fail(&mut self, key: Key, error: &TimelineError, to: Option<&Replies>) {
         tracing::warn!(timeline = %key.1, error = ?error, "request failed");
+        self.config.metrics.failed();
         let mut told = to.cloned();
         if matches!(error, TimelineError::Wal { .. } | TimelineError::ControlFile { .. }) {
             // What is in memory may be ahead of the disk: start over from the disk.
@@ -213,10 +219,21 @@ impl DiskWorker {
         let dirty = std::mem::take(&mut self.dirty);
         for key in dirty {
             let Some(Slot::Loaded(timeline)) = self.timelines.get_mut(&key) else { continue };
-            if let Err(error) = timeline.sync() {
+            let began = Instant::now();
+            let synced = timeline.sync();
+            self.config.metrics.flushed(began);
+            if let Err(error) = synced {
                 let writer = timeline.take_writer();
                 self.fail(key, &error, writer.as_ref());
             }
+        }
+    }
+
+    fn count_loaded(&mut self) {
+        let loaded = self.timelines.len();
+        if loaded != self.counted_timelines {
+            self.config.metrics.loaded_changed(loaded as i64 - self.counted_timelines as i64);
+            self.counted_timelines = loaded;
         }
     }
 

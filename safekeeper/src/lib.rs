@@ -1,7 +1,7 @@
 //! The safekeeper: makes WAL durable for writers, and streams what is committed to readers.
 //!
 //! ```text
-//!  agent, connector ──Vote, Begin, Append──► connection ──commands──► disk worker (thread)
+//!  agent, connector ──Vote, Begin, Append──► connection ──commands──► disk worker: one thread for both
 //!                   ◄──── durable up to ────     ▲                     │ Acceptor (ardent-quorum) says what to do
 //!                                                └────── replies ──────┤ write, write, write, one fsync
 //!                                                                      ▼
@@ -11,7 +11,8 @@
 //!
 //! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
 //! - Nothing is acknowledged before it is durable; one fsync serves all appends that queued up during the one before.
-//! - A timeline is owned by one thread; nobody else writes its files. Readers read committed bytes, which never change.
+//! - A timeline is owned by one thread; nobody else writes its files. Its writer's connection lives on the same thread, so that an
+//!   append wakes one thread once. Readers read committed bytes, which never change, on threads that no fsync holds up.
 //! - Past the end of the log its files hold zeros only.
 //! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
 //! - Memory is bounded: what a connection has queued, what a batch writes, and only timelines in use are loaded.
@@ -26,9 +27,11 @@ mod control_file;
 mod disk_worker;
 mod failure;
 mod follow;
+mod metrics;
 mod registry;
 mod replication;
 mod service;
+mod socket;
 mod timeline;
 mod wal_files;
 

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc as queue;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{mpsc, oneshot};
 
 use ardent_api::wal_service::{TimelineSpec, TimelineStatus};
 use ardent_pg_format::PgMajor;
@@ -21,7 +21,14 @@ use crate::wal_files::{ancestor_bytes, is_timeline_dir};
 #[derive(Debug)]
 pub(crate) struct Registry {
     data_dir: PathBuf,
-    workers: Vec<queue::Sender<(Key, Command)>>,
+    workers: Vec<Worker>,
+}
+
+/// A thread that owns timelines.
+#[derive(Debug)]
+struct Worker {
+    commands: mpsc::UnboundedSender<(Key, Command)>,
+    runtime: Handle,
 }
 
 impl Registry {
@@ -30,20 +37,37 @@ impl Registry {
         let mut senders = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
         for number in 0..workers {
-            let (sender, receiver) = queue::channel();
+            let (commands, receiver) = mpsc::unbounded_channel();
             let worker = DiskWorker::new(config.clone());
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            senders.push(Worker { commands, runtime: runtime.handle().clone() });
             let thread = std::thread::Builder::new().name(format!("wal-disk-{number}"));
-            threads.push(thread.spawn(move || worker.run(&receiver))?);
-            senders.push(sender);
+            let body = move || {
+                // As a task among the connections' tasks: waking one of these costs no system call.
+                let worker = runtime.spawn(worker.run(receiver));
+                if let Err(error) = runtime.block_on(worker) {
+                    tracing::error!(%error, "a disk worker failed");
+                }
+            };
+            threads.push(thread.spawn(body)?);
         }
         Ok((Registry { data_dir: config.data_dir.clone(), workers: senders }, threads))
     }
 
     /// Gives a command to the timeline's worker.
     pub(crate) fn send(&self, key: Key, command: Command) -> Result<(), TimelineError> {
+        self.worker(key).commands.send((key, command)).map_err(|_| TimelineError::Stopping)
+    }
+
+    /// The event loop of the thread that owns the timeline.
+    pub(crate) fn runtime(&self, key: Key) -> &Handle {
+        &self.worker(key).runtime
+    }
+
+    fn worker(&self, key: Key) -> &Worker {
         let bytes = key.1.as_bytes();
         let number = bytes.iter().fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(*byte)));
-        self.workers[number % self.workers.len()].send((key, command)).map_err(|_| TimelineError::Stopping)
+        &self.workers[number % self.workers.len()]
     }
 
     async fn ask<T>(

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::io::{AsyncRead, AsyncWrite};
+use prometheus_client::registry::Registry as MetricsRegistry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,10 +17,12 @@ use tokio_util::task::TaskTracker;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 
-use crate::connection::{self, Shared};
+use crate::connection::{self, Shared, Writer};
 use crate::disk_worker::WorkerConfig;
+use crate::metrics::{Connected, Metrics};
 use crate::registry::Registry;
 use crate::replication;
+use crate::socket::Socket;
 
 /// How a safekeeper runs.
 #[derive(Clone, Debug)]
@@ -103,6 +105,7 @@ pub struct Safekeeper {
     cancel: CancellationToken,
     tasks: TaskTracker,
     threads: Vec<JoinHandle<()>>,
+    metrics: Metrics,
     _lock: Flock<File>,
 }
 
@@ -117,13 +120,15 @@ impl Safekeeper {
         for address in &config.listen_replication {
             listeners.push(Listener::bind(address, Protocol::Replication).await?);
         }
+        let metrics = Metrics::default();
         let worker = WorkerConfig {
+            metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
             keep_bytes: config.wal_keep_bytes,
             unload_after: config.unload_after,
         };
         let (registry, threads) = Registry::start(&worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared { registry, verifier: config.verifier });
+        let shared = Arc::new(Shared { registry, verifier: config.verifier, metrics: metrics.clone() });
         let tasks = TaskTracker::new();
         let cancel = cancel.child_token();
         let addresses_of = |protocol| {
@@ -135,7 +140,12 @@ impl Safekeeper {
             tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
         }
         tasks.close();
-        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, _lock: lock })
+        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, metrics, _lock: lock })
+    }
+
+    /// Adds what this safekeeper counts to `registry`.
+    pub fn register_metrics(&self, registry: &mut MetricsRegistry) {
+        self.metrics.register(registry);
     }
 
     /// Where it listens, with real port numbers.
@@ -213,7 +223,7 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-enum Socket {
+enum Listening {
     Unix(UnixListener),
     Tcp(TcpListener),
 }
@@ -227,7 +237,7 @@ enum Protocol {
 struct Listener {
     address: ServiceAddr,
     protocol: Protocol,
-    socket: Socket,
+    socket: Listening,
 }
 
 impl Listener {
@@ -242,7 +252,7 @@ impl Listener {
                     return Err(failed(error));
                 }
                 let socket = UnixListener::bind(path).map_err(failed)?;
-                Ok(Listener { address: address.clone(), protocol, socket: Socket::Unix(socket) })
+                Ok(Listener { address: address.clone(), protocol, socket: Listening::Unix(socket) })
             }
             ServiceAddr::Tcp(host_port) => {
                 let resolved: Vec<_> = host_port.to_socket_addrs().map_err(failed)?.collect();
@@ -251,7 +261,7 @@ impl Listener {
                 }
                 let socket = TcpListener::bind(&resolved[..]).await.map_err(failed)?;
                 let address = ServiceAddr::Tcp(socket.local_addr().map_err(failed)?.to_string());
-                Ok(Listener { address, protocol, socket: Socket::Tcp(socket) })
+                Ok(Listener { address, protocol, socket: Listening::Tcp(socket) })
             }
         }
     }
@@ -276,37 +286,33 @@ impl Listener {
         tasks: &TaskTracker,
         cancel: &CancellationToken,
     ) -> io::Result<()> {
-        let (shared, cancel, protocol) = (Arc::clone(shared), cancel.clone(), self.protocol);
-        match &self.socket {
-            Socket::Unix(listener) => {
-                let (stream, _) = listener.accept().await?;
-                let (reader, writer) = stream.into_split();
-                tasks.spawn(run(protocol, shared, reader, writer, cancel));
-            }
-            Socket::Tcp(listener) => {
+        let socket = match &self.socket {
+            Listening::Unix(listener) => Socket::Unix(listener.accept().await?.0.try_into()?),
+            Listening::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                let (reader, writer) = stream.into_split();
-                tasks.spawn(run(protocol, shared, reader, writer, cancel));
+                Socket::Tcp(stream)
             }
-        }
+        };
+        tasks.spawn(run(self.protocol, Arc::clone(shared), socket, tasks.clone(), cancel.clone()));
         Ok(())
     }
 }
 
-async fn run<R, W>(protocol: Protocol, shared: Arc<Shared>, reader: R, writer: W, cancel: CancellationToken)
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
+async fn run(protocol: Protocol, shared: Arc<Shared>, socket: Socket, tasks: TaskTracker, cancel: CancellationToken) {
+    let connected = shared.metrics.connected();
     let serving = async {
         match protocol {
-            Protocol::Wal => {
-                if let Err(error) = connection::serve(shared, reader, writer).await {
-                    tracing::info!(error = ?error, "connection ended");
+            Protocol::Wal => match connection::serve(shared, socket).await {
+                Ok(None) => {}
+                Ok(Some(writer)) => {
+                    let runtime = writer.runtime();
+                    tasks.spawn_on(run_writer(writer, connected, cancel.clone()), &runtime);
                 }
-            }
+                Err(error) => tracing::info!(error = ?error, "connection ended"),
+            },
             Protocol::Replication => {
+                let (reader, writer) = tokio::io::split(socket);
                 if let Err(error) = replication::serve(shared, reader, writer).await {
                     tracing::info!(error = ?error, "replication connection ended");
                 }
@@ -316,5 +322,16 @@ where
     tokio::select! {
         () = cancel.cancelled() => {}
         () = serving => {}
+    }
+}
+
+async fn run_writer(writer: Writer, _connected: Connected, cancel: CancellationToken) {
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        ended = writer.serve() => {
+            if let Err(error) = ended {
+                tracing::info!(error = ?error, "a writer's connection ended");
+            }
+        }
     }
 }

@@ -76,10 +76,23 @@ impl Timeline {
             fs::create_dir_all(fresh.join("wal"))
         };
         make().map_err(|source| io("create", &fresh, source))?;
-        WalFiles::create(SegmentNames::new(fresh.join("wal"), spec), spec, known_major(spec)?, before).map_err(&wal)?;
+        let names = SegmentNames::new(fresh.join("wal"), spec);
+        let mut files = WalFiles::create(names, spec, known_major(spec)?, before).map_err(&wal)?;
         let start = RecordEnd { end: spec.start_lsn, start: spec.prev_lsn };
-        control_file::store(&fresh, spec, &AcceptorState::new(start))
+        let state = control_file::create(&fresh, spec, &AcceptorState::new(start))
             .map_err(|source| TimelineError::ControlFile { timeline: spec.timeline, source })?;
+        // Both at once: a file system's journal takes them in one commit.
+        let (state_synced, files_synced) = std::thread::scope(|scope| {
+            let state_synced = scope.spawn(|| state.sync_all());
+            let files_synced = files.sync();
+            (state_synced.join(), files_synced)
+        });
+        files_synced.map_err(&wal)?;
+        match state_synced {
+            Ok(synced) => synced.map_err(|source| io("fsync", &fresh, source))?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+        control_file::sync_dir(&fresh).map_err(|source| io("fsync", &fresh, source))?;
         fs::rename(&fresh, dir).map_err(|source| io("create", dir, source))?;
         // The tenant's folder may be new as well.
         for folder in [Some(parent), parent.parent()].into_iter().flatten() {

@@ -151,14 +151,14 @@ impl OpenSegment {
 }
 
 impl WalFiles {
-    /// Makes the first segment of a new timeline, durably: up to `start_lsn` it holds `before`, the ancestor's bytes of that
-    /// segment, or page headers that make the file readable from `start_lsn` on.
+    /// Makes the first segment of a new timeline: up to `start_lsn` it holds `before`, the ancestor's bytes of that
+    /// segment, or page headers that make the file readable from `start_lsn` on. Not durable before [`WalFiles::sync`].
     pub(crate) fn create(
         names: SegmentNames,
         spec: &TimelineSpec,
         major: PgMajor,
         before: Option<&[u8]>,
-    ) -> Result<(), WalFileError> {
+    ) -> Result<WalFiles, WalFileError> {
         let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
         let size = spec.wal_segment_size;
         let segment_start = spec.start_lsn.segment_start(size);
@@ -173,7 +173,7 @@ impl WalFiles {
         // Even with nothing before the start the file must exist: that is what recovery looks for.
         files.segment(segment_start.segment_number(size))?;
         files.write(segment_start, before)?;
-        files.sync()
+        Ok(files)
     }
 
     /// Opens a timeline's WAL and finds its end: the last whole record after `commit`, but not past `limit`. Everything behind
@@ -259,10 +259,10 @@ impl WalFiles {
         let is_whole = file.metadata().map_err(io("look at"))?.len() == size;
         if !is_whole {
             file.set_len(size).map_err(io("extend"))?;
-            file.sync_all().map_err(io("fsync"))?;
             self.names_changed = true;
         }
-        Ok(OpenSegment { number, path, file, dirty: false, filled: 0 })
+        // A new length is as little durable as new bytes are.
+        Ok(OpenSegment { number, path, file, dirty: !is_whole, filled: 0 })
     }
 
     /// Writes `data` at `at`, the end of the log; not durable before [`WalFiles::sync`]. What follows is filled with zeros a step at a

@@ -1,6 +1,6 @@
 //! An installation whose roles are processes of their own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
@@ -132,6 +132,17 @@ impl Apart {
         let (stderr, log) = (&finished.stderr, self.log("control"));
         assert_eq!(finished.code, 0, "ardent {arguments:?}: {stderr}\ncontrol's log: {log}");
         finished.stdout
+    }
+
+    /// The timelines that a safekeeper has in its folder.
+    pub fn timelines(&self, safekeeper: &str) -> BTreeSet<String> {
+        let folders = |path: PathBuf| {
+            let entries = fs::read_dir(path).expect("a folder can be listed").map(|entry| entry.expect("an entry"));
+            entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()).collect::<Vec<_>>()
+        };
+        let timelines = folders(self.root.path().join(safekeeper)).into_iter().flat_map(folders);
+        let names = timelines.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        names.filter(|name| !name.starts_with('.')).collect()
     }
 
     /// What a role logged.

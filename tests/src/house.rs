@@ -419,7 +419,7 @@ fn free_ports() -> (u16, u16) {
 }
 
 /// A port that nobody listens on at this moment.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound");
     listener.local_addr().expect("a bound socket has an address").port()
 }

@@ -21,7 +21,7 @@ mod relay;
 mod session;
 
 pub use apart::Apart;
-pub use house::{Background, Finished, House};
+pub use house::{Background, Finished, House, free_port};
 pub use processes::{Process, descendants, wait_until};
 pub use production::{Load, production_options};
 pub use psql::{in_database, pg_program, sql, table_sums, try_sql};

@@ -39,6 +39,57 @@ fn a_safekeeper_and_the_page_server_die_and_no_commit_is_lost() {
     apart.ok(&["branch", "delete", "two", "one"]);
 }
 
+#[test]
+fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_told_later() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key); insert into t select generate_series(1, 100)");
+    let mut apart = Apart::start();
+    let url = production.tcp_url("postgres", "postgres");
+    apart.ok(&["connector", "create", "postgresql", &url, "--name", "main", "--fast"]);
+    let old = apart.ok(&["branch", "create", "old", "--from", "main", "--print-url"]);
+    sql(&old, "insert into t values (1001)");
+    assert_eq!(apart.timelines("safekeeper-2").len(), 2);
+
+    apart.kill("safekeeper-2");
+    let one = apart.ok(&["branch", "create", "one", "--from", "main", "--print-url"]);
+    sql(&one, "insert into t values (2001)");
+    // Of a branch whose ancestor the one that is away does not have either.
+    let two = apart.ok(&["branch", "create", "two", "--from", "one", "--print-url"]);
+    sql(&two, "insert into t values (3001)");
+    let diff: serde_json::Value =
+        serde_json::from_str(&apart.ok(&["branch", "diff", "two", "--json"])).expect("it is JSON");
+    let rows = diff["databases"][0]["tables"][0]["rows"].as_array().expect("rows");
+    assert!(rows.len() == 1 && rows[0].to_string().contains("3001"), "{diff}");
+    apart.ok(&["branch", "delete", "old"]);
+    apart.ok(&["branch", "suspend", "two"]);
+    assert_eq!(apart.timelines("safekeeper-2").len(), 2, "it has the deleted branch and lacks the new ones");
+
+    // Control remembers what it has to tell, also over its own death.
+    apart.kill("control");
+    apart.up("control");
+    apart.up("safekeeper-2");
+    wait_until("the second safekeeper has what the others have", 60, || {
+        (apart.timelines("safekeeper-2") == apart.timelines("safekeeper-1")).then_some(())
+    });
+    assert_eq!(apart.timelines("safekeeper-2").len(), 3, "the root and both branches");
+    apart.kill("safekeeper-3");
+    assert_eq!(sql(&two, "select count(*), max(n) from t"), "102|3001", "it makes a quorum with the first");
+    sql(&two, "insert into t values (3002)");
+
+    // What the first and the third wrote while it was away comes from the first, which the page server may not ask first.
+    for name in ["one", "two"] {
+        apart.ok(&["branch", "suspend", name]);
+    }
+    apart.up("safekeeper-3");
+    apart.kill("pageserver");
+    apart.kill("safekeeper-1");
+    apart.up("pageserver");
+    let three = apart.ok(&["branch", "create", "three", "--from", "two", "--print-url"]);
+    assert_eq!(sql(&three, "select count(*), max(n) from t"), "103|3002");
+    apart.up("safekeeper-1");
+    apart.ok(&["branch", "delete", "three", "two", "one"]);
+}
+
 /// A server that is told to stop waits for its receivers to confirm what it has sent: ours must let go when it cannot.
 #[test]
 fn without_a_quorum_production_still_stops_and_nothing_of_it_is_lost() {

@@ -15,7 +15,8 @@ use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
 use super::data_lock::DataLock;
 use super::keys::read_verifier;
-use super::roles::{PageKeeping, Place, Services, bind_proxy, serve_proxy, start_control, start_page_server};
+use super::metrics::Metrics;
+use super::roles::{PageKeeping, Place, Services, Task, bind_proxy, serve_proxy, start_control, start_page_server};
 use super::{data_dir, run_until_signal};
 use crate::args::{ControlArgs, PageserverArgs, ProxyArgs, SafekeeperArgs};
 use crate::failure::Failure;
@@ -48,10 +49,17 @@ pub fn safekeeper(output: &Output, args: &SafekeeperArgs) -> Result<(), Failure>
             listen_replication: args.listen_replication.clone(),
             ..SafekeeperConfig::new(args.data_dir.clone(), args.listen.clone(), read_verifier(&args.key)?)
         };
+        let verifier = config.verifier.clone();
+        let mut metrics = Metrics::bind(&args.metrics).await?;
         let safekeeper =
             Safekeeper::start(config, CancellationToken::new()).await.map_err(|error| Failure::of(&error))?;
+        safekeeper.register_metrics(metrics.registry());
+        let metrics = metrics.serve(verifier);
         let announced = announce(output, "safekeeper", addresses(safekeeper.addresses()));
-        Ok((announced, async move { safekeeper.shutdown().await }))
+        Ok((announced, async move {
+            stop_telling(metrics).await;
+            safekeeper.shutdown().await;
+        }))
     })
 }
 
@@ -68,9 +76,13 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
             store: args.store.clone(),
             retention: args.history.retention(),
         };
-        let server = start_page_server(keeping, &args.listen, &args.safekeeper, verifier, token).await?;
+        let mut metrics = Metrics::bind(&args.metrics).await?;
+        let (listen, telling) = (&args.listen, verifier.clone());
+        let server = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;
+        let metrics = metrics.serve(telling);
         let announced = announce(output, "pageserver", addresses(&args.listen));
         Ok((announced, async move {
+            stop_telling(metrics).await;
             server.stop("page server").await;
             drop(lock);
         }))
@@ -84,9 +96,13 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let place = Place::open(&root)?;
         let lock = DataLock::take(&root)?;
         let services = Services { page_server: args.pageserver.clone(), safekeepers: args.safekeeper.clone() };
-        let control = start_control(&place, services, &args.computes, args.keep, args.api_listen, &args.front).await?;
+        let mut metrics = Metrics::bind(&args.metrics).await?;
+        let (computes, api, front) = (&args.computes, args.api_listen, &args.front);
+        let control = start_control(&place, services, computes, args.keep, api, front, &mut metrics).await?;
+        let metrics = metrics.serve(place.issuer.verifier());
         let announced = super::announce(output, args.no_login, control.control(), control.address());
         Ok((announced, async move {
+            stop_telling(metrics).await;
             control.shutdown().await;
             drop(lock);
         }))
@@ -97,12 +113,24 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
 pub fn proxy(output: &Output, args: &ProxyArgs) -> Result<(), Failure> {
     run_until_signal(output, args.log_json, async || {
         let place = Place::open(&data_dir(args.data_dir.as_ref())?)?;
+        let mut metrics = Metrics::bind(&args.metrics).await?;
         let proxy = bind_proxy(&place, &args.front).await?;
+        proxy.register_metrics(metrics.registry());
+        let metrics = metrics.serve(place.issuer.verifier());
         let address = proxy.local_addr().unwrap_or(args.front.listen);
         let serving = serve_proxy(proxy);
         let announced = announce(output, "proxy", address.to_string());
-        Ok((announced, async move { serving.stop("proxy").await }))
+        Ok((announced, async move {
+            stop_telling(metrics).await;
+            serving.stop("proxy").await;
+        }))
     })
+}
+
+async fn stop_telling(metrics: Option<Task>) {
+    if let Some(metrics) = metrics {
+        metrics.stop("metrics").await;
+    }
 }
 
 fn read_text(path: &Path) -> Result<String, Failure> {

@@ -1,6 +1,7 @@
 //! Control's connectors, run by the connector crate.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -18,6 +19,10 @@ use ardent_connector::{
 use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
 use ardent_types::{Lsn, TimelineId};
 use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 
 /// A connection that asks production for its position is closed after this long without a question.
 const PROBE_IDLE_MAX: Duration = Duration::from_secs(60);
@@ -27,12 +32,22 @@ pub struct Connectors {
     host: Arc<HostFacts>,
     /// Of each root timeline that has been asked for.
     probes: Mutex<HashMap<TimelineId, Arc<PositionProbe>>>,
+    /// How far each root timeline that is followed is.
+    followed: Followed,
 }
+
+type Followed = Arc<Mutex<HashMap<TimelineId, watch::Receiver<FollowStatus>>>>;
 
 impl Connectors {
     /// Connectors whose preflight compares a source with this machine.
     pub fn new(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> Self {
-        Connectors { host: Arc::new(host_facts(pg_bin_dirs)), probes: Mutex::default() }
+        Connectors { host: Arc::new(host_facts(pg_bin_dirs)), probes: Mutex::default(), followed: Followed::default() }
+    }
+
+    /// Adds how far behind production they are.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("ardent_connector");
+        registry.register_collector(Box::new(Lag(self.followed.clone())));
     }
 
     fn probe(&self, timeline: TimelineId) -> Arc<PositionProbe> {
@@ -86,10 +101,12 @@ impl ConnectorRuntime for Connectors {
         problem: watch::Sender<Option<String>>,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
         let probe = self.probe(spec.timeline);
+        let (status_in, mut status) = watch::channel(FollowStatus::default());
+        let followed = Listed::new(&self.followed, spec.timeline, status.clone());
         async move {
+            let _followed = followed;
             let config = config(spec);
             let mut tick = tokio::time::interval(PROBE_IDLE_MAX / 2);
-            let (status_in, mut status) = watch::channel(FollowStatus::default());
             let follow = ardent_connector::follow(&config, cancel, status_in);
             tokio::pin!(follow);
             loop {
@@ -187,4 +204,47 @@ fn locales() -> Option<Vec<String>> {
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A followed timeline's place in the list, for as long as it is followed.
+struct Listed {
+    followed: Followed,
+    timeline: TimelineId,
+}
+
+impl Listed {
+    fn new(followed: &Followed, timeline: TimelineId, status: watch::Receiver<FollowStatus>) -> Self {
+        followed.lock().insert(timeline, status);
+        Listed { followed: followed.clone(), timeline }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.followed.lock().remove(&self.timeline);
+    }
+}
+
+/// How far connectors are behind: of all, the worst.
+struct Lag(Followed);
+
+impl fmt::Debug for Lag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lag")
+    }
+}
+
+impl Collector for Lag {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let followed: Vec<FollowStatus> = self.0.lock().values().map(|status| status.borrow().clone()).collect();
+        let bytes = ConstGauge::new(
+            followed.iter().map(|status| i64::try_from(status.lag_bytes()).unwrap_or(i64::MAX)).max().unwrap_or(0),
+        );
+        let help = "WAL that production has and our quorum has not, of the connector that is furthest behind";
+        bytes.encode(encoder.encode_descriptor("lag_bytes", help, None, bytes.metric_type())?)?;
+        let seconds = followed.iter().filter_map(|status| status.lag()).max().unwrap_or_default();
+        let seconds = ConstGauge::new(seconds.as_secs_f64());
+        let help = "For how long the connector that is furthest behind has been behind";
+        seconds.encode(encoder.encode_descriptor("lag_seconds", help, None, seconds.metric_type())?)
+    }
 }

@@ -26,6 +26,8 @@ struct Keys {
     service_key: PathBuf,
     /// The page server's token for reading WAL from safekeepers.
     pageserver_token: PathBuf,
+    /// The token for metrics and health of every role.
+    metrics_token: PathBuf,
 }
 
 /// `ardent keys`.
@@ -35,6 +37,7 @@ pub fn run(output: &Output, args: &KeysArgs) -> Result<(), Failure> {
         schema_version: SCHEMA_VERSION,
         service_key: place.files.key("service.pub"),
         pageserver_token: place.files.key("pageserver.token"),
+        metrics_token: metrics_token(&place)?,
     };
     write(&keys.service_key, &place.issuer.verifier().to_text())?;
     // Tokens without an end differ by nothing from each other: writing it again takes nothing from who has the first.
@@ -43,8 +46,16 @@ pub fn run(output: &Output, args: &KeysArgs) -> Result<(), Failure> {
         pairs(&[
             ("service key", keys.service_key.display().to_string()),
             ("page server's token", keys.pageserver_token.display().to_string()),
+            ("metrics token", keys.metrics_token.display().to_string()),
         ])
     })
+}
+
+/// Writes the token that opens metrics and health; gives its file.
+pub fn metrics_token(place: &Place) -> Result<PathBuf, Failure> {
+    let path = place.files.key("metrics.token");
+    write(&path, &place.token(Service::Metrics, Rights::Read))?;
+    Ok(path)
 }
 
 /// The verifier in a file that `ardent keys` wrote.

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use ardent_api::control::ApiErrorCode;
 use ardent_object_store::probe::{ProbeError, probe};
-use ardent_object_store::{CacheOptions, CachedStore, LocalFolder, ObjectStore};
+use ardent_object_store::{CacheOptions, CachedStore, CountedStore, LocalFolder, ObjectStore};
 use ardent_object_store_s3::{S3Location, S3Options, S3Store};
 
+use super::metrics::StoreMetrics;
 use crate::args::StoreArgs;
 use crate::failure::Failure;
 
@@ -52,8 +53,16 @@ impl StorePlace {
     }
 }
 
+/// A store that is ready to use.
+pub struct OpenStore {
+    /// The store, with its cache.
+    pub store: Arc<dyn ObjectStore>,
+    /// What it counts.
+    pub metrics: StoreMetrics,
+}
+
 /// Opens the store of the page server whose files are below `folder`. Blocks; asks an S3 server only at the first start.
-pub fn open(folder: &Path, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Failure> {
+pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
     let own = folder.join("store");
     let place = args.store.clone().unwrap_or_else(|| StorePlace::Folder(own.clone()));
     let file = folder.join("store-location");
@@ -67,16 +76,22 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Fai
         };
         return Err(Failure::usage(message).hint(hint));
     }
-    let store: Arc<dyn ObjectStore> = match &place {
-        StorePlace::Folder(folder) => Arc::new(LocalFolder::open(folder).map_err(|error| Failure::of(&error))?),
+    let store = match &place {
+        StorePlace::Folder(folder) => {
+            let counted = count(Arc::new(LocalFolder::open(folder).map_err(|error| Failure::of(&error))?));
+            OpenStore { store: counted.clone(), metrics: StoreMetrics { counted, cache: None } }
+        }
         StorePlace::S3(location) => {
-            let far = open_s3(location, args)?;
+            let far = count(open_s3(location, args)?);
             if known.is_none() {
                 check(&*far)?;
             }
             let options = CacheOptions { folder: folder.join("cache"), bytes_max: args.cache_size };
-            let opened = CachedStore::open(far, options);
-            Arc::new(opened.map_err(|error| Failure::local("the cache in front of the store cannot be used", &error))?)
+            let opened = CachedStore::open(far.clone(), options);
+            let cache =
+                opened.map_err(|error| Failure::local("the cache in front of the store cannot be used", &error))?;
+            let cache = Arc::new(cache);
+            OpenStore { store: cache.clone(), metrics: StoreMetrics { counted: far, cache: Some(cache) } }
         }
     };
     if known.is_none() {
@@ -84,6 +99,10 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Fai
         write().map_err(|error| Failure::local(format!("{} cannot be written", file.display()), &error))?;
     }
     Ok(store)
+}
+
+fn count(store: Arc<dyn ObjectStore>) -> Arc<CountedStore> {
+    Arc::new(CountedStore::new(store))
 }
 
 /// Which store was used so far; `None` at the first start.
@@ -189,12 +208,12 @@ mod tests {
         let other = format!("file:{}", folder.path().join("other").display());
         open(folder.path(), &args(None)).unwrap();
         open(folder.path(), &args(None)).unwrap();
-        let failure = open(folder.path(), &args(Some(&other))).unwrap_err();
+        let failure = open(folder.path(), &args(Some(&other))).err().unwrap();
         assert!(failure.info.message.contains("not in file:"), "{}", failure.info.message);
 
         let folder = tempfile::tempdir().unwrap();
         open(folder.path(), &args(Some(&other))).unwrap();
-        let failure = open(folder.path(), &args(None)).unwrap_err();
+        let failure = open(folder.path(), &args(None)).err().unwrap();
         assert!(failure.info.hint.is_some_and(|hint| hint.contains("give --store file:")));
     }
 

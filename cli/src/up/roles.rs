@@ -24,8 +24,9 @@ use ardent_storage::EngineConfig;
 
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
+use super::metrics::Metrics;
 use super::safekeepers::{self, Safekeepers};
-use super::{library, names, object_store};
+use super::{keys, library, names, object_store};
 use crate::args::{ComputeArgs, FrontArgs, KeepArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -44,6 +45,7 @@ pub struct Roles {
     proxy: Task,
     page_server: Task,
     safekeepers: Safekeepers,
+    metrics: Option<Task>,
     _lock: DataLock,
 }
 
@@ -55,18 +57,25 @@ impl Roles {
         let safekeeper_addrs = safekeepers::addresses(&place, args.safekeepers)?;
         let page_server_addr = ServiceAddr::Unix(place.files.run("pageserver.sock"));
         // First, before anything that would have to be stopped again.
+        let mut metrics = Metrics::bind(&args.metrics).await?;
         let proxy = bind_proxy(&place, &args.front).await?;
+        proxy.register_metrics(metrics.registry());
         let port = proxy.local_addr().map_or(args.front.listen.port(), |address| address.port());
 
         let safekeepers = Safekeepers::start(&place, &safekeeper_addrs).await?;
+        safekeepers.register_metrics(metrics.registry());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
+        if args.metrics.metrics_listen.is_some() {
+            keys::metrics_token(&place)?;
+        }
         let keeping = PageKeeping {
             folder: root.join("pageserver"),
             store: args.store.clone(),
             retention: args.keep.history.retention(),
         };
         let listen = [page_server_addr.clone()];
-        let page_server = match start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token).await {
+        let started = start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token, &mut metrics).await;
+        let page_server = match started {
             Ok(page_server) => page_server,
             Err(failure) => {
                 safekeepers.shutdown().await;
@@ -75,7 +84,9 @@ impl Roles {
         };
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
-        let control = match start_control(&place, services, &args.computes, args.keep, args.api_listen, &front).await {
+        let (computes, api) = (&args.computes, args.api_listen);
+        let started = start_control(&place, services, computes, args.keep, api, &front, &mut metrics).await;
+        let control = match started {
             Ok(control) => control,
             Err(failure) => {
                 page_server.stop("page server").await;
@@ -83,7 +94,9 @@ impl Roles {
                 return Err(failure);
             }
         };
-        Ok(Roles { control, proxy: serve_proxy(proxy), page_server, safekeepers, _lock: lock })
+        let verifier = place.issuer.verifier();
+        let metrics = metrics.serve(verifier);
+        Ok(Roles { control, proxy: serve_proxy(proxy), page_server, safekeepers, metrics, _lock: lock })
     }
 
     /// Control.
@@ -98,6 +111,9 @@ impl Roles {
 
     /// Stops everything: sessions end, computes are suspended, what is in memory becomes durable.
     pub async fn shutdown(self) {
+        if let Some(metrics) = self.metrics {
+            metrics.stop("metrics").await;
+        }
         self.proxy.stop("proxy").await;
         self.control.shutdown().await;
         self.page_server.stop("page server").await;
@@ -137,6 +153,12 @@ pub struct Task {
 }
 
 impl Task {
+    /// Runs `role`, which ends when its token is cancelled.
+    pub fn spawn<F: Future<Output = ()> + Send + 'static>(role: impl FnOnce(CancellationToken) -> F) -> Self {
+        let cancel = CancellationToken::new();
+        Task { running: tokio::spawn(role(cancel.clone())), cancel }
+    }
+
     /// Tells it, and waits until it has.
     pub async fn stop(self, role: &str) {
         self.cancel.cancel();
@@ -162,6 +184,7 @@ pub async fn start_control(
     keep: KeepArgs,
     api_listen: SocketAddr,
     front: &FrontArgs,
+    metrics: &mut Metrics,
 ) -> Result<RunningControl, Failure> {
     refuse_off_host(api_listen)?;
     let is_root = nix::unistd::geteuid().is_root();
@@ -172,10 +195,11 @@ pub async fn start_control(
     }
     let pg_bin_dirs: BTreeMap<u32, PathBuf> = computes.pg_bin.iter().cloned().collect();
     let manage = place.token(Service::Any, Rights::Manage);
+    let connectors = Arc::new(Connectors::new(&pg_bin_dirs));
     let dependencies = Dependencies {
         page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),
         wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
-        connectors: Arc::new(Connectors::new(&pg_bin_dirs)),
+        connectors: connectors.clone(),
     };
     let (public, proxy_address) = names::public_address(front);
     let config = ControlConfig {
@@ -198,7 +222,12 @@ pub async fn start_control(
         retention: keep.history.retention(),
         keep_deleted: Duration::from_secs(keep.keep_deleted),
     };
-    Control::start(config, dependencies, CancellationToken::new()).await.map_err(|error| start_failed(&error))
+    let control = Control::start(config, dependencies, CancellationToken::new()).await;
+    let control = control.map_err(|error| start_failed(&error))?;
+    control.register_metrics(metrics.registry());
+    connectors.register_metrics(metrics.registry());
+    metrics.check(control.problems());
+    Ok(control)
 }
 
 /// The proxy, listening but not serving yet.
@@ -242,12 +271,13 @@ pub async fn start_page_server(
     safekeepers: &[ServiceAddr],
     verifier: TokenVerifier,
     safekeeper_token: String,
+    metrics: &mut Metrics,
 ) -> Result<Task, Failure> {
     let (place, chosen) = (keeping.folder.clone(), keeping.store);
     let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
     let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
     let config = PageserverConfig {
-        engine: EngineConfig::new(keeping.folder.join("local"), store),
+        engine: EngineConfig::new(keeping.folder.join("local"), store.store),
         retention: keeping.retention,
         listen: listen.to_vec(),
         verifier,
@@ -256,6 +286,9 @@ pub async fn start_page_server(
     };
     let cancel = CancellationToken::new();
     let server = Pageserver::start(config, cancel.clone()).await.map_err(|error| Failure::of(&error))?;
+    store.metrics.register(metrics.registry());
+    server.register_metrics(metrics.registry());
+    metrics.check(server.problems());
     Ok(Task { running: tokio::spawn(server.run()), cancel })
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
@@ -31,6 +32,14 @@ impl Safekeepers {
             }
         }
         Ok(started)
+    }
+
+    /// Adds what they count, each under its number where there are several.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        for (index, safekeeper) in self.0.iter().enumerate() {
+            let number = (index + 1).to_string();
+            safekeeper.register_metrics(registry.sub_registry_with_label(("safekeeper".into(), number.into())));
+        }
     }
 
     /// Ends all, with what is in memory saved.

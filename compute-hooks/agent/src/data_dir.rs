@@ -355,7 +355,7 @@ pub(crate) fn write_file(path: &Path, content: &[u8], run_as: Option<RunAs>) -> 
     give_away(path, run_as)
 }
 
-fn give_away(path: &Path, run_as: Option<RunAs>) -> Result<(), ComputeError> {
+pub(crate) fn give_away(path: &Path, run_as: Option<RunAs>) -> Result<(), ComputeError> {
     match run_as {
         Some(RunAs { uid, gid }) => {
             std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(ComputeError::io("cannot give away", path))

@@ -9,6 +9,8 @@ use ardent_page_client::PageError;
 use ardent_types::Lsn;
 use ardent_wal_client::ProposerError;
 
+use crate::kept_state::KeptStateError;
+
 /// The end of a compute that did not stop when it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ComputeError {
@@ -97,6 +99,13 @@ pub enum ComputeError {
         /// The compute's base LSN.
         lsn: Lsn,
     },
+    /// What the next cold start would have been given is not kept.
+    #[error("the state of the data directory is not kept")]
+    NotKept {
+        /// Cause.
+        #[source]
+        source: KeptStateError,
+    },
     /// The specification, or what the page server sent, makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -127,6 +136,11 @@ impl ComputeError {
         }
     }
 
+    /// A state that is not kept.
+    pub(crate) fn keeping(source: KeptStateError) -> ComputeError {
+        ComputeError::NotKept { source }
+    }
+
     /// A writer's failure.
     pub(crate) fn writing(error: ProposerError) -> ComputeError {
         let reason = with_causes(&error);
@@ -149,7 +163,7 @@ impl ComputeError {
             ComputeError::NoSandbox { .. } => "no_sandbox",
             ComputeError::NoPostgres { .. } => "no_postgres",
             ComputeError::BaseLsnExpired { .. } => "base_lsn_expired",
-            ComputeError::Invalid(_) | ComputeError::Io { .. } => "invalid",
+            ComputeError::Invalid(_) | ComputeError::Io { .. } | ComputeError::NotKept { .. } => "invalid",
         }
     }
 

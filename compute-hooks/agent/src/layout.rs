@@ -124,6 +124,16 @@ impl Layout {
         }
     }
 
+    /// Puts what the page server kept where [`Layout::keep_settings`] puts it.
+    pub(crate) fn remember_settings(&self, text: Option<&str>) -> Result<(), ComputeError> {
+        match text {
+            Some(text) => {
+                std::fs::write(&self.kept_settings, text).map_err(ComputeError::io("cannot write", &self.kept_settings))
+            }
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn roles_socket(&self) -> PathBuf {
         self.door.join(ROLES_SOCKET)
     }

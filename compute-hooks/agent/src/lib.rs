@@ -20,14 +20,16 @@
 //! - `AG-6`: no WAL that the branch's policy forbids reaches a quorum.
 //!
 //! What it does not know: branches, passwords, other computes, how pages are made. What stock Postgres keeps over a clean
-//! restart and WAL does not carry (free space maps, statistics, exact sequence values, unlogged tables) is kept with a warm
-//! directory only; a cold start begins as after a crash. Start reading in `start.rs`, then `running.rs`.
+//! restart and WAL does not carry (free space maps, statistics, exact sequence values, unlogged tables) comes along with a warm
+//! directory, and by way of the page server to a cold start right after a clean stop (`kept_state`). Start reading in `start.rs`, then
+//! `running.rs`.
 
 mod activity;
 mod channel;
 mod cold_start;
 mod data_dir;
 mod error;
+mod kept_state;
 mod layout;
 mod lease;
 mod limits;

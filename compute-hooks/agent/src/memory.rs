@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::ComputeError;
 
 /// Version of both files.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// `agent.json`: facts about this compute that outlive its data directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +56,8 @@ pub(crate) struct WarmMarker {
     pub(crate) checkpoint_lsn: Lsn,
     /// What absent pages are read at.
     pub(crate) base_lsn: Lsn,
+    /// What the presence map was made at.
+    pub(crate) map_lsn: Lsn,
     /// When the lease on it runs out, in seconds since the Unix epoch.
     lease_until_s: u64,
 }
@@ -67,12 +69,13 @@ pub(crate) struct WarmFacts {
     pub(crate) end_lsn: Lsn,
     pub(crate) checkpoint_lsn: Lsn,
     pub(crate) base_lsn: Lsn,
+    pub(crate) map_lsn: Lsn,
     pub(crate) lease_until_s: u64,
 }
 
 impl WarmMarker {
     pub(crate) fn write(path: &Path, spec: &ComputeSpec, facts: WarmFacts) -> Result<(), ComputeError> {
-        let WarmFacts { term, end_lsn, checkpoint_lsn, base_lsn, lease_until_s } = facts;
+        let WarmFacts { term, end_lsn, checkpoint_lsn, base_lsn, map_lsn, lease_until_s } = facts;
         let marker = WarmMarker {
             version: FORMAT_VERSION,
             tenant: spec.tenant,
@@ -83,6 +86,7 @@ impl WarmMarker {
             end_lsn,
             checkpoint_lsn,
             base_lsn,
+            map_lsn,
             lease_until_s,
         };
         write_json(path, &marker)

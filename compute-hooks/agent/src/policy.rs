@@ -65,7 +65,7 @@ mod xact {
 
 /// The page, mapped for writing.
 #[derive(Debug)]
-struct MappedPage {
+pub(crate) struct MappedPage {
     page: *const PolicyPage,
 }
 
@@ -75,7 +75,7 @@ unsafe impl Send for MappedPage {}
 unsafe impl Sync for MappedPage {}
 
 impl MappedPage {
-    fn create(path: &Path) -> Result<Self, ComputeError> {
+    pub(crate) fn create(path: &Path) -> Result<Self, ComputeError> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
         let file = file.map_err(ComputeError::io("cannot make", path))?;
         file.set_len(PolicyPage::LEN as u64).map_err(ComputeError::io("cannot set the size of", path))?;
@@ -92,7 +92,7 @@ impl MappedPage {
         Ok(MappedPage { page: at.cast_const().cast() })
     }
 
-    fn get(&self) -> &PolicyPage {
+    pub(crate) fn get(&self) -> &PolicyPage {
         // SAFETY: mapped until we are dropped; aligned to a memory page.
         unsafe { &*self.page }
     }

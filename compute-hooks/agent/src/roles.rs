@@ -33,6 +33,9 @@ select oid, rolname, rolcanlogin,
   case when isfinite(rolvaliduntil) then (extract(epoch from rolvaliduntil) * 1000000)::bigint end, rolpassword
 from pg_catalog.pg_authid where oid = 10 or oid >= 16384 order by oid";
 
+/// A report's number, and all roles.
+pub(crate) type RolesNews = (u64, Vec<RoleReport>);
+
 /// Watches one compute's roles.
 #[derive(Debug)]
 pub(crate) struct RolesWatch {
@@ -60,7 +63,7 @@ impl RolesWatch {
     }
 
     /// Waits until there is something to tell. Cancel-safe: a look that was given up is made again.
-    pub(crate) async fn news(&mut self) -> (u64, Vec<RoleReport>) {
+    pub(crate) async fn news(&mut self) -> RolesNews {
         loop {
             let knocked = self.waiting.iter().any(|(number, _)| number.is_none());
             if knocked || Instant::now() >= self.next_look {
@@ -84,7 +87,7 @@ impl RolesWatch {
     }
 
     /// Looks now. Whoever waits is let go if there is nothing new.
-    pub(crate) async fn look(&mut self) -> Option<(u64, Vec<RoleReport>)> {
+    pub(crate) async fn look(&mut self) -> Option<RolesNews> {
         let seen = tokio::time::timeout(LOOK_DEADLINE, self.sessions.ask(QUERY)).await;
         self.next_look = Instant::now() + LOOK_EVERY;
         let roles = match seen {

@@ -10,6 +10,8 @@
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeCommand, ComputeEvent, Usage};
+use ardent_api::page_service::KeptAt;
+use ardent_page_client::PageClient;
 use ardent_pg_format::ClusterState;
 use ardent_types::{Lsn, Term};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,13 +23,14 @@ use tokio_util::sync::CancellationToken;
 use crate::activity::ActivityWatch;
 use crate::channel::{Events, Order, Orders};
 use crate::error::ComputeError;
+use crate::kept_state::{self, Header, Limits};
 use crate::layout::PORT;
 use crate::lease::Lease;
 use crate::limits::DiskWatch;
 use crate::memory::{WarmFacts, WarmMarker};
 use crate::overdue::OverdueWatch;
 use crate::page_door::PageDoor;
-use crate::policy::TELL_EVERY;
+use crate::policy::{MappedPage, TELL_EVERY};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::roles::RolesWatch;
@@ -40,6 +43,9 @@ const IDLE_STOP_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a killed Postgres may take to be gone.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long keeping what the compute leaves may take at least, however late it is.
+const KEEP_PATIENCE_MIN: Duration = Duration::from_secs(2);
+
 /// How long the last look at the roles may hold up a stop.
 const LAST_LOOK: Duration = Duration::from_secs(1);
 
@@ -49,6 +55,7 @@ pub(crate) struct Running {
     compute: Compute,
     postmaster: Postmaster,
     door: PageDoor,
+    policy: MappedPage,
     lease: Lease,
     log: PostgresLog,
     watch: ActivityWatch,
@@ -85,8 +92,21 @@ impl Running {
         started: Started,
         events: &mut Events<W>,
     ) -> Self {
-        let Started { postmaster, postmaster_pid, shipper, sender, mut door, mut roles, usage, lease, log, term, warm } =
-            started;
+        let Started {
+            postmaster,
+            postmaster_pid,
+            shipper,
+            sender,
+            door,
+            roles,
+            first_roles,
+            usage,
+            policy,
+            lease,
+            log,
+            term,
+            warm,
+        } = started;
         let idle_time = Duration::from_secs(compute.spec.idle_timeout_s);
         let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, idle_time);
         let disk = DiskWatch::new(&compute.layout.compute_dir, &compute.spec.limits);
@@ -97,25 +117,33 @@ impl Running {
         if let Some(event) = usage.event() {
             events.emit(&event).await;
         }
-        if !compute.spec.roles_known {
-            // Before anybody can have changed one: what is there now came from production.
-            let news = tokio::select! {
-                news = roles.look() => news,
-                () = door.serve() => unreachable!("the door serves for ever"),
-            };
-            if let Some((number, roles)) = news {
-                events.emit(&ComputeEvent::Roles { number, roles }).await;
-            }
+        if let Some((number, roles)) = first_roles {
+            events.emit(&ComputeEvent::Roles { number, roles }).await;
         }
         let ready = ComputeEvent::Ready {
             socket_dir: compute.layout.run.clone(),
             port: PORT,
-            base_lsn: lease.base_lsn,
+            base_lsn: lease.base_lsn(),
             postmaster_pid,
             warm,
         };
         events.emit(&ready).await;
-        Running { compute, postmaster, door, lease, log, watch, roles, usage, disk, overdue, term, shipping, stopping }
+        Running {
+            compute,
+            postmaster,
+            door,
+            policy,
+            lease,
+            log,
+            watch,
+            roles,
+            usage,
+            disk,
+            overdue,
+            term,
+            shipping,
+            stopping,
+        }
     }
 
     /// Serves until the end.
@@ -167,7 +195,12 @@ impl Running {
                     Order::Command(ComputeCommand::RolesTaken { number }) => self.roles.taken(number),
                     Order::Orphaned => return Ok(Reason::Orphaned),
                 },
-                lost = self.lease.keep() => return Err(lost),
+                kept = self.lease.keep(&self.compute.layout.data) => {
+                    let base_lsn = kept?;
+                    // Only now: what is asked for is pinned.
+                    self.policy.get().read_at(base_lsn);
+                    events.emit(&ComputeEvent::BaseMoved { base_lsn }).await;
+                }
                 full = self.disk.full() => return Err(full),
                 () = self.overdue.watch() => unreachable!("it watches for ever"),
                 () = self.watch.idle() => return Ok(Reason::Idle),
@@ -224,6 +257,8 @@ impl Running {
             self.kill().await;
             return End::Stopped { clean: false, end_lsn: None };
         };
+        self.compute.layout.keep_settings();
+        self.keep_state(end_lsn, until).await;
         match self.keep_warm(end_lsn).await {
             Ok(()) => End::Stopped { clean: true, end_lsn: Some(end_lsn) },
             Err(error) => {
@@ -233,17 +268,48 @@ impl Running {
         }
     }
 
+    /// Saves what the next cold start needs to be as after a clean restart. Without it, that is as after a crash.
+    async fn keep_state(&self, end_lsn: Lsn, until: Instant) {
+        let compute = &self.compute;
+        if !compute.leaves_state() {
+            return;
+        }
+        let saving = async {
+            let control = start_point::read_control_file(&compute.layout.data)?;
+            let connecting = PageClient::connect(&compute.spec.pageserver, &compute.binding()).await;
+            let mut client =
+                connecting.map_err(ComputeError::pageserver("keeping what the compute leaves", end_lsn))?;
+            let at = KeptAt { lsn: end_lsn, term: self.term };
+            let header = Header { major: compute.spec.pg_major, lsn: end_lsn, unlogged_lsn: control.unlogged_lsn };
+            kept_state::save(&mut client, compute, at, header, Limits::default()).await.map_err(ComputeError::keeping)
+        };
+        let until = until.max(Instant::now() + KEEP_PATIENCE_MIN);
+        match tokio::time::timeout_at(until, saving).await {
+            Ok(Ok(found)) if found.unlogged_bytes_dropped > 0 => {
+                tracing::warn!(
+                    bytes = found.unlogged_bytes_dropped,
+                    "there is too much in unlogged tables to be kept: they will be empty unless the branch wakes from its warm folder"
+                );
+            }
+            Ok(Ok(found)) => tracing::info!(?found, "what the compute leaves is kept"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "what the compute leaves is not kept");
+            }
+            Err(_) => tracing::warn!("what the compute leaves is not kept: there was no time left"),
+        }
+    }
+
     async fn keep_warm(&self, end_lsn: Lsn) -> Result<(), ComputeError> {
         let layout = &self.compute.layout;
         let control = start_point::read_control_file(&layout.data)?;
         if control.state != ClusterState::ShutDown {
             return Err(ComputeError::Invalid("pg_control does not say that Postgres was shut down".to_owned()));
         }
-        let base_lsn = self.lease.base_lsn;
+        let (base_lsn, map_lsn) = (self.lease.base_lsn(), self.lease.map_lsn());
         let lease_until_s =
             self.lease.keep_warm().await.map_err(ComputeError::pageserver("keeping the lease", base_lsn))?;
         let checkpoint_lsn = control.checkpoint_lsn;
-        let facts = WarmFacts { term: self.term, end_lsn, checkpoint_lsn, base_lsn, lease_until_s };
+        let facts = WarmFacts { term: self.term, end_lsn, checkpoint_lsn, base_lsn, map_lsn, lease_until_s };
         WarmMarker::write(&layout.warm_marker, &self.compute.spec, facts)
     }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeSpec, RunAs, Sandbox, Usage};
-use ardent_api::page_service::ErrorCode;
+use ardent_api::page_service::{ErrorCode, KeptAt};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_pg_format::{ClusterState, PgMajor};
 use ardent_types::{Lsn, PgTli, Term, WalSegmentSize};
@@ -23,20 +23,21 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::channel::Events;
-use crate::cold_start;
+use crate::cold_start::{self, Origin};
 use crate::data_dir::{make_folder, write_file};
 use crate::error::{ComputeError, with_causes};
+use crate::kept_state::{self, Restored};
 use crate::layout::{AUTO_CONF, Layout, PORT, PRESENCE_MAP, View};
-use crate::lease::{self, Lease};
+use crate::lease::{self, Lease, LeasedAt};
 use crate::limits::{self, ControlGroup};
 use crate::memory::{Memory, WarmMarker};
 use crate::page_door::PageDoor;
 use crate::pid_file;
-use crate::policy::{GateInput, PolicyGate, RowCounter};
+use crate::policy::{GateInput, MappedPage, PolicyGate, RowCounter};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::programs::ServerPrograms;
-use crate::roles::RolesWatch;
+use crate::roles::{RolesNews, RolesWatch};
 use crate::sandbox;
 use crate::settings::{self, SettingsInput, SourceLimits};
 use crate::shipping::Shipper;
@@ -77,7 +78,11 @@ pub(crate) struct Started {
     pub(crate) sender: WalSender,
     pub(crate) door: PageDoor,
     pub(crate) roles: RolesWatch,
+    /// The roles as they came from production, where control does not know them yet.
+    pub(crate) first_roles: Option<RolesNews>,
     pub(crate) usage: watch::Receiver<Usage>,
+    /// The page that says what absent pages are read at.
+    pub(crate) policy: MappedPage,
     pub(crate) lease: Lease,
     pub(crate) log: PostgresLog,
     pub(crate) term: Term,
@@ -91,7 +96,8 @@ struct Prepared {
     /// On which of its timelines Postgres goes on writing.
     tli: PgTli,
     segment_size: WalSegmentSize,
-    warm: bool,
+    /// A kept data directory, and the end of the log that it left.
+    warm: Option<KeptAt>,
 }
 
 impl Compute {
@@ -124,25 +130,46 @@ impl Compute {
             Some(prepared) => prepared,
             None => self.make_cold(&mut client, &proposer, &elected, events).await?,
         };
-        drop(client);
         let pageserver = self.spec.pageserver.clone();
         let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
         let log = PostgresLog::open(&self.layout.log)?;
-        let roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
+        let mut roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
         self.write_configuration(&prepared)?;
         let gate = self.open_gate(&proposer, &elected, prepared.segment_size).await?;
         let usage = gate.usage();
+        let policy = MappedPage::create(&self.layout.policy)?;
+        policy.get().read_at(prepared.lease.base_lsn());
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
-        let (postmaster_pid, shipper, sender) = tokio::select! {
-            ready = self.until_ready(&mut postmaster, &log, proposer, gate, &prepared) => ready?,
+        let ready = async {
+            // Before anybody can write: from then on what was kept is not this compute's state any more.
+            let outdated = self.outdate_kept_state(&mut client, prepared.warm);
+            tokio::try_join!(self.until_ready(&mut postmaster, &log, &mut roles, proposer, gate, &prepared), outdated)
+        };
+        let ((postmaster_pid, shipper, sender, first_roles), ()) = tokio::select! {
+            ready = ready => ready?,
             () = serving.serve() => unreachable!("the door serves for ever"),
         };
         let Prepared { lease, warm, .. } = prepared;
+        let warm = warm.is_some();
         let term = elected.term;
         let door = serving;
-        Ok(Started { postmaster, postmaster_pid, shipper, sender, door, roles, usage, lease, log, term, warm })
+        Ok(Started {
+            postmaster,
+            postmaster_pid,
+            shipper,
+            sender,
+            door,
+            roles,
+            first_roles,
+            usage,
+            policy,
+            lease,
+            log,
+            term,
+            warm,
+        })
     }
 
     /// From here on every older writer is refused.
@@ -152,7 +179,7 @@ impl Compute {
         Proposer::elect(config, CancellationToken::new()).await.map_err(ComputeError::writing)
     }
 
-    fn binding(&self) -> Binding {
+    pub(crate) fn binding(&self) -> Binding {
         Binding { tenant: self.spec.tenant, timeline: self.spec.timeline, token: self.spec.token.clone() }
     }
 
@@ -161,13 +188,10 @@ impl Compute {
         Binding { token: self.spec.page_token.clone(), ..self.binding() }
     }
 
-    fn lease_on(&self, base_lsn: Lsn) -> Lease {
-        Lease {
-            pageserver: self.spec.pageserver.clone(),
-            binding: self.binding(),
-            name: self.memory.lease.clone(),
-            base_lsn,
-        }
+    fn lease_on(&self, base_lsn: Lsn, map_lsn: Lsn) -> Lease {
+        let every = self.spec.lease_renewal_ms.map(Duration::from_millis);
+        let name = self.memory.lease.clone();
+        Lease::new(self.spec.pageserver.clone(), self.binding(), name, LeasedAt { base_lsn, map_lsn }, every)
     }
 
     async fn connect_patiently(&self) -> Result<PageClient, ComputeError> {
@@ -202,7 +226,7 @@ impl Compute {
         if !same_end || !untouched || marker.term > elected.term {
             return Ok(None);
         }
-        let lease = self.lease_on(marker.base_lsn);
+        let lease = self.lease_on(marker.base_lsn, marker.map_lsn);
         match lease.take(client).await {
             Ok(()) => {}
             Err(error) if lease::lost(&error) => return Ok(None),
@@ -210,7 +234,8 @@ impl Compute {
         }
         let limits = start_point::limits(&control);
         let tli = control.checkpoint.tli;
-        Ok(Some(Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm: true }))
+        let warm = Some(KeptAt { lsn: marker.end_lsn, term: marker.term });
+        Ok(Some(Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm }))
     }
 
     async fn make_cold<W: AsyncWrite + Unpin>(
@@ -224,11 +249,12 @@ impl Compute {
         trash::discard(&self.layout.compute_dir, &self.layout.data)?;
         let end = elected.end_lsn;
         self.wait_for_ingestion(client, end, events).await?;
-        let lease = self.lease_on(end);
+        let lease = self.lease_on(end, end);
         lease.take(client).await.map_err(ComputeError::pageserver("taking the lease", end))?;
-        let origin = cold_start::receive(client, end, &self.layout.data, self.major, self.run_as).await?;
+        let (origin, restored) = self.make_directory(client, elected).await?;
         events.progress("the data directory is made").await;
-        let point = StartPoint::new(&origin, end, elected.prev_lsn)?;
+        let unlogged_lsn = restored.as_ref().map(|restored| restored.unlogged_lsn);
+        let point = StartPoint::new(&origin, end, elected.prev_lsn, unlogged_lsn)?;
         let bytes = Bytes::from(point.wal.bytes.clone());
         proposer.append(point.wal.start, bytes).await.map_err(ComputeError::writing)?;
         point.write(&self.layout.data, self.run_as)?;
@@ -244,7 +270,82 @@ impl Compute {
             Ok(_) = flushed.wait_for(|position| *position >= point.wal.record.end) => {}
         }
         let (tli, segment_size) = (origin.header.pg_tli, origin.header.wal_segment_size);
-        Ok(Prepared { limits: point.limits, lease, tli, segment_size, warm: false })
+        Ok(Prepared { limits: point.limits, lease, tli, segment_size, warm: None })
+    }
+
+    /// A data directory from the base backup at the end of the log, with what the last compute left there, if it left anything.
+    async fn make_directory(
+        &self,
+        client: &mut PageClient,
+        elected: &Elected,
+    ) -> Result<(Origin, Option<Restored>), ComputeError> {
+        let (data, end) = (&self.layout.data, elected.end_lsn);
+        let origin = cold_start::receive(client, end, data, self.major, self.run_as).await?;
+        let warn = |error: &dyn std::error::Error| {
+            let error = with_causes(error);
+            tracing::warn!(error, "what the last compute left is not given back: the start is as after a crash");
+        };
+        let state = match kept_state::find(client, self.spec.timeline).await {
+            Ok(state) => state,
+            Err(error) => {
+                warn(&error);
+                None
+            }
+        };
+        let Some(state) = state else { return Ok((origin, None)) };
+        // Settings that this host remembers are at least as new.
+        let wants_settings = !self.layout.kept_settings.exists();
+        if state.outdated || state.at.lsn != end || state.at.term >= elected.term {
+            if wants_settings {
+                match kept_state::settings(client, &state).await {
+                    Ok(settings) => self.layout.remember_settings(settings.as_deref())?,
+                    Err(error) => warn(&error),
+                }
+            }
+            return Ok((origin, None));
+        }
+        match kept_state::restore(client, self, &state).await {
+            Ok(restored) => {
+                tracing::info!(
+                    files = restored.files,
+                    pages = restored.pages,
+                    "what the last compute left is given back"
+                );
+                if wants_settings {
+                    self.layout.remember_settings(restored.settings.as_deref())?;
+                }
+                Ok((origin, Some(restored)))
+            }
+            Err(error) => {
+                warn(&error);
+                // Some of it may be there.
+                trash::discard(&self.layout.compute_dir, data)?;
+                let mut client = self.connect_patiently().await?;
+                let origin = cold_start::receive(&mut client, end, data, self.major, self.run_as).await?;
+                Ok((origin, None))
+            }
+        }
+    }
+
+    /// A compute that goes on from its own folder takes what it left with it.
+    async fn outdate_kept_state(&self, client: &mut PageClient, at: Option<KeptAt>) -> Result<(), ComputeError> {
+        match at.filter(|_| self.leaves_state()) {
+            Some(at) => kept_state::outdate(client, self.spec.timeline, at).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether what it leaves is worth keeping: a branch that takes no writes has nothing of its own.
+    pub(crate) fn leaves_state(&self) -> bool {
+        !self.spec.policy.read_only
+    }
+
+    pub(crate) fn major(&self) -> PgMajor {
+        self.major
+    }
+
+    pub(crate) fn run_as(&self) -> Option<RunAs> {
+        self.run_as
     }
 
     /// The gate at the end of the log, with the count of rows brought up to there.
@@ -327,7 +428,7 @@ impl Compute {
             libraries: here,
             read_only: self.spec.policy.read_only,
             port: PORT,
-            base_lsn: prepared.lease.base_lsn,
+            base_lsn: prepared.lease.map_lsn(),
         }
     }
 
@@ -364,10 +465,11 @@ impl Compute {
         &self,
         postmaster: &mut Postmaster,
         log: &PostgresLog,
+        roles: &mut RolesWatch,
         proposer: Proposer,
         gate: PolicyGate,
         prepared: &Prepared,
-    ) -> Result<(u32, Shipper, WalSender), ComputeError> {
+    ) -> Result<(u32, Shipper, WalSender, Option<RolesNews>), ComputeError> {
         let inner_pid = tokio::select! {
             pid = wait_for_ready_pid(&self.layout.data) => pid,
             status = postmaster.exited() => {
@@ -387,8 +489,12 @@ impl Compute {
             tli: prepared.tli,
             stopping: CancellationToken::new(),
         };
-        let sender = shipper.connect().await.map_err(|error| refused(error.to_string()))?;
-        Ok((pid, shipper, sender))
+        // Before anybody can have changed a role: what is there now came from production. Side by side, as both wait for a process of
+        // Postgres's to come up.
+        let look = async { if self.spec.roles_known { None } else { roles.look().await } };
+        let (sender, first_roles) = tokio::join!(shipper.connect(), look);
+        let sender = sender.map_err(|error| refused(error.to_string()))?;
+        Ok((pid, shipper, sender, first_roles))
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use ardent_api::compute::RunAs;
 use ardent_pg_format::encode::{EncodedWal, SegmentFile, WalStream, segment_files, shutdown_checkpoint};
-use ardent_pg_format::{CheckPoint, ControlFile, PgMajor};
+use ardent_pg_format::{CONTROL_FILE_LEN, CheckPoint, ControlFile, PgMajor};
 use ardent_types::Lsn;
 
 use crate::cold_start::Origin;
@@ -17,7 +17,7 @@ use crate::error::ComputeError;
 use crate::memory::unix_now_s;
 use crate::settings::SourceLimits;
 
-/// `FirstNormalUnloggedLSN`: unlogged relations start over, so their LSN counter does.
+/// `FirstNormalUnloggedLSN`: where unlogged relations start over, so does their LSN counter.
 const FIRST_UNLOGGED_LSN: Lsn = Lsn::new(1000);
 
 /// What Postgres is started from.
@@ -31,8 +31,14 @@ pub(crate) struct StartPoint {
 }
 
 impl StartPoint {
-    /// The start point at `end`, the end of the log, whose last record starts at `previous` (or is not known).
-    pub(crate) fn new(origin: &Origin, end: Lsn, previous: Lsn) -> Result<Self, ComputeError> {
+    /// The start point at `end`, the end of the log, whose last record starts at `previous` (or is not known). `unlogged_lsn`: the
+    /// counter that unlogged relations were kept with.
+    pub(crate) fn new(
+        origin: &Origin,
+        end: Lsn,
+        previous: Lsn,
+        unlogged_lsn: Option<Lsn>,
+    ) -> Result<Self, ComputeError> {
         let header = &origin.header;
         let invalid = |what: &str, error: &dyn std::error::Error| ComputeError::Invalid(format!("{what}: {error}"));
         let mut control = ControlFile::decode(&origin.control_file)
@@ -64,7 +70,7 @@ impl StartPoint {
         control.set_shut_down(wal.record.start, written);
         control.system_id = header.system_id;
         control.data_checksum_version = 0;
-        control.unlogged_lsn = FIRST_UNLOGGED_LSN;
+        control.unlogged_lsn = unlogged_lsn.map_or(FIRST_UNLOGGED_LSN, |lsn| lsn.max(FIRST_UNLOGGED_LSN));
         let segments = segment_files(stream, &wal);
         Ok(StartPoint { control_file: control.encode(), segments, limits, wal })
     }
@@ -90,6 +96,18 @@ pub(crate) fn read_control_file(root: &Path) -> Result<ControlFile, ComputeError
     let path = root.join("global/pg_control");
     let bytes = std::fs::read(&path).map_err(ComputeError::io("cannot read", &path))?;
     ControlFile::decode(&bytes).map_err(|error| ComputeError::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// The redo LSN of the last completed checkpoint of a server that runs: every block that was changed before is in its files. `None` while the
+/// file is being written, or if it is none: the folder is Postgres's.
+pub(crate) fn completed_checkpoint(root: &Path) -> Option<Lsn> {
+    use std::io::Read as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let plain = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(plain).open(root.join("global/pg_control")).ok()?;
+    let mut bytes = Vec::new();
+    file.take(CONTROL_FILE_LEN as u64).read_to_end(&mut bytes).ok()?;
+    ControlFile::decode(&bytes).ok().map(|control| control.checkpoint.redo)
 }
 
 /// The settings that a compute must not undercut.

@@ -7,10 +7,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ardent_types::{Lsn, PgTli};
+use ardent_unix_stream::QuietStream;
 use bytes::{Buf, BufMut as _, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 
 /// Protocol 3.0.
 const PROTOCOL_VERSION: i32 = 196_608;
@@ -68,14 +67,14 @@ pub(crate) struct WalSender {
 /// What comes from Postgres.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    stream: OwnedReadHalf,
+    stream: ReadHalf<QuietStream>,
     received: BytesMut,
 }
 
 /// The way back.
 #[derive(Debug)]
 pub(crate) struct Reports {
-    stream: OwnedWriteHalf,
+    stream: WriteHalf<QuietStream>,
 }
 
 struct Message {
@@ -85,8 +84,8 @@ struct Message {
 
 impl WalSender {
     pub(crate) async fn connect(socket: &Path, user: &str, application: &str) -> Result<Self, WalSenderError> {
-        let stream = UnixStream::connect(socket).await.map_err(WalSenderError::Lost)?;
-        let (read_half, write_half) = stream.into_split();
+        let stream = QuietStream::connect(socket).await.map_err(WalSenderError::Lost)?;
+        let (read_half, write_half) = tokio::io::split(stream);
         let incoming = Incoming { stream: read_half, received: BytesMut::new() };
         let mut sender = WalSender { incoming, reports: Reports { stream: write_half } };
         let mut parameters = BytesMut::new();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use ardent_api::compute::{ComputeEvent, Sandbox};
 use ardent_test_pg::TestPgOptions;
+use ardent_types::Lsn;
 use rig::{DEADLINE, World};
 
 const SOURCE: &str =
@@ -98,6 +99,47 @@ async fn the_bootstrap_superuser_may_be_renamed_disabled_and_demoted() {
     assert!(as_nobody.is_err(), "the role itself still may not log in");
     drop(again);
     assert!(agent.stop(DEADLINE).await.0);
+}
+
+/// A compute that runs for long holds up garbage collection no longer than since its last checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_base_moves_up_after_a_checkpoint_and_a_lost_lease_ends_the_compute() {
+    let world = world().await;
+    let spec = || rig::quick_renewal(world.spec());
+    let mut agent = world.start_with(spec()).await;
+    let start = agent.ready().base_lsn;
+    let seen = &world.page_server.seen;
+    let held = || seen.leases.lock().expect("leases").values().copied().collect::<Vec<_>>();
+    assert_eq!(held(), [start]);
+    let client = agent.connect().await;
+    client.sql("insert into t select n, 'more' from generate_series(1001, 2000) n").await.expect("written");
+    assert_eq!(held(), [start], "without a checkpoint it stays");
+    client.sql("checkpoint").await.expect("superuser");
+    let redo = client.sql("select redo_lsn from pg_control_checkpoint()").await.expect("reads");
+    let redo: Lsn = redo.parse().expect("an LSN");
+    assert!(redo > start);
+    rig::eventually("the move of the lease", || held().contains(&redo)).await;
+    // What was asked for a moment ago at the position before is pinned until the next move.
+    assert_eq!(held().len(), 2);
+    assert_eq!(agent.until_moved().await, redo, "control is told");
+    // Blocks that are still absent are asked for there.
+    client.sql("select count(*) from pg_description").await.expect("nobody has read it before");
+    assert_eq!(seen.pages_at.load(Ordering::Relaxed), redo.get());
+    drop(client);
+    assert!(agent.stop(DEADLINE).await.0);
+
+    // The warm folder goes on from there.
+    let mut agent = world.start_with(spec()).await;
+    assert!(agent.ready().warm);
+    assert!(agent.ready().base_lsn >= redo);
+    let client = agent.connect().await;
+    assert_eq!(client.sql("select count(*) from t where v = 'more'").await.expect("reads"), "1000");
+    client.sql("select sum(length(prosrc)) from pg_proc").await.expect("absent blocks are read at the new base");
+
+    // Never an approximation: a version that is gone ends the compute, and control starts another.
+    seen.refuse_leases.store(true, Ordering::Relaxed);
+    let (code, message) = agent.until_failed().await;
+    assert_eq!(code, "base_lsn_expired", "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

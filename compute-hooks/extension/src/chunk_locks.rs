@@ -17,8 +17,8 @@ use crate::pg;
 const TRANCHE: &CStr = c"ardent_presence";
 /// One bit each in a `u64`, and well below the number that a process may hold (200).
 const LOCK_COUNT: u32 = 64;
-/// Blocks that share a lock.
-const CHUNK_BLOCKS: u32 = 64;
+/// Blocks that share a lock: one bit each in a `u64`. A relation's file ends with a chunk.
+pub const CHUNK_BLOCKS: u32 = 64;
 
 static mut LOCKS: *mut pg::LWLockPadded = std::ptr::null_mut();
 
@@ -46,6 +46,11 @@ fn number(entry: &Entry<'_>, chunk: u32) -> u32 {
 unsafe fn lock(number: u32) -> *mut pg::LWLock {
     // SAFETY: below LOCK_COUNT, which is how many there are.
     unsafe { &raw mut (*(&raw const LOCKS).read().add(number as usize)).lock }
+}
+
+/// How many blocks from `block` on share its lock.
+pub fn blocks_to_chunk_end(block: BlockNumber) -> u32 {
+    CHUNK_BLOCKS - block % CHUNK_BLOCKS
 }
 
 /// Takes the lock of the block's chunk. Interrupts are held off until it is released.

@@ -18,6 +18,9 @@ use crate::storage_hooks::Storage;
 /// Most requests in flight on one connection: their answers may lie in the socket and in the page server until they are
 /// taken.
 const IN_FLIGHT_MAX: usize = 32;
+/// Blocks in one request. What is read ahead comes in several of them, so that the page server makes the next ones while the last ones are
+/// put in their places, and an answer fits what lies between the two.
+const REQUEST_BLOCKS_MAX: u32 = 32;
 
 /// What a process knows about its dealings with the page server.
 pub struct Fetcher {
@@ -135,7 +138,7 @@ impl Fetcher {
         loop {
             match self.client.poll()? {
                 Some(Answer::Pages(asked, pages)) => {
-                    if let Some(at) = first_bad_page(&pages, storage.base_lsn) {
+                    if let Some(at) = first_bad_page(&pages, storage.read_lsn()) {
                         Counters::add(&storage.map.counters().errors, 1);
                         unclaim(storage, &asked);
                         if asked.covers(&target.rel, target.block) {
@@ -188,7 +191,8 @@ impl Fetcher {
         nblocks: BlockNumber,
         attempt: &mut Attempt,
     ) -> Result<(), LinkError> {
-        let max = if attempt.alone { 1 } else { settings::read_ahead_blocks() };
+        let ahead_max = if attempt.alone { 1 } else { settings::read_ahead_blocks() };
+        let max = ahead_max.min(REQUEST_BLOCKS_MAX);
         let in_flight = self.client.in_flight().find(|asked| asked.covers(&target.rel, target.block));
         match in_flight.map(|asked| (asked.why, asked.start)) {
             None if attempt.trust_others && storage.claims.holds(&target.entry, target.block) => {
@@ -211,14 +215,26 @@ impl Fetcher {
             Some((Why::ReadAhead, start)) if start == target.block => {}
             Some(_) => return Ok(()),
         }
-        let newest = self.client.in_flight().filter(|asked| asked.rel == target.rel).last();
-        let reached_newest = newest.is_some_and(|asked| asked.covers(&target.rel, target.block));
-        if max > 1 && reached_newest && self.client.in_flight().count() < IN_FLIGHT_MAX {
-            if let Some(window) = self.ahead.next_window(target.rel, max) {
-                self.ask_window(storage, target, window, nblocks, Why::ReadAhead)?;
+        if max == 1 {
+            return Ok(());
+        }
+        // Windows that others have asked for already count as well: the relation is not searched to its end.
+        for _ in 0..ahead_max.div_ceil(max) {
+            if self.blocks_ahead(target) >= ahead_max || self.client.in_flight().count() >= IN_FLIGHT_MAX {
+                break;
             }
+            let Some(window) = self.ahead.next_window(target.rel, max).filter(|window| window.start < nblocks) else {
+                break;
+            };
+            self.ask_window(storage, target, window, nblocks, Why::ReadAhead)?;
         }
         Ok(())
+    }
+
+    /// Blocks of the target's relation behind it that are on their way.
+    fn blocks_ahead(&self, target: &Target<'_>) -> u32 {
+        let behind = |asked: &&Asked| asked.rel == target.rel && asked.start > target.block;
+        self.client.in_flight().filter(behind).map(|asked| asked.count).sum()
     }
 
     /// Asks for the first run of blocks in the window that are absent and that nobody has asked for.
@@ -235,7 +251,7 @@ impl Fetcher {
             |block: &BlockNumber| target.entry.is_absent(*block) && !storage.claims.holds(&target.entry, *block);
         let Some(start) = (window.start..end).find(wanted) else { return Ok(()) };
         let count = (start..end).take_while(wanted).count() as u32;
-        self.client.ask(storage.base_lsn, target.rel, start, count, why)?;
+        self.client.ask(storage.read_lsn(), target.rel, start, count, why)?;
         storage.claims.add(&target.entry, start, count);
         Counters::add(&storage.map.counters().requests, 1);
         Ok(())
@@ -259,7 +275,7 @@ impl Fetcher {
             }
             let was_up = self.client.is_up();
             match self.client.poll()? {
-                Some(Answer::Pages(asked, pages)) if first_bad_page(&pages, storage.base_lsn).is_none() => {
+                Some(Answer::Pages(asked, pages)) if first_bad_page(&pages, storage.read_lsn()).is_none() => {
                     self.arrived = Some(Arrived { asked, pages });
                     return Ok(Step::Arrived);
                 }

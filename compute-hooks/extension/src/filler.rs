@@ -21,6 +21,7 @@ use crate::chunk_locks;
 use crate::commit_guard;
 use crate::fetcher::{Arrived, Attempt, Step, Target, fetcher};
 use crate::page_client::{Asked, Why};
+use crate::page_run;
 use crate::pg;
 use crate::report::{Level, Report, SqlState, Text};
 use crate::settings;
@@ -141,20 +142,22 @@ unsafe fn place_arrived(storage: &Storage, target: &Target<'_>, out: *mut c_char
         let (asked, first_page) = (*asked, pages.as_ptr());
         let Some(entry) = storage.map.find(&asked.rel) else { return false };
         let mut copied = false;
-        let (mut filled, mut raced) = (0, 0);
-        for at in 0..asked.count {
-            let block = asked.start + at;
-            let page = first_page.add(at as usize * BLCKSZ);
-            if !place(storage, target, &entry, &asked.rel, block, page) {
-                raced += 1;
-                continue;
-            }
-            filled += 1;
-            if block == target.block && asked.rel == target.rel && !out.is_null() {
+        let (mut filled, mut at) = (0, 0);
+        while at < asked.count {
+            let start = asked.start + at;
+            let length = chunk_locks::blocks_to_chunk_end(start).min(asked.count - at);
+            let pages = first_page.add(at as usize * BLCKSZ);
+            let placed = place(storage, target, &entry, &Run { rel: asked.rel, start, length, pages });
+            filled += u64::from(placed.count_ones());
+            let wanted = target.block.wrapping_sub(start);
+            if wanted < length && asked.rel == target.rel && placed >> wanted & 1 == 1 && !out.is_null() {
+                let page = pages.add(wanted as usize * BLCKSZ);
                 std::ptr::copy_nonoverlapping(page.cast::<c_char>(), out, BLCKSZ);
                 copied = true;
             }
+            at += length;
         }
+        let raced = u64::from(asked.count) - filled;
         storage.claims.remove(&entry, asked.start, asked.count);
         count(storage.map, &asked, filled, raced);
         fetcher().arrived = None;
@@ -173,32 +176,46 @@ fn count(map: &PresenceMap, asked: &Asked, filled: u64, raced: u64) {
     }
 }
 
-/// Writes a page to its file unless somebody has made the block present meanwhile. True: written.
-unsafe fn place(
-    storage: &Storage,
-    target: &Target<'_>,
-    entry: &Entry<'_>,
-    rel: &RelTag,
-    block: BlockNumber,
-    page: *const u8,
-) -> bool {
+/// Fetched pages of consecutive blocks that share a lock.
+struct Run {
+    rel: RelTag,
+    start: BlockNumber,
+    length: u32,
+    pages: *const u8,
+}
+
+/// Writes pages to their file, but for blocks that somebody has made present meanwhile. A bit for each block, from the first: written.
+unsafe fn place(storage: &Storage, target: &Target<'_>, entry: &Entry<'_>, run: &Run) -> u64 {
     // A relation that was dropped or cut meanwhile must not even be opened.
-    if !entry.is_absent(block) {
-        return false;
+    if (0..run.length).all(|at| !entry.is_absent(run.start + at)) {
+        return 0;
     }
-    // SAFETY: the handle is Postgres's own; an error raised by the write releases the lock.
+    let mut placed = 0;
+    // SAFETY: the handle is Postgres's own; an error raised by a write releases the lock.
     unsafe {
-        let handle = if *rel == target.rel { target.handle } else { storage_hooks::open(rel) };
-        let lock = chunk_locks::acquire(entry, block);
-        let absent = entry.is_absent(block);
-        if absent {
-            // The write does not change the page; its type says otherwise for historical reasons.
-            (storage.original.write)(handle, rel.fork as pg::ForkNumber, block, page.cast_mut().cast(), true);
-            entry.set_present(block);
+        let handle = if run.rel == target.rel { target.handle } else { storage_hooks::open(&run.rel) };
+        let lock = chunk_locks::acquire(entry, run.start);
+        let mut at = 0;
+        while at < run.length {
+            let start = run.start + at;
+            let length = entry.absent_run(start, run.length - at);
+            let pages = run.pages.add(at as usize * BLCKSZ);
+            if length < 2 || !page_run::write(&run.rel, start, length, pages) {
+                for next in 0..length {
+                    // The write does not change the page; its type says otherwise for historical reasons.
+                    let page = pages.add(next as usize * BLCKSZ).cast_mut().cast();
+                    (storage.original.write)(handle, run.rel.fork as pg::ForkNumber, start + next, page, true);
+                }
+            }
+            for next in 0..length {
+                entry.set_present(start + next);
+                placed |= 1 << (at + next);
+            }
+            at += length.max(1);
         }
         chunk_locks::release(lock);
-        absent
     }
+    placed
 }
 
 unsafe fn raise_unobtainable(storage: &Storage, target: &Target<'_>, state: SqlState, waited: Option<Duration>) -> ! {
@@ -219,7 +236,7 @@ unsafe fn raise_unobtainable(storage: &Storage, target: &Target<'_>, state: SqlS
             "could not read block {} of relation {} at LSN {} from the page server behind \"{}\"",
             target.block,
             target.rel,
-            storage.base_lsn,
+            storage.read_lsn(),
             settings::agent_socket().to_str().unwrap_or("?")
         ));
         let hint = if waited.is_some() {

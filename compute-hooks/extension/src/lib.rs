@@ -43,6 +43,7 @@ mod commit_guard;
 mod fetcher;
 mod filler;
 mod page_client;
+mod page_run;
 mod pg;
 mod policy;
 mod read_ahead;

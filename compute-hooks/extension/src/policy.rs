@@ -66,6 +66,13 @@ unsafe fn map(path: &CStr) -> *const PolicyPage {
     }
 }
 
+/// What absent pages are read at, as far as the agent says.
+pub fn read_lsn() -> Lsn {
+    // SAFETY: written once, before there are children.
+    let page = unsafe { (&raw const PAGE).read().as_ref() };
+    page.map_or(Lsn::INVALID, PolicyPage::read_lsn)
+}
+
 /// The policy that holds for this session. The agent's and control's own are exempt.
 fn page() -> Option<&'static PolicyPage> {
     // SAFETY: written once, before there are children.

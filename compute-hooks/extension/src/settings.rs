@@ -205,7 +205,7 @@ pub unsafe fn define() {
     );
     number(
         c"ardent.read_ahead",
-        c"Most blocks to ask the page server for at once when a relation is read in sequence.",
+        c"Most blocks to have asked the page server for ahead of the reader when a relation is read in sequence.",
         &raw mut READ_AHEAD_BLOCKS,
         READ_AHEAD_BLOCKS_MAX as c_int,
         1,

@@ -41,10 +41,17 @@ pub struct Storage {
     pub original: Originals,
     /// Which blocks are absent.
     pub map: &'static PresenceMap,
-    /// What they are read at.
-    pub base_lsn: Lsn,
+    /// What they were read at first.
+    base_lsn: Lsn,
     /// Which of them somebody has asked for.
     pub claims: Claims,
+}
+
+impl Storage {
+    /// What absent blocks are read at. It moves up while the server runs: what is absent still is the same there.
+    pub fn read_lsn(&self) -> Lsn {
+        self.base_lsn.max(policy::read_lsn())
+    }
 }
 
 static mut STORAGE: Option<Storage> = None;

@@ -85,7 +85,18 @@ impl Drive {
     /// Runs the compute until it is stopped, idle, or beyond help.
     pub(crate) async fn run(mut self) -> Result<(), ErrorInfo> {
         self.follow_wal(true).await?;
-        let outcome = self.run_with_restarts().await;
+        let (context, timeline) = (self.context.clone(), self.branch.timeline);
+        // A safekeeper that was away when the branch was made may be needed now: its writer meets it as soon as it has been told.
+        let telling = async {
+            if let Err(error) = context.settle_wal_debts(Some(timeline)).await {
+                warn!(%timeline, %error, "what safekeepers missed cannot be read");
+            }
+            std::future::pending().await
+        };
+        let outcome = tokio::select! {
+            outcome = self.run_with_restarts() => outcome,
+            () = telling => unreachable!("it pends for ever"),
+        };
         // An idle branch needs no receiver on the page server. If this fails, the receiver stays, and costs little.
         if let Err(error) = self.follow_wal(false).await {
             warn!(branch = %self.branch.name, %error, "the page server keeps receiving a suspended branch's WAL");
@@ -110,6 +121,7 @@ impl Drive {
             match end? {
                 RunEnd::Stopped => return Ok(()),
                 RunEnd::Crashed(why) => {
+                    self.context.metrics.crashed();
                     if began.elapsed() > STEADY_AFTER {
                         restarts = 0;
                     }
@@ -185,6 +197,7 @@ impl Drive {
             roles_known: branch.roles_known,
             settings: connector.settings,
             idle_timeout_s: branch.idle_timeout_s,
+            lease_renewal_ms: None,
         };
         // Beside the folder, not in it: the folder belongs to the compute's own user, who must not see the token.
         let path = pool.computes_dir.join(format!("{}.spec", row.id));
@@ -235,6 +248,7 @@ impl Drive {
         let mut asked_to_stop = false;
         let mut exited = false;
         let mut kill_at: Option<Instant> = None;
+        let began = std::time::Instant::now();
         loop {
             let late = async {
                 match kill_at {
@@ -282,16 +296,19 @@ impl Drive {
                 Some(ComputeEvent::Usage { usage }) => self.context.store.put_usage(self.branch.id, usage)?,
                 Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm }) => {
                     ran = true;
+                    self.context.metrics.started(began, warm);
                     agent.postmaster = ProcessIdentity::of(postmaster_pid);
                     self.context.store.set_processes(row.id, agent.identity.as_ref(), agent.postmaster.as_ref())?;
-                    self.lease(row.id, base_lsn).await;
                     let incarnation = row.incarnation;
                     info!(branch = %self.branch.name, incarnation, warm, %base_lsn, "compute is up");
                     if !asked_to_stop {
                         let running = RunningCompute { id: row.id, incarnation, socket_dir, port, warm };
                         self.state.send_replace(SlotState::Running(running));
                     }
+                    // Nobody has to wait for ours: the agent holds a lease of its own already.
+                    self.lease(row.id, base_lsn).await;
                 }
+                Some(ComputeEvent::BaseMoved { base_lsn }) => self.lease(row.id, base_lsn).await,
                 Some(ComputeEvent::Idle) => {
                     asked_to_stop = true;
                     kill_at = Some(Instant::now() + self.context.pool.stop_deadline * 2);

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body as ReplyBody, Bytes};
@@ -232,7 +233,10 @@ async fn list_branches(
 }
 
 async fn create_branch(State(control): Shared, Body(request): Body<CreateBranchRequest>) -> Result<CreateBranchReply> {
-    Ok(Reply(control.create_branch(request).await?))
+    let began = Instant::now();
+    let reply = control.create_branch(request).await?;
+    control.context.metrics.created(began);
+    Ok(Reply(reply))
 }
 
 async fn show_branch(State(control): Shared, Path(name): Path<String>) -> Result<BranchInfo> {

@@ -2,11 +2,13 @@
 
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
 use ardent_api::control::BranchState;
 use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
+use super::wal_debt::{self, WalDuty};
 use super::{Store, StoreError, parsed, parsed_option};
 
 /// A branch with the facts of its timeline.
@@ -305,9 +307,16 @@ impl Store {
         })
     }
 
-    /// Storage has made the branch: it is ready.
-    pub fn branch_ready(&self, row: &BranchRow, branch_lsn: Lsn, prev_lsn: Lsn) -> Result<(), StoreError> {
+    /// Storage has made the branch: it is ready. `away` are the safekeepers that are to be told yet.
+    pub fn branch_ready(
+        &self,
+        row: &BranchRow,
+        branch_lsn: Lsn,
+        prev_lsn: Lsn,
+        away: &[ServiceAddr],
+    ) -> Result<(), StoreError> {
         self.write(|transaction| {
+            wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Create, away)?;
             transaction.execute(
                 "UPDATE timelines SET branch_lsn = ?2, prev_lsn = ?3 WHERE id = ?1",
                 params![row.timeline.to_string(), branch_lsn.to_string(), prev_lsn.to_string()],
@@ -333,9 +342,11 @@ impl Store {
         })
     }
 
-    /// Forgets a branch with its timeline, compute and passwords. The timelines that it has left are to go next.
-    pub fn remove_branch(&self, row: &BranchRow) -> Result<(), StoreError> {
+    /// Forgets a branch with its timeline, compute and passwords. `away` are the safekeepers that may have its WAL yet. The timelines
+    /// that it has left are to go next.
+    pub fn remove_branch(&self, row: &BranchRow, away: &[ServiceAddr]) -> Result<(), StoreError> {
         self.write(|transaction| {
+            wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Delete, away)?;
             let (id, timeline) = (row.id.to_string(), row.timeline.to_string());
             super::timeline::undo_switch(transaction, &id)?;
             transaction.execute("UPDATE past_timelines SET leaving = 1 WHERE branch_id = ?1", params![id])?;

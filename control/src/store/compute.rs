@@ -114,14 +114,14 @@ impl Store {
         })
     }
 
-    /// Records the processes that a crash of ours would leave behind.
+    /// Records the processes that a crash of ours would leave behind. A crash of the host leaves none.
     pub fn set_processes(
         &self,
         id: ComputeId,
         agent: Option<&ProcessIdentity>,
         postmaster: Option<&ProcessIdentity>,
     ) -> Result<(), StoreError> {
-        self.write(|transaction| {
+        self.note(|transaction| {
             transaction
                 .execute(
                     "UPDATE computes SET agent_pid = ?2, agent_started = ?3, postmaster_pid = ?4, postmaster_started = ?5
@@ -138,10 +138,11 @@ impl Store {
         })
     }
 
-    /// Records that the compute reads at `lsn`, in place of what it held before.
+    /// Records that the compute reads at `lsn`, in place of what it held before. After a crash of the host its folder is not used
+    /// again, and nothing has to be held.
     pub fn put_lease(&self, compute: ComputeId, timeline: TimelineId, lsn: Lsn) -> Result<String, StoreError> {
         let name = format!("compute-{compute}");
-        self.write(|transaction| {
+        self.note(|transaction| {
             transaction.execute(
                 "INSERT INTO leases (name, compute_id, timeline_id, lsn) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (name) DO UPDATE SET timeline_id = ?3, lsn = ?4",

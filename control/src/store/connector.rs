@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use rusqlite::{OptionalExtension as _, Row, params};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::control::ConnectorState;
 use ardent_types::{BranchId, TenantId, TimelineId};
 
 use crate::deps::Imported;
 
+use super::wal_debt::{self, WalDuty};
 use super::{Store, StoreError, parsed};
 
 /// A connector.
@@ -156,9 +158,10 @@ impl Store {
         })
     }
 
-    /// Forgets a connector with its root branch, timeline and tenant.
-    pub fn remove_connector(&self, row: &ConnectorRow) -> Result<(), StoreError> {
+    /// Forgets a connector with its root branch, timeline and tenant. `away` are the safekeepers that may have its WAL yet.
+    pub fn remove_connector(&self, row: &ConnectorRow, away: &[ServiceAddr]) -> Result<(), StoreError> {
         self.write(|transaction| {
+            wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Delete, away)?;
             transaction
                 .execute("DELETE FROM branches WHERE connector = ?1 AND parent_id IS NULL", params![row.name])?;
             transaction.execute("DELETE FROM connectors WHERE name = ?1", params![row.name])?;

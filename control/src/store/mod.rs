@@ -11,6 +11,7 @@ mod role;
 mod schema;
 mod timeline;
 mod token;
+mod wal_debt;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
 pub use timeline::{BeginSwitch, PastTimeline, SwitchKind, SwitchRow};
 pub use token::TokenRow;
+pub use wal_debt::{WalDebt, WalDuty};
 
 /// Why the store failed.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,25 @@ impl Store {
             let value = change(&transaction)?;
             transaction.commit()?;
             Ok(value)
+        };
+        run().map_err(|source| self.failed("written", source))
+    }
+
+    /// The same for what means nothing after a crash of the host: it survives this program's end, and nobody waits for the disk.
+    fn note<T>(&self, change: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        let run = || {
+            let mut connection = self.lock();
+            connection.pragma_update(None, "synchronous", "normal")?;
+            let noted = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate).and_then(
+                |transaction| {
+                    let value = change(&transaction)?;
+                    transaction.commit()?;
+                    Ok(value)
+                },
+            );
+            // Whatever came of it: the next change may be one that has to be durable.
+            connection.pragma_update(None, "synchronous", "full")?;
+            noted
         };
         run().map_err(|source| self.failed("written", source))
     }

@@ -99,7 +99,15 @@ const MIGRATIONS: &[&str] = &[
         password_hash BLOB,
         PRIMARY KEY (branch_id, oid)
     ) STRICT;",
-    // 2 -> 3: what a branch is compared with, where that is not where its timeline begins; since when it is on its timeline;
+    // 2 -> 3
+    "CREATE TABLE wal_debts (
+        tenant_id TEXT NOT NULL,
+        timeline_id TEXT NOT NULL,
+        safekeeper TEXT NOT NULL,
+        duty TEXT NOT NULL CHECK (duty IN ('create', 'delete')),
+        PRIMARY KEY (timeline_id, safekeeper)
+    ) STRICT;",
+    // 3 -> 4: what a branch is compared with, where that is not where its timeline begins; since when it is on its timeline;
     // deleted branches that can be had back; timelines that branches are about to move to, and those that they have left.
     "ALTER TABLE branches ADD COLUMN base_timeline_id TEXT REFERENCES timelines(id);
     ALTER TABLE branches ADD COLUMN base_lsn TEXT;

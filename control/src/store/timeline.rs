@@ -7,9 +7,10 @@
 
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
+use ardent_api::addr::ServiceAddr;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
-use super::{Store, StoreError, parsed, parsed_option};
+use super::{Store, StoreError, WalDuty, parsed, parsed_option, wal_debt};
 
 /// Why a branch moves to another timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,9 +174,16 @@ impl Store {
         })
     }
 
-    /// The new timeline is there.
-    pub fn switch_made(&self, row: &SwitchRow, start_lsn: Lsn, prev_lsn: Lsn) -> Result<(), StoreError> {
+    /// The new timeline is there. `away` are the safekeepers that have yet to make it.
+    pub fn switch_made(
+        &self,
+        (tenant, row): (TenantId, &SwitchRow),
+        start_lsn: Lsn,
+        prev_lsn: Lsn,
+        away: &[ServiceAddr],
+    ) -> Result<(), StoreError> {
         self.write(|transaction| {
+            wal_debt::replace(transaction, (tenant, row.timeline), WalDuty::Create, away)?;
             transaction.execute(
                 "UPDATE timelines SET branch_lsn = ?2, prev_lsn = ?3 WHERE id = ?1",
                 params![row.timeline.to_string(), start_lsn.to_string(), prev_lsn.to_string()],
@@ -301,10 +309,11 @@ impl Store {
         })
     }
 
-    /// Forgets a timeline that storage has forgotten.
-    pub fn remove_past_timeline(&self, timeline: TimelineId) -> Result<(), StoreError> {
+    /// Forgets a timeline that storage has forgotten. `away` are the safekeepers that may have its WAL yet.
+    pub fn remove_past_timeline(&self, past: &PastTimeline, away: &[ServiceAddr]) -> Result<(), StoreError> {
         self.write(|transaction| {
-            let timeline = timeline.to_string();
+            wal_debt::replace(transaction, (past.tenant, past.timeline), WalDuty::Delete, away)?;
+            let timeline = past.timeline.to_string();
             transaction.execute("DELETE FROM leases WHERE timeline_id = ?1", params![timeline])?;
             transaction.execute("DELETE FROM timelines WHERE id = ?1", params![timeline]).map(|_| ())
         })

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,13 +47,20 @@ pub struct FakeState {
     pub leases: BTreeMap<String, Lsn>,
     pub slots: u32,
     pub requests: Vec<String>,
+    /// How often the page server was asked how far it is.
+    pub status_asked: usize,
     pub page_server_down: bool,
     pub safekeeper_down: bool,
+    /// A second safekeeper, which the quorum does not need.
+    pub second: BTreeSet<TimelineId>,
+    pub second_away: bool,
     pub production_down: bool,
     pub preflight_fails: bool,
     pub import_fails: bool,
     /// An import waits while this is set.
     pub import_held: bool,
+    /// Where the page server begins branches, whatever it is asked for.
+    pub begins_at: Option<Lsn>,
     /// The making of a timeline goes no further than this.
     pub held: Option<Held>,
     /// Whether it has come there.
@@ -153,12 +160,16 @@ impl Fakes {
         let missing = || StorageError::new(StorageErrorKind::NotFound, "no such timeline");
         let ingested = *self.ingested.borrow();
         match request {
+            ManageRequest::BranchPoint { timeline, at } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                Ok(ManageReply::Branch { lsn: at.unwrap_or(ingested), prev_lsn: Lsn::new(0xF00) })
+            }
             ManageRequest::CreateBranch { timeline, ancestor, at } => {
                 state.requests.push(format!("branch at {at:?}"));
                 if !state.page_server.contains_key(&ancestor) {
                     return Err(missing());
                 }
-                let branch_lsn = at.unwrap_or(ingested);
+                let branch_lsn = state.begins_at.or(at).unwrap_or(ingested);
                 let new = FakeTimeline { ancestor: Some(ancestor), branch_lsn, following: false };
                 let made = state.page_server.entry(timeline).or_insert(new);
                 Ok(ManageReply::Branch { lsn: made.branch_lsn, prev_lsn: Lsn::new(0xF00) })
@@ -170,6 +181,7 @@ impl Fakes {
                 state.page_server.remove(&timeline).map(|_| ManageReply::Done).ok_or_else(missing)
             }
             ManageRequest::TimelineStatus { timeline } => {
+                state.status_asked += 1;
                 let found = state.page_server.get(&timeline).ok_or_else(missing)?;
                 Ok(ManageReply::Timeline(TimelineStatus {
                     timeline,
@@ -227,12 +239,16 @@ impl Fakes {
     }
 }
 
+fn second() -> ServiceAddr {
+    ServiceAddr::Unix("/fake/safekeeper-2.sock".into())
+}
+
 impl WalService for Fakes {
     fn addrs(&self) -> Vec<ServiceAddr> {
-        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into())]
+        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into()), second()]
     }
 
-    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<(), StorageError>> {
+    fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         let mut state = self.state.lock();
         if state.is_held(Held::BeforeSafekeeper) {
             return held();
@@ -241,7 +257,12 @@ impl WalService for Fakes {
             Err(down("safekeeper"))
         } else {
             state.safekeeper.insert(branch.timeline, branch);
-            Ok(())
+            if state.second_away {
+                Ok(vec![second()])
+            } else {
+                state.second.insert(branch.timeline);
+                Ok(Vec::new())
+            }
         };
         if state.is_held(Held::AfterSafekeeper) {
             return held();
@@ -249,14 +270,54 @@ impl WalService for Fakes {
         Box::pin(async move { answer })
     }
 
-    fn delete_timeline(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<(), StorageError>> {
+    fn create_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        assert_eq!(*safekeeper, second());
+        let mut state = self.state.lock();
+        let answer = if state.second_away { Err(down("second safekeeper")) } else { Ok(()) };
+        if answer.is_ok() {
+            assert!(state.safekeeper.contains_key(&timeline), "the others have it");
+            state.second.insert(timeline);
+        }
+        Box::pin(async move { answer })
+    }
+
+    fn delete_timeline(
+        &self,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         let mut state = self.state.lock();
         let answer = if state.safekeeper_down {
             Err(down("safekeeper"))
         } else {
             state.safekeeper.remove(&timeline);
-            Ok(())
+            if state.second_away {
+                Ok(vec![second()])
+            } else {
+                state.second.remove(&timeline);
+                Ok(Vec::new())
+            }
         };
+        Box::pin(async move { answer })
+    }
+
+    fn delete_on<'a>(
+        &'a self,
+        safekeeper: &'a ServiceAddr,
+        _tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        assert_eq!(*safekeeper, second());
+        let mut state = self.state.lock();
+        let answer = if state.second_away { Err(down("second safekeeper")) } else { Ok(()) };
+        if answer.is_ok() {
+            state.second.remove(&timeline);
+        }
         Box::pin(async move { answer })
     }
 

@@ -65,6 +65,9 @@ pub struct ComputeSpec {
     pub settings: BTreeMap<String, String>,
     /// Suspend after this long without activity, in seconds; 0: never.
     pub idle_timeout_s: u64,
+    /// How often the lease on what absent pages are read at is renewed, and moved up, in milliseconds; absent: as the agent likes.
+    #[serde(default)]
+    pub lease_renewal_ms: Option<u64>,
 }
 
 impl std::fmt::Debug for ComputeSpec {
@@ -188,6 +191,11 @@ pub enum ComputeEvent {
         postmaster_pid: u32,
         /// Whether a kept data directory was started again.
         warm: bool,
+    },
+    /// Absent pages are read at a later LSN from now on: what was pinned before need not be.
+    BaseMoved {
+        /// The LSN that absent pages are read at.
+        base_lsn: Lsn,
     },
     /// The idle time has passed; the agent is stopping on its own.
     Idle,

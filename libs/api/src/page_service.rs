@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use ardent_types::{BlockNumber, TenantId, TimelineId};
 
 pub use backup::{BackupItem, BaseBackupHeader};
-pub use manage::{ImportSpec, ManageReply, ManageRequest, TimelineStatus};
+pub use manage::{ImportSpec, KeptAt, KeptState, ManageReply, ManageRequest, TimelineStatus};
 pub use request::Request;
 pub use response::{ChangedRelation, Response};
 
@@ -26,6 +26,9 @@ pub const PROTOCOL_VERSION: u16 = 1;
 
 /// Most pages in one [`Request::GetPages`] and so in one [`Response::Pages`].
 pub const PAGES_PER_REQUEST_MAX: u32 = 1024;
+
+/// Longest part of a kept state.
+pub const KEPT_PART_LEN_MAX: usize = 4 << 20;
 
 /// The first message of a connection.
 #[derive(Clone, PartialEq, Eq)]
@@ -122,7 +125,7 @@ impl ErrorCode {
 mod tests {
     use bytes::{Bytes, BytesMut};
 
-    use ardent_types::{BLCKSZ, ForkNumber, Lsn, PgTli, RelTag, SystemId, WalSegmentSize};
+    use ardent_types::{BLCKSZ, ForkNumber, Lsn, PgTli, RelTag, SystemId, Term, WalSegmentSize};
 
     use super::codec::GET_PAGES;
     use super::*;
@@ -130,6 +133,10 @@ mod tests {
 
     fn rel() -> RelTag {
         RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Vm }
+    }
+
+    fn kept_at() -> KeptAt {
+        KeptAt { lsn: Lsn::new(99), term: Term::new(3) }
     }
 
     fn requests() -> Vec<Request> {
@@ -154,6 +161,8 @@ mod tests {
             Request::Manage { id: 6, request: ManageRequest::ListTimelines },
             Request::ImportFile { path: "base/1/1259".into(), length: 8192 },
             Request::ImportData { data: Bytes::from_static(b"xyz") },
+            Request::KeepPart { id: 7, at: kept_at(), part: 2, data: Bytes::from_static(b"abc") },
+            Request::GetKeptPart { id: 8, at: kept_at(), part: 2 },
         ]
     }
 
@@ -192,6 +201,7 @@ mod tests {
             },
             Response::LsnReached { id: 5, last_record_lsn: Lsn::new(100) },
             Response::Manage { id: 6, reply: ManageReply::Done },
+            Response::KeptPart { id: 8, data: Bytes::from_static(b"abc") },
             Response::Error { id: 7, code: ErrorCode::Unreadable, message: "gone".into() },
         ]
     }

@@ -79,11 +79,12 @@ pub struct PolicyPage {
     wal_limit: AtomicU64,
     rows_changed: AtomicU64,
     examined: AtomicU64,
+    read_lsn: AtomicU64,
 }
 
 impl PolicyPage {
-    /// `ARDPOL` and version 1.
-    const MAGIC: u64 = 0x4152_4450_4F4C_0001;
+    /// `ARDPOL` and version 2.
+    const MAGIC: u64 = 0x4152_4450_4F4C_0002;
     /// Length of the file.
     pub const LEN: usize = 4096;
 
@@ -97,7 +98,18 @@ impl PolicyPage {
         let wal_limit = policy.max_bytes_written.map_or(0, |bytes| from.get().saturating_add(bytes));
         self.wal_limit.store(wal_limit, Ordering::Relaxed);
         self.rows_changed.store(rows_changed, Ordering::Relaxed);
+        self.read_lsn.store(0, Ordering::Relaxed);
         self.magic.store(Self::MAGIC, Ordering::Release);
+    }
+
+    /// From now on absent pages are read at `lsn`, or where they were read before if that is later.
+    pub fn read_at(&self, lsn: Lsn) {
+        self.read_lsn.fetch_max(lsn.get(), Ordering::Release);
+    }
+
+    /// What absent pages are read at, if that is later than what the presence map says.
+    pub fn read_lsn(&self) -> Lsn {
+        Lsn::new(self.read_lsn.load(Ordering::Acquire))
     }
 
     /// Whether it is a page of this version.
@@ -170,11 +182,14 @@ mod tests {
         assert_eq!(page.refusal(Lsn::new(1)), Some(Refusal::ReadOnly));
         page.set(&BranchPolicy { max_rows_changed: Some(0), ..BranchPolicy::default() }, Lsn::new(1000), 0);
         assert_eq!(page.refusal(Lsn::new(1)), None, "nothing was changed yet");
+        page.read_at(Lsn::new(9));
+        page.read_at(Lsn::new(7));
+        assert_eq!(page.read_lsn(), Lsn::new(9), "it never goes back");
     }
 
     #[test]
     fn the_page_is_laid_out_as_documented() {
-        assert_eq!(size_of::<PolicyPage>(), 64);
+        assert_eq!(size_of::<PolicyPage>(), 72);
         assert!(BranchPolicy::default().is_empty());
     }
 }

@@ -21,7 +21,9 @@ pub enum Service {
     Pageserver,
     /// The WAL service.
     Safekeeper,
-    /// Both.
+    /// What a process tells of itself: metrics and health. Names no tenant.
+    Metrics,
+    /// All of them.
     Any,
 }
 

@@ -16,10 +16,12 @@
 //! Methods block: callers run them on threads that may. The crate does not know what objects hold, and does not retry:
 //! each error has a kind ([`ErrorKind`]) and the caller decides.
 //!
-//! Start reading at [`ObjectStore`], then [`LocalFolder`]; [`CachedStore`] keeps parts of a store that is far away on local disk.
+//! Start reading at [`ObjectStore`], then [`LocalFolder`]; [`CachedStore`] keeps parts of a store that is far away on local disk,
+//! [`CountedStore`] counts the calls.
 
 mod cache;
 pub mod conformance;
+mod counted;
 mod error;
 pub mod fault;
 mod local;
@@ -29,6 +31,7 @@ pub mod probe;
 mod store;
 
 pub use cache::{CacheOptions, CacheStats, CachedStore};
+pub use counted::{CountedStore, Operation, OperationStats};
 pub use error::{ErrorKind, StoreError};
 pub use local::LocalFolder;
 pub use memory::MemoryStore;

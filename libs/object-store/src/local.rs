@@ -1,21 +1,25 @@
 //! The local-folder backend: an object is a file below one folder.
 //!
 //! ```text
-//!  put:           .tmp/N  write, fsync ──rename──► NAME, fsync of the folder
-//!  put_if_absent: .tmp/N  write, fsync ──link────► NAME (fails if taken), fsync of the folder, unlink .tmp/N
-//!  put_file:      PATH    fsync ──rename (copy across file systems)──► NAME, fsync of the folder
+//!  put:           folders, .tmp/N  write, fsync ──rename──► NAME, fsync of the folders that changed
+//!  put_if_absent: folders, .tmp/N  write, fsync ──link────► NAME (fails if taken), fsync of these, unlink .tmp/N
+//!  put_file:      folders, PATH    fsync ──rename (copy across file systems)──► NAME, fsync of these
 //! ```
+//!
+//! New folders are made before the object's file is fsynced and fsynced after it: where the file system has a journal, the first
+//! fsync takes all of them along, and what follows finds little to do.
 //!
 //! Folders come into being with their first object and go with their last. Files in `.tmp` are leftovers of a crash when the
 //! store is opened, and are removed.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -34,7 +38,10 @@ const FOLDER_RACES_MAX: u32 = 16;
 pub struct LocalFolder {
     root: PathBuf,
     temp: PathBuf,
-    next_temp: AtomicU64,
+    next_number: AtomicU64,
+    /// Folders that were made and may not be durable in their parents yet, with a number for each making: whoever puts something into one
+    /// sees to that too.
+    unsynced: Mutex<HashMap<PathBuf, u64>>,
     faults: Arc<FailPoints>,
 }
 
@@ -50,7 +57,13 @@ impl LocalFolder {
     pub fn attach(root: &Path) -> Result<Self, StoreError> {
         let temp = root.join(".tmp");
         fs::metadata(&temp).map_err(|error| io_error("open", &root.display().to_string(), error))?;
-        Ok(LocalFolder { root: root.to_owned(), temp, next_temp: AtomicU64::new(0), faults: Arc::default() })
+        Ok(LocalFolder {
+            root: root.to_owned(),
+            temp,
+            next_number: AtomicU64::new(0),
+            unsynced: Mutex::default(),
+            faults: Arc::default(),
+        })
     }
 
     /// A folder whose files are to be looked at, whether it is a store or only holds copies of a store's objects.
@@ -72,7 +85,13 @@ impl LocalFolder {
             fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
         }
         sync_folder(root).map_err(failed)?;
-        Ok(LocalFolder { root: root.to_owned(), temp, next_temp: AtomicU64::new(0), faults })
+        Ok(LocalFolder {
+            root: root.to_owned(),
+            temp,
+            next_number: AtomicU64::new(0),
+            unsynced: Mutex::default(),
+            faults,
+        })
     }
 
     /// The folder.
@@ -86,7 +105,7 @@ impl LocalFolder {
 
     /// Writes `body` to a new file in `.tmp` and makes it durable.
     fn write_temp(&self, body: &[u8]) -> io::Result<TempFile> {
-        let number = self.next_temp.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         self.faults.pass("local.create")?;
         let path = self.temp.join(format!("{}-{number}", std::process::id()));
         let mut file = File::create_new(&path)?;
@@ -102,48 +121,97 @@ impl LocalFolder {
         Ok(temp)
     }
 
-    /// Runs `enter`, which puts a file into the folder of `target`, and makes the folder's new entry durable.
-    fn enter_folder(&self, target: &Path, enter: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    /// Makes the file at `temp()`, durable, the object `name`.
+    fn enter<T: AsRef<Path>>(
+        &self,
+        name: &ObjectName,
+        how: Entering,
+        temp: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<()> {
+        let target = self.path(name);
+        let entered = self.enter_at(&target, how, temp);
+        if entered.is_err() {
+            // Folders that were made for it are not left behind empty.
+            self.remove_empty_folders(&target);
+        }
+        entered
+    }
+
+    fn enter_at<T: AsRef<Path>>(
+        &self,
+        target: &Path,
+        how: Entering,
+        temp: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<()> {
         let folder = target.parent().expect("an object's path has a parent");
+        let mut new = HashMap::new();
+        // What fails here is tried again below.
+        let made = self.make_folders(folder, &mut new);
+        if !matches!(&made, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            made?;
+        }
+        let temp = temp()?;
         let mut races = 0;
         loop {
-            match self.make_folders(folder).and_then(|()| enter()) {
+            match self.make_folders(folder, &mut new).and_then(|()| self.give_name(temp.as_ref(), target, how)) {
+                // Somebody removed a folder as empty in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && races < FOLDER_RACES_MAX => races += 1,
                 Err(error) => return Err(error),
                 Ok(()) => break,
             }
         }
         self.faults.pass("local.folder_fsync")?;
-        sync_folder(folder)
+        sync_folder(folder)?;
+        for (made, making) in new {
+            match made.parent().map_or(Ok(()), sync_folder) {
+                // Gone since, with what was made in it for an earlier try.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                synced => synced?,
+            }
+            // One that was removed as empty and made again meanwhile is others' to see to.
+            let mut unsynced = self.unsynced();
+            if unsynced.get(&made) == Some(&making) {
+                unsynced.remove(&made);
+            }
+        }
+        Ok(())
     }
 
-    /// Makes `folder` and what is missing above it, each durable in its parent.
-    fn make_folders(&self, folder: &Path) -> io::Result<()> {
-        if folder == self.root || folder.is_dir() {
-            return Ok(());
-        }
-        let parent = folder.parent().expect("folders of objects lie below the root");
-        self.make_folders(parent)?;
-        match fs::create_dir(folder) {
-            Ok(()) => sync_folder(parent),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            // Somebody removed the parent as empty in between: the caller's loop makes it again.
-            Err(error) => Err(error),
-        }
-    }
-
-    fn write_at(&self, name: &ObjectName, temp: &Path, how: Entering) -> io::Result<()> {
-        let target = self.path(name);
-        self.enter_folder(&target, || match how {
+    fn give_name(&self, temp: &Path, target: &Path, how: Entering) -> io::Result<()> {
+        match how {
             Entering::Rename => {
                 self.faults.pass("local.rename")?;
-                fs::rename(temp, &target)
+                fs::rename(temp, target)
             }
             Entering::Link => {
                 self.faults.pass("local.link")?;
-                fs::hard_link(temp, &target)
+                fs::hard_link(temp, target)
             }
-        })
+        }
+    }
+
+    /// Makes `folder` and what is missing above it. Those that are not surely durable in their parents are added to `new`.
+    fn make_folders(&self, folder: &Path, new: &mut HashMap<PathBuf, u64>) -> io::Result<()> {
+        if folder == self.root || (folder.is_dir() && !self.unsynced().contains_key(folder)) {
+            return Ok(());
+        }
+        let parent = folder.parent().expect("folders of objects lie below the root");
+        self.make_folders(parent, new)?;
+        // Before it can be seen: whoever sees it knows what it still needs.
+        let making = self.next_number.fetch_add(1, Ordering::Relaxed);
+        self.unsynced().insert(folder.to_owned(), making);
+        match fs::create_dir(folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // Somebody removed the parent as empty in between: the caller's loop makes it again.
+            Err(error) => return Err(error),
+        }
+        new.insert(folder.to_owned(), making);
+        Ok(())
+    }
+
+    fn unsynced(&self) -> MutexGuard<'_, HashMap<PathBuf, u64>> {
+        self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes folders that became empty, from the one of `path` upwards.
@@ -216,6 +284,12 @@ struct TempFile {
     path: PathBuf,
 }
 
+impl AsRef<Path> for TempFile {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl Drop for TempFile {
     fn drop(&mut self) {
         // Already renamed, or swept when the store is opened the next time.
@@ -225,13 +299,12 @@ impl Drop for TempFile {
 
 impl ObjectStore for LocalFolder {
     fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
-        let write = || self.write_at(name, &self.write_temp(body)?.path, Entering::Rename);
-        write().map_err(|error| io_error("put", name.as_str(), error))
+        let put = self.enter(name, Entering::Rename, || self.write_temp(body));
+        put.map_err(|error| io_error("put", name.as_str(), error))
     }
 
     fn put_if_absent(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
-        let write = || self.write_at(name, &self.write_temp(body)?.path, Entering::Link);
-        match write() {
+        match self.enter(name, Entering::Link, || self.write_temp(body)) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(StoreError::exists("conditional put", name).with_source(error))
             }
@@ -241,12 +314,14 @@ impl ObjectStore for LocalFolder {
 
     fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
         let write = || {
-            self.faults.pass("local.file_fsync")?;
-            File::open(path)?.sync_all()?;
-            match self.write_at(name, path, Entering::Rename) {
+            let synced = || {
+                self.faults.pass("local.file_fsync")?;
+                File::open(path)?.sync_all()?;
+                Ok(path)
+            };
+            match self.enter(name, Entering::Rename, synced) {
                 Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                    let copy = self.write_temp(&fs::read(path)?)?;
-                    self.write_at(name, &copy.path, Entering::Rename)?;
+                    self.enter(name, Entering::Rename, || self.write_temp(&fs::read(path)?))?;
                     fs::remove_file(path)
                 }
                 done => done,

@@ -44,6 +44,21 @@ fn a_full_disk_is_worth_a_retry() {
 }
 
 #[test]
+fn a_failed_put_leaves_no_folder_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let faults = Arc::new(FailPoints::new());
+    let store = LocalFolder::open_with_faults(folder.path(), faults.clone()).unwrap();
+    let name = ObjectName::new("a/b/c").unwrap();
+    for point in ["local.write", "local.rename"] {
+        faults.arm(point, 1, FaultAction::DiskFull);
+        store.put(&name, b"x").unwrap_err();
+        assert!(!folder.path().join("a").exists(), "{point}");
+    }
+    store.put(&name, b"x").unwrap();
+    assert_eq!(store.get(&name).unwrap(), b"x"[..]);
+}
+
+#[test]
 fn objects_and_folders_come_and_go_under_races() {
     let folder = tempfile::tempdir().unwrap();
     let store = LocalFolder::open(folder.path()).unwrap();

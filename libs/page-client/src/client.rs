@@ -5,8 +5,8 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::frame::Frame;
 use ardent_api::page_service::{
-    BackupItem, BlockRange, ChangedRelation, Hello, ManageReply, ManageRequest, PAGES_PER_REQUEST_MAX,
-    PROTOCOL_VERSION, Request, Response,
+    BackupItem, BlockRange, ChangedRelation, Hello, KEPT_PART_LEN_MAX, KeptAt, ManageReply, ManageRequest,
+    PAGES_PER_REQUEST_MAX, PROTOCOL_VERSION, Request, Response,
 };
 use ardent_types::{BLCKSZ, BlockNumber, Lsn, RelTag, TenantId, TimelineId};
 use bytes::{Bytes, BytesMut};
@@ -147,6 +147,25 @@ impl PageClient {
         }
     }
 
+    /// Sends a part of what a compute leaves, at most [`KEPT_PART_LEN_MAX`] bytes.
+    pub async fn keep_part(&mut self, at: KeptAt, part: u32, data: Bytes) -> Result<(), PageError> {
+        assert!(data.len() <= KEPT_PART_LEN_MAX, "a part of {} bytes", data.len());
+        let id = self.take_id();
+        match self.call(id, &Request::KeepPart { id, at, part, data }).await? {
+            Response::Manage { reply: ManageReply::Done, .. } => Ok(()),
+            answer => Err(self.unexpected("a part to keep", &answer)),
+        }
+    }
+
+    /// A part of what was kept.
+    pub async fn get_kept_part(&mut self, at: KeptAt, part: u32) -> Result<Bytes, PageError> {
+        let id = self.take_id();
+        match self.call(id, &Request::GetKeptPart { id, at, part }).await? {
+            Response::KeptPart { data, .. } => Ok(data),
+            answer => Err(self.unexpected("a request for a kept part", &answer)),
+        }
+    }
+
     async fn call(&mut self, id: u64, request: &Request) -> Result<Response, PageError> {
         self.start(request).await?;
         let response = self.receive_for(id).await?;
@@ -260,6 +279,7 @@ fn response_id(response: &Response) -> u64 {
         | Response::Changed { id, .. }
         | Response::LsnReached { id, .. }
         | Response::Manage { id, .. }
+        | Response::KeptPart { id, .. }
         | Response::Error { id, .. } => *id,
     }
 }
@@ -273,6 +293,7 @@ fn response_name(response: &Response) -> &'static str {
         Response::Changed { .. } => "changed blocks",
         Response::LsnReached { .. } => "an LSN",
         Response::Manage { .. } => "a management reply",
+        Response::KeptPart { .. } => "a kept part",
         Response::Error { .. } => "an error about something else",
     }
 }

@@ -27,7 +27,7 @@ pub mod segment;
 pub mod wal;
 
 pub use checkpoint::{CHECKPOINT_LEN, CheckPoint};
-pub use control::{ClusterState, ControlFile, ControlFileError};
+pub use control::{CONTROL_FILE_LEN, ClusterState, ControlFile, ControlFileError};
 pub use image::{ImageError, ImageProblem, restore_image, restore_image_into};
 pub use major::PgMajor;
 pub use record::{BkpImage, DecodedBlock, DecodedRecord, RecordDecodeError, RecordHeader};

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::frame::Frame;
 use ardent_api::wal_service::{Hello, PROTOCOL_VERSION, Request, Response};
 use ardent_types::{TenantId, TimelineId};
+use ardent_unix_stream::QuietStream;
 
 use crate::error::ClientError;
 
@@ -64,7 +65,7 @@ async fn open(address: &ServiceAddr) -> Result<(ReadHalf, WriteHalf), ClientErro
     let failed = |source| ClientError::Connect { address: address.clone(), source: Arc::new(source) };
     match address {
         ServiceAddr::Unix(path) => {
-            let (read, write) = UnixStream::connect(path).await.map_err(failed)?.into_split();
+            let (read, write) = tokio::io::split(QuietStream::connect(path).await.map_err(failed)?);
             Ok((Box::new(read), Box::new(write)))
         }
         ServiceAddr::Tcp(host_port) => {

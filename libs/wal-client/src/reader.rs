@@ -1,11 +1,17 @@
 //! Committed WAL from one safekeeper, as it comes.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use ardent_api::addr::ServiceAddr;
 use ardent_api::wal_service::{Request, Response, WalChunk};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::connection::{Binding, Receiver, Sender, connect};
 use crate::error::ClientError;
+
+/// How long a safekeeper may take to say what it has.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stream of committed WAL. After an error connect again, to any safekeeper, at the position reached.
 pub struct WalReader {
@@ -32,9 +38,15 @@ impl WalReader {
         let binding = Binding { tenant, timeline, token: token.to_owned() };
         let mut last_error = None;
         for address in addresses {
-            match Self::connect_one(address, &binding, start_lsn).await {
-                Ok(reader) => return Ok(reader),
-                Err(error) => last_error = Some(error),
+            // One that hangs is one that is away.
+            let connecting = tokio::time::timeout(CONNECT_TIMEOUT, Self::connect_one(address, &binding, start_lsn));
+            match connecting.await {
+                Ok(Ok(reader)) => return Ok(reader),
+                Ok(Err(error)) => last_error = Some(error),
+                Err(elapsed) => {
+                    let source = Arc::new(std::io::Error::new(std::io::ErrorKind::TimedOut, elapsed));
+                    last_error = Some(ClientError::Connect { address: address.clone(), source });
+                }
             }
         }
         Err(last_error.expect("at least one safekeeper is given"))

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use ardent_types::{Key, Lsn, RelTag};
 use bytes::Bytes;
 
+use crate::delta_writer::DeltaWriter;
 use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
 use crate::image_writer::ImageWriter;
-use crate::layer::{Layer, LayerDesc, LayerKind, LayerWriter};
+use crate::layer::{Layer, LayerDesc, LayerKind};
 use crate::layer_map::LayerMap;
 use crate::merge::Merge;
 use crate::plan::{Job, Policy, image_floor, plan};
-use crate::position::RecordPosition;
 use crate::read::CacheUse;
 use crate::stats::count;
 use crate::stored_key::{KeyRange, StoredKey};
@@ -60,7 +60,7 @@ impl Timeline {
     /// Replaces delta files by ones with the same versions, cut by key. `inputs` come oldest first. Where a key has many deltas in a
     /// row, some of them become images of what they make, so that no read has to apply them all.
     pub(crate) fn merge_deltas(&self, inputs: &[Arc<Layer>]) -> Result<(), CommitError> {
-        let mut outputs = DeltaWriter::new(self, inputs)?;
+        let mut outputs = DeltaWriter::of_layers(self, inputs)?;
         let mut merge = Merge::new(inputs, &KeyRange::ALL)?;
         let mut row = self.has_all_between(inputs).then(|| DeltaRow::new(self));
         while let Some((key, mut version)) = merge.next()? {
@@ -268,76 +268,5 @@ impl RelationSizes<'_> {
             self.last = Some((rel, blocks));
         }
         Ok(self.last.and_then(|(_, blocks)| blocks).is_some_and(|blocks| block >= blocks))
-    }
-}
-
-/// Writes merged versions into files of about the normal size, never splitting a key.
-struct DeltaWriter<'a> {
-    timeline: &'a Timeline,
-    after: Lsn,
-    upto: Lsn,
-    boundaries: Vec<RecordPosition>,
-    current: Option<LayerWriter<'a>>,
-    last_key: Option<StoredKey>,
-    done: Vec<Arc<Layer>>,
-}
-
-impl<'a> DeltaWriter<'a> {
-    fn new(timeline: &'a Timeline, inputs: &[Arc<Layer>]) -> Result<Self, CommitError> {
-        let mut boundaries = Vec::new();
-        for layer in inputs {
-            boundaries.append(&mut layer.boundaries()?);
-        }
-        boundaries.sort_unstable_by_key(|position| position.end);
-        boundaries.dedup_by_key(|position| position.end);
-        Ok(DeltaWriter {
-            timeline,
-            after: inputs.iter().map(|layer| layer.desc.after).min().unwrap_or(Lsn::INVALID),
-            upto: inputs.iter().map(|layer| layer.desc.upto).max().unwrap_or(Lsn::INVALID),
-            boundaries,
-            current: None,
-            last_key: None,
-            done: Vec::new(),
-        })
-    }
-
-    fn local(source: std::io::Error) -> CommitError {
-        CommitError::Local { path: "a new delta layer".to_owned(), source }
-    }
-
-    fn add(&mut self, key: &StoredKey, lsn: Lsn, kind: VersionKind, value: &[u8]) -> Result<(), CommitError> {
-        let shared = &self.timeline.shared;
-        let is_full = self.current.as_ref().is_some_and(|writer| writer.bytes() >= shared.config.layer_file_bytes);
-        if is_full && self.last_key != Some(*key) {
-            self.end_file()?;
-        }
-        if self.current.is_none() {
-            let path = shared.temp_path();
-            let writer = LayerWriter::create(&path, LayerKind::Delta, &shared.config.faults).map_err(Self::local)?;
-            self.current = Some(writer);
-        }
-        self.last_key = Some(*key);
-        self.current.as_mut().expect("made above").add(key, lsn, kind, value).map_err(Self::local)
-    }
-
-    fn end_file(&mut self) -> Result<(), CommitError> {
-        let Some(writer) = self.current.take() else { return Ok(()) };
-        // All in the first file: a branch point is looked up in whichever has it.
-        let boundaries = std::mem::take(&mut self.boundaries);
-        let finished = writer.finish(None, Some(self.after), self.upto, &boundaries).map_err(Self::local)?;
-        self.done.push(self.timeline.store_layer(finished, 1)?);
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Vec<Arc<Layer>>, CommitError> {
-        self.end_file()?;
-        Ok(std::mem::take(&mut self.done))
-    }
-}
-
-impl Drop for DeltaWriter<'_> {
-    fn drop(&mut self) {
-        // Given up half way: no manifest can have come to name these.
-        self.done.iter().for_each(|layer| layer.delete_when_unused());
     }
 }

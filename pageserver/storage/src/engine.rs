@@ -388,12 +388,22 @@ impl Engine {
 
     /// Counters.
     pub fn stats(&self) -> EngineStats {
+        let loaded = self.loaded();
+        let uncompacted = loaded.iter().map(|timeline| timeline.layer_set().level_0_files());
         EngineStats {
+            timelines_loaded: loaded.len() as u64,
+            uncompacted_files_max: uncompacted.max().unwrap_or(0) as u64,
             memory_layer_bytes: self.shared.memory.load(Ordering::Relaxed) as u64,
             page_cache_bytes: self.shared.pages.bytes() as u64,
             block_cache_bytes: self.shared.blocks.bytes() as u64,
             ..self.shared.stats.read()
         }
+    }
+
+    /// A timeline, unless it would have to be loaded for it.
+    pub fn if_loaded(&self, tenant: TenantId, timeline: TimelineId) -> Option<Arc<Timeline>> {
+        let slot = self.slots.lock().get(&TimelineNames { tenant, timeline }).cloned()?;
+        slot.try_lock().and_then(|place| place.clone())
     }
 
     /// How many timelines are loaded.

@@ -2,7 +2,7 @@
 
 use ardent_object_store::StoreError;
 use ardent_pg_redo::ReconstructError;
-use ardent_types::{Generation, Key, Lsn, TenantId, TimelineId};
+use ardent_types::{Generation, Key, Lsn, TenantId, Term, TimelineId};
 
 use crate::layer::{LayerCorrupt, LayerError};
 
@@ -273,6 +273,56 @@ impl PutError {
             PutError::WrongState { .. } => ErrorKind::Invalid,
             PutError::Stalled { source, .. } => source.kind(),
             PutError::Commit(error) => error.kind(),
+        }
+    }
+}
+
+/// What a compute left could not be kept, or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum KeptStateError {
+    /// A newer writer's is kept already.
+    #[error("the compute in term {term} left a newer state of timeline {timeline}")]
+    Fenced {
+        /// Timeline.
+        timeline: TimelineId,
+        /// Whose is kept.
+        term: Term,
+    },
+    /// Parts come one after the other, or there are too many.
+    #[error("part {part} of what is to be kept of timeline {timeline} does not follow what was sent")]
+    OutOfOrder {
+        /// Timeline.
+        timeline: TimelineId,
+        /// Its number.
+        part: u32,
+    },
+    /// That state is not kept, or has no such part.
+    #[error("this is not kept of timeline {timeline}")]
+    NotFound {
+        /// Timeline.
+        timeline: TimelineId,
+    },
+    /// Damaged.
+    #[error(transparent)]
+    Corrupt(#[from] CorruptFile),
+    /// The timeline is not ours any more.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl KeptStateError {
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            KeptStateError::Fenced { .. } => ErrorKind::Fenced,
+            KeptStateError::OutOfOrder { .. } => ErrorKind::Invalid,
+            KeptStateError::NotFound { .. } => ErrorKind::NotFound,
+            KeptStateError::Corrupt(_) => ErrorKind::Corrupt,
+            KeptStateError::Commit(error) => error.kind(),
+            KeptStateError::Store(error) => store_kind(error),
         }
     }
 }

@@ -17,7 +17,8 @@
 //! Invariants:
 //!
 //! - PS-1: the durable position moves only after the layers up to it and the manifest that names them are durable (`flush.rs`).
-//! - PS-2: readers see a batch whole or not at all, and nothing past the last record (`put.rs`, `progress.rs`).
+//! - PS-2: readers see a batch whole or not at all, and nothing past the last record (`put.rs`, `progress.rs`); also a record that
+//!   changes more than fits in memory (`large_record.rs`).
 //! - PS-3: content at (key, LSN) is the same before and after flush, merge, image making, garbage collection and restart, for every
 //!   LSN that is retained or pinned (`model_test.rs` checks it on random histories).
 //! - PS-4: a manifest generation is written once; whoever finds it taken stops. Loading a timeline takes it from the process that
@@ -41,12 +42,15 @@ mod branch;
 mod clock_cache;
 mod compact;
 mod config;
+mod delta_writer;
 mod engine;
 mod error;
 mod flush;
 mod image_writer;
 mod import;
 mod inspect;
+mod kept_state;
+mod large_record;
 mod layer;
 mod layer_map;
 mod lease;
@@ -76,11 +80,15 @@ mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
 pub use engine::Engine;
-pub use error::{CommitError, CorruptFile, ErrorKind, OpenError, PutError, ReadError, TimelineError, WaitError};
+pub use error::{
+    CommitError, CorruptFile, ErrorKind, KeptStateError, OpenError, PutError, ReadError, TimelineError, WaitError,
+};
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
     inspect_manifest_object, inspect_page, layers_of,
 };
+pub use kept_state::{KeptStateHead, KeptStateId};
+pub use large_record::LargeRecord;
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};
 pub use read::ScanPart;

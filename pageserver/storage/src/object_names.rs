@@ -4,11 +4,14 @@
 //!  timelines/TENANT/TIMELINE/manifest/GENERATION         16 hexadecimal digits
 //!                           /layers/FILE
 //!                           /children/TIMELINE/LSN.PREV  pins LSN for a branch; an empty object
+//!                           /kept/head                   what the last compute left, and its parts
+//!                           /kept/TERM.LSN/NUMBER
 //! ```
 
 use ardent_object_store::ObjectName;
 use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 
+use crate::kept_state::KeptStateId;
 use crate::position::BranchPoint;
 
 /// Names below one timeline.
@@ -42,6 +45,23 @@ impl TimelineNames {
     /// `None` for a file name that is none of ours.
     pub(crate) fn layer(&self, file: &str) -> Option<ObjectName> {
         ObjectName::new(format!("{}{file}", self.layers())).ok().filter(|_| !file.contains('/'))
+    }
+
+    /// What the last compute left.
+    pub(crate) fn kept(&self) -> String {
+        format!("{}kept/", self.prefix())
+    }
+
+    pub(crate) fn kept_head(&self) -> ObjectName {
+        name(format!("{}head", self.kept()))
+    }
+
+    pub(crate) fn kept_parts(&self, id: KeptStateId) -> String {
+        format!("{}{:016x}.{:016x}/", self.kept(), id.term.get(), id.lsn.get())
+    }
+
+    pub(crate) fn kept_part(&self, id: KeptStateId, number: u32) -> ObjectName {
+        name(format!("{}{number:08x}", self.kept_parts(id)))
     }
 
     /// A folder of its own, so that one child is found without going over all of them.

@@ -76,7 +76,7 @@ impl Timeline {
         Ok(())
     }
 
-    fn check_takes_wal(&self) -> Result<(), PutError> {
+    pub(crate) fn check_takes_wal(&self) -> Result<(), PutError> {
         self.check_owned()?;
         if self.is_importing() {
             return Err(PutError::WrongState { timeline: self.id(), state: "being imported; finish the import first" });
@@ -139,6 +139,9 @@ impl Timeline {
         let debt_max = DEBT_FACTOR * config.compact_at_l0_files;
         let patience = Instant::now() + DEBT_PAUSE;
         let mut state = self.flush_state.lock();
+        if self.layer_set().level_0_files() >= debt_max {
+            count(&self.shared.stats.puts_slowed, 1);
+        }
         while self.layer_set().level_0_files() >= debt_max {
             if self.flushed.wait_until(&mut state, patience).timed_out() {
                 break;

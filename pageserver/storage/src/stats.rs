@@ -19,6 +19,10 @@ macro_rules! stats {
             pub page_cache_bytes: u64,
             /// Memory in the block cache now, in bytes.
             pub block_cache_bytes: u64,
+            /// Timelines that are loaded now.
+            pub timelines_loaded: u64,
+            /// Files that compaction has yet to merge, of the loaded timeline that has most of them now.
+            pub uncompacted_files_max: u64,
         }
 
         impl Stats {
@@ -52,6 +56,8 @@ stats! {
     layers_removed,
     /// Failed flushes, compactions and collections.
     background_failures,
+    /// Batches that were held up because compaction was behind.
+    puts_slowed,
 }
 
 /// Adds to a counter.

@@ -10,6 +10,7 @@ use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 use serde::Serialize;
 
 use crate::error::CorruptFile;
+use crate::kept_state::KeptStateHead;
 use crate::limits::OLD_MANIFESTS_KEPT;
 use crate::manifest::{Ancestor, Manifest};
 use crate::object_names::{TimelineNames, parse_child, parse_manifest};
@@ -28,6 +29,8 @@ pub enum OrphanKind {
     NoTimeline,
     /// Holds a branch point for a branch that never came to be.
     BranchMarker,
+    /// Part of what a compute left, of a state that is not the one that is kept.
+    KeptPart,
 }
 
 impl OrphanKind {
@@ -39,6 +42,7 @@ impl OrphanKind {
             OrphanKind::DeletedTimeline => "of a deleted timeline",
             OrphanKind::NoTimeline => "of no timeline",
             OrphanKind::BranchMarker => "pin of a branch that is not there",
+            OrphanKind::KeptPart => "part of a state that is not kept",
         }
     }
 }
@@ -117,6 +121,7 @@ struct Folder {
     manifests: BTreeMap<Generation, ObjectMeta>,
     layers: Vec<ObjectMeta>,
     markers: Vec<ObjectMeta>,
+    kept: Vec<ObjectMeta>,
 }
 
 /// Looks through the whole store.
@@ -130,6 +135,7 @@ pub fn survey(store: &dyn ObjectStore) -> Result<Survey, StoreError> {
             }
             Some((names, Place::Layer)) => folders.entry(names).or_default().layers.push(object),
             Some((names, Place::Marker)) => folders.entry(names).or_default().markers.push(object),
+            Some((names, Place::Kept)) => folders.entry(names).or_default().kept.push(object),
             None => survey.unknown.push(object.name.to_string()),
         }
     }
@@ -199,8 +205,14 @@ impl Survey {
         for layer in unnamed.filter(|_| !manifest.importing) {
             self.add(names, layer, OrphanKind::Layer);
         }
+        if !folder.kept.is_empty() {
+            let kept = kept_prefix(store, names)?;
+            for part in folder.kept.iter().filter(|part| !is_kept(names, kept.as_deref(), &part.name)) {
+                self.add(names, part, OrphanKind::KeptPart);
+            }
+        }
         self.look_for_missing(store, names, folder, manifest)?;
-        let objects = folder.manifests.values().chain(&folder.layers).chain(&folder.markers);
+        let objects = folder.manifests.values().chain(&folder.layers).chain(&folder.markers).chain(&folder.kept);
         self.timelines.push(TimelineSurvey {
             tenant: names.tenant,
             timeline: names.timeline,
@@ -255,7 +267,8 @@ impl Survey {
 
     /// All objects of a folder, manifests last and the newest at the very end.
     fn add_all(&mut self, names: &TimelineNames, folder: &Folder, kind: OrphanKind) {
-        for object in folder.layers.iter().chain(&folder.markers).chain(folder.manifests.values()) {
+        let others = folder.layers.iter().chain(&folder.markers).chain(&folder.kept);
+        for object in others.chain(folder.manifests.values()) {
             self.add(names, object, kind);
         }
     }
@@ -325,6 +338,10 @@ fn still_unneeded(store: &dyn ObjectStore, names: &TimelineNames, orphan: &Orpha
             let child = TimelineNames { tenant: names.tenant, timeline: child };
             Ok(newest_names(store, &child)?.is_empty())
         }
+        OrphanKind::KeptPart => {
+            let kept = kept_prefix(store, names)?;
+            Ok(!is_kept(names, kept.as_deref(), &name_of(&orphan.object)))
+        }
         OrphanKind::Layer => {
             let file = orphan.object.rsplit('/').next().unwrap_or_default();
             for object in manifests.values() {
@@ -340,6 +357,19 @@ fn still_unneeded(store: &dyn ObjectStore, names: &TimelineNames, orphan: &Orpha
             Ok(newest.is_some())
         }
     }
+}
+
+/// Where the parts of the state that is kept are; `None` if there is none, or nobody can tell.
+fn kept_prefix(store: &dyn ObjectStore, names: &TimelineNames) -> Result<Option<String>, StoreError> {
+    match store.get(&names.kept_head()) {
+        Ok(bytes) => Ok(KeptStateHead::decode(&bytes).ok().map(|head| names.kept_parts(head.id))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_kept(names: &TimelineNames, kept: Option<&str>, name: &ObjectName) -> bool {
+    *name == names.kept_head() || kept.is_some_and(|kept| name.as_str().starts_with(kept))
 }
 
 /// The pin that a deleted timeline still has at the timeline that it hung on.
@@ -398,6 +428,7 @@ enum Place {
     Manifest(Generation),
     Layer,
     Marker,
+    Kept,
 }
 
 /// What an object's name says that it is.
@@ -407,6 +438,7 @@ fn place_of(name: &ObjectName) -> Option<(TimelineNames, Place)> {
     let place = match (parts.next()?, parts.next()?) {
         ("manifest", file) if !file.contains('/') => Place::Manifest(parse_manifest(name)?),
         ("layers", file) if !file.contains('/') => Place::Layer,
+        ("kept", _) => Place::Kept,
         ("children", _) => parse_child(name).map(|_| Place::Marker)?,
         _ => return None,
     };

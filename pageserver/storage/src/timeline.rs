@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::error::{CommitError, CorruptFile, TimelineError, WaitError};
 use crate::import::Import;
+use crate::kept_state::Incoming;
 use crate::layer::{Layer, LayerError};
 use crate::layer_map::{LayerMap, LayerSet};
 use crate::manifest::{Ancestor, Lease, Manifest, TimelineFacts};
@@ -47,6 +48,8 @@ pub struct Timeline {
     pub(crate) leases: RwLock<Arc<BTreeMap<String, Lease>>>,
     pub(crate) importing: AtomicBool,
     pub(crate) import: Mutex<Option<Import>>,
+    /// What a compute that is being suspended has sent of its state so far.
+    pub(crate) incoming_state: Mutex<Option<Incoming>>,
     /// Held while a frozen layer is written.
     pub(crate) flushing: Mutex<()>,
     pub(crate) flush_state: Mutex<FlushState>,
@@ -125,6 +128,7 @@ impl Timeline {
             leases: RwLock::new(Arc::new(manifest.leases.clone())),
             importing: AtomicBool::new(manifest.importing),
             import: Mutex::new(import),
+            incoming_state: Mutex::new(None),
             flushing: Mutex::new(()),
             flush_state: Mutex::default(),
             flushed: Condvar::new(),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
@@ -29,6 +30,9 @@ pub use page_server::FakePageServer;
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 const LIBRARY: &str = "libardent_compute_15.so";
+/// Past the ids of people, and of what control and user namespaces give out. Process ids take 22 bits at most.
+const FIRST_ID: u32 = 1 << 30;
+const WORLDS_MAX: u32 = 1 << 8;
 
 /// One tenant with one timeline, from a source cluster that has been stopped.
 pub struct World {
@@ -39,6 +43,7 @@ pub struct World {
     pub token: String,
     page_token: String,
     issuer: Arc<TokenIssuer>,
+    run_as: Option<RunAs>,
     pub folder: tempfile::TempDir,
 }
 
@@ -67,6 +72,7 @@ impl World {
             token,
             page_token,
             issuer: Arc::new(issuer),
+            run_as: nix::unistd::geteuid().is_root().then(own_identity),
             folder,
         };
         world.start_safekeeper().await;
@@ -111,7 +117,7 @@ impl World {
             safekeepers: vec![self.safekeeper_addr()],
             token: self.token.clone(),
             page_token: self.page_token.clone(),
-            run_as: unprivileged(),
+            run_as: self.run_as,
             sandbox: Sandbox::Bubblewrap,
             roles_known: true,
             policy: BranchPolicy::default(),
@@ -120,6 +126,7 @@ impl World {
             limits: ComputeLimits::default(),
             settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
             idle_timeout_s: 0,
+            lease_renewal_ms: None,
         }
     }
 
@@ -148,7 +155,22 @@ impl World {
     }
 }
 
-/// The user that Postgres runs as when tests run as root.
+/// A user and group that nothing else on this host runs as, as control gives one to each compute: the kernel counts
+/// processes by user, so one world's limit would be another's too.
+fn own_identity() -> RunAs {
+    static WORLDS: AtomicU32 = AtomicU32::new(0);
+    let world = WORLDS.fetch_add(1, Ordering::Relaxed);
+    assert!(world < WORLDS_MAX, "more worlds in one process than identities");
+    let id = FIRST_ID + std::process::id() * WORLDS_MAX + world;
+    RunAs { uid: id, gid: id }
+}
+
+/// The same with a lease that is renewed many times a second.
+pub fn quick_renewal(spec: ComputeSpec) -> ComputeSpec {
+    ComputeSpec { lease_renewal_ms: Some(50), ..spec }
+}
+
+/// The user that a stock server runs as when tests run as root.
 pub fn unprivileged() -> Option<RunAs> {
     let user = nix::unistd::User::from_name("postgres").expect("readable").expect("postgresql-15 is installed");
     nix::unistd::geteuid().is_root().then(|| RunAs { uid: user.uid.as_raw(), gid: user.gid.as_raw() })
@@ -219,6 +241,23 @@ impl Agent {
 
     /// The next event that is no progress; `None` when the agent has ended.
     pub async fn event(&mut self) -> Option<ComputeEvent> {
+        loop {
+            match self.any_event().await {
+                Some(ComputeEvent::BaseMoved { .. }) => {}
+                event => return event,
+            }
+        }
+    }
+
+    /// Waits until the base has moved; to where.
+    pub async fn until_moved(&mut self) -> Lsn {
+        match self.any_event().await {
+            Some(ComputeEvent::BaseMoved { base_lsn }) => base_lsn,
+            other => panic!("not moved: {other:?}"),
+        }
+    }
+
+    async fn any_event(&mut self) -> Option<ComputeEvent> {
         loop {
             let line = tokio::time::timeout(DEADLINE, self.events.next_line()).await.expect("an event in time");
             match serde_json::from_str(&line.expect("readable")?).expect("an event") {

@@ -24,6 +24,8 @@ pub struct Seen {
     /// Connections with the agent's token and with the backends'.
     pub agent_connections: AtomicU64,
     pub backend_connections: AtomicU64,
+    /// The latest LSN that pages were asked for at.
+    pub pages_at: AtomicU64,
     /// Lease name to base LSN, while held.
     pub leases: Mutex<BTreeMap<String, Lsn>>,
     /// Answer lease requests with an error from now on.
@@ -114,7 +116,8 @@ impl Cluster {
                 seen.base_backups.fetch_add(1, Ordering::Relaxed);
                 self.base_backup(lsn).into_iter().map(|item| Response::BackupItem { id, item }).collect()
             }
-            Request::GetPages { id, rel, ranges, .. } => {
+            Request::GetPages { id, lsn, rel, ranges } => {
+                seen.pages_at.fetch_max(lsn.get(), Ordering::Relaxed);
                 let mut pages = BytesMut::new();
                 for block in ranges.iter().flat_map(|range| range.start..range.start + range.count) {
                     seen.pages.fetch_add(1, Ordering::Relaxed);
@@ -133,6 +136,15 @@ impl Cluster {
                     leases.insert(name, lsn)
                 };
                 vec![Response::Manage { id, reply: ManageReply::Done }]
+            }
+            // What a compute leaves is sent and not asked for again: this server's pages are those of the stopped cluster.
+            Request::KeepPart { id, .. }
+            | Request::Manage {
+                id,
+                request: ManageRequest::KeepState { .. } | ManageRequest::OutdateKeptState { .. },
+            } => vec![Response::Manage { id, reply: ManageReply::Done }],
+            Request::Manage { id, request: ManageRequest::KeptState { .. } } => {
+                vec![Response::Manage { id, reply: ManageReply::KeptState { state: None } }]
             }
             other => panic!("not expected from an agent: {other:?}"),
         }

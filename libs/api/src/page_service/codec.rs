@@ -2,10 +2,10 @@
 
 use bytes::{BufMut, BytesMut};
 
-use ardent_types::{BlockNumber, ForkNumber, RelTag};
+use ardent_types::{BlockNumber, ForkNumber, RelTag, Term};
 
-use super::BlockRange;
-use crate::frame::{DecodeError, Fields};
+use super::{BlockRange, KeptAt};
+use crate::frame::{DecodeError, Fields, take_lsn};
 
 pub(super) const HELLO: u8 = 0x01;
 pub(super) const GET_PAGES: u8 = 0x02;
@@ -16,10 +16,21 @@ pub(super) const WAIT_LSN: u8 = 0x06;
 pub(super) const MANAGE: u8 = 0x07;
 pub(super) const IMPORT_FILE: u8 = 0x08;
 pub(super) const IMPORT_DATA: u8 = 0x09;
+pub(super) const KEEP_PART: u8 = 0x0A;
+pub(super) const GET_KEPT_PART: u8 = 0x0B;
 pub(super) const REPLY: u8 = 0x80;
 pub(super) const ERROR: u8 = 0xFF;
 /// Stands for "does not exist" in size fields.
 pub(super) const NO_BLOCKS: u32 = u32::MAX;
+
+pub(super) fn put_kept_at(out: &mut BytesMut, at: KeptAt) {
+    out.put_u64_le(at.lsn.get());
+    out.put_u64_le(at.term.get());
+}
+
+pub(super) fn take_kept_at(fields: &mut Fields) -> Result<KeptAt, DecodeError> {
+    Ok(KeptAt { lsn: take_lsn(fields)?, term: Term::new(fields.u64()?) })
+}
 
 pub(super) fn put_rel(out: &mut BytesMut, rel: &RelTag) {
     out.put_u32_le(rel.spcnode);

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use ardent_types::{Lsn, PgTli, SystemId, TimelineId, WalSegmentSize};
+use ardent_types::{Lsn, PgTli, SystemId, Term, TimelineId, WalSegmentSize};
 
 use crate::addr::ServiceAddr;
 
@@ -37,6 +37,13 @@ pub enum ManageRequest {
     ImportFinish {
         /// The backup's end.
         end_lsn: Lsn,
+    },
+    /// Where a branch would begin that is made with the same `at`; nothing is written. Answered with [`ManageReply::Branch`].
+    BranchPoint {
+        /// The timeline to branch from.
+        timeline: TimelineId,
+        /// As in [`ManageRequest::CreateBranch`].
+        at: Option<Lsn>,
     },
     /// Makes a branch. Idempotent: the same call again gives the same answer.
     CreateBranch {
@@ -101,6 +108,48 @@ pub enum ManageRequest {
         /// Seconds; absent: as the page server was told at its start.
         retention_s: Option<u64>,
     },
+    /// All parts of what a compute leaves have been sent: from now on it is what was kept of the timeline, in place of what was
+    /// kept before.
+    KeepState {
+        /// Which timeline.
+        timeline: TimelineId,
+        /// Whose.
+        at: KeptAt,
+        /// How many parts were sent.
+        parts: u32,
+    },
+    /// What is kept of a timeline.
+    KeptState {
+        /// Which timeline.
+        timeline: TimelineId,
+    },
+    /// The compute goes on from its own folder: what is kept is not its state any more. Fine if it is kept no longer.
+    OutdateKeptState {
+        /// Which timeline.
+        timeline: TimelineId,
+        /// What was kept.
+        at: KeptAt,
+    },
+}
+
+/// Whose state it is: that of the writer of `term`, which left the log ending at `lsn`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptAt {
+    /// End of the log when the compute was stopped. What was kept is the state of a data directory for as long as it is.
+    pub lsn: Lsn,
+    /// The writer's term.
+    pub term: Term,
+}
+
+/// What is kept of a timeline's last compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptState {
+    /// Whose.
+    pub at: KeptAt,
+    /// In how many parts.
+    pub parts: u32,
+    /// A compute has gone on from there since.
+    pub outdated: bool,
 }
 
 /// Answer to a [`ManageRequest`].
@@ -109,7 +158,7 @@ pub enum ManageRequest {
 pub enum ManageReply {
     /// Done, nothing to say.
     Done,
-    /// The branch exists.
+    /// The branch exists, or would begin here.
     Branch {
         /// Its branch point: a record end.
         lsn: Lsn,
@@ -127,6 +176,11 @@ pub enum ManageReply {
     LsnForTimestamp {
         /// End of the last record at or before the time.
         lsn: Lsn,
+    },
+    /// Answer to [`ManageRequest::KeptState`].
+    KeptState {
+        /// Absent: nothing is kept.
+        state: Option<KeptState>,
     },
 }
 

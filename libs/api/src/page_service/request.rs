@@ -6,7 +6,7 @@ use ardent_types::{Lsn, RelTag, TenantId, TimelineId};
 
 use super::codec::*;
 use super::manage::ManageRequest;
-use super::{BlockRange, Hello, MAGIC, PAGES_PER_REQUEST_MAX};
+use super::{BlockRange, Hello, KEPT_PART_LEN_MAX, KeptAt, MAGIC, PAGES_PER_REQUEST_MAX};
 use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
 
 /// A client's message after the hello.
@@ -81,6 +81,27 @@ pub enum Request {
         /// Bytes.
         data: Bytes,
     },
+    /// A part of what a compute that was suspended leaves, see [`ManageRequest::KeepState`]; part 0 begins it. Answered by
+    /// [`ManageReply::Done`].
+    KeepPart {
+        /// Repeated by the reply.
+        id: u64,
+        /// Whose.
+        at: KeptAt,
+        /// Counts from 0, without gaps.
+        part: u32,
+        /// At most [`KEPT_PART_LEN_MAX`] bytes.
+        data: Bytes,
+    },
+    /// A part of what was kept. Answered by [`Response::KeptPart`].
+    GetKeptPart {
+        /// Repeated by the reply.
+        id: u64,
+        /// Which.
+        at: KeptAt,
+        /// Counts from 0.
+        part: u32,
+    },
 }
 
 impl Request {
@@ -129,6 +150,17 @@ impl Request {
                 out.put_u64_le(*length);
             }),
             Request::ImportData { data } => write_frame(out, IMPORT_DATA, |out| out.put_slice(data)),
+            Request::KeepPart { id, at, part, data } => write_frame(out, KEEP_PART, |out| {
+                out.put_u64_le(*id);
+                put_kept_at(out, *at);
+                out.put_u32_le(*part);
+                out.put_slice(data);
+            }),
+            Request::GetKeptPart { id, at, part } => write_frame(out, GET_KEPT_PART, |out| {
+                out.put_u64_le(*id);
+                put_kept_at(out, *at);
+                out.put_u32_le(*part);
+            }),
         }
     }
 
@@ -173,6 +205,17 @@ impl Request {
             MANAGE => Request::Manage { id: fields.u64()?, request: take_json(&mut fields, "management request")? },
             IMPORT_FILE => Request::ImportFile { path: fields.string("path")?, length: fields.u64()? },
             IMPORT_DATA => Request::ImportData { data: fields.remainder() },
+            KEEP_PART => {
+                let (id, at, part) = (fields.u64()?, take_kept_at(&mut fields)?, fields.u32()?);
+                let data = fields.remainder();
+                if data.len() > KEPT_PART_LEN_MAX {
+                    return Err(fields.bad("length of a part"));
+                }
+                Request::KeepPart { id, at, part, data }
+            }
+            GET_KEPT_PART => {
+                Request::GetKeptPart { id: fields.u64()?, at: take_kept_at(&mut fields)?, part: fields.u32()? }
+            }
             unknown => return Err(DecodeError::UnknownKind(unknown)),
         };
         fields.finish()?;

@@ -64,6 +64,13 @@ pub enum Response {
         /// Answer.
         reply: ManageReply,
     },
+    /// A part of what was kept.
+    KeptPart {
+        /// Request's id.
+        id: u64,
+        /// As it was given.
+        data: Bytes,
+    },
     /// A request failed; the connection goes on unless the code says otherwise.
     Error {
         /// Request's id, 0 where there is none.
@@ -147,6 +154,10 @@ impl Response {
                 out.put_u64_le(*id);
                 put_json(out, reply);
             }),
+            Response::KeptPart { id, data } => write_frame(out, REPLY | GET_KEPT_PART, |out| {
+                out.put_u64_le(*id);
+                out.put_slice(data);
+            }),
             Response::Error { id, code, message } => write_frame(out, ERROR, |out| {
                 out.put_u64_le(*id);
                 out.put_u16_le(*code as u16);
@@ -191,6 +202,7 @@ impl Response {
                 }
                 Response::Changed { id, last, relations }
             }
+            GET_KEPT_PART => Response::KeptPart { id: fields.u64()?, data: fields.remainder() },
             WAIT_LSN => Response::LsnReached { id: fields.u64()?, last_record_lsn: take_lsn(&mut fields)? },
             MANAGE => Response::Manage { id: fields.u64()?, reply: take_json(&mut fields, "management reply")? },
             _ => return Err(DecodeError::UnknownKind(kind)),

@@ -1,0 +1,137 @@
+//! What control counts, in the form that Prometheus reads; `docs/metrics.md` lists it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use tracing::warn;
+
+use ardent_api::control::{ComputeState, ErrorInfo};
+
+use crate::service::Control;
+
+type OneLabel = [(&'static str, &'static str); 1];
+
+/// Counters that what control does moves itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    creations: Histogram,
+    starts: Family<OneLabel, Histogram, fn() -> Histogram>,
+    crashes: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        // From 1 ms to 33 s, each twice the one before.
+        let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(1e-3, 2.0, 16));
+        Metrics { creations: histogram(), starts: Family::new_with_constructor(histogram), crashes: Counter::default() }
+    }
+}
+
+impl Metrics {
+    /// A branch was made.
+    pub fn created(&self, began: Instant) {
+        self.creations.observe(began.elapsed().as_secs_f64());
+    }
+
+    /// A compute accepts connections.
+    pub fn started(&self, began: Instant, warm: bool) {
+        let kind = if warm { "warm" } else { "cold" };
+        self.starts.get_or_create(&[("start", kind)]).observe(began.elapsed().as_secs_f64());
+    }
+
+    /// A compute ended without having been asked to.
+    pub fn crashed(&self) {
+        self.crashes.inc();
+    }
+}
+
+/// Registers everything that control tells.
+pub(crate) fn register(control: &Arc<Control>, registry: &mut Registry) {
+    let registry = registry.sub_registry_with_prefix("ardent_control");
+    let metrics = &control.context.metrics;
+    let creations = "Time to make a branch, with the wait for what production had committed";
+    registry.register_with_unit("branch_create", creations, Unit::Seconds, metrics.creations.clone());
+    let starts = "Time from starting a compute's agent until its Postgres accepts connections";
+    registry.register_with_unit("compute_start", starts, Unit::Seconds, metrics.starts.clone());
+    registry.register("compute_crashes", "Computes that ended without having been asked to", metrics.crashes.clone());
+    registry.register_collector(Box::new(AtScrape(Arc::downgrade(control))));
+}
+
+/// What is looked up when somebody asks.
+struct AtScrape(Weak<Control>);
+
+impl fmt::Debug for AtScrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AtScrape")
+    }
+}
+
+struct Counts {
+    branches: i64,
+    computes: BTreeMap<&'static str, i64>,
+    connectors: i64,
+    connectors_failing: i64,
+}
+
+impl AtScrape {
+    fn counts(control: &Control) -> Result<Counts, ErrorInfo> {
+        let mut counts = Counts {
+            branches: 0,
+            computes: ["starting", "running", "stopping"].map(|state| (state, 0)).into(),
+            connectors: 0,
+            connectors_failing: 0,
+        };
+        for branch in control.context.store.branches()? {
+            counts.branches += i64::from(!branch.is_root() && !branch.hidden);
+            let state = match control.pool.state(branch.id) {
+                ComputeState::Starting => "starting",
+                ComputeState::Running => "running",
+                ComputeState::Stopping => "stopping",
+                ComputeState::Suspended | ComputeState::None => continue,
+            };
+            *counts.computes.entry(state).or_default() += 1;
+        }
+        for connector in control.context.store.connectors()? {
+            counts.connectors += 1;
+            counts.connectors_failing += i64::from(!control.following(&connector.name).0);
+        }
+        Ok(counts)
+    }
+}
+
+impl Collector for AtScrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(control) = self.0.upgrade() else { return Ok(()) };
+        let counts = match Self::counts(&control) {
+            Ok(counts) => counts,
+            Err(error) => {
+                // What cannot be told is absent, which alerts can be set on.
+                warn!(%error, "branches and computes cannot be counted for metrics");
+                return Ok(());
+            }
+        };
+        let gauges = [
+            ("branches", "Branches, the roots not among them", counts.branches),
+            ("connectors", "Productions that are connected", counts.connectors),
+            ("connectors_failing", "Of these, the ones that are not being followed now", counts.connectors_failing),
+        ];
+        for (name, help, value) in gauges {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;
+        }
+        let computes: Family<OneLabel, Gauge> = Family::default();
+        for (state, count) in counts.computes {
+            computes.get_or_create(&[("state", state)]).set(count);
+        }
+        computes.encode(encoder.encode_descriptor("computes", "Computes, by state", None, computes.metric_type())?)
+    }
+}
