@@ -37,6 +37,7 @@ case "${1:-}" in
         # The long form of each test, once.
         ARDENT_DIFF_TABLE_MB=${ARDENT_DIFF_TABLE_MB:-1024} ARDENT_AWAKE=${ARDENT_AWAKE:-50} ARDENT_SLEEPS=${ARDENT_SLEEPS:-100} \
             ARDENT_KILL_ROUNDS=${ARDENT_KILL_ROUNDS:-25} ARDENT_ROUNDS=${ARDENT_ROUNDS:-100} \
+            ARDENT_RESET_ROUNDS=${ARDENT_RESET_ROUNDS:-5} \
             cargo test -p ardent-tests -- --nocapture
         # The short form of all, again and again.
         for round in $(seq "${ROUNDS:-10}"); do

@@ -1,5 +1,8 @@
 //! The command line: every verb, flag and help text.
 
+mod history;
+mod inspect;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -8,9 +11,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ardent_api::addr::ServiceAddr;
 
 use crate::duration::{
-    parse_byte_rate, parse_cache_size, parse_count, parse_milliseconds, parse_seconds, parse_size, parse_switch,
+    parse_byte_rate, parse_cache_size, parse_count, parse_milliseconds, parse_own_retention, parse_seconds, parse_size,
+    parse_switch,
 };
 use crate::up::object_store::StorePlace;
+
+pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs, RetentionArgs};
+pub use inspect::{
+    InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
+    VerifyRedoArgs, WalInspectArgs,
+};
 
 /// Branches of a production Postgres, in an instant, on your own machine.
 #[derive(Debug, Parser)]
@@ -107,6 +117,7 @@ pub enum Command {
   ardent up --listen 0.0.0.0:7432 --host branches.example.com
   ardent up --pg-bin 15=/opt/postgresql-15/bin
   ardent up --data-dir /srv/ardent --safekeepers 3
+  ardent up --retention 30d --keep-deleted 3d
   ardent up --store 's3://bucket/ardent?endpoint=https://minio.example.com' --store-ca ca.pem
 
 Stop it with Ctrl-C or SIGTERM: branches are suspended, nothing is lost.")]
@@ -127,6 +138,9 @@ pub struct UpArgs {
     /// Where pages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// How long what was is kept.
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// How computes run.
     #[command(flatten)]
     pub computes: ComputeArgs,
@@ -256,6 +270,9 @@ pub struct PageserverArgs {
     /// Where pages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// How long history is kept.
+    #[command(flatten)]
+    pub history: RetentionArgs,
     /// Metrics and health.
     #[command(flatten)]
     pub metrics: MetricsArgs,
@@ -286,6 +303,9 @@ pub struct ControlArgs {
     /// Where the HTTP API listens; on this host only
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7480")]
     pub api_listen: SocketAddr,
+    /// How long what was is kept.
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// How computes run.
     #[command(flatten)]
     pub computes: ComputeArgs,
@@ -454,7 +474,9 @@ pub enum BranchCommand {
   DATABASE_URL=$(ardent branch create feature-x --print-url)")]
     Create(BranchCreateArgs),
     /// List branches
-    #[command(after_help = "Examples:\n  ardent branch list\n  ardent branch list --tree")]
+    #[command(
+        after_help = "Examples:\n  ardent branch list\n  ardent branch list --tree\n  ardent branch list --deleted"
+    )]
     List(BranchListArgs),
     /// Show a branch
     #[command(after_help = "Examples:\n  ardent branch info feature-x\n  ardent branch info --print-url")]
@@ -496,7 +518,7 @@ all are shown, nothing is changed, the exit code is 6. The URL and its password 
     Rebase(BranchRebaseArgs),
     /// Change a branch's settings
     #[command(
-        after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never"
+        after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never\n  ardent branch set shop --retention 30d"
     )]
     Set(BranchSetArgs),
     /// Show or change what a branch may do
@@ -519,9 +541,45 @@ A change ends the branch's sessions; it holds from the next connection on.")]
     /// Stop a branch's Postgres; the next connection starts it
     #[command(after_help = "Examples:\n  ardent branch suspend feature-x")]
     Suspend(NameArgs),
+    /// Make a branch what its parent is now: same name, URL, passwords and limits
+    #[command(after_help = "Examples:
+  ardent branch reset feature-x
+  ardent branch reset feature-x --at '2026-01-31T12:00:00Z'
+
+Its sessions end; the next connection finds it new. Branches made from it keep what they have. What it was
+can be restored for as long as history is kept: the command prints how.")]
+    Reset(BranchResetArgs),
+    /// Make a branch what it was at a time or LSN
+    #[command(after_help = "Examples:
+  ardent branch restore feature-x --at '2026-01-31T12:00:00Z'
+  ardent branch restore feature-x --at 0/16B3748
+  ardent branch history feature-x
+
+A time means what the branch was then, also before an earlier reset or restore: so both can be undone. Its
+sessions end; the next connection finds it as it was. A time has its zone, as 2026-01-31T13:00:00+01:00 has.")]
+    Restore(BranchRestoreArgs),
+    /// Show what a branch was, and what it can be restored to
+    #[command(after_help = "Examples:\n  ardent branch history feature-x\n  ardent branch history feature-x --json")]
+    History(NameArgs),
+    /// Give a branch another name, and so another hostname
+    #[command(after_help = "Examples:\n  ardent branch rename feature-x feature-y")]
+    Rename(BranchRenameArgs),
     /// Delete branches
-    #[command(after_help = "Examples:\n  ardent branch delete feature-x")]
+    #[command(after_help = "Examples:
+  ardent branch delete feature-x
+  ardent branch delete feature-x --for-good
+
+A deleted branch can be had back with ardent branch undelete for as long as the server was told (24 hours,
+ardent up --keep-deleted); its name is free at once.")]
     Delete(BranchDeleteArgs),
+    /// Bring a deleted branch back, with its data, passwords and limits
+    #[command(after_help = "Examples:
+  ardent branch list --deleted
+  ardent branch undelete feature-x
+  ardent branch undelete feature-x --as feature-x-old
+
+Of several that had the name, the one that was deleted last. It does not expire any more.")]
+    Undelete(BranchUndeleteArgs),
 }
 
 /// `ardent branch create`.
@@ -565,8 +623,11 @@ pub struct BranchCreateArgs {
 #[derive(Debug, Args)]
 pub struct BranchListArgs {
     /// Show which branch was made from which
-    #[arg(long)]
+    #[arg(long, conflicts_with = "deleted")]
     pub tree: bool,
+    /// Show those that are deleted and can be had back
+    #[arg(long)]
+    pub deleted: bool,
 }
 
 /// `ardent branch info`.
@@ -594,6 +655,9 @@ pub struct BranchSetArgs {
     /// Delete it after this long from now, or never
     #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
     pub ttl: Option<u64>,
+    /// Keep its history this long, such as 30d; default for as long as the server was told. A root branch has this as well
+    #[arg(long, value_name = "DURATION", value_parser = parse_own_retention)]
+    pub retention: Option<u64>,
 }
 
 /// Limits that the server holds, also against superusers of the branch.
@@ -737,6 +801,9 @@ pub struct BranchDeleteArgs {
     /// Their names; children before their parents
     #[arg(required = true)]
     pub names: Vec<String>,
+    /// Give the space back at once: they cannot be had back
+    #[arg(long)]
+    pub for_good: bool,
 }
 
 /// `ardent psql`.
@@ -755,54 +822,6 @@ pub struct PsqlArgs {
     /// Arguments for psql
     #[arg(last = true)]
     pub arguments: Vec<String>,
-}
-
-/// `ardent inspect ...`.
-#[derive(Debug, Subcommand)]
-pub enum InspectCommand {
-    /// Compare our redo with the pages that Postgres logged (wal_consistency_checking = all)
-    #[command(
-        after_help = "Examples:\n  ardent inspect verify-redo --wal /srv/pg/pg_wal\n  ardent inspect verify-redo --wal DIR --expect FILE --json\n  ardent inspect verify-redo --wal data/pg_wal --base copy --data data"
-    )]
-    VerifyRedo(VerifyRedoArgs),
-    /// Find files of a branch that no catalog names: what a killed CREATE or REINDEX left
-    #[command(
-        after_help = "Examples:\n  ardent inspect unnamed-files feature-x\n  ardent inspect unnamed-files main --json\n\nNothing reads such files; they only take space. On a connector's root branch, files of production's running\ntransactions are among them. A database that is left over as a whole is listed by its number."
-    )]
-    UnnamedFiles(UnnamedFilesArgs),
-}
-
-/// `ardent inspect unnamed-files`.
-#[derive(Debug, Args)]
-pub struct UnnamedFilesArgs {
-    /// The branch
-    pub branch: String,
-}
-
-/// `ardent inspect verify-redo`.
-#[derive(Debug, Args)]
-pub struct VerifyRedoArgs {
-    /// Folder of WAL segments
-    #[arg(long, value_name = "DIR")]
-    pub wal: PathBuf,
-    /// Start at this record [default: the first whole one]
-    #[arg(long, value_name = "LSN")]
-    pub start: Option<ardent_types::Lsn>,
-    /// Stop at this LSN [default: the end of the WAL]
-    #[arg(long, value_name = "LSN")]
-    pub end: Option<ardent_types::Lsn>,
-    /// Record types that must be checked, and refusals that are allowed
-    #[arg(long, value_name = "FILE")]
-    pub expect: Option<PathBuf>,
-    /// The cluster logs hint bits (data checksums or wal_log_hints)
-    #[arg(long)]
-    pub hint_bits: bool,
-    /// Also ingest the WAL on top of this data directory, a copy from before it was written, and compare with --data
-    #[arg(long, value_name = "DIR", requires = "data")]
-    pub base: Option<PathBuf>,
-    /// The data directory of the server that wrote the WAL, shut down
-    #[arg(long, value_name = "DIR", requires = "base")]
-    pub data: Option<PathBuf>,
 }
 
 /// `ardent completions`.

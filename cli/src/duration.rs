@@ -20,6 +20,19 @@ pub fn parse_seconds(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is not a duration: write 90s, 5m, 2h, 3d, 1w or never"))
 }
 
+/// Seconds of a time for which history is kept: not none.
+pub fn parse_retention(text: &str) -> Result<u64, String> {
+    parse_seconds(text)
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| format!("{text:?} is no time to keep history for: write 2h, 7d or 4w"))
+}
+
+/// The same for one branch; `default` is 0.
+pub fn parse_own_retention(text: &str) -> Result<u64, String> {
+    if text == "default" { Ok(0) } else { parse_retention(text) }
+}
+
 /// Bytes per second of `500k`, `20M`, `1G` or a plain number.
 pub fn parse_byte_rate(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a rate: write bytes per second such as 500k, 20M or 1G");
@@ -120,6 +133,8 @@ mod tests {
         for bad in ["", "h", "5x", "-1h", "1h30m", "99999999999999999999w"] {
             assert!(parse_seconds(bad).is_err(), "{bad:?} parsed");
         }
+        assert_eq!((parse_retention("7d"), parse_own_retention("default")), (Ok(604_800), Ok(0)));
+        assert!(parse_retention("never").is_err() && parse_retention("0").is_err() && parse_own_retention("").is_err());
         assert_eq!(parse_byte_rate("20M"), Ok(20 << 20));
         assert!(parse_byte_rate("0").is_err() && parse_byte_rate("x").is_err() && parse_byte_rate("5T").is_err());
         assert_eq!(

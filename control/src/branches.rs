@@ -1,11 +1,9 @@
-//! Branches: making, waking, deleting.
+//! Branches: making, showing, changing, waking. Deleting is in [`crate::deletion`], resetting and restoring in [`crate::switch`].
 //!
 //! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server and on the
 //! safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
-//! and is deleted as any other. Deleting is finished at the next start, or by the housekeeper, however often it fails.
+//! and is deleted for good as any other.
 
-use std::fs;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,16 +12,14 @@ use tracing::{info, warn};
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
 use ardent_api::control::{
-    ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest,
-    DeleteReply, ErrorInfo, PasswordRequest, SCHEMA_VERSION, UnnamedFilesReply, UpdateBranchRequest, UrlReply,
-    WakeReply,
+    ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
+    PasswordRequest, RenameRequest, SCHEMA_VERSION, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::policy::BranchPolicy;
-use ardent_types::{BranchId, Lsn, TimelineId};
+use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
-use crate::compute::end_process;
-use crate::deps::{ConnectorSpec, StorageErrorKind, WalBranch};
+use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind, WalBranch};
 use crate::point::{Point, PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::{BranchRow, InsertBranch, iso8601, now_us};
@@ -38,6 +34,16 @@ struct Made {
     branch: BranchRow,
     created: bool,
     waited: Duration,
+}
+
+/// A timeline that storage has made.
+pub(crate) struct MadeTimeline {
+    /// Where it begins.
+    pub start_lsn: Lsn,
+    /// Start of the record that ends there.
+    pub prev_lsn: Lsn,
+    /// The safekeepers that have yet to be told.
+    pub away: Vec<ServiceAddr>,
 }
 
 impl Control {
@@ -82,8 +88,14 @@ impl Control {
                 Some(resolved) => resolved,
                 None => resolving.await,
             };
+            // Which timeline the parent is on was settled with the row: it may have been reset since it was looked up.
+            let settled = BranchRow { timeline: branch.ancestor.unwrap_or(parent.timeline), ..parent.clone() };
+            let resolved = match resolved {
+                Ok(_) if settled.timeline != parent.timeline => control.point_on(&settled, point).await,
+                resolved => resolved,
+            };
             let made = match resolved {
-                Ok(point) => control.make_in_storage(&branch, parent.timeline, point).await.map(|()| point.waited),
+                Ok(point) => control.make_in_storage(&branch, &settled, point).await.map(|()| point.waited),
                 Err(error) => Err(error),
             };
             match made {
@@ -123,11 +135,11 @@ impl Control {
                     Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {from} is still being made"))
                         .with_hint("try again in a moment"))
                 }
-                BranchState::Deleting => Err(not_found(from)),
+                BranchState::Deleting | BranchState::Deleted => Err(not_found(from)),
             };
         }
         let roots: Vec<BranchRow> =
-            self.context.store.branches()?.into_iter().filter(|row| row.is_root() && !row.hidden).collect();
+            self.context.store.branches()?.into_iter().filter(|row| row.is_root() && row.is_listed()).collect();
         match roots.as_slice() {
             [root] => Ok(root.clone()),
             [] => Err(ErrorInfo::new(
@@ -161,6 +173,12 @@ impl Control {
             tenant: parent.tenant,
             timeline: TimelineId::generate(),
             branch_lsn: None,
+            base_timeline: None,
+            ancestor: None,
+            start_lsn: None,
+            since_us: now_us(),
+            deleted: None,
+            retention_s: None,
             hidden: false,
             policy: request.policy.clone().normalized(),
             usage: Usage::default(),
@@ -174,7 +192,7 @@ impl Control {
         let mut credential = self.context.new_credential(&row, &row.role)?;
         credential.expires_us = request.password_expires_s.filter(|seconds| *seconds > 0).map(expiry);
         match self.context.store.insert_branch(&row, &credential)? {
-            InsertBranch::Inserted => Ok((row, true)),
+            InsertBranch::Inserted { ancestor } => Ok((BranchRow { ancestor: Some(ancestor), ..row }, true)),
             InsertBranch::ParentGone => Err(not_found(&parent.name)),
             InsertBranch::Exists(existing) => {
                 self.check_same(&existing, parent, request)?;
@@ -212,7 +230,13 @@ impl Control {
         Ok(())
     }
 
-    /// Where on `parent` the branch is to begin. `connector` is its connector if it is a root.
+    /// Where `point` is on `parent`.
+    pub(crate) async fn point_on(&self, parent: &BranchRow, point: PointSpec) -> Result<Point, ErrorInfo> {
+        let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
+        self.resolve(parent, connector, point).await
+    }
+
+    /// The same. `connector` is its connector if it is a root.
     async fn resolve(
         &self,
         parent: &BranchRow,
@@ -230,21 +254,38 @@ impl Control {
         }
     }
 
-    /// Makes the branch on the page server and on the safekeepers, side by side: each is a chain of writes that have to reach the disk
-    /// one after another.
-    async fn make_in_storage(&self, branch: &BranchRow, ancestor: TimelineId, point: Point) -> Result<(), ErrorInfo> {
-        let (tenant, timeline) = (branch.tenant, branch.timeline);
+    async fn make_in_storage(&self, branch: &BranchRow, parent: &BranchRow, point: Point) -> Result<(), ErrorInfo> {
+        let lock = self.context.timeline_locks.of(branch.timeline);
+        let _guard = lock.lock().await;
+        let made = self.make_timeline(branch.tenant, branch.timeline, parent.timeline, point).await;
+        let MadeTimeline { start_lsn, prev_lsn, away } = match made {
+            Ok(made) => made,
+            Err(error) => return Err(self.context.with_range(parent, error).await),
+        };
+        self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
+        info!(branch = %branch.name, %start_lsn, "branch is made");
+        Ok(())
+    }
+
+    /// Makes a timeline on the page server and on the safekeepers, side by side: each is a chain of writes that have to reach the
+    /// disk one after another. The same again gives the same. To be called with the timeline's lock held until what it gives is
+    /// recorded.
+    pub(crate) async fn make_timeline(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        ancestor: TimelineId,
+        point: Point,
+    ) -> Result<MadeTimeline, StorageError> {
         let request = ManageRequest::CreateBranch { timeline, ancestor, at: Some(point.lsn) };
         let wal_from = |start_lsn, prev_lsn| WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
-        let lock = self.context.timeline_locks.of(timeline);
-        let _guard = lock.lock().await;
         let (made, made_for_wal) = tokio::join!(
             self.context.page_service.manage(tenant, request),
             self.context.wal_service.create_branch(wal_from(point.lsn, point.prev_lsn)),
         );
         let (start_lsn, prev_lsn) = match made? {
             ManageReply::Branch { lsn, prev_lsn } => (lsn, prev_lsn),
-            other => return Err(unexpected_reply("the making of a branch", &other).into()),
+            other => return Err(unexpected_reply("the making of a branch", &other)),
         };
         let away = if (start_lsn, prev_lsn) == (point.lsn, point.prev_lsn) {
             made_for_wal?
@@ -253,14 +294,11 @@ impl Control {
             // that kept it would never take the other.
             if let Some(away) = self.context.wal_service.delete_timeline(tenant, timeline).await?.first() {
                 let message = format!("the safekeeper at {away} does not answer");
-                return Err(ErrorInfo::new(ApiErrorCode::StorageUnavailable, message)
-                    .with_hint("try again; ardent status shows the services"));
+                return Err(StorageError::new(StorageErrorKind::Unavailable, message));
             }
             self.context.wal_service.create_branch(wal_from(start_lsn, prev_lsn)).await?
         };
-        self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
-        info!(branch = %branch.name, %start_lsn, "branch is made");
-        Ok(())
+        Ok(MadeTimeline { start_lsn, prev_lsn, away })
     }
 
     /// Takes back a branch that could not be made.
@@ -276,15 +314,22 @@ impl Control {
     }
 
     /// A branch for the server's own use, with a compute that refuses writes: it is not listed, and gone after a restart.
-    /// To be deleted by [`Self::delete_hidden`].
-    pub async fn create_hidden(&self, parent: &BranchRow, at: Lsn) -> Result<BranchRow, ErrorInfo> {
-        self.create_hidden_with(parent, at, BranchPolicy { read_only: true, ..BranchPolicy::default() }).await
+    /// It begins on `ancestor`, which `parent` is or was on. To be deleted by [`Self::delete_hidden`].
+    pub async fn create_hidden(
+        &self,
+        parent: &BranchRow,
+        ancestor: TimelineId,
+        at: Lsn,
+    ) -> Result<BranchRow, ErrorInfo> {
+        let policy = BranchPolicy { read_only: true, ..BranchPolicy::default() };
+        self.create_hidden_with(parent, ancestor, at, policy).await
     }
 
     /// The same with a compute that does what `policy` says.
     pub(crate) async fn create_hidden_with(
         &self,
         parent: &BranchRow,
+        ancestor: TimelineId,
         at: Lsn,
         policy: BranchPolicy,
     ) -> Result<BranchRow, ErrorInfo> {
@@ -297,6 +342,11 @@ impl Control {
             parent: Some(parent.id),
             timeline: TimelineId::generate(),
             branch_lsn: None,
+            base_timeline: None,
+            ancestor: Some(ancestor),
+            start_lsn: None,
+            since_us: now_us(),
+            retention_s: None,
             hidden: true,
             policy,
             usage: Usage::default(),
@@ -308,11 +358,12 @@ impl Control {
         };
         let credential = self.context.new_credential(&row, &row.role)?;
         match self.context.store.insert_branch(&row, &credential)? {
-            InsertBranch::Inserted => {}
+            InsertBranch::Inserted { .. } => {}
             InsertBranch::ParentGone | InsertBranch::Exists(_) => return Err(not_found(&parent.name)),
         }
-        let made = match self.context.point_at(parent, Some(at)).await {
-            Ok(point) => self.make_in_storage(&row, parent.timeline, point).await,
+        let parent = BranchRow { timeline: ancestor, ..parent.clone() };
+        let made = match self.context.point_at(&parent, Some(at)).await {
+            Ok(point) => self.make_in_storage(&row, &parent, point).await,
             Err(error) => Err(error.into()),
         };
         if let Err(error) = made {
@@ -322,24 +373,20 @@ impl Control {
         Ok(self.context.store.branch_by_id(id)?.unwrap_or(row))
     }
 
-    /// Deletes what [`Self::create_hidden`] made.
-    pub async fn delete_hidden(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        self.begin_delete(branch)?;
-        self.finish_delete(branch).await
-    }
-
     /// A branch as the API shows it.
     pub(crate) fn branch_info(&self, row: &BranchRow) -> Result<BranchInfo, ErrorInfo> {
         let parent = match row.parent {
-            Some(id) => self.context.store.branch_by_id(id)?.map(|parent| parent.name),
+            Some(id) => self.context.store.branch_by_id(id)?.map(|parent| parent.known_name().to_owned()),
             None => None,
         };
-        let compute = if row.is_root() { ComputeState::None } else { self.pool.state(row.id) };
+        let has_none = row.is_root() || row.deleted.is_some();
+        let compute = if has_none { ComputeState::None } else { self.pool.state(row.id) };
+        let deleted_us = row.deleted.as_ref().map(|deleted| deleted.at_us);
         Ok(BranchInfo {
             schema_version: SCHEMA_VERSION,
             id: row.id,
-            name: row.name.clone(),
-            state: row.state,
+            name: row.known_name().to_owned(),
+            state: if row.deleted.is_some() { BranchState::Deleted } else { row.state },
             connector: row.connector.clone(),
             is_root: row.is_root(),
             parent,
@@ -348,6 +395,9 @@ impl Control {
             timeline_id: row.timeline,
             created_at: iso8601(row.created_us),
             expires_at: row.expires_us.map(iso8601),
+            deleted_at: deleted_us.map(iso8601),
+            kept_until: deleted_us.map(|at_us| iso8601(self.kept_until_us(at_us))),
+            retention_s: row.retention_s,
             compute,
             compute_problem: self.pool.problem(row.id),
             idle_timeout_s: row.idle_timeout_s,
@@ -363,13 +413,50 @@ impl Control {
     /// All branches that users see.
     pub fn list_branches(&self) -> Result<Vec<BranchInfo>, ErrorInfo> {
         let rows = self.context.store.branches()?;
-        rows.iter().filter(|row| !row.hidden).map(|row| self.branch_info(row)).collect()
+        rows.iter().filter(|row| row.is_listed()).map(|row| self.branch_info(row)).collect()
+    }
+
+    /// Deleted branches that can be had back, by the names that they had.
+    pub fn list_deleted(&self) -> Result<Vec<BranchInfo>, ErrorInfo> {
+        let mut rows = self.context.store.branches()?;
+        rows.retain(|row| row.deleted.is_some() && row.state == BranchState::Ready);
+        rows.sort_by_key(|row| row.deleted.as_ref().map(|deleted| (deleted.name.clone(), deleted.at_us)));
+        rows.iter().map(|row| self.branch_info(row)).collect()
     }
 
     /// The branch with this name, whatever its state.
     pub fn find_branch(&self, name: &str) -> Result<BranchRow, ErrorInfo> {
-        let found = self.context.store.branch(name)?.filter(|row| !row.hidden);
+        let found = self.context.store.branch(name)?.filter(BranchRow::is_listed);
         found.ok_or_else(|| not_found(name))
+    }
+
+    /// Gives a branch another name, and with it another hostname. Open sessions go on.
+    pub async fn rename_branch(&self, name: &str, request: &RenameRequest) -> Result<BranchInfo, ErrorInfo> {
+        let new: BranchName = request.name.parse()?;
+        // In one order, whoever renames what to what.
+        let mut names = [name, new.as_str()];
+        names.sort_unstable();
+        let (first, second) = (self.name_lock(names[0]), self.name_lock(names[1]));
+        let _first = first.lock().await;
+        let _second = if names[0] == names[1] { None } else { Some(second.lock().await) };
+        let branch = self.find_branch(name)?;
+        if branch.is_root() {
+            return Err(ErrorInfo::new(
+                ApiErrorCode::RootBranch,
+                format!("{name} is a connector's root branch and keeps the connector's name"),
+            )
+            .with_hint(
+                "connect production again under another name: ardent connector create postgresql URL --name NAME",
+            ));
+        }
+        if branch.state != BranchState::Ready {
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {name} is just being made or deleted"))
+                .with_hint("try again in a moment"));
+        }
+        if new.as_str() != name && !self.context.store.rename_branch(branch.id, new.as_str())? {
+            return Err(name_taken(new.as_str()));
+        }
+        self.show_branch(new.as_str())
     }
 
     /// One branch.
@@ -436,9 +523,19 @@ impl Control {
     pub async fn update_branch(&self, name: &str, request: &UpdateBranchRequest) -> Result<BranchInfo, ErrorInfo> {
         check_seconds("idle_timeout_s", request.idle_timeout_s)?;
         check_seconds("ttl_s", request.ttl_s)?;
+        check_seconds("retention_s", request.retention_s)?;
         let branch = self.find_branch(name)?;
-        if branch.is_root() {
+        let nothing_else = UpdateBranchRequest { retention_s: request.retention_s, ..UpdateBranchRequest::default() };
+        if branch.is_root() && *request != nothing_else {
             return Err(root_branch(&branch));
+        }
+        if let Some(seconds) = request.retention_s {
+            let retention_s = Some(seconds).filter(|seconds| *seconds > 0);
+            self.keep_history(branch.tenant, branch.timeline, retention_s).await?;
+            for past in self.context.store.past_timelines(branch.id)? {
+                self.keep_history(branch.tenant, past.timeline, retention_s).await?;
+            }
+            self.context.store.set_retention(branch.id, retention_s)?;
         }
         let expires = request.ttl_s.map(|ttl_s| (ttl_s > 0).then(|| expiry(ttl_s)));
         self.context.store.update_branch(branch.id, request.idle_timeout_s, expires)?;
@@ -448,6 +545,17 @@ impl Control {
             self.pool.suspend(branch.id).await?;
         }
         self.show_branch(name)
+    }
+
+    /// Tells the page server how long a timeline's history is kept.
+    pub(crate) async fn keep_history(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        retention_s: Option<u64>,
+    ) -> Result<(), StorageError> {
+        let request = ManageRequest::SetRetention { timeline, retention_s };
+        self.context.page_service.manage(tenant, request).await.map(|_| ())
     }
 
     /// The branch's running Postgres, started if need be.
@@ -499,106 +607,6 @@ impl Control {
         self.pool.suspend(branch.id).await?;
         self.branch_info(&branch)
     }
-
-    /// Deletes a branch. Goes on when the caller goes away.
-    pub async fn delete_branch(self: &Arc<Self>, name: &str) -> Result<DeleteReply, ErrorInfo> {
-        let (control, name) = (self.clone(), name.to_owned());
-        let task = self.tasks.spawn(async move {
-            let lock = control.name_lock(&name);
-            let _guard = lock.lock().await;
-            let branch = control.find_branch(&name)?;
-            if branch.is_root() {
-                let hint = format!("delete the connector instead: ardent connector delete {name}");
-                return Err(ErrorInfo::new(ApiErrorCode::RootBranch, format!("{name} is a connector's root branch"))
-                    .with_hint(hint));
-            }
-            control.begin_delete(&branch)?;
-            control.finish_delete(&branch).await?;
-            Ok(DeleteReply { schema_version: SCHEMA_VERSION, name, warning: None })
-        });
-        task.await.map_err(|_| shutting_down())?
-    }
-
-    fn begin_delete(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        match self.context.store.begin_delete_branch(branch.id)? {
-            Ok(()) => Ok(()),
-            Err(children) => Err(ErrorInfo::new(
-                ApiErrorCode::Conflict,
-                format!("branch {} has branches made from it: {}", branch.name, children.join(", ")),
-            )
-            .with_hint(format!("delete them first: ardent branch delete {}", children.join(" ")))),
-        }
-    }
-
-    /// Deletes a branch that is marked for it, from wherever an earlier attempt stopped.
-    pub(crate) async fn finish_delete(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        if branch.hidden {
-            self.pool.kill(branch.id).await?
-        } else {
-            self.pool.suspend(branch.id).await?
-        };
-        self.remove_compute_folder(branch).await?;
-        let lock = self.context.timeline_locks.of(branch.timeline);
-        let _guard = lock.lock().await;
-        let away = self.delete_in_storage(branch.tenant, branch.timeline).await?;
-        self.context.store.remove_branch(branch, &away)?;
-        self.pool.forget_problem(branch.id);
-        info!(branch = %branch.name, "branch is deleted");
-        Ok(())
-    }
-
-    /// Throws away what a compute at rest keeps of the branch: the next start is a cold one.
-    pub(crate) async fn discard_compute(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        self.remove_compute_folder(branch).await?;
-        Ok(self.context.store.forget_compute(branch.id)?)
-    }
-
-    async fn remove_compute_folder(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
-        if let Some(compute) = self.context.store.compute(branch.id)? {
-            for process in [&compute.agent, &compute.postmaster].into_iter().flatten() {
-                if !end_process(process, Duration::ZERO).await {
-                    let message = format!("process {} of branch {} cannot be ended", process.pid, branch.name);
-                    return Err(ErrorInfo::new(ApiErrorCode::Internal, message));
-                }
-            }
-            let folder = self.context.pool.computes_dir.join(compute.id.to_string());
-            let spec = self.context.pool.computes_dir.join(format!("{}.spec", compute.id));
-            let removed = tokio::task::spawn_blocking(move || {
-                gone(fs::remove_dir_all(folder))?;
-                gone(fs::remove_file(spec))
-            });
-            let removed = removed.await.map_err(|_| shutting_down())?;
-            removed.map_err(|error| {
-                ErrorInfo::new(
-                    ApiErrorCode::Internal,
-                    format!("the folder of branch {} cannot be removed: {error}", branch.name),
-                )
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Deletes a timeline on page server and safekeepers; fine if it is not there. Gives the safekeepers that are to be told yet.
-    pub(crate) async fn delete_in_storage(
-        &self,
-        tenant: ardent_types::TenantId,
-        timeline: TimelineId,
-    ) -> Result<Vec<ServiceAddr>, ErrorInfo> {
-        // The page server first: it reads from the safekeepers, and would report the missing timeline as a fault.
-        match self.context.page_service.manage(tenant, ManageRequest::DeleteTimeline { timeline }).await {
-            Ok(_) => {}
-            Err(error) if error.kind == StorageErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(self.context.wal_service.delete_timeline(tenant, timeline).await?)
-    }
-}
-
-fn gone(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }
 
 fn expiry(ttl_s: u64) -> i64 {
@@ -631,7 +639,11 @@ pub(crate) fn not_found(name: &str) -> ErrorInfo {
         .with_hint("ardent branch list shows which there are")
 }
 
-fn root_branch(branch: &BranchRow) -> ErrorInfo {
+pub(crate) fn name_taken(name: &str) -> ErrorInfo {
+    ErrorInfo::new(ApiErrorCode::AlreadyExists, format!("the name {name} is taken")).with_hint("take another name")
+}
+
+pub(crate) fn root_branch(branch: &BranchRow) -> ErrorInfo {
     let name = &branch.name;
     ErrorInfo::new(ApiErrorCode::RootBranch, format!("{name} follows production: it is read-only and runs no Postgres"))
         .with_hint(format!("make a branch of it: ardent branch create NAME --from {name}"))

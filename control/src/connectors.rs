@@ -209,6 +209,12 @@ impl Control {
             tenant: row.tenant,
             timeline: row.timeline,
             branch_lsn: None,
+            base_timeline: None,
+            ancestor: None,
+            start_lsn: None,
+            since_us: now_us(),
+            deleted: None,
+            retention_s: None,
             hidden: false,
             policy: BranchPolicy::default(),
             usage: Usage::default(),
@@ -457,7 +463,8 @@ impl Control {
             lag_bytes,
             lag_seconds,
             logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
-            branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && !b.hidden).count() as u64,
+            branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
+                as u64,
         })
     }
 
@@ -480,7 +487,7 @@ impl Control {
                 .with_hint(format!("delete them first: ardent branch delete {}", branches.join(" "))));
             }
             let warning = control.finish_delete_connector(&row).await?;
-            Ok(DeleteReply { schema_version: SCHEMA_VERSION, name, warning })
+            Ok(DeleteReply { schema_version: SCHEMA_VERSION, name, warning, kept_until: None })
         });
         task.await.map_err(|_| shutting_down())?
     }
@@ -504,6 +511,7 @@ impl Control {
         if let Some(warning) = &warning {
             warn!(connector = %row.name, warning, "deleting a connector");
         }
+        self.purge_deleted_of(&row.name).await?;
         let lock = self.context.timeline_locks.of(row.timeline);
         let _guard = lock.lock().await;
         let away = self.delete_in_storage(row.tenant, row.timeline).await?;

@@ -16,7 +16,7 @@ use ardent_diff::{ChangeSet, CompareOptions, DiffError, DiffReport, Identity, Se
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_types::{Lsn, TimelineId};
 
-use crate::history::{History, changed_on_either, common_point, timeline_at};
+use crate::lineage::{History, changed_on_either, common_point, timeline_at};
 use crate::point::{PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::BranchRow;
@@ -26,8 +26,8 @@ const INGEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a branch is compared with.
 enum Against {
-    /// A state of its own history, on the timeline of this branch.
-    Past { parent: Box<BranchRow>, lsn: Lsn, is_branch_point: bool },
+    /// A state of its own history, on this timeline, which `parent` is or was on.
+    Past { parent: Box<BranchRow>, timeline: TimelineId, lsn: Lsn, is_branch_point: bool },
     /// Another branch.
     Branch(Box<BranchRow>),
     /// Production as it is now, by the root branch that follows it.
@@ -89,8 +89,11 @@ impl Control {
         request: &DiffRequest,
     ) -> Result<DiffReport, ErrorInfo> {
         let against = self.against(branch, request.against.as_deref())?;
-        if let Against::Past { parent, lsn, is_branch_point: false } = &against {
-            self.check_reached(parent, *lsn).await?;
+        // What lies on an older timeline was reached before that was left.
+        if let Against::Past { timeline, lsn, .. } = &against
+            && *timeline == branch.timeline
+        {
+            self.check_reached(branch, *lsn).await?;
         }
         let began = Instant::now();
         let read_before = self.pages_sent(branch).await?;
@@ -98,8 +101,8 @@ impl Control {
         let (waking, row) = (self.clone(), branch.clone());
         let woken = self.tasks.spawn(async move { waking.wake_branch(&row, began).await });
         let base = match &against {
-            Against::Past { parent, lsn, .. } => self.create_hidden(parent, *lsn).await?,
-            Against::Root(root) => self.create_hidden(root, self.production_now(root).await?).await?,
+            Against::Past { parent, timeline, lsn, .. } => self.create_hidden(parent, *timeline, *lsn).await?,
+            Against::Root(root) => self.create_hidden(root, root.timeline, self.production_now(root).await?).await?,
             Against::Branch(other) => (**other).clone(),
         };
         let result = async {
@@ -163,19 +166,21 @@ impl Control {
 
     fn past(&self, branch: &BranchRow, branch_lsn: Lsn, lsn: Lsn) -> Result<Against, ErrorInfo> {
         let history = self.history(branch)?;
-        let timeline = timeline_at(&history, lsn).filter(|_| lsn > Lsn::INVALID);
-        let parent = match timeline {
-            Some(timeline) => self.context.store.branch_of_timeline(timeline)?,
-            None => None,
+        let is_branch_point = lsn == branch_lsn;
+        // After a restore, the branch point is on a timeline further back than the one that its own hangs on.
+        let timeline = match branch.base_timeline {
+            Some(timeline) if is_branch_point => Some(timeline),
+            _ => timeline_at(&history, lsn).filter(|_| lsn > Lsn::INVALID),
         };
-        let parent = parent.ok_or_else(|| {
-            ErrorInfo::new(
-                ApiErrorCode::NotFound,
-                format!("no branch holds {lsn} of {}'s history any more", branch.name),
-            )
-            .with_hint(format!("its branch point is {branch_lsn}: ardent branch info {}", branch.name))
+        let timeline = timeline.ok_or_else(|| {
+            ErrorInfo::new(ApiErrorCode::NotFound, format!("{lsn} is not in {}'s history", branch.name))
+                .with_hint(format!("its branch point is {branch_lsn}: ardent branch info {}", branch.name))
         })?;
-        Ok(Against::Past { parent: Box::new(parent), lsn, is_branch_point: lsn == branch_lsn })
+        // Of a timeline that was left, nobody is the branch; it is kept for this one.
+        let owner = self.context.store.branch_of_timeline(timeline)?;
+        let parent = owner.filter(|row| row.state == BranchState::Ready && row.deleted.is_none());
+        let parent = Box::new(parent.unwrap_or_else(|| branch.clone()));
+        Ok(Against::Past { parent, timeline, lsn, is_branch_point })
     }
 
     /// The timelines of a branch's history.

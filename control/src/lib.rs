@@ -19,6 +19,8 @@
 //! - CT-4: at most one agent runs per branch: slots within a run, recorded process identities across runs. Were both to fail,
 //!   the safekeepers' terms still fence the older writer.
 //! - CT-5: passwords and URLs are stored sealed, tokens hashed; none is logged.
+//! - CT-6: a branch moves to another timeline in one transaction, when storage has all of the new one and nothing of the old
+//!   one's compute is left (`switch.rs`); what it left is kept, and deleted after all that hangs on it (`deletion.rs`).
 //!
 //! Control does not know WAL, pages or the Postgres protocol, and depends on no other service's crate: the page server,
 //! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
@@ -28,10 +30,12 @@ pub mod branches;
 pub mod compute;
 pub mod connectors;
 mod context;
+pub mod deletion;
 pub mod deps;
 mod diff;
 mod history;
 mod http;
+mod lineage;
 mod metrics;
 pub mod pgurl;
 mod point;
@@ -41,6 +45,7 @@ pub mod secrets;
 pub mod service;
 pub mod storage;
 pub mod store;
+pub mod switch;
 mod wal_debts;
 
 pub use compute::PoolConfig;

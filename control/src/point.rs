@@ -11,6 +11,7 @@ use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::context::Context;
 use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind};
+use crate::history::check_past;
 use crate::store::{BranchRow, now_us};
 
 /// Longest wait for the page server to ingest what the parent had committed.
@@ -44,16 +45,30 @@ impl FromStr for PointSpec {
         if let Ok(lsn) = text.parse::<Lsn>() {
             return Ok(PointSpec::Lsn(lsn));
         }
-        // A space instead of the T is how people write it, and psql.
-        match text.replacen(' ', "T", 1).parse::<jiff::Timestamp>() {
-            Ok(time) => Ok(PointSpec::Time(time.as_microsecond())),
-            Err(_) => Err(ErrorInfo::new(
-                ApiErrorCode::InvalidArguments,
-                format!("{text:?} is no point in a branch's history"),
-            )
-            .with_hint("give latest, an LSN such as 0/16B3748, or a time with its zone such as 2026-01-31T12:00:00Z")),
+        if let Some(time) = parse_time(text) {
+            return Ok(PointSpec::Time(time.as_microsecond()));
         }
+        let is_local = parse_time(&format!("{text}Z")).is_some() || text.parse::<jiff::civil::Date>().is_ok();
+        let (message, hint) = if is_local {
+            (
+                format!("{text:?} does not say in which time zone"),
+                format!("for UTC: {text}Z; or with an offset such as +01:00"),
+            )
+        } else {
+            let hint = "give latest, an LSN such as 0/16B3748, or a time with its zone such as 2026-01-31T12:00:00Z";
+            (format!("{text:?} is no point in a branch's history"), hint.to_owned())
+        };
+        Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint))
     }
+}
+
+/// A time with its zone, in any of ISO 8601's forms with a calendar date, or as psql prints it.
+fn parse_time(text: &str) -> Option<jiff::Timestamp> {
+    let text = text.trim();
+    // A space instead of the T, and before the zone, is how people write it.
+    let (date, time) = text.split_once([' ', 'T', 't'])?;
+    let time = time.replace(' ', "");
+    format!("{date}T{time}").parse().ok()
 }
 
 /// Where to branch, and how long it took to get there.
@@ -89,19 +104,33 @@ impl Context {
     ) -> Result<Point, ErrorInfo> {
         match spec {
             PointSpec::Latest => Ok(self.point_at(parent, None).await?),
-            PointSpec::Lsn(lsn) => Ok(self.point_at(parent, Some(lsn)).await?),
-            PointSpec::Time(timestamp_us) => {
-                let request = ManageRequest::LsnForTimestamp { timeline: parent.timeline, timestamp_us };
-                match self.page_service.manage(parent.tenant, request).await? {
-                    ManageReply::LsnForTimestamp { lsn } => Ok(self.point_at(parent, Some(lsn)).await?),
-                    other => Err(unexpected_reply("an LSN for a time", &other).into()),
+            PointSpec::Lsn(lsn) => {
+                let mut last = self.point_at(parent, None).await?;
+                let mut waited = Duration::ZERO;
+                if last.lsn < lsn {
+                    waited = self.catch_up(parent, connector).await?;
+                    last = self.point_at(parent, None).await?;
                 }
+                if last.lsn < lsn {
+                    let message = format!("{lsn} is ahead of all that branch {} has", parent.name);
+                    let outside = StorageError::new(StorageErrorKind::OutOfRange, message);
+                    return Err(self.with_range(parent, outside).await);
+                }
+                self.point_in_range(parent, lsn, waited).await
+            }
+            PointSpec::Time(timestamp_us) => {
+                check_past(timestamp_us)?;
+                let status = self.timeline_status(parent.tenant, parent.timeline).await?;
+                // What is not ingested yet may have been committed before that time.
+                let waited = match status.last_commit_us.is_some_and(|last_us| last_us > timestamp_us) {
+                    true => Duration::ZERO,
+                    false => self.catch_up(parent, connector).await?,
+                };
+                let lsn = self.lsn_of_time(parent, parent.tenant, timestamp_us).await?;
+                self.point_in_range(parent, lsn, waited).await
             }
             PointSpec::Now => {
-                let committed = match connector {
-                    Some(connector) => Some(self.production_lsn(parent, connector).await?),
-                    None => self.wal_service.commit_lsn(parent.tenant, parent.timeline).await?,
-                };
+                let committed = self.committed(parent, connector).await?;
                 let point = self.point_at(parent, None).await?;
                 match committed.filter(|lsn| point.lsn < *lsn) {
                     None => Ok(point),
@@ -111,6 +140,30 @@ impl Context {
                     }
                 }
             }
+        }
+    }
+
+    /// The branch point at `lsn`; outside of what is kept, an error that names the range.
+    async fn point_in_range(&self, parent: &BranchRow, lsn: Lsn, waited: Duration) -> Result<Point, ErrorInfo> {
+        match self.point_at(parent, Some(lsn)).await {
+            Ok(point) => Ok(Point { waited, ..point }),
+            Err(error) => Err(self.with_range(parent, error).await),
+        }
+    }
+
+    /// Up to where `parent` has committed.
+    async fn committed(&self, parent: &BranchRow, connector: Option<ConnectorSpec>) -> Result<Option<Lsn>, ErrorInfo> {
+        match connector {
+            Some(connector) => Ok(Some(self.production_lsn(parent, connector).await?)),
+            None => Ok(self.wal_service.commit_lsn(parent.tenant, parent.timeline).await?),
+        }
+    }
+
+    /// Waits until the page server has all that `parent` has committed so far.
+    async fn catch_up(&self, parent: &BranchRow, connector: Option<ConnectorSpec>) -> Result<Duration, ErrorInfo> {
+        match self.committed(parent, connector).await? {
+            Some(lsn) => self.wait_for_ingest(parent, lsn).await,
+            None => Ok(Duration::ZERO),
         }
     }
 
@@ -146,7 +199,7 @@ impl Context {
     }
 
     /// Waits until the page server has the branch's WAL up to `lsn`.
-    async fn wait_for_ingest(&self, parent: &BranchRow, lsn: Lsn) -> Result<Duration, ErrorInfo> {
+    pub(crate) async fn wait_for_ingest(&self, parent: &BranchRow, lsn: Lsn) -> Result<Duration, ErrorInfo> {
         let began = Instant::now();
         let status = self.timeline_status(parent.tenant, parent.timeline).await?;
         if status.last_record_lsn >= lsn {
@@ -210,8 +263,28 @@ mod tests {
         check("0/16B3748", PointSpec::Lsn(Lsn::new(0x16B_3748)));
         check("1970-01-01T00:00:01Z", PointSpec::Time(1_000_000));
         check("1970-01-01 01:00:01+01", PointSpec::Time(1_000_000));
-        for bad in ["", "yesterday", "2026-01-31T12:00:00"] {
-            assert!(bad.parse::<PointSpec>().is_err(), "{bad:?} parsed");
+        for same in [
+            "1970-01-01T00:01Z",
+            "1970-01-01t00:01:00z",
+            "19700101T000100Z",
+            "1970-01-01T00:01:00.000Z",
+            "1970-01-01T00:01:00,000Z",
+            "1970-01-01T01:01:00+01:00",
+            "1970-01-01T01:01:00+0100",
+            "1969-12-31 19:01:00 -05:00",
+            "1970-01-01 00:01:00 Z",
+            "1970-01-01 00:01:00.000000+00",
+        ] {
+            check(same, PointSpec::Time(60_000_000));
+        }
+        check("1970-01-01T00:00:00.000001Z", PointSpec::Time(1));
+        for bad in ["", "yesterday", "0/", "2026-13-01T00:00:00Z", "2026-01-31T25:00:00Z", "Z"] {
+            let error = bad.parse::<PointSpec>().expect_err(bad);
+            assert!(error.message.contains("is no point"), "{error}");
+        }
+        for local in ["2026-01-31T12:00:00", "2026-01-31 12:00", "2026-01-31"] {
+            let error = local.parse::<PointSpec>().expect_err(local);
+            assert!(error.message.contains("time zone"), "{error}");
         }
     }
 

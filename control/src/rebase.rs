@@ -22,7 +22,7 @@ use crate::branches::shutting_down;
 use crate::diff::{chain, connect};
 use crate::point::PointSpec;
 use crate::service::Control;
-use crate::store::BranchRow;
+use crate::store::{BranchRow, now_us};
 
 /// Longest name of a branch: a DNS label.
 const NAME_LEN_MAX: usize = 63;
@@ -65,7 +65,7 @@ impl Control {
         }
         let at = self.newest(&parent).await?;
         // Made for its owner: it is his, with his limits, once it has taken the branch's place.
-        let fresh = self.create_hidden_with(&parent, at, BranchPolicy::default()).await?;
+        let fresh = self.create_hidden_with(&parent, parent.timeline, at, BranchPolicy::default()).await?;
         let result = self.rebase_onto(branch, &fresh, &report, request).await;
         if !matches!(&result, Ok(reply) if reply.rebased)
             && let Err(error) = self.delete_hidden(&fresh).await
@@ -77,8 +77,7 @@ impl Control {
 
     /// The newest state of a parent: of production, what it has committed now.
     async fn newest(&self, parent: &BranchRow) -> Result<Lsn, ErrorInfo> {
-        let connector = if parent.is_root() { Some(self.connector_spec(&parent.connector)?) } else { None };
-        Ok(self.context.resolve_point(parent, connector, PointSpec::Now).await?.lsn)
+        Ok(self.point_on(parent, PointSpec::Now).await?.lsn)
     }
 
     async fn rebase_onto(
@@ -114,6 +113,8 @@ impl Control {
         if !reply.conflicts.is_empty() || request.dry_run {
             return Ok(reply);
         }
+        // Whoever connects from here on waits, and meets what the rebase made.
+        let _closed = (self.pool.close_gate(branch.id).await, self.pool.close_gate(fresh.id).await);
         self.pool.suspend(fresh.id).await?;
         self.pool.suspend(branch.id).await?;
         self.check_unchanged(branch, report).await?;
@@ -140,19 +141,16 @@ impl Control {
             .with_hint("give the command again when nobody writes there"))
     }
 
-    /// Gives the branch the state of `other`, which gets the branch's, and a name to keep it under.
+    /// Gives the branch the state of `other`, which gets the branch's, and a name to keep it under. Both gates are closed.
     async fn exchange(&self, branch: &BranchRow, other: &BranchRow, name: Option<&str>) -> Result<String, ErrorInfo> {
         // Their folders hold the other's pages from now on.
-        self.discard_compute(branch).await?;
-        self.discard_compute(other).await?;
+        self.pool.discard(branch).await?;
+        self.pool.discard(other).await?;
         let kept = match name {
             Some(name) => name.to_owned(),
             None => self.name_to_keep(&branch.name)?,
         };
-        self.context.store.exchange_timelines(branch, other, &kept)?;
-        // Whoever woke the branch in between has the state that is now kept: what it writes is there.
-        self.pool.suspend(branch.id).await?;
-        self.discard_compute(branch).await?;
+        self.context.store.exchange_timelines(branch, other, &kept, now_us())?;
         Ok(kept)
     }
 
@@ -180,8 +178,7 @@ impl Control {
         let other = last.ok_or_else(|| {
             ErrorInfo::new(ApiErrorCode::NotFound, format!("no state of {} from before a rebase is kept", branch.name))
         })?;
-        self.pool.suspend(branch.id).await?;
-        self.pool.suspend(other.id).await?;
+        let _closed = (self.pool.close_gate(branch.id).await, self.pool.close_gate(other.id).await);
         let kept = self.exchange(branch, &other, Some(&other.name)).await?;
         Ok(RebaseReply {
             schema_version: SCHEMA_VERSION,

@@ -21,7 +21,7 @@ use ardent_api::control::{BranchState, ConnectorState, ErrorInfo, SCHEMA_VERSION
 use ardent_api::page_service::ManageRequest;
 use ardent_api::token::{KeyError, TokenIssuer};
 
-use crate::compute::{ComputePool, PoolConfig, end_process};
+use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
 use crate::deps::{ConnectorRuntime, PageService, WalService};
@@ -56,6 +56,10 @@ pub struct ControlConfig {
     pub ca_file: PathBuf,
     /// How computes are run.
     pub pool: PoolConfig,
+    /// How long branches can be restored to what they were: as long as the page server keeps history.
+    pub retention: Duration,
+    /// How long a deleted branch can be had back; zero: not at all.
+    pub keep_deleted: Duration,
 }
 
 /// The other services.
@@ -117,6 +121,9 @@ pub enum StartError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// A reset or restore that a crash interrupted can neither be finished nor undone.
+    #[error("a reset or restore that was interrupted can neither be finished nor undone")]
+    Unsettled(#[source] ErrorInfo),
     /// What a crash left behind cannot be ended.
     #[error("process {pid} of an earlier run cannot be ended: end it by hand and start again")]
     Leftover {
@@ -269,6 +276,7 @@ impl Control {
         let address = tcp.local_addr().unwrap_or(config.listen);
         let unix = listen_unix(&data_dir.run("control.sock"))?;
         end_leftovers(&context).await?;
+        sweep_discarded(&config.pool.computes_dir);
         let control = Arc::new(Control {
             pool: Arc::new(ComputePool::new(context.clone())),
             context,
@@ -281,6 +289,7 @@ impl Control {
         });
         // Before anybody can ask for a name whose row is half made.
         control.mark_half_made()?;
+        control.settle_switches().await.map_err(StartError::Unsettled)?;
         let (starting, housekeeper) = (control.clone(), control.clone());
         // Storage may still be starting: what needs it is tried until it answers, and does not hold up the listeners.
         control.tasks.spawn(async move { starting.recover().await });
@@ -341,7 +350,7 @@ impl Control {
             proxy_wildcard: self.config.public.wildcard,
             ca_file: self.config.ca_file.display().to_string(),
             connectors: self.context.store.connectors()?.len() as u64,
-            branches: branches.iter().filter(|row| !row.is_root() && !row.hidden).count() as u64,
+            branches: branches.iter().filter(|row| !row.is_root() && row.is_listed()).count() as u64,
             computes_running: self.pool.running(),
         })
     }
@@ -414,8 +423,11 @@ impl Control {
                 _ = ticks.tick() => {}
                 () = self.cancel.cancelled() => return,
             }
-            if let Err(error) = self.delete_what_is_due().await {
-                warn!(%error, "housekeeping could not finish");
+            for done in [self.settle_switches().await, self.delete_what_is_due().await, self.delete_connectors().await]
+            {
+                if let Err(error) = done {
+                    warn!(%error, "housekeeping could not finish");
+                }
             }
             if let Err(error) = self.context.settle_wal_debts(None).await {
                 warn!(%error, "what safekeepers missed cannot be read");
@@ -429,28 +441,8 @@ impl Control {
         }
     }
 
-    /// Finishes deletions and deletes expired branches. One that has children waits for them.
-    async fn delete_what_is_due(self: &Arc<Self>) -> Result<(), ErrorInfo> {
-        let now = now_us();
-        for row in self.context.store.branches()? {
-            let lock = self.name_lock(&row.name);
-            let Ok(_guard) = lock.try_lock() else { continue };
-            // As it is under the lock.
-            let Some(row) = self.context.store.branch_by_id(row.id)? else { continue };
-            let expired = row.state == BranchState::Ready && row.expires_us.is_some_and(|at| at <= now);
-            if expired {
-                if self.context.store.begin_delete_branch(row.id)?.is_err() {
-                    continue;
-                }
-                info!(branch = %row.name, "has expired");
-            }
-            if (expired || row.state == BranchState::Deleting)
-                && !row.is_root()
-                && let Err(error) = self.finish_delete(&row).await
-            {
-                warn!(branch = %row.name, %error, "cannot be deleted yet");
-            }
-        }
+    /// Finishes deletions of connectors.
+    async fn delete_connectors(self: &Arc<Self>) -> Result<(), ErrorInfo> {
         for row in self.context.store.connectors()? {
             let lock = self.name_lock(&row.name);
             let Ok(_guard) = lock.try_lock() else { continue };

@@ -107,6 +107,10 @@ async fn the_openapi_document_is_true() {
     check("Wake", &world.call("POST", "/v1/branches/a/wake", None).await.1);
     check("Branch", &world.call("POST", "/v1/branches/a/suspend", None).await.1);
     check("Branch", &world.call("PATCH", "/v1/branches/a", Some(json!({}))).await.1);
+    check("SwitchedBranch", &world.call("POST", "/v1/branches/a/reset", Some(json!({}))).await.1);
+    let history = world.get("/v1/branches/a/history").await;
+    check("BranchHistory", &history);
+    check("HistoryStretch", &history["stretches"][0]);
     let error = world.call("GET", "/v1/branches/no", None).await.1;
     check("Error", &error);
     check("ErrorInfo", &error["error"]);

@@ -242,12 +242,14 @@ impl Connection<'_> {
         if bound.timeline == TimelineId::NONE {
             return Err(Failure::new(ErrorCode::Invalid, "this connection is bound to no timeline"));
         }
-        if let Some(timeline) = &self.timeline {
-            timeline.check_owned().map_err(|error| crate::pages::commit_failure(&error))?;
-            return Ok(Arc::clone(timeline));
-        }
-        let timeline = self.shared.engine.timeline(bound.tenant, bound.timeline);
-        let timeline = timeline.map_err(|error| crate::pages::timeline_failure(&error))?;
+        let timeline = match &self.timeline {
+            Some(timeline) => Arc::clone(timeline),
+            None => {
+                let timeline = self.shared.engine.timeline(bound.tenant, bound.timeline);
+                timeline.map_err(|error| crate::pages::timeline_failure(&error))?
+            }
+        };
+        timeline.check_owned().map_err(|error| crate::pages::commit_failure(&error))?;
         self.timeline = Some(Arc::clone(&timeline));
         Ok(timeline)
     }

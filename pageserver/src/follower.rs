@@ -103,18 +103,24 @@ impl Followers {
         }
     }
 
-    /// Waits until the timeline has ingested `lsn`; follows it meanwhile if nobody does.
+    /// Waits until the timeline has ingested `lsn`, and its ancestors what a reader there sees of them: after a restart, theirs may
+    /// have to come in again as well. Follows meanwhile whichever of them nobody does.
     pub fn wait_for(&self, timeline: &Arc<Timeline>, lsn: Lsn, deadline: Instant) -> Result<(), Failure> {
-        if timeline.last_record().end >= lsn {
+        if timeline.wait_for(lsn, Instant::now()).is_ok() {
             return Ok(());
         }
-        let state = self.ensure(timeline)?;
-        state.want(lsn);
-        timeline.wait_for(lsn, deadline).map_err(|_| {
-            let last = timeline.last_record().end;
-            let problem = state.problem.lock().clone();
+        let state = if timeline.last_record().end < lsn {
+            let state = self.ensure(timeline)?;
+            state.want(lsn);
+            Some(state)
+        } else {
+            self.ensure_ancestors(timeline)?;
+            None
+        };
+        timeline.wait_for(lsn, deadline).map_err(|error| {
+            let problem = state.as_ref().and_then(|state| state.problem.lock().clone());
             let why = problem.unwrap_or_else(|| "no more WAL has come from the safekeepers".to_owned());
-            Failure::new(ErrorCode::Timeout, format!("{lsn} is not ingested yet, {last} is: {why}"))
+            Failure::new(ErrorCode::Timeout, format!("{} is not ingested yet, {} is: {why}", error.lsn, error.last))
         })
     }
 

@@ -13,7 +13,7 @@ use crate::connection::{Bound, Connection, Failure};
 use crate::import::{check_consistent, consistent_from};
 use crate::kept_state;
 use crate::limits;
-use crate::pages::{decode_size, timeline_failure};
+use crate::pages::{commit_failure, decode_size, timeline_failure};
 use crate::retention;
 
 impl Connection<'_> {
@@ -84,12 +84,26 @@ impl Connection<'_> {
                     Err(error) => Err(timeline_failure(&error)),
                 }
             }
+            ManageRequest::RetireTimeline { timeline } => {
+                let timeline = self.timeline(bound, timeline, Rights::Manage)?;
+                self.shared.followers.end(bound.tenant, timeline.id());
+                timeline.retire().map_err(|error| timeline_failure(&error))?;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::SetRetention { timeline, retention_s } => {
+                let timeline = self.timeline(bound, timeline, Rights::Manage)?;
+                let set = retention::set(&timeline, retention_s.map(Duration::from_secs));
+                set.map_err(|error| commit_failure(&error))?;
+                Ok(ManageReply::Done)
+            }
         }
     }
 
     fn timeline(&mut self, bound: &Bound, timeline: TimelineId, rights: Rights) -> Result<Arc<Timeline>, Failure> {
         bound.allow(timeline, rights)?;
-        self.shared.engine.timeline(bound.tenant, timeline).map_err(|error| timeline_failure(&error))
+        let timeline = self.shared.engine.timeline(bound.tenant, timeline).map_err(|error| timeline_failure(&error))?;
+        timeline.check_owned().map_err(|error| commit_failure(&error))?;
+        Ok(timeline)
     }
 
     fn create_branch(
@@ -153,6 +167,8 @@ impl Connection<'_> {
             consistent_from_lsn: consistent_from(timeline),
             following: self.shared.followers.is_following(timeline),
             last_commit_us: None,
+            oldest_lsn: None,
+            oldest_commit_us: None,
             problem: self.shared.followers.problem(timeline),
             pages_sent: self.shared.pages_sent.of(timeline.tenant(), timeline.id()).load(Ordering::Relaxed),
         }
@@ -160,7 +176,8 @@ impl Connection<'_> {
 
     fn status(&self, timeline: &Arc<Timeline>) -> Result<TimelineStatus, Failure> {
         let mut status = self.facts(timeline);
-        if timeline.is_importing() || status.last_record_lsn < status.consistent_from_lsn {
+        let is_readable = !timeline.is_importing() && status.last_record_lsn >= status.consistent_from_lsn;
+        if !is_readable || timeline.is_retired() {
             return Ok(status);
         }
         let lsn = status.last_record_lsn;
@@ -175,6 +192,11 @@ impl Connection<'_> {
         }
         status.logical_size_bytes = Some(blocks * ardent_types::BLCKSZ as u64);
         status.last_commit_us = self.read(timeline, |timeline| retention::last_commit_us(timeline, lsn))?;
+        let oldest = retention::oldest_lsn(timeline);
+        if oldest <= lsn {
+            status.oldest_lsn = Some(oldest);
+            status.oldest_commit_us = self.read(timeline, |timeline| retention::last_commit_us(timeline, oldest))?;
+        }
         Ok(status)
     }
 

@@ -96,6 +96,8 @@ impl Connection<'_> {
             let message = format!("{lsn} is not the end of a WAL record of this timeline; {} is", point.lsn);
             return Err(Failure::new(ErrorCode::LsnOutOfRange, message));
         }
+        // A backup is sent as it is read: what ancestors lack after a restart must be there before.
+        self.shared.followers.wait_for(&timeline, lsn, Instant::now() + limits::READ_WAIT_MAX)?;
         let point = BackupPoint { lsn, prev_lsn: point.prev_lsn };
         let state = TimelineAt { timeline: &timeline, lsn };
         let made = base_backup(timeline.facts().pg_major, point, &state, |item| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ardent_storage::{Engine, ReadError, Timeline};
+use ardent_storage::{CommitError, Engine, ReadError, Timeline};
 use ardent_types::{Key, Lsn};
 
 use crate::import::consistent_from;
@@ -12,8 +12,24 @@ use crate::pages::chain;
 
 /// The key under which ingest keeps the time of the last commit.
 const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
-/// How often history is looked through. An idle timeline is loaded for it, so not often.
-const PERIOD: Duration = Duration::from_secs(3600);
+/// Metadata of a timeline: for how many seconds its history is kept, where it is not as the page server was told.
+const RETENTION: &str = "retention_s";
+/// How often history is looked through: an idle timeline is loaded for it, so not often, but often enough that no more than
+/// an eighth is kept too long.
+const PERIOD: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
+
+/// Sets how long a timeline's history is kept, durably.
+pub(crate) fn set(timeline: &Timeline, retention: Option<Duration>) -> Result<(), CommitError> {
+    let value = retention.map_or(serde_json::Value::Null, |retention| retention.as_secs().into());
+    if timeline.get_metadata(RETENTION).unwrap_or_default() == value {
+        return Ok(());
+    }
+    timeline.set_metadata(RETENTION, value)
+}
+
+fn own_retention(timeline: &Timeline) -> Option<Duration> {
+    timeline.get_metadata(RETENTION)?.as_u64().map(Duration::from_secs)
+}
 
 /// Microseconds since the Unix epoch of the last commit at or before `lsn`.
 pub(crate) fn last_commit_us(timeline: &Timeline, lsn: Lsn) -> Result<Option<i64>, ReadError> {
@@ -48,15 +64,15 @@ pub(crate) fn lsn_at_time(timeline: &Timeline, timestamp_us: i64) -> Result<Opti
 
 /// Collects garbage of all timelines once in a while, until the other end of `stop` is dropped.
 pub(crate) fn run(engine: &Arc<Engine>, retention: Duration, stop: &Receiver<()>) {
-    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(PERIOD) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        collect_all(engine, now.saturating_sub(retention));
+    let period = (retention / 8).clamp(PERIOD.0, PERIOD.1);
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(period) {
+        collect_all(engine, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), retention);
     }
 }
 
-/// Gives up history before `horizon` (since the Unix epoch) wherever nothing pins it. What fails is tried again next time.
-fn collect_all(engine: &Arc<Engine>, horizon: Duration) {
-    let horizon_us = i64::try_from(horizon.as_micros()).unwrap_or(i64::MAX);
+/// Gives up history that is older than `retention`, or than a timeline's own, wherever nothing pins it. `now` is since the
+/// Unix epoch. What fails is tried again next time.
+fn collect_all(engine: &Arc<Engine>, now: Duration, retention: Duration) {
     let tenants = match engine.tenants() {
         Ok(tenants) => tenants,
         Err(error) => return tracing::warn!(error = chain(&error), "no history is given up now"),
@@ -70,7 +86,7 @@ fn collect_all(engine: &Arc<Engine>, horizon: Duration) {
             }
         };
         for timeline in timelines {
-            if let Err(error) = collect(engine, tenant, timeline, horizon_us) {
+            if let Err(error) = collect(engine, tenant, timeline, now, retention) {
                 tracing::warn!(%timeline, error, "no history of this timeline is given up now");
             }
         }
@@ -81,13 +97,23 @@ fn collect(
     engine: &Arc<Engine>,
     tenant: ardent_types::TenantId,
     timeline: ardent_types::TimelineId,
-    horizon_us: i64,
+    now: Duration,
+    retention: Duration,
 ) -> Result<(), String> {
     let timeline = engine.timeline(tenant, timeline).map_err(|error| chain(&error))?;
     if timeline.is_importing() || timeline.last_record().end < consistent_from(&timeline) {
         return Ok(());
     }
-    let Some(lsn) = lsn_at_time(&timeline, horizon_us).map_err(|error| chain(&error))? else { return Ok(()) };
+    let horizon = now.saturating_sub(own_retention(&timeline).unwrap_or(retention));
+    let horizon_us = i64::try_from(horizon.as_micros()).unwrap_or(i64::MAX);
+    let lsn = if timeline.is_retired() {
+        // Nothing of it but what is pinned; pins go.
+        timeline.retained_from()
+    } else {
+        let found = lsn_at_time(&timeline, horizon_us).map_err(|error| chain(&error))?;
+        // What leases held may be free now, also where the horizon has not moved.
+        found.unwrap_or_else(|| timeline.retained_from())
+    };
     let collected = timeline.collect_garbage(lsn).map_err(|error| chain(&error))?;
     if collected.files > 0 {
         let (files, bytes) = (collected.files, collected.bytes);
@@ -148,12 +174,23 @@ mod tests {
     #[test]
     fn history_is_given_up_to_the_horizon_and_not_beyond() {
         let (_folder, engine, timeline) = timeline();
-        collect_all(&engine, Duration::from_micros(30));
+        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
         let retained = timeline.retained_from();
         assert!(retained >= Lsn::new(0x1300) && retained < Lsn::new(0x1400), "{retained}");
         assert_eq!(last_commit_us(&timeline, retained).expect("still there"), Some(30));
         assert!(matches!(last_commit_us(&timeline, Lsn::new(0x1200)), Err(ReadError::Retired { .. })));
         assert_eq!(lsn_at_time(&timeline, 20).expect("read"), None);
         assert_eq!(last_commit_us(&timeline, Lsn::new(0x1500)).expect("read"), Some(50));
+    }
+
+    #[test]
+    fn a_timeline_that_was_told_keeps_its_history_longer() {
+        let (_folder, engine, timeline) = timeline();
+        set(&timeline, Some(Duration::from_secs(1))).expect("durable");
+        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
+        assert_eq!(timeline.retained_from(), Lsn::new(0x1000));
+        set(&timeline, None).expect("durable");
+        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
+        assert!(timeline.retained_from() >= Lsn::new(0x1300));
     }
 }

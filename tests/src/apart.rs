@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdout, Stdio};
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
-use crate::house::{clean_command, free_port, pid_of, program};
+use crate::house::{Finished, clean_command, free_port, pid_of, program};
 use crate::processes::{descendants, wait_until};
 
 struct Role {
@@ -24,36 +24,49 @@ pub struct Apart {
     root: TempDir,
     ports: (u16, u16),
     roles: BTreeMap<&'static str, Role>,
+    /// The page server that control is told of.
+    page_server: &'static str,
 }
 
 /// In the order in which they are started; stopped in the opposite one.
-const ROLES: [&str; 6] = ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", "control", "proxy"];
+const ROLES: [&str; 7] =
+    ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", SECOND_PAGE_SERVER, "control", "proxy"];
+/// A page server on the first one's store, with a folder of its own. Started only where a test asks for it.
+const SECOND_PAGE_SERVER: &str = "pageserver-2";
 
 impl Apart {
     /// Makes the keys and starts all roles.
     pub fn start() -> Apart {
         let root = tempfile::Builder::new().prefix("ardent-apart-").tempdir().expect("a temp folder can be made");
         fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
-        let mut apart = Apart { root, ports: (free_port(), free_port()), roles: BTreeMap::new() };
+        let mut apart =
+            Apart { root, ports: (free_port(), free_port()), roles: BTreeMap::new(), page_server: "pageserver" };
         apart.ok(&["keys", "--data-dir", &apart.path("data")]);
-        for role in ROLES {
+        for role in ROLES.into_iter().filter(|role| *role != SECOND_PAGE_SERVER) {
             apart.up(role);
         }
         apart
     }
 
+    /// Restarts control, which uses this page server from then on.
+    pub fn use_page_server(&mut self, role: &'static str) {
+        self.page_server = role;
+        self.kill("control");
+        self.up("control");
+    }
+
     /// Starts a role and waits until it is ready.
     pub fn up(&mut self, role: &'static str) {
         let mut arguments = match role {
-            "pageserver" => vec![
+            "pageserver" | SECOND_PAGE_SERVER => vec![
                 "pageserver".to_owned(),
-                format!("--data-dir={}", self.path("pageserver")),
-                format!("--listen={}", self.socket("pageserver")),
+                format!("--data-dir={}", self.path(role)),
+                format!("--listen={}", self.socket(role)),
                 format!("--token-file={}", self.path("data/keys/pageserver.token")),
             ],
             "control" => vec![
                 "control".to_owned(),
-                format!("--pageserver={}", self.socket("pageserver")),
+                format!("--pageserver={}", self.socket(self.page_server)),
                 format!("--api-listen=127.0.0.1:{}", self.ports.1),
             ],
             "proxy" => vec!["proxy".to_owned()],
@@ -69,7 +82,10 @@ impl Apart {
         } else {
             arguments.push(format!("--key={}", self.path("data/keys/service.pub")));
         }
-        if matches!(role, "control" | "pageserver") {
+        if role == SECOND_PAGE_SERVER {
+            arguments.push(format!("--store=file:{}", self.path("pageserver/store")));
+        }
+        if matches!(role, "control" | "pageserver" | SECOND_PAGE_SERVER) {
             arguments.extend(ROLES[..3].iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
         }
         let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
@@ -104,13 +120,18 @@ impl Apart {
         kill(pid_of(&self.roles[role].child), signal).expect("a child can be signalled");
     }
 
+    /// Runs a command to its end.
+    pub fn ardent(&self, arguments: &[&str]) -> Finished {
+        let mut command = clean_command(&program(), self.root.path());
+        Finished::of(command.args(arguments).output().expect("the program can be run"))
+    }
+
     /// Runs a command that must succeed; its standard output.
     pub fn ok(&self, arguments: &[&str]) -> String {
-        let output =
-            clean_command(&program(), self.root.path()).args(arguments).output().expect("the program can be run");
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "ardent {arguments:?}: {stderr}\ncontrol's log: {}", self.log("control"));
-        stdout.trim_end_matches('\n').to_owned()
+        let finished = self.ardent(arguments);
+        let (stderr, log) = (&finished.stderr, self.log("control"));
+        assert_eq!(finished.code, 0, "ardent {arguments:?}: {stderr}\ncontrol's log: {log}");
+        finished.stdout
     }
 
     /// The timelines that a safekeeper has in its folder.

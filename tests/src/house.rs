@@ -31,7 +31,7 @@ pub struct Finished {
 }
 
 impl Finished {
-    fn of(output: Output) -> Finished {
+    pub(crate) fn of(output: Output) -> Finished {
         Finished {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned(),
@@ -173,13 +173,17 @@ impl House {
         self.server = Some(Server { child, _stdout: stdout });
     }
 
-    /// The arguments that start this house's server, with other ports.
+    /// The arguments that start this house's server, with other ports. What is deleted is gone at once, unless the test says
+    /// otherwise: so that it can look at what is left.
     pub fn up_arguments(&self, listen: u16, api: u16) -> Vec<String> {
+        let is_said = self.arguments.iter().any(|argument| argument == "--keep-deleted");
+        let for_good = (!is_said).then_some(["--keep-deleted", "never"]);
         ["up", "--data-dir", &self.data_dir().to_string_lossy()]
             .into_iter()
             .map(str::to_owned)
             .chain(["--listen".to_owned(), format!("127.0.0.1:{listen}")])
             .chain(["--api-listen".to_owned(), format!("127.0.0.1:{api}")])
+            .chain(for_good.into_iter().flatten().map(str::to_owned))
             .chain(self.arguments.iter().cloned())
             .collect()
     }

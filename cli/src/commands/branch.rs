@@ -12,7 +12,7 @@ use ardent_api::control::{
 
 use ardent_api::policy::BranchPolicy;
 
-use super::{path_name, psql};
+use super::{history, path_name, psql};
 use crate::api::Api;
 use crate::args::{
     BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs,
@@ -38,7 +38,12 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Password(args) => password(output, api, args),
         BranchCommand::Wake(args) => wake(output, api, args),
         BranchCommand::Suspend(args) => suspend(output, api, args),
+        BranchCommand::Reset(args) => history::reset(output, api, args),
+        BranchCommand::Restore(args) => history::restore(output, api, args),
+        BranchCommand::History(args) => history::history(output, api, args),
+        BranchCommand::Rename(args) => history::rename(output, api, args),
         BranchCommand::Delete(args) => delete(output, api, args),
+        BranchCommand::Undelete(args) => history::undelete(output, api, args),
     }
 }
 
@@ -78,7 +83,8 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
     output.data(&reply, |reply| branch_text(&reply.branch))
 }
 
-fn branch_text(branch: &BranchInfo) -> String {
+/// A branch for people.
+pub fn branch_text(branch: &BranchInfo) -> String {
     let mut lines = vec![("name", branch.name.clone())];
     match (&branch.parent, branch.branch_lsn) {
         (Some(parent), Some(lsn)) => lines.push(("from", format!("{parent} at {lsn}"))),
@@ -92,6 +98,9 @@ fn branch_text(branch: &BranchInfo) -> String {
     lines.push(("created", branch.created_at.clone()));
     if let Some(expires) = &branch.expires_at {
         lines.push(("expires", expires.clone()));
+    }
+    if let Some(seconds) = branch.retention_s {
+        lines.push(("history", format!("kept for {seconds} s")));
     }
     if !branch.is_root {
         let idle = match branch.idle_timeout_s {
@@ -109,6 +118,13 @@ fn branch_text(branch: &BranchInfo) -> String {
 }
 
 fn list(output: &Output, api: &Api, args: &BranchListArgs) -> Result<(), Failure> {
+    if args.deleted {
+        let list: BranchList = api.get("/v1/branches?deleted=true")?;
+        return output.data(&list, |list| match list.branches.as_slice() {
+            [] => "no deleted branches that could be had back".to_owned(),
+            branches => deleted(branches),
+        });
+    }
     let list: BranchList = api.get("/v1/branches")?;
     output.data(&list, |list| {
         if list.branches.is_empty() {
@@ -132,6 +148,15 @@ fn flat(branches: &[BranchInfo]) -> String {
         })
         .collect();
     table(&["NAME", "PARENT", "COMPUTE", "CREATED", "EXPIRES"], &rows)
+}
+
+fn deleted(branches: &[BranchInfo]) -> String {
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let row = |branch: &BranchInfo| {
+        vec![branch.name.clone(), or_dash(&branch.parent), or_dash(&branch.deleted_at), or_dash(&branch.kept_until)]
+    };
+    let rows: Vec<Vec<String>> = branches.iter().map(row).collect();
+    table(&["NAME", "PARENT", "DELETED", "KEPT UNTIL"], &rows)
 }
 
 /// Each branch below the one it was made from.
@@ -189,11 +214,15 @@ fn switch(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
 }
 
 fn set(output: &Output, api: &Api, args: &BranchSetArgs) -> Result<(), Failure> {
-    if args.idle_timeout.is_none() && args.ttl.is_none() {
-        return Err(Failure::usage("nothing to set").hint("give --idle-timeout or --ttl"));
+    let request = UpdateBranchRequest {
+        idle_timeout_s: args.idle_timeout,
+        ttl_s: args.ttl,
+        retention_s: args.retention,
+        ..UpdateBranchRequest::default()
+    };
+    if request == UpdateBranchRequest::default() {
+        return Err(Failure::usage("nothing to set").hint("give --idle-timeout, --ttl or --retention"));
     }
-    let request =
-        UpdateBranchRequest { idle_timeout_s: args.idle_timeout, ttl_s: args.ttl, ..UpdateBranchRequest::default() };
     let branch: BranchInfo = api.patch(&format!("/v1/branches/{}", path_name(&args.name)?), &request)?;
     output.data(&branch, branch_text)
 }
@@ -258,15 +287,22 @@ fn suspend(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
 struct Deleted {
     schema_version: u32,
     deleted: Vec<String>,
+    /// Until when each can be had back; null: it cannot.
+    kept_until: Vec<Option<String>>,
 }
 
 fn delete(output: &Output, api: &Api, args: &BranchDeleteArgs) -> Result<(), Failure> {
-    let mut deleted = Vec::new();
+    let (mut deleted, mut kept_until) = (Vec::new(), Vec::new());
     let mut failure = None;
+    let query = if args.for_good { "?for_good=true" } else { "" };
     for name in &args.names {
-        let removed = path_name(name).and_then(|name| api.delete::<DeleteReply>(&format!("/v1/branches/{name}")));
+        let removed =
+            path_name(name).and_then(|name| api.delete::<DeleteReply>(&format!("/v1/branches/{name}{query}")));
         match removed {
-            Ok(reply) => deleted.push(reply.name),
+            Ok(reply) => {
+                deleted.push(reply.name);
+                kept_until.push(reply.kept_until);
+            }
             Err(error) => {
                 failure = Some(error);
                 break;
@@ -274,12 +310,18 @@ fn delete(output: &Output, api: &Api, args: &BranchDeleteArgs) -> Result<(), Fai
         }
     }
     if !deleted.is_empty() || failure.is_none() {
-        let reply = Deleted { schema_version: SCHEMA_VERSION, deleted };
-        output.data(&reply, |reply| {
-            reply.deleted.iter().map(|name| format!("deleted branch {name}\n")).collect::<String>()
-        })?;
+        let reply = Deleted { schema_version: SCHEMA_VERSION, deleted, kept_until };
+        output.data(&reply, deleted_text)?;
     }
     failure.map_or(Ok(()), Err)
+}
+
+fn deleted_text(reply: &Deleted) -> String {
+    let line = |(name, kept_until): (&String, &Option<String>)| match kept_until {
+        Some(until) => format!("deleted branch {name}; ardent branch undelete {name} brings it back until {until}\n"),
+        None => format!("deleted branch {name} for good\n"),
+    };
+    reply.deleted.iter().zip(&reply.kept_until).map(line).collect()
 }
 
 #[cfg(test)]
@@ -303,6 +345,9 @@ mod tests {
             timeline_id: TimelineId::NONE,
             created_at: "2026-01-31T12:00:00.000Z".into(),
             expires_at: None,
+            deleted_at: None,
+            kept_until: None,
+            retention_s: None,
             compute: ComputeState::Suspended,
             compute_problem: None,
             idle_timeout_s: 300,

@@ -5,6 +5,7 @@ pub mod branch;
 pub mod connector;
 pub mod diff;
 pub mod doctor;
+pub mod history;
 pub mod inspect;
 mod pager;
 pub mod psql;

@@ -45,12 +45,12 @@ pub fn logout(output: &Output, url_flag: Option<&str>) -> Result<(), Failure> {
         Ok(reply) => reply,
         // Revoked already, or the server is gone for good: what matters here is that the token is forgotten.
         Err(failure) if failure.info.code == ApiErrorCode::NotAuthenticated => {
-            DeleteReply { schema_version: 1, name: api.url().to_owned(), warning: None }
+            DeleteReply { schema_version: 1, name: api.url().to_owned(), warning: None, kept_until: None }
         }
         Err(failure) => {
             let warning = format!("the token could not be revoked: {}", failure.info.message);
             output.warning(&warning);
-            DeleteReply { schema_version: 1, name: api.url().to_owned(), warning: Some(warning) }
+            DeleteReply { schema_version: 1, name: api.url().to_owned(), warning: Some(warning), kept_until: None }
         }
     };
     config.token = None;

@@ -16,7 +16,7 @@ use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 use super::data_lock::DataLock;
 use super::keys::read_verifier;
 use super::metrics::Metrics;
-use super::roles::{Place, Services, Task, bind_proxy, serve_proxy, start_control, start_page_server};
+use super::roles::{PageKeeping, Place, Services, Task, bind_proxy, serve_proxy, start_control, start_page_server};
 use super::{data_dir, run_until_signal};
 use crate::args::{ControlArgs, PageserverArgs, ProxyArgs, SafekeeperArgs};
 use crate::failure::Failure;
@@ -71,10 +71,14 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
             .map_err(|error| Failure::local(format!("{} cannot be made", args.data_dir.display()), &error))?;
         let lock = DataLock::take(&args.data_dir)?;
         let verifier: TokenVerifier = read_verifier(&args.key)?;
+        let keeping = PageKeeping {
+            folder: args.data_dir.clone(),
+            store: args.store.clone(),
+            retention: args.history.retention(),
+        };
         let mut metrics = Metrics::bind(&args.metrics).await?;
-        let (folder, listen, telling) = (&args.data_dir, &args.listen, verifier.clone());
-        let server =
-            start_page_server(folder, listen, &args.safekeeper, verifier, token, &args.store, &mut metrics).await?;
+        let (listen, telling) = (&args.listen, verifier.clone());
+        let server = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;
         let metrics = metrics.serve(telling);
         let announced = announce(output, "pageserver", addresses(&args.listen));
         Ok((announced, async move {
@@ -94,7 +98,7 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let services = Services { page_server: args.pageserver.clone(), safekeepers: args.safekeeper.clone() };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (computes, api, front) = (&args.computes, args.api_listen, &args.front);
-        let control = start_control(&place, services, computes, api, front, &mut metrics).await?;
+        let control = start_control(&place, services, computes, args.keep, api, front, &mut metrics).await?;
         let metrics = metrics.serve(place.issuer.verifier());
         let announced = super::announce(output, args.no_login, control.control(), control.address());
         Ok((announced, async move {

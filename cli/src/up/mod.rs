@@ -71,7 +71,7 @@ fn run_until_signal<End: Future<Output = ()>>(
 }
 
 /// The folder to keep everything in.
-fn data_dir(given: Option<&PathBuf>) -> Result<PathBuf, Failure> {
+pub fn data_dir(given: Option<&PathBuf>) -> Result<PathBuf, Failure> {
     let given = match given {
         Some(given) => given.clone(),
         None if nix::unistd::geteuid().is_root() => PathBuf::from("/var/lib/ardent"),

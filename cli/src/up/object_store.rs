@@ -117,6 +117,43 @@ fn known_identity(file: &Path, own: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
+/// The store of the page server whose files are below `folder`, or the one that is named: to look into it beside the page server
+/// that uses it, and to remove what nobody needs.
+pub fn attach(
+    folder: &Path,
+    place: Option<&StorePlace>,
+    ca_file: Option<&Path>,
+) -> Result<Arc<dyn ObjectStore>, Failure> {
+    let own = folder.join("store");
+    let file = folder.join("store-location");
+    let place = match place {
+        Some(place) => place.clone(),
+        None => match known_identity(&file, &own)? {
+            Some(known) if known.starts_with("s3:") => {
+                return Err(Failure::usage(format!("the pages of this installation are in {known}"))
+                    .hint(format!("give --store {known} with its endpoint and region")));
+            }
+            Some(known) => known.parse().map_err(Failure::usage)?,
+            None => {
+                let message = format!("there is no page server's store in {}", folder.display());
+                return Err(Failure::usage(message)
+                    .code(ApiErrorCode::NotFound)
+                    .hint("say which installation with --data-dir, or which store with --store"));
+            }
+        },
+    };
+    match place {
+        StorePlace::Folder(folder) => {
+            let store = LocalFolder::attach(&folder);
+            Ok(Arc::new(store.map_err(|error| Failure::of(&error).code(ApiErrorCode::NotFound))?))
+        }
+        StorePlace::S3(location) => {
+            let options = S3Options { ca_file: ca_file.map(Path::to_owned), ..S3Options::default() };
+            Ok(Arc::new(S3Store::open(&location, &options).map_err(|error| Failure::of(&error))?))
+        }
+    }
+}
+
 fn open_s3(location: &S3Location, args: &StoreArgs) -> Result<Arc<dyn ObjectStore>, Failure> {
     let options = S3Options { ca_file: args.store_ca.clone(), ..S3Options::default() };
     let store = S3Store::open(location, &options).map_err(|error| Failure::of(&error))?;

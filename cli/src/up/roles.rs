@@ -27,13 +27,11 @@ use super::data_lock::DataLock;
 use super::metrics::Metrics;
 use super::safekeepers::{self, Safekeepers};
 use super::{keys, library, names, object_store};
-use crate::args::{ComputeArgs, FrontArgs, StoreArgs, UpArgs};
+use crate::args::{ComputeArgs, FrontArgs, KeepArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
 const FIRST_COMPUTE_UID: u32 = 210_000;
-/// How long history is kept: branches can be made at any point of it.
-const RETENTION: Duration = Duration::from_secs(7 * 86_400);
 /// Longest that a connection waits for a branch's Postgres to start.
 const WAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a branch's Postgres may take to stop cleanly.
@@ -70,19 +68,14 @@ impl Roles {
         if args.metrics.metrics_listen.is_some() {
             keys::metrics_token(&place)?;
         }
-        let folder = root.join("pageserver");
+        let keeping = PageKeeping {
+            folder: root.join("pageserver"),
+            store: args.store.clone(),
+            retention: args.keep.history.retention(),
+        };
         let listen = [page_server_addr.clone()];
-        let page_server = match start_page_server(
-            &folder,
-            &listen,
-            &safekeeper_addrs,
-            verifier,
-            wal_token,
-            &args.store,
-            &mut metrics,
-        )
-        .await
-        {
+        let started = start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token, &mut metrics).await;
+        let page_server = match started {
             Ok(page_server) => page_server,
             Err(failure) => {
                 safekeepers.shutdown().await;
@@ -91,7 +84,8 @@ impl Roles {
         };
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
-        let started = start_control(&place, services, &args.computes, args.api_listen, &front, &mut metrics).await;
+        let (computes, api) = (&args.computes, args.api_listen);
+        let started = start_control(&place, services, computes, args.keep, api, &front, &mut metrics).await;
         let control = match started {
             Ok(control) => control,
             Err(failure) => {
@@ -187,6 +181,7 @@ pub async fn start_control(
     place: &Place,
     services: Services,
     computes: &ComputeArgs,
+    keep: KeepArgs,
     api_listen: SocketAddr,
     front: &FrontArgs,
     metrics: &mut Metrics,
@@ -224,6 +219,8 @@ pub async fn start_control(
             wake_timeout: WAKE_TIMEOUT,
             stop_deadline: STOP_DEADLINE,
         },
+        retention: keep.history.retention(),
+        keep_deleted: Duration::from_secs(keep.keep_deleted),
     };
     let control = Control::start(config, dependencies, CancellationToken::new()).await;
     let control = control.map_err(|error| start_failed(&error))?;
@@ -257,22 +254,31 @@ fn certificates(place: &Place, front: &FrontArgs) -> Result<Certificates, Failur
     Certificates::load_or_make(&place.files.key("tls"), &hosts).map_err(|error| Failure::of(&error))
 }
 
-/// The page server, with its store and its local files below `folder`.
+/// Where and for how long a page server keeps pages.
+pub struct PageKeeping {
+    /// Its own folder.
+    pub folder: PathBuf,
+    /// Its store.
+    pub store: StoreArgs,
+    /// How long it keeps history.
+    pub retention: Duration,
+}
+
+/// The page server.
 pub async fn start_page_server(
-    folder: &Path,
+    keeping: PageKeeping,
     listen: &[ServiceAddr],
     safekeepers: &[ServiceAddr],
     verifier: TokenVerifier,
     safekeeper_token: String,
-    store: &StoreArgs,
     metrics: &mut Metrics,
 ) -> Result<Task, Failure> {
-    let (place, chosen) = (folder.to_owned(), store.clone());
+    let (place, chosen) = (keeping.folder.clone(), keeping.store);
     let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
     let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
     let config = PageserverConfig {
-        engine: EngineConfig::new(folder.join("local"), store.store),
-        retention: RETENTION,
+        engine: EngineConfig::new(keeping.folder.join("local"), store.store),
+        retention: keeping.retention,
         listen: listen.to_vec(),
         verifier,
         safekeepers: safekeepers.to_vec(),

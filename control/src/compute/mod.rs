@@ -7,9 +7,11 @@
 //! ```
 
 mod drive;
+mod folder;
 mod pool;
 mod process;
 
+pub(crate) use folder::sweep_discarded;
 pub use pool::{ComputePool, PoolConfig, RunningCompute};
 pub use process::ProcessIdentity;
 

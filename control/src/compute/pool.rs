@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -91,6 +91,13 @@ pub struct ComputePool {
     problems: Mutex<HashMap<BranchId, String>>,
     tasks: TaskTracker,
     closing: std::sync::atomic::AtomicBool,
+    /// Shared by wakes while they look for a slot, held alone by whoever must not have a compute started meanwhile.
+    gates: Mutex<HashMap<BranchId, Arc<RwLock<()>>>>,
+}
+
+/// While this is held, wakes of the branch wait.
+pub(crate) struct ClosedGate {
+    _held: OwnedRwLockWriteGuard<()>,
 }
 
 impl ComputePool {
@@ -101,7 +108,24 @@ impl ComputePool {
             problems: Mutex::default(),
             tasks: TaskTracker::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
+            gates: Mutex::default(),
         }
+    }
+
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Keeps the branch's compute from being started until what this gives is dropped. One that runs goes on.
+    pub(crate) async fn close_gate(&self, branch: BranchId) -> ClosedGate {
+        ClosedGate { _held: self.gate(branch).write_owned().await }
+    }
+
+    fn gate(&self, branch: BranchId) -> Arc<RwLock<()>> {
+        let mut gates = self.gates.lock();
+        // Those that nobody holds or waits for are only ever referred to from here.
+        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
+        gates.entry(branch).or_default().clone()
     }
 
     /// A running compute for the branch and whether it ran already. Callers at the same time share one start; a caller
@@ -111,7 +135,11 @@ impl ComputePool {
         let deadline = Instant::now() + limit;
         let mut was_running = true;
         loop {
+            let gate = self.gate(branch.id);
+            let open = tokio::time::timeout_at(deadline, gate.read()).await;
+            let open = open.map_err(|_| self.wake_timed_out(branch, limit))?;
             let mut state = self.slot(branch)?.state;
+            drop(open);
             let started_here = !matches!(*state.borrow(), SlotState::Stopping);
             loop {
                 let now = state.borrow_and_update().clone();
@@ -216,10 +244,12 @@ impl ComputePool {
             return Err(ErrorInfo::new(ApiErrorCode::ComputeFailed, "the server is shutting down")
                 .with_hint("start it again with ardent up"));
         }
-        // Under this lock: a delete marks the row first and looks for a slot then, so one of the two sees the other.
-        // As it is now: a rebase may have given it another timeline since the caller looked.
-        let row = self.context.store.branch_by_id(branch.id)?.filter(|row| row.state == BranchState::Ready);
-        let row = row.ok_or_else(|| crate::branches::not_found(&branch.name))?;
+        // Under this lock: a delete marks the row first and looks for a slot then, so one of the two sees the other. As it is now:
+        // it may be on another timeline since the caller looked.
+        let row = self.context.store.branch_by_id(branch.id)?;
+        let Some(row) = row.filter(|row| row.state == BranchState::Ready && row.deleted.is_none()) else {
+            return Err(crate::branches::not_found(&branch.name));
+        };
         let (state_in, state) = watch::channel(SlotState::Starting);
         let (commands, commands_out) = mpsc::channel(4);
         let slot = Slot { state, commands };

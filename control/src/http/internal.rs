@@ -28,7 +28,9 @@ async fn auth(State(control): State<Arc<Control>>, Query(query): Query<AuthQuery
     let good = |until_us: Option<i64>| until_us.is_none_or(|until_us| until_us > now_us());
     // As the compute reported it last: so a role that may not log in wakes nothing.
     let role = control.context.store.role(branch.id, &query.role).map_err(ErrorInfo::from)?;
-    let may_log_in = role.map_or(!branch.roles_known, |role| role.can_login && good(role.valid_until_us));
+    // After a restore, what was reported may not be so yet, or any more: whether a role may log in says Postgres then.
+    let may_log_in =
+        role.map_or(!branch.roles_known, |role| (role.can_login || !branch.roles_known) && good(role.valid_until_us));
     if !may_log_in || !good(credential.expires_us) {
         return Err(unknown().into());
     }

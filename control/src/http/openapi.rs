@@ -30,7 +30,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     ("get", "/v1/connectors/{name}", "One connector with its lag", None, "Connector"),
     ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
-    ("get", "/v1/branches", "All branches", None, "BranchList"),
+    (
+        "get",
+        "/v1/branches",
+        "All branches; query deleted=true: those that were deleted and can be had back",
+        None,
+        "BranchList",
+    ),
     (
         "post",
         "/v1/branches",
@@ -40,7 +46,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     ("get", "/v1/branches/{name}", "One branch", None, "Branch"),
     ("patch", "/v1/branches/{name}", "Change a branch's settings", Some("UpdateBranch"), "Branch"),
-    ("delete", "/v1/branches/{name}", "Delete a branch that has no children", None, "Deleted"),
+    (
+        "delete",
+        "/v1/branches/{name}",
+        "Delete a branch that has no children; query for_good=true: it cannot be had back",
+        None,
+        "Deleted",
+    ),
     ("get", "/v1/branches/{name}/url", "The connection string with its password; query role", None, "Url"),
     ("get", "/v1/branches/{name}/unnamed-files", "Files that no catalog names", None, "UnnamedFiles"),
     (
@@ -73,6 +85,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         None,
         "ApplyEvent",
     ),
+    ("post", "/v1/branches/{name}/reset", "Make the branch what its parent is", Some("Reset"), "SwitchedBranch"),
+    ("post", "/v1/branches/{name}/restore", "Make the branch what it was", Some("Restore"), "SwitchedBranch"),
+    ("get", "/v1/branches/{name}/history", "What the branch was, and can be restored to", None, "BranchHistory"),
+    ("post", "/v1/branches/{name}/undelete", "Bring a deleted branch back", Some("Undelete"), "Branch"),
+    ("post", "/v1/branches/{name}/rename", "Give the branch another name", Some("Rename"), "Branch"),
 ];
 
 /// Fields of an object, each with its kind; a `?` after the kind: may be null or absent.
@@ -91,6 +108,9 @@ const BRANCH: Fields = &[
     ("timeline_id", "string"),
     ("created_at", "Time"),
     ("expires_at", "Time?"),
+    ("deleted_at", "Time?"),
+    ("kept_until", "Time?"),
+    ("retention_s", "integer?"),
     ("compute", "ComputeState"),
     ("compute_problem", "string?"),
     ("idle_timeout_s", "integer"),
@@ -124,7 +144,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
         ],
     ),
     ("Whoami", &[("schema_version", "integer"), ("token_name", "string"), ("created_at", "Time")]),
-    ("Deleted", &[("schema_version", "integer"), ("name", "string"), ("warning", "string?")]),
+    ("Deleted", &[("schema_version", "integer"), ("name", "string"), ("warning", "string?"), ("kept_until", "Time?")]),
     ("Preflight", &[("url", "string")]),
     ("PreflightCheck", &[("name", "string"), ("outcome", "CheckOutcome"), ("message", "string"), ("fix", "string?")]),
     ("PreflightReport", &[("schema_version", "integer"), ("passed", "boolean"), ("checks", "[PreflightCheck]")]),
@@ -181,6 +201,26 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("statement_timeout_ms", "integer?"),
             ("max_rows_changed", "integer?"),
             ("max_bytes_written", "integer?"),
+            ("retention_s", "integer?"),
+        ],
+    ),
+    ("Reset", &[("at", "string?")]),
+    ("Restore", &[("at", "string")]),
+    ("Undelete", &[("name", "string?")]),
+    ("Rename", &[("name", "string")]),
+    ("BranchHistory", &[("schema_version", "integer"), ("name", "string"), ("stretches", "[HistoryStretch]")]),
+    (
+        "HistoryStretch",
+        &[
+            ("timeline_id", "string"),
+            ("since", "Time"),
+            ("until", "Time?"),
+            ("ended_by", "string?"),
+            ("kept_until", "Time?"),
+            ("oldest_lsn", "Lsn"),
+            ("oldest_at", "Time?"),
+            ("newest_lsn", "Lsn"),
+            ("newest_at", "Time?"),
         ],
     ),
     ("Password", &[("role", "string?"), ("expires_s", "integer?")]),
@@ -292,6 +332,10 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
 /// What [`BRANCH`] has besides when it was just made.
 pub(crate) const CREATED: Fields = &[("created", "boolean"), ("server_us", "integer"), ("waited_us", "integer")];
 
+/// What [`BRANCH`] has besides when it was just reset or restored.
+pub(crate) const SWITCHED: Fields =
+    &[("at_lsn", "Lsn"), ("undo_at", "Time"), ("undo_until", "Time"), ("server_us", "integer")];
+
 /// The document.
 pub(crate) fn document() -> Value {
     let mut paths = Map::new();
@@ -313,8 +357,14 @@ pub(crate) fn document() -> Value {
         if path.contains("{name}") {
             parameters.push(json!({ "name": "name", "in": "path", "required": true, "schema": { "type": "string" } }));
         }
-        if path.ends_with("/url") {
-            parameters.push(json!({ "name": "role", "in": "query", "schema": { "type": "string" } }));
+        let query = match (*method, *path) {
+            ("get", "/v1/branches/{name}/url") => Some(("role", "string")),
+            ("get", "/v1/branches") => Some(("deleted", "boolean")),
+            ("delete", "/v1/branches/{name}") => Some(("for_good", "boolean")),
+            _ => None,
+        };
+        if let Some((name, kind)) = query {
+            parameters.push(json!({ "name": name, "in": "query", "schema": { "type": kind } }));
         }
         if !parameters.is_empty() {
             operation["parameters"] = Value::Array(parameters);
@@ -344,11 +394,13 @@ fn schemas() -> Value {
     }
     let created: Vec<_> = BRANCH.iter().chain(CREATED).copied().collect();
     schemas.insert("CreatedBranch".into(), object(&created));
+    let switched: Vec<_> = BRANCH.iter().chain(SWITCHED).copied().collect();
+    schemas.insert("SwitchedBranch".into(), object(&switched));
     schemas.insert("Object".into(), json!({ "type": "object" }));
     schemas.insert("Lsn".into(), json!({ "type": "string", "pattern": "^[0-9A-F]{1,8}/[0-9A-F]{1,8}$" }));
     schemas.insert("Time".into(), json!({ "type": "string", "format": "date-time" }));
     let words = |words: &[&str]| json!({ "type": "string", "enum": words });
-    schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting"]));
+    schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting", "deleted"]));
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));

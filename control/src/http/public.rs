@@ -17,9 +17,10 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use ardent_api::control::{
-    ApiErrorCode, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
-    CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo, PasswordRequest, PreflightReply,
-    PreflightRequest, SCHEMA_VERSION, StatusReply, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
+    ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
+    CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
+    PasswordRequest, PreflightReply, PreflightRequest, RenameRequest, ResetRequest, RestoreRequest, SCHEMA_VERSION,
+    StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
     WhoamiReply,
 };
 
@@ -29,6 +30,7 @@ use ardent_diff::DiffReport;
 use super::reply::{Body, LongLines, LongReply};
 use super::{BODY_LEN_MAX, Failure, Reply, openapi};
 use crate::connectors::Creation;
+use crate::deletion::Deletion;
 use crate::secrets::token_hash;
 use crate::service::Control;
 use crate::store::{TokenRow, iso8601};
@@ -55,6 +57,11 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/diff", post(diff))
         .route("/v1/branches/{name}/rebase", post(rebase))
         .route("/v1/connectors/{name}/apply", post(apply))
+        .route("/v1/branches/{name}/reset", post(reset))
+        .route("/v1/branches/{name}/restore", post(restore))
+        .route("/v1/branches/{name}/history", get(history))
+        .route("/v1/branches/{name}/undelete", post(undelete))
+        .route("/v1/branches/{name}/rename", post(rename))
         .method_not_allowed_fallback(no_such_route)
         .fallback(no_such_route)
         .layer(DefaultBodyLimit::max(BODY_LEN_MAX))
@@ -124,7 +131,7 @@ async fn whoami(request: Request) -> Result<WhoamiReply> {
 async fn revoke_token(State(control): Shared, request: Request) -> Result<DeleteReply> {
     let caller = caller(&request)?;
     control.context.store.delete_token(&caller.hash).map_err(ErrorInfo::from)?;
-    Ok(Reply(DeleteReply { schema_version: SCHEMA_VERSION, name: caller.row.name, warning: None }))
+    Ok(Reply(DeleteReply { schema_version: SCHEMA_VERSION, name: caller.row.name, warning: None, kept_until: None }))
 }
 
 fn caller(request: &Request) -> std::result::Result<Caller, Failure> {
@@ -217,8 +224,18 @@ fn line(event: &ConnectorEvent) -> Bytes {
     Bytes::from(line)
 }
 
-async fn list_branches(State(control): Shared) -> Result<BranchList> {
-    Ok(Reply(BranchList { schema_version: SCHEMA_VERSION, branches: control.list_branches()? }))
+#[derive(Deserialize)]
+struct ListQuery {
+    #[serde(default)]
+    deleted: bool,
+}
+
+async fn list_branches(
+    State(control): Shared,
+    super::reply::Query(query): super::reply::Query<ListQuery>,
+) -> Result<BranchList> {
+    let branches = if query.deleted { control.list_deleted()? } else { control.list_branches()? };
+    Ok(Reply(BranchList { schema_version: SCHEMA_VERSION, branches }))
 }
 
 async fn create_branch(State(control): Shared, Body(request): Body<CreateBranchRequest>) -> Result<CreateBranchReply> {
@@ -240,8 +257,55 @@ async fn update_branch(
     Ok(Reply(control.update_branch(&name, &request).await?))
 }
 
-async fn delete_branch(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {
-    Ok(Reply(control.delete_branch(&name).await?))
+#[derive(Deserialize)]
+struct DeleteQuery {
+    #[serde(default)]
+    for_good: bool,
+}
+
+async fn delete_branch(
+    State(control): Shared,
+    Path(name): Path<String>,
+    super::reply::Query(query): super::reply::Query<DeleteQuery>,
+) -> Result<DeleteReply> {
+    let deletion = if query.for_good { Deletion::ForGood } else { Deletion::Kept };
+    Ok(Reply(control.delete_branch(&name, deletion).await?))
+}
+
+async fn reset(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<ResetRequest>,
+) -> Result<SwitchReply> {
+    Ok(Reply(control.reset_branch(&name, request).await?))
+}
+
+async fn restore(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<RestoreRequest>,
+) -> Result<SwitchReply> {
+    Ok(Reply(control.restore_branch(&name, request).await?))
+}
+
+async fn history(State(control): Shared, Path(name): Path<String>) -> Result<BranchHistory> {
+    Ok(Reply(control.branch_history(&name).await?))
+}
+
+async fn undelete(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<UndeleteRequest>,
+) -> Result<BranchInfo> {
+    Ok(Reply(control.undelete_branch(&name, &request).await?))
+}
+
+async fn rename(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<RenameRequest>,
+) -> Result<BranchInfo> {
+    Ok(Reply(control.rename_branch(&name, &request).await?))
 }
 
 #[derive(Deserialize)]

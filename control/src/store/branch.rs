@@ -28,8 +28,20 @@ pub struct BranchRow {
     pub tenant: TenantId,
     /// Timeline.
     pub timeline: TimelineId,
-    /// Where it leaves its parent, once known.
+    /// Where it leaves its parent, once known. A restore does not change it, a reset does.
     pub branch_lsn: Option<Lsn>,
+    /// The timeline that `branch_lsn` is on: what the branch is compared with.
+    pub base_timeline: Option<TimelineId>,
+    /// The timeline that its own hangs on. After a restore, one that the branch has left.
+    pub ancestor: Option<TimelineId>,
+    /// Where its own timeline begins, once known.
+    pub start_lsn: Option<Lsn>,
+    /// Since when it is on its timeline, microseconds since the Unix epoch.
+    pub since_us: i64,
+    /// When it was deleted, if it was and can be had back.
+    pub deleted: Option<Deleted>,
+    /// How long its history is kept, in seconds, if not as the server says.
+    pub retention_s: Option<u64>,
     /// Not shown to users: made by the server for its own needs, deleted at start.
     pub hidden: bool,
     /// Its limits.
@@ -50,10 +62,29 @@ pub struct BranchRow {
     pub created_us: i64,
 }
 
+/// A deletion that can be undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    /// The name that the branch had: its row has another, so that the name is free.
+    pub name: String,
+    /// When, microseconds since the Unix epoch.
+    pub at_us: i64,
+}
+
 impl BranchRow {
     /// A connector's root: no compute.
     pub fn is_root(&self) -> bool {
         self.parent.is_none()
+    }
+
+    /// Whether users see it: neither the server's own nor deleted.
+    pub fn is_listed(&self) -> bool {
+        !self.hidden && self.deleted.is_none()
+    }
+
+    /// The name that users know it by.
+    pub fn known_name(&self) -> &str {
+        self.deleted.as_ref().map_or(&self.name, |deleted| &deleted.name)
     }
 }
 
@@ -76,20 +107,28 @@ pub struct CredentialRow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InsertBranch {
     /// It is being created.
-    Inserted,
+    Inserted {
+        /// On this timeline.
+        ancestor: TimelineId,
+    },
     /// The name is taken by this one.
     Exists(Box<BranchRow>),
     /// The parent is gone or being deleted.
     ParentGone,
 }
 
-const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id, t.branch_lsn,
-    b.hidden, b.policy, b.rows_changed, b.rows_counted_to, b.roles_known, b.role, b.database, b.idle_timeout_s, b.expires_us, b.created_us
+pub(super) const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id,
+    coalesce(b.base_lsn, t.branch_lsn) AS branch_lsn, coalesce(b.base_timeline_id, t.ancestor_id) AS base_timeline_id,
+    t.ancestor_id, t.branch_lsn AS start_lsn, coalesce(b.since_us, b.created_us) AS since_us, b.deleted_us, b.deleted_name,
+    b.retention_s, b.hidden, b.policy, b.rows_changed, b.rows_counted_to, b.roles_known, b.role, b.database, b.idle_timeout_s,
+    b.expires_us, b.created_us
     FROM branches b JOIN timelines t ON t.id = b.timeline_id";
 
 impl BranchRow {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let state: String = row.get("state")?;
+        let (deleted_us, deleted_name): (Option<i64>, Option<String>) =
+            (row.get("deleted_us")?, row.get("deleted_name")?);
         Ok(BranchRow {
             id: parsed(row, "id")?,
             name: row.get("name")?,
@@ -104,6 +143,12 @@ impl BranchRow {
             tenant: parsed(row, "tenant_id")?,
             timeline: parsed(row, "timeline_id")?,
             branch_lsn: parsed_option(row, "branch_lsn")?,
+            base_timeline: parsed_option(row, "base_timeline_id")?,
+            ancestor: parsed_option(row, "ancestor_id")?,
+            start_lsn: parsed_option(row, "start_lsn")?,
+            since_us: row.get("since_us")?,
+            deleted: deleted_us.zip(deleted_name).map(|(at_us, name)| Deleted { name, at_us }),
+            retention_s: row.get("retention_s")?,
             hidden: row.get("hidden")?,
             policy: parsed_policy(row)?,
             usage: Usage {
@@ -134,7 +179,8 @@ fn policy_text(policy: &BranchPolicy) -> String {
 pub(super) fn insert(transaction: &Transaction<'_>, row: &BranchRow) -> rusqlite::Result<()> {
     let state = match row.state {
         BranchState::Creating => "creating",
-        BranchState::Ready => "ready",
+        // Deleted ones keep the word: they are as they were, under another name.
+        BranchState::Ready | BranchState::Deleted => "ready",
         BranchState::Deleting => "deleting",
     };
     transaction
@@ -187,8 +233,8 @@ pub(super) fn put_credential(
 }
 
 impl Store {
-    /// Adds a branch that is being created, with its timeline and its role's password. Its parent must be there and stay: both are seen to in one
-    /// transaction.
+    /// Adds a branch that is being created, with its timeline and its role's password. Its parent must be there and stay: both are
+    /// seen to in one transaction. It hangs on `row.ancestor`, or on the timeline that the parent is on at this moment.
     pub fn insert_branch(&self, row: &BranchRow, credential: &CredentialRow) -> Result<InsertBranch, StoreError> {
         self.write(|transaction| {
             let existing = transaction
@@ -200,19 +246,26 @@ impl Store {
             let parent = row.parent.map(|id| id.to_string());
             let parent_timeline: Option<String> = transaction
                 .query_row(
-                    "SELECT timeline_id FROM branches WHERE id = ?1 AND state = 'ready'",
+                    "SELECT timeline_id FROM branches WHERE id = ?1 AND state = 'ready' AND deleted_us IS NULL",
                     params![parent],
                     |row| row.get(0),
                 )
                 .optional()?;
             let Some(parent_timeline) = parent_timeline else { return Ok(InsertBranch::ParentGone) };
-            transaction.execute(
-                "INSERT INTO timelines (id, tenant_id, ancestor_id) VALUES (?1, ?2, ?3)",
-                params![row.timeline.to_string(), row.tenant.to_string(), parent_timeline],
+            let ancestor = row.ancestor.map_or(parent_timeline, |timeline| timeline.to_string());
+            let is_there: bool = transaction.query_row(
+                "SELECT EXISTS (SELECT 1 FROM timelines WHERE id = ?1)",
+                params![ancestor],
+                |row| row.get(0),
             )?;
+            if !is_there {
+                return Ok(InsertBranch::ParentGone);
+            }
+            super::timeline::insert(transaction, row.timeline, row.tenant, &ancestor)?;
             insert(transaction, row)?;
             put_credential(transaction, row.id, credential)?;
-            Ok(InsertBranch::Inserted)
+            let ancestor = ancestor.parse().map_err(|_| rusqlite::Error::InvalidQuery)?;
+            Ok(InsertBranch::Inserted { ancestor })
         })
     }
 
@@ -267,11 +320,12 @@ impl Store {
         })
     }
 
-    /// Names of the branches made from this one.
+    /// Names of the branches made from this one, deleted ones not counted.
     pub fn children(&self, id: BranchId) -> Result<Vec<String>, StoreError> {
         self.read(|connection| {
-            let mut statement =
-                connection.prepare_cached("SELECT name FROM branches WHERE parent_id = ?1 ORDER BY name")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT name FROM branches WHERE parent_id = ?1 AND deleted_us IS NULL ORDER BY name",
+            )?;
             statement.query_map(params![id.to_string()], |row| row.get(0))?.collect()
         })
     }
@@ -296,10 +350,11 @@ impl Store {
         })
     }
 
-    /// Marks a branch for deletion, unless branches were made from it: then their names.
+    /// Marks a branch for deletion for good, unless branches were made from it: then their names, those of deleted ones included.
     pub fn begin_delete_branch(&self, id: BranchId) -> Result<Result<(), Vec<String>>, StoreError> {
         self.write(|transaction| {
-            let mut statement = transaction.prepare("SELECT name FROM branches WHERE parent_id = ?1 ORDER BY name")?;
+            let mut statement = transaction
+                .prepare("SELECT coalesce(deleted_name, name) FROM branches WHERE parent_id = ?1 ORDER BY 1")?;
             let children: Vec<String> =
                 statement.query_map(params![id.to_string()], |row| row.get(0))?.collect::<Result<_, _>>()?;
             if children.is_empty() {
@@ -310,11 +365,14 @@ impl Store {
         })
     }
 
-    /// Forgets a branch with its timeline, compute and passwords. `away` are the safekeepers that may have its WAL yet.
+    /// Forgets a branch with its timeline, compute and passwords. `away` are the safekeepers that may have its WAL yet. The timelines
+    /// that it has left are to go next.
     pub fn remove_branch(&self, row: &BranchRow, away: &[ServiceAddr]) -> Result<(), StoreError> {
         self.write(|transaction| {
             wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Delete, away)?;
             let (id, timeline) = (row.id.to_string(), row.timeline.to_string());
+            super::timeline::undo_switch(transaction, &id)?;
+            transaction.execute("UPDATE past_timelines SET leaving = 1 WHERE branch_id = ?1", params![id])?;
             transaction.execute("DELETE FROM leases WHERE timeline_id = ?1", params![timeline])?;
             transaction.execute("DELETE FROM computes WHERE branch_id = ?1", params![id])?;
             transaction.execute("DELETE FROM branches WHERE id = ?1", params![id])?;
@@ -322,16 +380,16 @@ impl Store {
         })
     }
 
-    /// Forgets what is known of a branch's compute, whose folder is gone.
-    pub fn forget_compute(&self, id: BranchId) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            transaction.execute("DELETE FROM computes WHERE branch_id = ?1", params![id.to_string()]).map(|_| ())
-        })
-    }
-
-    /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see. Branches that hang on a
-    /// timeline go with it. Rows that a limit counts are counted anew.
-    pub fn exchange_timelines(&self, branch: &BranchRow, other: &BranchRow, name: &str) -> Result<(), StoreError> {
+    /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see. What a timeline is compared
+    /// with, those that came before it and the branches that hang on it go with it. Rows that a limit counts are counted anew.
+    /// Both computes are forgotten: nothing of them may be left.
+    pub fn exchange_timelines(
+        &self,
+        branch: &BranchRow,
+        other: &BranchRow,
+        name: &str,
+        now_us: i64,
+    ) -> Result<(), StoreError> {
         self.write(|transaction| {
             // Both timelines have an owner again when the transaction ends.
             transaction.execute_batch("PRAGMA defer_foreign_keys = ON")?;
@@ -340,7 +398,8 @@ impl Store {
             let mut moved = Vec::new();
             for (parent, timeline) in [(&id, &timeline), (&other_id, &other_timeline)] {
                 let mut children = transaction.prepare(
-                    "SELECT id FROM branches WHERE parent_id = ?1 AND timeline_id IN (SELECT id FROM timelines WHERE ancestor_id = ?2)",
+                    "SELECT id FROM branches WHERE parent_id = ?1 AND timeline_id IN (SELECT id FROM timelines WHERE ancestor_id = ?2
+                        OR ancestor_id IN (SELECT timeline_id FROM past_timelines WHERE branch_id = ?1))",
                 )?;
                 let children = children.query_map(params![parent, timeline], |row| row.get(0))?;
                 moved.push(children.collect::<Result<Vec<String>, _>>()?);
@@ -350,15 +409,30 @@ impl Store {
                     transaction.execute("UPDATE branches SET parent_id = ?1 WHERE id = ?2", params![parent, child])?;
                 }
             }
+            let base = |id: &str| {
+                transaction.query_row(
+                    "SELECT base_timeline_id, base_lsn FROM branches WHERE id = ?1",
+                    params![id],
+                    |row| Ok((row.get::<_, Option<String>>(0)?, row.get::<_, Option<String>>(1)?)),
+                )
+            };
+            let (own_base, other_base) = (base(&id)?, base(&other_id)?);
             transaction.execute("UPDATE branches SET timeline_id = 'exchanged' WHERE id = ?1", params![id])?;
             transaction.execute(
-                "UPDATE branches SET timeline_id = ?2, name = ?3, hidden = 0 WHERE id = ?1",
-                params![other_id, timeline, name],
+                "UPDATE branches SET timeline_id = ?2, name = ?3, hidden = 0, since_us = ?4, base_timeline_id = ?5, base_lsn = ?6
+                 WHERE id = ?1",
+                params![other_id, timeline, name, branch.since_us, own_base.0, own_base.1],
             )?;
             transaction.execute(
-                "UPDATE branches SET timeline_id = ?2, rows_changed = 0, rows_counted_to = NULL WHERE id = ?1",
-                params![id, other_timeline],
+                "UPDATE branches SET timeline_id = ?2, rows_changed = 0, rows_counted_to = NULL, since_us = ?3,
+                    base_timeline_id = ?4, base_lsn = ?5 WHERE id = ?1",
+                params![id, other_timeline, now_us, other_base.0, other_base.1],
             )?;
+            transaction.execute(
+                "UPDATE past_timelines SET branch_id = CASE branch_id WHEN ?1 THEN ?2 ELSE ?1 END WHERE branch_id IN (?1, ?2)",
+                params![id, other_id],
+            )?;
+            transaction.execute("DELETE FROM computes WHERE branch_id IN (?1, ?2)", params![id, other_id])?;
             // What roles there are, and with which passwords, is another timeline's now: taken for changes made on the branch,
             // production's newer passwords would be accepted there.
             transaction.execute("DELETE FROM roles WHERE branch_id IN (?1, ?2)", params![id, other_id])?;

@@ -140,11 +140,14 @@ impl Store {
         })
     }
 
-    /// Marks a connector for deletion, unless branches were made from it: then their names.
+    /// Marks a connector for deletion, unless branches were made from it: then their names. Deleted branches that could be had back
+    /// don't count: they go with it.
     pub fn begin_delete_connector(&self, name: &str) -> Result<Result<(), Vec<String>>, StoreError> {
         self.write(|transaction| {
             let mut statement = transaction
-                .prepare("SELECT name FROM branches WHERE connector = ?1 AND parent_id IS NOT NULL ORDER BY name")?;
+                .prepare(
+                    "SELECT name FROM branches WHERE connector = ?1 AND parent_id IS NOT NULL AND deleted_us IS NULL ORDER BY name",
+                )?;
             let branches: Vec<String> =
                 statement.query_map(params![name], |row| row.get(0))?.collect::<Result<_, _>>()?;
             if branches.is_empty() {

@@ -6,23 +6,29 @@
 mod branch;
 mod compute;
 mod connector;
+mod deleted;
 mod role;
 mod schema;
+mod timeline;
 mod token;
 mod wal_debt;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
-use rusqlite::Connection;
+use rusqlite::{Connection, OpenFlags};
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_types::TimelineId;
 
-pub use branch::{BranchRow, CredentialRow, InsertBranch};
+pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
 pub use connector::ConnectorRow;
+pub use deleted::{SoftDelete, Undelete};
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
+pub use timeline::{BeginSwitch, PastTimeline, SwitchKind, SwitchRow};
 pub use token::TokenRow;
 pub use wal_debt::{WalDebt, WalDuty};
 
@@ -146,6 +152,17 @@ impl Store {
     }
 }
 
+/// The timelines that the file at `path` knows. Changes nothing, and may be called beside the server that uses it.
+pub fn timelines_in(path: &Path) -> Result<BTreeSet<TimelineId>, StoreError> {
+    let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
+    let read = || {
+        let mut statement = connection.prepare("SELECT id FROM timelines")?;
+        statement.query_map([], |row| parsed(row, "id"))?.collect::<rusqlite::Result<_>>()
+    };
+    read().map_err(failed("read"))
+}
+
 /// Parses a text column; what does not parse makes the store damaged, never a panic.
 fn parsed<T>(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<T>
 where
@@ -173,6 +190,14 @@ where
 /// Now, in microseconds since the Unix epoch.
 pub fn now_us() -> i64 {
     jiff::Timestamp::now().as_microsecond()
+}
+
+/// A stored time as ISO 8601, to the microsecond: what a time that a user gives is compared with.
+pub fn iso8601_us(at_us: i64) -> String {
+    match jiff::Timestamp::from_microsecond(at_us) {
+        Ok(time) => format!("{time:.6}"),
+        Err(_) => format!("{at_us} us"),
+    }
 }
 
 /// A stored time as ISO 8601.

@@ -31,16 +31,17 @@ struct Known {
 
 impl Store {
     /// Takes in all roles of a branch. A password that was set since the first report, which came before anybody could
-    /// change one, is good from now on, in place of the one that we made; one that production had never is.
+    /// change one, is good from now on, in place of the one that we made; one that production had never is. The first report
+    /// after a restore is such a first one: roles that the earlier state has under other names, or has not, are followed there.
     pub fn take_roles(&self, branch: BranchId, roles: &[RoleReport]) -> Result<(), StoreError> {
         self.write(|transaction| {
             let id = branch.to_string();
             let first = transaction
                 .query_row("SELECT roles_known FROM branches WHERE id = ?1", params![id], |row| row.get::<_, bool>(0));
             let Some(had_report) = first.optional()? else { return Ok(()) };
+            let known = known(transaction, &id)?;
+            follow_names(transaction, &id, &known, roles)?;
             if had_report {
-                let known = known(transaction, &id)?;
-                follow_names(transaction, &id, &known, roles)?;
                 follow_passwords(transaction, branch, &known, roles)?;
             }
             transaction.execute("DELETE FROM roles WHERE branch_id = ?1", params![id])?;

@@ -107,6 +107,30 @@ const MIGRATIONS: &[&str] = &[
         duty TEXT NOT NULL CHECK (duty IN ('create', 'delete')),
         PRIMARY KEY (timeline_id, safekeeper)
     ) STRICT;",
+    // 3 -> 4: what a branch is compared with, where that is not where its timeline begins; since when it is on its timeline;
+    // deleted branches that can be had back; timelines that branches are about to move to, and those that they have left.
+    "ALTER TABLE branches ADD COLUMN base_timeline_id TEXT REFERENCES timelines(id);
+    ALTER TABLE branches ADD COLUMN base_lsn TEXT;
+    ALTER TABLE branches ADD COLUMN since_us INTEGER;
+    ALTER TABLE branches ADD COLUMN deleted_us INTEGER;
+    ALTER TABLE branches ADD COLUMN deleted_name TEXT;
+    ALTER TABLE branches ADD COLUMN retention_s INTEGER;
+    CREATE TABLE switches (
+        branch_id TEXT PRIMARY KEY REFERENCES branches(id) ON DELETE CASCADE,
+        timeline_id TEXT NOT NULL UNIQUE REFERENCES timelines(id),
+        kind TEXT NOT NULL CHECK (kind IN ('reset', 'restore')),
+        made INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE past_timelines (
+        timeline_id TEXT PRIMARY KEY REFERENCES timelines(id) ON DELETE CASCADE,
+        branch_id TEXT NOT NULL,
+        since_us INTEGER NOT NULL,
+        until_us INTEGER NOT NULL,
+        ended_by TEXT NOT NULL CHECK (ended_by IN ('reset', 'restore')),
+        leaving INTEGER NOT NULL,
+        retired INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX past_timelines_branch ON past_timelines(branch_id);",
 ];
 
 /// Version of the schema that this program writes.

@@ -21,5 +21,7 @@ if [ "$(field branch)" = idles ]; then
 else
     read -r line
 fi
+# Does not stop when it is told to, but when it is killed.
+case $(field branch) in stubborn*) exec sleep 600 ;; esac
 kill $postgres
 echo '{"event":"stopped","clean":true,"end_lsn":"0/3000"}'

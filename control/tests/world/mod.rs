@@ -61,6 +61,37 @@ pub struct FakeState {
     pub import_held: bool,
     /// Where the page server begins branches, whatever it is asked for.
     pub begins_at: Option<Lsn>,
+    /// The making of a timeline goes no further than this.
+    pub held: Option<Held>,
+    /// Whether it has come there.
+    pub reached: bool,
+    /// Times before this one are not retained any more, microseconds.
+    pub oldest_us: i64,
+    /// Timelines of which the page server keeps only what others need.
+    pub retired: Vec<TimelineId>,
+    /// How long history is kept, where that was said.
+    pub retention_s: BTreeMap<TimelineId, u64>,
+}
+
+/// Where the making of a timeline is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    BeforePageServer,
+    AfterPageServer,
+    BeforeSafekeeper,
+    AfterSafekeeper,
+}
+
+/// A call that is never answered.
+fn held<T: 'static>() -> BoxFuture<'static, T> {
+    Box::pin(std::future::pending())
+}
+
+impl FakeState {
+    fn is_held(&mut self, at: Held) -> bool {
+        self.reached |= self.held == Some(at);
+        self.held == Some(at)
+    }
 }
 
 pub struct Fakes {
@@ -96,7 +127,14 @@ impl PageService for Fakes {
 
     fn manage(&self, _tenant: TenantId, request: ManageRequest) -> BoxFuture<'_, Result<ManageReply, StorageError>> {
         let mut state = self.state.lock();
+        let is_create = matches!(request, ManageRequest::CreateBranch { .. });
+        if is_create && state.is_held(Held::BeforePageServer) {
+            return held();
+        }
         let answer = if state.page_server_down { Err(down("page server")) } else { self.answer(&mut state, request) };
+        if is_create && state.is_held(Held::AfterPageServer) {
+            return held();
+        }
         Box::pin(async move { answer })
     }
 
@@ -168,6 +206,8 @@ impl Fakes {
                     consistent_from_lsn: Lsn::new(0x1000),
                     following: found.following,
                     last_commit_us: Some(1_000_000),
+                    oldest_lsn: Some(found.branch_lsn.max(Lsn::new(1))),
+                    oldest_commit_us: Some(1),
                 }))
             }
             ManageRequest::FollowWal { timeline, .. } => {
@@ -177,6 +217,22 @@ impl Fakes {
             ManageRequest::UnfollowWal { timeline } => {
                 state.page_server.get_mut(&timeline).ok_or_else(missing)?.following = false;
                 Ok(ManageReply::Done)
+            }
+            ManageRequest::RetireTimeline { timeline } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                state.retired.push(timeline);
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::SetRetention { timeline, retention_s } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                match retention_s {
+                    Some(seconds) => state.retention_s.insert(timeline, seconds),
+                    None => state.retention_s.remove(&timeline),
+                };
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::LsnForTimestamp { timestamp_us, .. } if timestamp_us < state.oldest_us => {
+                Err(StorageError::new(StorageErrorKind::OutOfRange, "the time lies before 0/00000001"))
             }
             ManageRequest::LsnForTimestamp { timestamp_us, .. } => {
                 Ok(ManageReply::LsnForTimestamp { lsn: Lsn::new(timestamp_us as u64) })
@@ -201,6 +257,9 @@ impl WalService for Fakes {
 
     fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         let mut state = self.state.lock();
+        if state.is_held(Held::BeforeSafekeeper) {
+            return held();
+        }
         let answer = if state.safekeeper_down {
             Err(down("safekeeper"))
         } else {
@@ -212,6 +271,9 @@ impl WalService for Fakes {
                 Ok(Vec::new())
             }
         };
+        if state.is_held(Held::AfterSafekeeper) {
+            return held();
+        }
         Box::pin(async move { answer })
     }
 
@@ -351,6 +413,9 @@ pub struct World {
     pub folder: tempfile::TempDir,
     pub fakes: Arc<Fakes>,
     pub token: String,
+    /// How long deleted branches and history are kept, from the next start on.
+    pub keep_deleted: Duration,
+    pub retention: Duration,
     running: Option<RunningControl>,
     /// Control's own, so that it can end as in a crash.
     runtime: Option<tokio::runtime::Runtime>,
@@ -365,10 +430,25 @@ impl Drop for World {
 impl World {
     pub async fn new() -> World {
         let folder = tempfile::tempdir().expect("folder");
-        let mut world = World { folder, fakes: Fakes::new(), token: String::new(), running: None, runtime: None };
+        let mut world = World {
+            folder,
+            fakes: Fakes::new(),
+            token: String::new(),
+            keep_deleted: Duration::ZERO,
+            retention: Duration::from_secs(7 * 86_400),
+            running: None,
+            runtime: None,
+        };
         world.start().await;
         world.token = world.control().new_user_token("test").expect("token");
         world
+    }
+
+    /// Stops control, and starts it again with deleted branches kept for this long.
+    pub async fn keep_deleted_for(&mut self, keep_deleted: Duration) {
+        self.stop().await;
+        self.keep_deleted = keep_deleted;
+        self.start().await;
     }
 
     /// A world with one connector named `shop`.
@@ -399,6 +479,8 @@ impl World {
                 wake_timeout: Duration::from_secs(20),
                 stop_deadline: Duration::from_secs(5),
             },
+            retention: self.retention,
+            keep_deleted: self.keep_deleted,
         }
     }
 

@@ -66,6 +66,16 @@ impl LocalFolder {
         })
     }
 
+    /// A folder whose files are to be looked at, whether it is a store or only holds copies of a store's objects.
+    pub fn look_at(root: &Path) -> Self {
+        LocalFolder {
+            root: root.to_owned(),
+            temp: root.join(".tmp"),
+            next_temp: AtomicU64::new(0),
+            faults: Arc::default(),
+        }
+    }
+
     /// The same as [`LocalFolder::open`], with fail points.
     pub fn open_with_faults(root: &Path, faults: Arc<FailPoints>) -> Result<Self, StoreError> {
         let temp = root.join(".tmp");

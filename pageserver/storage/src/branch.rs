@@ -4,14 +4,15 @@ use ardent_object_store::list_all;
 use ardent_types::{Lsn, TimelineId};
 
 use crate::error::TimelineError;
-use crate::object_names::parse_child;
+use crate::manifest_log::newest_generation;
+use crate::object_names::{TimelineNames, parse_child};
 use crate::position::{BranchPoint, RecordPosition};
 use crate::timeline::Timeline;
 
 impl Timeline {
     /// The branch point for `at`: the last record known to end at or below it, or the last record ingested. The timeline that it lies on
     /// is an ancestor if `at` lies before this timeline's own beginning. Errors if `at` is ahead of what was ingested, or before what is
-    /// retained.
+    /// retained; but for where other branches hang, which is held for them.
     ///
     /// Exact to the record if ingest gave the positions of all records ([`Timeline::put_records`]), else to the batch: nothing
     /// between the answer and `at` was ever visible by itself.
@@ -39,9 +40,32 @@ impl Timeline {
         let retained_from = self.retained_from();
         let is_leased = || self.leases.read().values().any(|lease| lease.lsn == position.end);
         if position.end < retained_from && !is_leased() {
-            return Err(TimelineError::Retired { lsn: at, retained_from });
+            let held = self.held_point(at, None)?;
+            return held.ok_or(TimelineError::Retired { lsn: at, retained_from });
         }
         Ok((self.id(), position.into()))
+    }
+
+    /// The branch point at exactly `lsn`, if another branch than `except` hangs there, or this timeline begins there: then it is
+    /// held, however far retention has gone.
+    pub(crate) fn held_point(
+        &self,
+        lsn: Lsn,
+        except: Option<TimelineId>,
+    ) -> Result<Option<(TimelineId, BranchPoint)>, TimelineError> {
+        if let Some(ancestor) = self.ancestor.filter(|ancestor| ancestor.point.lsn == lsn) {
+            return Ok(Some((ancestor.timeline, ancestor.point)));
+        }
+        for (child, point) in
+            self.children()?.into_iter().filter(|(child, point)| point.lsn == lsn && Some(*child) != except)
+        {
+            // A marker alone may be of a branch that is about to be refused.
+            let child = TimelineNames { tenant: self.tenant(), timeline: child };
+            if newest_generation(&*self.shared.config.store, &child)?.is_some() {
+                return Ok(Some((self.id(), point)));
+            }
+        }
+        Ok(None)
     }
 
     /// The last record on this timeline that is known to end at or below `at`.

@@ -29,7 +29,8 @@ impl Timeline {
             images_at_deltas_per_key: config.images_at_deltas_per_key,
             layer_file_bytes: config.layer_file_bytes,
         };
-        if self.is_importing() {
+        // Nobody reads a retired timeline from where images would be of use, and what its branches read is collected as it is.
+        if self.is_importing() || self.is_retired() {
             return Ok(false);
         }
         let files = self.layer_set().files.clone();

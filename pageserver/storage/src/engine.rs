@@ -159,7 +159,8 @@ impl Engine {
                 return Err(error);
             }
         };
-        if point.lsn < limit && !leased {
+        // Another branch that hangs there held the point before our marker did, and still does now that it is written.
+        if point.lsn < limit && !leased && parent.held_point(point.lsn, Some(child))?.is_none() {
             store.delete(&marker)?;
             return Err(TimelineError::Retired { lsn: point.lsn, retained_from: limit });
         }
@@ -178,6 +179,8 @@ impl Engine {
         };
         let newest = log.current();
         if newest.writer != self.shared.writer {
+            // The timeline itself is to know: it stops being served.
+            parent.look_for_owner()?;
             return Err(CommitError::Fenced { timeline: parent.id(), generation: newest.generation }.into());
         }
         // A commit of our own that failed after it had written. Garbage collection did not go on after it, but a restart may.

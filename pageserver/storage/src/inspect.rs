@@ -146,6 +146,41 @@ pub fn inspect_manifest(
     Ok(ManifestInfo { object: object.to_string(), bytes, manifest })
 }
 
+/// One manifest.
+pub fn inspect_manifest_object(store: &dyn ObjectStore, object: &ObjectName) -> Result<ManifestInfo, InspectError> {
+    let bytes = store.get(object).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => InspectError::NotFound { what: object.to_string() },
+        _ => InspectError::Store(error),
+    })?;
+    let manifest = decoded(object, &bytes)?;
+    let manifest = serde_json::to_value(&manifest).expect("a manifest is plain data");
+    Ok(ManifestInfo { object: object.to_string(), bytes: bytes.len() as u64, manifest })
+}
+
+/// The layer files that a timeline's newest manifest names.
+pub fn layers_of(
+    store: &dyn ObjectStore,
+    tenant: TenantId,
+    timeline: TimelineId,
+) -> Result<Vec<ObjectName>, InspectError> {
+    let names = TimelineNames { tenant, timeline };
+    let (_, _, manifest) = newest(store, names)?;
+    let layers = manifest
+        .layers
+        .iter()
+        .map(|layer| names.layer(&layer.file).ok_or_else(|| InspectError::NotFound { what: layer.file.clone() }));
+    layers.collect()
+}
+
+fn decoded(object: &ObjectName, bytes: &[u8]) -> Result<Manifest, CorruptFile> {
+    Manifest::decode(bytes).map_err(|expected| CorruptFile {
+        file: object.to_string(),
+        offset: 0,
+        expected,
+        keys: "the whole timeline".to_owned(),
+    })
+}
+
 fn newest(store: &dyn ObjectStore, names: TimelineNames) -> Result<(ObjectName, u64, Manifest), InspectError> {
     // Replaced between the list and the read if a page server is busy.
     for _ in 0..8 {
@@ -155,12 +190,7 @@ fn newest(store: &dyn ObjectStore, names: TimelineNames) -> Result<(ObjectName, 
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
             Ok(bytes) => {
-                let manifest = Manifest::decode(&bytes).map_err(|expected| CorruptFile {
-                    file: object.to_string(),
-                    offset: 0,
-                    expected,
-                    keys: "the whole timeline".to_owned(),
-                })?;
+                let manifest = decoded(&object, &bytes)?;
                 return Ok((object, bytes.len() as u64, manifest));
             }
         }
@@ -208,14 +238,18 @@ pub fn inspect_layer(
     })
 }
 
-/// What files have of `key`, and what a read of it at `lsn` makes of that.
+/// What files have of `key`, and what a read of it at `lsn` makes of that; without, at the last record that is stored.
 pub fn inspect_page(
     store: &Arc<dyn ObjectStore>,
     tenant: TenantId,
     timeline: TimelineId,
     key: &Key,
-    lsn: Lsn,
+    lsn: Option<Lsn>,
 ) -> Result<PageInfo, InspectError> {
+    let lsn = match lsn {
+        Some(lsn) => lsn,
+        None => newest(&**store, TimelineNames { tenant, timeline })?.2.last_record.end,
+    };
     let stored = StoredKey::from(key);
     let mut info = PageInfo {
         key: key.to_string(),

@@ -85,7 +85,7 @@ pub use error::{
 };
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
-    inspect_page,
+    inspect_manifest_object, inspect_page, layers_of,
 };
 pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;

@@ -36,6 +36,17 @@ struct Model {
     versions: BTreeMap<u32, Vec<(u64, Value)>>,
     wal: Vec<Batch>,
     leases: BTreeMap<String, u64>,
+    /// Its branch has left it: only what hangs on it reads it.
+    retired: bool,
+    /// Its branch is deleted, and may come back as it was.
+    deleted: bool,
+}
+
+impl Model {
+    fn new(ancestor: Option<(u8, u64)>, start: u64) -> Model {
+        let (versions, wal, leases) = Default::default();
+        Model { ancestor, start, last: start, versions, wal, leases, retired: false, deleted: false }
+    }
 }
 
 struct World {
@@ -67,8 +78,7 @@ impl World {
             versions.insert(number, vec![(START, Value::Image(bytes))]);
         }
         root.finish_import().unwrap();
-        let model =
-            Model { ancestor: None, start: START, last: START, versions, wal: Vec::new(), leases: BTreeMap::new() };
+        let model = Model { versions, ..Model::new(None, START) };
         World { rng, config, engine, models: BTreeMap::from([(1, model)]), next_id: 2, next_value: 0 }
     }
 
@@ -76,9 +86,23 @@ impl World {
         self.engine.timeline(TENANT, timeline_id(id)).unwrap()
     }
 
+    /// A branch that is there.
     fn any(&mut self) -> u8 {
+        let there = self.models.iter().filter(|(_, model)| !model.retired && !model.deleted);
+        let ids: Vec<u8> = there.map(|(id, _)| *id).collect();
+        *ids.choose(&mut self.rng).unwrap()
+    }
+
+    /// A timeline, whatever has become of its branch.
+    fn any_timeline(&mut self) -> u8 {
         let ids: Vec<u8> = self.models.keys().copied().collect();
         *ids.choose(&mut self.rng).unwrap()
+    }
+
+    /// Where timelines hang on this one.
+    fn pins(&self, id: u8) -> Vec<u64> {
+        let ancestors = self.models.values().filter_map(|model| model.ancestor);
+        ancestors.filter(|(parent, _)| *parent == id).map(|(_, at)| at).collect()
     }
 
     /// Every version of a block that counts at `upto`, oldest first.
@@ -176,7 +200,7 @@ impl World {
 
     fn check_all(&self) {
         for (id, model) in &self.models {
-            let from = self.timeline(*id).retained_from().get().next_multiple_of(8);
+            let from = self.timeline(*id).retained_from().get().min(model.last + 8).next_multiple_of(8);
             for upto in (from..=model.last).step_by(8).chain(model.leases.values().copied()) {
                 for number in 0..BLOCKS {
                     self.check_content(*id, number, upto);
@@ -201,20 +225,31 @@ impl World {
     }
 
     fn branch(&mut self, of: u8) {
-        let id = self.next_id;
         let at = self.rng.random_bool(0.7).then(|| self.rng.random_range(START..=self.models[&of].last));
+        self.branch_at(of, at, false);
+    }
+
+    /// Where another branch hangs, a branch can be made, however far retention has gone and whatever has become of the timeline.
+    fn branch_at_pin(&mut self) {
+        let of = self.any_timeline();
+        if let Some(at) = self.pins(of).choose(&mut self.rng).copied() {
+            self.branch_at(of, Some(at), true);
+        }
+    }
+
+    fn branch_at(&mut self, of: u8, at: Option<u64>, is_held: bool) {
+        let id = self.next_id;
         match self.engine.create_branch(TENANT, timeline_id(id), timeline_id(of), at.map(lsn)) {
             Ok(point) => {
                 let branch = self.timeline(id);
                 let owner = branch.ancestor().unwrap().timeline.as_bytes()[0];
                 let start = point.lsn.get();
                 assert!(at.is_none_or(|at| start <= at));
-                let (versions, wal, leases) = Default::default();
-                let ancestor = Some((owner, start));
-                self.models.insert(id, Model { ancestor, start, last: start, versions, wal, leases });
+                assert!(!is_held || at == Some(start));
+                self.models.insert(id, Model::new(Some((owner, start)), start));
                 self.next_id += 1;
             }
-            Err(TimelineError::Retired { .. }) => assert!(at.is_some()),
+            Err(TimelineError::Retired { .. }) => assert!(at.is_some() && !is_held),
             Err(error) => panic!("{error:?}"),
         }
     }
@@ -273,10 +308,60 @@ impl World {
     /// A branch takes another's place: made from the same parent at some point, and the old one goes.
     fn reset(&mut self, id: u8) {
         let Some((parent, _)) = self.models[&id].ancestor else { return };
+        // Then its branch is on another timeline now.
+        if self.models[&parent].retired {
+            return;
+        }
         let before = self.next_id;
         self.branch(parent);
         if self.next_id > before {
             self.delete(id);
+        }
+    }
+
+    /// A branch goes back to an earlier point of itself, and leaves the timeline that it was on.
+    fn restore(&mut self, id: u8) {
+        let (before, at) = (self.next_id, self.retained_lsn(id));
+        self.branch_at(id, Some(at), self.pins(id).contains(&at));
+        if self.next_id > before {
+            self.retire(id);
+        }
+    }
+
+    fn retire(&mut self, id: u8) {
+        let timeline = self.timeline(id);
+        timeline.retire().unwrap();
+        self.models.get_mut(&id).unwrap().retired = true;
+        let model = &self.models[&id];
+        let is_held = model.last == model.start || model.leases.values().any(|lsn| *lsn == model.last);
+        let read = timeline.get(&block(0), lsn(model.last));
+        assert!(is_held || matches!(read, Err(ReadError::Retired { .. })), "{read:?}");
+        if self.pins(id).is_empty() && self.models[&id].leases.is_empty() {
+            assert_eq!(timeline.sizes().files, 0, "what nobody can read is given back");
+        }
+    }
+
+    /// What hangs on a timeline that its branch has left goes, then it goes.
+    fn delete_left(&mut self) {
+        let left: Vec<u8> = self.models.iter().filter(|(_, model)| model.retired).map(|(id, _)| *id).collect();
+        if let Some(id) = left.choose(&mut self.rng).copied() {
+            self.delete(id);
+        }
+    }
+
+    /// A deleted branch is as it was until it comes back, whatever happens to the others.
+    fn delete_for_a_while(&mut self, id: u8) {
+        if id != 1 && self.pins(id).is_empty() {
+            self.models.get_mut(&id).unwrap().deleted = true;
+        }
+    }
+
+    fn undelete(&mut self) {
+        let deleted: Vec<u8> = self.models.iter().filter(|(_, model)| model.deleted).map(|(id, _)| *id).collect();
+        if let Some(id) = deleted.choose(&mut self.rng).copied() {
+            self.models.get_mut(&id).unwrap().deleted = false;
+            let last = self.models[&id].last;
+            (0..BLOCKS).for_each(|number| self.check_content(id, number, last));
         }
     }
 
@@ -322,15 +407,25 @@ impl World {
             60..66 => self.force_merge(id),
             66..74 => self.force_images(id),
             74..78 => self.timeline(id).compact().unwrap(),
-            78..84 => {
+            78..82 => {
+                // Also of those that nobody writes to or reads any more.
+                let id = self.any_timeline();
                 let last = self.models[&id].last;
                 let horizon = self.rng.random_range(START..=last);
                 self.timeline(id).collect_garbage(lsn(horizon)).unwrap();
             }
-            84..88 if self.models.len() < 6 => self.branch(id),
-            88..90 if id != 1 => self.delete(id),
-            90..91 if self.models.len() < 6 => self.reset(id),
-            91..95 => self.lease(id),
+            82..84 => self.delete_for_a_while(id),
+            84..86 => self.undelete(),
+            86..88 if self.models.len() < 7 => self.branch(id),
+            88..89 if self.models.len() < 7 => self.branch_at_pin(),
+            89..90 if id != 1 => self.delete(id),
+            90..91 if self.models.len() < 7 => match self.rng.random_bool(0.5) {
+                true => self.reset(id),
+                false if id != 1 => self.restore(id),
+                false => {}
+            },
+            91..94 => self.lease(id),
+            94..95 => self.delete_left(),
             95..98 => {
                 // Without a flush: as after a kill.
                 let placeholder = Engine::open(self.elsewhere()).unwrap();

@@ -10,6 +10,7 @@
 use ardent_types::Lsn;
 
 use crate::layer::{LayerDesc, LayerKind};
+use crate::retention::RETIRED;
 use crate::stored_key::{KeyRange, StoredKey};
 
 /// Thresholds.
@@ -204,8 +205,10 @@ fn free_retired(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Op
     })
 }
 
-/// The layers that no LSN from `retained_from` on, and none of `pins`, needs. See the proof in `docs/formats/layers.md`.
+/// The layers that no LSN from `retained_from` on, and none of `pins`, needs. See the proof in `docs/formats/layers.md`. Of a
+/// retired timeline only the pins count.
 pub(crate) fn unneeded(layers: &[LayerDesc], retained_from: Lsn, pins: &[Lsn]) -> Vec<usize> {
+    let head = (retained_from != RETIRED).then_some(retained_from);
     let is_unneeded = |at: &usize| {
         let layer = &layers[*at];
         let (covered_from, is_seen_by): (_, fn(&LayerDesc, Lsn) -> bool) = match layer.kind {
@@ -217,7 +220,7 @@ pub(crate) fn unneeded(layers: &[LayerDesc], retained_from: Lsn, pins: &[Lsn]) -
         if layer.upto > retained_from {
             return false;
         }
-        let readers = pins.iter().copied().filter(|pin| *pin < retained_from).chain(std::iter::once(retained_from));
+        let readers = pins.iter().copied().filter(|pin| *pin < retained_from).chain(head);
         readers.filter(|lsn| is_seen_by(layer, *lsn)).all(|lsn| {
             let from = if layer.kind == LayerKind::Delta { covered_from.min(lsn) } else { covered_from };
             has_images(layers, &layer.keys, from, lsn)

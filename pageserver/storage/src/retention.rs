@@ -12,6 +12,9 @@ use crate::manifest::Manifest;
 use crate::plan::unneeded;
 use crate::timeline::Timeline;
 
+/// What a timeline retains that nobody reads itself any more: nothing is at or past it.
+pub(crate) const RETIRED: Lsn = Lsn::MAX;
+
 /// What a garbage collection did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Collected {
@@ -31,6 +34,26 @@ impl Timeline {
         }
         // Not past what is durable: after a restart the timeline begins there.
         let horizon = horizon.min(self.disk_consistent_lsn());
+        self.collect(horizon)
+    }
+
+    /// Gives up all of this timeline's own history but what branch points and leases hold, now and whenever garbage is collected
+    /// again. It is never read from its head again, and takes no new branches but at points where others hang.
+    pub fn retire(&self) -> Result<Collected, TimelineError> {
+        let _compacting = self.compacting.lock();
+        if self.is_importing() {
+            return Err(TimelineError::Importing { timeline: self.id() });
+        }
+        self.collect(RETIRED)
+    }
+
+    /// Whether [`Timeline::retire`] was called.
+    pub fn is_retired(&self) -> bool {
+        self.retained_from() == RETIRED
+    }
+
+    /// With compaction held back.
+    fn collect(&self, horizon: Lsn) -> Result<Collected, TimelineError> {
         let _pinning = self.pinning.write();
         let now = now_s();
         let has_expired = self.leases.read().values().any(|lease| lease.expires_at_s <= now);

@@ -71,6 +71,93 @@ pub struct UpdateBranchRequest {
     /// Most bytes of WAL since the branch was made; 0: no limit.
     #[serde(default)]
     pub max_bytes_written: Option<u64>,
+    /// Keep history for this many seconds; 0: as the server says. The only setting that a root branch has.
+    #[serde(default)]
+    pub retention_s: Option<u64>,
+}
+
+/// Body of `POST /v1/branches/NAME/reset`: the branch begins anew from its parent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResetRequest {
+    /// Where in the parent's history, as for creating; absent: now.
+    #[serde(default)]
+    pub at: Option<String>,
+}
+
+/// Body of `POST /v1/branches/NAME/restore`: the branch becomes what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// An ISO 8601 time, or an LSN of the branch's history.
+    pub at: String,
+}
+
+/// Answer to [`ResetRequest`] and [`RestoreRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchReply {
+    /// The branch.
+    #[serde(flatten)]
+    pub branch: BranchInfo,
+    /// The LSN that it begins at.
+    pub at_lsn: Lsn,
+    /// Restoring it to this time undoes the reset or restore.
+    pub undo_at: String,
+    /// For as long as that is possible.
+    pub undo_until: String,
+    /// How long the server took, in microseconds.
+    pub server_us: u64,
+}
+
+/// Body of `POST /v1/branches/NAME/undelete`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UndeleteRequest {
+    /// Under this name; absent: the one that it had.
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// Body of `POST /v1/branches/NAME/rename`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenameRequest {
+    /// The new name.
+    pub name: String,
+}
+
+/// `GET /v1/branches/NAME/history`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BranchHistory {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The branch's name.
+    pub name: String,
+    /// Oldest first; the last is what the branch is on now.
+    pub stretches: Vec<HistoryStretch>,
+}
+
+/// A time during which nothing but its own writes changed a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStretch {
+    /// The timeline.
+    pub timeline_id: TimelineId,
+    /// From when the branch was on it.
+    pub since: String,
+    /// Until when; null: now.
+    pub until: Option<String>,
+    /// What ended it: `reset` or `restore`.
+    pub ended_by: Option<String>,
+    /// Until when it can be restored from; null: while the branch is on it.
+    pub kept_until: Option<String>,
+    /// The oldest LSN that can be restored.
+    pub oldest_lsn: Lsn,
+    /// Time of the last commit at or before it.
+    pub oldest_at: Option<String>,
+    /// The newest one.
+    pub newest_lsn: Lsn,
+    /// Time of the last commit.
+    pub newest_at: Option<String>,
 }
 
 /// Where a branch is in its life.
@@ -81,8 +168,10 @@ pub enum BranchState {
     Creating,
     /// There.
     Ready,
-    /// Being deleted.
+    /// Being deleted for good.
     Deleting,
+    /// Deleted, and can be had back.
+    Deleted,
 }
 
 /// What a branch's compute does.
@@ -141,6 +230,12 @@ pub struct BranchInfo {
     pub created_at: String,
     /// When it will be deleted; null: never.
     pub expires_at: Option<String>,
+    /// When it was deleted; null: it is not.
+    pub deleted_at: Option<String>,
+    /// Until when it can be had back; null: it is not deleted.
+    pub kept_until: Option<String>,
+    /// History is kept for this many seconds; null: as the server says.
+    pub retention_s: Option<u64>,
     /// What its compute does.
     pub compute: ComputeState,
     /// Why its last start failed, if it did.
@@ -236,4 +331,6 @@ pub struct DeleteReply {
     pub name: String,
     /// What else there is to know: a slot that could not be dropped because production is away.
     pub warning: Option<String>,
+    /// Until when it can be had back; null: it cannot.
+    pub kept_until: Option<String>,
 }

@@ -109,6 +109,18 @@ pub enum ManageRequest {
         /// For how long from now; 0 releases.
         ttl_s: u64,
     },
+    /// Nobody reads this timeline itself any more: of its history only what branches and leases hold is kept.
+    RetireTimeline {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// How long this timeline's history is kept.
+    SetRetention {
+        /// Which.
+        timeline: TimelineId,
+        /// Seconds; absent: as the page server was told at its start.
+        retention_s: Option<u64>,
+    },
     /// All parts of what a compute leaves have been sent: from now on it is what was kept of the timeline, in place of what was
     /// kept before.
     KeepState {
@@ -260,4 +272,10 @@ pub struct TimelineStatus {
     /// Pages sent to clients that are bound to it, those of base backups included, since the page server started.
     #[serde(default)]
     pub pages_sent: u64,
+    /// The oldest LSN of its own that can be read and branched from; absent in lists and while importing.
+    #[serde(default)]
+    pub oldest_lsn: Option<Lsn>,
+    /// Commit time of the last commit at or before that, microseconds since the Unix epoch.
+    #[serde(default)]
+    pub oldest_commit_us: Option<i64>,
 }

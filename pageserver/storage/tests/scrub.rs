@@ -1,0 +1,118 @@
+//! What lies in a store beside what manifests name: leftovers are found, and removed once they are old enough; the same on a folder
+//! and on S3.
+
+mod support;
+
+use std::sync::Arc;
+
+use ardent_object_store::fault::FailPoints;
+use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
+use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
+use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, remove_orphans, survey};
+use ardent_test_s3::Seaweed;
+use ardent_types::TimelineId;
+use support::*;
+
+const FAR_FUTURE_S: u64 = u64::MAX;
+
+fn name(text: String) -> ObjectName {
+    ObjectName::new(text).unwrap()
+}
+
+fn check(store: Arc<dyn ObjectStore>) {
+    let folder = tempfile::tempdir().unwrap();
+    let config = EngineConfig { store: store.clone(), ..config(folder.path(), &Arc::new(FailPoints::new())) };
+    let engine = Engine::open(config.clone()).unwrap();
+    let root = empty_root(&engine, 1);
+    root.put(vec![(block(0), lsn(0x110), image("a"))], at(0x110)).unwrap();
+    root.flush().unwrap();
+    engine.create_branch(TENANT, timeline_id(2), timeline_id(1), None).unwrap();
+    let whole: Vec<_> = list_all(&*store, "", false).unwrap().objects.into_iter().map(|object| object.name).collect();
+
+    // What crashes leave: a layer that no manifest names, a pin of a branch that never came to be, layers of a timeline whose
+    // manifests are gone, and something that this version does not know.
+    let below = |timeline: TimelineId| format!("timelines/{TENANT}/{timeline}");
+    let layer = name(format!("{}/layers/d0-0000000000000110-0000000000000000-0", below(timeline_id(1))));
+    let pin = name(format!("{}/children/{}/0000000000000108.0000000000000100", below(timeline_id(1)), timeline_id(9)));
+    let lost = name(format!("{}/layers/d0-0000000000000110-0000000000000000-0", below(timeline_id(8))));
+    let foreign = name("elsewhere/file".to_owned());
+    for (object, body) in [(&layer, &b"layer"[..]), (&pin, b""), (&lost, b"lost"), (&foreign, b"?")] {
+        store.put(object, body).unwrap();
+    }
+
+    let found = survey(&*store).unwrap();
+    let kinds: Vec<_> = found.orphans.iter().map(|orphan| (orphan.object.as_str(), orphan.kind)).collect();
+    let expect = [
+        (layer.as_str(), OrphanKind::Layer),
+        (pin.as_str(), OrphanKind::BranchMarker),
+        (lost.as_str(), OrphanKind::NoTimeline),
+    ];
+    assert_eq!(kinds.len(), expect.len(), "{kinds:?}");
+    assert!(expect.iter().all(|orphan| kinds.contains(orphan)), "{kinds:?}");
+    assert_eq!((found.problems.len(), found.unknown.as_slice()), (0, &["elsewhere/file".to_owned()][..]));
+    assert_eq!(found.timelines.len(), 2);
+
+    // Young ones may be something that is just being made.
+    let now = found.orphans.iter().map(|orphan| orphan.modified_s).min().unwrap();
+    let kept = remove_orphans(&*store, &found, now).unwrap();
+    assert_eq!(kept, RemovedOrphans { objects: 0, bytes: 0, too_young: 3 });
+    let removed = remove_orphans(&*store, &found, FAR_FUTURE_S).unwrap();
+    assert_eq!(removed, RemovedOrphans { objects: 3, bytes: 9, too_young: 0 });
+    store.delete(&foreign).unwrap();
+    let left: Vec<_> = list_all(&*store, "", false).unwrap().objects.into_iter().map(|object| object.name).collect();
+    assert_eq!(left, whole, "nothing that is needed went");
+
+    // A deletion that was cut off after its manifest is a leftover as a whole, and takes its pin at the parent along.
+    drop((root, engine));
+    let manifests = list_all(&*store, &format!("{}/manifest/", below(timeline_id(2))), false).unwrap().objects;
+    let newest = manifests.iter().map(|object| object.name.clone()).max().unwrap();
+    mark_deleted(&*store, &newest);
+    let found = survey(&*store).unwrap();
+    assert!(!found.orphans.is_empty());
+    assert!(found.orphans.iter().all(|orphan| orphan.kind == OrphanKind::DeletedTimeline), "{:?}", found.orphans);
+    remove_orphans(&*store, &found, FAR_FUTURE_S).unwrap();
+    assert_eq!(list_all(&*store, &below(timeline_id(2)), false).unwrap().objects, []);
+    assert_eq!(list_all(&*store, &format!("{}/children/", below(timeline_id(1))), false).unwrap().objects, []);
+    let engine = Engine::open(config).unwrap();
+    assert_eq!(text(&engine.timeline(TENANT, timeline_id(1)).unwrap(), block(0), 0x110).as_deref(), Some("a"));
+
+    // What a manifest names and is not there is said, with whose reads that concerns.
+    let layers = list_all(&*store, &format!("{}/layers/", below(timeline_id(1))), false).unwrap().objects;
+    store.delete(&layers[0].name).unwrap();
+    let problems = survey(&*store).unwrap().problems;
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains(layers[0].name.as_str()) && problems[0].contains("is missing"), "{problems:?}");
+}
+
+/// Writes what a page server writes first when it deletes a timeline, and dies.
+fn mark_deleted(store: &dyn ObjectStore, newest: &ObjectName) {
+    let bytes = store.get(newest).unwrap();
+    let (header, json) = bytes.split_at(16);
+    let mut manifest: serde_json::Value = serde_json::from_slice(json).unwrap();
+    let next = manifest["generation"].as_u64().unwrap() + 1;
+    manifest["generation"] = next.into();
+    manifest["deleted"] = true.into();
+    let json = serde_json::to_vec(&manifest).unwrap();
+    let mut body = header[..8].to_vec();
+    body.extend_from_slice(&(json.len() as u32).to_le_bytes());
+    body.extend_from_slice(&crc32fast::hash(&json).to_le_bytes());
+    body.extend_from_slice(&json);
+    let folder = newest.as_str().rsplit_once('/').unwrap().0;
+    store.put_if_absent(&name(format!("{folder}/{next:016x}")), &body).unwrap();
+}
+
+#[test]
+fn leftovers_in_a_folder_are_found_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    check(Arc::new(LocalFolder::open(folder.path()).unwrap()));
+}
+
+#[test]
+fn leftovers_in_a_bucket_are_found_and_removed() {
+    let server = Seaweed::shared();
+    server.make_bucket("scrub");
+    let location = S3Location::parse(&format!("s3://scrub/store?endpoint={}", server.endpoint())).unwrap();
+    let (access, secret) = server.keys();
+    let keys = S3Keys { access: access.to_owned(), secret: secret.to_owned() };
+    check(Arc::new(S3Store::open(&location, &S3Options { keys: Some(keys), ..S3Options::default() }).unwrap()));
+}
