@@ -112,9 +112,7 @@ fn bubblewrap(
     }
     command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string()]);
     system_folders(&mut command);
-    for folder in programs.private_folders() {
-        command.arg("--ro-bind").arg(&folder).arg(&folder);
-    }
+    private_folders(&mut command, programs);
     accounts(&mut command, layout, run_as)?;
     command.args(["--proc", "/proc", "--dev", "/dev"]);
     for (folder, bytes) in TEMPORARY {
@@ -168,6 +166,21 @@ fn system_folders(command: &mut Command) {
     command.args(["--perms", "0755", "--dir", "/etc"]);
     for file in ETC_FILES {
         command.args(["--ro-bind-try", file, file]);
+    }
+}
+
+/// Server programs outside of the system's folders. Bubblewrap would make the folders above them for their owner alone.
+fn private_folders(command: &mut Command, programs: &ServerPrograms) {
+    let folders = programs.private_folders();
+    let mut above: Vec<&Path> = folders.iter().flat_map(|folder| folder.ancestors().skip(1)).collect();
+    above.retain(|folder| folder.parent().is_some());
+    above.sort();
+    above.dedup();
+    for folder in above {
+        command.args(["--perms", "0755", "--dir"]).arg(folder);
+    }
+    for folder in &folders {
+        command.arg("--ro-bind").arg(folder).arg(folder);
     }
 }
 
