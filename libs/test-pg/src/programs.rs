@@ -53,7 +53,7 @@ pub fn program(name: &str) -> PathBuf {
     let path = if own.exists() { own } else { majors_dir().join(format!("clients/{clients_of}/bin")).join(name) };
     assert!(
         path.exists(),
-        "there is no {name} for Postgres {major} in {}: run scripts/setup-majors.sh {clients_of}",
+        "there is no {name} for Postgres {major} ({}): run scripts/setup-majors.sh clients",
         path.display()
     );
     path
