@@ -19,6 +19,14 @@ const SHOP: &str = "
     update customers set name = name || '!' where id % 10 = 0;
     delete from customers where id between 100 and 150";
 
+/// What a branch's users can do to every session, those of Ardent among them, since 17.
+const AGAINST_ARDENT: &str = "
+    create function turn_away() returns event_trigger language plpgsql as $$
+        begin
+            if current_setting('application_name') in ('ardent agent', 'ardent diff') then raise 'not you'; end if;
+        end $$;
+    create event trigger turn_away on login execute function turn_away()";
+
 /// A production of one major and the branches of it.
 struct Shop {
     major: u32,
@@ -133,6 +141,9 @@ fn the_whole_job(house: &House, shop: &Shop) {
          alter table documents add column size int generated always as (length(body)) stored; create view adults as select * from customers where age > 17;
          update customers set name = 'changed' where id = 777; insert into customers values (9000, 'new', 'new@x', 18)",
     );
+    if shop.major >= 17 {
+        sql(&branch, AGAINST_ARDENT);
+    }
     let shown = house.ok(&["branch", "diff", &name]);
     for line in ["ALTER TABLE public.customers RENAME COLUMN mail TO email;", "name: 'customer 777' -> changed"] {
         assert!(shown.contains(line), "{line} is not in\n{shown}");
