@@ -14,7 +14,7 @@ setup: ## Install the system packages that are missing.
 setup-s3: setup ## Fetch the S3 server that the tests run against.
 	@scripts/setup-s3.sh
 
-setup-majors: setup ## Fetch the servers of other majors that tests need.
+setup-majors: setup ## Fetch the server and the headers of another major that tests need.
 	@scripts/setup-majors.sh
 
 extension: setup ## Build the library that computes load, for each major whose server headers are there.
@@ -29,10 +29,10 @@ up: build ## Run Ardent for your own database, until Ctrl-C.
 demo: build ## Walk the whole job on a sample production server, and clean up.
 	@scripts/demo.sh
 
-test: extension setup-s3 setup-majors ## Run every test.
+test: setup-s3 setup-majors extension ## Run every test.
 	@scripts/test.sh
 
-test-full: extension setup-s3 setup-majors ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e
+test-full: setup-s3 setup-majors extension ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e
 	@scripts/test-full.sh "$(AREA)"
 
 verify-redo: build ## Prove redo against Postgres's own regression suite.

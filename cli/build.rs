@@ -1,23 +1,26 @@
-//! Takes the library that computes load into the program, compressed and with its hash. It is built before (see the
-//! Makefile's `extension`); without it everything builds as well, and `ardent up` says what to do.
+//! Takes the libraries that computes load into the program, one for each major, compressed and with their hashes. They are built
+//! before (see the Makefile's `extension`); without them everything builds as well, and `ardent up` says what to do.
 
 use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const MAJORS: [u32; 1] = [15];
+const MAJORS: [u32; 4] = [15, 16, 17, 18];
 const ZSTD_LEVEL: i32 = 12;
 
 fn main() {
     println!("cargo:rerun-if-env-changed=ARDENT_COMPUTE_LIB_DIR");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
     let folder = env::var_os("ARDENT_COMPUTE_LIB_DIR").map(PathBuf::from);
+    // The folder and not the files: a file that is not there would count as changed every time.
+    if let Some(folder) = &folder {
+        println!("cargo:rerun-if-changed={}", folder.display());
+    }
     let mut table = String::from("&[\n");
     for major in MAJORS {
         let Some(folder) = &folder else { continue };
         let source = folder.join(format!("libardent_compute_{major}.so"));
-        println!("cargo:rerun-if-changed={}", source.display());
         if let Some((packed, hash)) = pack(&source, &out, major) {
             writeln!(
                 table,

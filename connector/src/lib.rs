@@ -28,4 +28,4 @@ pub use error::ConnectorError;
 pub use follow::{FollowState, FollowStatus, follow};
 pub use import::{ImportPhase, ImportProgress, Imported, import};
 pub use position::{PositionProbe, SlotStatus, delete, slot_status};
-pub use preflight::{HostFacts, normalize_locale, preflight};
+pub use preflight::{HostFacts, MajorFacts, normalize_locale, preflight};

@@ -1,5 +1,7 @@
 //! What production lacks, before anything is stored. Each check that fails carries what mends it.
 
+use std::collections::BTreeMap;
+
 use ardent_api::control::{CheckOutcome, PreflightCheck};
 use ardent_pg_format::PgMajor;
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, QueryResult, WireError};
@@ -9,19 +11,22 @@ use crate::error::ConnectorError;
 /// What the host where branches run has, as far as preflight compares it.
 #[derive(Clone, Debug, Default)]
 pub struct HostFacts {
-    /// Majors whose server programs are installed; empty: not known.
-    pub majors: Vec<u32>,
-    /// Libraries in the server's library folder, without `.so`; `None`: not known.
-    pub libraries: Option<Vec<String>>,
+    /// The majors whose server programs are installed; empty: not known.
+    pub majors: BTreeMap<u32, MajorFacts>,
     /// Version of the C library, which orders texts: `2.36`; `None`: not known.
     pub libc_version: Option<String>,
     /// Locales that exist, normalised as [`normalize_locale`] does; `None`: not known.
     pub locales: Option<Vec<String>>,
 }
 
-/// Majors that branches can run: those that the compute library is made for. Storage knows more: import and redo of others are tested,
-/// and connecting one waits only for this list.
-const MAJORS_OF_BRANCHES: [PgMajor; 1] = [PgMajor::V15];
+/// What the host has of one major.
+#[derive(Clone, Debug)]
+pub struct MajorFacts {
+    /// Whether there is a library for its computes to load.
+    pub compute_library: bool,
+    /// Libraries in the server's library folder, without `.so`; `None`: not known.
+    pub libraries: Option<Vec<String>>,
+}
 
 /// Looks at a server that may become a source. Failing checks are part of the answer; an error means that it could not be looked at.
 pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck>, ConnectorError> {
@@ -44,7 +49,8 @@ pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck
         format!("role {role} may not read shared_preload_libraries: branches start without the libraries named there"),
         Some(format!("grant pg_read_all_settings to {role}")),
     );
-    libraries(&mut checks, &mut sql, host, preload.unwrap_or_default()).await?;
+    let here = host.majors.get(&major(&facts)).and_then(|here| here.libraries.as_deref());
+    libraries(&mut checks, &mut sql, here, preload.unwrap_or_default()).await?;
     locales(&mut checks, &sql.query(LOCALES).await?, host);
     checksums_and_role(&mut checks, &facts);
     Ok(checks.0)
@@ -110,28 +116,43 @@ fn number(facts: &QueryResult, name: &str) -> i64 {
     facts.value(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+fn major(facts: &QueryResult) -> u32 {
+    u32::try_from(number(facts, "version_num") / 10_000).unwrap_or(0)
+}
+
 fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
     let fact = |name| facts.value(name).unwrap_or_default();
-    let major = u32::try_from(number(facts, "version_num") / 10_000).unwrap_or(0);
+    let major = major(facts);
     let version = fact("version");
     checks.require(
         "version",
-        MAJORS_OF_BRANCHES.iter().any(|known| known.number() == major),
+        PgMajor::from_number(major).is_some(),
         format!("Postgres {version}"),
-        format!(
-            "Postgres {version}: branches run {} so far",
-            MAJORS_OF_BRANCHES.map(|known| known.to_string()).join(" and ")
-        ),
+        format!("Postgres {version}: branches run {}", PgMajor::ALL.map(|known| known.number().to_string()).join(", ")),
         None,
     );
     if !host.majors.is_empty() {
+        let here = host.majors.get(&major);
         checks.require(
             "host_version",
-            host.majors.contains(&major),
+            here.is_some(),
             format!("the server programs of Postgres {major} are installed here"),
             format!("branches run Postgres {major}, whose server programs are not installed on this host"),
-            Some(format!("apt-get install postgresql-{major} postgresql-contrib")),
+            Some(format!(
+                "apt-get install postgresql-{major} postgresql-contrib, or start ardent up with --pg-bin {major}=DIR"
+            )),
         );
+        if let Some(here) = here {
+            checks.require(
+                "host_library",
+                here.compute_library,
+                format!("this program has the library for computes of Postgres {major}"),
+                format!("this program was built without the library for computes of Postgres {major}"),
+                Some(format!(
+                    "install the server headers (Debian: postgresql-server-dev-{major}), and build again with: make build"
+                )),
+            );
+        }
     }
     let build = fact("build");
     checks.require(
@@ -252,10 +273,10 @@ fn tablespaces(checks: &mut Checks, result: &QueryResult) {
 async fn libraries(
     checks: &mut Checks,
     sql: &mut Connection,
-    host: &HostFacts,
+    present: Option<&[String]>,
     preload: &str,
 ) -> Result<(), ConnectorError> {
-    let Some(present) = &host.libraries else { return Ok(()) };
+    let Some(present) = present else { return Ok(()) };
     let loaded = sql
         .query("select distinct probin from pg_proc where probin is not null and prolang = (select oid from pg_language where lanname = 'c')")
         .await?;

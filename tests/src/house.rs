@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use ardent_test_pg::{bin_dir_of, test_major};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown, geteuid};
 use serde_json::Value;
@@ -121,9 +122,9 @@ impl House {
         house
     }
 
-    /// A new folder, on which nothing runs yet.
+    /// A new folder, on which nothing runs yet. It knows the servers of the major that is tested.
     pub fn prepare() -> House {
-        House {
+        let house = House {
             root: own_folder(),
             ports: free_ports(),
             arguments: Vec::new(),
@@ -132,7 +133,18 @@ impl House {
             program: program(),
             user: None,
             store_bytes: None,
+        };
+        match test_major() {
+            15 => house,
+            major => house.with_server_of(major),
         }
+    }
+
+    /// With the servers of another major beside Debian's.
+    #[must_use]
+    pub fn with_server_of(self, major: u32) -> House {
+        let folder = bin_dir_of(major);
+        self.with_arguments(&["--pg-bin", &format!("{major}={}", folder.display())])
     }
 
     /// With more arguments of `ardent up`.
@@ -269,6 +281,13 @@ impl House {
     /// The processes of computes.
     pub fn compute_processes(&self) -> Vec<Process> {
         descendants(self.pid())
+    }
+
+    /// Kills the first process of computes that is `wanted`, and waits until it is gone.
+    pub fn kill_one(&self, what: &str, wanted: impl Fn(&Process) -> bool) {
+        let found = wait_until(what, 60, || self.compute_processes().into_iter().find(|process| wanted(process)));
+        found.kill();
+        wait_until("it is gone", 60, || (!found.runs()).then_some(()));
     }
 
     /// Kills the server alone, as a crash would, and waits until everything below it has noticed.

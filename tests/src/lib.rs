@@ -14,6 +14,7 @@
 
 mod apart;
 mod house;
+mod ledger;
 mod processes;
 mod production;
 mod psql;
@@ -22,6 +23,7 @@ mod session;
 
 pub use apart::Apart;
 pub use house::{Background, Finished, House, free_port};
+pub use ledger::{Acknowledged, Ledger};
 pub use processes::{Process, descendants, wait_until};
 pub use production::{Load, production_options};
 pub use psql::{in_database, pg_program, sql, table_sums, try_sql};

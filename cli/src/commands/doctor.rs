@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
+use ardent_pg_format::PgMajor;
 
 use crate::api::Api;
 use crate::args::{DoctorArgs, StoreArgs};
@@ -15,9 +16,6 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::up::object_store::{self, StorePlace};
 use crate::up::{library, names};
-
-/// Major versions that this program makes computes for.
-const MAJORS: [u32; 1] = [15];
 
 #[derive(Serialize)]
 struct Report {
@@ -29,11 +27,7 @@ struct Report {
 /// Runs the command.
 pub fn run(output: &Output, url_flag: Option<&str>, args: &DoctorArgs) -> Result<(), Failure> {
     let given: BTreeMap<u32, PathBuf> = args.pg_bin.iter().cloned().collect();
-    let mut checks = Vec::new();
-    for major in MAJORS {
-        checks.push(server_programs(major, given.get(&major).map(PathBuf::as_path)));
-        checks.push(compute_library(major));
-    }
+    let mut checks = majors(&given);
     checks.push(sandbox());
     checks.push(psql());
     checks.push(host_names());
@@ -68,19 +62,43 @@ fn check(name: &str, outcome: CheckOutcome, message: String, fix: Option<&str>) 
     PreflightCheck { name: name.to_owned(), outcome, message, fix: fix.map(str::to_owned) }
 }
 
-fn server_programs(major: u32, given: Option<&Path>) -> PreflightCheck {
+/// What there is of each major. A folder that a user has named must hold one; some major must be whole; what the others lack matters
+/// only to who has a production of it.
+fn majors(named: &BTreeMap<u32, PathBuf>) -> Vec<PreflightCheck> {
+    let mut checks = Vec::new();
+    let mut absent = Vec::new();
+    let mut whole = false;
+    for major in PgMajor::ALL.map(PgMajor::number) {
+        match ServerPrograms::find(major, named.get(&major).map(PathBuf::as_path)) {
+            Ok(programs) => {
+                let found = [server_programs(major, &programs), compute_library(major)];
+                whole |= found.iter().all(|check| check.outcome == CheckOutcome::Ok);
+                checks.extend(found);
+            }
+            Err(error) if named.contains_key(&major) => {
+                checks.push(check(&format!("postgres_{major}"), CheckOutcome::Failed, error.to_string(), None));
+            }
+            Err(_) => absent.push(major.to_string()),
+        }
+    }
+    let fix = "install postgresql-MAJOR and postgresql-contrib of production's major, or give --pg-bin MAJOR=DIR";
+    if !whole {
+        let message = "there is no major with both its server programs and the library that computes load".to_owned();
+        checks.push(check("postgres", CheckOutcome::Failed, message, Some(fix)));
+    } else if !absent.is_empty() {
+        let message =
+            format!("no server programs of Postgres {}: productions of these cannot be connected", absent.join(", "));
+        checks.push(check("other_majors", CheckOutcome::Ok, message, None));
+    }
+    checks
+}
+
+fn server_programs(major: u32, programs: &ServerPrograms) -> PreflightCheck {
     let name = format!("postgres_{major}");
-    match ServerPrograms::find(major, given) {
-        Ok(programs) => {
-            let version = first_line(&programs.postgres(), &["--version"]).unwrap_or_else(|| "does not run".to_owned());
-            check(&name, CheckOutcome::Ok, format!("{version} in {}", programs.bin_dir.display()), None)
-        }
-        Err(error) => {
-            let fix = format!(
-                "install it (Debian: apt-get install postgresql-{major} postgresql-contrib), or give --pg-bin {major}=DIR"
-            );
-            check(&name, CheckOutcome::Failed, error.to_string(), Some(&fix))
-        }
+    let folder = programs.bin_dir.display();
+    match first_line(&programs.postgres(), &["--version"]) {
+        Some(version) => check(&name, CheckOutcome::Ok, format!("{version} in {folder}"), None),
+        None => check(&name, CheckOutcome::Failed, format!("the server in {folder} does not run"), None),
     }
 }
 
@@ -88,12 +106,15 @@ fn compute_library(major: u32) -> PreflightCheck {
     let name = format!("compute_library_{major}");
     match library::embedded(major) {
         Some(library) => check(&name, CheckOutcome::Ok, format!("built in ({})", library.hash), None),
-        None => check(
-            &name,
-            CheckOutcome::Failed,
-            "this program was built without the library that computes load".to_owned(),
-            Some("build it with: make build"),
-        ),
+        None => {
+            let fix = format!(
+                "install the server headers (Debian: postgresql-server-dev-{major}), and build again with: make build"
+            );
+            let message = format!(
+                "this program was built without the library that computes of Postgres {major} load: productions of it cannot be connected"
+            );
+            check(&name, CheckOutcome::Warning, message, Some(&fix))
+        }
     }
 }
 

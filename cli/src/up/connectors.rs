@@ -14,15 +14,18 @@ use tokio_util::sync::CancellationToken;
 use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
 use ardent_connector::{
-    ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, PositionProbe,
+    ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, MajorFacts, PositionProbe,
 };
 use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
+use ardent_pg_format::PgMajor;
 use ardent_types::{Lsn, TimelineId};
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
+
+use super::library;
 
 /// A connection that asks production for its position is closed after this long without a question.
 const PROBE_IDLE_MAX: Duration = Duration::from_secs(60);
@@ -167,16 +170,13 @@ fn failed(error: &ConnectorError) -> ErrorInfo {
 
 /// What preflight compares a source with.
 fn host_facts(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> HostFacts {
-    const MAJORS: std::ops::RangeInclusive<u32> = 15..=18;
-    let programs: Vec<(u32, ServerPrograms)> = MAJORS
-        .filter_map(|major| {
-            let given = pg_bin_dirs.get(&major).map(PathBuf::as_path);
-            Some((major, ServerPrograms::find(major, given).ok()?))
-        })
-        .collect();
+    let facts = |major: u32| {
+        let programs = ServerPrograms::find(major, pg_bin_dirs.get(&major).map(PathBuf::as_path)).ok()?;
+        let compute_library = library::embedded(major).is_some();
+        Some((major, MajorFacts { compute_library, libraries: libraries(&programs) }))
+    };
     HostFacts {
-        majors: programs.iter().map(|(major, _)| *major).collect(),
-        libraries: programs.first().and_then(|(_, programs)| libraries(programs)),
+        majors: PgMajor::ALL.into_iter().filter_map(|major| facts(major.number())).collect(),
         libc_version: libc_version(),
         locales: locales(),
     }

@@ -112,14 +112,13 @@ fn bubblewrap(
     }
     command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string()]);
     system_folders(&mut command);
-    for folder in programs.private_folders() {
-        command.arg("--ro-bind").arg(&folder).arg(&folder);
-    }
     accounts(&mut command, layout, run_as)?;
     command.args(["--proc", "/proc", "--dev", "/dev"]);
     for (folder, bytes) in TEMPORARY {
         command.args(["--perms", "1777", "--size", &bytes.to_string(), "--tmpfs", folder]);
     }
+    // After the temporary folders, in which they may lie.
+    private_folders(&mut command, programs);
     command.args(["--perms", "0755", "--dir", "/ardent", "--perms", "0755", "--dir", "/ardent/lib"]);
     for (outside, inside) in [(&layout.data, &view.data), (&layout.run, &view.run), (&layout.door, &view.door)] {
         command.arg("--bind").arg(outside).arg(inside);
@@ -168,6 +167,21 @@ fn system_folders(command: &mut Command) {
     command.args(["--perms", "0755", "--dir", "/etc"]);
     for file in ETC_FILES {
         command.args(["--ro-bind-try", file, file]);
+    }
+}
+
+/// Server programs outside of the system's folders. Bubblewrap would make the folders above them for their owner alone.
+fn private_folders(command: &mut Command, programs: &ServerPrograms) {
+    let folders = programs.private_folders();
+    let mut above: Vec<&Path> = folders.iter().flat_map(|folder| folder.ancestors().skip(1)).collect();
+    above.retain(|folder| folder.parent().is_some());
+    above.sort();
+    above.dedup();
+    for folder in above {
+        command.args(["--perms", "0755", "--dir"]).arg(folder);
+    }
+    for folder in &folders {
+        command.arg("--ro-bind").arg(folder).arg(folder);
     }
 }
 

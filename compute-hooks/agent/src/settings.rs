@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use ardent_pg_format::PgMajor;
 use ardent_types::Lsn;
 
 use ardent_api::compute::AGENT_ROLE;
@@ -35,6 +36,7 @@ pub struct SourceLimits {
 /// Everything that settings are made from.
 #[derive(Debug)]
 pub(crate) struct SettingsInput<'a> {
+    pub(crate) major: PgMajor,
     pub(crate) branch: &'a str,
     pub(crate) view: &'a View,
     pub(crate) limits: &'a SourceLimits,
@@ -176,6 +178,10 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
         ("ardent.roles_socket", text(&input.view.door.join(ROLES_SOCKET))),
         ("ardent.unacknowledged_wal_max", format!("{UNACKNOWLEDGED_WAL_MAX_MB}MB")),
     ];
+    if input.major >= PgMajor::V18 {
+        // What nobody reads for a while is still the agent's to read.
+        guards.push(("idle_replication_slot_timeout", "0".to_owned()));
+    }
     if input.read_only {
         guards.push(("default_transaction_read_only", "on".to_owned()));
         guards.push(("autovacuum", "off".to_owned()));
@@ -259,6 +265,7 @@ mod tests {
         };
         let wishes = wishes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let input = SettingsInput {
+            major: PgMajor::V15,
             branch: "dev",
             view: &view,
             limits: &limits(),

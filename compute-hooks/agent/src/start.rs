@@ -421,6 +421,7 @@ impl Compute {
             tracing::warn!(?missing, "libraries of the source are not installed here and left out");
         }
         SettingsInput {
+            major: self.major,
             branch: &self.spec.branch,
             view: &self.view,
             limits: &prepared.limits,

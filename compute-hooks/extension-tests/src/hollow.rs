@@ -6,6 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use ardent_pg_format::{ClusterState, ControlFile};
 use ardent_presence_map::{PresenceMap, PresenceMapBuilder};
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command, temp_dir};
 use ardent_types::{BLCKSZ, ForkNumber, Lsn, RelTag, oid};
@@ -142,12 +143,10 @@ fn give_to_owner_of(folder: &Path, path: &Path) {
 
 /// Where the shutdown checkpoint is: no page is newer.
 fn checkpoint_lsn(data_dir: &Path) -> Lsn {
-    let output =
-        server_command(program("pg_controldata")).arg("-D").arg(data_dir).output().expect("pg_controldata runs");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("shut down"), "not shut down: {text}");
-    let line = text.lines().find_map(|line| line.strip_prefix("Latest checkpoint location:"));
-    line.expect("pg_controldata names the checkpoint").trim().parse().expect("an LSN")
+    let path = data_dir.join("global/pg_control");
+    let control = ControlFile::decode(&fs::read(&path).expect("pg_control can be read")).expect("it is one");
+    assert_eq!(control.state, ClusterState::ShutDown);
+    control.checkpoint_lsn
 }
 
 fn relation_files(data_dir: &Path) -> Vec<RelationFile> {

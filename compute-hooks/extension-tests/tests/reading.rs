@@ -1,21 +1,33 @@
 //! Pages are fetched when they are read, and only then.
 
 use ardent_extension_tests::HollowPg;
+use ardent_test_pg::test_major;
 use ardent_types::ForkNumber;
 
 const TABLE: &str = "create table t (id int primary key, v text);
     insert into t select g, md5(g::text) from generate_series(1, 60000) g";
 const SUM: &str = "select count(*), sum(id), md5(string_agg(v, ',' order by id)) from t";
 
+/// The ways in which a server reads, where it has several: since 18 a backend or I/O workers.
+fn ways_of_reading() -> &'static [&'static [(&'static str, &'static str)]] {
+    if test_major() < 18 { &[&[]] } else { &[&[("io_method", "worker")], &[("io_method", "sync")]] }
+}
+
 #[test]
 fn select_works_with_every_block_absent() {
+    for settings in ways_of_reading() {
+        select_works(settings);
+    }
+}
+
+fn select_works(settings: &[(&str, &str)]) {
     let mut expected = String::new();
     let hollow = HollowPg::start(
         |server| {
             server.sql(TABLE);
             expected = server.sql(SUM);
         },
-        &[],
+        settings,
     );
     let absent = hollow.map.absent_count();
     assert_eq!(hollow.server.sql("select 1"), "1");

@@ -58,9 +58,24 @@ unsafe extern "C-unwind" fn authenticated(port: *mut pg::Port, status: c_int) {
         }
         // What follows looks the role up by its name, and that is another cache.
         admit(pg::AUTHNAME as c_int, name as pg::Datum, |_| {});
+        set_out_of_reach();
         IS_AGENT = true;
     }
 }
+
+/// What the branch's users can arrange for every session, since 17, must not end the agent's: triggers at log-in, and a limit on
+/// transactions. Set here and not when connecting, because a server of an older major refuses names that it does not know.
+#[cfg(pg_from = "17")]
+unsafe fn set_out_of_reach() {
+    for (name, value) in [(c"event_triggers", c"off"), (c"transaction_timeout", c"0")] {
+        // SAFETY: both are C strings; the session has begun and may set what a superuser may. This source wins over what is
+        // stored for databases and roles.
+        unsafe { pg::SetConfigOption(name.as_ptr(), value.as_ptr(), pg::PGC_SUSET, pg::PGC_S_OVERRIDE) };
+    }
+}
+
+#[cfg(not(pg_from = "17"))]
+unsafe fn set_out_of_reach() {}
 
 /// Marks this process's cached copy of a role's row as one that may do everything. False: there is no such role.
 unsafe fn admit(cache: c_int, key: pg::Datum, also: impl FnOnce(*mut pg::FormData_pg_authid)) -> bool {

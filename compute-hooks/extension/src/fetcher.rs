@@ -71,6 +71,8 @@ pub struct Target<'a> {
     pub rel: RelTag,
     /// Block.
     pub block: BlockNumber,
+    /// How many blocks from this one on are about to be read; at least 1.
+    pub wanted: u32,
 }
 
 /// How a block is being obtained.
@@ -198,7 +200,7 @@ impl Fetcher {
             None if attempt.trust_others && storage.claims.holds(&target.entry, target.block) => {
                 if !attempt.planned {
                     attempt.planned = true;
-                    let window = self.ahead.on_miss(target.rel, target.block, max);
+                    let window = self.ahead.on_miss(target.rel, target.block, target.wanted, max);
                     self.ask_window(storage, target, window, nblocks, Why::ReadAhead)?;
                 }
                 return Ok(());
@@ -208,7 +210,7 @@ impl Fetcher {
                     storage.claims.remove(&target.entry, target.block, 2 * settings::READ_AHEAD_BLOCKS_MAX);
                 }
                 attempt.planned = true;
-                let window = self.ahead.on_miss(target.rel, target.block, max);
+                let window = self.ahead.on_miss(target.rel, target.block, target.wanted, max);
                 self.ask_window(storage, target, window, nblocks, Why::Demand)?;
             }
             // The reader has reached what was read ahead for it.
@@ -269,7 +271,7 @@ impl Fetcher {
         }
         loop {
             if self.client.is_up() && self.client.in_flight().count() < IN_FLIGHT_MAX {
-                let window = Window { start: target.block, count: 1 };
+                let window = Window { start: target.block, count: target.wanted };
                 self.ask_window(storage, target, window, BlockNumber::MAX, Why::Prefetch)?;
                 return Ok(Step::Alone);
             }

@@ -21,11 +21,12 @@ use crate::chunk_locks;
 use crate::commit_guard;
 use crate::fetcher::{Arrived, Attempt, Step, Target, fetcher};
 use crate::page_client::{Asked, Why};
-use crate::page_run;
 use crate::pg;
+use crate::relation;
 use crate::report::{Level, Report, SqlState, Text};
 use crate::settings;
-use crate::storage_hooks::{self, Storage};
+use crate::storage_hooks::Storage;
+use crate::transfers;
 
 /// Longest sleep before interrupts and deadlines are looked at again. A signal ends it at once, except one that arrives
 /// just before it begins.
@@ -71,7 +72,7 @@ pub unsafe fn obtain(storage: &Storage, target: &Target<'_>, nblocks: BlockNumbe
                     now
                 }
             };
-            wait(pause);
+            wait(pause, Place::StorageManager);
             let waited = started.elapsed();
             attempt.trust_others = waited < OTHERS_PATIENCE;
             if waited >= settings::fetch_timeout() {
@@ -104,7 +105,7 @@ pub unsafe fn prefetch(storage: &Storage, target: &Target<'_>) -> bool {
                 // Prefetching is a service, never a failure: the read will say what is wrong.
                 Step::Refused(_) | Step::Later => return false,
                 Step::Wait | Step::WaitForOther => {
-                    wait(POLL_MAX);
+                    wait(POLL_MAX, Place::StorageManager);
                     if started.elapsed() >= settings::fetch_timeout() {
                         return false;
                     }
@@ -114,13 +115,31 @@ pub unsafe fn prefetch(storage: &Storage, target: &Target<'_>) -> bool {
     }
 }
 
+/// Where somebody waits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In a hook of the executor or of a transaction's end.
+    Statement,
+    /// In a function of the storage manager's table. From 18 on those that call it hold interrupts off, lest the relation's files are
+    /// closed in between; here none is in use yet, so that a wait can be interrupted as before.
+    StorageManager,
+}
+
+impl Place {
+    /// Of the holds on interrupts, how many are the caller's and mean nothing here.
+    fn holds(self) -> u32 {
+        u32::from(cfg!(pg_from = "18") && self == Place::StorageManager)
+    }
+}
+
 /// Sleeps until something may have happened, then serves interrupts.
 ///
 /// # Safety
 /// Where an error may be raised.
-pub unsafe fn wait(max: Duration) {
+pub unsafe fn wait(max: Duration, place: Place) {
     // SAFETY: the fetcher is borrowed for the non-raising wait alone.
     unsafe {
+        pg::before_sleep();
         pg::show_waiting(true);
         let postmaster_lives = fetcher().client.wait(max, pg::postmaster_watch_fd());
         pg::show_waiting(false);
@@ -128,8 +147,11 @@ pub unsafe fn wait(max: Duration) {
             Report::plain(SqlState::IO_ERROR, format_args!("terminating because the postmaster is gone"))
                 .raise(Level::Fatal);
         }
+        // An error leaves no hold behind, as everywhere.
+        let lifted = pg::lift_holds(place.holds());
         commit_guard::serve_cancellation_while_waiting();
         pg::check_for_interrupts();
+        pg::restore_holds(lifted);
     }
 }
 
@@ -193,20 +215,19 @@ unsafe fn place(storage: &Storage, target: &Target<'_>, entry: &Entry<'_>, run: 
     let mut placed = 0;
     // SAFETY: the handle is Postgres's own; an error raised by a write releases the lock.
     unsafe {
-        let handle = if run.rel == target.rel { target.handle } else { storage_hooks::open(&run.rel) };
+        let handle = if run.rel == target.rel { target.handle } else { relation::open(&run.rel) };
         let lock = chunk_locks::acquire(entry, run.start);
         let mut at = 0;
         while at < run.length {
             let start = run.start + at;
             let length = entry.absent_run(start, run.length - at);
-            let pages = run.pages.add(at as usize * BLCKSZ);
-            if length < 2 || !page_run::write(&run.rel, start, length, pages) {
-                for next in 0..length {
-                    // The write does not change the page; its type says otherwise for historical reasons.
-                    let page = pages.add(next as usize * BLCKSZ).cast_mut().cast();
-                    (storage.original.write)(handle, run.rel.fork as pg::ForkNumber, start + next, page, true);
-                }
-            }
+            transfers::write_fetched(
+                storage,
+                handle,
+                &run.rel,
+                start..start + length,
+                run.pages.add(at as usize * BLCKSZ),
+            );
             for next in 0..length {
                 entry.set_present(start + next);
                 placed |= 1 << (at + next);
@@ -263,7 +284,7 @@ pub unsafe fn fill_database(storage: &Storage, database: pg::Oid) {
             let mut from = 0;
             while let Some(block) = entry.next_absent(from) {
                 from = block;
-                let target = Target { handle: storage_hooks::open(&rel), entry, rel, block };
+                let target = Target { handle: relation::open(&rel), entry, rel, block, wanted: 1 };
                 let nblocks = (storage.original.nblocks)(target.handle, rel.fork as pg::ForkNumber);
                 if block >= nblocks {
                     break;

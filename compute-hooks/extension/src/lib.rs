@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!   buffer manager
-//!        │ read / write / extend / prefetch / truncate / unlink
+//!        │ extend / truncate / unlink; read / write / prefetch: transfers
 //!        ▼
 //!   storage_hooks ──present──► Postgres's md functions ──► local files
 //!        │ absent                      ▲
@@ -43,10 +43,12 @@ mod commit_guard;
 mod fetcher;
 mod filler;
 mod page_client;
+#[cfg(not(pg_from = "17"))]
 mod page_run;
 mod pg;
 mod policy;
 mod read_ahead;
+mod relation;
 mod report;
 mod roles;
 mod session_state;
@@ -54,6 +56,7 @@ mod settings;
 mod storage_abi;
 mod storage_hooks;
 mod storage_table;
+mod transfers;
 mod wal_brake;
 
 use std::ffi::{c_char, c_int};
@@ -68,6 +71,7 @@ unsafe impl<T> Sync for Constant<T> {}
 
 /// What `PG_MODULE_MAGIC` would define: Postgres refuses a library that was built for another major version or with other
 /// limits.
+#[cfg(not(pg_from = "18"))]
 static MAGIC: Constant<pg::Pg_magic_struct> = Constant(pg::Pg_magic_struct {
     len: size_of::<pg::Pg_magic_struct>() as c_int,
     version: pg::PG_VERSION_NUM / 100,
@@ -76,6 +80,21 @@ static MAGIC: Constant<pg::Pg_magic_struct> = Constant(pg::Pg_magic_struct {
     namedatalen: pg::NAMEDATALEN,
     float8byval: pg::FLOAT8PASSBYVAL,
     abi_extra: abi_name(b"PostgreSQL"),
+});
+
+#[cfg(pg_from = "18")]
+static MAGIC: Constant<pg::Pg_magic_struct> = Constant(pg::Pg_magic_struct {
+    len: size_of::<pg::Pg_magic_struct>() as c_int,
+    abi_fields: pg::Pg_abi_values {
+        version: pg::PG_VERSION_NUM / 100,
+        funcmaxargs: pg::FUNC_MAX_ARGS,
+        indexmaxkeys: pg::INDEX_MAX_KEYS,
+        namedatalen: pg::NAMEDATALEN,
+        float8byval: pg::FLOAT8PASSBYVAL,
+        abi_extra: abi_name(b"PostgreSQL"),
+    },
+    name: c"ardent_compute".as_ptr(),
+    version: std::ptr::null(),
 });
 
 const fn abi_name(name: &[u8]) -> [c_char; 32] {

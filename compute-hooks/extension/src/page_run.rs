@@ -1,13 +1,14 @@
 //! Writes a run of fetched pages into its relation's file with one system call.
 //!
 //! Postgres's own function writes one page at a time. For a run as long as read-ahead brings, the kernel needs less than half of the
-//! time for each page when it gets all of them at once.
+//! time for each page when it gets all of them at once. From 17 on Postgres's own function takes several.
 
 use std::ffi::CStr;
 
 use ardent_types::{BLCKSZ, BlockNumber, RelTag};
 
 use crate::pg;
+use crate::relation;
 use crate::report::Text;
 
 /// Writes `count` pages from `start` on. False: not all of them; nothing is lost, write them one by one. The run lies within one
@@ -20,8 +21,13 @@ pub unsafe fn write(rel: &RelTag, start: BlockNumber, count: u32, pages: *const 
     let (number, first) = (start / file_blocks, start % file_blocks);
     // SAFETY: may raise for want of memory; nothing here has a destructor. The path is Postgres's own.
     let path = unsafe {
-        let text =
-            pg::GetRelationPath(rel.dbnode, rel.spcnode, rel.relnode, pg::INVALID_BACKEND, rel.fork as pg::ForkNumber);
+        let text = pg::GetRelationPath(
+            rel.dbnode,
+            rel.spcnode,
+            rel.relnode,
+            relation::NOT_TEMPORARY,
+            rel.fork as pg::ForkNumber,
+        );
         let base = CStr::from_ptr(text).to_str().unwrap_or_default();
         let path = match number {
             0 => Text::format(format_args!("{base}")),

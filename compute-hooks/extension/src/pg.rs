@@ -11,9 +11,6 @@ mod bindings {
 
 pub use bindings::*;
 
-/// The backend id of relations that are not temporary (`InvalidBackendId`).
-pub const INVALID_BACKEND: BackendId = -1;
-
 /// `CHECK_FOR_INTERRUPTS`: may raise, or end the process. Does nothing where Postgres holds interrupts off.
 ///
 /// # Safety
@@ -24,6 +21,44 @@ pub unsafe fn check_for_interrupts() {
         if (&raw const InterruptPending).read_volatile() != 0 {
             ProcessInterrupts();
         }
+    }
+}
+
+/// Takes `count` holds on interrupts away, if no others are there. Gives how many were taken.
+///
+/// # Safety
+/// Only in a process that Postgres runs; [`restore_holds`] follows unless an error is raised.
+pub unsafe fn lift_holds(count: u32) -> u32 {
+    // SAFETY: only this thread changes it.
+    unsafe {
+        let holds = &raw mut InterruptHoldoffCount;
+        let lifted = if holds.read_volatile() == count { count } else { 0 };
+        holds.write_volatile(holds.read_volatile() - lifted);
+        lifted
+    }
+}
+
+/// Undoes [`lift_holds`].
+///
+/// # Safety
+/// With what it gave.
+pub unsafe fn restore_holds(lifted: u32) {
+    // SAFETY: as above.
+    unsafe {
+        let holds = &raw mut InterruptHoldoffCount;
+        holds.write_volatile(holds.read_volatile() + lifted);
+    }
+}
+
+/// From 18 on a process may have put off handing over reads that others already wait for: not while it sleeps.
+///
+/// # Safety
+/// Only in a process that Postgres runs.
+pub unsafe fn before_sleep() {
+    // SAFETY: allowed anywhere; does nothing if there are none.
+    #[cfg(pg_from = "18")]
+    unsafe {
+        pgaio_submit_staged();
     }
 }
 

@@ -18,7 +18,7 @@ use ardent_api::policy::{PolicyPage, Refusal};
 use ardent_types::Lsn;
 
 use crate::agent_login;
-use crate::filler;
+use crate::filler::{self, Place};
 use crate::pg;
 use crate::report::{Level, Report, SqlState, Text, refuse_start};
 use crate::settings;
@@ -90,28 +90,43 @@ unsafe extern "C-unwind" fn executor_start(query: *mut pg::QueryDesc, flags: c_i
     unsafe {
         before_statement();
         if (*query).operation != pg::CMD_SELECT {
-            wal_brake::hold_until_acknowledged();
+            wal_brake::hold_until_acknowledged(Place::Statement);
         }
         let next = (&raw const NEXT_START).read().unwrap_or(pg::standard_ExecutorStart);
-        let mut note = Note::new();
-        note.enter();
-        next(query, flags);
-        note.leave();
+        explained(|| next(query, flags));
     }
 }
 
+#[cfg(not(pg_from = "18"))]
 unsafe extern "C-unwind" fn executor_run(
     query: *mut pg::QueryDesc,
     direction: pg::ScanDirection,
     count: pg::uint64,
     execute_once: bool,
 ) {
-    // SAFETY: as above.
+    // SAFETY: Postgres's arguments, unchanged; nothing here has a destructor.
     unsafe {
         let next = (&raw const NEXT_RUN).read().unwrap_or(pg::standard_ExecutorRun);
-        let mut note = Note::new();
+        explained(|| next(query, direction, count, execute_once));
+    }
+}
+
+#[cfg(pg_from = "18")]
+unsafe extern "C-unwind" fn executor_run(query: *mut pg::QueryDesc, direction: pg::ScanDirection, count: pg::uint64) {
+    // SAFETY: Postgres's arguments, unchanged; nothing here has a destructor.
+    unsafe {
+        let next = (&raw const NEXT_RUN).read().unwrap_or(pg::standard_ExecutorRun);
+        explained(|| next(query, direction, count));
+    }
+}
+
+/// Runs what may raise an error because of the policy.
+unsafe fn explained(run: impl FnOnce() + Copy) {
+    let mut note = Note::new();
+    // SAFETY: nothing here has a destructor.
+    unsafe {
         note.enter();
-        next(query, direction, count, execute_once);
+        run();
         note.leave();
     }
 }
@@ -204,7 +219,7 @@ pub unsafe fn before_commit() {
             let end = pg::XactLastRecEnd;
             pg::XLogFlush(end);
             while page.examined().get() < end {
-                filler::wait(POLL);
+                filler::wait(POLL, Place::Statement);
             }
         }
         if let Some(refusal) = refusal(page) {

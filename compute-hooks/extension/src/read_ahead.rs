@@ -37,13 +37,14 @@ pub struct Window {
 }
 
 impl ReadAhead {
-    /// `block` is absent and needed: what to ask for at once. It starts at `block`.
-    pub fn on_miss(&mut self, rel: RelTag, block: BlockNumber, max: u32) -> Window {
+    /// `block` is absent and needed, as the first of `wanted` blocks: what to ask for at once. It starts at `block`.
+    pub fn on_miss(&mut self, rel: RelTag, block: BlockNumber, wanted: u32, max: u32) -> Window {
         let stream = self.stream(rel);
         // Blocks that are there already are skipped by a sequential reader without our hearing of them.
         let reach = stream.next.saturating_add(stream.window.max(8));
         let sequential = stream.window > 0 && (stream.next..=reach).contains(&block);
-        stream.window = if sequential { stream.window.saturating_mul(2).min(max) } else { 1 };
+        let grown = if sequential { stream.window.saturating_mul(2) } else { 1 };
+        stream.window = grown.max(wanted).min(max);
         stream.next = block.saturating_add(stream.window);
         Window { start: block, count: stream.window }
     }
@@ -99,15 +100,25 @@ mod tests {
         let mut block = 0;
         let mut counts = Vec::new();
         for _ in 0..9 {
-            let window = ahead.on_miss(rel(1), block, 128);
+            let window = ahead.on_miss(rel(1), block, 1, 128);
             assert_eq!(window.start, block);
             counts.push(window.count);
             block += window.count;
         }
         assert_eq!(counts, [1, 2, 4, 8, 16, 32, 64, 128, 128]);
         for block in [70_000, 5, 900, 40_000] {
-            assert_eq!(ahead.on_miss(rel(1), block, 128).count, 1);
+            assert_eq!(ahead.on_miss(rel(1), block, 1, 128).count, 1);
         }
+    }
+
+    #[test]
+    fn a_read_of_several_blocks_is_asked_for_whole_and_grows_from_there() {
+        let mut ahead = ReadAhead::default();
+        assert_eq!(ahead.on_miss(rel(1), 50, 16, 128), Window { start: 50, count: 16 });
+        assert_eq!(ahead.on_miss(rel(1), 66, 16, 128), Window { start: 66, count: 32 });
+        assert_eq!(ahead.on_miss(rel(1), 9000, 16, 128), Window { start: 9000, count: 16 });
+        // A block that could not be had together with others is asked for alone.
+        assert_eq!(ahead.on_miss(rel(1), 9000, 16, 1), Window { start: 9000, count: 1 });
     }
 
     #[test]
@@ -116,21 +127,21 @@ mod tests {
         assert_eq!(ahead.next_window(rel(1), 128), None);
         let mut block = 0;
         while ahead.next_window(rel(1), 128).is_none() {
-            block += ahead.on_miss(rel(1), block, 128).count;
+            block += ahead.on_miss(rel(1), block, 1, 128).count;
             assert!(block < 100);
         }
         assert_eq!(ahead.next_window(rel(1), 128), Some(Window { start: 31 + 32, count: 64 }));
         ahead.reset(rel(1));
-        assert_eq!(ahead.on_miss(rel(1), 127, 128), Window { start: 127, count: 1 });
+        assert_eq!(ahead.on_miss(rel(1), 127, 1, 128), Window { start: 127, count: 1 });
     }
 
     #[test]
     fn many_relations_share_few_streams_and_block_numbers_do_not_overflow() {
         let mut ahead = ReadAhead::default();
         for relnode in 0..100 {
-            assert_eq!(ahead.on_miss(rel(relnode), u32::MAX - 1, 128).count, 1);
+            assert_eq!(ahead.on_miss(rel(relnode), u32::MAX - 1, 1, 128).count, 1);
         }
-        assert_eq!(ahead.on_miss(rel(99), u32::MAX, 128).count, 2);
-        assert_eq!(ahead.on_miss(rel(0), 7, 128).count, 1);
+        assert_eq!(ahead.on_miss(rel(99), u32::MAX, 1, 128).count, 2);
+        assert_eq!(ahead.on_miss(rel(0), 7, 1, 128).count, 1);
     }
 }

@@ -3,8 +3,9 @@
 //! Only blocks that the presence map calls absent are treated specially; everything else goes on to Postgres's function at
 //! once. Sizes and existence need no help: all files are there, with holes.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_void};
 use std::mem::transmute;
+use std::ops::Range;
 use std::path::Path;
 
 use ardent_presence_map::{Counters, Entry, PresenceMap};
@@ -12,22 +13,27 @@ use ardent_types::{ForkNumber, Lsn, RelTag};
 
 use crate::chunk_locks;
 use crate::claims::Claims;
-use crate::fetcher::Target;
-use crate::filler;
-use crate::pg::{self, BlockNumber, RelFileNodeBackend, SMgrRelation};
+use crate::filler::Place;
+use crate::pg::{self, BlockNumber, SMgrRelation};
 use crate::policy;
+use crate::relation::{self, Locator};
 use crate::report::refuse_start;
 use crate::settings;
-use crate::storage_abi::{self, slot};
+use crate::storage_abi::{self, slots};
 use crate::storage_table::{Table, server_symbol};
+use crate::transfers;
 use crate::wal_brake;
 
 /// Postgres's own functions.
 pub struct Originals {
     pub unlink: storage_abi::Unlink,
     pub extend: storage_abi::Extend,
+    #[cfg(pg_from = "16")]
+    pub zero_extend: storage_abi::ZeroExtend,
     pub prefetch: storage_abi::Prefetch,
     pub read: storage_abi::Read,
+    #[cfg(pg_from = "18")]
+    pub start_read: storage_abi::StartRead,
     pub write: storage_abi::Write,
     pub nblocks: storage_abi::NBlocks,
     pub truncate: storage_abi::Truncate,
@@ -84,28 +90,41 @@ pub unsafe fn install() {
             Ok(table) => table,
             Err(error) => refuse_start(format_args!("cannot run on this build of Postgres: {error}")),
         };
-        let mut slots = table.read();
+        let mut table_slots = table.read();
         let original = Originals {
-            unlink: transmute::<*mut _, storage_abi::Unlink>(slots[slot::UNLINK]),
-            extend: transmute::<*mut _, storage_abi::Extend>(slots[slot::EXTEND]),
-            prefetch: transmute::<*mut _, storage_abi::Prefetch>(slots[slot::PREFETCH]),
-            read: transmute::<*mut _, storage_abi::Read>(slots[slot::READ]),
-            write: transmute::<*mut _, storage_abi::Write>(slots[slot::WRITE]),
-            nblocks: transmute::<*mut _, storage_abi::NBlocks>(slots[slot::NBLOCKS]),
-            truncate: transmute::<*mut _, storage_abi::Truncate>(slots[slot::TRUNCATE]),
-            truncate_knows_old_size: server_symbol(storage_abi::TRUNCATE_KNOWS_OLD_SIZE).is_some(),
+            unlink: transmute::<*mut _, storage_abi::Unlink>(table_slots[slots::UNLINK]),
+            extend: transmute::<*mut _, storage_abi::Extend>(table_slots[slots::EXTEND]),
+            #[cfg(pg_from = "16")]
+            zero_extend: transmute::<*mut _, storage_abi::ZeroExtend>(table_slots[slots::ZERO_EXTEND]),
+            prefetch: transmute::<*mut _, storage_abi::Prefetch>(table_slots[slots::PREFETCH]),
+            read: transmute::<*mut _, storage_abi::Read>(table_slots[slots::READ]),
+            #[cfg(pg_from = "18")]
+            start_read: transmute::<*mut _, storage_abi::StartRead>(table_slots[slots::START_READ]),
+            write: transmute::<*mut _, storage_abi::Write>(table_slots[slots::WRITE]),
+            nblocks: transmute::<*mut _, storage_abi::NBlocks>(table_slots[slots::NBLOCKS]),
+            truncate: transmute::<*mut _, storage_abi::Truncate>(table_slots[slots::TRUNCATE]),
+            truncate_knows_old_size: storage_abi::TRUNCATE_KNOWS_OLD_SIZE
+                .is_none_or(|name| server_symbol(name).is_some()),
         };
         let Some(claims) = Claims::make(map) else {
             refuse_start(format_args!("not enough memory for a bit per block of the presence map"));
         };
         STORAGE = Some(Storage { original, map, base_lsn: map.base_lsn(), claims });
-        slots[slot::UNLINK] = unlink as storage_abi::Unlink as *mut _;
-        slots[slot::EXTEND] = extend as storage_abi::Extend as *mut _;
-        slots[slot::PREFETCH] = prefetch as storage_abi::Prefetch as *mut _;
-        slots[slot::READ] = read as storage_abi::Read as *mut _;
-        slots[slot::WRITE] = write as storage_abi::Write as *mut _;
-        slots[slot::TRUNCATE] = truncate as storage_abi::Truncate as *mut _;
-        if let Err(error) = table.write(&slots) {
+        table_slots[slots::UNLINK] = unlink as storage_abi::Unlink as *mut _;
+        table_slots[slots::EXTEND] = extend as storage_abi::Extend as *mut _;
+        #[cfg(pg_from = "16")]
+        {
+            table_slots[slots::ZERO_EXTEND] = zero_extend as storage_abi::ZeroExtend as *mut _;
+        }
+        table_slots[slots::PREFETCH] = transfers::prefetch as storage_abi::Prefetch as *mut _;
+        table_slots[slots::READ] = transfers::read as storage_abi::Read as *mut _;
+        #[cfg(pg_from = "18")]
+        {
+            table_slots[slots::START_READ] = transfers::start_read as storage_abi::StartRead as *mut _;
+        }
+        table_slots[slots::WRITE] = transfers::write as storage_abi::Write as *mut _;
+        table_slots[slots::TRUNCATE] = truncate as storage_abi::Truncate as *mut _;
+        if let Err(error) = table.write(&table_slots) {
             refuse_start(format_args!("cannot run on this system: {error}"));
         }
     }
@@ -134,92 +153,41 @@ fn open_map(path: &CStr) -> &'static PresenceMap {
     map
 }
 
-/// Postgres's handle of a relation that is not temporary.
-///
-/// # Safety
-/// Only in a process that Postgres runs.
-pub unsafe fn open(rel: &RelTag) -> SMgrRelation {
-    let node = pg::RelFileNode { spcNode: rel.spcnode, dbNode: rel.dbnode, relNode: rel.relnode };
-    // SAFETY: makes or finds the handle; opens no file.
-    unsafe { pg::smgropen(node, pg::INVALID_BACKEND) }
-}
-
-fn tag(node: &RelFileNodeBackend, fork: pg::ForkNumber) -> Option<RelTag> {
-    if node.backend != pg::INVALID_BACKEND {
-        return None;
-    }
-    let pg::RelFileNode { spcNode: spcnode, dbNode: dbnode, relNode: relnode } = node.node;
-    let fork = ForkNumber::from_raw(u8::try_from(fork).ok()?)?;
-    Some(RelTag { spcnode, dbnode, relnode, fork })
-}
-
 /// The map's entry of a relation fork. None: temporary, or nothing of it was ever absent.
-fn find(
-    storage: &'static Storage,
-    node: &RelFileNodeBackend,
-    fork: pg::ForkNumber,
-) -> Option<(RelTag, Entry<'static>)> {
-    let rel = tag(node, fork)?;
+pub fn find(storage: &'static Storage, locator: &Locator, fork: pg::ForkNumber) -> Option<(RelTag, Entry<'static>)> {
+    let rel = relation::tag(locator, fork)?;
     Some((rel, storage.map.find(&rel)?))
 }
 
 /// The set-up in a hook: hooks exist only after it was made.
-fn installed() -> &'static Storage {
+pub fn installed() -> &'static Storage {
     storage().expect("the table is changed after the set-up is stored")
 }
 
-unsafe extern "C-unwind" fn read(handle: SMgrRelation, fork: pg::ForkNumber, block: BlockNumber, out: *mut c_char) {
-    let storage = installed();
-    // SAFETY: Postgres passes a valid handle and room for a page.
-    unsafe {
-        let found = find(storage, &(*handle).smgr_rnode, fork);
-        if let Some((rel, entry)) = found.filter(|(_, entry)| entry.is_absent(block)) {
-            let nblocks = (storage.original.nblocks)(handle, fork);
-            // A block past the file's end is Postgres's error to report; filling it would lengthen the file.
-            let target = Target { handle, entry, rel, block };
-            if block < nblocks && filler::obtain(storage, &target, nblocks, out) {
-                return;
-            }
-        }
-        (storage.original.read)(handle, fork, block, out);
-    }
-}
-
-unsafe extern "C-unwind" fn prefetch(handle: SMgrRelation, fork: pg::ForkNumber, block: BlockNumber) -> bool {
-    let storage = installed();
-    // SAFETY: Postgres passes a valid handle.
-    unsafe {
-        let found = find(storage, &(*handle).smgr_rnode, fork);
-        match found.filter(|(_, entry)| entry.is_absent(block)) {
-            Some(_) if pg::in_critical_section() => false,
-            Some((rel, entry)) => {
-                let inside = block < (storage.original.nblocks)(handle, fork);
-                inside && filler::prefetch(storage, &Target { handle, entry, rel, block })
-            }
-            None => (storage.original.prefetch)(handle, fork, block),
-        }
-    }
-}
-
-unsafe extern "C-unwind" fn write(
-    handle: SMgrRelation,
-    fork: pg::ForkNumber,
-    block: BlockNumber,
-    page: *mut c_char,
-    skip_fsync: bool,
+/// Lets Postgres write `blocks` through `original`, and remembers that they are here. Written without having been read, or
+/// extended over, they were zeroed or restored whole.
+///
+/// # Safety
+/// Only in a process that Postgres runs; an error raised by `original` releases the locks.
+pub unsafe fn write_absent(
+    storage: &Storage,
+    entry: &Entry<'_>,
+    blocks: Range<BlockNumber>,
+    original: impl FnOnce() + Copy,
 ) {
-    let storage = installed();
-    // SAFETY: Postgres passes a valid handle and page; an error raised by the write releases the lock.
+    // SAFETY: nothing here has a destructor.
     unsafe {
-        let found = find(storage, &(*handle).smgr_rnode, fork);
-        let Some((_, entry)) = found.filter(|(_, entry)| entry.is_absent(block)) else {
-            return (storage.original.write)(handle, fork, block, page, skip_fsync);
-        };
-        let lock = chunk_locks::acquire(&entry, block);
-        (storage.original.write)(handle, fork, block, page, skip_fsync);
-        entry.set_present(block);
-        chunk_locks::release(lock);
-        Counters::add(&storage.map.counters().writes_absent, 1);
+        let locks = chunk_locks::acquire_range(entry, blocks.clone());
+        original();
+        let mut written = 0;
+        for block in blocks {
+            if entry.is_absent(block) {
+                entry.set_present(block);
+                written += 1;
+            }
+        }
+        chunk_locks::release_range(locks);
+        Counters::add(&storage.map.counters().writes_absent, written);
     }
 }
 
@@ -227,25 +195,55 @@ unsafe extern "C-unwind" fn extend(
     handle: SMgrRelation,
     fork: pg::ForkNumber,
     block: BlockNumber,
-    page: *mut c_char,
+    page: *const c_void,
     skip_fsync: bool,
 ) {
     let storage = installed();
-    // SAFETY: as in `write`.
+    // SAFETY: Postgres passes a valid handle and page.
     unsafe {
-        if (*handle).smgr_rnode.backend == pg::INVALID_BACKEND {
+        grow(storage, handle, fork, block..block.saturating_add(1), || {
+            (storage.original.extend)(handle, fork, block, page, skip_fsync);
+        });
+    }
+}
+
+#[cfg(pg_from = "16")]
+unsafe extern "C-unwind" fn zero_extend(
+    handle: SMgrRelation,
+    fork: pg::ForkNumber,
+    block: BlockNumber,
+    count: std::ffi::c_int,
+    skip_fsync: bool,
+) {
+    let storage = installed();
+    // SAFETY: Postgres passes a valid handle.
+    unsafe {
+        grow(storage, handle, fork, block..block.saturating_add(count.unsigned_abs()), || {
+            (storage.original.zero_extend)(handle, fork, block, count, skip_fsync);
+        });
+    }
+}
+
+unsafe fn grow(
+    storage: &'static Storage,
+    handle: SMgrRelation,
+    fork: pg::ForkNumber,
+    blocks: Range<BlockNumber>,
+    original: impl FnOnce() + Copy,
+) {
+    // SAFETY: as in `extend`.
+    unsafe {
+        let locator = relation::of(handle);
+        if relation::is_shared(&locator) {
             policy::before_growth();
-            wal_brake::hold_until_acknowledged();
+            wal_brake::hold_until_acknowledged(Place::StorageManager);
         }
-        let found = find(storage, &(*handle).smgr_rnode, fork);
-        let Some((_, entry)) = found.filter(|(_, entry)| entry.is_absent(block)) else {
-            return (storage.original.extend)(handle, fork, block, page, skip_fsync);
-        };
-        let lock = chunk_locks::acquire(&entry, block);
-        (storage.original.extend)(handle, fork, block, page, skip_fsync);
-        entry.set_present(block);
-        chunk_locks::release(lock);
-        Counters::add(&storage.map.counters().writes_absent, 1);
+        match find(storage, &locator, fork) {
+            Some((_, entry)) if blocks.clone().any(|block| entry.is_absent(block)) => {
+                write_absent(storage, &entry, blocks, original);
+            }
+            _ => original(),
+        }
     }
 }
 
@@ -261,7 +259,7 @@ unsafe extern "C-unwind" fn truncate(
     let nblocks = if storage.original.truncate_knows_old_size { second_size } else { first_size };
     // SAFETY: Postgres passes a valid handle; an error raised by the truncation releases the locks.
     unsafe {
-        let found = find(storage, &(*handle).smgr_rnode, fork);
+        let found = find(storage, &relation::of(handle), fork);
         let Some((_, entry)) = found.filter(|(_, entry)| nblocks < entry.base_nblocks()) else {
             return (storage.original.truncate)(handle, fork, first_size, second_size);
         };
@@ -272,17 +270,17 @@ unsafe extern "C-unwind" fn truncate(
     }
 }
 
-unsafe extern "C-unwind" fn unlink(node: RelFileNodeBackend, fork: pg::ForkNumber, is_redo: bool) {
+unsafe extern "C-unwind" fn unlink(locator: Locator, fork: pg::ForkNumber, is_redo: bool) {
     let storage = installed();
     for known in ForkNumber::ALL {
         let concerned = fork == pg::InvalidForkNumber || fork == known as pg::ForkNumber;
-        if let Some((_, entry)) = find(storage, &node, known as pg::ForkNumber).filter(|_| concerned) {
+        if let Some((_, entry)) = find(storage, &locator, known as pg::ForkNumber).filter(|_| concerned) {
             // SAFETY: raises nothing.
             unsafe { forget(&entry) };
         }
     }
     // SAFETY: Postgres's arguments, unchanged.
-    unsafe { (storage.original.unlink)(node, fork, is_redo) };
+    unsafe { (storage.original.unlink)(locator, fork, is_redo) };
 }
 
 /// Nothing of this relation fork will be fetched any more.

@@ -1,7 +1,9 @@
 //! Finds the storage manager's function table in the server and puts other functions in.
 //!
 //! `smgr.c` calls the `md*` functions through one constant table that is not exported. The functions are: so the table is
-//! the one place in the executable's constant data where exactly this sequence of pointers stands.
+//! the one place in the executable where exactly this sequence of pointers stands. Where that is depends on how the server was
+//! linked: position-independent, it is among what the loader relocates and then protects; otherwise among the constants, which
+//! some linkers put beside the code.
 
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
@@ -52,15 +54,15 @@ struct Segment {
     protection: c_int,
 }
 
-/// Load segments of the main executable that hold data.
-struct DataSegments {
+/// Load segments of the main executable.
+struct Segments {
     found: [Option<Segment>; Self::MAX],
     count: usize,
     /// Read-only after relocation, within one of the others.
     relro: Option<Segment>,
 }
 
-impl DataSegments {
+impl Segments {
     /// A linked program has about five.
     const MAX: usize = 16;
 }
@@ -81,21 +83,13 @@ impl Table {
                 *slot = server_symbol(name).ok_or(TableError::NoSymbol(name))?;
             }
         }
-        let segments = data_segments();
-        let mut found = None;
-        let mut count = 0;
-        for segment in segments.found.iter().flatten() {
-            let align = align_of::<*mut c_void>();
-            let mut at = segment.start.next_multiple_of(align);
-            while at + size_of::<Slots>() <= segment.end {
-                // SAFETY: within a segment that the loader mapped readable, aligned for pointers.
-                if unsafe { *(at as *const Slots) } == wanted {
-                    count += 1;
-                    found = Some(Table { address: at as *mut Slots, protection: segments.protection_at(at, *segment) });
-                }
-                at += align;
-            }
-        }
+        let segments = segments();
+        let (data, code): (Vec<Segment>, Vec<Segment>) =
+            segments.found.iter().flatten().partition(|segment| segment.protection & libc::PROT_EXEC == 0);
+        let (count, found) = match segments.search(&data, &wanted) {
+            (0, _) => segments.search(&code, &wanted),
+            found => found,
+        };
         match (count, found) {
             (1, Some(table)) => Ok(table),
             (count, _) => Err(TableError::Found(count)),
@@ -118,7 +112,8 @@ impl Table {
         let start = self.address as usize / page * page;
         let length = (self.address as usize + size_of::<Slots>()).next_multiple_of(page) - start;
         let protect = |protection| {
-            // SAFETY: whole pages of the executable's data, which stay readable all the time.
+            // SAFETY: whole pages of the executable, which stay readable all the time; while they are writable, nothing in
+            // them runs.
             let done = unsafe { libc::mprotect(start as *mut c_void, length, protection) };
             if done == 0 {
                 Ok(())
@@ -134,7 +129,26 @@ impl Table {
     }
 }
 
-impl DataSegments {
+impl Segments {
+    /// In how many places of these segments the table stands, and the last of them.
+    fn search(&self, places: &[Segment], wanted: &Slots) -> (usize, Option<Table>) {
+        let mut found = None;
+        let mut count = 0;
+        for segment in places {
+            let align = align_of::<*mut c_void>();
+            let mut at = segment.start.next_multiple_of(align);
+            while at + size_of::<Slots>() <= segment.end {
+                // SAFETY: within a segment that the loader mapped readable, aligned for pointers.
+                if unsafe { *(at as *const Slots) } == *wanted {
+                    count += 1;
+                    found = Some(Table { address: at as *mut Slots, protection: self.protection_at(at, *segment) });
+                }
+                at += align;
+            }
+        }
+        (count, found)
+    }
+
     fn protection_at(&self, address: usize, segment: Segment) -> c_int {
         match self.relro {
             Some(relro) if (relro.start..relro.end).contains(&address) => libc::PROT_READ,
@@ -143,8 +157,8 @@ impl DataSegments {
     }
 }
 
-fn data_segments() -> DataSegments {
-    let mut segments = DataSegments { found: [None; DataSegments::MAX], count: 0, relro: None };
+fn segments() -> Segments {
+    let mut segments = Segments { found: [None; Segments::MAX], count: 0, relro: None };
     // SAFETY: the callback gets `segments` back and nothing keeps it.
     unsafe { libc::dl_iterate_phdr(Some(collect), (&raw mut segments).cast()) };
     segments
@@ -153,17 +167,18 @@ fn data_segments() -> DataSegments {
 /// Called for the main executable first; returns 1, so for nothing else.
 unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: libc::size_t, data: *mut c_void) -> c_int {
     // SAFETY: the loader passes a valid description; `data` is the caller's.
-    let (info, segments) = unsafe { (&*info, &mut *data.cast::<DataSegments>()) };
+    let (info, segments) = unsafe { (&*info, &mut *data.cast::<Segments>()) };
     // SAFETY: as the loader says.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
     for header in headers {
         let start = (info.dlpi_addr + header.p_vaddr) as usize;
-        let readable = header.p_flags & libc::PF_R != 0 && header.p_flags & libc::PF_X == 0;
-        let writable = if header.p_flags & libc::PF_W != 0 { libc::PROT_WRITE } else { 0 };
-        let segment =
-            |length: u64| Segment { start, end: start + length as usize, protection: libc::PROT_READ | writable };
+        let is = |flag: u32| header.p_flags & flag != 0;
+        let writable = if is(libc::PF_W) { libc::PROT_WRITE } else { 0 };
+        let executable = if is(libc::PF_X) { libc::PROT_EXEC } else { 0 };
+        let protection = libc::PROT_READ | writable | executable;
+        let segment = |length: u64| Segment { start, end: start + length as usize, protection };
         match header.p_type {
-            libc::PT_LOAD if readable && segments.count < DataSegments::MAX => {
+            libc::PT_LOAD if is(libc::PF_R) && segments.count < Segments::MAX => {
                 segments.found[segments.count] = Some(segment(header.p_filesz));
                 segments.count += 1;
             }

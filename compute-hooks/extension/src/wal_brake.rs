@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::filler;
+use crate::filler::{self, Place};
 use crate::pg;
 use crate::settings;
 
@@ -17,11 +17,11 @@ const POLL: Duration = Duration::from_millis(10);
 ///
 /// # Safety
 /// Only in a process that Postgres runs.
-pub unsafe fn hold_until_acknowledged() {
+pub unsafe fn hold_until_acknowledged(place: Place) {
     // SAFETY: waiting may raise, which is not done in a critical section.
     unsafe {
         while is_over_limit() && !pg::in_critical_section() {
-            filler::wait(POLL);
+            filler::wait(POLL, place);
         }
     }
 }

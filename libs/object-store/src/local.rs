@@ -71,7 +71,8 @@ impl LocalFolder {
         LocalFolder {
             root: root.to_owned(),
             temp: root.join(".tmp"),
-            next_temp: AtomicU64::new(0),
+            next_number: AtomicU64::new(0),
+            unsynced: Mutex::default(),
             faults: Arc::default(),
         }
     }

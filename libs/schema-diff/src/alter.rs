@@ -388,10 +388,10 @@ impl Change<'_> {
         if self.any(&["type", "collation"]) && !inherited {
             statements.push(retype(&table, Some(self.old), self.new));
         }
-        if self.differs("generated") {
+        if self.any(&["generated", "virtual"]) {
             match self.new.text("generated") {
-                None => statements.push(format!("{alter} DROP EXPRESSION")),
-                Some(_) => return Alteration::Impossible("its generation expression changed".to_owned()),
+                None if !self.old.flag("virtual") => statements.push(format!("{alter} DROP EXPRESSION")),
+                _ => return Alteration::Impossible("how it is generated changed".to_owned()),
             }
         }
         let identity = (self.old.text("identity"), self.new.text("identity"));
@@ -420,6 +420,13 @@ impl Change<'_> {
         if self.differs("not_null") && !(matches!(identity, (None, Some(_))) && self.new.flag("not_null")) {
             let word = if self.new.flag("not_null") { "SET" } else { "DROP" };
             statements.push(format!("{alter} {word} NOT NULL"));
+        }
+        let constraints = (self.old.text("not_null_name"), self.new.text("not_null_name"));
+        if let ((Some(old), Some(new)), false) = (constraints, inherited)
+            && old != new
+            && self.identity == Identity::Oid
+        {
+            statements.push(format!("ALTER TABLE {table} RENAME CONSTRAINT {old} TO {new}"));
         }
         let only = format!("ALTER TABLE ONLY {table} ALTER COLUMN {name}");
         if self.differs("storage") || (self.any(&["type"]) && self.new.text("storage").is_some()) {

@@ -147,6 +147,10 @@ impl Object {
         for field in ["foreign_table", "parent_constraint", "parent_index", "missing", "populated"] {
             d.remove(field);
         }
+        // Only since 18 does what makes a column not null have a name.
+        for field in ["not_null_name", "not_null_usual"] {
+            d.remove(field);
+        }
         d.retain(|_, value| !value.is_null());
         serde_json::json!({ "name": self.name, "schema": self.schema, "owner": self.owner, "acl": self.acl, "comment": self.comment, "definition": d })
             .to_string()

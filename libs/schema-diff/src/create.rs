@@ -257,7 +257,7 @@ impl Making<'_> {
         }
         definition.push_str(&column_origin(object));
         if object.flag("not_null") && (missing.is_some() || object.text("identity").is_some()) {
-            definition.push_str(" NOT NULL");
+            definition.push_str(&not_null(object));
         }
         let mut statements = vec![format!("ALTER {word} {table} ADD COLUMN {definition}")];
         let has_default = self
@@ -375,7 +375,8 @@ pub(crate) fn column_type(column: &Object) -> String {
 fn column_origin(column: &Object) -> String {
     let mut text = String::new();
     if let Some(expression) = column.text("generated") {
-        text.push_str(&format!(" GENERATED ALWAYS AS ({expression}) STORED"));
+        let kept = if column.flag("virtual") { "VIRTUAL" } else { "STORED" };
+        text.push_str(&format!(" GENERATED ALWAYS AS ({expression}) {kept}"));
     }
     if let Some(identity) = column.text("identity") {
         text.push_str(&format!(" GENERATED {} AS IDENTITY ({})", identity.to_uppercase(), identity_options(column)));
@@ -394,9 +395,15 @@ fn column_definition(column: &Object) -> String {
     let options = foreign_options(column);
     text.push_str(&options);
     if column.flag("not_null") {
-        text.push_str(" NOT NULL");
+        text.push_str(&not_null(column));
     }
     text
+}
+
+/// With the constraint's name where Postgres would give it another.
+fn not_null(column: &Object) -> String {
+    let name = column.text("not_null_name").filter(|_| !column.flag("not_null_usual"));
+    name.map_or(" NOT NULL".to_owned(), |name| format!(" CONSTRAINT {name} NOT NULL"))
 }
 
 /// Storage, compression, statistics and options of a new column.

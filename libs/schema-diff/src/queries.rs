@@ -172,7 +172,9 @@ fn relations() -> String {
     )
 }
 
-// Newer minors keep a version of their own among a column's options (`ATTRIBUTE_VERSION_ATTOPTION` of pg_attribute.h).
+// Newer minors keep a version of their own among a column's options (`ATTRIBUTE_VERSION_ATTOPTION` of pg_attribute.h). Since 17 a
+// partition's column has its identity from the parent, with whose sequence it gets it when it is attached. Since 18 a constraint with a
+// name makes a column not null.
 fn columns() -> String {
     format!(
         "select jsonb_build_object('class', 'pg_class', 'oid', c.oid::bigint, 'sub', a.attnum, \
@@ -182,7 +184,9 @@ fn columns() -> String {
            'type', format_type(a.atttypid, a.atttypmod), \
            'collation', (select format('%I.%I', {}, l.collname) from pg_collation l, pg_type b \
              where l.oid = a.attcollation and b.oid = a.atttypid and b.typcollation <> a.attcollation), \
-           'not_null', a.attnotnull, 'generated', case when a.attgenerated <> '' then pg_get_expr(g.adbin, g.adrelid) end, \
+           'not_null', a.attnotnull, 'not_null_name', quote_ident(k.conname), \
+           'not_null_usual', k.conname = c.relname || '_' || a.attname || '_not_null', 'generated', case when a.attgenerated <> '' then pg_get_expr(g.adbin, g.adrelid) end, \
+           'virtual', a.attgenerated = 'v', \
            'storage', case when a.attstorage <> y.typstorage then case a.attstorage when 'p' then 'plain' when 'm' then 'main' \
               when 'x' then 'extended' else 'external' end end, \
            'default_storage', case y.typstorage when 'p' then 'plain' when 'm' then 'main' when 'x' then 'extended' else 'external' end, \
@@ -190,12 +194,13 @@ fn columns() -> String {
            'statistics', case when to_jsonb(a) ->> 'attstattarget' is null then -1 else (to_jsonb(a) ->> 'attstattarget')::int end, \
            'options', (select jsonb_agg(o order by o) from unnest(a.attoptions) o where o !~ '^pg_attver='), 'foreign_options', a.attfdwoptions, 'local', a.attislocal, 'inherited', a.attinhcount, \
            'missing', case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, \
-           'identity', case a.attidentity when 'a' then 'always' when 'd' then 'by default' end, \
+           'identity', case when q.name is not null then case a.attidentity when 'a' then 'always' when 'd' then 'by default' end end, \
            'identity_name', q.name, 'identity_options', q.options), \
            's', jsonb_build_object('type', jsonb_build_array(a.atttypid::bigint, a.atttypmod, a.attcollation::bigint), \
            'collation', a.attcollation::bigint, 'generated', case when a.attgenerated <> '' then g.adbin::text end)) \
          from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type y on y.oid = a.atttypid \
            left join pg_attrdef g on g.adrelid = a.attrelid and g.adnum = a.attnum \
+           left join pg_constraint k on k.conrelid = a.attrelid and k.contype = 'n' and k.conkey = array[a.attnum] \
            left join lateral (select format('%I.%I', {}, s.relname) as name, \
              format('start with %s increment by %s minvalue %s maxvalue %s cache %s%s', o.seqstart, o.seqincrement, o.seqmin, o.seqmax, o.seqcache, \
                case when o.seqcycle then ' cycle' else ' no cycle' end) as options \
@@ -402,9 +407,9 @@ fn statistics() -> String {
 fn collations() -> String {
     format!(
         "select jsonb_build_object({}, {}, 'd', jsonb_build_object('options', concat_ws(', ', \
-             'provider = ' || case l.collprovider when 'i' then 'icu' else 'libc' end, \
+             'provider = ' || case l.collprovider when 'i' then 'icu' when 'b' then 'builtin' else 'libc' end, \
              'locale = ' || quote_literal(coalesce(to_jsonb(l) ->> 'colliculocale', to_jsonb(l) ->> 'colllocale')), \
-             'lc_collate = ' || quote_literal(l.collcollate), 'lc_ctype = ' || quote_literal(l.collctype), \
+             'rules = ' || quote_literal(to_jsonb(l) ->> 'collicurules'), 'lc_collate = ' || quote_literal(l.collcollate), 'lc_ctype = ' || quote_literal(l.collctype), \
              case when not l.collisdeterministic then 'deterministic = false' end))) \
          from pg_collation l where {}",
         head("pg_collation", "l.oid", "'collation'", &schema("l.collnamespace"), "l.collname"),
@@ -467,8 +472,9 @@ fn publications() -> String {
                  ' WHERE (' || pg_get_expr(r.prqual, r.prrelid) || ')') as part \
                from pg_publication_rel r where r.prpubid = p.oid \
                union all select format('TABLES IN SCHEMA %I', {}) from pg_publication_namespace s where s.pnpubid = p.oid) x), '') end \
-             || format(' WITH (publish = %L, publish_via_partition_root = %L)', concat_ws(', ', case when p.pubinsert then 'insert' end, \
-               case when p.pubupdate then 'update' end, case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), case when p.pubviaroot then 'true' else 'false' end)), \
+             || format(' WITH (publish = %L, publish_via_partition_root = %L%s)', concat_ws(', ', case when p.pubinsert then 'insert' end, \
+               case when p.pubupdate then 'update' end, case when p.pubdelete then 'delete' end, case when p.pubtruncate then 'truncate' end), case when p.pubviaroot then 'true' else 'false' end, \
+               case when to_jsonb(p) ->> 'pubgencols' = 's' then ', publish_generated_columns = stored' else '' end)), \
            's', jsonb_build_object('definition', jsonb_build_array(to_jsonb(p) - 'oid' - 'pubname' - 'pubowner', \
              (select jsonb_agg(to_jsonb(r) - 'oid' order by r.prrelid) from pg_publication_rel r where r.prpubid = p.oid), \
              (select jsonb_agg(s.pnnspid::bigint order by s.pnnspid) from pg_publication_namespace s where s.pnpubid = p.oid)))) \
@@ -484,13 +490,13 @@ fn default_privileges() -> String {
     let name = format!(
         "concat_ws(' ', 'FOR ROLE', quote_ident(pg_get_userbyid(f.defaclrole)), \
          'IN SCHEMA ' || quote_ident(nullif({}, '')), 'ON', case f.defaclobjtype when 'r' then 'TABLES' when 'S' then 'SEQUENCES' \
-         when 'f' then 'FUNCTIONS' when 'T' then 'TYPES' else 'SCHEMAS' end)",
+         when 'f' then 'FUNCTIONS' when 'T' then 'TYPES' when 'n' then 'SCHEMAS' else 'LARGE OBJECTS' end)",
         schema("f.defaclnamespace")
     );
     format!(
         "select jsonb_build_object({}, 'd', jsonb_build_object('prefix', format('FOR ROLE %I%s', pg_get_userbyid(f.defaclrole), \
              ' IN SCHEMA ' || quote_ident({})), 'objects', case f.defaclobjtype when 'r' then 'TABLES' when 'S' then 'SEQUENCES' \
-             when 'f' then 'FUNCTIONS' when 'T' then 'TYPES' else 'SCHEMAS' end, \
+             when 'f' then 'FUNCTIONS' when 'T' then 'TYPES' when 'n' then 'SCHEMAS' else 'LARGE OBJECTS' end, \
              'base', case when f.defaclnamespace = 0 then {} end, \
              'privileges', {})) \
          from pg_default_acl f where {}",
@@ -573,10 +579,13 @@ pub(crate) fn uncovered() -> String {
     parts.push("select jsonb_build_array('text search mapping', m.mapcfg::regconfig::text || ' ' || m.maptokentype || ' ' || m.mapseqno, m.mapdict::regdictionary::text) \
          from pg_ts_config_map m where m.mapcfg >= 16384".to_owned());
     parts.push("select jsonb_build_array('role', r.rolname, md5((to_jsonb(r) - 'oid')::text)) from pg_roles r where r.rolname !~ '^pg_'".to_owned());
-    parts.push("select jsonb_build_array('role membership', pg_get_userbyid(m.member) || ' in ' || pg_get_userbyid(m.roleid), m.admin_option::text) \
+    parts.push("select jsonb_build_array('role membership', pg_get_userbyid(m.member) || ' in ' || pg_get_userbyid(m.roleid), concat_ws(' ', m.admin_option, to_jsonb(m) ->> 'inherit_option', to_jsonb(m) ->> 'set_option')) \
          from pg_auth_members m where m.member >= 16384 or m.roleid >= 16384".to_owned());
     parts.push("select jsonb_build_array('setting of a database or role', concat_ws(' ', (select datname from pg_database d where d.oid = s.setdatabase), \
          case when s.setrole <> 0 then pg_get_userbyid(s.setrole) end), s.setconfig::text) from pg_db_role_setting s".to_owned());
+    // Since 18 what makes a column not null is a constraint, and can be less than whole.
+    parts.push("select jsonb_build_array('not-null constraint', (select i.identity from pg_identify_object('pg_constraint'::regclass, k.oid, 0) i), \
+         concat_ws(' ', k.convalidated, k.connoinherit)) from pg_constraint k where k.contype = 'n' and k.conrelid <> 0 and (not k.convalidated or k.connoinherit)".to_owned());
     parts.push("select jsonb_build_array('tablespace', t.spcname, '') from pg_tablespace t".to_owned());
     parts.push("select jsonb_build_array('property of the database', 'owner, privileges, limits', jsonb_build_array(pg_get_userbyid(d.datdba), d.datacl, d.datconnlimit, \
          shobj_description(d.oid, 'pg_database'))::text) from pg_database d where d.datname = current_database()".to_owned());

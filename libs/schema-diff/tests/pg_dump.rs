@@ -4,10 +4,29 @@
 mod random;
 
 use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Plan, plan};
-use ardent_test_pg::{TestPg, TestPgOptions, program, server_command};
+use ardent_test_pg::{TestPg, TestPgOptions, program, server_command, test_major};
 
 const RICH: &str = include_str!("rich.sql");
 const CHANGES: &str = include_str!("changes.sql");
+
+/// What later majors have besides.
+const RICH_FROM: [(u32, &str); 2] = [
+    (
+        17,
+        "create collation sales.codepoints (provider = builtin, locale = 'C.UTF-8');
+         create table sales.parted (id int generated always as identity, k int not null) partition by list (k);
+         create table sales.parted_1 partition of sales.parted for values in (1);
+         grant maintain on sales.customers to writer",
+    ),
+    (
+        18,
+        "create table sales.shapes (id int primary key, w int, h int, area int generated always as (w * h) virtual,
+           bytes int generated always as (length('x')) stored, constraint not_null_width not null w,
+           constraint wide check (w > 10) not enforced);
+         create publication shapes_out for table sales.shapes with (publish_generated_columns = stored);
+         alter default privileges grant select on large objects to reader",
+    ),
+];
 
 fn run(pg: &TestPg, database: &str, script: &str) {
     pg.try_sql_in(database, script).unwrap_or_else(|error| panic!("in {database}: {error}\n{script}"));
@@ -103,6 +122,9 @@ fn a_rich_schema_there_and_back() {
     let pg = server();
     pg.sql("create database base");
     run(&pg, "base", RICH);
+    for (_, more) in RICH_FROM.iter().filter(|(from, _)| *from <= test_major()) {
+        run(&pg, "base", more);
+    }
     pg.sql("create database head template base");
     for (number, statement) in CHANGES.split(";;\n").enumerate() {
         pg.try_sql_in("head", statement).unwrap_or_else(|error| panic!("change {number}: {error}\n{statement}"));

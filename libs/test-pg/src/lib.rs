@@ -7,7 +7,7 @@
 //! Postgres refuses to run as root. When the tests run as root, every server program is run as the user `postgres`, and
 //! the folder belongs to that user; otherwise they run as whoever runs the tests.
 //!
-//! Postgres 15 unless [`TestPgOptions::major`] says otherwise.
+//! Postgres 15, or the major that `ARDENT_TEST_MAJOR` names, unless [`TestPgOptions::major`] says otherwise.
 //!
 //! Invariants: a server that can't be started is a panic with its log, never a skipped test; dropping a [`TestPg`] ends
 //! its own process (by the child's id) and removes its folder.
@@ -22,5 +22,7 @@ pub mod side_by_side;
 pub use tempfile::TempDir;
 
 pub use pgbench_run::{PgbenchRun, PgbenchRunOptions};
-pub use programs::{bin_dir, bin_dir_of, other_majors, program, server_command, server_command_of, temp_dir};
+pub use programs::{
+    bin_dir, bin_dir_of, other_majors, program, server_command, server_command_of, temp_dir, test_major,
+};
 pub use server::{StopMode, TestPg, TestPgOptions};

@@ -14,6 +14,8 @@ const BIN_DIR_VARIABLE: &str = "ARDENT_TEST_PG_BIN";
 const BIN_DIR_VARIABLE_OF_MAJOR: &str = "ARDENT_TEST_PG_";
 /// Names the folder that has a folder for each major, as `scripts/setup-majors.sh` makes it.
 const MAJORS_DIR_VARIABLE: &str = "ARDENT_TEST_PG_MAJORS";
+/// Chooses the major of servers.
+const TEST_MAJOR_VARIABLE: &str = "ARDENT_TEST_MAJOR";
 const DEBIAN_BIN_DIR: &str = "/usr/lib/postgresql/15/bin";
 
 /// The folder with `postgres`, `initdb` and so on: `$ARDENT_TEST_PG_BIN`, or where Debian's `postgresql-15` puts them.
@@ -27,9 +29,34 @@ pub fn bin_dir() -> PathBuf {
     dir
 }
 
-/// The path of one program of Postgres 15; its clients work with the servers of later majors too.
+/// The major that servers are of unless a test says otherwise: `$ARDENT_TEST_MAJOR`, or 15.
+pub fn test_major() -> u32 {
+    let given = std::env::var(TEST_MAJOR_VARIABLE).ok().filter(|text| !text.is_empty());
+    given.map_or(15, |text| text.parse().unwrap_or_else(|_| panic!("{TEST_MAJOR_VARIABLE} is {text:?}, not a number")))
+}
+
+/// The path of a client program that works with servers of [`test_major`]. Most of Postgres 15 work with all later servers, and with
+/// TLS, as Debian's are.
 pub fn program(name: &str) -> PathBuf {
-    bin_dir().join(name)
+    /// Refuse servers that are newer than themselves.
+    const REFUSING: [&str; 4] = ["pg_dump", "pg_dumpall", "pg_basebackup", "pg_receivewal"];
+    /// Read files of their own major only.
+    const READING: [&str; 2] = ["pg_waldump", "pg_controldata"];
+    let major = test_major();
+    let clients_of = match major {
+        15 => return bin_dir().join(name),
+        _ if REFUSING.contains(&name) => 18,
+        _ if READING.contains(&name) => major,
+        _ => return bin_dir().join(name),
+    };
+    let own = bin_dir_of(major).join(name);
+    let path = if own.exists() { own } else { majors_dir().join(format!("clients/{clients_of}/bin")).join(name) };
+    assert!(
+        path.exists(),
+        "there is no {name} for Postgres {major} ({}): run scripts/setup-majors.sh clients",
+        path.display()
+    );
+    path
 }
 
 /// The folder with `postgres`, `initdb` and `pg_ctl` of a major: for 15 see [`bin_dir`]; for others `$ARDENT_TEST_PG_<major>`, or

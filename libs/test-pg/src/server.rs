@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::programs::{give_to_server, program, server_command, server_command_of, temp_dir};
+use crate::programs::{give_to_server, program, server_command, server_command_of, temp_dir, test_major};
 
 /// Longest wait for a server to start or stop.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ pub struct TestPgOptions {
 impl Default for TestPgOptions {
     fn default() -> Self {
         TestPgOptions {
-            major: 15,
+            major: test_major(),
             settings: Vec::new(),
             initdb_args: Vec::new(),
             hba: None,

@@ -19,7 +19,7 @@ use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_pg_format::ControlFile;
 use ardent_pg_format::encode::{WalStream, shutdown_checkpoint};
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
-use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
+use ardent_test_pg::{StopMode, TestPg, TestPgOptions, bin_dir_of, test_major};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use ardent_wal_client::{SafekeeperClient, TimelineSpec};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines};
@@ -29,7 +29,6 @@ pub use page_server::FakePageServer;
 
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-const LIBRARY: &str = "libardent_compute_15.so";
 /// Past the ids of people, and of what control and user namespaces give out. Process ids take 22 bits at most.
 const FIRST_ID: u32 = 1 << 30;
 const WORLDS_MAX: u32 = 1 << 8;
@@ -109,8 +108,8 @@ impl World {
             tenant: self.timeline.tenant,
             timeline: self.timeline.timeline,
             branch: "dev".into(),
-            pg_major: 15,
-            pg_bin_dir: Some(ardent_test_pg::bin_dir()),
+            pg_major: test_major(),
+            pg_bin_dir: Some(bin_dir_of(test_major())),
             compute_dir: self.compute_dir(),
             lib_dir: self.library_dir(),
             pageserver: self.page_server.addr.clone(),
@@ -135,7 +134,7 @@ impl World {
         let folder = self.folder.path().join("lib");
         std::fs::create_dir_all(&folder).expect("folder");
         let library = ardent_extension_tests::compute_library();
-        let target = folder.join(LIBRARY);
+        let target = folder.join(format!("libardent_compute_{}.so", test_major()));
         // Once: writing over a library that a server has mapped crashes that server.
         if !target.exists() {
             std::fs::copy(&library, target).unwrap_or_else(|error| panic!("{}: {error}", library.display()));

@@ -1,0 +1,162 @@
+//! The whole job in short for productions of other majors, side by side with one of 15 in the same server.
+//!
+//! The other tests of this crate are its long form, with `ARDENT_TEST_MAJOR`: `make test-full AREA=majors`.
+
+use std::path::Path;
+
+use ardent_test_pg::{TestPg, bin_dir_of, other_majors};
+use ardent_tests::{House, Ledger, Load, Process, pg_program, production_options, sql, table_sums};
+
+const SHOP: &str = "
+    create table customers (id int primary key, name text, mail text unique);
+    insert into customers select n, 'customer ' || n, n || '@example.com' from generate_series(1, 3000) n;
+    create index on customers (lower(name));
+    create table documents (id int generated always as identity primary key, body text);
+    alter table documents alter body set storage external;
+    insert into documents (body) select repeat(md5(n::text), 300) from generate_series(1, 200) n;
+    create unlogged table scratch as select generate_series(1, 100) n;
+    create materialized view initials as select left(name, 1) as letter, count(*) from customers group by 1;
+    update customers set name = name || '!' where id % 10 = 0;
+    delete from customers where id between 100 and 150";
+
+/// What a branch's users can do to every session, those of Ardent among them, since 17.
+const AGAINST_ARDENT: &str = "
+    create function turn_away() returns event_trigger language plpgsql as $$
+        begin
+            if current_setting('application_name') in ('ardent agent', 'ardent diff') then raise 'not you'; end if;
+        end $$;
+    create event trigger turn_away on login execute function turn_away()";
+
+/// A production of one major and the branches of it.
+struct Shop {
+    major: u32,
+    production: TestPg,
+}
+
+impl Shop {
+    fn open(major: u32) -> Shop {
+        let production = TestPg::start(production_options().major(major));
+        production.sql(SHOP);
+        production.sql(Ledger::TABLE);
+        Shop { major, production }
+    }
+
+    fn root(&self) -> String {
+        format!("shop-{}", self.major)
+    }
+
+    fn url(&self) -> String {
+        self.production.tcp_url("postgres", "postgres")
+    }
+
+    fn connect(&self, house: &House) {
+        house.connect(&self.root(), &self.url());
+    }
+
+    /// A branch, which runs the same major and holds the same rows.
+    fn branch(&self, house: &House) -> String {
+        let branch = house.branch(&format!("copy-{}", self.major), &self.root());
+        let version = sql(&branch, "show server_version_num");
+        assert_eq!(version, self.production.sql("show server_version_num"));
+        assert!(version.starts_with(&self.major.to_string()), "{version}");
+        assert_eq!(table_sums(&branch), table_sums(&self.url()));
+        branch
+    }
+}
+
+#[test]
+fn the_whole_job_for_each_other_major_beside_15() {
+    let majors = other_majors();
+    let mut house = majors.iter().fold(House::prepare(), |house, &major| house.with_server_of(major));
+    house.up();
+    let old = Shop::open(15);
+    old.connect(&house);
+    let old_branch = old.branch(&house);
+    for major in majors {
+        let name = format!("{major}={}", bin_dir_of(major).display());
+        let found = house.ok(&["doctor", "--pg-bin", &name]);
+        for check in [format!("ok       postgres_{major}:"), format!("ok       compute_library_{major}:")] {
+            assert!(found.contains(&check), "{check} is not in\n{found}");
+        }
+        the_whole_job(&house, &Shop::open(major));
+        assert_eq!(sql(&old_branch, "insert into scratch values (1); select count(*) from scratch"), "1");
+        sql(&old_branch, "truncate scratch");
+    }
+}
+
+fn the_whole_job(house: &House, shop: &Shop) {
+    // Import under load, and following.
+    let made = pg_program("pgbench").args(["-i", "-q", "-d"]).arg(shop.production.socket_url("postgres")).output();
+    assert!(made.expect("pgbench can be run").status.success());
+    let load = Load::start(&shop.production, "postgres");
+    shop.connect(house);
+    shop.production.sql("insert into documents (body) select repeat('late', 3000)");
+    shop.production.sql("vacuum analyze customers");
+    load.stop(&shop.production);
+    let branch = shop.branch(house);
+    let name = format!("copy-{}", shop.major);
+    assert_eq!(sql(&branch, "select count(*) from scratch"), "0", "an unlogged table is empty, as after a crash");
+    let checked = pg_program("pg_amcheck")
+        .args(["--all", "--install-missing", "--heapallindexed", "--maintenance-db", &branch])
+        .output()
+        .expect("pg_amcheck can be run");
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "pg_amcheck: {}", String::from_utf8_lossy(&said));
+
+    // Commits are not lost with their compute.
+    let ledger = Ledger::start(&branch);
+    ledger.wait_for_more();
+    house.kill_one("the compute's postmaster", |process| {
+        Process::is_postmaster(process) && process.command.contains(&bin_dir_of(shop.major).display().to_string())
+    });
+    ledger.wait_for_more();
+    let acknowledged = ledger.finish();
+    acknowledged.check(&branch);
+
+    // Asleep and awake, warm and cold.
+    sql(
+        &branch,
+        "update documents set body = repeat('branch', 1000) where id % 3 = 0; delete from customers where id < 50",
+    );
+    let before = table_sums(&branch);
+    for cold in [false, true] {
+        house.ok(&["branch", "suspend", &name]);
+        if cold {
+            house.ok(&["branch", "suspend", "copy-15"]);
+            house.throw_computes_away();
+        }
+        assert_eq!(table_sums(&branch), before, "cold: {cold}");
+    }
+
+    // A branch of the branch is apart from it.
+    let child = house.branch(&format!("child-{}", shop.major), &name);
+    assert_eq!(table_sums(&child), before);
+    sql(&child, "delete from customers; create index on documents (id)");
+    assert_eq!(table_sums(&branch), before);
+
+    // What was changed is shown, brought into production, and taken back.
+    sql(
+        &branch,
+        "truncate ledger; alter table customers rename column mail to email; alter table customers add column age int not null default 5;
+         alter table documents add column size int generated always as (length(body)) stored; create view adults as select * from customers where age > 17;
+         update customers set name = 'changed' where id = 777; insert into customers values (9000, 'new', 'new@x', 18)",
+    );
+    if shop.major >= 17 {
+        sql(&branch, AGAINST_ARDENT);
+    }
+    let shown = house.ok(&["branch", "diff", &name]);
+    for line in ["ALTER TABLE public.customers RENAME COLUMN mail TO email;", "name: 'customer 777' -> changed"] {
+        assert!(shown.contains(line), "{line} is not in\n{shown}");
+    }
+    let file = |kind: &str| format!("{}/../{kind}-{}.changes", house.data_dir().display(), shop.major);
+    let (changes, undo) = (file("work"), file("undo"));
+    house.ok(&["branch", "diff", &name, "-o", &changes]);
+    assert!(Path::new(&changes).exists());
+    let production_before = table_sums(&shop.url());
+    house.ok(&["branch", "apply", &changes, "--to", &shop.url(), "--inverse", &undo]);
+    let without_view =
+        |sums: String| sums.lines().filter(|line| !line.starts_with("initials")).collect::<Vec<_>>().join("\n");
+    assert_eq!(without_view(table_sums(&shop.url())), without_view(table_sums(&branch)));
+    house.ok(&["branch", "apply", &undo, "--to", &shop.url()]);
+    assert_eq!(table_sums(&shop.url()), production_before);
+}
