@@ -19,7 +19,7 @@ use crate::up::object_store::StorePlace;
 pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs, RetentionArgs};
 pub use inspect::{
     InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
-    VerifyRedoArgs, WalInspectArgs,
+    UnnamedFilesArgs, VerifyRedoArgs, WalInspectArgs,
 };
 
 /// Branches of a production Postgres, in an instant, on your own machine.

@@ -409,12 +409,13 @@ fn wal(output: &Output, args: &WalInspectArgs) -> Result<(), Failure> {
     let mut folder = WalFolder::open(&args.folder, args.start, args.end).map_err(unreadable)?;
     let mut counts = WalCounts { schema_version: SCHEMA_VERSION, from: None, to: None, types: BTreeMap::new() };
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let major = folder.major();
     let mut shown = 0;
     while args.limit.is_none_or(|limit| shown < limit) {
         let Some(record) = folder.next_record().map_err(unreadable)? else { break };
         shown += 1;
         let manager = rmgr::name(record.header.rmid);
-        let kind = rmgr::identify(record.header.rmid, record.header.info, folder.major());
+        let kind = rmgr::identify(record.header.rmid, record.header.info, major);
         if args.stats {
             let count = counts.types.entry(format!("{manager}/{}", kind.unwrap_or("?"))).or_default();
             count.records += 1;
