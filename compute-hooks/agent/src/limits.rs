@@ -10,6 +10,7 @@
 //! When memory runs out, a compute's processes are the first that the kernel ends: their `oom_score_adj` says so.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::error::ComputeError;
 const PROCESSES_BESIDE: u64 = 512;
 /// Between two looks at the disk; longer where a look takes long.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The file of a control group that lists its processes, and takes new ones.
+const MEMBERS: &str = "cgroup.procs";
 /// A look may take this part of the time.
 const LOOK_SHARE: u32 = 20;
 
@@ -51,33 +54,45 @@ impl ControlGroup {
                 "pids" => &[("pids.max", Some(processes_max))],
                 _ => continue,
             };
-            let root =
-                if controllers.is_empty() { "/sys/fs/cgroup".into() } else { format!("/sys/fs/cgroup/{controllers}") };
-            let parent = Path::new(&root).join(path);
-            if controllers.is_empty() {
-                // Fails where the group has processes of its own and is not the root, or was not delegated to us.
-                let _ = fs::write(parent.join("cgroup.subtree_control"), "+memory +pids");
-            }
-            let folder = parent.join(name);
-            if fs::create_dir(&folder).is_err() && !folder.is_dir() {
-                continue;
-            }
-            let set = |(file, value): &(&str, Option<u64>)| {
-                value.is_some_and(|value| fs::write(folder.join(file), value.to_string()).is_ok())
+            // Where version 1 has the controllers, version 2 may be mounted beside them.
+            let roots = match controllers {
+                "" => vec!["/sys/fs/cgroup".into(), "/sys/fs/cgroup/unified".into()],
+                controllers => vec![Path::new("/sys/fs/cgroup").join(controllers)],
             };
-            if wanted.iter().filter(|limit| set(limit)).count() > 0 {
-                folders.push(folder);
-            } else {
-                let _ = fs::remove_dir(&folder);
-            }
+            folders.extend(roots.iter().find_map(|root| make_group(&root.join(path), name, wanted)));
         }
         (!folders.is_empty()).then_some(ControlGroup { folders })
     }
 
     /// The files to write a process's id to.
     pub(crate) fn members(&self) -> Vec<PathBuf> {
-        self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
+        self.folders.iter().map(|folder| folder.join(MEMBERS)).collect()
     }
+}
+
+/// Makes a group below `parent`, if that is a group and the host lets us limit something in it.
+fn make_group(parent: &Path, name: &str, wanted: &[(&str, Option<u64>)]) -> Option<PathBuf> {
+    // A folder above the controllers' is an ordinary one, in which everything can be made and nothing is limited.
+    parent.join(MEMBERS).is_file().then_some(())?;
+    // Only version 2 has this file. Fails where the group has processes of its own and is not the root, or was not delegated to us.
+    let _ = write_existing(&parent.join("cgroup.subtree_control"), "+memory +pids");
+    let folder = parent.join(name);
+    if fs::create_dir(&folder).is_err() && !folder.is_dir() {
+        return None;
+    }
+    let set = |(file, value): &(&str, Option<u64>)| {
+        value.is_some_and(|value| write_existing(&folder.join(file), &value.to_string()).is_ok())
+    };
+    if wanted.iter().filter(|limit| set(limit)).count() > 0 {
+        return Some(folder);
+    }
+    let _ = fs::remove_dir(&folder);
+    None
+}
+
+/// Writes to a file that the kernel shows; makes none.
+fn write_existing(path: &Path, text: &str) -> std::io::Result<()> {
+    fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
 }
 
 impl Drop for ControlGroup {
@@ -150,6 +165,17 @@ fn used(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_made_in_a_folder_that_is_no_control_group() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(make_group(folder.path(), "ardent-x", &[("pids.max", Some(10))]), None);
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+        // One that has none of the files that limit something.
+        fs::write(folder.path().join(MEMBERS), "").expect("written");
+        assert_eq!(make_group(folder.path(), "ardent-x", &[("pids.max", Some(10))]), None);
+        assert!(!folder.path().join("ardent-x").exists());
+    }
 
     #[tokio::test]
     async fn a_folder_past_its_limit_is_noticed_and_links_are_not_followed() {

@@ -5,11 +5,11 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::frame::Frame;
 use ardent_api::page_service::{
-    BackupItem, BlockRange, ChangedRelation, ErrorCode, ImportSpec, ManageReply, ManageRequest, PROTOCOL_VERSION,
-    Request, Response,
+    BackupItem, BlockRange, ChangedRelation, ErrorCode, ImportSpec, KeptAt, ManageReply, ManageRequest,
+    PROTOCOL_VERSION, Request, Response,
 };
 use ardent_page_client::{Binding, PageClient, PageError, PageStream};
-use ardent_types::{BLCKSZ, ForkNumber, Lsn, PgTli, RelTag, SystemId, TenantId, TimelineId, WalSegmentSize};
+use ardent_types::{BLCKSZ, ForkNumber, Lsn, PgTli, RelTag, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
@@ -104,7 +104,12 @@ fn willing(request: Request) -> Option<Vec<Response>> {
         Request::GetBaseBackup { id, .. } => [BackupItem::Directory("base/5".into()), BackupItem::End]
             .map(|item| Response::BackupItem { id, item })
             .to_vec(),
-        Request::Manage { id, .. } => vec![Response::Manage { id, reply: ManageReply::Done }],
+        Request::Manage { id, .. } | Request::KeepPart { id, .. } => {
+            vec![Response::Manage { id, reply: ManageReply::Done }]
+        }
+        Request::GetKeptPart { id, part, .. } => {
+            vec![Response::KeptPart { id, data: Bytes::from(part.to_le_bytes().to_vec()) }]
+        }
         Request::Hello(_) | Request::ImportFile { .. } | Request::ImportData { .. } => vec![],
     })
 }
@@ -124,6 +129,9 @@ async fn every_request_gets_its_answer() {
     assert_eq!(backup.next().await.expect("end"), None);
     assert_eq!(backup.next().await.expect("still the end"), None);
     assert_eq!(client.manage(ManageRequest::ListTimelines).await.expect("reply"), ManageReply::Done);
+    let at = KeptAt { lsn, term: Term::new(3) };
+    client.keep_part(at, 0, Bytes::from_static(b"kept")).await.expect("kept");
+    assert_eq!(client.get_kept_part(at, 7).await.expect("part")[..], 7_u32.to_le_bytes());
     assert!(matches!(client.into_stream(), Ok(PageStream::Unix(_))));
     server.task.await.expect("server");
 }

@@ -30,9 +30,9 @@ fn every_record_type_of_other_majors_redoes_as_postgres_does() {
 
 fn spoilt_records_never_panic(server: &TestPg, list: &Expectations) {
     let mut wal = WalFolder::open(&server.data_dir().join("pg_wal"), None, None).expect("the WAL is there");
-    let mut damage = Damage::new();
+    let (mut damage, major) = (Damage::new(), wal.major());
     while let Some(record) = wal.next_record().expect("the WAL is whole") {
-        damage.redo_damaged(&record, wal.major());
+        damage.redo_damaged(&record, major);
     }
     damage.assert_reached(list);
 }

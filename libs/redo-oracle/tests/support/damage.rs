@@ -9,7 +9,7 @@ use ardent_pg_format::{DecodedBlock, DecodedRecord, PgMajor, restore_image, rmgr
 use ardent_pg_redo::{HintBits, RecordView, Value, reconstruct, redo_block, vm_changes};
 use ardent_redo_oracle::Expectations;
 use ardent_types::Key;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// For redo of one record on one page, on a busy machine. It takes microseconds.
 const TIME_MAX: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ impl Damage {
         // Errors are what is wanted; a panic fails the test.
         let _ = redo_block(major, &damaged, block.id, &mut page);
         let _ = vm_changes(major, &damaged);
-        if let Ok(Some(value)) = Value::for_block(major, record, block.id, HintBits::Logged) {
+        if let Ok(value) = Value::for_block(major, record, block, HintBits::Logged, &mut BytesMut::new()) {
             let mut stored = value.encode().to_vec();
             self.spoil(&mut stored);
             if let Ok(value) = Value::decode(Bytes::from(stored)) {
