@@ -188,7 +188,8 @@ mod tests {
         let (_folder, engine, timeline) = timeline();
         set(&timeline, Some(Duration::from_secs(1))).expect("durable");
         collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
-        assert_eq!(timeline.retained_from(), Lsn::new(0x1000));
+        // All of it: before the first commit nothing changed.
+        assert!(timeline.retained_from() < Lsn::new(0x1100), "{}", timeline.retained_from());
         set(&timeline, None).expect("durable");
         collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
         assert!(timeline.retained_from() >= Lsn::new(0x1300));

@@ -60,7 +60,7 @@ fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_tol
         serde_json::from_str(&apart.ok(&["branch", "diff", "two", "--json"])).expect("it is JSON");
     let rows = diff["databases"][0]["tables"][0]["rows"].as_array().expect("rows");
     assert!(rows.len() == 1 && rows[0].to_string().contains("3001"), "{diff}");
-    apart.ok(&["branch", "delete", "old"]);
+    apart.ok(&["branch", "delete", "old", "--for-good"]);
     apart.ok(&["branch", "suspend", "two"]);
     assert_eq!(apart.timelines("safekeeper-2").len(), 2, "it has the deleted branch and lacks the new ones");
 

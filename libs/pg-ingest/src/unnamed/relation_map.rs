@@ -7,6 +7,7 @@ const HEAD_LEN: usize = 8;
 const MAPPING_LEN: usize = 8;
 /// 15 pads its file to 512 bytes; later ones have no padding.
 const PADDED_LEN: usize = 512;
+const LONGER_LEN: usize = 524;
 
 /// Catalogs and their files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,11 @@ impl RelationMap {
             let bytes = file.get(at..at + 4)?;
             Some(u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
         };
-        let crc_at = file.len().saturating_sub(if file.len() == PADDED_LEN { 8 } else { 4 });
+        let crc_at = match file.len() {
+            PADDED_LEN => PADDED_LEN - 8,
+            LONGER_LEN => LONGER_LEN - 4,
+            _ => return Err("it has not the length of a relation map"),
+        };
         let (Some(magic), Some(count), Some(crc)) = (word(0), word(4), word(crc_at)) else {
             return Err("it is too short");
         };
