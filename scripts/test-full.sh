@@ -16,7 +16,7 @@ case "${1:-}" in
         majors=${ARDENT_TEST_MAJORS:-16,17,18}
         scripts/setup-majors.sh ${majors//,/ } clients
         compute-hooks/extension/build.sh "$ARDENT_COMPUTE_LIB_DIR"
-        cargo build --bin ardent
+        cargo build --workspace --bins --tests
         export ARDENT_TEST_MAJORS=$majors ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM}
         echo "ARDENT_SEED=$ARDENT_SEED"
         cargo test -p ardent-redo-oracle --test other_majors
@@ -34,7 +34,7 @@ case "${1:-}" in
         ;;
     storage)
         ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
-        cargo build --bin ardent
+        cargo build --workspace --bins --tests
         ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} cargo test -p ardent-tests --test s3 -- --nocapture
         ;;
     quorum)
@@ -45,7 +45,7 @@ case "${1:-}" in
         ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -- --nocapture
         ;;
     e2e)
-        cargo build --bin ardent
+        cargo build --workspace --bins --tests
         # The long form of each test, once.
         ARDENT_DIFF_TABLE_MB=${ARDENT_DIFF_TABLE_MB:-1024} ARDENT_AWAKE=${ARDENT_AWAKE:-50} ARDENT_SLEEPS=${ARDENT_SLEEPS:-100} \
             ARDENT_KILL_ROUNDS=${ARDENT_KILL_ROUNDS:-25} ARDENT_ROUNDS=${ARDENT_ROUNDS:-100} \

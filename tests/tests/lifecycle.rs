@@ -21,7 +21,8 @@ fn start() -> (TestPg, House) {
 
 /// What has a name is whole, and what has none leaves nothing behind.
 fn check_house(house: &House) {
-    wait_until("what was half done is finished or undone", 60, || {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
         let listed = house.json(&["branch", "list"]);
         let branches = listed["branches"].as_array().expect("a list");
         let word = |value: &serde_json::Value| value.as_str().expect("a word").to_owned();
@@ -33,9 +34,17 @@ fn check_house(house: &House) {
             })
             .collect();
         expected.sort();
-        let settled = branches.iter().all(|branch| branch["state"] == "ready");
-        (settled && house.timelines() == expected).then_some(())
-    });
+        let found = house.timelines();
+        if found == expected && branches.iter().all(|branch| branch["state"] == "ready") {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "neither finished nor undone: {branches:#?}\nexpected {expected:#?}\nfound {found:#?}\n{}",
+            house.log()
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn url_of(house: &House, name: &str) -> Option<String> {

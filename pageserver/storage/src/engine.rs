@@ -125,7 +125,7 @@ impl Engine {
         // now on does.
         if let Err(error) = self.limit_now(&parent) {
             if let Some(made) = place.take() {
-                made.commit(|manifest| manifest.deleted = true, |_| made.owned.store(false, Ordering::Release))?;
+                made.begin_deletion()?;
                 self.finish_deletion(names, made.ancestor)?;
             }
             return Err(error);
@@ -262,9 +262,8 @@ impl Engine {
         if children > 0 {
             return Err(TimelineError::HasChildren { timeline, children });
         }
-        doomed.commit(|manifest| manifest.deleted = true, |_| doomed.owned.store(false, Ordering::Release))?;
+        doomed.begin_deletion()?;
         *place = None;
-        doomed.progress.wake_all();
         self.finish_deletion(names, doomed.ancestor)?;
         drop(place);
         self.forget_empty(names, &slot);

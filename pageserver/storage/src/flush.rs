@@ -96,10 +96,10 @@ impl Timeline {
         let letter = if desc.kind == LayerKind::Delta { 'd' } else { 'i' };
         let file = self.shared.next_file_name(letter, level, desc.upto);
         let name = self.names.layer(&file).expect("our own file names are good");
-        if let Err(error) = self.shared.config.store.put_file(&name, &path) {
+        if let Err(error) = self.store_object(|store| store.put_file(&name, &path)) {
             // Gone if it was moved; else swept at the next start should this fail too.
             let _ = std::fs::remove_file(&path);
-            return Err(error.into());
+            return Err(error);
         }
         count(&self.shared.stats.layer_bytes_written, desc.bytes);
         let desc = LayerDesc { file, level, ..desc };

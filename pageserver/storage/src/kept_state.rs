@@ -118,7 +118,7 @@ impl Timeline {
         let Some(state) = state.filter(|state| state.parts.len() < PARTS_MAX) else {
             return Err(KeptStateError::OutOfOrder { timeline: self.id(), part: number });
         };
-        self.shared.config.store.put(&self.names.kept_part(id, number), data)?;
+        self.store_object(|store| store.put(&self.names.kept_part(id, number), data))?;
         state.parts.push(Part::of(data));
         Ok(())
     }
@@ -133,7 +133,7 @@ impl Timeline {
         };
         self.check_newer(id)?;
         let head = KeptStateHead { id, outdated: false, parts: state.parts };
-        self.shared.config.store.put(&self.names.kept_head(), &head.encode())?;
+        self.store_object(|store| store.put(&self.names.kept_head(), &head.encode()))?;
         if let Err(error) = self.remove_other_parts(&head) {
             tracing::warn!(timeline = %self.id(), %error, "parts of older states stay until the next one is kept");
         }
@@ -195,7 +195,7 @@ impl Timeline {
         match self.kept_state() {
             Ok(Some(head)) if head.id == id && !head.outdated => {
                 let head = KeptStateHead { outdated: true, ..head };
-                Ok(self.shared.config.store.put(&self.names.kept_head(), &head.encode())?)
+                Ok(self.store_object(|store| store.put(&self.names.kept_head(), &head.encode()))?)
             }
             Ok(_) | Err(KeptStateError::Corrupt(_)) => Ok(()),
             Err(error) => Err(error),

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use ardent_object_store::StoreError;
+use ardent_object_store::{ObjectStore, StoreError};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
@@ -58,6 +58,8 @@ pub struct Timeline {
     pub(crate) compacting: Mutex<()>,
     /// Shared by whoever makes a branch, exclusive for garbage collection (checklist 58).
     pub(crate) pinning: RwLock<()>,
+    /// Shared by whoever makes an object of the timeline, exclusive for its deletion.
+    pub(crate) storing: RwLock<()>,
     /// Milliseconds after the engine was opened.
     pub(crate) last_used_ms: AtomicU64,
     /// False once a commit found that the timeline is another page server's, or deleted.
@@ -134,6 +136,7 @@ impl Timeline {
             flushed: Condvar::new(),
             compacting: Mutex::new(()),
             pinning: RwLock::new(()),
+            storing: RwLock::new(()),
             last_used_ms: AtomicU64::new(shared.now_ms()),
             owned: AtomicBool::new(true),
         }))
@@ -194,6 +197,24 @@ impl Timeline {
         let found = self.manifest.lock().look();
         self.note_loss(&found);
         found
+    }
+
+    /// Makes an object of this timeline. One that is deleted gets none: nobody would remove it.
+    pub(crate) fn store_object(
+        &self,
+        put: impl FnOnce(&dyn ObjectStore) -> Result<(), StoreError>,
+    ) -> Result<(), CommitError> {
+        let _storing = self.storing.read();
+        self.check_owned()?;
+        Ok(put(&*self.shared.config.store)?)
+    }
+
+    /// Marks the timeline as deleted and waits for objects that are being made: all that there are can be listed then.
+    pub(crate) fn begin_deletion(&self) -> Result<(), CommitError> {
+        self.commit(|manifest| manifest.deleted = true, |_| self.owned.store(false, Ordering::Release))?;
+        self.progress.wake_all();
+        drop(self.storing.write());
+        Ok(())
     }
 
     /// Why a file could not be read: it may be gone because another page server took this timeline, or an ancestor, and removed it.

@@ -1,4 +1,5 @@
-//! Reads wait for nobody: not for a store that takes its time to write, nor for what holds a commit, a flush or a compaction.
+//! Who waits for whom. Reads wait for nobody: not for a store that takes its time to write, nor for what holds a commit, a flush or a
+//! compaction. Deletion waits for what is being written.
 
 mod support;
 
@@ -10,9 +11,9 @@ use std::time::Duration;
 
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{
-    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
+    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError, list_all,
 };
-use ardent_storage::{Engine, EngineConfig, Timeline};
+use ardent_storage::{CommitError, Engine, EngineConfig, Timeline};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use support::*;
@@ -31,12 +32,21 @@ struct Gated {
 #[derive(Debug, Default)]
 struct Gate {
     is_shut: bool,
+    /// Only what writes a file waits.
+    for_files_alone: bool,
     waiting: usize,
 }
 
 impl Gated {
     fn pass(&self) {
+        self.pass_as(false);
+    }
+
+    fn pass_as(&self, is_file: bool) {
         let mut gate = self.gate.lock();
+        if gate.for_files_alone && !is_file {
+            return;
+        }
         gate.waiting += 1;
         self.changed.notify_all();
         while gate.is_shut {
@@ -47,6 +57,10 @@ impl Gated {
 
     fn shut(&self) {
         self.gate.lock().is_shut = true;
+    }
+
+    fn shut_for_files(&self) {
+        *self.gate.lock() = Gate { is_shut: true, for_files_alone: true, waiting: 0 };
     }
 
     fn open(&self) {
@@ -72,7 +86,7 @@ impl ObjectStore for Gated {
         self.store.put_if_absent(name, body)
     }
     fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
-        self.pass();
+        self.pass_as(true);
         self.store.put_file(name, path)
     }
     fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
@@ -193,4 +207,27 @@ fn reads_do_not_wait_for_leases_metadata_and_new_branches() {
     check(|engine, _, _| {
         engine.create_branch(TENANT, timeline_id(3), timeline_id(1), None).unwrap();
     });
+}
+
+#[test]
+fn a_file_that_is_being_stored_goes_with_its_deleted_timeline() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, engine, _root, branch) = world(folder.path());
+    store.shut_for_files();
+    std::thread::scope(|scope| {
+        let flushing = scope.spawn(|| branch.flush());
+        store.wait_until_somebody_waits();
+        let deleting = scope.spawn(|| engine.delete_timeline(TENANT, timeline_id(2)));
+        while branch.check_owned().is_ok() {
+            std::thread::yield_now();
+        }
+        // Time to delete all that there is, if it did not wait.
+        std::thread::sleep(Duration::from_millis(100));
+        store.open();
+        deleting.join().unwrap().unwrap();
+        assert!(matches!(*flushing.join().unwrap().unwrap_err(), CommitError::Deleted { .. }));
+    });
+    branch.flush().unwrap_err();
+    let left = list_all(&*store, &format!("timelines/{TENANT}/{}/", timeline_id(2)), false).unwrap().objects;
+    assert!(left.is_empty(), "{left:?}");
 }
