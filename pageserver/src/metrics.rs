@@ -115,6 +115,13 @@ impl Collector for AtScrape {
         for (name, help, value) in counters(&stats) {
             put(&mut encoder, name, help, &ConstCounter::new(value))?;
         }
+        let slowed = ConstCounter::new(stats.puts_slowed_us as f64 / 1e6);
+        put(
+            &mut encoder,
+            "puts_slowed_seconds",
+            "Time that batches of ingest waited because compaction was behind",
+            &slowed,
+        )?;
         let ingest = shared.followers.ingest();
         let gauges = [
             ("memory_layer_bytes", "Versions in memory that are not durable yet", stats.memory_layer_bytes),
@@ -126,6 +133,18 @@ impl Collector for AtScrape {
                 "Files that compaction has yet to merge, of the timeline that has most",
                 stats.uncompacted_files_max,
             ),
+            ("compaction_debt_bytes", "Size of the files that compaction has yet to merge", stats.uncompacted_bytes),
+            (
+                "read_files_bound",
+                "Layer files that a read at the head visits at most, of the timeline where they are most",
+                stats.files_per_read_max,
+            ),
+            (
+                "read_deltas_bound",
+                "Deltas that compacted files have of a key since its last image, of the timeline where they are most",
+                stats.deltas_per_key_max,
+            ),
+            ("compactions_failing", "Timelines whose compaction fails now", stats.compactions_failing),
             ("timelines_followed", "Timelines whose WAL is being received", ingest.followed),
             ("timelines_failing", "Of these, the ones whose WAL cannot be received or ingested now", ingest.failing),
             (

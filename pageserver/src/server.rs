@@ -114,10 +114,16 @@ impl Pageserver {
         metrics::register(&self.shared, registry);
     }
 
-    /// What tells, whenever it is called, what does not work: timelines whose WAL cannot be received or ingested.
+    /// What tells, whenever it is called, what does not work: timelines whose WAL cannot be received or ingested, or whose files cannot
+    /// be compacted.
     pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
-        move || shared.upgrade().map(|shared| shared.followers.problems()).unwrap_or_default()
+        move || {
+            let Some(shared) = shared.upgrade() else { return Vec::new() };
+            let named = |(timeline, problem)| format!("page server: timeline {timeline}: {problem}");
+            let engine = shared.engine.problems().into_iter().map(named);
+            shared.followers.problems().into_iter().chain(engine).collect()
+        }
     }
 
     async fn listen(&mut self, address: &ServiceAddr) -> io::Result<()> {

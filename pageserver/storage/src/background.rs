@@ -1,15 +1,13 @@
 //! The engine's threads: one writes frozen layers, one compacts, one looks after what is old or idle.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ardent_types::TimelineId;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
 use crate::engine::{Engine, WeakEngine};
-use crate::stats::count;
+use crate::error::chain;
 use crate::timeline::Timeline;
 
 /// How often the others look around.
@@ -84,25 +82,17 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
 }
 
 fn compact_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
-    // A timeline whose compaction failed, most likely on a corrupt file, is left alone until it has other files.
-    let mut failed: HashMap<TimelineId, usize> = HashMap::new();
     while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
-        let Some(timelines) = engine.upgrade().map(|engine| engine.loaded()) else { return };
-        for timeline in timelines {
-            let files = timeline.sizes().files;
-            while failed.get(&timeline.id()) != Some(&files) && stopped.try_recv() == Err(TryRecvError::Empty) {
-                match timeline.compact_step() {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        failed.remove(&timeline.id());
-                        break;
-                    }
-                    Err(error) => {
-                        count(&timeline.shared.stats.background_failures, 1);
-                        tracing::warn!(timeline = %timeline.id(), error = %chain(&error), "a compaction failed");
-                        failed.insert(timeline.id(), files);
-                    }
+        // A step each in turn: one that is written to without end does not hold up the others.
+        let mut is_at_work = true;
+        while is_at_work {
+            is_at_work = false;
+            let Some(timelines) = engine.upgrade().map(|engine| engine.loaded()) else { return };
+            for timeline in timelines {
+                if stopped.try_recv() != Err(TryRecvError::Empty) {
+                    return;
                 }
+                is_at_work |= timeline.compact_step_again();
             }
         }
     }
@@ -129,15 +119,4 @@ fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), Arc<crate::Commi
         engine.unload(timeline)?;
     }
     Ok(())
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

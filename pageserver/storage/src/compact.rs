@@ -1,12 +1,14 @@
 //! Carries out what [`crate::plan`] says. Readers keep the files that they began with.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ardent_types::{Key, Lsn, RelTag};
 use bytes::Bytes;
 
 use crate::delta_writer::DeltaWriter;
-use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
+use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError, chain};
 use crate::image_writer::ImageWriter;
 use crate::layer::{Layer, LayerDesc, LayerKind};
 use crate::layer_map::LayerMap;
@@ -17,6 +19,17 @@ use crate::stats::count;
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::timeline::Timeline;
 use crate::version::{Version, VersionKind};
+
+/// How long a compaction that failed is left alone while the files stay the same.
+const RETRY_COMPACTION_AFTER: Duration = Duration::from_secs(30);
+
+/// The last compaction was a failure.
+pub(crate) struct FailedCompaction {
+    /// How many files there were.
+    files: usize,
+    since: Instant,
+    pub(crate) error: Arc<CommitError>,
+}
 
 impl Timeline {
     /// Does the next step of compaction. False if there is nothing to do.
@@ -49,6 +62,39 @@ impl Timeline {
         })?;
         count(&self.shared.stats.compactions, 1);
         Ok(true)
+    }
+
+    /// [`Timeline::compact_step`] for the engine's own thread, with what went wrong kept for who asks. One that failed, most likely on
+    /// a damaged file, is left alone until there are other files or some time has passed.
+    pub(crate) fn compact_step_again(&self) -> bool {
+        let files = self.layer_set().files.layers().len();
+        let is_left_alone =
+            |failed: &FailedCompaction| failed.files == files && failed.since.elapsed() < RETRY_COMPACTION_AFTER;
+        if !self.owned.load(Ordering::Acquire) || self.compaction_failed.lock().as_ref().is_some_and(is_left_alone) {
+            return false;
+        }
+        match self.compact_step() {
+            Ok(is_done) => {
+                *self.compaction_failed.lock() = None;
+                is_done
+            }
+            Err(error) => {
+                count(&self.shared.stats.background_failures, 1);
+                tracing::warn!(timeline = %self.id(), error = %chain(&error), "a compaction failed");
+                // One whose timeline is another's now is no fault of its files.
+                let failed = FailedCompaction { files, since: Instant::now(), error: Arc::new(error) };
+                *self.compaction_failed.lock() = Some(failed).filter(|_| self.owned.load(Ordering::Acquire));
+                self.wake_writers();
+                false
+            }
+        }
+    }
+
+    /// Writers may wait for compaction.
+    fn wake_writers(&self) {
+        // Behind whoever has looked and does not wait yet.
+        drop(self.flush_state.lock());
+        self.flushed.notify_all();
     }
 
     /// Does all of compaction that there is to do.
@@ -168,8 +214,7 @@ impl Timeline {
             },
         )?;
         old.iter().for_each(|layer| layer.delete_when_unused());
-        // Writers may wait for compaction to catch up.
-        self.flushed.notify_all();
+        self.wake_writers();
         count(&self.shared.stats.layers_removed, old.len() as u64);
         Ok(())
     }

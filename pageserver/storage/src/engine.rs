@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 
 use crate::background::Background;
 use crate::config::EngineConfig;
-use crate::error::{CommitError, OpenError, TimelineError};
+use crate::debt::Debt;
+use crate::error::{CommitError, OpenError, TimelineError, chain};
 use crate::manifest::{Ancestor, Manifest, TimelineFacts};
 use crate::manifest_log::{FIRST_GENERATION, ManifestLog, newest_generation};
 use crate::object_names::{TimelineNames, parse_child, parse_manifest, tenant_prefix};
@@ -388,15 +389,32 @@ impl Engine {
     /// Counters.
     pub fn stats(&self) -> EngineStats {
         let loaded = self.loaded();
-        let uncompacted = loaded.iter().map(|timeline| timeline.layer_set().level_0_files());
+        let debts: Vec<Debt> = loaded.iter().map(|timeline| *timeline.layer_set().files.debt()).collect();
+        let most = |of: fn(&Debt) -> u64| debts.iter().map(of).max().unwrap_or(0);
         EngineStats {
             timelines_loaded: loaded.len() as u64,
-            uncompacted_files_max: uncompacted.max().unwrap_or(0) as u64,
+            uncompacted_files_max: most(|debt| debt.level_0_files as u64),
+            uncompacted_bytes: debts.iter().map(|debt| debt.level_0_bytes).sum(),
+            files_per_read_max: most(|debt| debt.files_per_read() as u64),
+            deltas_per_key_max: most(|debt| debt.deltas_per_key),
+            compactions_failing: loaded.iter().filter(|timeline| timeline.compaction_failed.lock().is_some()).count()
+                as u64,
             memory_layer_bytes: self.shared.memory.load(Ordering::Relaxed) as u64,
             page_cache_bytes: self.shared.pages.bytes() as u64,
             block_cache_bytes: self.shared.blocks.bytes() as u64,
             ..self.shared.stats.read()
         }
+    }
+
+    /// What of the engine's own work fails, by timeline. It is tried again, and what is said here goes when it works.
+    pub fn problems(&self) -> Vec<(TimelineId, String)> {
+        let problem = |timeline: &Arc<Timeline>| {
+            let error = timeline.compaction_failed.lock().as_ref()?.error.clone();
+            let text =
+                format!("its compaction fails, so reading it gets slower and its ingest is slowed: {}", chain(&*error));
+            Some((timeline.id(), text))
+        };
+        self.loaded().iter().filter_map(problem).collect()
     }
 
     /// A timeline, unless it would have to be loaded for it.

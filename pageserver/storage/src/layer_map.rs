@@ -14,6 +14,7 @@ use std::sync::Arc;
 use ardent_types::Lsn;
 use parking_lot::Mutex;
 
+use crate::debt::Debt;
 use crate::layer::{Layer, LayerError, LayerKind};
 use crate::mem_layer::MemLayer;
 use crate::position::RecordPosition;
@@ -38,10 +39,13 @@ pub(crate) struct LayerSet {
     pub(crate) files: Arc<LayerMap>,
 }
 
-/// What a read cost.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct ReadCost {
-    pub(crate) files: usize,
+/// What a read costs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadCost {
+    /// Layer files that speak for the key and LSN, whether they turn out to have the key or not.
+    pub files: usize,
+    /// Deltas that redo applies.
+    pub deltas: usize,
 }
 
 impl LayerSet {
@@ -64,9 +68,9 @@ impl LayerSet {
         self.files.gather(key, after, upto, out)
     }
 
-    /// Files straight from memory, each of which every read may have to visit.
-    pub(crate) fn level_0_files(&self) -> usize {
-        self.files.level_0
+    /// What reads at the head visit at worst. Frozen layers count as the files that they are about to be.
+    pub(crate) fn debt(&self) -> Debt {
+        Debt { level_0_files: self.files.debt.level_0_files + self.frozen.len(), ..self.files.debt }
     }
 
     /// The keys in `range` with a version in `(after, upto]`, ascending, at most `limit`.
@@ -107,7 +111,7 @@ pub(crate) struct LayerMap {
     parts: Vec<StoredKey>,
     /// For each part, indexes into `layers`, ascending.
     cover: Vec<Vec<u32>>,
-    level_0: usize,
+    debt: Debt,
 }
 
 impl LayerMap {
@@ -130,8 +134,13 @@ impl LayerMap {
                 part.push(index as u32);
             }
         }
-        let level_0 = layers.iter().filter(|layer| layer.desc.level == 0).count();
-        LayerMap { layers, parts, cover, level_0 }
+        let debt = debt(&layers, &cover);
+        LayerMap { layers, parts, cover, debt }
+    }
+
+    /// What of the files compaction has yet to merge, or to make images of.
+    pub(crate) fn debt(&self) -> &Debt {
+        &self.debt
     }
 
     /// All, newest first.
@@ -195,4 +204,23 @@ impl LayerMap {
             // A hole: what lies below the image is needed as if it weren't there.
         }
     }
+}
+
+fn debt(layers: &[Arc<Layer>], cover: &[Vec<u32>]) -> Debt {
+    let mut debt = Debt::default();
+    for layer in layers.iter().filter(|layer| layer.desc.level == 0) {
+        debt.level_0_files += 1;
+        debt.level_0_bytes += layer.desc.bytes;
+    }
+    for part in cover {
+        let covering = || part.iter().map(|index| &layers[*index as usize].desc);
+        let image = covering().find(|desc| desc.kind == LayerKind::Image);
+        let floor = image.map_or(Lsn::INVALID, |image| image.upto);
+        let deltas = covering().filter(|desc| desc.kind == LayerKind::Delta && desc.level > 0 && desc.upto > floor);
+        let (depth, deltas_per_key) =
+            deltas.fold((0, 0), |(files, deltas), desc| (files + 1, deltas + desc.versions_per_key()));
+        debt.depth = debt.depth.max(depth);
+        debt.deltas_per_key = debt.deltas_per_key.max(deltas_per_key);
+    }
+    debt
 }

@@ -30,6 +30,8 @@
 //!   (`layer/block.rs`).
 //! - PS-8: memory is bounded: writers wait for flushes, caches have sizes, merges hold one group per input (`put.rs`,
 //!   `clock_cache.rs`, `merge.rs`).
+//! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
+//!   at a limit (`debt.rs`, `put.rs`); unless compaction fails, which is told.
 //!
 //! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
 //! images), time (the caller turns a retention time into an LSN), or the network. Formats: `docs/formats/layers.md`,
@@ -42,6 +44,7 @@ mod branch;
 mod clock_cache;
 mod compact;
 mod config;
+mod debt;
 mod delta_writer;
 mod engine;
 mod error;
@@ -89,6 +92,7 @@ pub use inspect::{
 };
 pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;
+pub use layer_map::ReadCost;
 pub use manifest::{Ancestor, Lease, TimelineFacts};
 pub use position::{BranchPoint, RecordPosition};
 pub use read::ScanPart;

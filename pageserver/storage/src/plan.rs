@@ -2,7 +2,8 @@
 //!
 //! - Uncompacted files (level 0, each over the whole key space) are merged into files by key range when there are several.
 //! - Where a read would visit many delta files, or apply many deltas, images are made; unless the deltas are small beside the images that they would
-//!   cause to be rewritten: then the younger deltas are merged with each other, so that their number stays logarithmic.
+//!   cause to be rewritten: then the younger deltas are merged with each other, so that their number stays logarithmic. At twice the bounds images are
+//!   made all the same, and before anything else: who writes faster than files are merged is held up meanwhile ([`crate::debt`]).
 //! - Deltas whose last version has left retention make room once an image at or above them exists, so one is made when they
 //!   are many.
 //! - A file goes when no LSN that is retained, or pinned, needs it (PS-6).
@@ -48,17 +49,15 @@ pub(crate) enum Job {
 
 /// The next job, if there is something to do.
 pub(crate) fn plan(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Option<Job> {
-    merge_level_0(layers, policy)
-        .or_else(|| bound_depth(layers, policy))
-        .or_else(|| free_retired(layers, policy, retained_from))
+    let parts = parts(layers);
+    bound_depth(layers, policy, &parts, Bound::Twice)
+        .or_else(|| merge_level_0(layers, policy))
+        .or_else(|| bound_depth(layers, policy, &parts, Bound::Once))
+        .or_else(|| free_retired(layers, policy, parts, retained_from))
 }
 
 fn is_delta(layer: &LayerDesc) -> bool {
     layer.kind == LayerKind::Delta
-}
-
-fn versions_per_key(layer: &LayerDesc) -> u64 {
-    layer.entries / layer.key_count.max(1)
 }
 
 fn merge_level_0(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
@@ -79,6 +78,12 @@ struct Part {
     image: Option<usize>,
     /// Level-1 deltas that reads at the head visit, newest first.
     deltas: Vec<usize>,
+}
+
+impl Part {
+    fn deltas_per_key(&self, layers: &[LayerDesc]) -> u64 {
+        self.deltas.iter().map(|at| layers[*at].versions_per_key()).sum()
+    }
 }
 
 fn parts(layers: &[LayerDesc]) -> Vec<Part> {
@@ -108,6 +113,10 @@ struct Stretch {
     keys: KeyRange,
     images: Vec<usize>,
     deltas: Vec<usize>,
+    /// Deltas that lie above each other, where there are most.
+    depth: usize,
+    /// As in [`Part::deltas_per_key`], where there are most.
+    deltas_per_key: u64,
 }
 
 impl Stretch {
@@ -119,8 +128,13 @@ impl Stretch {
                 goes_on = false;
                 continue;
             }
-            let alone =
-                Stretch { keys: part.keys, images: part.image.into_iter().collect(), deltas: part.deltas.clone() };
+            let alone = Stretch {
+                keys: part.keys,
+                images: part.image.into_iter().collect(),
+                deltas: part.deltas.clone(),
+                depth: part.deltas.len(),
+                deltas_per_key: part.deltas_per_key(layers),
+            };
             let longer = stretches.last().filter(|_| goes_on).map(|last| last.with(&alone));
             let bytes = |stretch: &Stretch| size(layers, &stretch.images) + size(layers, &stretch.deltas);
             match longer.filter(|longer| bytes(longer) <= JOB_FILES * policy.layer_file_bytes) {
@@ -143,6 +157,8 @@ impl Stretch {
             keys: KeyRange { first: self.keys.first, last: next.keys.last },
             images: union(&self.images, &next.images),
             deltas: union(&self.deltas, &next.deltas),
+            depth: self.depth.max(next.depth),
+            deltas_per_key: self.deltas_per_key.max(next.deltas_per_key),
         }
     }
 }
@@ -151,19 +167,32 @@ fn size(layers: &[LayerDesc], of: &[usize]) -> u64 {
     of.iter().map(|at| layers[*at].bytes).sum()
 }
 
-fn bound_depth(layers: &[LayerDesc], policy: &Policy) -> Option<Job> {
-    let parts = parts(layers);
-    let deltas_per_key = |part: &Part| -> u64 { part.deltas.iter().map(|at| versions_per_key(&layers[*at])).sum() };
-    let is_deep = |part: &Part| {
-        part.deltas.len() > policy.images_at_delta_files || deltas_per_key(part) > policy.images_at_deltas_per_key
+/// Which of the bounds on what a read visits and applies.
+#[derive(Clone, Copy, Debug)]
+enum Bound {
+    Once,
+    Twice,
+}
+
+fn bound_depth(layers: &[LayerDesc], policy: &Policy, parts: &[Part], bound: Bound) -> Option<Job> {
+    let times = match bound {
+        Bound::Once => 1,
+        Bound::Twice => 2,
     };
-    Stretch::all(layers, policy, &parts, is_deep).iter().find_map(|stretch| {
+    let has_many_files = |depth: usize, times: usize| depth > times * policy.images_at_delta_files;
+    let has_many_deltas = |deltas: u64, times: u64| deltas > times * policy.images_at_deltas_per_key;
+    let is_deep = |part: &Part| {
+        has_many_files(part.deltas.len(), times) || has_many_deltas(part.deltas_per_key(layers), times as u64)
+    };
+    Stretch::all(layers, policy, parts, is_deep).iter().find_map(|stretch| {
         let is_worth_it = size(layers, &stretch.deltas) * IMAGE_REWRITE_FRACTION >= size(layers, &stretch.images);
+        // Merging files leaves as many deltas as there were.
+        if is_worth_it || has_many_deltas(stretch.deltas_per_key, 2) {
+            return images(layers, stretch);
+        }
+        let merge = small_young(layers, &stretch.deltas, policy).map(|inputs| Job::Merge { inputs });
         // The deltas' sizes grow with age, so their number is logarithmic; twice the bound is still too many.
-        let is_too_deep = stretch.deltas.len() > 2 * policy.images_at_delta_files;
-        let merge = || small_young(layers, &stretch.deltas, policy).map(|inputs| Job::Merge { inputs });
-        let images = || images(layers, stretch);
-        if is_worth_it { images() } else { merge().or_else(|| if is_too_deep { images() } else { None }) }
+        merge.or_else(|| if has_many_files(stretch.depth, 2) { images(layers, stretch) } else { None })
     })
 }
 
@@ -192,9 +221,8 @@ fn small_young(layers: &[LayerDesc], deltas: &[usize], policy: &Policy) -> Optio
 }
 
 /// Images as of the newest delta that lies below `retained_from` as a whole, where such deltas take much space.
-fn free_retired(layers: &[LayerDesc], policy: &Policy, retained_from: Lsn) -> Option<Job> {
+fn free_retired(layers: &[LayerDesc], policy: &Policy, mut parts: Vec<Part>, retained_from: Lsn) -> Option<Job> {
     let is_retired = |at: &usize| layers[*at].upto <= retained_from;
-    let mut parts = parts(layers);
     for part in &mut parts {
         part.deltas.retain(is_retired);
     }
@@ -259,8 +287,15 @@ fn has_images(layers: &[LayerDesc], keys: &KeyRange, from: Lsn, to: Lsn) -> bool
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use ardent_types::{ForkNumber, Key, RelTag};
+    use crate::debt::{Debt, DebtLimits, Pace};
+    use crate::layer::{BlockCache, Layer};
+    use crate::layer_map::LayerMap;
+    use crate::object_names::TimelineNames;
+    use ardent_object_store::{MemoryStore, ObjectStore};
+    use ardent_types::{ForkNumber, Key, RelTag, TenantId, TimelineId};
 
     fn key(block: u32) -> StoredKey {
         let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
@@ -336,6 +371,23 @@ mod tests {
                 .map(|(after, upto, bytes)| layer(LayerKind::Delta, 1, (0, 9), after, upto, bytes)),
         );
         assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), Some(Job::Merge { inputs: vec![2, 3] }));
+    }
+
+    #[test]
+    fn where_reads_are_twice_too_deep_images_come_before_level_0() {
+        let level_0 = (0..3).map(|n| delta(0, (0, 9), 100 + 10 * n, 110 + 10 * n));
+        let deep = |files: u64| (0..files).map(|n| delta(1, (0, 9), 10 * n, 10 * n + 10));
+        let check = |files: u64, expect: Job| {
+            let layers: Vec<_> = deep(files).chain(level_0.clone()).collect();
+            assert_eq!(plan(&layers, &POLICY, Lsn::INVALID), Some(expect), "{files} files");
+        };
+        check(4, Job::Merge { inputs: vec![4, 5, 6] });
+        check(5, Job::Images { keys: KeyRange { first: key(0), last: key(9) }, lsn: Lsn::new(50) });
+        let mut many = vec![layer(LayerKind::Image, 1, (0, 9), 0, 10, 1_000_000), delta(1, (0, 9), 10, 20)];
+        many.extend(level_0);
+        (many[1].entries, many[1].key_count) = (810, 10);
+        let images = Job::Images { keys: KeyRange { first: key(0), last: key(9) }, lsn: Lsn::new(20) };
+        assert_eq!(plan(&many, &POLICY, Lsn::INVALID), Some(images), "however large the images are beside the deltas");
     }
 
     #[test]
@@ -419,6 +471,17 @@ mod tests {
         written
     }
 
+    /// What writers look at.
+    fn debt_of(layers: &[LayerDesc]) -> Debt {
+        let names = TimelineNames { tenant: TenantId::from_bytes([1; 16]), timeline: TimelineId::from_bytes([2; 16]) };
+        let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
+        let cache = Arc::new(BlockCache::new(0));
+        let layer = |desc: &LayerDesc| {
+            Layer::new(desc.clone(), names.layer("file").expect("a good name"), store.clone(), cache.clone())
+        };
+        *LayerMap::new(layers.iter().map(layer).collect()).debt()
+    }
+
     /// Files that a read at the head visits at worst, over all keys.
     fn worst_read(layers: &[LayerDesc]) -> usize {
         let level_0 = layers.iter().filter(|layer| is_delta(layer) && layer.level == 0).count();
@@ -452,9 +515,27 @@ mod tests {
                 flushed += bytes;
                 lsn = next;
                 let horizon = Lsn::new(lsn.saturating_sub(rng.random_range(0..500)));
+                let limits = DebtLimits {
+                    compact_at_l0_files: policy.compact_at_l0_files,
+                    open_layer_bytes_max: 2_000,
+                    images_at_delta_files: policy.images_at_delta_files,
+                    images_at_deltas_per_key: policy.images_at_deltas_per_key,
+                };
+                let is_waited_for = |layers: &[LayerDesc]| limits.pace(&debt_of(layers), 1 << 20) != Pace::Free;
+                if is_waited_for(&layers) {
+                    assert!(plan(&layers, &policy, horizon).is_some(), "seed {seed}: writers wait for nothing");
+                }
+                if rng.random_bool(0.4) {
+                    continue;
+                }
                 written += settle(&mut layers, &policy, horizon);
                 let limit = policy.compact_at_l0_files + 2 * policy.images_at_delta_files + 1;
                 let worst = worst_read(&layers);
+                assert!(!is_waited_for(&layers), "seed {seed}: writers wait where all is done: {:?}", debt_of(&layers));
+                assert!(
+                    worst <= debt_of(&layers).files_per_read(),
+                    "seed {seed}: what is told is what reads visit at most"
+                );
                 assert!(worst <= limit, "seed {seed}: a read visits {worst} files, the limit is {limit}");
             }
             assert!(flushed > 0 && written < flushed * 400, "seed {seed}: {written} bytes written for {flushed}");

@@ -8,6 +8,7 @@ use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
 use parking_lot::Mutex;
 
+use crate::debt::{DebtLimits, Pace, longest_delay};
 use crate::error::PutError;
 use crate::layer_map::Frozen;
 use crate::limits::{FROZEN_LAYERS_MAX, VALUE_BYTES_MAX};
@@ -18,10 +19,8 @@ use crate::stored_key::StoredKey;
 use crate::timeline::{Timeline, Writer};
 use crate::version::VersionKind;
 
-/// Writers are slowed when there are this many times the files at which compaction begins.
-const DEBT_FACTOR: usize = 4;
-/// For how long each batch waits then.
-const DEBT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a batch waits for compaction at most where debt has reached its limit.
+const STOP_MAX: Duration = Duration::from_secs(10);
 /// With memory used up, an open layer of this part of its largest size is worth a file.
 const SHARE_WORTH_A_FILE: usize = 8;
 /// How long a writer waits for a flush before it says that it is stalled.
@@ -33,7 +32,7 @@ impl Timeline {
     ///
     /// The batch is in LSN order. `last_record` is the last record of the batch, and is given even if no record changed a key
     /// (checklist 7). What lies at or below the last record already there is left out: after a restart WAL comes again.
-    /// Waits while too many layers wait to be written.
+    /// Waits while too many layers wait to be written, and in proportion to what compaction has yet to do (`debt.rs`).
     pub fn put(&self, batch: Vec<(Key, Lsn, Value)>, last_record: RecordPosition) -> Result<(), PutError> {
         self.put_records(&batch, &[last_record])
     }
@@ -42,6 +41,7 @@ impl Timeline {
     pub fn put_records(&self, batch: &[(Key, Lsn, Value)], positions: &[RecordPosition]) -> Result<(), PutError> {
         self.touch();
         self.check_takes_wal()?;
+        self.wait_for_compaction(batch);
         self.wait_for_room()?;
         let mut writer = self.writer.lock();
         if writer.poisoned {
@@ -125,6 +125,34 @@ impl Timeline {
         PutError::Disorder { timeline: self.id(), rule }
     }
 
+    /// Back-pressure: what reads visit and apply is bounded because writers wait here. No batch waits for ever, as a damaged file may keep
+    /// compaction from ever finishing; that is told by [`crate::Engine::problems`].
+    fn wait_for_compaction(&self, batch: &[(Key, Lsn, Value)]) {
+        let config = &self.shared.config;
+        // The common case costs a look.
+        let limits = DebtLimits::of(config);
+        if !config.background || limits.pace(&self.layer_set().debt(), 1) == Pace::Free {
+            return;
+        }
+        let bytes = batch.iter().map(|(_, _, value)| VersionKind::of(value).1.len()).sum();
+        let began = Instant::now();
+        let mut state = self.flush_state.lock();
+        let mut is_late = false;
+        while !is_late && self.owned.load(Ordering::Acquire) {
+            let delay = match limits.pace(&self.layer_set().debt(), bytes) {
+                Pace::Free => break,
+                Pace::Slowed(delay) => delay,
+                Pace::Stopped if self.compaction_failed.lock().is_some() => longest_delay(bytes),
+                Pace::Stopped => STOP_MAX,
+            };
+            // Compaction and flushes notify: debt may be less, or more, by then.
+            is_late = self.flushed.wait_until(&mut state, began + delay).timed_out();
+        }
+        drop(state);
+        count(&self.shared.stats.puts_slowed, 1);
+        count(&self.shared.stats.puts_slowed_us, began.elapsed().as_micros() as u64);
+    }
+
     /// Back-pressure: memory is bounded because writers wait here.
     fn wait_for_room(&self) -> Result<(), PutError> {
         let config = &self.shared.config;
@@ -134,19 +162,7 @@ impl Timeline {
             return room.map_err(|source| PutError::Stalled { timeline: self.id(), source });
         }
         let deadline = Instant::now() + STALL_AFTER;
-        // Compaction is behind: reads would visit too many files. Each batch waits a little for it, none for ever, as a damaged file
-        // may keep it from ever finishing.
-        let debt_max = DEBT_FACTOR * config.compact_at_l0_files;
-        let patience = Instant::now() + DEBT_PAUSE;
         let mut state = self.flush_state.lock();
-        if self.layer_set().level_0_files() >= debt_max {
-            count(&self.shared.stats.puts_slowed, 1);
-        }
-        while self.layer_set().level_0_files() >= debt_max {
-            if self.flushed.wait_until(&mut state, patience).timed_out() {
-                break;
-            }
-        }
         while state.waiting >= FROZEN_LAYERS_MAX {
             if self.flushed.wait_until(&mut state, deadline).timed_out() && state.waiting >= FROZEN_LAYERS_MAX {
                 if let Some(source) = state.last_error.clone() {

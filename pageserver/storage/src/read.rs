@@ -10,7 +10,7 @@ use ardent_types::{BlockNumber, Key, Lsn, RelTag};
 use bytes::Bytes;
 
 use crate::error::{CommitError, ReadError};
-use crate::layer_map::LayerSet;
+use crate::layer_map::{LayerSet, ReadCost};
 use crate::shared::CachedPage;
 use crate::stats::count;
 use crate::stored_key::{KeyRange, StoredKey};
@@ -59,6 +59,26 @@ impl Timeline {
     pub fn get(&self, key: &Key, lsn: Lsn) -> Result<Option<Bytes>, ReadError> {
         let content = self.read_at(lsn, || self.content(key, &StoredKey::from(key), lsn))?;
         Ok(content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()))
+    }
+
+    /// What the content of `key` at `lsn` costs without any cache, on this timeline and those that it hangs on.
+    pub fn read_cost(&self, key: &Key, lsn: Lsn) -> Result<ReadCost, ReadError> {
+        self.read_at(lsn, || {
+            let stored = StoredKey::from(key);
+            let mut cost = ReadCost::default();
+            let (mut timeline, mut lsn) = (self, lsn);
+            loop {
+                let mut gathered = Gathered::default();
+                let found = timeline.layer_set().gather(&stored, Lsn::INVALID, lsn, &mut gathered)?;
+                let is_complete = gathered.complete_from().is_some();
+                cost.files += found.files;
+                cost.deltas += gathered.len() - usize::from(is_complete);
+                match timeline.parent_for_read(lsn)?.filter(|_| !is_complete) {
+                    Some((parent, at)) => (timeline, lsn) = (parent, at),
+                    None => return Ok(cost),
+                }
+            }
+        })
     }
 
     /// The content of neighbouring blocks of `rel` at `lsn`, given to `each` in order. Stops at the first error; what `each` was

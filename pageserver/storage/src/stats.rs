@@ -23,6 +23,15 @@ macro_rules! stats {
             pub timelines_loaded: u64,
             /// Files that compaction has yet to merge, of the loaded timeline that has most of them now.
             pub uncompacted_files_max: u64,
+            /// Their size, of all loaded timelines together now.
+            pub uncompacted_bytes: u64,
+            /// Files that a read visits at most now, of the loaded timeline where they are most.
+            pub files_per_read_max: u64,
+            /// Deltas that compacted files have of a key now ([`crate::TimelineSizes::deltas_per_key_max`]), of the loaded timeline
+            /// where they are most.
+            pub deltas_per_key_max: u64,
+            /// Loaded timelines whose compaction fails now.
+            pub compactions_failing: u64,
         }
 
         impl Stats {
@@ -58,6 +67,8 @@ stats! {
     background_failures,
     /// Batches that were held up because compaction was behind.
     puts_slowed,
+    /// For how long, in microseconds.
+    puts_slowed_us,
 }
 
 /// Adds to a counter.

@@ -10,6 +10,7 @@ use ardent_object_store::{ObjectStore, StoreError};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use parking_lot::{Condvar, Mutex, RwLock};
 
+use crate::compact::FailedCompaction;
 use crate::error::{CommitError, CorruptFile, TimelineError, WaitError};
 use crate::import::Import;
 use crate::kept_state::Incoming;
@@ -56,6 +57,8 @@ pub struct Timeline {
     pub(crate) flushed: Condvar,
     /// Held while compaction or garbage collection works on the files.
     pub(crate) compacting: Mutex<()>,
+    /// Why the engine's own compaction could not go on, until it can.
+    pub(crate) compaction_failed: Mutex<Option<FailedCompaction>>,
     /// Shared by whoever makes a branch, exclusive for garbage collection (checklist 58).
     pub(crate) pinning: RwLock<()>,
     /// Shared by whoever makes an object of the timeline, exclusive for its deletion.
@@ -91,6 +94,11 @@ pub struct TimelineSizes {
     pub uncompacted_files: usize,
     /// Versions in memory, in bytes.
     pub memory_bytes: usize,
+    /// Files that a read at the head visits at most: uncompacted ones, and where most of them lie above each other the compacted ones and
+    /// an image.
+    pub files_per_read_max: usize,
+    /// Deltas that compacted files have of a key since its last image, as an average over a file's keys, where there are most.
+    pub deltas_per_key_max: u64,
 }
 
 impl Timeline {
@@ -135,6 +143,7 @@ impl Timeline {
             flush_state: Mutex::default(),
             flushed: Condvar::new(),
             compacting: Mutex::new(()),
+            compaction_failed: Mutex::new(None),
             pinning: RwLock::new(()),
             storing: RwLock::new(()),
             last_used_ms: AtomicU64::new(shared.now_ms()),
@@ -296,8 +305,10 @@ impl Timeline {
         TimelineSizes {
             stored_bytes: layers.iter().map(|layer| layer.desc.bytes).sum(),
             files: layers.len(),
-            uncompacted_files: layers.iter().filter(|layer| layer.desc.level == 0).count(),
+            uncompacted_files: set.files.debt().level_0_files,
             memory_bytes: set.open.bytes() + set.frozen.iter().map(|frozen| frozen.layer.bytes()).sum::<usize>(),
+            files_per_read_max: set.files.debt().files_per_read(),
+            deltas_per_key_max: set.files.debt().deltas_per_key,
         }
     }
 

@@ -62,6 +62,13 @@ pub(crate) struct LayerDesc {
     pub(crate) holes: u64,
 }
 
+impl LayerDesc {
+    /// How many versions each of its keys has, on average.
+    pub(crate) fn versions_per_key(&self) -> u64 {
+        self.entries / self.key_count.max(1)
+    }
+}
+
 fn is_zero(number: &u64) -> bool {
     *number == 0
 }
