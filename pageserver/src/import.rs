@@ -119,8 +119,12 @@ impl Running {
 
 /// From where on an imported timeline can be read; [`Lsn::INVALID`] for a branch, which begins consistent.
 pub(crate) fn consistent_from(timeline: &Timeline) -> Lsn {
-    let text = timeline.get_metadata(CONSISTENT_FROM);
-    text.as_ref().and_then(|value| value.as_str()).and_then(|text| text.parse().ok()).unwrap_or(Lsn::INVALID)
+    consistent_from_of(timeline.get_metadata(CONSISTENT_FROM).as_ref())
+}
+
+/// The same from the value of [`CONSISTENT_FROM`].
+pub(crate) fn consistent_from_of(value: Option<&serde_json::Value>) -> Lsn {
+    value.and_then(|value| value.as_str()).and_then(|text| text.parse().ok()).unwrap_or(Lsn::INVALID)
 }
 
 /// Refuses what concerns a state below the end of the timeline's base backup, or a timeline whose backup was incomplete.

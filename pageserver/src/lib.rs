@@ -8,6 +8,8 @@
 //!  computes, control ──page service──► connection (one thread each) ─┘ get pages, base backup, changed blocks, manage
 //! ```
 //!
+//! Beside them `retention` finds the LSN of a moment, and `collector` gives up history that is too old, without loading what is idle.
+//!
 //! This crate is the shell: sockets, threads, tokens. What a record means is in `pg-ingest`, what is kept is in `storage`.
 //!
 //! Invariants:
@@ -19,6 +21,7 @@
 //! It knows nothing of branches' names, computes' processes or users. Start reading in [`server`], then [`connection`].
 
 mod changed;
+mod collector;
 mod connection;
 mod follower;
 mod import;

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
 use ardent_api::token::Rights;
-use ardent_storage::{Timeline, TimelineError};
+use ardent_storage::{Glance, Timeline, TimelineError};
 use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
-use crate::import::{check_consistent, consistent_from};
+use crate::import::{CONSISTENT_FROM, check_consistent, consistent_from, consistent_from_of};
 use crate::kept_state;
 use crate::limits;
 use crate::pages::{commit_failure, decode_size, timeline_failure};
@@ -141,12 +141,42 @@ impl Connection<'_> {
     fn list_timelines(&mut self, bound: &Bound) -> Result<ManageReply, Failure> {
         bound.allow(TimelineId::NONE, Rights::Read)?;
         let ids = self.shared.engine.list(bound.tenant).map_err(|error| timeline_failure(&error))?;
-        let timelines = ids.into_iter().map(|id| {
-            let timeline = self.shared.engine.timeline(bound.tenant, id);
-            let timeline = timeline.map_err(|error| timeline_failure(&error))?;
-            Ok(self.facts(&timeline))
-        });
-        Ok(ManageReply::Timelines { timelines: timelines.collect::<Result<_, Failure>>()? })
+        let mut timelines = Vec::with_capacity(ids.len());
+        for id in ids {
+            // However many there are, none is loaded for this.
+            if let Some(timeline) = self.shared.engine.if_loaded(bound.tenant, id) {
+                timelines.push(self.facts(&timeline));
+                continue;
+            }
+            let glance = self.shared.engine.glance(bound.tenant, id).map_err(|error| timeline_failure(&error))?;
+            timelines.extend(
+                glance.filter(|glance| !glance.is_deleted).map(|glance| self.facts_at_rest(bound, id, &glance)),
+            );
+        }
+        Ok(ManageReply::Timelines { timelines })
+    }
+
+    /// [`Connection::facts`] of a timeline that is not loaded: nobody follows it, and all that it has is durable.
+    fn facts_at_rest(&self, bound: &Bound, timeline: TimelineId, glance: &Glance) -> TimelineStatus {
+        TimelineStatus {
+            timeline,
+            ancestor: glance.ancestor.map(|ancestor| ancestor.timeline),
+            ancestor_lsn: glance.ancestor.map_or(Lsn::INVALID, |ancestor| ancestor.point.lsn),
+            last_record_lsn: glance.durable_record.end,
+            prev_record_lsn: glance.durable_record.start,
+            disk_consistent_lsn: glance.durable_record.end,
+            retained_from_lsn: glance.retained_from,
+            pg_major: glance.facts.pg_major.number(),
+            logical_size_bytes: None,
+            stored_bytes: glance.stored_bytes,
+            consistent_from_lsn: consistent_from_of(glance.get_metadata(CONSISTENT_FROM)),
+            following: false,
+            last_commit_us: None,
+            oldest_lsn: None,
+            oldest_commit_us: None,
+            problem: None,
+            pages_sent: self.shared.pages_sent.of(bound.tenant, timeline).load(Ordering::Relaxed),
+        }
     }
 
     /// What costs no reads.

@@ -1,4 +1,4 @@
-//! Gives up history that is older than the retention time, and finds the LSN of a moment.
+//! How long history is kept, and which LSN a moment was at.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -7,15 +7,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ardent_storage::{CommitError, Engine, ReadError, Timeline};
 use ardent_types::{Key, Lsn};
 
+use crate::collector::Collector;
 use crate::import::consistent_from;
-use crate::pages::chain;
 
 /// The key under which ingest keeps the time of the last commit.
 const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
 /// Metadata of a timeline: for how many seconds its history is kept, where it is not as the page server was told.
-const RETENTION: &str = "retention_s";
-/// How often history is looked through: an idle timeline is loaded for it, so not often, but often enough that no more than
-/// an eighth is kept too long.
+pub(crate) const RETENTION: &str = "retention_s";
+/// How often history is looked through, so that of a timeline in use no more than an eighth is kept too long.
 const PERIOD: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
 
 /// Sets how long a timeline's history is kept, durably.
@@ -27,8 +26,9 @@ pub(crate) fn set(timeline: &Timeline, retention: Option<Duration>) -> Result<()
     timeline.set_metadata(RETENTION, value)
 }
 
-fn own_retention(timeline: &Timeline) -> Option<Duration> {
-    timeline.get_metadata(RETENTION)?.as_u64().map(Duration::from_secs)
+/// What the value of [`RETENTION`] says.
+pub(crate) fn retention_of(value: &serde_json::Value) -> Option<Duration> {
+    value.as_u64().map(Duration::from_secs)
 }
 
 /// Microseconds since the Unix epoch of the last commit at or before `lsn`.
@@ -64,62 +64,11 @@ pub(crate) fn lsn_at_time(timeline: &Timeline, timestamp_us: i64) -> Result<Opti
 
 /// Collects garbage of all timelines once in a while, until the other end of `stop` is dropped.
 pub(crate) fn run(engine: &Arc<Engine>, retention: Duration, stop: &Receiver<()>) {
+    let mut collector = Collector::new(Arc::clone(engine), retention);
     let period = (retention / 8).clamp(PERIOD.0, PERIOD.1);
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(period) {
-        collect_all(engine, SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), retention);
+        collector.collect_all(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
     }
-}
-
-/// Gives up history that is older than `retention`, or than a timeline's own, wherever nothing pins it. `now` is since the
-/// Unix epoch. What fails is tried again next time.
-fn collect_all(engine: &Arc<Engine>, now: Duration, retention: Duration) {
-    let tenants = match engine.tenants() {
-        Ok(tenants) => tenants,
-        Err(error) => return tracing::warn!(error = chain(&error), "no history is given up now"),
-    };
-    for tenant in tenants {
-        let timelines = match engine.list(tenant) {
-            Ok(timelines) => timelines,
-            Err(error) => {
-                tracing::warn!(%tenant, error = chain(&error), "no history of this tenant is given up now");
-                continue;
-            }
-        };
-        for timeline in timelines {
-            if let Err(error) = collect(engine, tenant, timeline, now, retention) {
-                tracing::warn!(%timeline, error, "no history of this timeline is given up now");
-            }
-        }
-    }
-}
-
-fn collect(
-    engine: &Arc<Engine>,
-    tenant: ardent_types::TenantId,
-    timeline: ardent_types::TimelineId,
-    now: Duration,
-    retention: Duration,
-) -> Result<(), String> {
-    let timeline = engine.timeline(tenant, timeline).map_err(|error| chain(&error))?;
-    if timeline.is_importing() || timeline.last_record().end < consistent_from(&timeline) {
-        return Ok(());
-    }
-    let horizon = now.saturating_sub(own_retention(&timeline).unwrap_or(retention));
-    let horizon_us = i64::try_from(horizon.as_micros()).unwrap_or(i64::MAX);
-    let lsn = if timeline.is_retired() {
-        // Nothing of it but what is pinned; pins go.
-        timeline.retained_from()
-    } else {
-        let found = lsn_at_time(&timeline, horizon_us).map_err(|error| chain(&error))?;
-        // What leases held may be free now, also where the horizon has not moved.
-        found.unwrap_or_else(|| timeline.retained_from())
-    };
-    let collected = timeline.collect_garbage(lsn).map_err(|error| chain(&error))?;
-    if collected.files > 0 {
-        let (files, bytes) = (collected.files, collected.bytes);
-        tracing::info!(timeline = %timeline.id(), %lsn, files, bytes, "history before this LSN was given up");
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -156,6 +105,11 @@ mod tests {
         (folder, engine, timeline)
     }
 
+    fn collect(engine: &Arc<Engine>, now_us: u64, retention_us: u64) {
+        let mut collector = Collector::new(Arc::clone(engine), Duration::from_micros(retention_us));
+        collector.collect_all(Duration::from_micros(now_us));
+    }
+
     #[test]
     fn a_time_finds_the_last_commit_that_is_not_later() {
         let (_folder, _engine, timeline) = timeline();
@@ -174,7 +128,7 @@ mod tests {
     #[test]
     fn history_is_given_up_to_the_horizon_and_not_beyond() {
         let (_folder, engine, timeline) = timeline();
-        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
+        collect(&engine, 130, 100);
         let retained = timeline.retained_from();
         assert!(retained >= Lsn::new(0x1300) && retained < Lsn::new(0x1400), "{retained}");
         assert_eq!(last_commit_us(&timeline, retained).expect("still there"), Some(30));
@@ -187,11 +141,11 @@ mod tests {
     fn a_timeline_that_was_told_keeps_its_history_longer() {
         let (_folder, engine, timeline) = timeline();
         set(&timeline, Some(Duration::from_secs(1))).expect("durable");
-        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
+        collect(&engine, 130, 100);
         // All of it: before the first commit nothing changed.
         assert!(timeline.retained_from() < Lsn::new(0x1100), "{}", timeline.retained_from());
         set(&timeline, None).expect("durable");
-        collect_all(&engine, Duration::from_micros(130), Duration::from_micros(100));
+        collect(&engine, 130, 100);
         assert!(timeline.retained_from() >= Lsn::new(0x1300));
     }
 }

@@ -1,6 +1,6 @@
 //! Branch points: where a branch can begin, and what pins it.
 
-use ardent_object_store::list_all;
+use ardent_object_store::{ObjectStore, StoreError, list_all};
 use ardent_types::{Lsn, TimelineId};
 
 use crate::error::TimelineError;
@@ -98,7 +98,14 @@ impl Timeline {
 
     /// The branches that hang on this timeline, with where, as the store has them.
     pub fn children(&self) -> Result<Vec<(TimelineId, BranchPoint)>, TimelineError> {
-        let page = list_all(&*self.shared.config.store, &self.names.children(), false)?;
+        Ok(self.names.branches(&*self.shared.config.store)?)
+    }
+}
+
+impl TimelineNames {
+    /// The branches that hang on the timeline, as the store has them.
+    pub(crate) fn branches(&self, store: &dyn ObjectStore) -> Result<Vec<(TimelineId, BranchPoint)>, StoreError> {
+        let page = list_all(store, &self.children(), false)?;
         Ok(page.objects.iter().filter_map(|object| parse_child(&object.name)).collect())
     }
 }

@@ -35,20 +35,8 @@ impl Timeline {
     /// Does the next step of compaction. False if there is nothing to do.
     pub fn compact_step(&self) -> Result<bool, CommitError> {
         let _compacting = self.compacting.lock();
-        let config = &self.shared.config;
-        let policy = Policy {
-            compact_at_l0_files: config.compact_at_l0_files,
-            images_at_delta_files: config.images_at_delta_files,
-            images_at_deltas_per_key: config.images_at_deltas_per_key,
-            layer_file_bytes: config.layer_file_bytes,
-        };
-        // Nobody reads a retired timeline from where images would be of use, and what its branches read is collected as it is.
-        if self.is_importing() || self.is_retired() {
-            return Ok(false);
-        }
         let files = self.layer_set().files.clone();
-        let descs: Vec<LayerDesc> = files.layers().iter().map(|layer| layer.desc.clone()).collect();
-        let done = match plan(&descs, &policy, self.retained_from()) {
+        let done = match self.next_job(&files) {
             None => return Ok(false),
             Some(Job::Merge { inputs }) => {
                 let inputs: Vec<_> = inputs.iter().map(|at| files.layers()[*at].clone()).collect();
@@ -95,6 +83,27 @@ impl Timeline {
         // Behind whoever has looked and does not wait yet.
         drop(self.flush_state.lock());
         self.flushed.notify_all();
+    }
+
+    /// Whether [`Timeline::compact_step`] would do something.
+    pub fn has_compaction_to_do(&self) -> bool {
+        self.next_job(&self.layer_set().files).is_some()
+    }
+
+    fn next_job(&self, files: &LayerMap) -> Option<Job> {
+        let config = &self.shared.config;
+        let policy = Policy {
+            compact_at_l0_files: config.compact_at_l0_files,
+            images_at_delta_files: config.images_at_delta_files,
+            images_at_deltas_per_key: config.images_at_deltas_per_key,
+            layer_file_bytes: config.layer_file_bytes,
+        };
+        // Nobody reads a retired timeline from where images would be of use, and what its branches read is collected as it is.
+        if self.is_importing() || self.is_retired() {
+            return None;
+        }
+        let descs: Vec<LayerDesc> = files.layers().iter().map(|layer| layer.desc.clone()).collect();
+        plan(&descs, &policy, self.retained_from())
     }
 
     /// Does all of compaction that there is to do.

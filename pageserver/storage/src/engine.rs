@@ -26,10 +26,21 @@ use crate::timeline::Timeline;
 /// A place for one timeline in the table: its lock is held while the timeline is loaded, made, unloaded or deleted.
 type Slot = Arc<Mutex<Option<Arc<Timeline>>>>;
 
+/// What became of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It was unloaded; its newest manifest then.
+    Unloaded(Generation),
+    /// A branch that hung on it was deleted.
+    LostBranch,
+}
+
 /// A page server's storage: all timelines of a store. See the crate's documentation.
 pub struct Engine {
     shared: Arc<Shared>,
     slots: Mutex<HashMap<TimelineNames, Slot>>,
+    /// The last thing that became of each timeline since somebody asked.
+    changes: Mutex<HashMap<TimelineNames, Change>>,
     background: Mutex<Option<Background>>,
     _lock: Flock<fs::File>,
 }
@@ -53,6 +64,7 @@ impl Engine {
         let engine = Arc::new(Engine {
             shared: shared.clone(),
             slots: Mutex::default(),
+            changes: Mutex::default(),
             background: Mutex::new(None),
             _lock: lock,
         });
@@ -66,6 +78,11 @@ impl Engine {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// How it is set up.
+    pub fn config(&self) -> &EngineConfig {
+        &self.shared.config
     }
 
     /// Makes a root timeline, ready for [`Timeline::import_images`]. The same call again gives the same timeline; one whose import was
@@ -298,6 +315,7 @@ impl Engine {
         if let Some(ancestor) = ancestor {
             let parent = TimelineNames { tenant: names.tenant, timeline: ancestor.timeline };
             store.delete(&parent.child(names.timeline, ancestor.point))?;
+            self.changes.lock().insert(parent, Change::LostBranch);
         }
         manifests.sort_by_key(|name| parse_manifest(name).map_or(Generation::new(0), |generation| generation));
         for name in manifests {
@@ -370,8 +388,15 @@ impl Engine {
         slots.iter().filter_map(|slot| slot.try_lock().and_then(|place| place.clone())).collect()
     }
 
+    /// Timelines that were unloaded or lost a branch since this was called last, with what happened to each last. What changes else
+    /// happens to loaded ones.
+    pub fn take_changes(&self) -> Vec<(TenantId, TimelineId, Change)> {
+        let changes = std::mem::take(&mut *self.changes.lock());
+        changes.into_iter().map(|(names, change)| (names.tenant, names.timeline, change)).collect()
+    }
+
     /// Makes everything ingested durable and unloads a timeline that nobody else holds. False if somebody does.
-    pub(crate) fn unload(&self, timeline: Arc<Timeline>) -> Result<bool, Arc<CommitError>> {
+    pub fn unload(&self, timeline: Arc<Timeline>) -> Result<bool, Arc<CommitError>> {
         timeline.flush()?;
         let names = timeline.names;
         let slot = self.slot(names);
@@ -379,6 +404,13 @@ impl Engine {
         // The slot's and ours: nobody else can get one while we hold the slot.
         let unused = Arc::strong_count(&timeline) == 2 && timeline.layer_set().open.is_empty();
         if unused {
+            let generation = timeline.manifest_now().generation;
+            let mut changes = self.changes.lock();
+            // Who hears of a branch that was lost before looks anyway.
+            if changes.get(&names) != Some(&Change::LostBranch) {
+                changes.insert(names, Change::Unloaded(generation));
+            }
+            drop(changes);
             *place = None;
         }
         drop(place);

@@ -10,7 +10,8 @@
 //!                                                                        └─ none: the same on the ancestor
 //! ```
 //!
-//! An [`Engine`] has the timelines of one store, each loaded when it is first used. A [`Timeline`] is a thread-safe handle;
+//! An [`Engine`] has the timelines of one store, each loaded when it is first used and unloaded when it is idle; what becomes of them is
+//! told ([`Engine::take_changes`]), and what garbage collection would find in one can be seen without loading it ([`Glance`]). A [`Timeline`] is a thread-safe handle;
 //! everything blocks, and nothing here is async. What is durable is what the newest manifest of a timeline names; what a crash
 //! takes away is WAL that the caller sends again, from [`Timeline::disk_consistent_lsn`] on.
 //!
@@ -49,6 +50,7 @@ mod delta_writer;
 mod engine;
 mod error;
 mod flush;
+mod glance;
 mod image_writer;
 mod import;
 mod inspect;
@@ -82,10 +84,11 @@ extern crate self as ardent_storage;
 mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
-pub use engine::Engine;
+pub use engine::{Change, Engine};
 pub use error::{
     CommitError, CorruptFile, ErrorKind, KeptStateError, OpenError, PutError, ReadError, TimelineError, WaitError,
 };
+pub use glance::Glance;
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
     inspect_manifest_object, inspect_page, layers_of,

@@ -345,6 +345,14 @@ impl Timeline {
         self.last_used_ms.store(self.shared.now_ms(), Ordering::Relaxed);
     }
 
+    /// Does `work`, which doesn't count as a use of the timeline that keeps it loaded.
+    pub fn unused<T>(&self, work: impl FnOnce(&Self) -> T) -> T {
+        let last_used_ms = self.last_used_ms.load(Ordering::Relaxed);
+        let done = work(self);
+        self.last_used_ms.store(last_used_ms, Ordering::Relaxed);
+        done
+    }
+
     pub(crate) fn idle_for(&self) -> Duration {
         Duration::from_millis(self.shared.now_ms().saturating_sub(self.last_used_ms.load(Ordering::Relaxed)))
     }
