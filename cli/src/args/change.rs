@@ -1,0 +1,101 @@
+//! Flags of what shows a branch's changes and takes them elsewhere.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::duration::parse_seconds;
+
+/// `ardent branch diff`.
+#[derive(Debug, Args)]
+pub struct BranchDiffArgs {
+    /// Its name [default: the branch of this folder]
+    pub name: Option<String>,
+    /// Compare with another branch, or with the branch as it was at an LSN [default: its branch point]
+    #[arg(long, value_name = "BRANCH|LSN")]
+    pub against: Option<String>,
+    /// Only count statements and rows per table
+    #[arg(long)]
+    pub stat: bool,
+    /// Print the SQL script that makes the same changes
+    #[arg(long, conflicts_with_all = ["stat", "json", "ndjson"])]
+    pub sql: bool,
+    /// Print one JSON object a line: statements, rows, sequences
+    #[arg(long, conflicts_with_all = ["stat", "json"])]
+    pub ndjson: bool,
+    /// Write a change set, for ardent branch apply
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["table", "schema_only", "data_only"])]
+    pub output: Option<PathBuf>,
+    /// Only the schema
+    #[arg(long, conflicts_with = "data_only")]
+    pub schema_only: bool,
+    /// Only rows, sequences and large objects
+    #[arg(long)]
+    pub data_only: bool,
+    /// Show long values whole
+    #[arg(long)]
+    pub full: bool,
+    /// Only this table, as NAME or SCHEMA.NAME; may be given more than once
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Exit with 3 if there are differences
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// `ardent branch rebase`.
+#[derive(Debug, Args)]
+pub struct BranchRebaseArgs {
+    /// Its name [default: the branch of this folder]
+    pub name: Option<String>,
+    /// Do it all and throw it away: shows conflicts and counts
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Settle rows that both changed: with the branch's values, or with the parent's
+    #[arg(long, value_name = "branch|parent", value_parser = ["branch", "parent"])]
+    pub prefer: Option<String>,
+    /// Take the last rebase back: the branch gets the state that was kept
+    #[arg(long, conflicts_with_all = ["dry_run", "prefer"])]
+    pub undo: bool,
+}
+
+/// `ardent branch apply`.
+#[derive(Debug, Args)]
+pub struct BranchApplyArgs {
+    /// A branch, or a file that ardent branch diff -o wrote
+    #[arg(value_name = "NAME|FILE")]
+    pub source: String,
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE of the target, with sslmode and sslrootcert as in psql; - to read it from standard input; or a connector, for the production server that it follows
+    #[arg(long, value_name = "URL|CONNECTOR", env = "ARDENT_TARGET_URL", hide_env_values = true)]
+    pub to: String,
+    /// The database of the change set [default: the one that URL names]
+    #[arg(long)]
+    pub database: Option<String>,
+    /// Only rows of this table, as NAME or SCHEMA.NAME; may be given more than once
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// Only the schema
+    #[arg(long, conflicts_with = "data_only")]
+    pub schema_only: bool,
+    /// Only rows, sequences and large objects
+    #[arg(long)]
+    pub data_only: bool,
+    /// Do it all and take it back: shows conflicts and counts
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask before a connector's production server is changed
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Settle rows that both changed: with the branch's values, or with the target's
+    #[arg(long, value_name = "branch|target", value_parser = ["branch", "target"])]
+    pub prefer: Option<String>,
+    /// Where to write the change set that undoes this one [default: NAME-undo-TIME.changes]
+    #[arg(long, value_name = "FILE")]
+    pub inverse: Option<PathBuf>,
+    /// Longest wait for a lock in the target
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5s")]
+    pub lock_timeout: u64,
+    /// Longest run of one statement in the target
+    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5m")]
+    pub statement_timeout: u64,
+}

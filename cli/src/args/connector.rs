@@ -1,0 +1,84 @@
+//! Flags of `ardent connector`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::duration::parse_byte_rate;
+
+/// `ardent connector ...`.
+#[derive(Debug, Subcommand)]
+pub enum ConnectorCommand {
+    /// Say what a server lacks to be a source, and the SQL that mends it; changes nothing
+    #[command(
+        after_help = "Examples:\n  ardent connector preflight postgresql 'postgresql://app:PASSWORD@db.example.com/shop'"
+    )]
+    Preflight(SourceArgs),
+    /// Copy a server and follow it from then on
+    #[command(after_help = "Examples:
+  ardent connector create postgresql 'postgresql://app:PASSWORD@db.example.com/shop' -n shop
+  ardent connector create postgresql - < url.txt
+  ardent connector create postgresql 'postgresql://...' --max-rate 20M
+
+The copy goes on when this command is interrupted; the same command again shows how far it is.")]
+    Create(ConnectorCreateArgs),
+    /// List connectors
+    #[command(after_help = "Examples:\n  ardent connector list\n  ardent connector list --json")]
+    List,
+    /// Show how far a connector is behind production
+    #[command(after_help = "Examples:\n  ardent connector status\n  ardent connector status shop --json")]
+    Status(OptionalNameArgs),
+    /// Delete a connector and drop its replication slot
+    #[command(after_help = "Examples:\n  ardent connector delete shop --yes")]
+    Delete(ConnectorDeleteArgs),
+}
+
+/// The kind of a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceKind {
+    /// A Postgres server that allows physical replication.
+    Postgresql,
+}
+
+/// A source.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Kind of the source
+    #[arg(value_enum)]
+    pub kind: SourceKind,
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE, or - to read it from standard input
+    #[arg(value_name = "URL", env = "ARDENT_SOURCE_URL", hide_env_values = true)]
+    pub source: String,
+}
+
+/// `ardent connector create`.
+#[derive(Debug, Args)]
+pub struct ConnectorCreateArgs {
+    /// The source.
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// Name of the connector and its root branch [default: made from the database's name]
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// Ask production for an immediate checkpoint: starts sooner, writes a burst there
+    #[arg(long)]
+    pub fast: bool,
+    /// Most bytes per second to copy, such as 20M
+    #[arg(long, value_name = "RATE", value_parser = parse_byte_rate)]
+    pub max_rate: Option<u64>,
+}
+
+/// `ardent connector delete`.
+#[derive(Debug, Args)]
+pub struct ConnectorDeleteArgs {
+    /// Its name
+    pub name: String,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// A name that may be left out.
+#[derive(Debug, Args)]
+pub struct OptionalNameArgs {
+    /// Its name
+    pub name: Option<String>,
+}

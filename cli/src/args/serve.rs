@@ -1,0 +1,267 @@
+//! Flags of what runs: the server in one process, and its roles apart.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use ardent_api::addr::ServiceAddr;
+
+use super::history::{KeepArgs, RetentionArgs};
+use crate::duration::{parse_cache_size, parse_size};
+use crate::up::object_store::StorePlace;
+
+/// `ardent up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent up
+  ardent up --data-dir /srv/ardent
+  ardent up --listen 0.0.0.0:7432 --host branches.example.com
+  ardent up --pg-bin 15=/opt/postgresql-15/bin
+  ardent up --data-dir /srv/ardent --safekeepers 3
+  ardent up --retention 30d --keep-deleted 3d
+  ardent up --store 's3://bucket/ardent?endpoint=https://minio.example.com' --store-ca ca.pem
+
+Stop it with Ctrl-C or SIGTERM: branches are suspended, nothing is lost.")]
+pub struct UpArgs {
+    /// Folder that everything is kept in [default: /var/lib/ardent for root, else ~/.local/share/ardent]
+    #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where branches are reached.
+    #[command(flatten)]
+    pub front: FrontArgs,
+    /// Where the HTTP API listens; on this host only
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7480")]
+    pub api_listen: SocketAddr,
+    /// How many safekeepers keep each commit's WAL, each in a folder of its own; a commit waits for most of them. Stays as at
+    /// the first start [default: 1]
+    #[arg(long, value_name = "1|3|5", value_parser = parse_safekeepers)]
+    pub safekeepers: Option<u8>,
+    /// Where pages are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// How long what was is kept.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// How computes run.
+    #[command(flatten)]
+    pub computes: ComputeArgs,
+    /// Do not write this server's address and token into your configuration
+    #[arg(long)]
+    pub no_login: bool,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// Where branches are reached: the same for proxy and control, which prints it in URLs.
+#[derive(Clone, Debug, Args)]
+pub struct FrontArgs {
+    /// Where branches are reached (TLS)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7432")]
+    pub listen: SocketAddr,
+    /// A domain whose names all resolve to this host: branches become NAME.DOMAIN
+    #[arg(long, value_name = "DOMAIN")]
+    pub host: Option<String>,
+}
+
+/// Where a process tells how it is.
+#[derive(Clone, Debug, Args)]
+pub struct MetricsArgs {
+    /// Where metrics (/metrics, for Prometheus) and health (/health) are told, on this host only, to who has metrics.token (see
+    /// ardent keys) [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
+}
+
+/// Where a page server keeps pages.
+#[derive(Clone, Debug, Args)]
+pub struct StoreArgs {
+    /// Where pages are kept: file:DIR, or s3://BUCKET/PREFIX?endpoint=URL&region=NAME&path-style=BOOL&profile=NAME. Stays as at
+    /// the first start [default: a folder in the data directory]
+    #[arg(long, value_name = "URL", env = "ARDENT_STORE")]
+    pub store: Option<StorePlace>,
+    /// Certificates (PEM) to trust for the store, instead of this host's
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Largest size of the cache on local disk in front of an S3 store
+    #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_cache_size)]
+    pub cache_size: u64,
+}
+
+/// How computes run.
+#[derive(Clone, Debug, Args)]
+pub struct ComputeArgs {
+    /// Run Postgres without a sandbox: its users can then reach files and networks that this server's host can
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// Most memory of one compute, such as 2GB, where control groups can be made [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub compute_memory: Option<u64>,
+    /// Most local disk of one compute, such as 50GB [default: half of what is free when it starts]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub compute_disk: Option<u64>,
+    /// Folder with a major version's server programs; may be repeated
+    #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
+    pub pg_bin: Vec<(u32, PathBuf)>,
+}
+
+/// `ardent keys`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent keys --data-dir /srv/ardent
+
+For roles that run apart; ardent up needs none of this.")]
+pub struct KeysArgs {
+    /// The installation's folder [default: as for ardent up]
+    #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `ardent safekeeper`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent safekeeper --data-dir /srv/wal-1 --listen unix:/run/ardent/wal-1.sock --key /srv/ardent/keys/service.pub
+
+It is not encrypted, and so listens on Unix sockets and loopback only.")]
+pub struct SafekeeperArgs {
+    /// Its own folder, for WAL
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Where it serves: unix:PATH or tcp:HOST:PORT; may be repeated
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub listen: Vec<ServiceAddr>,
+    /// Where it serves streaming replication, for pg_receivewal; the socket's name must be .s.PGSQL.PORT
+    #[arg(long, value_name = "ADDR")]
+    pub listen_replication: Vec<ServiceAddr>,
+    /// The installation's public key: service.pub, see ardent keys
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// `ardent pageserver`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent pageserver --data-dir /srv/pages --listen unix:/run/ardent/pages.sock --safekeeper unix:/run/ardent/wal-1.sock \\
+    --key /srv/ardent/keys/service.pub --token-file /srv/ardent/keys/pageserver.token")]
+pub struct PageserverArgs {
+    /// Its own folder, for layers
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// Where it serves: unix:PATH or tcp:HOST:PORT; may be repeated
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub listen: Vec<ServiceAddr>,
+    /// Each safekeeper; repeated
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub safekeeper: Vec<ServiceAddr>,
+    /// The installation's public key: service.pub, see ardent keys
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Its token for reading WAL: pageserver.token, see ardent keys
+    #[arg(long, value_name = "FILE")]
+    pub token_file: PathBuf,
+    /// Where pages are kept.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// How long history is kept.
+    #[command(flatten)]
+    pub history: RetentionArgs,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// `ardent control`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent control --data-dir /srv/ardent --pageserver unix:/run/ardent/pages.sock --safekeeper unix:/run/ardent/wal-1.sock
+
+It starts the computes and follows production. Give --listen and --host as to ardent proxy.")]
+pub struct ControlArgs {
+    /// The installation's folder [default: as for ardent up]
+    #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The page server: unix:PATH or tcp:HOST:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub pageserver: ServiceAddr,
+    /// Each safekeeper; repeated, always the same ones
+    #[arg(long, value_name = "ADDR", required = true)]
+    pub safekeeper: Vec<ServiceAddr>,
+    /// Where branches are reached.
+    #[command(flatten)]
+    pub front: FrontArgs,
+    /// Where the HTTP API listens; on this host only
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:7480")]
+    pub api_listen: SocketAddr,
+    /// How long what was is kept.
+    #[command(flatten)]
+    pub keep: KeepArgs,
+    /// How computes run.
+    #[command(flatten)]
+    pub computes: ComputeArgs,
+    /// Do not write this server's address and token into your configuration
+    #[arg(long)]
+    pub no_login: bool,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// `ardent proxy`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent proxy --data-dir /srv/ardent --listen 0.0.0.0:7432 --host branches.example.com
+
+It finds control by the socket in the installation's folder.")]
+pub struct ProxyArgs {
+    /// The installation's folder [default: as for ardent up]
+    #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where branches are reached.
+    #[command(flatten)]
+    pub front: FrontArgs,
+    /// Metrics and health.
+    #[command(flatten)]
+    pub metrics: MetricsArgs,
+    /// Write the log as JSON lines
+    #[arg(long)]
+    pub log_json: bool,
+}
+
+/// `ardent agent`.
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// What to run
+    #[arg(long, value_name = "FILE")]
+    pub spec: PathBuf,
+}
+
+/// A number of safekeepers: odd, since another one would not let one more fail.
+fn parse_safekeepers(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("write 1, 3 or 5".to_owned()),
+    }
+}
+
+pub(super) fn parse_pg_bin(text: &str) -> Result<(u32, PathBuf), String> {
+    let parsed = text.split_once('=').and_then(|(major, dir)| Some((major.parse().ok()?, PathBuf::from(dir))));
+    parsed.ok_or_else(|| format!("{text:?} is not MAJOR=DIR, such as 15=/usr/lib/postgresql/15/bin"))
+}
