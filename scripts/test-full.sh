@@ -34,6 +34,9 @@ case "${1:-}" in
         ;;
     storage)
         ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
+        # About ten minutes on two cores, and 5 GB under the temporary folder.
+        ARDENT_UPDATES_WAL_MB=${ARDENT_UPDATES_WAL_MB:-10240} ARDENT_UPDATES_TABLE_MB=${ARDENT_UPDATES_TABLE_MB:-1024} \
+            cargo test -p ardent-pageserver --test amplification -- --nocapture
         cargo build --workspace --bins --tests
         ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} cargo test -p ardent-tests --test s3 -- --nocapture
         ;;

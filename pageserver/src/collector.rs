@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_storage::{Change, Engine, Glance, Timeline};
-use ardent_types::{Generation, Lsn, TenantId, TimelineId};
+use ardent_types::{Generation, TenantId, TimelineId};
 
 use crate::import::consistent_from;
 use crate::pages::chain;
@@ -174,7 +174,7 @@ mod tests {
     use ardent_pg_format::PgMajor;
     use ardent_pg_redo::Value;
     use ardent_storage::{EngineConfig, RecordPosition, TimelineFacts};
-    use ardent_types::{Key, PgTli, SystemId, WalSegmentSize};
+    use ardent_types::{Key, Lsn, PgTli, SystemId, WalSegmentSize};
     use bytes::Bytes;
 
     const TENANT: TenantId = TenantId::from_bytes([7; 16]);

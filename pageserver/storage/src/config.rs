@@ -76,7 +76,8 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// The defaults, for a folder and a store.
+    /// The defaults, for a folder and a store. Once compaction has caught up, a read visits at most two uncompacted files, two compacted ones and
+    /// an image.
     pub fn new(local_dir: PathBuf, store: Arc<dyn ObjectStore>) -> Self {
         EngineConfig {
             local_dir,
@@ -88,8 +89,8 @@ impl EngineConfig {
             memory_layers_bytes_max: 256 << 20,
             open_layer_age_max: Duration::from_secs(60),
             idle_unload_after: Duration::from_secs(300),
-            compact_at_l0_files: 4,
-            images_at_delta_files: 3,
+            compact_at_l0_files: 3,
+            images_at_delta_files: 2,
             images_at_deltas_per_key: 32,
             layer_file_bytes: 64 << 20,
             background: true,

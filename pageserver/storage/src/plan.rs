@@ -27,6 +27,9 @@ pub(crate) struct Policy {
 const MERGE_FILES_MAX: usize = 32;
 /// Images are rewritten when the deltas above them are at least this fraction of their size.
 const IMAGE_REWRITE_FRACTION: u64 = 4;
+/// A delta file is merged with the younger ones above it if it is at most so many times as large as they are together. The more, the fewer files
+/// lie above each other until their deltas are worth new images, and the more often each is written.
+const YOUNG_GROWTH: u64 = 4;
 /// About how many files of the normal size one job makes.
 const JOB_FILES: u64 = 16;
 
@@ -201,7 +204,7 @@ fn images(layers: &[LayerDesc], stretch: &Stretch) -> Option<Job> {
     Some(Job::Images { keys: stretch.keys, lsn })
 }
 
-/// The youngest deltas, as long as each is at most twice as large as the younger ones together; oldest first.
+/// The youngest deltas, as long as each is at most [`YOUNG_GROWTH`] times as large as the younger ones together; oldest first.
 fn small_young(layers: &[LayerDesc], deltas: &[usize], policy: &Policy) -> Option<Vec<usize>> {
     let mut young: Vec<usize> = deltas.to_vec();
     young.sort_by_key(|at| std::cmp::Reverse(layers[*at].upto));
@@ -209,7 +212,7 @@ fn small_young(layers: &[LayerDesc], deltas: &[usize], policy: &Policy) -> Optio
     let mut taken = 0;
     for at in &young {
         let bytes = layers[*at].bytes;
-        if taken > 0 && (bytes > 2 * together || together + bytes > JOB_FILES * policy.layer_file_bytes) {
+        if taken > 0 && (bytes > YOUNG_GROWTH * together || together + bytes > JOB_FILES * policy.layer_file_bytes) {
             break;
         }
         together += bytes;
@@ -427,7 +430,7 @@ mod tests {
     }
 
     /// Carries out jobs on descriptions alone until there is none; every file covers as many bytes as it did.
-    fn settle(layers: &mut Vec<LayerDesc>, policy: &Policy, retained_from: Lsn) -> u64 {
+    fn settle(layers: &mut Vec<LayerDesc>, policy: &Policy, retained_from: Lsn, image_bytes: u64) -> u64 {
         let mut written = 0;
         for round in 0.. {
             assert!(round < 10_000, "compaction comes to an end");
@@ -453,7 +456,7 @@ mod tests {
                 }
                 Job::Images { keys, lsn } => {
                     assert!(lsn <= layers.iter().map(|layer| layer.upto).max().unwrap());
-                    let bytes = 2_000;
+                    let bytes = image_bytes;
                     let file = format!("i{round}");
                     let image =
                         LayerDesc { file, keys, upto: lsn, bytes, ..layer(LayerKind::Image, 1, (0, 0), 0, 0, 0) };
@@ -487,6 +490,34 @@ mod tests {
         let level_0 = layers.iter().filter(|layer| is_delta(layer) && layer.level == 0).count();
         parts(layers).iter().map(|part| part.deltas.len() + usize::from(part.image.is_some())).max().unwrap_or(0)
             + level_0
+    }
+
+    #[test]
+    fn a_table_is_written_few_times_however_small_what_is_flushed_is_beside_it() {
+        let policy = Policy {
+            compact_at_l0_files: 3,
+            images_at_delta_files: 2,
+            images_at_deltas_per_key: 32,
+            layer_file_bytes: 1 << 40,
+        };
+        for (flushed_bytes, times_max) in [(100_000, 4), (10_000, 8), (1_000, 12), (100, 16)] {
+            // A table of a million bytes, of as many keys that none has many versions before images are due for other reasons.
+            let mut layers = vec![layer(LayerKind::Image, 1, (0, 999_999), 0, 10, 1_000_000)];
+            let (mut lsn, mut flushed, mut written) = (10, 0, 0);
+            while flushed < 2_000_000 {
+                let made = layer(LayerKind::Delta, 0, (0, 999_999), lsn, lsn + 10, flushed_bytes);
+                let entries = flushed_bytes / 10;
+                layers.push(LayerDesc { file: format!("f{lsn}"), entries, key_count: 10_000 * entries, ..made });
+                flushed += flushed_bytes;
+                lsn += 10;
+                written += flushed_bytes + settle(&mut layers, &policy, Lsn::new(lsn - 10), 1_000_000);
+            }
+            let times = written / flushed;
+            assert!(
+                times <= times_max,
+                "flushes of {flushed_bytes} bytes: each is written {times} times, images counted"
+            );
+        }
     }
 
     #[test]
@@ -528,7 +559,7 @@ mod tests {
                 if rng.random_bool(0.4) {
                     continue;
                 }
-                written += settle(&mut layers, &policy, horizon);
+                written += settle(&mut layers, &policy, horizon, 2_000);
                 let limit = policy.compact_at_l0_files + 2 * policy.images_at_delta_files + 1;
                 let worst = worst_read(&layers);
                 assert!(!is_waited_for(&layers), "seed {seed}: writers wait where all is done: {:?}", debt_of(&layers));
