@@ -7,7 +7,7 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, storage and ingest to run (default: all; ingest is always last)
 #   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
 #   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
 #
@@ -20,7 +20,7 @@ scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan diff socket tls wal ingest)
+known_cases=(create first_row scan diff socket tls wal storage ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -552,16 +552,20 @@ wait_ingested() {
     done
 }
 
-case_wal() { # decoding, redo and layers from WAL in files, without servers of ours: the crates' own benchmarks
+of_crates() { # benchmarks: runs crates' own, whose tables have a column for the ratio of CPU time
     local case ours peer ratio cpu target
-    cargo test -q --manifest-path "$top/Cargo.toml" --workspace --bench pgbench_wal --bench ingest >"$work/wal.rows" 2>"$work/wal.log" ||
-        { cat "$work/wal.log" >&2; return 1; }
+    cargo test -q --manifest-path "$top/Cargo.toml" --workspace "${@/#/--bench=}" >"$work/crates.rows" 2>"$work/crates.log" ||
+        { cat "$work/crates.log" >&2; return 1; }
     while IFS='|' read -r _ case ours peer ratio cpu target _; do
         case $case in ' case '* | ---*) continue ;; esac
         [ "$cpu" = ' - ' ] || ratio="$ratio($(echo $cpu) of CPU time)"
         row "$(echo $case)" "$(echo $ours)" "$(echo $peer)" "$(echo $ratio)" "$(echo "$target" | sed 's/^ *//; s/ *$//')"
-    done < <(grep '^|' "$work/wal.rows")
+    done < <(grep '^|' "$work/crates.rows")
 }
+
+case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WAL in files, without servers of ours
+
+case_storage() { of_crates get_page branches stored_size; } # a page server's latency, its branches, what it stores
 
 case_ingest() { # the last one: it changes production
     local from until records recovered began took at=(-h "$work/stock" -p "${port_of[big]}")

@@ -136,12 +136,10 @@ impl Followers {
 
     /// How ingest stands, over all of them.
     pub fn ingest(&self) -> IngestState {
-        let running = self.running.lock();
+        let mut running = self.running.lock();
+        Self::join_ended(&mut running);
         let mut state = IngestState::default();
         for ((tenant, timeline), follower) in &*running {
-            if follower.thread.is_finished() {
-                continue;
-            }
             state.followed += 1;
             state.failing += u64::from(follower.shared.problem.lock().is_some());
             // A timeline that is not loaded has no WAL under way.
@@ -155,7 +153,8 @@ impl Followers {
 
     /// What keeps timelines from following, a line each.
     pub fn problems(&self) -> Vec<String> {
-        let running = self.running.lock();
+        let mut running = self.running.lock();
+        Self::join_ended(&mut running);
         let problem = |(key, follower): (&TimelineKey, &Follower)| {
             let problem = follower.shared.problem.lock().clone()?;
             Some(format!("page server: timeline {}: {problem}", key.1))
@@ -190,10 +189,16 @@ impl Followers {
         self.ensure_ancestors(&parent)
     }
 
+    /// Joins the threads that have ended by themselves: each holds a stack until then.
+    fn join_ended(running: &mut HashMap<TimelineKey, Follower>) {
+        running.extract_if(|_, follower| follower.thread.is_finished()).for_each(|(_, follower)| follower.end());
+    }
+
     fn ensure(&self, timeline: &Arc<Timeline>) -> Result<Arc<FollowState>, Failure> {
         self.ensure_ancestors(timeline)?;
         let mut running = self.running.lock();
-        if let Some(follower) = running.get(&key_of(timeline)).filter(|follower| !follower.thread.is_finished()) {
+        Self::join_ended(&mut running);
+        if let Some(follower) = running.get(&key_of(timeline)) {
             *follower.shared.wanted_at.lock() = Instant::now();
             return Ok(Arc::clone(&follower.shared));
         }

@@ -109,6 +109,11 @@ impl Pageserver {
         Ok(server)
     }
 
+    /// Its storage, for who runs it in a process of its own.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.shared.engine
+    }
+
     /// Adds what this page server counts to `registry`.
     pub fn register_metrics(&self, registry: &mut Registry) {
         metrics::register(&self.shared, registry);
