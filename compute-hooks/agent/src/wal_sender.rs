@@ -166,7 +166,10 @@ impl Incoming {
             if let Some(message) = take_message(&mut self.received)? {
                 return if message.kind == b'E' { Err(refusal(&message.body)) } else { Ok(message) };
             }
-            self.received.reserve(READ_CHUNK_LEN);
+            // A buffer is used up before there is another: pieces of WAL share it until the quorum has them.
+            if self.received.capacity() - self.received.len() < READ_CHUNK_LEN / 4 {
+                self.received.reserve(READ_CHUNK_LEN);
+            }
             if self.stream.read_buf(&mut self.received).await.map_err(WalSenderError::Lost)? == 0 {
                 return Err(WalSenderError::Lost(io::ErrorKind::UnexpectedEof.into()));
             }

@@ -13,8 +13,10 @@
 //!
 //! What it does not know: what is sent.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::pin::Pin;
@@ -77,6 +79,14 @@ impl QuietStream {
     }
 }
 
+/// Reads into memory that need not be initialised. Readers offer a buffer as large as the largest message, of which a message fills a
+/// small part: to zero the buffer first costs more than the system call.
+fn receive(stream: &StdStream, into: &mut [MaybeUninit<u8>]) -> io::Result<usize> {
+    // SAFETY: the kernel writes at most the length given.
+    let length = unsafe { libc::recv(stream.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
 fn watch(stream: StdStream, interest: Interest) -> io::Result<AsyncFd<StdStream>> {
     // SAFETY: a stream always names the same descriptor, and closes it only when it is dropped.
     unsafe { AsyncFd::register_with_interest(stream, interest) }.map_err(io::Error::from)
@@ -95,10 +105,13 @@ impl AsyncRead for QuietStream {
         let this = self.get_mut();
         loop {
             let mut ready = ready!(this.stream.poll_read_ready(cx))?;
-            let free = into.initialize_unfilled();
+            // SAFETY: `receive` leaves what has been initialised so.
+            let free = unsafe { into.unfilled_mut() };
             let wanted = free.len();
-            match ready.get_inner().read(free) {
+            match receive(ready.get_inner(), free) {
                 Ok(length) => {
+                    // SAFETY: so many bytes were written to the beginning of what was free.
+                    unsafe { into.assume_init(length) };
                     // Less than there was room for: nothing is left, and what comes next is reported anew.
                     if 0 < length && length < wanted {
                         ready.clear_ready();
