@@ -126,7 +126,7 @@ pub struct Acceptor {
     write_lsn: Lsn,
     /// First byte not durable.
     flush_lsn: Lsn,
-    /// A commit position beyond what is durable here.
+    /// A commit position beyond what is durable here; good until another term is promised.
     pending_commit: RecordEnd,
     /// A lower bound of what the other safekeepers have.
     peers_lsn: Lsn,
@@ -204,6 +204,10 @@ impl Acceptor {
         if newer || twice {
             self.state.term = vote.term;
             self.state.voted_for = vote.proposer;
+            // What becomes durable from here on is acknowledged to nobody who counts it, and the log that is chosen may lack it.
+            if !self.bugs.has(Bug::CommitAfterPromise) {
+                self.pending_commit = self.state.commit;
+            }
             if !self.bugs.has(Bug::VoteNotPersisted) {
                 self.persist(out);
             }

@@ -28,6 +28,10 @@ pub(crate) enum Bug {
     DonorByLength,
     /// The log is not completed on a quorum before the writer starts.
     NoCompletion,
+    /// An acceptor takes what it has made durable for committed, although there are others.
+    CommitUnasked,
+    /// WAL that becomes durable after another term was promised is still taken for committed. (Found by the simulation, seed 47 of one node.)
+    CommitAfterPromise,
     /// The commit position moves to where bytes are, not to a record end.
     CommitMidRecord,
     /// WAL fetched for a laggard is not protected by the term.

@@ -57,6 +57,12 @@ impl LogBuffer {
         self.record_ends.drain(..count).next_back()
     }
 
+    /// The last record end at or below `at`, if it has not been taken.
+    pub(crate) fn last_record_end(&self, at: Lsn) -> Option<RecordEnd> {
+        let count = self.record_ends.partition_point(|record_end| record_end.end <= at);
+        count.checked_sub(1).map(|last| self.record_ends[last])
+    }
+
     /// Forgets pieces that end at or below `at`.
     pub(crate) fn trim(&mut self, at: Lsn) {
         while let Some((start, data)) = self.chunks.front() {
@@ -84,8 +90,10 @@ mod tests {
         assert_eq!(buffer.read(Lsn::new(103)).as_deref(), Some(&b"d"[..]));
         assert_eq!(buffer.read(Lsn::new(104)).as_deref(), Some(&b"efgh"[..]));
         assert_eq!(buffer.read(Lsn::new(108)), None);
-        assert_eq!(buffer.take_record_end(Lsn::new(101)), None);
+        assert_eq!((buffer.last_record_end(Lsn::new(101)), buffer.take_record_end(Lsn::new(101))), (None, None));
+        assert_eq!(buffer.last_record_end(Lsn::new(104)).map(|at| at.end), Some(Lsn::new(102)));
         assert_eq!(buffer.take_record_end(Lsn::new(108)).map(|at| at.end), Some(Lsn::new(102)));
+        assert_eq!(buffer.last_record_end(Lsn::new(108)), None);
         buffer.trim(Lsn::new(103));
         assert_eq!(buffer.start(), Lsn::new(100));
         buffer.trim(Lsn::new(104));

@@ -595,7 +595,18 @@ impl Proposer {
     }
 
     fn append_message(&self, start: Lsn, data: Bytes) -> Append {
-        Append { term: self.term, start, commit: self.commit, peers_lsn: self.peers_lsn(), data }
+        let end = start.advance(data.len() as u64);
+        // Where there is no other, none needs anything.
+        let peers_lsn = if self.peers.len() == 1 { end } else { self.peers_lsn() };
+        Append { term: self.term, start, commit: self.commit_with(end), peers_lsn, data }
+    }
+
+    /// What an acceptor that has our log up to `end` may take for committed as soon as it has it durably. If there is no other, that makes
+    /// a quorum: it need not be told in a message of its own, after each of its answers.
+    fn commit_with(&self, end: Lsn) -> RecordEnd {
+        let alone = self.peers.len() == 1 || self.bugs.has(Bug::CommitUnasked);
+        let sent = if alone { self.buffer.last_record_end(end) } else { None };
+        sent.map_or(self.commit, |sent| sent.max(self.commit))
     }
 
     /// Sends a peer what it lacks, within the bound of what may be unacknowledged.
@@ -606,7 +617,6 @@ impl Proposer {
         if self.peers[index].next < self.buffer.start() {
             return self.fetch(index, out);
         }
-        let commit = self.commit.end;
         loop {
             let peer = &self.peers[index];
             let next = peer.next;
@@ -614,16 +624,17 @@ impl Proposer {
                 break;
             }
             let Some(data) = self.buffer.read(next) else { break };
+            let append = self.append_message(next, data);
             let peer = &mut self.peers[index];
-            peer.next = next.advance(data.len() as u64);
-            peer.commit_sent = commit;
-            out.push(ProposerEffect::SendAppend(index, self.append_message(next, data)));
+            peer.next = next.advance(append.data.len() as u64);
+            peer.commit_sent = append.commit.end;
+            out.push(ProposerEffect::SendAppend(index, append));
         }
-        let peer = &mut self.peers[index];
-        if self.stage == (Stage::Leading { announced: true }) && peer.commit_sent < commit {
-            peer.commit_sent = commit;
-            let next = peer.next;
-            out.push(ProposerEffect::SendAppend(index, self.append_message(next, Bytes::new())));
+        let peer = &self.peers[index];
+        if self.stage == (Stage::Leading { announced: true }) && peer.commit_sent < self.commit.end {
+            let append = self.append_message(peer.next, Bytes::new());
+            self.peers[index].commit_sent = append.commit.end;
+            out.push(ProposerEffect::SendAppend(index, append));
         }
     }
 

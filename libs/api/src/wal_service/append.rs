@@ -14,7 +14,7 @@ pub struct Append {
     pub term: Term,
     /// Position of the first byte of `data`.
     pub start: Lsn,
-    /// Up to where a quorum has the log.
+    /// Up to where a quorum has the log, once this safekeeper has it durably: where it is the only one, that may lie in `data`.
     pub commit: RecordEnd,
     /// No safekeeper of this timeline needs WAL below this from another one.
     pub peers_lsn: Lsn,

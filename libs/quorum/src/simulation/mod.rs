@@ -92,7 +92,7 @@ fn five_nodes_keep_their_promises() {
 }
 
 /// Seeds that once failed, as (nodes, seed).
-const ONCE_FAILED: [(usize, u64); 3] = [(5, 30), (3, 1164), (5, 5667)];
+const ONCE_FAILED: [(usize, u64); 4] = [(5, 30), (3, 1164), (5, 5667), (1, 47)];
 
 #[test]
 fn seeds_that_once_failed_hold() {
@@ -155,6 +155,8 @@ finds! {
     finds_minority_election: MinorityElection,
     finds_donor_by_length: DonorByLength,
     finds_no_completion: NoCompletion,
+    finds_commit_unasked: CommitUnasked,
+    finds_commit_after_promise: CommitAfterPromise,
     finds_commit_mid_record: CommitMidRecord,
     finds_fetch_unfenced: FetchUnfenced,
     finds_stale_fetch: StaleFetch,

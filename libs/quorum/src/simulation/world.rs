@@ -309,9 +309,11 @@ impl World {
         let faults = self.faults();
         let (mut replies, mut commits) = (Vec::new(), Vec::new());
         let was_due = self.nodes[index].flush_is_due;
+        // It may have crashed when its readers are looked at.
+        let term = self.nodes[index].acceptor().map_or(Term::new(0), |acceptor| acceptor.state().history.last_term());
         let outcome = self.nodes[index].carry_out(effects, &mut self.dice, faults, &mut replies, &mut commits)?;
         for commit in commits {
-            self.check_served(index, commit)?;
+            self.check_served(index, term, commit)?;
         }
         for reply in replies {
             let message = match reply {
@@ -420,14 +422,19 @@ impl World {
         let Some(log) = &writer.log else { return Ok(()) };
         invariant::commit_is_record_end(commit.end, record::is_end(log, commit.end))?;
         let now_committed = log[..record::offset(commit.end)].to_vec();
+        let holders = self.nodes.iter().filter(|node| node.durable_log().starts_with(&now_committed)).count();
+        invariant::quorum_holds_committed(holders, self.quorum(), commit.end)?;
+        self.note_committed(term, now_committed)
+    }
+
+    fn note_committed(&mut self, term: Term, now_committed: Vec<u8>) -> Result<(), Violation> {
         if self.committed.len() <= now_committed.len() {
             invariant::elected_log_holds_committed(&self.committed, &now_committed)?;
         } else {
             invariant::elected_log_holds_committed(&now_committed, &self.committed)?;
         }
-        let holders = self.nodes.iter().filter(|node| node.durable_log().starts_with(&now_committed)).count();
-        invariant::quorum_holds_committed(holders, self.quorum(), commit.end)?;
-        self.committed_by_term.insert(term, now_committed.len());
+        let of_term = self.committed_by_term.entry(term).or_default();
+        *of_term = now_committed.len().max(*of_term);
         if now_committed.len() > self.committed.len() {
             self.committed = now_committed;
             self.committed_in_calm |= !self.faults() && self.now_us > FAULTS_END_US;
@@ -435,12 +442,17 @@ impl World {
         Ok(())
     }
 
-    /// Readers at this node may now see the log up to `commit`.
-    fn check_served(&self, index: usize, commit: RecordEnd) -> Result<(), Violation> {
-        let served = &self.nodes[index].durable_log();
-        let length = record::offset(commit.end);
-        invariant::commit_is_durable(commit.end, record::lsn_at(served.len()))?;
-        invariant::served_is_committed(&served[..length], &self.committed)
+    /// Readers at this node, whose log is of `term`, may now see it up to `commit`.
+    fn check_served(&mut self, index: usize, term: Term, commit: RecordEnd) -> Result<(), Violation> {
+        let log = self.nodes[index].durable_log();
+        invariant::commit_is_durable(commit.end, record::lsn_at(log.len()))?;
+        let served = log[..record::offset(commit.end)].to_vec();
+        if self.nodes.len() == 1 && served.len() > self.committed.len() {
+            // The only one commits what it has made durable; its writer hears of it later, or never.
+            invariant::commit_is_record_end(commit.end, record::is_end(&served, commit.end))?;
+            self.note_committed(term, served.clone())?;
+        }
+        invariant::served_is_committed(&served, &self.committed)
     }
 
     fn check_logs(&self) -> Result<(), Violation> {
