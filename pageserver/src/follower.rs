@@ -10,9 +10,10 @@ use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ErrorCode;
 use ardent_storage::{Engine, Timeline, TimelineError};
 use ardent_types::{Lsn, TenantId, TimelineId};
-use ardent_wal_client::{ClientError, WalReader};
+use ardent_wal_client::{ClientError, WalChunk, WalReader};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::Failure;
@@ -49,8 +50,9 @@ struct FollowState {
     wanted_at: Mutex<Instant>,
     /// How far the timeline was committed when WAL last came.
     committed: AtomicU64,
-    /// The highest position that somebody waited for.
+    /// The highest position that somebody waited for, and word of it for the thread.
     wanted: Mutex<Lsn>,
+    wanted_more: Notify,
     /// What went wrong last, until it works again.
     problem: Mutex<Option<String>>,
 }
@@ -76,6 +78,16 @@ enum Ended {
     Idle,
     /// The safekeeper lacks WAL that is waited for.
     Behind,
+}
+
+/// What happened to a follower.
+enum Next {
+    Chunk(Result<WalChunk, ClientError>),
+    /// Somebody waits for more than before.
+    Wanted,
+    /// Nothing, for a while.
+    Nothing,
+    Cancelled,
 }
 
 impl Followers {
@@ -209,6 +221,7 @@ impl Followers {
             wanted_at: Mutex::new(Instant::now()),
             committed: AtomicU64::new(0),
             wanted: Mutex::new(Lsn::INVALID),
+            wanted_more: Notify::new(),
             problem: Mutex::new(None),
         });
         let worker = Worker {
@@ -234,7 +247,10 @@ fn key_of(timeline: &Timeline) -> TimelineKey {
 impl FollowState {
     fn want(&self, lsn: Lsn) {
         let mut wanted = self.wanted.lock();
-        *wanted = lsn.max(*wanted);
+        if lsn > *wanted {
+            *wanted = lsn;
+            self.wanted_more.notify_one();
+        }
     }
 
     /// Where WAL is asked for next: somewhere else than so far.
@@ -315,25 +331,32 @@ impl Worker {
         let mut reader = reader?;
         let mut intake = Intake::open(&timeline)?;
         self.state.problem.lock().take();
+        // What was wanted before there was a connection.
+        self.state.wanted_more.notify_one();
         loop {
             let next = self.runtime.block_on(async {
                 tokio::select! {
-                    chunk = reader.next() => Some(Some(chunk)),
-                    () = tokio::time::sleep(limits::FOLLOW_TICK) => Some(None),
-                    () = self.state.cancel.cancelled() => None,
+                    chunk = reader.next() => Next::Chunk(chunk),
+                    () = self.state.wanted_more.notified() => Next::Wanted,
+                    () = tokio::time::sleep(limits::FOLLOW_TICK) => Next::Nothing,
+                    () = self.state.cancel.cancelled() => Next::Cancelled,
                 }
             });
             match next {
-                None => return Ok(Ended::Cancelled),
-                Some(Some(chunk)) => {
+                Next::Cancelled => return Ok(Ended::Cancelled),
+                Next::Wanted => {
+                    let wanted = *self.state.wanted.lock();
+                    self.runtime.block_on(reader.send_await(wanted))?;
+                }
+                Next::Chunk(chunk) => {
                     let chunk = chunk?;
                     self.state.committed.store(chunk.commit_lsn.get(), Ordering::Relaxed);
                     intake.take(chunk)?;
                     *self.state.wanted_at.lock() = Instant::now();
                 }
-                Some(None) if self.is_unwanted() => return Ok(Ended::Idle),
+                Next::Nothing if self.is_unwanted() => return Ok(Ended::Idle),
                 // One that was away when the rest was written, and that no writer has brought up to date since.
-                Some(None) => {
+                Next::Nothing => {
                     if reader.next_lsn() < *self.state.wanted.lock() && safekeepers.len() > 1 {
                         return Ok(Ended::Behind);
                     }

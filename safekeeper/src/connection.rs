@@ -10,7 +10,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use ardent_api::frame::{DecodeError, Frame};
 use ardent_api::token::{Claims, Rights, Service, TokenVerifier};
-use ardent_api::wal_service::{ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response};
+use ardent_api::wal_service::{
+    CAN_HURRY, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response,
+};
 use ardent_types::TimelineId;
 
 use crate::disk_worker::{Command, Key};
@@ -33,6 +35,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) verifier: TokenVerifier,
     pub(crate) metrics: Metrics,
+    pub(crate) follow_gather: Duration,
 }
 
 impl Shared {
@@ -104,7 +107,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<
             return Err(ConnectionError::Refused(message));
         }
     };
-    send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities: 0 }).await?;
+    send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities: CAN_HURRY }).await?;
     session.run(frames, writer).await
 }
 
@@ -263,6 +266,7 @@ impl Session {
             }
             Request::ReadWal { id, term, from, to: end } => Command::ReadWal { id, term, from, to: end, replies: to() },
             Request::Position { durable_lsn } => Command::Followed(durable_lsn),
+            Request::Await { .. } => return Err(invalid(0, "a wait for WAL by one who does not follow it")),
         };
         self.check_rights(key.1, Rights::Write)?;
         self.shared.registry.send(key, command).map_err(|error| error.response(0))?;

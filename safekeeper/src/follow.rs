@@ -1,7 +1,6 @@
 //! Committed WAL, streamed to a follower as it comes.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
@@ -20,10 +19,10 @@ use crate::timeline::TimelineView;
 /// WAL this close to the commit position was written a moment ago and is in the page cache: reading it does not block.
 const CACHED_TAIL_BYTES: u64 = 4 << 20;
 
-/// After a chunk smaller than this the next one is held back for [`GATHER`]: one that commits as often as it can would otherwise wake
-/// its follower, and the follower's ingest, for each commit, on processors that the next commit wants.
+/// After a chunk smaller than this the next one is held back for [`Shared::follow_gather`]: one that commits as often as it can would otherwise wake
+/// its follower, and the follower's ingest, for each commit, on processors that the next commit wants. Unless the follower says that
+/// somebody waits.
 const SMALL_CHUNK_BYTES: usize = 64 << 10;
-const GATHER: Duration = Duration::from_millis(2);
 
 /// A position in a timeline's committed WAL. What it gives never changes later.
 pub(crate) struct CommittedWal {
@@ -106,18 +105,21 @@ where
     let commit_lsn = wal.commit_lsn();
     Response::Chunk(WalChunk { start: from, commit_lsn, bytes: Bytes::new() }).encode(&mut out);
     let mut not_before = Instant::now();
+    let mut awaited = Lsn::INVALID;
     loop {
         writer.write_all(&out).await?;
         out.clear();
         let gathered = async {
-            sleep_until(not_before).await;
+            if wal.at >= awaited {
+                sleep_until(not_before).await;
+            }
             wal.next().await
         };
         tokio::select! {
             chunk = gathered => match chunk {
                 Ok(chunk) => {
                     if chunk.bytes.len() < SMALL_CHUNK_BYTES {
-                        not_before = Instant::now() + GATHER;
+                        not_before = Instant::now() + shared.follow_gather;
                     }
                     Response::Chunk(chunk).encode(&mut out);
                 }
@@ -125,7 +127,14 @@ where
             },
             frame = frames.next() => {
                 let Some(frame) = frame? else { return Ok(()) };
-                if let Some(refusal) = position(shared, key, claims, Request::decode(frame)?) {
+                let refusal = match Request::decode(frame)? {
+                    Request::Await { lsn } => {
+                        awaited = lsn;
+                        None
+                    }
+                    request => position(shared, key, claims, request),
+                };
+                if let Some(refusal) = refusal {
                     return fail(&mut writer, refusal).await;
                 }
             }
@@ -137,7 +146,7 @@ where
 fn position(shared: &Shared, key: Key, claims: &Claims, request: Request) -> Option<Response> {
     let refuse = |code, message: String| Some(Response::Error { id: 0, code, message });
     let Request::Position { durable_lsn } = request else {
-        return refuse(ErrorCode::Invalid, "a follower sends nothing but positions".to_owned());
+        return refuse(ErrorCode::Invalid, "a follower sends nothing but what it has and what it waits for".to_owned());
     };
     match claims.allow(Service::Safekeeper, key.0, key.1, Rights::Write) {
         Err(error) => refuse(ErrorCode::Refused, format!("a position was sent, but {error}")),

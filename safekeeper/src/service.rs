@@ -42,6 +42,8 @@ pub struct SafekeeperConfig {
     pub wal_keep_bytes: u64,
     /// A timeline that nobody has used for this long takes no memory.
     pub unload_after: Duration,
+    /// How long a follower that nobody waits for gets no more after a small piece of WAL, so that more of them come as one.
+    pub follow_gather: Duration,
 }
 
 impl SafekeeperConfig {
@@ -55,6 +57,7 @@ impl SafekeeperConfig {
             disk_workers: 4,
             wal_keep_bytes: 32 << 20,
             unload_after: Duration::from_secs(60),
+            follow_gather: Duration::from_millis(20),
         }
     }
 }
@@ -128,7 +131,12 @@ impl Safekeeper {
             unload_after: config.unload_after,
         };
         let (registry, threads) = Registry::start(&worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
-        let shared = Arc::new(Shared { registry, verifier: config.verifier, metrics: metrics.clone() });
+        let shared = Arc::new(Shared {
+            registry,
+            verifier: config.verifier,
+            metrics: metrics.clone(),
+            follow_gather: config.follow_gather,
+        });
         let tasks = TaskTracker::new();
         let cancel = cancel.child_token();
         let addresses_of = |protocol| {

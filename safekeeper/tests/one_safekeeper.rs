@@ -2,11 +2,14 @@
 
 mod support;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::token::{Claims, Rights, Service};
 use ardent_api::wal_service::{Ancestor, ErrorCode};
+use ardent_safekeeper::Safekeeper;
 use ardent_types::{Lsn, TimelineId};
 use ardent_wal_client::{ClientError, Proposer, ProposerError, SafekeeperClient, WalReader};
 
@@ -72,6 +75,35 @@ async fn commit_stops_at_the_last_whole_record() {
     reached(proposer.committed(), other.end()).await;
     let mut reader = world.reader(&addresses, again.end_lsn).await;
     assert!(read_up_to(&mut reader, other.end()).await == other.bytes());
+    safekeeper.shutdown().await;
+}
+
+/// Small pieces are gathered here for longer than any test: only what is waited for comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_waits_gets_what_it_waits_for_at_once() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    let mut config = world.config(dir.path());
+    config.follow_gather = Duration::from_secs(3600);
+    let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut reader = world.reader(&addresses, elected.end_lsn).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    let mut read = Vec::new();
+    for round in 0..4 {
+        let (start, data) = wal.take(100);
+        proposer.append(start, data).await.expect("appended");
+        // Before or after it is committed.
+        if round % 2 == 0 {
+            reached(proposer.committed(), wal.end()).await;
+        }
+        reader.send_await(wal.end()).await.expect("sent");
+        read.extend(read_up_to(&mut reader, wal.end()).await);
+    }
+    assert!(read == wal.bytes(), "the reader got other bytes");
+    drop(reader);
+    proposer.shutdown().await;
     safekeeper.shutdown().await;
 }
 

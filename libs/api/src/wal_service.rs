@@ -32,6 +32,9 @@ pub const WAL_LEN_MAX: usize = 1 << 20;
 /// Most entries in a term history that a message carries.
 pub const HISTORY_LEN_MAX: usize = 1 << 20;
 
+/// A safekeeper's ability to send what a follower waits for at once ([`Request::Await`]).
+pub const CAN_HURRY: u32 = 1;
+
 /// The first message of a connection.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Hello {
@@ -160,6 +163,7 @@ mod tests {
             Request::ReadWal { id: 3, term, from: Lsn::new(5), to: Lsn::new(9) },
             Request::Follow { from: Lsn::new(5) },
             Request::Position { durable_lsn: Lsn::new(6) },
+            Request::Await { lsn: Lsn::new(7) },
             Request::Manage { id: 1, request: ManageRequest::CreateTimeline { spec: spec() } },
             Request::Manage { id: 2, request: ManageRequest::ListTimelines },
         ]
@@ -168,7 +172,7 @@ mod tests {
     fn responses() -> Vec<Response> {
         let (term, flush_lsn) = (Term::new(4), Lsn::new(0x0200_1003));
         vec![
-            Response::HelloOk { version: 1, capabilities: 0 },
+            Response::HelloOk { version: 1, capabilities: CAN_HURRY },
             Response::Vote(VoteReply {
                 attempt: 9,
                 term,

@@ -32,6 +32,8 @@ pub(crate) struct Receiver {
     address: ServiceAddr,
     stream: ReadHalf,
     buffer: BytesMut,
+    /// What the safekeeper can do ([`CAN_HURRY`](ardent_api::wal_service::CAN_HURRY)).
+    capabilities: u32,
 }
 
 /// The sending half.
@@ -45,8 +47,8 @@ pub(crate) struct Sender {
 pub(crate) async fn connect(address: &ServiceAddr, binding: &Binding) -> Result<(Sender, Receiver), ClientError> {
     let (read, write) = open(address).await?;
     let mut sender = Sender { address: address.clone(), stream: write, buffer: BytesMut::new() };
-    let mut receiver =
-        Receiver { address: address.clone(), stream: read, buffer: BytesMut::with_capacity(READ_BUFFER_LEN) };
+    let buffer = BytesMut::with_capacity(READ_BUFFER_LEN);
+    let mut receiver = Receiver { address: address.clone(), stream: read, buffer, capabilities: 0 };
     let hello = Request::Hello(Hello {
         version: PROTOCOL_VERSION,
         capabilities: 0,
@@ -56,7 +58,10 @@ pub(crate) async fn connect(address: &ServiceAddr, binding: &Binding) -> Result<
     });
     sender.send(&hello).await?;
     match receiver.next().await? {
-        Response::HelloOk { version: PROTOCOL_VERSION, .. } => Ok((sender, receiver)),
+        Response::HelloOk { version: PROTOCOL_VERSION, capabilities } => {
+            receiver.capabilities = capabilities;
+            Ok((sender, receiver))
+        }
         _ => Err(ClientError::unexpected(address)),
     }
 }
@@ -104,6 +109,11 @@ impl Receiver {
                 Err(error) => return Err(lost(Some(Arc::new(error)))),
             }
         }
+    }
+
+    /// Whether the safekeeper has this ability.
+    pub(crate) fn peer_can(&self, ability: u32) -> bool {
+        self.capabilities & ability != 0
     }
 
     pub(crate) fn unexpected(&self) -> ClientError {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{Request, Response, WalChunk};
+use ardent_api::wal_service::{CAN_HURRY, Request, Response, WalChunk};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::connection::{Binding, Receiver, Sender, connect};
@@ -78,6 +78,14 @@ impl WalReader {
             }
             _ => Err(self.receiver.unexpected()),
         }
+    }
+
+    /// Tells the safekeeper that somebody waits for WAL up to `lsn`: what comes in small pieces it gathers otherwise. Not cancel-safe.
+    pub async fn send_await(&mut self, lsn: Lsn) -> Result<(), ClientError> {
+        if lsn <= self.next_lsn || !self.receiver.peer_can(CAN_HURRY) {
+            return Ok(());
+        }
+        self.positions.sender.send(&Request::Await { lsn }).await
     }
 
     /// Tells the safekeeper that everything below `durable_lsn` is durable here and in every copy that anybody may start

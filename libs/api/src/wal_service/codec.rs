@@ -16,6 +16,7 @@ pub(super) const READ_WAL: u8 = 0x05;
 pub(super) const FOLLOW: u8 = 0x06;
 pub(super) const POSITION: u8 = 0x07;
 pub(super) const MANAGE: u8 = 0x08;
+pub(super) const AWAIT: u8 = 0x09;
 pub(super) const REPLY: u8 = 0x80;
 pub(super) const ERROR: u8 = 0xFF;
 

@@ -45,6 +45,12 @@ pub enum Request {
         /// First byte still needed.
         durable_lsn: Lsn,
     },
+    /// A follower's: somebody waits for WAL up to here, which is not to be held back to be sent with more. Not answered. Only to a safekeeper
+    /// with [`CAN_HURRY`](super::CAN_HURRY).
+    Await {
+        /// First byte that nobody waits for.
+        lsn: Lsn,
+    },
     /// Anything that is not on a hot path.
     Manage {
         /// Repeated by the reply.
@@ -91,6 +97,7 @@ impl Request {
             Request::Position { durable_lsn } => {
                 write_frame(out, POSITION, |out| out.put_u64_le(durable_lsn.get()));
             }
+            Request::Await { lsn } => write_frame(out, AWAIT, |out| out.put_u64_le(lsn.get())),
             Request::Manage { id, request } => write_frame(out, MANAGE, |out| {
                 out.put_u64_le(*id);
                 put_json(out, request);
@@ -141,6 +148,7 @@ impl Request {
             },
             FOLLOW => Request::Follow { from: take_lsn(&mut fields)? },
             POSITION => Request::Position { durable_lsn: take_lsn(&mut fields)? },
+            AWAIT => Request::Await { lsn: take_lsn(&mut fields)? },
             MANAGE => Request::Manage { id: fields.u64()?, request: take_json(&mut fields, "management request")? },
             unknown => return Err(DecodeError::UnknownKind(unknown)),
         };
