@@ -135,7 +135,12 @@ impl Writer {
             // Through the queue, as all answers.
             let _ = session.replies.send(response);
         }
-        session.run(Frames { stream, buffer }, writer).await.map(|_| ())
+        let (shared, key) = (Arc::clone(&session.shared), session.key);
+        let ended = session.run(Frames { stream, buffer }, writer).await;
+        if let Err(error) = shared.registry.send(key, Command::WriterLeft) {
+            tracing::debug!(%error, "the commit position is saved with all others");
+        }
+        ended.map(|_| ())
     }
 }
 

@@ -62,6 +62,8 @@ pub(crate) enum Command {
         replies: Replies,
     },
     Followed(Lsn),
+    /// Its connection has ended.
+    WriterLeft,
 }
 
 /// What a worker is told about its surroundings.
@@ -86,6 +88,8 @@ pub(crate) struct DiskWorker {
     config: WorkerConfig,
     timelines: HashMap<Key, Slot>,
     dirty: HashSet<Key>,
+    /// Whose writer has left, and whose commit position is to be written down once what was written last is durable.
+    left: HashSet<Key>,
     batch_bytes: usize,
     /// How many timelines the metrics know of.
     counted_timelines: usize,
@@ -93,7 +97,14 @@ pub(crate) struct DiskWorker {
 
 impl DiskWorker {
     pub(crate) fn new(config: WorkerConfig) -> Self {
-        DiskWorker { config, timelines: HashMap::new(), dirty: HashSet::new(), batch_bytes: 0, counted_timelines: 0 }
+        DiskWorker {
+            config,
+            timelines: HashMap::new(),
+            dirty: HashSet::new(),
+            left: HashSet::new(),
+            batch_bytes: 0,
+            counted_timelines: 0,
+        }
     }
 
     /// Works until all senders are gone.
@@ -116,6 +127,7 @@ impl DiskWorker {
                         self.execute(key, command);
                     }
                     self.sync_all();
+                    self.save_left();
                     // Answers go out, and what has arrived meanwhile comes in, before the next batch.
                     tokio::task::yield_now().await;
                 }
@@ -162,6 +174,7 @@ impl DiskWorker {
                 });
             }
             Command::Followed(lsn) => self.followed(key, lsn),
+            Command::WriterLeft => _ = self.left.insert(key),
         }
     }
 
@@ -225,6 +238,17 @@ impl DiskWorker {
             if let Err(error) = synced {
                 let writer = timeline.take_writer();
                 self.fail(key, &error, writer.as_ref());
+            }
+        }
+    }
+
+    /// Nobody may write again for long. Whoever reads meanwhile is served up to what is known to be committed, also if this process was
+    /// killed right after.
+    fn save_left(&mut self) {
+        for key in std::mem::take(&mut self.left) {
+            let Some(Slot::Loaded(timeline)) = self.timelines.get_mut(&key) else { continue };
+            if let Err(error) = timeline.save_commit() {
+                self.fail(key, &error, None);
             }
         }
     }

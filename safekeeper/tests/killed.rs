@@ -46,6 +46,42 @@ async fn up(world: &World, address: &ServiceAddr) {
     .await;
 }
 
+/// Whoever reads when no writer is there is served up to the commit position, also after a kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_when_the_writer_left_is_read_after_a_kill() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    std::fs::write(dir.path().join("public-key"), world.issuer.verifier().public_key()).expect("written");
+    let address = ServiceAddr::Unix(dir.path().join("sk.sock"));
+    let addresses = [address.clone()];
+    let mut process = spawn(dir.path());
+    up(&world, &address).await;
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(10_000);
+    proposer.append(start, data).await.expect("appended");
+    support::reached(proposer.committed(), wal.end()).await;
+    proposer.shutdown().await;
+    let state =
+        dir.path().join("data").join(world.spec.tenant.to_string()).join(world.spec.timeline.to_string()).join("state");
+    let end = wal.end().get().to_le_bytes();
+    eventually("the commit position is written down", async || {
+        // A timeline that is asked about is in use: it is not saved for having rested.
+        world.client(&address).await.status(world.spec.timeline).await.expect("a status");
+        std::fs::read(&state).expect("the state").windows(8).any(|bytes| bytes == end)
+    })
+    .await;
+    process.kill().expect("killed");
+    process.wait().expect("reaped");
+
+    let mut process = spawn(dir.path());
+    up(&world, &address).await;
+    let mut reader = world.reader(&addresses, elected.end_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes(), "the reader got other bytes");
+    process.kill().expect("killed");
+    process.wait().expect("reaped");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_acknowledged_is_there_after_each_kill() {
     let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));

@@ -56,6 +56,34 @@ impl Cluster {
     }
 }
 
+/// No append carries the last commit position: it has to go out before the connections end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_ends_has_told_all_of_them_what_is_committed() {
+    let cluster = Cluster::start().await;
+    for round in 0..10 {
+        let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+        let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+        let (start, data) = wal.take(5000);
+        proposer.append(start, data).await.expect("appended");
+        // One that is not in the quorum of the election may come later.
+        for number in 0..3 {
+            eventually("it takes part", async || cluster.flush_lsn(number).await == wal.end()).await;
+        }
+        let (start, data) = wal.take(5000);
+        proposer.append(start, data).await.expect("appended");
+        reached(proposer.committed(), wal.end()).await;
+        proposer.shutdown().await;
+        for (number, address) in cluster.addresses.iter().enumerate() {
+            eventually(&format!("safekeeper {number} knows it in round {round}"), async || {
+                let status = cluster.world.client(address).await.status(cluster.world.spec.timeline).await;
+                status.expect("a status").commit_lsn == wal.end()
+            })
+            .await;
+        }
+    }
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_of_three_are_enough_and_the_third_catches_up() {
     let mut cluster = Cluster::start().await;

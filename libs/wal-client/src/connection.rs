@@ -139,6 +139,12 @@ impl Sender {
         sent.map_err(|error| ClientError::Lost { address: self.address.clone(), source: Some(Arc::new(error)) })
     }
 
+    /// Says that nothing more will come.
+    pub(crate) async fn finish(&mut self) -> Result<(), ClientError> {
+        let finished = self.stream.shutdown().await;
+        finished.map_err(|error| ClientError::Lost { address: self.address.clone(), source: Some(Arc::new(error)) })
+    }
+
     /// Sends one message.
     pub(crate) async fn send(&mut self, request: &Request) -> Result<(), ClientError> {
         self.queue(request);

@@ -71,7 +71,12 @@ async fn serve(
                 }
             }
             request = outgoing.recv() => {
-                let Some(request) = request else { return Ok(()) };
+                let Some(request) = request else {
+                    // Until the safekeeper has read it all and closes: where an answer of its own finds nobody, it reads no further.
+                    sender.finish().await?;
+                    while receiver.next().await.is_ok() {}
+                    return Ok(());
+                };
                 sender.queue(&request);
                 while sender.queued_bytes() < SEND_BATCH_BYTES {
                     let Ok(request) = outgoing.try_recv() else { break };

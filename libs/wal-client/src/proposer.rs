@@ -1,6 +1,6 @@
 //! The shell of a proposer: an owner task around the state machine, and the handle to it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,8 @@ use crate::tail::{TailReader, WalShape};
 /// How often the state machine is told the time, before and after the election.
 const TICK_WHILE_ELECTING: Duration = Duration::from_millis(20);
 const TICK_WHILE_LEADING: Duration = Duration::from_millis(500);
+/// How long what is queued for safekeepers may take to go out at the end.
+const GOODBYE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a proposer writes and where.
 #[derive(Clone)]
@@ -330,7 +332,11 @@ impl Owner {
         let (events, mut incoming) = mpsc::unbounded_channel();
         let mut peers = JoinSet::new();
         for (index, address) in self.config.safekeepers.iter().enumerate() {
-            peers.spawn(peer::run(index, address.clone(), self.binding.clone(), events.clone()));
+            let peer = peer::run(index, address.clone(), self.binding.clone(), events.clone());
+            peers.spawn(async move {
+                peer.await;
+                index
+            });
         }
         let mut last_tick = tokio::time::Instant::now();
         while !self.closed {
@@ -346,8 +352,42 @@ impl Owner {
                 }
             }
         }
+        self.say_goodbye(&mut peers, &mut incoming).await;
         peers.shutdown().await;
         self.readers.shutdown().await;
+    }
+
+    /// Lets what is queued go out, above all the last commit position: up to there the log is read until somebody writes again. A
+    /// safekeeper that does not take it hears of it from the next writer.
+    async fn say_goodbye(
+        &mut self,
+        peers: &mut JoinSet<usize>,
+        incoming: &mut mpsc::UnboundedReceiver<(usize, PeerEvent)>,
+    ) {
+        let mut up: HashSet<usize> = HashSet::new();
+        for (index, requests) in self.requests.iter_mut().enumerate() {
+            // Without a sender its task ends once it has sent everything.
+            if requests.take().is_some() {
+                up.insert(index);
+            }
+        }
+        let gone = async {
+            while !up.is_empty() {
+                tokio::select! {
+                    ended = peers.join_next() => match ended {
+                        Some(Ok(index)) => _ = up.remove(&index),
+                        Some(Err(error)) => tracing::error!(%error, "the task of a safekeeper's connection failed"),
+                        None => return,
+                    },
+                    event = incoming.recv() => if let Some((index, PeerEvent::Down(_))) = event {
+                        up.remove(&index);
+                    },
+                }
+            }
+        };
+        if tokio::time::timeout(GOODBYE_PATIENCE, gone).await.is_err() {
+            tracing::debug!(timeline = %self.config.timeline, "not all safekeepers took what was queued for them");
+        }
     }
 
     fn close(&mut self, reason: ProposerError) {
