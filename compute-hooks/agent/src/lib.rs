@@ -41,6 +41,7 @@ mod pid_file;
 mod policy;
 mod postgres_log;
 mod postmaster;
+mod precedence;
 mod programs;
 mod roles;
 mod running;

@@ -230,7 +230,8 @@ impl PidFd {
     }
 }
 
-fn children_of(parent: u32) -> io::Result<Vec<u32>> {
+/// The process ids of its children.
+pub(crate) fn children_of(parent: u32) -> io::Result<Vec<u32>> {
     if let Ok(text) = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")) {
         return Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect());
     }
@@ -247,7 +248,7 @@ fn children_of(parent: u32) -> io::Result<Vec<u32>> {
 }
 
 /// The process's id in its own, innermost namespace.
-fn inner_pid(pid: u32) -> Option<u32> {
+pub(crate) fn inner_pid(pid: u32) -> Option<u32> {
     status_field(pid, "NSpid:")?.split_whitespace().next_back()?.parse().ok()
 }
 

@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::ComputeError;
 use crate::policy::PolicyGate;
+use crate::precedence;
 use crate::settings::STANDBY_NAME;
 use crate::wal_sender::{Incoming, Reports, Sent, WalSender, WalSenderError};
 
@@ -36,6 +37,8 @@ const DUPLICATE_OBJECT: &str = "42710";
 pub(crate) struct Shipper {
     pub(crate) proposer: Proposer,
     pub(crate) socket: PathBuf,
+    /// The postmaster's process id outside of its sandbox.
+    pub(crate) postmaster_pid: u32,
     /// What WAL has to pass before a quorum sees it.
     pub(crate) gate: PolicyGate,
     pub(crate) tli: PgTli,
@@ -48,6 +51,9 @@ impl Shipper {
     pub(crate) async fn connect(&self) -> Result<WalSender, WalSenderError> {
         let mut sender = WalSender::connect(&self.socket, AGENT_ROLE, STANDBY_NAME).await?;
         self.start(&mut sender).await?;
+        if let Some(pid) = sender.pid {
+            precedence::give(self.postmaster_pid, pid);
+        }
         Ok(sender)
     }
 

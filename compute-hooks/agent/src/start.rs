@@ -486,6 +486,7 @@ impl Compute {
         let shipper = Shipper {
             proposer,
             socket: self.layout.postgres_socket(),
+            postmaster_pid: pid,
             gate,
             tli: prepared.tli,
             stopping: CancellationToken::new(),

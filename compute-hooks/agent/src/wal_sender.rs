@@ -62,6 +62,8 @@ pub(crate) enum Sent {
 pub(crate) struct WalSender {
     pub(crate) incoming: Incoming,
     pub(crate) reports: Reports,
+    /// The process at the other end, as it calls itself.
+    pub(crate) pid: Option<u32>,
 }
 
 /// What comes from Postgres.
@@ -87,7 +89,7 @@ impl WalSender {
         let stream = QuietStream::connect(socket).await.map_err(WalSenderError::Lost)?;
         let (read_half, write_half) = tokio::io::split(stream);
         let incoming = Incoming { stream: read_half, received: BytesMut::new() };
-        let mut sender = WalSender { incoming, reports: Reports { stream: write_half } };
+        let mut sender = WalSender { incoming, reports: Reports { stream: write_half }, pid: None };
         let mut parameters = BytesMut::new();
         for text in ["user", user, "replication", "true", "application_name", application] {
             parameters.put_slice(text.as_bytes());
@@ -103,7 +105,8 @@ impl WalSender {
             let mut message = sender.incoming.message().await?;
             match message.kind {
                 b'R' if message.body.len() >= 4 && message.body.get_i32() == 0 => {}
-                b'S' | b'K' | b'N' => {}
+                b'K' if message.body.len() >= 4 => sender.pid = Some(message.body.get_u32()),
+                b'S' | b'N' => {}
                 b'Z' => return Ok(sender),
                 kind => return Err(unexpected(kind)),
             }

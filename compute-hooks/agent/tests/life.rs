@@ -47,6 +47,33 @@ async fn starts_serves_stops_and_wakes_warm_on_one_gapless_log() {
     assert_eq!(world.recover().sql("select count(*) from t"), "1003");
 }
 
+/// How nice the postmaster's child with this in its title is.
+fn nice_of(postmaster: u32, title: &str) -> Option<i32> {
+    let children = std::fs::read_to_string(format!("/proc/{postmaster}/task/{postmaster}/children")).ok()?;
+    let is_meant = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|command| command.contains(title))
+    };
+    let pid = children.split_whitespace().find(is_meant)?;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The nineteenth field; the second, in parentheses, may hold anything.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(16)?.parse().ok()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_walsender_goes_before_sessions_where_the_agent_may_say_so() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    let postmaster = agent.ready().postmaster_pid;
+    let expected = if nix::unistd::geteuid().is_root() { -10 } else { 0 };
+    rig::eventually("the walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
+    assert_eq!(nice_of(postmaster, "checkpointer"), Some(0));
+    // A new one gets it as well.
+    agent.sql("select pg_terminate_backend(pid) from pg_stat_replication").await;
+    agent.sql("insert into t values (-1, 'waits for the new one')").await;
+    rig::eventually("the new walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn runs_without_a_sandbox_under_another_superusers_name() {
     let options = TestPgOptions { superuser: "Über owner".to_owned(), ..TestPgOptions::default() };
