@@ -90,9 +90,10 @@ const NOT_TAKEN: [&str; 26] = [
 /// `postgresql.conf`.
 pub(crate) fn configuration_file(input: &SettingsInput<'_>) -> String {
     let defaults = [
-        // Lean: a compute is one of many on its host, and the operating system's cache is behind it.
-        ("shared_buffers", "32MB"),
-        ("wal_buffers", "1MB"),
+        // What Postgres itself would take. Memory is used as pages are: a compute that does little holds little of it.
+        ("shared_buffers", "128MB"),
+        ("wal_buffers", "4MB"),
+        // Lean: a compute is one of many on its host.
         ("min_wal_size", "32MB"),
         // The local disk is a cache: nothing is gained by writing it back early or by writing zeros first.
         ("wal_init_zero", "off"),
@@ -310,7 +311,7 @@ mod tests {
         with_wishes(&wishes, |file, _| {
             assert!(file.contains("work_mem = '5MB'\n"));
             assert!(file.contains("search_path = '\"a\\\\b\", o''x'\n"));
-            assert!(file.contains("shared_buffers = '64MB'\n") && !file.contains("32MB'\nwal_buffers"));
+            assert!(file.contains("shared_buffers = '64MB'\n") && !file.contains("128MB"));
             for left_out in ["archive_command", "ssl_cert_file", "bad name", "agent_socket"] {
                 assert!(!file.contains(left_out), "{left_out} is in:\n{file}");
             }
