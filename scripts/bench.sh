@@ -451,6 +451,13 @@ case_diff() {
     stock diffed stop -w -m fast
 }
 
+# A run leaves work behind it, for the page server's compaction above all, which the next one pays for: nobody is always the one who comes after
+# the one that wrote most.
+in_turn() { # round, names: the names, beginning with another one in every round
+    local round=$1 names=("${@:2}") at
+    for at in "${!names[@]}"; do echo "${names[((round + at) % ${#names[@]})]}"; done
+}
+
 tps() { # script, clients, where: transactions a second
     local script=$1 clients=$2
     "$pg_bin/pgbench" -n -b "$script" -c "$clients" -j "$clients" -T "$seconds" "${@:3}" 2>"$work/pgbench.log" |
@@ -490,15 +497,17 @@ begin_pgbench() { # a branch and a stock server that have read every row: sets u
 }
 
 case_socket() {
-    local url script clients round direct local_tps stock_at=(-h "$work/stock" -p "${port_of[peer]}")
+    local url script clients round of where direct local_tps stock_at=(-h "$work/stock" -p "${port_of[peer]}")
     begin_pgbench
     stock peer start -w
     scan "${stock_at[@]}" >/dev/null
     for script in tpcb-like select-only; do
         for clients in 1 8; do
             for round in $(seq "$long_rounds"); do
-                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.socket.$script.$clients"
-                tps "$script" "$clients" "${stock_at[@]}" >>"$work/tps.stock.$script.$clients"
+                for of in $(in_turn "$round" socket stock); do
+                    case $of in socket) where=("${socket[@]}") ;; stock) where=("${stock_at[@]}") ;; esac
+                    tps "$script" "$clients" "${where[@]}" >>"$work/tps.$of.$script.$clients"
+                done
             done
             direct=$(median <"$work/tps.socket.$script.$clients") local_tps=$(median <"$work/tps.stock.$script.$clients")
             row "pgbench $script, $clients clients, socket" "$direct tps" "$local_tps tps (stock)" \
@@ -510,7 +519,7 @@ case_socket() {
 }
 
 case_tls() {
-    local url script clients round of through
+    local url script clients round of way where through
     begin_pgbench
     # The peer of the proxy stands before the very same compute.
     bouncer "$(stat -c %u "${socket[1]}")" "${socket[1]}" "${socket[3]}"
@@ -519,9 +528,14 @@ case_tls() {
         for clients in 1 8; do
             of="$script.$clients"
             for round in $(seq "$long_rounds"); do
-                tps "$script" "$clients" "$url" >>"$work/tps.proxy.$of"
-                tps "$script" "$clients" "$through sslmode=require" >>"$work/tps.bouncer.$of"
-                tps "$script" "$clients" "${socket[@]}" >>"$work/tps.direct.$of"
+                for way in $(in_turn "$round" proxy bouncer direct); do
+                    case $way in
+                    proxy) where=("$url") ;;
+                    bouncer) where=("$through sslmode=require") ;;
+                    direct) where=("${socket[@]}") ;;
+                    esac
+                    tps "$script" "$clients" "${where[@]}" >>"$work/tps.$way.$of"
+                done
             done
             row "pgbench $script, $clients clients, TLS" "$(median <"$work/tps.proxy.$of") tps (proxy)" \
                 "$(median <"$work/tps.bouncer.$of") tps (pgbouncer)" "$(pair_ratio "$work/tps.proxy.$of" "$work/tps.bouncer.$of")" ">= 1"
