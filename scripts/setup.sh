@@ -2,7 +2,7 @@
 # Installs the Debian packages that Ardent needs and that are missing. Does nothing when all are there.
 set -euo pipefail
 
-packages=(postgresql-15 postgresql-server-dev-15 bubblewrap build-essential pkg-config clang libclang-dev)
+packages=(postgresql-15 postgresql-server-dev-15 postgresql-plpython3-15 bubblewrap build-essential pkg-config clang libclang-dev)
 major=15
 
 missing=()

@@ -49,6 +49,7 @@ mod sandbox;
 mod session;
 mod settings;
 mod shipping;
+mod socket_filter;
 mod start;
 mod start_point;
 mod trash;

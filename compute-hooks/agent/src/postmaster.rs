@@ -13,7 +13,8 @@ use tokio::sync::watch;
 
 use crate::error::ComputeError;
 use crate::limits::ControlGroup;
-use crate::sandbox::INFO_FD;
+use crate::sandbox::{FILTER_FD, INFO_FD};
+use crate::socket_filter;
 
 /// Among the first to go when the host's memory runs out, before the server that many branches need.
 const OOM_SCORE: &std::ffi::CStr = c"500";
@@ -32,8 +33,12 @@ pub(crate) struct Postmaster {
     _group: Option<ControlGroup>,
 }
 
+/// Descriptors from here on are none that a sandbox is told of.
+const FREE_FD: i32 = 16;
+
 impl Postmaster {
-    /// Runs `command`, with `log` as standard output and error. `sandboxed` commands report their child on [`INFO_FD`].
+    /// Runs `command`, with `log` as standard output and error. `sandboxed` commands report their child on [`INFO_FD`], and find a
+    /// filter of system calls on [`FILTER_FD`].
     ///
     /// The parent of the new process is a thread that lives exactly as long as it does: the kernel's "signal me when my
     /// parent dies" means the parent *thread*, so a pool's thread will not do.
@@ -49,7 +54,8 @@ impl Postmaster {
         command.stdin(std::process::Stdio::null()).stdout(log_copy()?).stderr(log_copy()?);
         let (info_read, info_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
         let agent = nix::unistd::getpid();
-        let info_fd = info_write.as_raw_fd();
+        let filter = if sandboxed { Some(socket_filter::file().map_err(failed)?) } else { None };
+        let (info_fd, filter_fd) = (info_write.as_raw_fd(), filter.as_ref().map_or(-1, File::as_raw_fd));
         let members = group.as_ref().map(ControlGroup::members).unwrap_or_default();
         let open = |path: &std::path::PathBuf| std::fs::OpenOptions::new().write(true).open(path).ok();
         // Where its own processes cannot be put in, the limits of the sandbox are all there is.
@@ -73,13 +79,15 @@ impl Postmaster {
                 if !sandboxed {
                     return Ok(());
                 }
-                // dup2 onto itself would leave close-on-exec set.
-                let done = if info_fd == INFO_FD {
-                    libc::fcntl(INFO_FD, libc::F_SETFD, 0)
-                } else {
-                    libc::dup2(info_fd, INFO_FD)
-                };
-                if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+                // Out of each other's way first. A copy that dup2 makes stays open over exec.
+                for (from, to) in [(info_fd, INFO_FD), (filter_fd, FILTER_FD)]
+                    .map(|(from, to)| (libc::fcntl(from, libc::F_DUPFD_CLOEXEC, FREE_FD), to))
+                {
+                    if from < 0 || libc::dup2(from, to) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
             });
         }
         let (spawned, exit) = spawn_on_own_thread(command).await.map_err(failed)?;

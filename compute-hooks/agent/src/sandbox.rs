@@ -18,6 +18,8 @@ use crate::programs::ServerPrograms;
 
 /// The descriptor on which bubblewrap says who its child is.
 pub(crate) const INFO_FD: i32 = 3;
+/// The descriptor that it reads the filter of system calls from.
+pub(crate) const FILTER_FD: i32 = 4;
 /// Single files of `/etc` that programs need to run, read names and know the time zone.
 const ETC_FILES: [&str; 6] = [
     "/etc/ld.so.cache",
@@ -110,7 +112,7 @@ fn bubblewrap(
     for (name, value) in ENVIRONMENT {
         command.args(["--setenv", name, value]);
     }
-    command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string()]);
+    command.args(["--hostname", "ardent", "--info-fd", &INFO_FD.to_string(), "--seccomp", &FILTER_FD.to_string()]);
     system_folders(&mut command);
     accounts(&mut command, layout, run_as)?;
     command.args(["--proc", "/proc", "--dev", "/dev"]);
