@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use ardent_api::control::{ApiErrorCode, DiffRequest, ErrorInfo};
-use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RemoteApplied, apply};
+use ardent_change_set::{ApplyError, ApplyEvent, ApplyRequest, ChangeSetFile, RemoteApplied, apply};
 use ardent_diff::{ChangeSet, DiffReport};
 use ardent_pg_wire::driver;
 
@@ -76,9 +76,10 @@ impl Control {
         let applied = apply(&client, &set, &request.options, progress).await;
         drop(client);
         let _ = connection.await;
-        let applied = applied.map_err(|error| {
-            ErrorInfo::new(ApiErrorCode::Internal, chain(&error))
-                .with_hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks")
+        let applied = applied.map_err(|error| match error {
+            ApplyError::Choice { what, hint } => ErrorInfo::new(ApiErrorCode::InvalidArguments, what).with_hint(hint),
+            error => ErrorInfo::new(ApiErrorCode::Internal, chain(&error))
+                .with_hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks"),
         })?;
         let other_databases = others.into_iter().map(|set| set.database).collect();
         Ok(RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied })

@@ -65,3 +65,99 @@ fn changes_are_shown_applied_and_undone() {
     let refused = house.ardent(&["branch", "apply", file, "--to", &url]);
     assert!(refused.code == 1 && refused.stderr.contains("damaged"), "{}", refused.stderr);
 }
+
+#[test]
+fn chosen_rows_and_objects_are_applied_to_a_url_and_to_production_itself() {
+    let production = TestPg::start(production_options());
+    production.sql(
+        "create table users (id int primary key, name text); insert into users select n, 'user ' || n from generate_series(1, 20) n;
+         create table lines (a int, b text, v int, primary key (a, b)); insert into lines values (1, 'x,y', 1), (2, 'z', 1)",
+    );
+    let url = production.tcp_url("postgres", "postgres");
+    let house = House::start();
+    house.connect("main", &url);
+    let branch = house.branch("work", "main");
+    sql(
+        &branch,
+        "alter table users add column age int default 5; create index users_age on users (age); update users set name = 'changed', age = 6 where id in (2, 3);
+         delete from users where id = 4; insert into users values (30, 'new', 7); update lines set v = 2",
+    );
+    let before = table_sums(&url);
+    let people = house.ok(&["branch", "diff", "work", "--stat"]);
+    for line in ["  column age of table public.users", "  index public.users_age of table public.users", "created"] {
+        assert!(people.contains(line), "{line} is not in\n{people}");
+    }
+
+    let undo = house.data_dir().join("../undo.changes");
+    let undo = undo.to_str().expect("a plain path");
+    let apply =
+        |more: &[&str]| house.json(&[&["branch", "apply", "work", "--to", &url, "--inverse", undo], more].concat());
+    let counts = |reply: &serde_json::Value| {
+        ["statements", "inserted", "updated", "deleted"].map(|field| reply[field].as_u64().unwrap_or(u64::MAX))
+    };
+
+    // Rows, by a key of one and of two columns.
+    let rows = ["--row", "public.users:2", "--row", "users:4", "--row", "lines:1,\"x,y\""];
+    let dry = apply(&[&rows[..], &["--dry-run"]].concat());
+    assert_eq!((counts(&dry), dry["applied"].as_bool()), ([0, 0, 2, 1], Some(false)), "{dry}");
+    assert_eq!(table_sums(&url), before);
+    let done = apply(&rows);
+    assert_eq!((counts(&done), done["applied"].as_bool()), ([0, 0, 2, 1], Some(true)), "{done}");
+    assert!(done["notes"].to_string().contains("age"), "{done}");
+    assert_eq!(
+        production.sql("select string_agg(id || name, ' ' order by id) from users where id in (2, 3, 4, 30)"),
+        "2changed 3user 3"
+    );
+    assert_eq!(production.sql("select string_agg(v::text, ' ' order by a) from lines"), "2 1");
+    house.ok(&["branch", "apply", undo, "--to", &url]);
+    assert_eq!(table_sums(&url), before);
+
+    // An object that needs another one.
+    let index = ["--object", "index public.users_age of table public.users"];
+    let refused = house.ardent(&[&["branch", "apply", "work", "--to", &url], &index[..]].concat());
+    refused.refused(
+        2,
+        &["needs column age of table public.users", "--object 'column age of table public.users'", "--with-needed"],
+    );
+    let refused = house.ardent(&["branch", "apply", "work", "--to", "main", "--yes", "--row", "users:5"]);
+    refused.refused(2, &["did not change row users:5", "ardent branch diff"]);
+    assert_eq!(house.ardent(&["branch", "apply", "work", "--to", &url, "--row", "users"]).code, 2);
+    assert_eq!(table_sums(&url), before);
+
+    // Into production, by the connector; what it was made of the target's own is found out there.
+    production.sql("update users set name = 'mine' where id = 3");
+    let refused = house.ardent(&["branch", "apply", "work", "--to", "main", "--yes", "--row", "users:3"]);
+    assert!(
+        refused.code == 6 && refused.stdout.contains("name: was user 3, branch changed, target mine"),
+        "{refused:?}"
+    );
+    let done = house.json(
+        &[
+            &[
+                "branch",
+                "apply",
+                "work",
+                "--to",
+                "main",
+                "--yes",
+                "--with-needed",
+                "--row",
+                "users:30",
+                "--inverse",
+                undo,
+            ],
+            &index[..],
+        ]
+        .concat(),
+    );
+    assert_eq!(
+        (counts(&done), done["taken_along"].to_string()),
+        ([2, 1, 0, 0], "[\"column age of table public.users\"]".to_owned()),
+        "{done}"
+    );
+    assert_eq!(production.sql("select name || age from users where id = 30"), "new7");
+    assert_eq!(production.sql("select count(*) from users where age = 5 and name = 'mine'"), "1");
+    house.ok(&["branch", "apply", undo, "--to", "main", "--yes"]);
+    production.sql("update users set name = 'user 3' where id = 3");
+    assert_eq!(table_sums(&url), before);
+}

@@ -53,6 +53,8 @@ pub enum BranchCommand {
   ardent branch apply undo.changes --to \"$PRODUCTION_URL\"
   ardent branch apply feature-x --to shop --yes
   ardent branch apply feature-x --to \"$PRODUCTION_URL\" --table public.users
+  ardent branch apply feature-x --to \"$PRODUCTION_URL\" --row public.users:42 --row public.lines:7,b
+  ardent branch apply feature-x --to \"$PRODUCTION_URL\" --object 'column age of table public.users' --with-needed
 
 One transaction: everything or nothing. What the target changed since the branch point, in another
 way than the branch did, is a conflict: all are shown, nothing is applied, the exit code is 6.")]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use ardent_change_set::RowChoice;
+
 use crate::duration::parse_seconds;
 
 /// `ardent branch diff`.
@@ -20,7 +22,8 @@ pub struct BranchDiffArgs {
     /// Print the SQL script that makes the same changes
     #[arg(long, conflicts_with_all = ["stat", "json", "ndjson"])]
     pub sql: bool,
-    /// Print one JSON object a line: statements, rows, sequences
+    /// Print one JSON object a line while it is being found: statements, tables, rows, sequences; the last line is of type end, or
+    /// error
     #[arg(long, conflicts_with_all = ["stat", "json"])]
     pub ndjson: bool,
     /// Write a change set, for ardent branch apply
@@ -59,6 +62,31 @@ pub struct BranchRebaseArgs {
     pub undo: bool,
 }
 
+/// What of a change set is to be applied.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What to apply: all, or what is named")]
+pub struct ChoiceArgs {
+    /// Rows of this table, as NAME or SCHEMA.NAME; may be given more than once
+    #[arg(long, value_name = "TABLE")]
+    pub table: Vec<String>,
+    /// This row, by its key; several columns' values are parted by commas, in the key's order, and quoted as in CSV where they have
+    /// one; may be given more than once
+    #[arg(long, value_name = "TABLE:KEY")]
+    pub row: Vec<RowChoice>,
+    /// This object of the schema, with all that is a part of it, as ardent branch diff --stat names it; may be given more than once
+    #[arg(long, value_name = "OBJECT")]
+    pub object: Vec<String>,
+    /// Take along what the named objects need of the branch's other changes to the schema; else that is said, and nothing is applied
+    #[arg(long)]
+    pub with_needed: bool,
+    /// Only the schema
+    #[arg(long, conflicts_with_all = ["data_only", "table", "row"])]
+    pub schema_only: bool,
+    /// Only rows, sequences and large objects
+    #[arg(long, conflicts_with = "object")]
+    pub data_only: bool,
+}
+
 /// `ardent branch apply`.
 #[derive(Debug, Args)]
 pub struct BranchApplyArgs {
@@ -71,15 +99,9 @@ pub struct BranchApplyArgs {
     /// The database of the change set [default: the one that URL names]
     #[arg(long)]
     pub database: Option<String>,
-    /// Only rows of this table, as NAME or SCHEMA.NAME; may be given more than once
-    #[arg(long, value_name = "TABLE")]
-    pub table: Vec<String>,
-    /// Only the schema
-    #[arg(long, conflicts_with = "data_only")]
-    pub schema_only: bool,
-    /// Only rows, sequences and large objects
-    #[arg(long)]
-    pub data_only: bool,
+    /// What of it.
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
     /// Do it all and take it back: shows conflicts and counts
     #[arg(long)]
     pub dry_run: bool,

@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ardent_api::control::{ApiErrorCode, BranchName, ErrorInfo, SCHEMA_VERSION};
 use ardent_change_set::{
-    Applied, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply, read_file,
-    write_file,
+    Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply,
+    read_file, write_file,
 };
 use ardent_diff::{ChangeSet, Part};
 use ardent_pg_wire::{ConfigError, driver};
@@ -35,6 +35,7 @@ struct Reply {
     deleted: u64,
     already_there: u64,
     settled: u64,
+    taken_along: Vec<String>,
     conflicts: Vec<Conflict>,
     conflicts_left_out: u64,
     notes: Vec<String>,
@@ -111,13 +112,17 @@ impl Source<'_> {
 }
 
 fn options(args: &BranchApplyArgs) -> ApplyOptions {
-    let part = match (args.schema_only, args.data_only) {
+    let choice = &args.choice;
+    let part = match (choice.schema_only, choice.data_only) {
         (true, _) => Part::Schema,
         (_, true) => Part::Rows,
         _ => Part::Whole,
     };
     ApplyOptions {
-        tables: args.table.clone(),
+        tables: choice.table.clone(),
+        rows: choice.row.clone(),
+        objects: choice.object.clone(),
+        with_needed: choice.with_needed,
         part,
         dry_run: args.dry_run,
         prefer: args.prefer.as_deref().map(|side| if side == "branch" { Prefer::Branch } else { Prefer::Target }),
@@ -224,9 +229,10 @@ fn run_apply(output: &Output, target: Target, set: &ChangeSet, options: &ApplyOp
         drop(client);
         // Its errors reached the statements.
         let _ = connection.await;
-        applied.map_err(|error| {
-            Failure::of(&error)
-                .hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks")
+        applied.map_err(|error| match error {
+            ApplyError::Choice { what, hint } => Failure::usage(what).hint(hint),
+            error => Failure::of(&error)
+                .hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks"),
         })
     })
 }
@@ -248,6 +254,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         deleted: applied.rows.deleted,
         already_there: applied.already_there,
         settled: applied.settled,
+        taken_along: applied.taken_along,
         conflicts: applied.conflicts,
         conflicts_left_out: applied.conflicts_left_out,
         notes: applied.notes,
@@ -257,7 +264,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
     match self::conflicts(conflicts) {
         None => Ok(()),
         Some(plural) => Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{plural}: nothing was applied"))
-            .with_hint("make branch and target agree, leave tables out with --table, or choose a side with --prefer")
+            .with_hint("make branch and target agree, choose what to apply with --table, --row and --object, or choose a side with --prefer")
             .into()),
     }
 }
@@ -278,6 +285,9 @@ fn text(reply: &Reply) -> String {
     }
     if reply.conflicts_left_out > 0 {
         out.push_str(&format!("and {} conflicts more\n", reply.conflicts_left_out));
+    }
+    for object in &reply.taken_along {
+        out.push_str(&format!("taken along: {object}\n"));
     }
     for note in &reply.notes {
         out.push_str(&format!("note: {note}\n"));

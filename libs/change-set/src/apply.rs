@@ -1,19 +1,25 @@
 //! Applies a change set, in one transaction.
 
+mod large_objects;
+mod sequences;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use ardent_diff::{ChangeSet, LargeObjectChange, Part, SequenceChange, TableChange, TableState};
-use ardent_schema_diff::{Section, Statement, Touched, identifier, literal, qualified};
+use ardent_diff::{ChangeSet, Part, SchemaChange, TableChange, TableState};
+use ardent_schema_diff::{Catalog, Identity, Section, Statement, identifier, literal, plan, qualified};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use crate::choice::RowChoice;
 use crate::dml;
 use crate::exchange::{self, Moving};
 use crate::foreign_keys::{self, ForeignKey};
 use crate::guard::{self, Guarded, Prefer, RowUpdate, base_table, key_places};
 use crate::inverse;
 use crate::outcome::{Applied, ApplyError, Conflict};
+use crate::schema_choice::undoing;
+use crate::selection::{Selection, select};
 use crate::target::{Target, TextRow};
 
 /// Most rows that one insert brings.
@@ -22,15 +28,19 @@ const ROWS_PER_INSERT: usize = 500;
 const ROWS_PER_BATCH: usize = 200;
 /// After so many rows it is said how far the writing is.
 const ROWS_PER_REPORT: u64 = 50_000;
-/// Bytes of a page of a large object (`LOBLKSIZE`).
-const LARGE_OBJECT_PAGE: i64 = 2048;
 
 /// What to apply, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ApplyOptions {
-    /// Only these tables' rows, as `name` or `schema.name`; empty: all.
+    /// These tables' rows, as `name` or `schema.name`. With no tables, rows and objects, everything is meant; with any, only that.
     pub tables: Vec<String>,
+    /// These rows.
+    pub rows: Vec<RowChoice>,
+    /// These objects of the schema by their paths ([`Touched::path`](ardent_schema_diff::Touched)), with all that is a part of them.
+    pub objects: Vec<String>,
+    /// What chosen objects need is taken along; else it is an error that they need it.
+    pub with_needed: bool,
     /// Schema, rows, or both.
     pub part: Part,
     /// Do everything, and take it back.
@@ -47,6 +57,9 @@ impl Default for ApplyOptions {
     fn default() -> Self {
         ApplyOptions {
             tables: Vec::new(),
+            rows: Vec::new(),
+            objects: Vec::new(),
+            with_needed: false,
             part: Part::Whole,
             dry_run: false,
             prefer: None,
@@ -65,14 +78,7 @@ pub async fn apply(
     mut progress: impl FnMut(&str),
 ) -> Result<Applied, ApplyError> {
     let target = Target::begin(client, options.lock_timeout_ms, options.statement_timeout_ms).await?;
-    let run = Run {
-        target: &target,
-        set,
-        options,
-        applied: Applied { inverse: inverse::of(set), ..Applied::default() },
-        branch_names: false,
-    };
-    let result = run.all(&mut progress).await;
+    let result = select_and_run(&target, set, options, &mut progress).await;
     let keep = matches!(&result, Ok(applied) if applied.conflicts.is_empty()) && !options.dry_run;
     let ended = target.run(if keep { "COMMIT" } else { "ROLLBACK" }).await;
     match result {
@@ -92,6 +98,24 @@ pub async fn apply(
     }
 }
 
+async fn select_and_run(
+    target: &Target<'_>,
+    set: &ChangeSet,
+    options: &ApplyOptions,
+    progress: &mut impl FnMut(&str),
+) -> Result<Applied, ApplyError> {
+    // What tables and columns are called depends on it even where only rows are wanted.
+    let before = if set.schema.touched.is_empty() { Catalog::default() } else { target.catalog().await? };
+    let there = before.definitions();
+    let Selection { set, rows_chosen, taken_along, already_there, notes, conflicts } = select(set, options, &there)?;
+    let inverse = inverse::of(&set);
+    let applied = Applied { inverse, taken_along, already_there, notes, conflicts, ..Applied::default() };
+    let mut run = Run { target, set: &set, options, rows_chosen, applied };
+    run.check_schema(&there);
+    run.all(&before, progress).await?;
+    Ok(run.applied)
+}
+
 /// Class 23: integrity constraint violation.
 fn is_constraint(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code: &SqlState| code.code().starts_with("23"))
@@ -99,45 +123,29 @@ fn is_constraint(error: &tokio_postgres::Error) -> bool {
 
 struct Run<'a> {
     target: &'a Target<'a>,
+    /// All of it is meant.
     set: &'a ChangeSet,
     options: &'a ApplyOptions,
+    /// Sequences follow the tables whose rows were chosen.
+    rows_chosen: bool,
     applied: Applied,
-    /// Whether rows are written under the names that the branch gave: its schema is brought over first.
-    branch_names: bool,
 }
 
 impl<'a> Run<'a> {
-    async fn all(mut self, progress: &mut impl FnMut(&str)) -> Result<Applied, ApplyError> {
+    async fn all(&mut self, before: &Catalog, progress: &mut impl FnMut(&str)) -> Result<(), ApplyError> {
         let set = self.set;
-        let with_schema = self.options.part != Part::Rows && !set.schema.is_empty() && self.options.tables.is_empty();
-        let mut statements: &[Statement] = &[];
-        if with_schema && self.check_schema().await? {
-            statements = &set.schema.statements;
-            self.branch_names = true;
-            self.applied.inverse.schema = inverse::schema(&set.schema);
-            self.applied.notes.extend(set.schema.not_covered.iter().map(|what| format!("not brought over: {what}")));
-        }
+        let statements = &set.schema.statements;
+        self.applied.notes.extend(set.schema.not_covered.iter().map(|what| format!("not brought over: {what}")));
         let mut tables = Vec::new();
-        if self.options.part != Part::Schema {
-            let wanted: Vec<&TableChange> =
-                set.tables.iter().filter(|change| self.wants(change) && !change.materialized_view).collect();
-            for change in wanted {
-                if change.state == TableState::Created && !self.branch_names {
-                    let object = format!("table {}", base_table(change));
-                    let why =
-                        "it is new on the branch: bring the schema over too, or leave it out with --table".to_owned();
-                    self.applied.conflict(Conflict::Schema { object, why, base: None, branch: None, target: None });
-                    continue;
-                }
-                progress(&format!("comparing {} rows of {}", change.rows.len(), base_table(change)));
-                tables.push(guard::table(self.target, change, self.options.prefer, &mut self.applied, progress).await?);
-            }
+        for change in set.tables.iter().filter(|change| !change.materialized_view) {
+            progress(&format!("comparing {} rows of {}", change.rows.len(), base_table(change)));
+            tables.push(guard::table(self.target, change, self.options.prefer, &mut self.applied, progress).await?);
         }
-        let sequences = self.check_sequences().await?;
         let objects = self.check_large_objects().await?;
         if !self.applied.conflicts.is_empty() {
-            return Ok(self.applied);
+            return Ok(());
         }
+        let may_go = self.sequences_that_may_go().await?;
         // Before columns go and tables are rewritten, which moves rows to other places.
         for guarded in &tables {
             self.delete_places(guarded).await?;
@@ -146,7 +154,7 @@ impl<'a> Run<'a> {
         progress("writing rows");
         self.rows(&tables, progress).await?;
         if !self.applied.conflicts.is_empty() {
-            return Ok(self.applied);
+            return Ok(());
         }
         self.target.run("set constraints all immediate").await?;
         progress("finishing the schema");
@@ -155,38 +163,34 @@ impl<'a> Run<'a> {
         for change in objects {
             self.large_object(change).await?;
         }
+        self.keep_gone_sequences(may_go).await?;
+        if !statements.is_empty() {
+            let after = self.target.catalog().await?;
+            let back = SchemaChange::new(plan(&after, before, Identity::Oid), plan(before, &after, Identity::Oid));
+            self.applied.inverse.schema = undoing(&back, &set.schema)?;
+        }
         // Last: a sequence does not go back with a transaction.
-        for change in sequences.into_iter().filter(|_| !self.options.dry_run) {
-            self.sequence(change).await?;
+        for change in self.check_sequences().await? {
+            if !self.options.dry_run {
+                self.sequence(change).await?;
+            }
         }
         self.applied.inverse.tables = tables.iter().map(inverse::table).collect::<Result<_, _>>()?;
-        Ok(self.applied)
+        Ok(())
     }
 
-    fn wants(&self, change: &TableChange) -> bool {
-        let full = format!("{}.{}", change.schema, change.name);
-        self.options.tables.is_empty()
-            || self.options.tables.iter().any(|wanted| *wanted == change.name || *wanted == full)
-    }
-
-    /// Whether the schema's statements are to be run: not if the target has all of it already.
-    async fn check_schema(&mut self) -> Result<bool, ApplyError> {
-        let there = self.target.catalog().await?.definitions();
+    /// What the target has of all that is to be changed must be what the branch point had.
+    fn check_schema(&mut self, there: &BTreeMap<String, String>) {
         let touched = &self.set.schema.touched;
-        let made_already = |touched: &Touched| {
-            there.get(&touched.new_path) == touched.new.as_ref()
-                && (touched.new.is_some() || !there.contains_key(&touched.path))
-        };
-        if !touched.is_empty() && touched.iter().all(made_already) {
-            self.applied.already_there += touched.len() as u64;
-            return Ok(false);
-        }
         let known: BTreeSet<&String> = touched.iter().map(|touched| &touched.path).collect();
         for one in touched {
             let now = there.get(&one.path);
             let why = match (&one.old, now) {
                 (None, Some(_)) => "both made it",
                 (Some(_), None) => "the branch changed or dropped it; the target has none",
+                (Some(old), Some(now)) if old != now && one.old == one.new => {
+                    "the branch's other changes make it again as it was; the target changed it"
+                }
                 (Some(old), Some(now)) if old != now => "both changed it",
                 _ => "",
             };
@@ -216,7 +220,6 @@ impl<'a> Run<'a> {
                 }
             }
         }
-        Ok(true)
     }
 
     async fn run_statements(&mut self, statements: &[Statement], section: Section) -> Result<(), ApplyError> {
@@ -247,9 +250,7 @@ impl<'a> Run<'a> {
 
     /// Rows with the names of after the schema's first part.
     async fn rows(&mut self, tables: &[Guarded<'_>], progress: &mut impl FnMut(&str)) -> Result<(), ApplyError> {
-        let data_only = !self.branch_names;
-        let name =
-            |change: &TableChange| if data_only { base_table(change) } else { qualified(&change.schema, &change.name) };
+        let name = |change: &TableChange| qualified(&change.schema, &change.name);
         let written: BTreeMap<String, &Guarded<'_>> =
             tables.iter().filter(|guarded| guarded.writes()).map(|guarded| (name(guarded.change), guarded)).collect();
         let names: BTreeSet<String> = written.keys().cloned().collect();
@@ -264,8 +265,14 @@ impl<'a> Run<'a> {
         for table in &order {
             asleep.extend(self.still(table, true).await?);
             let Some(guarded) = written.get(table) else { continue };
-            let names = column_names(guarded.change, data_only);
+            let names = column_names(guarded.change);
             let columns = exchange::moving(self.target, table, guarded, &names).await?;
+            for name in self.updated_identities(table, guarded).await? {
+                let name = identifier(&name);
+                let alter = format!("ALTER TABLE {table} ALTER COLUMN {name} SET GENERATED");
+                self.target.run(&format!("{alter} BY DEFAULT")).await?;
+                asleep.push(format!("{alter} ALWAYS"));
+            }
             // Now: later there are checks that wait, and then no table can be altered.
             for column in columns.values().filter(|column| column.not_null) {
                 let name = identifier(&column.name);
@@ -280,15 +287,15 @@ impl<'a> Run<'a> {
             if !self.applied.conflicts.is_empty() {
                 return Ok(());
             }
-            self.delete_rows(table, guarded, data_only).await?;
+            self.delete_rows(table, guarded).await?;
             if let Some(columns) = moving.get(table) {
-                self.clear_moving(table, guarded, data_only, columns).await?;
+                self.clear_moving(table, guarded, columns).await?;
             }
-            self.update_rows(table, guarded, data_only, progress).await?;
+            self.update_rows(table, guarded, progress).await?;
         }
         for table in order.iter().rev() {
             let Some(guarded) = written.get(table) else { continue };
-            self.insert_rows(table, guarded, data_only, progress).await?;
+            self.insert_rows(table, guarded, progress).await?;
         }
         self.target.run("set constraints all immediate").await?;
         self.wake(asleep).await?;
@@ -296,6 +303,24 @@ impl<'a> Run<'a> {
             self.target.run(&sql).await?;
         }
         Ok(())
+    }
+
+    /// Columns that Postgres numbers itself, always, and that rows get other numbers in: a column that is new on the branch has numbered
+    /// the rows that were there.
+    async fn updated_identities(&self, table: &str, guarded: &Guarded<'_>) -> Result<Vec<String>, ApplyError> {
+        let name = literal(table);
+        let sql = format!("select attname from pg_attribute where attrelid = {name}::regclass and attidentity = 'a'");
+        let always: Vec<String> =
+            self.target.rows(&sql).await?.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+        let mut found = BTreeSet::new();
+        if always.is_empty() {
+            return Ok(Vec::new());
+        }
+        for update in guarded.updates.iter() {
+            let places = update?.set.into_iter().map(|(place, ..)| place);
+            found.extend(places.map(|place| &guarded.change.columns[place]).filter(|column| always.contains(column)));
+        }
+        Ok(found.into_iter().cloned().collect())
     }
 
     /// Puts a table's own triggers and rules to sleep: what they did on the branch is in the change set already. Gives what wakes
@@ -334,7 +359,7 @@ impl<'a> Run<'a> {
         guarded: &Guarded<'_>,
         keys: &[ForeignKey],
     ) -> Result<(), ApplyError> {
-        let names = key_names(guarded.change, !self.branch_names);
+        let names = key_names(guarded.change);
         for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table && key.table != table) {
             for chunk in guarded.deletes.chunks(ROWS_PER_INSERT) {
                 let chunk = chunk?;
@@ -363,8 +388,8 @@ impl<'a> Run<'a> {
     }
 
     /// Deletes come before updates: a unique value may go from one row to another.
-    async fn delete_rows(&mut self, table: &str, guarded: &Guarded<'_>, data_only: bool) -> Result<(), ApplyError> {
-        let names = key_names(guarded.change, data_only);
+    async fn delete_rows(&mut self, table: &str, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
+        let names = key_names(guarded.change);
         for keys in guarded.deletes.chunks(ROWS_PER_BATCH) {
             let delete = |key: &TextRow| dml::delete(table, &names.iter().copied().zip(key).collect::<Vec<_>>());
             let statements: Vec<String> = keys?.iter().map(delete).collect();
@@ -378,13 +403,12 @@ impl<'a> Run<'a> {
         &self,
         table: &str,
         guarded: &Guarded<'_>,
-        data_only: bool,
         moving: &BTreeMap<usize, Moving>,
     ) -> Result<(), ApplyError> {
         if moving.is_empty() {
             return Ok(());
         }
-        let names = key_names(guarded.change, data_only);
+        let names = key_names(guarded.change);
         for updates in guarded.updates.chunks(ROWS_PER_BATCH) {
             let clear = |update: &RowUpdate| {
                 let key: Vec<_> = names.iter().copied().zip(&update.key).collect();
@@ -402,16 +426,15 @@ impl<'a> Run<'a> {
         &mut self,
         table: &str,
         guarded: &Guarded<'_>,
-        data_only: bool,
         progress: &mut impl FnMut(&str),
     ) -> Result<(), ApplyError> {
-        let names = key_names(guarded.change, data_only);
-        let columns = column_names(guarded.change, data_only);
+        let names = key_names(guarded.change);
+        let columns = column_names(guarded.change);
         let mut report = Report::new("updated", table, guarded.updates.len());
         for updates in guarded.updates.chunks(ROWS_PER_BATCH) {
             let update = |update: &RowUpdate| {
                 let key: Vec<_> = names.iter().copied().zip(&update.key).collect();
-                let set = update.set.iter().filter_map(|(place, _, value)| Some(((*columns.get(*place)?)?, value)));
+                let set = update.set.iter().filter_map(|(place, _, value)| Some((*columns.get(*place)?, value)));
                 let set: Vec<_> = set.collect();
                 (!set.is_empty()).then(|| dml::update(table, &key, &set))
             };
@@ -441,15 +464,13 @@ impl<'a> Run<'a> {
         &mut self,
         table: &str,
         guarded: &Guarded<'_>,
-        data_only: bool,
         progress: &mut impl FnMut(&str),
     ) -> Result<(), ApplyError> {
-        let names = column_names(guarded.change, data_only);
+        let names = column_names(guarded.change);
         let change = guarded.change;
-        let places: Vec<usize> = (0..names.len())
-            .filter(|place| names[*place].is_some() && !change.generated.contains(&change.columns[*place]))
-            .collect();
-        let columns: Vec<&str> = places.iter().filter_map(|place| names[*place]).collect();
+        let places: Vec<usize> =
+            (0..names.len()).filter(|place| !change.generated.contains(&change.columns[*place])).collect();
+        let columns: Vec<&str> = places.iter().map(|place| names[*place]).collect();
         let mut report = Report::new("inserted", table, guarded.inserts.len());
         for chunk in guarded.inserts.chunks(ROWS_PER_INSERT) {
             let chunk = chunk?;
@@ -467,139 +488,11 @@ impl<'a> Run<'a> {
     }
 
     async fn refresh_views(&mut self) -> Result<(), ApplyError> {
-        for change in self
-            .set
-            .tables
-            .iter()
-            .filter(|change| change.materialized_view && change.state == TableState::Kept && self.wants(change))
-        {
-            if self.options.part != Part::Schema {
-                self.target
-                    .run(&format!("REFRESH MATERIALIZED VIEW {}", qualified(&change.schema, &change.name)))
-                    .await?;
-            }
+        let views = self.set.tables.iter();
+        for view in views.filter(|change| change.materialized_view && change.state == TableState::Kept) {
+            let name = qualified(&view.schema, &view.name);
+            self.target.run(&format!("REFRESH MATERIALIZED VIEW {name}")).await?;
         }
-        Ok(())
-    }
-
-    /// The sequences that are to be set.
-    async fn check_sequences(&mut self) -> Result<Vec<&'a SequenceChange>, ApplyError> {
-        let mut wanted = Vec::new();
-        if self.options.part == Part::Schema || !self.options.tables.is_empty() {
-            return Ok(wanted);
-        }
-        let new_ones = self.branch_names;
-        for change in
-            self.set.sequences.iter().filter(|change| change.new.is_some() && (change.old.is_some() || new_ones))
-        {
-            if change.old.is_none() || change.old == change.new && change.old_called == change.new_called {
-                wanted.push(change);
-                continue;
-            }
-            let name = qualified(&change.schema, &change.name);
-            let there = self.target.rows(&format!("select to_regclass({}) is not null", literal(&name))).await?;
-            if there.first().and_then(|row| row.first()?.as_deref()) != Some("t") {
-                // Renamed by the schema's statements, or gone: its value is set by its new name.
-                wanted.push(change);
-                continue;
-            }
-            let rows = self.target.rows(&format!("select last_value, is_called from {name}")).await?;
-            let value: Option<i64> = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
-            let called = rows.first().and_then(|row| row.get(1)?.as_deref()) == Some("t");
-            if value == change.old && Some(called) == change.old_called {
-                wanted.push(change);
-            } else if value >= change.new {
-                self.applied.already_there += 1;
-            } else {
-                // Both gave out values; the one that is further serves both.
-                self.applied.notes.push(format!(
-                    "sequence {name} moved on both sides: it goes on from where the branch is, which is further"
-                ));
-                wanted.push(change);
-            }
-        }
-        Ok(wanted)
-    }
-
-    async fn sequence(&mut self, change: &SequenceChange) -> Result<(), ApplyError> {
-        let (Some(value), called) = (change.new, change.new_called.unwrap_or(true)) else { return Ok(()) };
-        let name = literal(&qualified(&change.schema, &change.name));
-        self.target.rows(&format!("select setval({name}::regclass, {value}, {called})")).await?;
-        if change.old.is_some() {
-            self.applied.inverse.sequences.push(inverse::sequence(change));
-        }
-        Ok(())
-    }
-
-    async fn check_large_objects(&mut self) -> Result<Vec<&'a LargeObjectChange>, ApplyError> {
-        let mut wanted = Vec::new();
-        if self.options.part == Part::Schema || !self.options.tables.is_empty() {
-            return Ok(wanted);
-        }
-        for change in &self.set.large_objects {
-            let oid = change.oid;
-            let rows =
-                self.target.rows(&format!("select count(*) from pg_largeobject_metadata where oid = {oid}")).await?;
-            let exists = rows.first().and_then(|row| row.first()?.as_deref()) != Some("0");
-            let mut conflict = |why: &str| self.applied.conflict(Conflict::LargeObject { oid, why: why.to_owned() });
-            match (change.state, exists) {
-                (TableState::Created, true) => conflict("both made one with this number"),
-                (TableState::Kept, false) => conflict("the branch changed it; the target deleted it"),
-                (TableState::Dropped, false) => self.applied.already_there += 1,
-                (TableState::Created, false) => wanted.push(change),
-                (TableState::Kept | TableState::Dropped, true) => {
-                    let mut same = true;
-                    for page in change.pages.iter() {
-                        let page = page?;
-                        let sql = format!(
-                            "select encode(lo_get({oid}, {}, {LARGE_OBJECT_PAGE}), 'hex')",
-                            i64::from(page.number) * LARGE_OBJECT_PAGE
-                        );
-                        let rows = self.target.rows(&sql).await?;
-                        let there = rows.first().and_then(|row| row.first().cloned().flatten()).unwrap_or_default();
-                        same &= trimmed(&there) == trimmed(page.old.as_deref().unwrap_or_default());
-                    }
-                    if same {
-                        wanted.push(change)
-                    } else {
-                        conflict("both changed it, or the target changed what the branch deleted")
-                    }
-                }
-            }
-        }
-        Ok(wanted)
-    }
-
-    async fn large_object(&mut self, change: &LargeObjectChange) -> Result<(), ApplyError> {
-        let oid = change.oid;
-        match change.state {
-            TableState::Dropped => self.target.rows(&format!("select lo_unlink({oid})")).await?,
-            TableState::Created => self.target.rows(&format!("select lo_create({oid})")).await?,
-            TableState::Kept => Vec::new(),
-        };
-        if change.state != TableState::Dropped {
-            let mut end = None;
-            for page in change.pages.iter() {
-                let page = page?;
-                let at = i64::from(page.number) * LARGE_OBJECT_PAGE;
-                match &page.new {
-                    Some(content) => {
-                        self.target.rows(&format!("select lo_put({oid}, {at}, decode('{content}', 'hex'))")).await?;
-                        let (length, before) =
-                            (content.len() as i64 / 2, page.old.as_ref().map_or(0, |old| old.len() as i64 / 2));
-                        if length < before {
-                            end = Some(at + length);
-                        }
-                    }
-                    None => end = end.or(Some(at)),
-                }
-            }
-            if let Some(end) = end {
-                // 131072 | 262144: open for writing and reading.
-                self.target.rows(&format!("select lo_truncate64(lo_open({oid}, 393216), {end})")).await?;
-            }
-        }
-        self.applied.inverse.large_objects.push(inverse::large_object(change)?);
         Ok(())
     }
 }
@@ -627,11 +520,6 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A page's end that is all zero is the same as one that is not there.
-fn trimmed(hex: &str) -> &str {
-    hex.trim_end_matches('0')
-}
-
 /// Whether a foreign key can only be checked when all rows are there.
 fn must_wait(key: &ForeignKey, order: &[String], written: &BTreeMap<String, &Guarded<'_>>) -> bool {
     let place = |table: &String| order.iter().position(|other| other == table);
@@ -645,16 +533,10 @@ fn must_wait(key: &ForeignKey, order: &[String], written: &BTreeMap<String, &Gua
     }
 }
 
-/// What each column is called in the target when rows are written; absent: the target does not have it.
-fn column_names(change: &TableChange, data_only: bool) -> Vec<Option<&str>> {
-    if data_only {
-        change.base_columns.iter().map(Option::as_deref).collect()
-    } else {
-        change.columns.iter().map(|name| Some(name.as_str())).collect()
-    }
+fn column_names(change: &TableChange) -> Vec<&str> {
+    change.columns.iter().map(String::as_str).collect()
 }
 
-fn key_names(change: &TableChange, data_only: bool) -> Vec<&str> {
-    let names = column_names(change, data_only);
-    key_places(change).into_iter().filter_map(|place| *names.get(place)?).collect()
+fn key_names(change: &TableChange) -> Vec<&str> {
+    key_places(change).into_iter().map(|place| change.columns[place].as_str()).collect()
 }

@@ -45,7 +45,7 @@ pub(crate) async fn moving(
     target: &Target<'_>,
     table: &str,
     guarded: &Guarded<'_>,
-    names: &[Option<&str>],
+    names: &[&str],
 ) -> Result<BTreeMap<usize, Moving>, ApplyError> {
     let mut moving = BTreeMap::new();
     // One row alone takes from none.
@@ -55,7 +55,7 @@ pub(crate) async fn moving(
     let sql = format!("{UNIQUE_COLUMNS}{}::regclass group by 1, 2 order by 1", literal(table));
     for row in target.rows(&sql).await? {
         let [Some(name), not_null, of_several] = &row[..] else { continue };
-        let Some(place) = names.iter().position(|column| *column == Some(name.as_str())) else { continue };
+        let Some(place) = names.iter().position(|column| *column == name) else { continue };
         let is_moving = match of_several.as_deref() {
             // Any two updates may be at odds: what the index sees of a row is more than this value.
             Some("t") => updates_of(guarded, place)? > 1,

@@ -228,6 +228,8 @@ mod tests {
             columns_dropped: vec![],
             base_columns: vec![],
             generated: vec![],
+            columns_left: vec![],
+            unguarded: vec![],
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of((0..ROWS).map(row)).expect("a temp file"),

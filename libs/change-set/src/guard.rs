@@ -176,10 +176,11 @@ pub(crate) async fn table<'a>(
     Ok(guarded)
 }
 
-/// The columns that are read: those of the branch point, then those that the branch dropped.
+/// The columns that are read: those of the branch point, those that the branch dropped, and those that the change set does not know.
 fn select_list(change: &TableChange) -> String {
     let kept = base_columns(change).into_iter().map(|(_, name)| name);
-    let all: Vec<String> = kept.chain(change.columns_dropped.iter().map(String::as_str)).map(identifier).collect();
+    let unknown = change.columns_dropped.iter().chain(&change.columns_left).map(String::as_str);
+    let all: Vec<String> = kept.chain(unknown).map(identifier).collect();
     if all.is_empty() { "null".to_owned() } else { all.join(", ") }
 }
 
@@ -268,11 +269,16 @@ impl Comparison<'_, '_> {
         change.columns.get(place).is_some_and(|name| change.generated.contains(name))
     }
 
+    /// Whether the change set says what was there.
+    fn compared(&self, place: usize) -> bool {
+        !self.computed(place) && is_known(self.guarded.change, place)
+    }
+
     /// Columns whose value in the target is another than `wanted`: where in a row that was read, place, and name.
     fn at_odds(&self, there: &TextRow, wanted: &TextRow) -> Vec<(usize, usize, String)> {
         let columns = self.columns.iter().enumerate();
         columns
-            .filter(|(at, (place, _))| !self.computed(*place) && there[*at] != wanted[*place])
+            .filter(|(at, (place, _))| self.compared(*place) && there[*at] != wanted[*place])
             .map(|(at, (place, name))| (at, *place, (*name).to_owned()))
             .collect()
     }
@@ -394,7 +400,7 @@ impl Comparison<'_, '_> {
         there: &TextRow,
     ) -> Result<(), SpoolError> {
         self.guarded.updates.push(&RowUpdate { key, set })?;
-        for lost in after.iter_mut().skip(self.columns.len()) {
+        for lost in after.iter_mut().skip(self.columns.len()).take(self.guarded.change.columns_dropped.len()) {
             *lost = None;
         }
         self.guarded.undo.push(&RowChange::Update { old: after, new: there.clone() })
@@ -404,7 +410,12 @@ impl Comparison<'_, '_> {
 /// A row of the branch in the columns of the inverse.
 fn pick(row: &[Option<String>], columns: &[(usize, &str)], change: &TableChange) -> TextRow {
     let kept = columns.iter().map(|(place, _)| row[*place].clone());
-    kept.chain(change.columns_dropped.iter().map(|_| None)).collect()
+    kept.chain(change.columns_dropped.iter().chain(&change.columns_left).map(|_| None)).collect()
+}
+
+/// Whether the change set says what was in the column at this place.
+fn is_known(change: &TableChange, place: usize) -> bool {
+    change.columns.get(place).is_some_and(|name| !change.unguarded.contains(name))
 }
 
 fn values_of(row: &RowChange) -> &[Option<String>] {
@@ -427,7 +438,8 @@ async fn without_key(target: &Target<'_>, guarded: &mut Guarded<'_>, applied: &m
     for row in change.rows.iter() {
         match row? {
             RowChange::Delete { old } => {
-                sorted.add_base(columns.iter().map(|(place, _)| old[*place].clone()).collect())?;
+                let known = columns.iter().filter(|(place, _)| is_known(change, *place));
+                sorted.add_base(known.map(|(place, _)| old[*place].clone()).collect())?;
             }
             RowChange::Insert { new } => {
                 guarded.undo.push(&RowChange::Delete { old: pick(&new, &columns, change) })?;
@@ -464,12 +476,14 @@ async fn find_places(
 ) -> Result<(), ApplyError> {
     let change = guarded.change;
     let columns = base_columns(change);
+    let known: Vec<usize> = (0..columns.len()).filter(|at| is_known(change, columns[*at].0)).collect();
     let sql = format!("select ctid, {} from only {}", select_list(change), base_table(change));
     let (places, undo) = (&mut guarded.places, &mut guarded.undo);
     target
         .each(&sql, |mut row| {
             let place = row.remove(0);
-            let Some(left) = wanted.get_mut(&row[..columns.len()]).filter(|left| **left > 0) else { return Ok(()) };
+            let values: TextRow = known.iter().map(|at| row[*at].clone()).collect();
+            let Some(left) = wanted.get_mut(&values).filter(|left| **left > 0) else { return Ok(()) };
             *left -= 1;
             places.push(&vec![place])?;
             undo.push(&RowChange::Insert { new: row })
@@ -477,7 +491,7 @@ async fn find_places(
         .await?;
     for (row, left) in wanted {
         for _ in 0..left {
-            let key = columns.iter().map(|(_, name)| (*name).to_owned()).zip(row.iter().cloned()).collect();
+            let key = known.iter().map(|at| columns[*at].1.to_owned()).zip(row.iter().cloned()).collect();
             let why = "the branch deleted or updated it; the target has no row like it".to_owned();
             applied.conflict(Conflict::Row { table: base_table(change), key, why, columns: Vec::new() });
         }
@@ -519,8 +533,8 @@ async fn keep_dropped_columns(
     for row in meeting.finish(Order::Key)?.iter() {
         let RowChange::Delete { old: mut row } = row? else { continue };
         row.pop();
-        let kept = row.iter().take(columns.len()).cloned();
-        let old = kept.chain(change.columns_dropped.iter().map(|_| None)).collect();
+        let mut old = row.clone();
+        old[columns.len()..columns.len() + change.columns_dropped.len()].fill(None);
         guarded.undo.push(&RowChange::Update { old, new: row })?;
     }
     Ok(())

@@ -1,29 +1,10 @@
 //! The change set that undoes another.
 
 use ardent_diff::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, SchemaChange, SequenceChange, Spool, SpoolError, TableChange,
-    TableState,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, SequenceChange, Spool, SpoolError, TableChange, TableState,
 };
-use ardent_schema_diff::Touched;
 
 use crate::guard::{Guarded, base_columns, key_places};
-
-/// The schema back.
-pub(crate) fn schema(change: &SchemaChange) -> SchemaChange {
-    let back = |touched: &Touched| Touched {
-        path: touched.new_path.clone(),
-        new_path: touched.path.clone(),
-        old: touched.new.clone(),
-        new: touched.old.clone(),
-    };
-    SchemaChange {
-        statements: change.undo.clone(),
-        not_covered: change.undo_not_covered.clone(),
-        undo: change.statements.clone(),
-        undo_not_covered: change.not_covered.clone(),
-        touched: change.touched.iter().map(back).collect(),
-    }
-}
 
 /// A table's rows back.
 pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
@@ -53,6 +34,8 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
         columns.iter().map(|(place, _)| change.columns.get(*place).cloned()).collect();
     names.extend(change.columns_dropped.iter().cloned());
     before.extend(change.columns_dropped.iter().map(|_| None));
+    names.extend(change.columns_left.iter().cloned());
+    before.extend(change.columns_left.iter().cloned().map(Some));
     let generated = change
         .generated
         .iter()
@@ -68,6 +51,8 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
         columns_dropped: change.columns_added.clone(),
         base_columns: before,
         generated,
+        columns_left: Vec::new(),
+        unguarded: change.columns_left.clone(),
         materialized_view: change.materialized_view,
         key: key_places(change).into_iter().filter_map(base_name).collect(),
         rows,

@@ -3,6 +3,8 @@
 //! ```text
 //!  ChangeSet of ardent-diff ──► file (docs/formats/change-set.md) ──► ChangeSet
 //!                                                                        │
+//!                                            selection: what is wanted, as a change set of its own
+//!                                                                        │
 //!   target database ◄── one transaction ── apply: guard ─ DDL ─ rows ─ DDL ─ sequences ──► conflicts, or the inverse change set
 //!                                                  dml: the statements' text  (also the script of `branch diff --sql`)
 //! ```
@@ -16,10 +18,12 @@
 //! - CS-2: every row that is updated or deleted was compared with what the branch point had, and locked, before.
 //! - CS-3: the inverse holds what the target had, not what the branch point had.
 //! - CS-4: a file that is truncated, or differs in one bit, is refused.
+//! - CS-5: what is chosen is applied alone, or not at all: what it needs besides is named, or taken along if that is wanted.
 //!
 //! Start reading at [`apply`].
 
 mod apply;
+mod choice;
 mod dml;
 mod exchange;
 mod file;
@@ -28,10 +32,13 @@ mod guard;
 mod inverse;
 mod outcome;
 mod remote;
+mod schema_choice;
 mod script;
+mod selection;
 mod target;
 
 pub use apply::{ApplyOptions, apply};
+pub use choice::{NotARow, RowChoice};
 pub use file::{ChangeSetFile, FileError, read, read_file, write, write_file};
 pub use guard::Prefer;
 pub use outcome::{Applied, ApplyError, CONFLICTS_MAX, ColumnConflict, Conflict};

@@ -80,6 +80,9 @@ pub struct Applied {
     pub already_there: u64,
     /// Schema statements that were run.
     pub statements: u64,
+    /// Objects of the schema that were not chosen, and taken along because chosen ones need them.
+    #[serde(default)]
+    pub taken_along: Vec<String>,
     /// What undoes it.
     pub inverse: ChangeSet,
     /// What is not, or not wholly, brought over or undone.
@@ -117,6 +120,14 @@ pub enum ApplyError {
     /// Rows that memory has no room for could not be kept.
     #[error("the rows to be changed could not be kept")]
     Spool(#[from] ardent_diff::SpoolError),
+    /// What is chosen is not there, or needs what is not chosen.
+    #[error("{what}")]
+    Choice {
+        /// Which, and why.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
     /// The target's catalog cannot be understood.
     #[error("the target's catalog cannot be understood")]
     Catalog(#[from] ardent_schema_diff::CatalogError),

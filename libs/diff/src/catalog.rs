@@ -17,6 +17,8 @@ pub(crate) struct Table {
     pub file: (u32, u32),
     /// Whether it is a materialised view, whose rows follow from those of others.
     pub materialized: bool,
+    /// Whether its rows are in the WAL.
+    pub logged: bool,
     pub columns: Vec<Column>,
     /// Attribute numbers of the primary key, or of a unique key that cannot be null, in its order.
     pub key: Vec<i16>,
@@ -52,15 +54,15 @@ pub(crate) struct Catalog {
     pub sequences: BTreeMap<u32, Sequence>,
 }
 
-/// User relations with storage that is WAL-logged: temporary and unlogged ones differ between computes for no reason a
-/// user would call a change.
+/// User relations with storage, but temporary ones. What is unlogged on both sides differs between computes for no reason that a
+/// user would call a change, and is not compared.
 const RELATIONS: &str = "
     select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
-           coalesce(nullif(c.reltablespace, 0), d.dattablespace)::oid, c.relfilenode
+           coalesce(nullif(c.reltablespace, 0), d.dattablespace)::oid, c.relfilenode, c.relpersistence = 'p'
       from pg_class c
       join pg_namespace n on n.oid = c.relnamespace
       join pg_database d on d.datname = current_database()
-     where c.relkind in ('r', 'm', 'S') and c.relpersistence = 'p'
+     where c.relkind in ('r', 'm', 'S') and (c.relpersistence = 'p' or c.relpersistence = 'u' and c.relkind <> 'S')
        and n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_toast'";
 
 const COLUMNS: &str = "
@@ -123,7 +125,16 @@ impl Catalog {
             } else {
                 catalog.tables.insert(
                     oid,
-                    Table { oid, schema, name, file, materialized: kind == "m", columns: Vec::new(), key: Vec::new() },
+                    Table {
+                        oid,
+                        schema,
+                        name,
+                        file,
+                        materialized: kind == "m",
+                        logged: field(session, &row, 6)?,
+                        columns: Vec::new(),
+                        key: Vec::new(),
+                    },
                 );
             }
         }

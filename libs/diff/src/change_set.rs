@@ -3,6 +3,7 @@
 use ardent_schema_diff::{Plan, Statement, Touched};
 use serde::{Deserialize, Serialize};
 
+use crate::compare::Piece;
 use crate::spool::{Spool, SpoolError};
 
 /// All changes of one database.
@@ -38,6 +39,9 @@ pub struct SchemaChange {
     /// What is changed, as both sides have it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub touched: Vec<Touched>,
+    /// The same for [`SchemaChange::undo`]; empty in what older programs wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undo_touched: Vec<Touched>,
 }
 
 impl SchemaChange {
@@ -49,6 +53,19 @@ impl SchemaChange {
             undo: back.statements,
             undo_not_covered: back.not_covered,
             touched: there.touched,
+            undo_touched: back.touched,
+        }
+    }
+
+    /// The way back.
+    pub fn reversed(&self) -> SchemaChange {
+        SchemaChange {
+            statements: self.undo.clone(),
+            not_covered: self.undo_not_covered.clone(),
+            undo: self.statements.clone(),
+            undo_not_covered: self.not_covered.clone(),
+            touched: self.undo_touched.clone(),
+            undo_touched: self.touched.clone(),
         }
     }
 
@@ -115,6 +132,12 @@ pub struct TableChange {
     /// Columns that Postgres computes from others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub generated: Vec<String>,
+    /// Columns, not among [`TableChange::columns`], that whoever this is applied to has and keeps: read for the way back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns_left: Vec<String>,
+    /// Those of [`TableChange::columns`] whose old values are not known: not compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unguarded: Vec<String>,
     /// Whether it is a materialised view.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub materialized_view: bool,
@@ -193,6 +216,16 @@ impl TableChange {
 }
 
 impl ChangeSet {
+    /// Takes a part of a comparison in.
+    pub fn add(&mut self, piece: Piece) {
+        match piece {
+            Piece::Schema(schema) => self.schema = schema,
+            Piece::Table(table) => self.tables.push(table),
+            Piece::Sequence(sequence) => self.sequences.push(sequence),
+            Piece::LargeObject(object) => self.large_objects.push(object),
+        }
+    }
+
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.sequences.is_empty() && self.large_objects.is_empty() && self.schema.is_empty()

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_types::ForkNumber;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 
 use crate::catalog::{self, Catalog, Column, Sequence, Table, tables_of_prepared_transactions};
-use ardent_schema_diff::{Identity, plan as plan_schema};
+use ardent_schema_diff::{Identity, Touched, plan as plan_schema};
 
-use crate::change_set::{ChangeSet, SchemaChange, SequenceChange, TableChange, TableState};
+use crate::change_set::{ChangeSet, LargeObjectChange, SchemaChange, SequenceChange, TableChange, TableState};
 use crate::error::DiffError;
 use crate::large_objects;
 use crate::pairing::{Order, Pairing};
@@ -74,7 +75,9 @@ impl CompareOptions {
         };
         schema.statements.retain(|statement| about(&statement.kind, &statement.object));
         schema.undo.retain(|statement| about(&statement.kind, &statement.object));
-        schema.touched.retain(|touched| touched.path.split_once(' ').is_some_and(|(kind, object)| about(kind, object)));
+        let wanted = |touched: &Touched| touched.path.split_once(' ').is_some_and(|(kind, object)| about(kind, object));
+        schema.touched.retain(wanted);
+        schema.undo_touched.retain(wanted);
         schema.not_covered.clear();
         schema.undo_not_covered.clear();
     }
@@ -82,6 +85,31 @@ impl CompareOptions {
 
 /// Blocks that changed, by file: (tablespace, relfilenode) of this database's main forks.
 pub(crate) type ChangedFiles<'a> = BTreeMap<(u32, u32), &'a ChangedRelation>;
+
+/// A part of what a comparison finds, and in which database.
+#[derive(Debug)]
+pub struct Found {
+    /// The database.
+    pub database: String,
+    /// What.
+    pub piece: Piece,
+}
+
+/// A part of what a comparison finds, as soon as it is known.
+#[derive(Debug)]
+pub enum Piece {
+    /// The schema, if it changed.
+    Schema(SchemaChange),
+    /// A table with all its rows.
+    Table(TableChange),
+    /// A sequence.
+    Sequence(SequenceChange),
+    /// A large object with all its pages.
+    LargeObject(LargeObjectChange),
+}
+
+/// Pieces that wait for whoever takes them: a piece may have a file behind it.
+pub const PIECES_WAITING_MAX: usize = 4;
 
 /// Compares `base` (the branch point) with `head`. `database_oid` is the database's OID, `changed` what the page server says
 /// changed between them (all databases).
@@ -92,6 +120,35 @@ pub async fn compare(
     changed: &[ChangedRelation],
     options: &CompareOptions,
 ) -> Result<ChangeSet, DiffError> {
+    let mut result = ChangeSet { database: head.database.clone(), ..ChangeSet::default() };
+    let (found, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
+    let comparing = async {
+        let done = compare_in_pieces(base, head, database_oid, changed, options, &found).await;
+        drop(found);
+        done
+    };
+    let collecting = async {
+        while let Some(Found { piece, .. }) = pieces.recv().await {
+            result.add(piece);
+        }
+    };
+    let (done, ()) = tokio::join!(comparing, collecting);
+    done.map(|()| result)
+}
+
+/// The same; each part of the result is sent when it is known: the schema, tables by schema and name, sequences, large objects.
+/// Ends with [`DiffError::Unwanted`] when nobody takes them any more.
+pub async fn compare_in_pieces(
+    base: &Session,
+    head: &Session,
+    database_oid: u32,
+    changed: &[ChangedRelation],
+    options: &CompareOptions,
+    found: &mpsc::Sender<Found>,
+) -> Result<(), DiffError> {
+    let send = async |piece| {
+        found.send(Found { database: head.database.clone(), piece }).await.map_err(|_| DiffError::Unwanted)
+    };
     let files: ChangedFiles<'_> = changed
         .iter()
         .filter(|relation| relation.rel.dbnode == database_oid && relation.rel.fork == ForkNumber::Main)
@@ -102,19 +159,21 @@ pub async fn compare(
         // The changed blocks are asked for from before the first record of any.
         Identity::Name => BTreeSet::new(),
     };
-    let mut result = ChangeSet { database: head.database.clone(), ..ChangeSet::default() };
     if files.is_empty() && prepared.is_empty() && !options.whole {
-        return Ok(result);
+        return Ok(());
     }
     let schema_may_differ = options.whole || schema_may_differ(base, head, database_oid, changed).await?;
     if options.part != Part::Rows && schema_may_differ {
         let (old, new) = tokio::try_join!(catalog::schema(base), catalog::schema(head))?;
         let (there, back) = (plan_schema(&old, &new, options.identity), plan_schema(&new, &old, options.identity));
-        result.schema = SchemaChange::new(there, back);
-        options.keep_wanted(&mut result.schema);
+        let mut schema = SchemaChange::new(there, back);
+        options.keep_wanted(&mut schema);
+        if !schema.is_empty() {
+            send(Piece::Schema(schema)).await?;
+        }
     }
     if options.part == Part::Schema {
-        return Ok(result);
+        return Ok(());
     }
     let (mut old, mut new) = tokio::try_join!(Catalog::load(base), Catalog::load(head))?;
     let by_name = options.identity == Identity::Name && schema_may_differ;
@@ -125,15 +184,24 @@ pub async fn compare(
     if by_name {
         plans.retain_mut(|plan| plan.settle(&old, &new));
     }
+    plans.sort_by_key(|plan| {
+        let (before, after) = plan.tables(&old, &new);
+        after.or(before).map(|table| (table.schema.clone(), table.name.clone()))
+    });
     for plan in &plans {
-        result.tables.extend(compare_table(base, head, plan.tables(&old, &new), &plan.extent, options).await?);
+        if let Some(table) = compare_table(base, head, plan.tables(&old, &new), &plan.extent, options).await? {
+            send(Piece::Table(table)).await?;
+        }
     }
-    result.tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
-    result.sequences = compare_sequences(base, head, &old, &new, &files, options).await?;
+    for sequence in compare_sequences(base, head, &old, &new, &files, options).await? {
+        send(Piece::Sequence(sequence)).await?;
+    }
     if options.tables.is_empty() {
-        result.large_objects = large_objects::compare(base, head, &files, options).await?;
+        for object in large_objects::compare(base, head, &files, options).await? {
+            send(Piece::LargeObject(object)).await?;
+        }
     }
-    Ok(result)
+    Ok(())
 }
 
 /// Whether a catalog that holds the schema has other blocks, or another file, than at the branch point.
@@ -218,7 +286,11 @@ fn plan(
     for (before_oid, after_oid) in pairs(old, new, options.identity) {
         let mut plan = TablePlan { before: before_oid, after: after_oid, extent: Extent::Whole };
         let (before, after) = plan.tables(old, new);
-        let wanted = [before, after].into_iter().flatten().any(|table| options.wants(&table.schema, &table.name));
+        let tables = || [before, after].into_iter().flatten();
+        if !tables().any(|table| table.logged) {
+            continue;
+        }
+        let wanted = tables().any(|table| options.wants(&table.schema, &table.name));
         plan.extent = match (before, after) {
             (Some(before), Some(after))
                 if before.file == after.file && !prepared.contains(&before.oid) && !options.whole =>
@@ -291,6 +363,8 @@ async fn compare_table(
         columns_dropped,
         base_columns: shown.columns.iter().map(|column| columns.old(column).map(|old| old.name.clone())).collect(),
         generated: names(shown.columns.iter().filter(|column| column.generated).collect()),
+        columns_left: Vec::new(),
+        unguarded: Vec::new(),
         materialized_view: shown.materialized,
         key: key.iter().map(|index| shown.columns[*index].name.clone()).collect(),
         rows: pairing.finish(Order::Kind)?,

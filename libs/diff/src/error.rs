@@ -30,6 +30,9 @@ pub enum DiffError {
     /// Rows that memory has no room for could not be kept.
     #[error("the changed rows could not be kept")]
     Spool(#[from] SpoolError),
+    /// Whoever asked for it went away.
+    #[error("nobody waits for the diff any more")]
+    Unwanted,
     /// The answer to a query of ours has an unexpected form.
     #[error("database \"{database}\" answered in an unexpected form: {what}")]
     Unexpected {

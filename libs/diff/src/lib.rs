@@ -4,7 +4,7 @@
 //!  page server: blocks changed in (S, head] ──┐      schema: ardent-schema-diff, if a catalog's blocks changed
 //!                                             ▼
 //!  compute at the branch point ──► catalog ─► scan: rows of just those blocks, both sides ─► pairing ─► ChangeSet ─► render
-//!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)      │            │
+//!  compute of the branch       ──►            (ctid ranges; whole tables where rewritten)      │       (or lines, part by part)
 //!                                                                                              └── spool ───┘
 //! ```
 //!
@@ -28,6 +28,7 @@ mod change_set;
 mod compare;
 mod error;
 mod large_objects;
+mod lines;
 mod pairing;
 mod render;
 mod report;
@@ -40,8 +41,11 @@ pub use change_set::{
     ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange,
     TableState,
 };
-pub use compare::{CompareOptions, PAIRING_BYTES_MAX, Part, compare};
+pub use compare::{
+    CompareOptions, Found, PAIRING_BYTES_MAX, PIECES_WAITING_MAX, Part, Piece, compare, compare_in_pieces,
+};
 pub use error::DiffError;
+pub use lines::{DiffEnd, END_LINE, ERROR_LINE, write_end, write_error, write_lines};
 pub use pairing::{Order, Pairing, RowValues};
 pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;

@@ -1,9 +1,10 @@
 //! A change set as text for people.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use ardent_schema_diff::Action;
+use ardent_schema_diff::{Action, Statement};
 
 use crate::change_set::{ChangeSet, LargeObjectChange, RowChange, TableChange, TableState};
 
@@ -41,6 +42,7 @@ pub fn render_stat(out: &mut dyn Write, sets: &[ChangeSet]) -> io::Result<()> {
             let plural = if count == 1 { "" } else { "s" };
             lines.push((name, format!("{count} statement{plural}")));
         }
+        lines.extend(objects(&set.schema.statements));
         for what in &set.schema.not_covered {
             lines.push(("not covered".to_owned(), what.clone()));
         }
@@ -68,6 +70,38 @@ pub fn render_stat(out: &mut dyn Write, sets: &[ChangeSet]) -> io::Result<()> {
         writeln!(out, " {name:<width$}  {rest}")?;
     }
     writeln!(out, "{inserted} inserted, {updated} updated, {deleted} deleted")
+}
+
+/// What becomes of each object of the schema, by the names that parts are chosen by.
+fn objects(statements: &[Statement]) -> Vec<(String, String)> {
+    let mut lines: Vec<(String, BTreeSet<&str>)> = Vec::new();
+    for statement in statements {
+        let word = match statement.action {
+            Action::Create => "created",
+            Action::Drop => "dropped",
+            Action::Alter => "changed",
+            Action::Rename => "renamed",
+        };
+        match lines.iter_mut().find(|(part, _)| *part == statement.part) {
+            Some((_, words)) => drop(words.insert(word)),
+            None => lines.push((statement.part.clone(), BTreeSet::from([word]))),
+        }
+    }
+    let line = |(part, words): (String, BTreeSet<&str>)| {
+        let made_again = words.contains("created") && words.contains("dropped");
+        let text = if made_again { "made again".to_owned() } else { words.into_iter().collect::<Vec<_>>().join(", ") };
+        (format!("  {}", visible(&part)), text)
+    };
+    lines.into_iter().map(line).collect()
+}
+
+/// Text of a name or a statement, in which nothing moves a terminal's cursor or colours.
+fn visible(text: &str) -> String {
+    let shown = |letter: char| {
+        let harmless = !letter.is_control() || letter == '\t';
+        if harmless { letter.to_string() } else { letter.escape_debug().to_string() }
+    };
+    text.chars().map(shown).collect()
 }
 
 /// The schema's changes as statements, then every changed row, grouped by table.
@@ -114,7 +148,7 @@ fn render_schema(out: &mut dyn Write, sets: &[ChangeSet], set: &ChangeSet, style
         };
         for (number, line) in statement.sql.lines().enumerate() {
             let end = if number + 1 == statement.sql.lines().count() { ";" } else { "" };
-            writeln!(out, "  {}", style.paint(color, &format!("{line}{end}")))?;
+            writeln!(out, "  {}", style.paint(color, &format!("{}{end}", visible(line))))?;
         }
     }
     for what in &set.schema.not_covered {
@@ -191,7 +225,8 @@ fn table_name(sets: &[ChangeSet], set: &ChangeSet, table: &TableChange) -> Strin
 
 /// The database is named only where there are several with changes.
 fn qualify(sets: &[ChangeSet], set: &ChangeSet, schema: &str, name: &str) -> String {
-    if several(sets) { format!("{}.{schema}.{name}", set.database) } else { format!("{schema}.{name}") }
+    let name = if several(sets) { format!("{}.{schema}.{name}", set.database) } else { format!("{schema}.{name}") };
+    visible(&name)
 }
 
 fn arrow(old: Option<i64>, new: Option<i64>) -> String {
@@ -216,6 +251,8 @@ mod tests {
             columns_dropped: vec!["age".into()],
             base_columns: vec![Some("id".into()), Some("name".into())],
             generated: vec![],
+            columns_left: vec![],
+            unguarded: vec![],
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of([
@@ -247,6 +284,30 @@ mod tests {
         let text = |full| rendered(|out| render_people(out, &sets, Style { full, ..Style::default() }));
         assert!(text(false).contains("… (500 characters)") && text(false).contains("--full"), "{}", text(false));
         assert!(text(true).contains(&"long ".repeat(100)) && !text(true).contains("--full"), "{}", text(true));
+    }
+
+    #[test]
+    fn parts_of_the_schema_are_counted_and_nothing_moves_the_cursor() {
+        let statement = |action, part: &str, sql: &str| Statement {
+            section: ardent_schema_diff::Section::BeforeRows,
+            action,
+            kind: "column".into(),
+            object: "x".into(),
+            part: part.into(),
+            sql: sql.into(),
+        };
+        let mut sets = sample();
+        sets[0].schema.statements = vec![
+            statement(Action::Drop, "view public.v", "DROP VIEW public.v"),
+            statement(Action::Create, "view public.v", "CREATE VIEW public.v AS\n SELECT '\u{1b}[2J'"),
+            statement(Action::Alter, "column a of table public.users", "ALTER TABLE x"),
+        ];
+        let stat = rendered(|out| render_stat(out, &sets));
+        for line in [" schema", "   view public.v ", "made again\n", "   column a of table public.users  changed\n"] {
+            assert!(stat.contains(line), "{line:?} is not in\n{stat}");
+        }
+        let people = rendered(|out| render_people(out, &sets, Style::default()));
+        assert!(people.contains("\\u{1b}[2J") && !people.contains('\u{1b}'), "{people}");
     }
 
     fn rendered(render: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> String {

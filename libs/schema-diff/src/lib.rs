@@ -17,6 +17,7 @@
 //! - SD-2: nothing that differs is passed over in silence.
 //! - SD-3: a table that is on both sides is never dropped and made again: its rows stay.
 //! - SD-4: what rows must obey only when all are there comes in [`Section::AfterRows`].
+//! - SD-5: the statements of any parts ([`Statement::part`]) that have all that they need ([`Touched::needs`]) run without the rest.
 //!
 //! Sans-IO: it knows nothing of connections, and nothing of rows. Start reading at [`plan`].
 
@@ -26,6 +27,7 @@ mod create;
 mod drop;
 mod matching;
 mod name;
+mod needs;
 mod order;
 mod phrase;
 mod plan;

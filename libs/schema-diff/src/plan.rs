@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::alter::{Alteration, Change, retype};
 use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
 use crate::create::Making;
 use crate::drop;
+use crate::name::{literal, qualified};
 use crate::order::{self, Edges};
 use crate::phrase::whole_name;
 use crate::rename::Renames;
@@ -56,11 +58,15 @@ pub struct Statement {
     pub kind: String,
     /// To which one.
     pub object: String,
+    /// The [`Touched::path`] of the part of the plan that it belongs to: parts can be run without the rest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub part: String,
     /// Without the semicolon.
     pub sql: String,
 }
 
-/// An object that the plan changes, as both sides have it: what somebody who changed it too must be told about.
+/// An object that the plan changes, as both sides have it: what somebody who changed it too must be told about. One that is made
+/// again because of others is the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touched {
     /// Its name on the old side (of a new one: on the new side), such as `column note of table public.users`.
@@ -71,6 +77,12 @@ pub struct Touched {
     pub old: Option<String>,
     /// Its definition on the new side; absent: it is not there.
     pub new: Option<String>,
+    /// The path of the object whose statements bring this about; absent: they are its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub with: Option<String>,
+    /// The paths of others without whose statements its own cannot be run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
 }
 
 /// How to get from one catalog to another.
@@ -173,6 +185,10 @@ impl<'a> Planner<'a> {
         let forced = self.spread(&mut replaced, &retyped);
         for id in forced {
             let Some(column) = self.new.objects.get(&id) else { continue };
+            // What an inherited column becomes, the one above it becomes.
+            if column.number("inherited") > 0 && !column.flag("local") {
+                continue;
+            }
             let (table, was) = (whole_name(self.new, column), self.old.objects.get(&id));
             let statements = self.altered.entry(id.clone()).or_default();
             if !retyped.contains(&id) {
@@ -268,6 +284,7 @@ impl<'a> Planner<'a> {
                 sql.into_iter().map(|sql| self.statement(Section::BeforeRows, Action::Create, self.new, object, sql)),
             );
         }
+        statements.extend(self.renamed_labels());
         let (renaming, temporary) = renames.statements(&self, &late);
         statements.extend(renaming);
         let (making_statements, cycles) = self.ordered_makings(&schemas);
@@ -280,6 +297,30 @@ impl<'a> Planner<'a> {
             statements.into_iter().partition(|statement| statement.section == Section::BeforeRows);
         let touched = self.touched(&renames);
         Plan { statements: before.into_iter().chain(after).collect(), not_covered: self.not_covered, touched }
+    }
+
+    /// Labels of enums that are made again: columns go over to the new type by their text.
+    fn renamed_labels(&self) -> Vec<Statement> {
+        let mut statements = Vec::new();
+        for id in self.drops.intersection(&self.creates).filter(|_| self.identity == Identity::Oid) {
+            let (old, new) = (&self.old.objects[id], &self.new.objects[id]);
+            if old.kind != Kind::Enum {
+                continue;
+            }
+            let (labels, new_labels) = (old.list("labels"), new.list("labels"));
+            let ids = |object: &Object| object.s.get("labels").and_then(Value::as_array).cloned().unwrap_or_default();
+            for (label, label_id) in new_labels.iter().zip(ids(new)) {
+                let place = ids(old).iter().position(|old_id| *old_id == label_id);
+                let Some(was) = place.and_then(|place| labels.get(place)).filter(|was| *was != label) else { continue };
+                // Where the old type has another label of that name, no row can be carried over by text.
+                if !labels.contains(label) {
+                    let name = whole_type(old);
+                    let sql = format!("ALTER TYPE {name} RENAME VALUE {} TO {}", literal(was), literal(label));
+                    statements.push(self.statement(Section::BeforeRows, Action::Alter, self.old, old, sql));
+                }
+            }
+        }
+        statements
     }
 
     fn making(&self) -> Making<'_> {
@@ -304,11 +345,12 @@ impl<'a> Planner<'a> {
     ) -> Statement {
         let path = catalog.path(object);
         let name = path.strip_prefix(object.kind.word()).unwrap_or(&path).trim_start().to_owned();
-        Statement { section, action, kind: object.kind.word().to_owned(), object: name, sql }
+        let part = self.part(&self.brought_by(&object.id));
+        Statement { section, action, kind: object.kind.word().to_owned(), object: name, part, sql }
     }
 
     /// What goes away with `id`'s whole, or with what it copies, and needs no statement of its own.
-    fn goes_with(&self, id: &ObjectId) -> Option<ObjectId> {
+    pub(crate) fn goes_with(&self, id: &ObjectId) -> Option<ObjectId> {
         let object = &self.old.objects[id];
         let parent = object.parent_id().filter(|parent| self.drops.contains(parent));
         match object.kind {
@@ -425,7 +467,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What needs no statement because making something else brings it.
-    fn comes_with(&self, object: &Object) -> Option<ObjectId> {
+    pub(crate) fn comes_with(&self, object: &Object) -> Option<ObjectId> {
         let parent = object.parent_id();
         let parent_made = parent.as_ref().is_some_and(|parent| self.creates.contains(parent));
         let inherited = object.number("inherited") > 0 && !object.flag("local");
@@ -500,26 +542,10 @@ impl<'a> Planner<'a> {
         });
         (statements, cycles.collect())
     }
+}
 
-    fn touched(&self, renames: &Renames) -> Vec<Touched> {
-        let mut ids: BTreeSet<&ObjectId> = self.drops.iter().chain(&self.creates).chain(self.altered.keys()).collect();
-        ids.extend(renames.ids());
-        let mut all: Vec<Touched> = ids
-            .into_iter()
-            .filter_map(|id| {
-                let (old, new) = (self.old.objects.get(id), self.new.objects.get(id));
-                let path = match (old, new) {
-                    (Some(old), _) => self.old.path(old),
-                    (None, new) => self.new.path(new?),
-                };
-                let new_path = new.map_or_else(|| path.clone(), |new| self.new.path(new));
-                Some(Touched { path, new_path, old: old.map(Object::definition), new: new.map(Object::definition) })
-            })
-            .filter(|touched| touched.old != touched.new)
-            .collect();
-        all.sort_by(|a, b| a.path.cmp(&b.path));
-        all
-    }
+fn whole_type(object: &Object) -> String {
+    qualified(object.schema.as_deref().unwrap_or_default(), &object.name)
 }
 
 /// Rows must not be held to what is only true once all of them are there.

@@ -1,0 +1,203 @@
+//! A server with the databases that a round trip takes: the branch point, the branch, and the target.
+
+use ardent_api::page_service::{BlockRange, ChangedRelation};
+use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply};
+use ardent_diff::{ChangeSet, CompareOptions, Session, compare};
+use ardent_test_pg::{TestPg, TestPgOptions, program, server_command};
+use ardent_types::{ForkNumber, RelTag, oid};
+use tokio::runtime::Runtime;
+use tokio_postgres::{Client, NoTls};
+
+const SCHEMA: &str = "
+    create schema app;
+    create type app.mood as enum ('bad', 'good');
+    create type app.place as (street text, number int);
+    create domain app.positive as int check (value > 0);
+    create table app.users (id int generated always as identity primary key, name text, mail text unique, mood app.mood default 'good',
+        home app.place, age app.positive, tags text[], data jsonb, raw bytea, at timestamptz, span int4range, price numeric(10, 2),
+        twice int generated always as (id * 2) stored, flag boolean, code char(6));
+    insert into app.users (name, mail, mood, home, age, tags, data, raw, at, span, price, flag, code)
+        select 'user ' || n, n || '@x', 'bad', row('a \"street', n)::app.place, n, array['a', 'b,c', null], jsonb_build_object('n', n), '\\xdeadbeef',
+               '2026-01-01', int4range(n, n + 5), n / 7.0, n % 2 = 0, 'c' || n from generate_series(1, 60) n;
+    create table app.orders (id bigserial primary key, user_id int references app.users on delete cascade, note text, total int default 0);
+    insert into app.orders (user_id, note, total) select n % 60 + 1, 'order ' || n, n from generate_series(1, 150) n;
+    create table app.tree (id int primary key, above int references app.tree, label text);
+    insert into app.tree select n, nullif(n / 2, 0), 'node ' || n from generate_series(1, 40) n;
+    create table app.keyless (a int, b text, c json);
+    insert into app.keyless select n % 5, repeat('x', n % 3), '{\"a\": 1}' from generate_series(1, 30) n;
+    create table app.unique_only (code text not null unique, v int);
+    insert into app.unique_only select 'c' || n, n from generate_series(1, 20) n;
+    create table app.events (id int, at date, note text, primary key (id, at)) partition by range (at);
+    create table app.events_a partition of app.events for values from ('2026-01-01') to ('2026-07-01');
+    create table app.events_b partition of app.events for values from ('2026-07-01') to ('2027-01-01');
+    insert into app.events select n, date '2026-01-01' + n * 3, 'event ' || n from generate_series(1, 100) n;
+    create table app.fat (id int primary key, body text);
+    alter table app.fat alter body set storage external;
+    insert into app.fat select n, repeat(md5(n::text), 300) from generate_series(1, 6) n;
+    create table app.seats (id int primary key, seat text not null unique, place int not null, floor int not null, unique (floor, place));
+    insert into app.seats select n, 's' || n, n % 10, n / 10 from generate_series(1, 40) n;
+    create table app.kinds (id int primary key, f8 float8, f4 float4, n numeric, iv interval, u uuid, ip inet, b bit(4), vb varbit, ts timestamp, tz timetz,
+        r numrange, mr int4multirange, p point, j json, jb jsonb, grid int[][], places app.place[], positives app.positive[], moods app.mood[], tsv tsvector,
+        m money, mac macaddr, o oid, nm name, c \"char\", lsn pg_lsn, path text generated always as (u::text || '/' || coalesce(o::text, '')) stored);
+    insert into app.kinds select k, 'NaN', 'Infinity', 'NaN', '1 year 2 mons -3 days 04:05:06.7', md5(k::text)::uuid, '10.0.0.1/8', '1010', '101', 'infinity', '12:00+02',
+        numrange(k, null), int4multirange(int4range(1, 3), int4range(k + 5, k + 9)), point(k, -0.0), '{\"a\": [1, null]}', '{\"a\": {\"b\": \"ü\"}}', array[[1, 2], [3, null]],
+        array[row('a,\"b', k)::app.place, null], array[k]::app.positive[], '{bad,good}', to_tsvector('simple', 'a word ' || k), k * 1.25, '08:00:2b:01:02:03', k, 'name ' || k, 'x', '0/16B3748'
+        from generate_series(1, 20) k;
+    create table app.log (id serial primary key, what text);
+    create function app.log() returns trigger language plpgsql as $$ begin insert into app.log (what) values (tg_op); return null; end $$;
+    create trigger log after insert or update or delete on app.orders for each row execute function app.log();
+    create sequence app.numbers;
+    create view app.rich as select id, name from app.users where price > 3;
+    create materialized view app.totals as select user_id, sum(total) as total from app.orders group by user_id;
+    select lo_from_bytea(7001, '\\x000102'), lo_from_bytea(7002, decode(repeat('ab', 5000), 'hex')), lo_from_bytea(7003, '\\x00');
+";
+
+/// A change set as people see it who must find out what is wrong with it.
+pub fn script(set: &ChangeSet) -> String {
+    let mut out = Vec::new();
+    ardent_change_set::script(&mut out, set).expect("memory can be written");
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+pub struct Pair {
+    pub pg: TestPg,
+    runtime: Runtime,
+}
+
+impl Pair {
+    pub fn new() -> Pair {
+        let pg = TestPg::start(TestPgOptions::default().set("fsync", "off"));
+        pg.sql("create database base");
+        pg.sql_in("base", SCHEMA);
+        Pair { pg, runtime: Runtime::new().expect("a runtime") }
+    }
+
+    /// Begins anew: the branch point has what every test has, and what these statements make.
+    pub fn new_base(&self, statements: &[String]) {
+        if self.pg.sql("select count(*) from pg_database where datname = 'fixed'") == "0" {
+            self.copy("base", "fixed");
+        }
+        self.copy("fixed", "base");
+        for statement in statements {
+            self.pg.try_sql_in("base", statement).unwrap_or_else(|error| panic!("{error}\n{statement}"));
+        }
+    }
+
+    pub fn copy(&self, from: &str, to: &str) {
+        self.pg.sql(&format!("drop database if exists {to}"));
+        self.pg.sql(&format!("create database {to} template {from}"));
+    }
+
+    async fn connect(&self, database: &str) -> Client {
+        let (client, connection) =
+            tokio_postgres::connect(&self.pg.socket_url(database), NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        client
+    }
+
+    /// Everything counts as changed: which blocks did is the page server's word.
+    pub fn diff(&self) -> ChangeSet {
+        self.diff_of("head")
+    }
+
+    /// What another database has changed since the branch point.
+    pub fn diff_of(&self, head: &'static str) -> ChangeSet {
+        let dbnode = self.pg.sql(&format!("select oid from pg_database where datname = '{head}'"));
+        let dbnode: u32 = dbnode.parse().expect("an OID");
+        let sql = "select pg_relation_filenode(oid), pg_relation_size(oid) / 8192 from pg_class \
+            where relkind in ('r', 'm', 'S') and pg_relation_filenode(oid) is not null";
+        let mut changed = Vec::new();
+        for side in ["base", head] {
+            for line in self.pg.sql_in(side, sql).lines() {
+                let (relnode, count) = line.split_once('|').expect("two fields");
+                let (relnode, count): (u32, u32) =
+                    (relnode.parse().expect("a number"), count.parse().expect("a number"));
+                let rel = RelTag { spcnode: oid::DEFAULT_TABLESPACE, dbnode, relnode, fork: ForkNumber::Main };
+                let ranges = vec![BlockRange { start: 0, count: count.max(1) }];
+                changed.push(ChangedRelation { rel, nblocks_from: Some(count), nblocks_to: Some(count), ranges });
+            }
+        }
+        self.runtime.block_on(async {
+            let (base, _) = Session::open(self.connect("base").await, "branch point", "base").await.expect("a session");
+            let (head, _) = Session::open(self.connect(head).await, head, head).await.expect("a session");
+            compare(&base, &head, dbnode, &changed, &CompareOptions::default()).await.expect("compared")
+        })
+    }
+
+    pub fn try_apply(&self, database: &str, set: &ChangeSet, options: &ApplyOptions) -> Result<Applied, ApplyError> {
+        self.runtime.block_on(async { apply(&self.connect(database).await, set, options, |_| {}).await })
+    }
+
+    pub fn apply(&self, database: &str, set: &ChangeSet, options: &ApplyOptions) -> Applied {
+        self.try_apply(database, set, options).unwrap_or_else(|error| {
+            let cause = std::error::Error::source(&error).map(|source| format!("{source:?}")).unwrap_or_default();
+            panic!("{error}: {cause}\n{}", script(set))
+        })
+    }
+
+    /// Schema, rows, sequences and large objects, as text. Columns are in the order of their names: one that comes back comes last.
+    pub fn state(&self, database: &str) -> String {
+        let output = server_command(program("pg_dump"))
+            .args(["--schema-only", "-d"])
+            .arg(self.pg.socket_url(database))
+            .output()
+            .expect("pg_dump runs");
+        assert!(output.status.success());
+        let dump = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut lines: Vec<&str> =
+            dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(',')).collect();
+        lines.sort_unstable();
+        let rows = self.rows(database);
+        let sequences = self.pg.sql_in(database, "select string_agg(format('select %L, last_value, is_called from %s', oid::regclass, oid::regclass), ' union all ' order by oid::regclass::text) from pg_class where relkind = 'S'");
+        let sequences = if sequences.is_empty() { sequences } else { self.pg.sql_in(database, &sequences) };
+        let objects = self.pg.sql_in(database, "select oid, md5(lo_get(oid)) from pg_largeobject_metadata order by 1");
+        format!("{}\n{rows}\n{sequences}\n{objects}", lines.join("\n"))
+    }
+
+    /// All rows of all tables, as text.
+    pub fn rows(&self, database: &str) -> String {
+        let queries = self.pg.sql_in(
+            database,
+            "select string_agg(format('select %L, (select coalesce(string_agg(r, E''\\n'' order by r collate \"C\"), '''') from (select row(%s)::text as r from only %s) x)', c.oid::regclass,
+                (select string_agg(quote_ident(attname), ', ' order by attname) from pg_attribute a where a.attrelid = c.oid and attnum > 0 and not attisdropped), c.oid::regclass), ' union all ' order by c.oid::regclass::text)
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm') and c.oid >= 16384",
+        );
+        if queries.is_empty() { String::new() } else { self.pg.sql_in(database, &queries) }
+    }
+
+    pub fn assert_equal(&self, got: &str, wanted: &str, what: &str, set: &ChangeSet) {
+        let (got, wanted) = (self.state(got), self.state(wanted));
+        if got != wanted {
+            let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
+            let (a, b) = (lines(&wanted), lines(&got));
+            panic!(
+                "{what}: missing {:#?}\nsurplus {:#?}\n{}",
+                a.difference(&b).collect::<Vec<_>>(),
+                b.difference(&a).collect::<Vec<_>>(),
+                script(set)
+            );
+        }
+    }
+
+    /// Runs each statement of a script on the branch; gives up on none.
+    pub fn change(&self, database: &str, statements: &[String]) {
+        for statement in statements {
+            // One that is refused changes nothing.
+            let _ = self.pg.try_sql_in(database, statement);
+        }
+    }
+
+    pub fn round_trip(&self, what: &str) -> ChangeSet {
+        let set = self.diff();
+        self.copy("base", "target");
+        let applied = self.apply("target", &set, &ApplyOptions { dry_run: true, ..ApplyOptions::default() });
+        assert_eq!(applied.conflicts, [], "{what}");
+        let applied = self.apply("target", &set, &ApplyOptions::default());
+        assert_eq!((applied.conflicts, applied.already_there), (vec![], 0), "{what}");
+        self.assert_equal("target", "head", &format!("{what}: applied"), &set);
+        let undone = self.apply("target", &applied.inverse, &ApplyOptions::default());
+        assert_eq!(undone.conflicts, [], "{what}: undone\n{}", script(&applied.inverse));
+        self.assert_equal("target", "base", &format!("{what}: undone"), &applied.inverse);
+        set
+    }
+}
