@@ -81,6 +81,19 @@ impl Api {
         })
     }
 
+    /// `POST` with a body; the answer is read as it comes.
+    pub fn post_stream(&self, path: &str, body: &impl Serialize) -> Result<Box<dyn std::io::Read>, Failure> {
+        let mut request = self.agent.post(self.address(path));
+        if let Some(token) = &self.session.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let response = request.send_json(body).map_err(|error| self.unreachable(&error))?;
+        if !response.status().is_success() {
+            return Err(self.refused(response));
+        }
+        Ok(Box::new(response.into_body().into_reader()))
+    }
+
     /// `POST` of a file, or of nothing, answered by JSON values one after the other, each read as it comes and given to `each`.
     pub fn post_file<T: DeserializeOwned>(
         &self,

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
 use tokio_postgres::{Client, NoTls};
 use tracing::warn;
 
 use ardent_api::compute::AGENT_ROLE;
-use ardent_api::control::{ApiErrorCode, BranchState, DiffRequest, ErrorInfo, SCHEMA_VERSION, WakeReply};
+use ardent_api::control::{ApiErrorCode, BranchState, DiffPart, DiffRequest, ErrorInfo, SCHEMA_VERSION, WakeReply};
 use ardent_api::page_service::{ChangedRelation, ManageReply, ManageRequest};
 use ardent_api::token::{Claims, Rights, Service};
-use ardent_diff::{ChangeSet, CompareOptions, DiffError, DiffReport, Identity, Session, compare};
+use ardent_diff::{
+    ChangeSet, CompareOptions, DiffEnd, DiffError, DiffReport, Found, Identity, PIECES_WAITING_MAX, Part, Session,
+    compare_in_pieces,
+};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_types::{Lsn, TimelineId};
 
@@ -23,6 +27,16 @@ use crate::store::BranchRow;
 
 /// How long the page server may take to ingest what the branch had written when the diff was asked for.
 const INGEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What is told of a diff while it is made.
+pub(crate) enum DiffEvent {
+    /// A part of it.
+    Found(Found),
+    /// The end: that was all.
+    End(DiffEnd),
+    /// The end: the rest could not be had.
+    Error(ErrorInfo),
+}
 
 /// What a branch is compared with.
 enum Against {
@@ -83,11 +97,76 @@ impl Control {
         task.await.map_err(|_| crate::branches::shutting_down())?
     }
 
+    /// The same, told part by part while it is found. Ends when nobody listens any more; what it makes is cleared away.
+    pub(crate) fn diff_in_parts(
+        self: &Arc<Self>,
+        name: &str,
+        request: DiffRequest,
+    ) -> Result<mpsc::Receiver<DiffEvent>, ErrorInfo> {
+        let branch = self.find_branch(name)?;
+        let (events, receiver) = mpsc::channel(PIECES_WAITING_MAX);
+        let control = self.clone();
+        self.tasks.spawn(async move {
+            let (found, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
+            let passing_on = async {
+                loop {
+                    let piece = tokio::select! {
+                        piece = pieces.recv() => piece,
+                        () = events.closed() => None,
+                    };
+                    let Some(piece) = piece else { break };
+                    if events.send(DiffEvent::Found(piece)).await.is_err() {
+                        break;
+                    }
+                }
+                // Closed: the comparison ends at its next part.
+                drop(pieces);
+            };
+            let (end, ()) = tokio::join!(control.find_differences(&branch, &request, found), passing_on);
+            // Whoever went away has no more questions.
+            let _ = events.send(end.map_or_else(DiffEvent::Error, DiffEvent::End)).await;
+        });
+        Ok(receiver)
+    }
+
     pub(crate) async fn diff(
         self: &Arc<Self>,
         branch: &BranchRow,
         request: &DiffRequest,
     ) -> Result<DiffReport, ErrorInfo> {
+        let (found, mut pieces) = mpsc::channel(PIECES_WAITING_MAX);
+        let mut databases: Vec<ChangeSet> = Vec::new();
+        let collecting = async {
+            while let Some(Found { database, piece }) = pieces.recv().await {
+                if databases.last().is_none_or(|set| set.database != database) {
+                    databases.push(ChangeSet { database, ..ChangeSet::default() });
+                }
+                databases.last_mut().expect("one was just made").add(piece);
+            }
+        };
+        let (end, ()) = tokio::join!(self.find_differences(branch, request, found), collecting);
+        let end = end?;
+        Ok(DiffReport {
+            schema_version: end.schema_version,
+            branch: end.branch,
+            against: end.against,
+            from_lsn: end.from_lsn,
+            to_lsn: end.to_lsn,
+            changed_blocks: end.changed_blocks,
+            pages_read_branch_point: end.pages_read_branch_point,
+            pages_read_head: end.pages_read_head,
+            databases,
+            databases_not_compared: end.databases_not_compared,
+        })
+    }
+
+    /// Sends what it finds, database by database, and gives what there is to say besides.
+    async fn find_differences(
+        self: &Arc<Self>,
+        branch: &BranchRow,
+        request: &DiffRequest,
+        found: mpsc::Sender<Found>,
+    ) -> Result<DiffEnd, ErrorInfo> {
         let against = self.against(branch, request.against.as_deref())?;
         // What lies on an older timeline was reached before that was left.
         if let Against::Past { timeline, lsn, .. } = &against
@@ -109,9 +188,13 @@ impl Control {
             let head_woken = async { woken.await.map_err(|_| crate::branches::shutting_down())? };
             let (head_at, base_at) = tokio::try_join!(head_woken, self.wake_branch(&base, began))?;
             let sides = Sides { branch, base: &base, against: &against, head_at, base_at, read_before };
-            self.diff_with(&sides, request).await
+            self.diff_with(&sides, request, &found).await
         };
-        let result = result.await;
+        let result = tokio::select! {
+            result = result => result,
+            // Its connections end with it, and what they ask for.
+            () = found.closed() => Err(failed(&DiffError::Unwanted)),
+        };
         if base.hidden
             && let Err(error) = self.delete_hidden(&base).await
         {
@@ -199,7 +282,12 @@ impl Control {
         Ok(self.context.resolve_point(root, Some(connector), PointSpec::Now).await?.lsn)
     }
 
-    async fn diff_with(&self, sides: &Sides<'_>, request: &DiffRequest) -> Result<DiffReport, ErrorInfo> {
+    async fn diff_with(
+        &self,
+        sides: &Sides<'_>,
+        request: &DiffRequest,
+        found: &mpsc::Sender<Found>,
+    ) -> Result<DiffEnd, ErrorInfo> {
         let Sides { branch, base, against, .. } = sides;
         let base_name = match against {
             Against::Past { is_branch_point: true, .. } => "branch point".to_owned(),
@@ -229,11 +317,15 @@ impl Control {
         let Changed { blocks: changed, from_lsn, whole } = changed;
         let options = CompareOptions {
             tables: request.tables.clone(),
+            part: match request.part {
+                None => Part::Whole,
+                Some(DiffPart::Schema) => Part::Schema,
+                Some(DiffPart::Rows) => Part::Rows,
+            },
             identity: if matches!(against, Against::Past { .. }) { Identity::Oid } else { Identity::Name },
             whole,
             ..CompareOptions::default()
         };
-        let mut databases: Vec<ChangeSet> = Vec::new();
         let mut skipped = Vec::new();
         for open in &head.databases {
             // Without one it was made on the branch, or renamed there.
@@ -245,11 +337,11 @@ impl Control {
                 skipped.push(open.name.clone());
                 continue;
             }
-            let set = compare(&old.session, &open.session, open.oid, &changed, &options).await;
-            databases.extend(Some(set.map_err(|error| failed(&error))?).filter(|set| !set.is_empty()));
+            let compared = compare_in_pieces(&old.session, &open.session, open.oid, &changed, &options, found).await;
+            compared.map_err(|error| failed(&error))?;
         }
         let (read_head, read_base) = tokio::try_join!(self.pages_sent(branch), self.pages_sent(base))?;
-        Ok(DiffReport {
+        Ok(DiffEnd {
             schema_version: SCHEMA_VERSION,
             branch: branch.name.clone(),
             against: request.against.clone(),
@@ -258,7 +350,6 @@ impl Control {
             changed_blocks: changed.iter().flat_map(|rel| &rel.ranges).map(|range| u64::from(range.count)).sum(),
             pages_read_branch_point: read_base.saturating_sub(base_read_before),
             pages_read_head: read_head.saturating_sub(sides.read_before),
-            databases,
             databases_not_compared: skipped,
         })
     }

@@ -62,10 +62,28 @@ impl Background {
         self.child.try_wait().expect("a child can be waited for").is_none()
     }
 
+    /// Its standard output, to be read while it runs; what is read here is not in [`Finished`].
+    pub fn output(&mut self) -> BufReader<ChildStdout> {
+        BufReader::new(self.child.stdout.take().expect("it is piped, and nobody has it"))
+    }
+
+    /// The most memory that it has held so far, in bytes.
+    pub fn memory_peak_bytes(&self) -> u64 {
+        memory_peak_bytes(self.child.id())
+    }
+
     /// Waits for its end.
     pub fn finish(self) -> Finished {
         Finished::of(self.child.wait_with_output().expect("a child can be waited for"))
     }
+}
+
+/// The most memory that a process has held so far.
+fn memory_peak_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    number.expect("Linux says so in kB") << 10
 }
 
 struct Server {
@@ -314,6 +332,11 @@ impl House {
             server.child.try_wait().expect("a child can be waited for")
         });
         assert!(status.success(), "ardent up ended with {status}: {}", self.log());
+    }
+
+    /// The most memory that the server's own process has held so far, in bytes.
+    pub fn memory_peak_bytes(&self) -> u64 {
+        memory_peak_bytes(self.pid().unsigned_abs())
     }
 
     /// What the server logged.

@@ -1,7 +1,9 @@
 //! A scripted set of changes is shown exactly, and read at the cost of the change.
 
+use std::io::BufRead as _;
+
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, in_database, production_options, sql};
+use ardent_tests::{House, Session, in_database, production_options, sql, wait_until};
 use serde_json::{Value, json};
 
 /// What production holds. Statements are run one by one.
@@ -247,6 +249,102 @@ fn every_change_is_shown_exactly_once() {
     let one = house.json(&["branch", "diff", "work", "--table", "public.gone"]);
     assert_eq!(one["databases"][0]["tables"].as_array().map(Vec::len), Some(1), "{one}");
     assert_eq!(house.ardent(&["branch", "diff", "work", "--exit-code"]).code, 3);
+}
+
+/// The type of a line.
+fn type_of(line: &str) -> String {
+    let value: Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    value["type"].as_str().expect("a word").to_owned()
+}
+
+/// Rows of each of the two tables of the streamed diff, a kilobyte each.
+const STREAMED_ROWS: u64 = 60_000;
+/// What a process may grow by while so many times that goes through it: buffers, and what lists may keep in memory.
+const STREAM_GROWTH_MAX: u64 = 160 << 20;
+
+#[test]
+fn lines_come_while_the_diff_runs_and_the_last_one_says_how_it_ended() {
+    let production = TestPg::start(production_options().set("max_wal_size", "4GB"));
+    production
+        .sql("create table a_first (id int primary key, v text); create table z_last (id int primary key, v text)");
+    let house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let url = house.branch("work", "main");
+    for table in ["a_first", "z_last"] {
+        sql(
+            &url,
+            &format!(
+                "insert into {table} select n, repeat(md5(n::text), 32) from generate_series(1, {STREAMED_ROWS}) n"
+            ),
+        );
+    }
+    let arguments = ["branch", "diff", "work", "--ndjson"];
+    let held = |name: &str| {
+        let blocker = Session::start(&url, name, &["begin", "lock table z_last", "select pg_sleep(3600)"]);
+        let locks = "select count(*) from pg_locks where relation = 'z_last'::regclass and mode = 'AccessExclusiveLock' and granted";
+        wait_until("the table is locked", 60, || (sql(&url, locks) == "1").then_some(()));
+        blocker
+    };
+    let end = |name: &str| {
+        sql(&url, &format!("select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{name}'"))
+    };
+
+    // The first table is here, whole, before the second can be read.
+    let blocker = held("blocker");
+    let before = house.memory_peak_bytes();
+    let mut running = house.background(&arguments);
+    let mut lines = running.output().lines().map(|line| line.expect("text"));
+    let mut next = || lines.next().unwrap_or_else(|| panic!("it ended: {}", house.log()));
+    assert_eq!(type_of(&next()), "table");
+    for _ in 0..STREAMED_ROWS {
+        assert_eq!(type_of(&next()), "row");
+    }
+    assert!(running.runs(), "the second table is locked");
+    end("blocker");
+    drop(blocker);
+    assert_eq!(type_of(&next()), "table");
+    for _ in 0..STREAMED_ROWS - 1 {
+        next();
+    }
+    // Before its end, which takes its numbers along.
+    let command = running.memory_peak_bytes();
+    assert!(command < STREAM_GROWTH_MAX / 4, "the command held {command} bytes");
+    let grown = house.memory_peak_bytes() - before;
+    assert!(grown < STREAM_GROWTH_MAX, "the server held {grown} bytes more");
+    assert_eq!(type_of(&next()), "row");
+    let last: Value = serde_json::from_str(&next()).expect("JSON");
+    assert_eq!((last["type"].as_str(), last["branch"].as_str()), (Some("end"), Some("work")), "{last}");
+    assert!(last["changed_blocks"].as_u64() > Some(10_000), "{last}");
+    assert_eq!(lines.next(), None);
+    let finished = running.finish();
+    assert_eq!((finished.code, finished.stderr.as_str()), (0, ""));
+    assert_eq!(house.ardent(&[&arguments[..], &["--exit-code", "--schema-only"]].concat()).code, 0);
+    assert_eq!(house.ardent(&[&arguments[..], &["--exit-code", "--table", "a_first"]].concat()).code, 3);
+
+    // What goes wrong in the middle is the last line, and the exit code.
+    let blocker = held("blocker");
+    let mut running = house.background(&arguments);
+    let mut lines = running.output().lines().map(|line| line.expect("text"));
+    for _ in 0..=STREAMED_ROWS {
+        lines.next().expect("the first table");
+    }
+    end("ardent diff");
+    let last: Value = serde_json::from_str(&lines.next().expect("a last line")).expect("JSON");
+    assert_eq!((last["type"].as_str(), lines.next()), (Some("error"), None), "{last}");
+    assert!(last["error"]["message"].as_str().is_some_and(|text| text.contains("terminating connection")), "{last}");
+    let finished = running.finish();
+    assert!(finished.code == 1 && finished.stderr.contains("terminating connection"), "{finished:?}");
+
+    // Whoever has seen enough leaves nothing running.
+    let mut running = house.background(&arguments);
+    drop(running.output());
+    assert_eq!(running.finish().code, 0);
+    end("blocker");
+    drop(blocker);
+    wait_until("the compute at the branch point is gone", 60, || {
+        let sessions = "select count(*) from pg_stat_activity where application_name = 'ardent diff'";
+        (sql(&url, sessions) == "0").then_some(())
+    });
 }
 
 /// Megabytes of the larger table.

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ardent_api::control::{ApiErrorCode, BranchName, ErrorInfo, SCHEMA_VERSION};
+use ardent_api::control::{ApiErrorCode, BranchName, DiffRequest, ErrorInfo, SCHEMA_VERSION};
 use ardent_change_set::{
     Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply,
     read_file, write_file,
@@ -136,7 +136,7 @@ fn here(output: &Output, api: &Api, args: &BranchApplyArgs, source: &Source<'_>)
     let target = target_of(&args.to)?;
     let content = match source {
         Source::File(path) => content_of(path)?,
-        Source::Branch(name) => diff::file_content(diff::fetch(output, api, name, &[], None)?),
+        Source::Branch(name) => diff::file_content(diff::fetch(output, api, name, &DiffRequest::default())?),
     };
     let database = args.database.as_deref().or(target.config.get_dbname()).unwrap_or("postgres").to_owned();
     let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;

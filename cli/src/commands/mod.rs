@@ -4,6 +4,7 @@ pub mod apply;
 pub mod branch;
 pub mod connector;
 pub mod diff;
+mod diff_lines;
 pub mod doctor;
 pub mod history;
 pub mod inspect;

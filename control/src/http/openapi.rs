@@ -73,6 +73,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     (
         "post",
+        "/v1/branches/{name}/diff/lines",
+        "The same as NDJSON while it is being made: a line for each change, and one that says how it ended",
+        Some("Diff"),
+        "DiffEvent",
+    ),
+    (
+        "post",
         "/v1/branches/{name}/rebase",
         "Take the branch's changes onto the newest state of its parent",
         Some("Rebase"),
@@ -272,7 +279,18 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("waited_ms", "integer"),
         ],
     ),
-    ("Diff", &[("tables", "[string]?"), ("against", "string?")]),
+    ("Diff", &[("tables", "[string]?"), ("against", "string?"), ("part", "DiffPart?")]),
+    (
+        "DiffEvent",
+        &[
+            ("type", "string"),
+            ("database", "string?"),
+            ("schema_version", "integer?"),
+            ("from_lsn", "Lsn?"),
+            ("to_lsn", "Lsn?"),
+            ("error", "ErrorInfo?"),
+        ],
+    ),
     (
         "DiffReport",
         &[
@@ -404,6 +422,7 @@ fn schemas() -> Value {
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
+    schemas.insert("DiffPart".into(), words(&["schema", "rows"]));
     schemas.insert("CheckOutcome".into(), words(&["ok", "warning", "failed"]));
     schemas.insert("ErrorCode".into(), words(&ApiErrorCode::ALL.map(ApiErrorCode::as_str)));
     let event = |word: &str, fields: Fields| {

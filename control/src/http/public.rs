@@ -25,12 +25,13 @@ use ardent_api::control::{
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
-use ardent_diff::DiffReport;
+use ardent_diff::{DiffReport, Found, write_end, write_error, write_lines};
 
 use super::reply::{Body, LongLines, LongReply};
 use super::{BODY_LEN_MAX, Failure, Reply, openapi};
 use crate::connectors::Creation;
 use crate::deletion::Deletion;
+use crate::diff::DiffEvent;
 use crate::secrets::token_hash;
 use crate::service::Control;
 use crate::store::{TokenRow, iso8601};
@@ -55,6 +56,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
         .route("/v1/branches/{name}/diff", post(diff))
+        .route("/v1/branches/{name}/diff/lines", post(diff_lines))
         .route("/v1/branches/{name}/rebase", post(rebase))
         .route("/v1/connectors/{name}/apply", post(apply))
         .route("/v1/branches/{name}/reset", post(reset))
@@ -347,6 +349,25 @@ async fn diff(
     Body(request): Body<DiffRequest>,
 ) -> std::result::Result<LongReply<DiffReport>, Failure> {
     Ok(LongReply(control.diff_branch(&name, request).await?))
+}
+
+async fn diff_lines(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<DiffRequest>,
+) -> std::result::Result<Response, Failure> {
+    let mut events = control.diff_in_parts(&name, request)?;
+    Ok(super::reply::long("application/x-ndjson", move |out| {
+        while let Some(event) = events.blocking_recv() {
+            match event {
+                DiffEvent::Found(Found { database, piece }) => write_lines(out, &database, &piece)?,
+                DiffEvent::End(end) => write_end(out, &end)?,
+                DiffEvent::Error(error) => write_error(out, SCHEMA_VERSION, &error)?,
+            }
+            out.flush()?;
+        }
+        Ok(())
+    }))
 }
 
 async fn rebase(

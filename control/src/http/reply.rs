@@ -86,7 +86,7 @@ impl<T: Serialize + Send + 'static> IntoResponse for LongLines<T> {
 }
 
 /// A reply that `write` writes while it is sent.
-fn long(
+pub(crate) fn long(
     media: &'static str,
     write: impl FnOnce(&mut BufWriter<Outgoing>) -> io::Result<()> + Send + 'static,
 ) -> Response {
@@ -106,7 +106,7 @@ fn long(
 }
 
 /// Hands on what is written, waiting where the reader is slower.
-struct Outgoing(mpsc::Sender<io::Result<Bytes>>);
+pub(crate) struct Outgoing(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -16,6 +16,19 @@ pub struct DiffRequest {
     /// What to compare with: another branch, or an LSN of the branch's own history; absent: its branch point.
     #[serde(default)]
     pub against: Option<String>,
+    /// Only this part; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<DiffPart>,
+}
+
+/// A part of a diff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiffPart {
+    /// The schema alone.
+    Schema,
+    /// Rows, sequences and large objects.
+    Rows,
 }
 
 /// Body of `POST /v1/branches`. Idempotent by name: the same call again answers with the same branch.
