@@ -9,11 +9,12 @@
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
 #   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, storage and ingest to run (default: all; ingest is always last)
 #   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
+#   BENCH_DIFF_ROWS=LIST  numbers of changed rows (default "1 1000 100000")
 #   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
 #
 # About a quarter of an hour on two cores: BENCH_SCALE=50 BENCH_SECONDS=4 BENCH_ROUNDS=8. One case alone, with the set-up that it
 # needs: 2 to 3 minutes, e.g. BENCH_CASES=tls.
-# The short form of the diff alone: BENCH_CASES=diff BENCH_SCALE=1 BENCH_ROUNDS=2 BENCH_DIFF_SPARSE_MB=1024
+# The diff alone, whole, in about 5 minutes: BENCH_CASES=diff BENCH_SCALE=1 BENCH_ROUNDS=3. Shorter: BENCH_DIFF_SPARSE_MB=1024, or 0
 set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 scale=${BENCH_SCALE:-100}
@@ -34,6 +35,7 @@ wanted() { # cases: whether one of them is to be run
     return 1
 }
 diff_mb=${BENCH_DIFF_MB:-100}
+diff_rows=${BENCH_DIFF_ROWS:-1 1000 100000}
 diff_sparse_mb=${BENCH_DIFF_SPARSE_MB:-10240}
 pg_bin=/usr/lib/postgresql/15/bin
 step="look for programs"
@@ -414,7 +416,7 @@ case_diff() {
     local base=("${socket[@]}")
     for table in whole ${sparse:+sparse}; do
         size=$(diffed -c "select pg_size_pretty(pg_relation_size('$table'))")
-        for changed in 1 1000 100000; do
+        for changed in $diff_rows; do
             [ "$changed" -le "$rows" ] || changed=$rows
             url=$(make_branch differs diffed | text_of url)
             # Spread over the table.
