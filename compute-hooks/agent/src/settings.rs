@@ -182,6 +182,9 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
     if input.major >= PgMajor::V18 {
         // What nobody reads for a while is still the agent's to read.
         guards.push(("idle_replication_slot_timeout", "0".to_owned()));
+        // The sandbox has no io_uring (see `socket_filter`): a server that is told to use it would not start.
+        let is_sync = input.wishes.get("io_method").is_some_and(|method| method == "sync");
+        guards.push(("io_method", if is_sync { "sync" } else { "worker" }.to_owned()));
     }
     if input.read_only {
         guards.push(("default_transaction_read_only", "on".to_owned()));
@@ -257,6 +260,10 @@ mod tests {
     }
 
     fn with_wishes(wishes: &[(&str, &str)], check: impl FnOnce(String, Vec<String>)) {
+        with_wishes_on(PgMajor::V15, wishes, check);
+    }
+
+    fn with_wishes_on(major: PgMajor, wishes: &[(&str, &str)], check: impl FnOnce(String, Vec<String>)) {
         let view = View {
             data: "/ardent/data".into(),
             run: "/ardent/run".into(),
@@ -266,7 +273,7 @@ mod tests {
         };
         let wishes = wishes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let input = SettingsInput {
-            major: PgMajor::V15,
+            major,
             branch: "dev",
             view: &view,
             limits: &limits(),
@@ -277,6 +284,19 @@ mod tests {
             base_lsn: Lsn::new(0x0100_0028),
         };
         check(configuration_file(&input), postmaster_arguments(&input));
+    }
+
+    #[test]
+    fn no_server_is_told_to_use_io_uring() {
+        for (wish, method) in [("io_uring", "worker"), ("worker", "worker"), ("sync", "sync")] {
+            with_wishes_on(PgMajor::V18, &[("io_method", wish)], |_, arguments| {
+                assert!(arguments.contains(&format!("io_method={method}")), "{arguments:?}");
+            });
+        }
+        // Earlier ones do not know the setting.
+        with_wishes_on(PgMajor::V17, &[], |_, arguments| {
+            assert!(!arguments.iter().any(|argument| argument.starts_with("io_method")), "{arguments:?}");
+        });
     }
 
     #[test]

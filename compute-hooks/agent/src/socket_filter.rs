@@ -1,7 +1,8 @@
 //! A filter of system calls that leaves a sandbox its sockets of Unix and of its own, empty, network, and none besides.
 //!
 //! A network namespace does not confine every family: through `AF_VSOCK` a program reaches the host of a virtual machine, and
-//! other programs of the same one. The filter is classic BPF, as `seccomp(2)` describes it; bubblewrap installs it.
+//! other programs of the same one. `io_uring` makes and connects sockets without the calls for it, past any filter, so there is none.
+//! The filter is classic BPF, as `seccomp(2)` describes it; bubblewrap installs it.
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
@@ -38,7 +39,8 @@ type Instruction = (u16, u8, u8, u32);
 
 fn program() -> Vec<Instruction> {
     let refuse = |errno: i32| FAIL_WITH | errno.unsigned_abs();
-    let socket = u32::try_from(libc::SYS_socket).expect("numbers of system calls are small");
+    let number = |call: libc::c_long| u32::try_from(call).expect("numbers of system calls are small");
+    let (socket, ring) = (number(libc::SYS_socket), number(libc::SYS_io_uring_setup));
     let mut program = vec![
         (LOAD, 0, 0, MACHINE_AT),
         (IF_EQUAL, 1, 0, MACHINE),
@@ -47,6 +49,8 @@ fn program() -> Vec<Instruction> {
         (LOAD, 0, 0, NUMBER_AT),
         (IF_AT_LEAST, 0, 1, OTHER_INTERFACE),
         (RETURN, 0, 0, refuse(libc::ENOSYS)),
+        (IF_EQUAL, 0, 1, ring),
+        (RETURN, 0, 0, refuse(libc::EPERM)),
         (IF_EQUAL, 1, 0, socket),
         (RETURN, 0, 0, ALLOW),
         (LOAD, 0, 0, FIRST_ARGUMENT_AT),
@@ -118,6 +122,8 @@ mod tests {
             assert_eq!(run(MACHINE, socket, family.unsigned_abs()), FAIL_WITH | libc::EAFNOSUPPORT.unsigned_abs());
         }
         assert_eq!(run(MACHINE, socket + 1, libc::AF_VSOCK.unsigned_abs()), ALLOW);
+        let ring = u32::try_from(libc::SYS_io_uring_setup).expect("small");
+        assert_eq!(run(MACHINE, ring, 1), FAIL_WITH | libc::EPERM.unsigned_abs());
         for (machine, number) in [(0x4000_0003, 359), (MACHINE, OTHER_INTERFACE + socket)] {
             assert_eq!(run(machine, number, 1), FAIL_WITH | libc::ENOSYS.unsigned_abs());
         }

@@ -117,6 +117,7 @@ async fn machine_code_reaches_nothing_outside() {
         ("write:/proc/sysrq-trigger", &["EACCES", "EROFS", "ENOENT"]),
         ("vsock", &["EAFNOSUPPORT"]),
         ("packet_socket", &["EAFNOSUPPORT"]),
+        ("ring", &["EPERM"]),
         ("namespace_folder", &["ENOENT"]),
         ("namespace_remount_usr", &["EPERM"]),
         ("namespace_umount_usr", &["EINVAL", "EPERM"]),

@@ -10,6 +10,8 @@ use crate::engine::{Engine, WeakEngine};
 use crate::error::chain;
 use crate::timeline::Timeline;
 
+/// A third of what others get of a processor that is fought over.
+const COMPACTION_NICE: i32 = 5;
 /// How often the others look around.
 const ROUND: Duration = Duration::from_secs(1);
 /// How long to leave a timeline alone whose flush has failed.
@@ -36,9 +38,10 @@ impl Background {
             std::thread::Builder::new()
                 .name("ardent-flush".to_owned())
                 .spawn(move || flush_loop(&frozen, &flush_stop))?,
-            std::thread::Builder::new()
-                .name("ardent-compact".to_owned())
-                .spawn(move || compact_loop(&compact_weak, &compact_stop))?,
+            std::thread::Builder::new().name("ardent-compact".to_owned()).spawn(move || {
+                stand_back();
+                compact_loop(&compact_weak, &compact_stop);
+            })?,
             std::thread::Builder::new().name("ardent-tend".to_owned()).spawn(move || tend_loop(&weak, &stopped))?,
         ];
         Ok(Background { stop, threads })
@@ -78,6 +81,14 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
                 }
             }
         }
+    }
+}
+
+/// Lets whoever reads or commits run before the calling thread. If that takes too long, debt slows ingest (see [`crate::debt`]).
+fn stand_back() {
+    // SAFETY: no pointers. For Linux, 0 is the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, COMPACTION_NICE) } < 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "compaction runs like any thread");
     }
 }
 
