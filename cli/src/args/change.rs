@@ -64,7 +64,6 @@ pub struct BranchRebaseArgs {
 
 /// What of a change set is to be applied.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What to apply: all, or what is named")]
 pub struct ChoiceArgs {
     /// Rows of this table, as NAME or SCHEMA.NAME; may be given more than once
     #[arg(long, value_name = "TABLE")]
