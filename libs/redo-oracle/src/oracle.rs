@@ -1,5 +1,7 @@
 //! Record by record: redo on our page, compare with the logged one.
 
+use std::collections::HashMap;
+
 use ardent_pg_format::{DecodedBlock, DecodedRecord, ImageError, PgMajor, restore_image, rmgr};
 use ardent_pg_redo::{
     HintBits, RecordView, RedoError, StoreError, StoredRecord, Value, ValueDecodeError, redo_block, vm_changes,
@@ -8,9 +10,10 @@ use ardent_pg_redo::{
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Lsn, RelTag};
 use bytes::BytesMut;
 
+use crate::end::database_copy;
 use crate::mask::{Mask, settle_speculative_tuples};
 use crate::report::{MISMATCHES_MAX, Mismatch, Report};
-use crate::store::{PageBytes, PageStore};
+use crate::store::{PageBytes, PageStore, page_lsn};
 use crate::vm_check::VmCheck;
 
 /// `XLR_CHECK_CONSISTENCY`: the record carries images to compare with.
@@ -51,6 +54,8 @@ pub struct Oracle {
     hint_bits: HintBits,
     store: PageStore,
     vm: VmCheck,
+    /// Pages that Postgres stamped with a hint's record that carries no image (checksums with `full_page_writes = off`); redo does not.
+    hinted: HashMap<(RelTag, BlockNumber), Lsn>,
     report: Report,
     tamper: Option<Tamper>,
     mismatches_max: usize,
@@ -71,6 +76,7 @@ impl Oracle {
             hint_bits,
             store: PageStore::default(),
             vm: VmCheck::default(),
+            hinted: HashMap::new(),
             report: Report::default(),
             tamper: None,
             mismatches_max: MISMATCHES_MAX,
@@ -89,6 +95,7 @@ impl Oracle {
     pub fn check(&mut self, record: &DecodedRecord) -> Result<(), OracleError> {
         self.report.records += 1;
         self.store.follow(record);
+        self.follow_hints(record);
         for (rel, heap_block, lsn) in self.vm.expired(record.end_lsn) {
             self.unexplained_bit(rel, heap_block, lsn);
         }
@@ -104,6 +111,21 @@ impl Oracle {
             self.check_block(record, block, &name)?;
         }
         Ok(())
+    }
+
+    fn follow_hints(&mut self, record: &DecodedRecord) {
+        if let Some((source, target)) = database_copy(record) {
+            let of_source = |rel: &RelTag| (rel.spcnode, rel.dbnode) == source;
+            let copies = self.hinted.iter().filter(|((rel, _), _)| of_source(rel));
+            let copies: Vec<_> = copies
+                .map(|((rel, block), lsn)| ((RelTag { spcnode: target.0, dbnode: target.1, ..*rel }, *block), *lsn))
+                .collect();
+            self.hinted.extend(copies);
+        }
+        if record.header.rmid == rmgr::XLOG && record.header.info & 0xF0 == rmgr::xlog::FPI_FOR_HINT {
+            let stamped = record.blocks.iter().filter(|block| !block.has_applied_image());
+            self.hinted.extend(stamped.map(|block| ((block.rel, block.blkno), record.end_lsn)));
+        }
     }
 
     /// Ends the run: what is left unexplained becomes mismatches.
@@ -280,7 +302,9 @@ impl Oracle {
         // initialises it. With full-page writes the image is applied, and this is not seen.
         let squeezed = record.header.rmid == rmgr::HASH && record.header.info & 0xF0 == HASH_SQUEEZE_PAGE;
         let freed = squeezed && block.id == HASH_FREED_PAGE && theirs[..8] == [0; 8];
-        if before[..8] != theirs[..8] && !built && !freed {
+        let (last, stamp) = (page_lsn(before), page_lsn(theirs));
+        let hinted = stamp > last && self.hinted.get(&(block.rel, block.blkno)) == Some(&stamp);
+        if before[..8] != theirs[..8] && !built && !freed && !hinted {
             self.differs(record, block, name, "page LSN before the record", 0, before, theirs);
         }
     }

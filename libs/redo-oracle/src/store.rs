@@ -5,11 +5,17 @@ use std::collections::{BTreeMap, HashMap};
 use ardent_pg_format::DecodedRecord;
 use ardent_pg_format::rmgr;
 use ardent_pg_redo::{Delta, HEAP_BLOCKS_PER_PAGE, vm_map_block};
-use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, RelTag};
+use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, RelTag};
 
 use crate::end::database_copy;
 
 pub(crate) type PageBytes = [u8; BLCKSZ];
+
+/// `pd_lsn`
+pub(crate) fn page_lsn(page: &PageBytes) -> Lsn {
+    let half = |at: usize| u64::from(u32::from_le_bytes(page[at..at + 4].try_into().expect("4 bytes")));
+    Lsn::new(half(0) << 32 | half(4))
+}
 
 const SMGR_TRUNCATE: u8 = 0x20;
 const TRUNCATE_HEAP: u32 = 0x1;

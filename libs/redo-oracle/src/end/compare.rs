@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_pg_ingest::ReadState;
-use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, RelTag};
+use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, RelTag};
 
 use super::contents::full_message;
 use super::directory::DataDirectory;
 use super::leave::{Leave, Leaves, never_logged};
 use super::report::{EndDifference, EndReport};
 use super::{EndError, EndState};
-use crate::store::PageBytes;
+use crate::store::{PageBytes, page_lsn};
 
 /// `GistBuildLSN`
 const GIST_BUILD_LSN: u64 = 1;
@@ -84,7 +84,7 @@ fn page(
         }
         if *ours != *server && !server_is_empty {
             let who = if *ours == ZEROS { "ours" } else { "Postgres's" };
-            let what = format!("{who} is all zeros; LSNs {} and {}", lsn(&ours), lsn(server));
+            let what = format!("{who} is all zeros; LSNs {} and {}", page_lsn(&ours), page_lsn(server));
             report.differs(EndDifference::of_page(rel, block, what));
         }
         return;
@@ -97,13 +97,13 @@ fn page(
             leaves.map_logged_empty();
         }
     }
-    if state.notes.hints_without_image.get(&(rel, block)).is_some_and(|hint| *hint == lsn(server)) {
+    if state.notes.hints_without_image.get(&(rel, block)).is_some_and(|hint| *hint == page_lsn(server)) {
         leaves.other_lsn(Leave::HintWithoutImage);
     }
     if never_logged(server) && leaves.are_empty_spgist() {
         return report.leave(Leave::NeverLogged, BLCKSZ as u64, BLCKSZ as u64);
     }
-    let early = lsn(server).get();
+    let early = page_lsn(server).get();
     if early == 0 && rel.fork == ForkNumber::Init || early == GIST_BUILD_LSN && leaves.is_gist() {
         leaves.other_lsn(Leave::WrittenBeforeLogged);
     }
@@ -112,16 +112,11 @@ fn page(
     }
     let differences = leaves.differences();
     if let Some(&first) = differences.first() {
-        let what = format!("{} bytes; LSNs {} and {}", differences.len(), lsn(&ours), lsn(server));
+        let what = format!("{} bytes; LSNs {} and {}", differences.len(), page_lsn(&ours), page_lsn(server));
         let mut difference = EndDifference::of_page(rel, block, what);
         let end = (first + 32).min(BLCKSZ);
         difference.offset = Some(first);
         (difference.ours, difference.server) = (ours[first..end].to_vec(), server[first..end].to_vec());
         report.differs(difference);
     }
-}
-
-fn lsn(page: &PageBytes) -> Lsn {
-    let half = |at: usize| u64::from(u32::from_le_bytes(page[at..at + 4].try_into().expect("4 bytes")));
-    Lsn::new(half(0) << 32 | half(4))
 }

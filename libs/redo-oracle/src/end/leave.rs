@@ -34,6 +34,8 @@ pub enum Leave {
     HeapPageHints,
     /// Index items found dead by a scan (`LP_DEAD`), and the page's flag that there are some. One way.
     DeadIndexItems,
+    /// `F_TUPLES_DELETED` of GiST pages, which minors before those of 15.20 set and nothing reads. One way.
+    GistTuplesDeleted,
     /// `btpo_cycleid` and `BTP_SPLIT_END` of B-tree pages: which vacuum was running when the page was split.
     VacuumCycle,
     /// What a GIN page held before it was deleted from the pending list: redo empties it, the server does not.
@@ -58,7 +60,7 @@ pub enum Leave {
 
 impl Leave {
     /// All of them.
-    pub const ALL: [Leave; 17] = [
+    pub const ALL: [Leave; 18] = [
         Leave::Checksum,
         Leave::UnusedSpace,
         Leave::TuplePadding,
@@ -67,6 +69,7 @@ impl Leave {
         Leave::SpeculativeToken,
         Leave::HeapPageHints,
         Leave::DeadIndexItems,
+        Leave::GistTuplesDeleted,
         Leave::VacuumCycle,
         Leave::GinDeleted,
         Leave::SpgistCache,
@@ -90,6 +93,7 @@ impl fmt::Display for Leave {
             Leave::SpeculativeToken => "speculative tokens",
             Leave::HeapPageHints => "heap page hints",
             Leave::DeadIndexItems => "dead index items",
+            Leave::GistTuplesDeleted => "GiST's unread flag",
             Leave::VacuumCycle => "vacuum cycles",
             Leave::GinDeleted => "deleted GIN pages",
             Leave::SpgistCache => "SP-GiST's cache",
@@ -141,7 +145,7 @@ impl<'p> Leaves<'p> {
             Kind::Sequence => leaves.sequence(),
             Kind::Btree => leaves.btree(),
             Kind::Hash => leaves.dead_items(12, 0x80),
-            Kind::Gist => leaves.dead_items(12, 0x10),
+            Kind::Gist => leaves.gist(),
             Kind::Spgist => leaves.spgist(),
             Kind::Brin => leaves.server_bits(Leave::BrinEvacuation, BLCKSZ - 4, 0x01),
             Kind::Gin => leaves.gin(),
@@ -292,6 +296,14 @@ impl<'p> Leaves<'p> {
                 self.server_bits(Leave::DeadIndexItems, at + 2, 0x01);
             }
         }
+    }
+
+    fn gist(&mut self) {
+        const HAS_GARBAGE: u8 = 0x10;
+        const TUPLES_DELETED: u8 = 0x04;
+        let special = usize::from(word(self.ours, 16));
+        self.dead_items(12, HAS_GARBAGE);
+        self.server_bits(Leave::GistTuplesDeleted, special + 12, TUPLES_DELETED);
     }
 
     fn gin(&mut self) {
