@@ -7,7 +7,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A crates=(
-    ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/test-pg"
+    ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
     ["storage"]="libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
     ["quorum"]="libs/unix-stream libs/quorum libs/wal-client safekeeper"
     ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set cli tests"

@@ -32,6 +32,8 @@ pub enum ConnectMode {
     Sql,
     /// Physical replication: WAL, base backups, slots.
     Replication,
+    /// Logical replication of the database that the connection string names; SQL can be run there too.
+    Logical,
 }
 
 /// Where the server is.
@@ -126,6 +128,42 @@ impl ConnectConfig {
     /// The database, which is the user's name if the connection string says none.
     pub fn database(&self) -> &str {
         self.database.as_deref().unwrap_or(&self.user)
+    }
+
+    /// The same for a program that uses libpq, as its environment variables: no password is on a command line.
+    pub fn libpq_environment(&self) -> Vec<(&'static str, String)> {
+        let (mut hosts, mut ports) = (Vec::new(), Vec::new());
+        for target in &self.targets {
+            let (host, port) = match target {
+                Target::Tcp { host, port } => (host.clone(), port.to_string()),
+                Target::Unix(path) => {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy();
+                    let folder = path.parent().unwrap_or(path).display().to_string();
+                    (folder, name.rsplit('.').next().unwrap_or_default().to_owned())
+                }
+            };
+            hosts.push(host);
+            ports.push(port);
+        }
+        let tls = match self.tls {
+            TlsMode::Disable => "disable",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        };
+        let mut variables = vec![
+            ("PGHOST", hosts.join(",")),
+            ("PGPORT", ports.join(",")),
+            ("PGUSER", self.user.clone()),
+            ("PGDATABASE", self.database().to_owned()),
+            ("PGSSLMODE", tls.to_owned()),
+            ("PGCONNECT_TIMEOUT", self.connect_timeout.as_secs().max(1).to_string()),
+        ];
+        let password = self.password.as_ref().map(|password| String::from_utf8_lossy(password).into_owned());
+        variables.extend(password.map(|password| ("PGPASSWORD", password)));
+        variables.extend(self.root_certificates.clone().map(|path| ("PGSSLROOTCERT", path)));
+        variables
     }
 
     /// The first host, as people write it.
@@ -240,6 +278,15 @@ mod tests {
         let socket = ConnectConfig::parse("postgresql://me@%2Ftmp%2Fx:6543/db").unwrap();
         assert_eq!(socket.targets, [Target::Unix("/tmp/x/.s.PGSQL.6543".into())]);
         assert_eq!(socket.tls, TlsMode::Prefer);
+        let environment = config.libpq_environment();
+        for (name, value) in [("PGHOST", "db.example"), ("PGPASSWORD", "p@ss"), ("PGSSLMODE", "verify-full")] {
+            assert!(environment.contains(&(name, value.to_owned())), "{name}");
+        }
+        let environment = socket.libpq_environment();
+        assert!(
+            environment.contains(&("PGHOST", "/tmp/x".to_owned()))
+                && environment.contains(&("PGPORT", "6543".to_owned()))
+        );
         let two = ConnectConfig::parse("postgresql://me@a:1,b:2/db?application_name=x").unwrap();
         assert_eq!(two.targets.len(), 2);
         for bad in [

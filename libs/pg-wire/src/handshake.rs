@@ -99,6 +99,10 @@ async fn start(
     match mode {
         ConnectMode::Sql => parameters.push(("database", config.database())),
         ConnectMode::Replication => parameters.push(("replication", "true")),
+        ConnectMode::Logical => {
+            parameters.push(("database", config.database()));
+            parameters.push(("replication", "database"));
+        }
     }
     parameters.push(("application_name", config.application_name.as_deref().unwrap_or("ardent")));
     let mut startup = BytesMut::new();

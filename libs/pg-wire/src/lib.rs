@@ -4,6 +4,7 @@
 //!  ConnectConfig (URL) ──► Connection (TCP, TLS or Unix socket; trust, password, md5, SCRAM)
 //!                             │ query ──────────► rows
 //!                             │ start_replication ► ReplicationStream: WAL in, standby status out
+//!                             │ start_logical ────► the same, with what the plugin pgoutput makes of WAL
 //!                             └ base_backup ─────► BaseBackup: tar archives as they come
 //! ```
 //!
@@ -31,4 +32,6 @@ pub use connection::{Connection, QueryResult};
 pub use driver::driver;
 pub use error::{ConfigError, ServerError, WireError};
 pub use message::MESSAGE_LEN_MAX;
-pub use replication::{ReplicationMessage, ReplicationStream, SlotState, StandbyStatus, SystemIdentity};
+pub use replication::{
+    LogicalSlot, ReplicationMessage, ReplicationStream, SlotLifetime, SlotState, StandbyStatus, SystemIdentity,
+};
