@@ -5,6 +5,7 @@ mod change;
 mod connector;
 mod history;
 mod inspect;
+mod logical;
 mod serve;
 mod session;
 

@@ -264,7 +264,7 @@ const SETTINGS: &str = "
         'row_security', 'statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
         'gin_fuzzy_search_limit', 'vacuum_freeze_min_age', 'vacuum_freeze_table_age', 'autovacuum_freeze_max_age')";
 
-async fn read_settings(sql: &mut Connection) -> Result<(String, BTreeMap<String, String>), ConnectorError> {
+pub(crate) async fn read_settings(sql: &mut Connection) -> Result<(String, BTreeMap<String, String>), ConnectorError> {
     let role = sql.query("select rolname from pg_roles where oid = 10").await?;
     let superuser = role.value("rolname").unwrap_or("postgres").to_owned();
     let rows = sql.query(SETTINGS).await?.rows;

@@ -11,6 +11,8 @@
 //! no WAL is missed; production is told that WAL is flushed only once a quorum of safekeepers has committed it; an interrupted import
 //! is started over, never continued.
 //!
+//! A production that gives no physical replication is followed by logical replication: [`logical`].
+//!
 //! Knows nothing of branches, storage, or who keeps connectors: control calls it with a [`ConnectorConfig`].
 //!
 //! Start reading with [`import`] and [`follow`].
@@ -19,6 +21,7 @@ mod config;
 mod error;
 mod follow;
 mod import;
+pub mod logical;
 mod position;
 mod preflight;
 mod tar_stream;

@@ -68,7 +68,7 @@ impl PositionProbe {
     }
 }
 
-async fn flush_lsn(sql: &mut Connection) -> Result<Lsn, ConnectorError> {
+pub(crate) async fn flush_lsn(sql: &mut Connection) -> Result<Lsn, ConnectorError> {
     let first = sql
         .query(
             "select pg_is_in_recovery() as standby, \

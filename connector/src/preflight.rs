@@ -56,7 +56,7 @@ pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck
     Ok(checks.0)
 }
 
-const FACTS: &str = "
+pub(crate) const FACTS: &str = "
     select current_setting('server_version_num') as version_num, current_setting('server_version') as version, version() as build,
         current_setting('block_size') as block_size, current_setting('wal_block_size') as wal_block_size,
         current_setting('segment_size') as segment_size, pg_is_in_recovery() as standby,
@@ -76,20 +76,25 @@ const FACTS: &str = "
 const TABLESPACES: &str =
     "select string_agg(spcname, ', ' order by spcname) as names from pg_tablespace where oid not in (1663, 1664)";
 
-const LOCALES: &str = "
+pub(crate) const LOCALES: &str = "
     select distinct datcollate as collate, datctype as ctype, datlocprovider as provider, datcollversion as version,
         pg_database_collation_actual_version(oid) as actual
     from pg_database where datallowconn";
 
-struct Checks(Vec<PreflightCheck>);
+#[derive(Default)]
+pub(crate) struct Checks(Vec<PreflightCheck>);
 
 impl Checks {
-    fn add(&mut self, name: &str, outcome: CheckOutcome, message: impl Into<String>, fix: Option<String>) {
+    pub(crate) fn into_list(self) -> Vec<PreflightCheck> {
+        self.0
+    }
+
+    pub(crate) fn add(&mut self, name: &str, outcome: CheckOutcome, message: impl Into<String>, fix: Option<String>) {
         self.0.push(PreflightCheck { name: name.to_owned(), outcome, message: message.into(), fix });
     }
 
     /// A check that is fine or fails.
-    fn require(
+    pub(crate) fn require(
         &mut self,
         name: &str,
         fine: bool,
@@ -105,22 +110,29 @@ impl Checks {
     }
 
     /// A check that is fine or has a consequence.
-    fn warn(&mut self, name: &str, fine: bool, good: impl Into<String>, bad: impl Into<String>, fix: Option<String>) {
+    pub(crate) fn warn(
+        &mut self,
+        name: &str,
+        fine: bool,
+        good: impl Into<String>,
+        bad: impl Into<String>,
+        fix: Option<String>,
+    ) {
         let (outcome, message, fix) =
             if fine { (CheckOutcome::Ok, good.into(), None) } else { (CheckOutcome::Warning, bad.into(), fix) };
         self.add(name, outcome, message, fix);
     }
 }
 
-fn number(facts: &QueryResult, name: &str) -> i64 {
+pub(crate) fn number(facts: &QueryResult, name: &str) -> i64 {
     facts.value(name).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
-fn major(facts: &QueryResult) -> u32 {
+pub(crate) fn major(facts: &QueryResult) -> u32 {
     u32::try_from(number(facts, "version_num") / 10_000).unwrap_or(0)
 }
 
-fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
+pub(crate) fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
     let fact = |name| facts.value(name).unwrap_or_default();
     let major = major(facts);
     let version = fact("version");
@@ -239,7 +251,7 @@ async fn privileges(checks: &mut Checks, facts: &QueryResult, config: &ConnectCo
     );
 }
 
-fn slots(checks: &mut Checks, facts: &QueryResult) {
+pub(crate) fn slots(checks: &mut Checks, facts: &QueryResult) {
     let free = number(facts, "slots") - number(facts, "slots_used");
     let wanted = number(facts, "slots_used") + 1;
     checks.require(
@@ -306,7 +318,7 @@ pub fn normalize_locale(name: &str) -> String {
     }
 }
 
-fn locales(checks: &mut Checks, result: &QueryResult, host: &HostFacts) {
+pub(crate) fn locales(checks: &mut Checks, result: &QueryResult, host: &HostFacts) {
     let column = |name: &str| result.columns.iter().position(|column| column == name);
     let value = |row: &[Option<String>], name: &str| column(name).and_then(|index| row.get(index)?.clone());
     let plain = |locale: &str| matches!(locale, "C" | "POSIX" | "C.UTF-8" | "C.utf8");

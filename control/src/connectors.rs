@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchName, BranchState, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState,
-    CreateConnectorRequest, DeleteReply, ErrorInfo, PreflightCheck, PreflightReply, SCHEMA_VERSION,
+    CreateConnectorRequest, DeleteReply, ErrorInfo, LogicalOptions, PreflightCheck, PreflightReply, SCHEMA_VERSION,
 };
 use ardent_api::page_service::ManageRequest;
 use ardent_api::policy::BranchPolicy;
@@ -24,6 +24,7 @@ use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
 use crate::branches::shutting_down;
 use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
+use crate::logical::progress_to;
 use crate::pgurl::PgUrl;
 use crate::service::Control;
 use crate::store::{BranchRow, ConnectorRow, iso8601, now_us};
@@ -69,9 +70,13 @@ pub(crate) struct Connectors {
 
 impl Control {
     /// Looks at a server that may become a source.
-    pub async fn preflight(&self, url: &str) -> Result<PreflightReply, ErrorInfo> {
+    pub async fn preflight(&self, url: &str, logical: Option<&LogicalOptions>) -> Result<PreflightReply, ErrorInfo> {
         PgUrl::parse(url)?;
-        let looked = tokio::time::timeout(PREFLIGHT_TIMEOUT, self.context.connectors.preflight(url)).await;
+        let looking = match logical {
+            Some(options) => self.context.logical.preflight(url, options),
+            None => self.context.connectors.preflight(url),
+        };
+        let looked = tokio::time::timeout(PREFLIGHT_TIMEOUT, looking).await;
         let checks = looked.map_err(|_| {
             let message = format!("the source did not answer within {} s", PREFLIGHT_TIMEOUT.as_secs());
             ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).with_hint("see whether this host can reach it")
@@ -92,7 +97,7 @@ impl Control {
             return Ok(running.clone());
         }
         if let Some(existing) = self.context.store.connector(name.as_str())? {
-            return self.join_existing(&existing, &request.url);
+            return self.join_existing(&existing, &request);
         }
         let (sender, receiver) = watch::channel(Creation::default());
         creations.insert(name.as_str().to_owned(), receiver.clone());
@@ -103,24 +108,55 @@ impl Control {
             if let Err(error) = &made {
                 warn!(connector = name.as_str(), %error, "connector could not be made");
             }
-            control.connectors.creations.lock().remove(name.as_str());
-            sender.send_modify(|creation| creation.end = Some(made.map(Box::new)));
+            control.end_creation(name.as_str(), &sender, made);
         });
         Ok(receiver)
     }
 
+    /// Lets others join the creation of a connector that is there already.
+    pub(crate) fn begin_creation(&self, name: &str) -> watch::Sender<Creation> {
+        let (sender, receiver) = watch::channel(Creation::default());
+        self.connectors.creations.lock().insert(name.to_owned(), receiver);
+        sender
+    }
+
+    pub(crate) fn end_creation(
+        &self,
+        name: &str,
+        listeners: &watch::Sender<Creation>,
+        made: Result<ConnectorInfo, ErrorInfo>,
+    ) {
+        self.connectors.creations.lock().remove(name);
+        listeners.send_modify(|creation| creation.end = Some(made.map(Box::new)));
+    }
+
     /// The same connector again is answered as if it had just been made.
-    fn join_existing(&self, existing: &ConnectorRow, url: &str) -> Result<watch::Receiver<Creation>, ErrorInfo> {
+    fn join_existing(
+        &self,
+        existing: &ConnectorRow,
+        request: &CreateConnectorRequest,
+    ) -> Result<watch::Receiver<Creation>, ErrorInfo> {
         let name = &existing.name;
         let known = self.context.keyring.open(&url_context(existing.tenant), &existing.url_sealed)?;
+        if existing.state == ConnectorState::Creating {
+            return Err(ErrorInfo::new(
+                ApiErrorCode::Conflict,
+                format!("connector {name} is about to go on being made"),
+            )
+            .with_hint("try again in a moment"));
+        }
         if existing.state != ConnectorState::Ready {
             return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("connector {name} is being deleted"))
                 .with_hint("try again in a moment, or take another name with -n"));
         }
-        if known != url {
+        if known != request.url || existing.logical != request.logical {
             return Err(ErrorInfo::new(
                 ApiErrorCode::AlreadyExists,
-                format!("connector {name} exists already, for {}", existing.source),
+                format!(
+                    "connector {name} exists already, for {}{}",
+                    existing.source,
+                    if existing.logical.is_some() { " in logical mode" } else { "" }
+                ),
             )
             .with_hint("take another name with -n"));
         }
@@ -135,7 +171,7 @@ impl Control {
         request: &CreateConnectorRequest,
         listeners: &watch::Sender<Creation>,
     ) -> Result<ConnectorInfo, ErrorInfo> {
-        let report = self.preflight(&request.url).await?;
+        let report = self.preflight(&request.url, request.logical.as_ref()).await?;
         listeners.send_modify(|creation| creation.preflight = Some(report.clone()));
         if !report.passed {
             return Err(preflight_failed(&report.checks));
@@ -153,20 +189,37 @@ impl Control {
             pg_major: None,
             superuser: None,
             settings: Default::default(),
+            logical: request.logical.clone(),
             created_us: now_us(),
         };
         if !self.context.store.insert_connector(&row)? {
             return Err(ErrorInfo::new(ApiErrorCode::AlreadyExists, format!("there is a branch named {name} already"))
                 .with_hint("take another name with -n"));
         }
-        match self.import_inserted(&row, url, listeners).await {
+        let imported = match row.logical {
+            Some(_) => self.import_logical(&row, url, listeners).await,
+            None => self.import_inserted(&row, url, listeners).await,
+        };
+        self.made_or_undone(&row, imported).await
+    }
+
+    /// What was made; what could not be made is undone, unless it goes on at the next start.
+    pub(crate) async fn made_or_undone(
+        self: &Arc<Self>,
+        row: &ConnectorRow,
+        imported: Result<(), ErrorInfo>,
+    ) -> Result<ConnectorInfo, ErrorInfo> {
+        match imported {
             Ok(()) => {
-                let row = self.find_connector(name)?;
+                let row = self.find_connector(&row.name)?;
                 self.connector_status_of(&row).await
+            }
+            Err(error) if self.cancel.is_cancelled() && self.context.store.root_branch_id(&row.name)?.is_some() => {
+                Err(error)
             }
             Err(error) => {
                 let retry = "when that is seen to, run ardent connector create again";
-                let hint = match self.undo_connector(&row).await {
+                let hint = match self.undo_connector(row).await {
                     Some(warning) => format!("{warning}; {retry}"),
                     None => retry.to_owned(),
                 };
@@ -181,13 +234,7 @@ impl Control {
         url: &PgUrl,
         listeners: &watch::Sender<Creation>,
     ) -> Result<(), ErrorInfo> {
-        let began = Instant::now();
-        let report = |progress: ImportProgress| {
-            let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let ImportProgress { phase, bytes_done, bytes_total } = progress;
-            let event = ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms };
-            listeners.send_modify(|creation| creation.progress = Some(event));
-        };
+        let report = progress_to(listeners);
         let (progress_in, mut progress) = mpsc::channel(16);
         let mut import = self.context.connectors.import(self.connector_spec_of(row)?, progress_in);
         let imported: Imported = loop {
@@ -200,31 +247,7 @@ impl Control {
         self.start_following(row).await?;
         self.catch_up(row, &report).await?;
         self.reach_production(row).await;
-        let root = BranchRow {
-            id: BranchId::generate(),
-            name: row.name.clone(),
-            state: BranchState::Ready,
-            connector: row.name.clone(),
-            parent: None,
-            tenant: row.tenant,
-            timeline: row.timeline,
-            branch_lsn: None,
-            base_timeline: None,
-            ancestor: None,
-            start_lsn: None,
-            since_us: now_us(),
-            deleted: None,
-            retention_s: None,
-            hidden: false,
-            policy: BranchPolicy::default(),
-            usage: Usage::default(),
-            roles_known: false,
-            role: url.role.clone(),
-            database: url.database.clone(),
-            idle_timeout_s: 0,
-            expires_us: None,
-            created_us: now_us(),
-        };
+        let root = root_row(row, url);
         let credential = self.context.new_credential(&root, &root.role)?;
         self.context.store.connector_ready(row, &imported, &root, &credential)?;
         info!(connector = %row.name, "connector is made");
@@ -232,7 +255,7 @@ impl Control {
     }
 
     /// Waits until WAL has made the base backup consistent.
-    async fn catch_up(&self, row: &ConnectorRow, report: &impl Fn(ImportProgress)) -> Result<(), ErrorInfo> {
+    pub(crate) async fn catch_up(&self, row: &ConnectorRow, report: &impl Fn(ImportProgress)) -> Result<(), ErrorInfo> {
         let mut furthest = Lsn::INVALID;
         let mut moved_at = Instant::now();
         loop {
@@ -287,9 +310,12 @@ impl Control {
 
     /// Receives production's WAL from now on, through the safekeepers into the page server.
     pub(crate) async fn start_following(self: &Arc<Self>, row: &ConnectorRow) -> Result<(), ErrorInfo> {
-        let request =
-            ManageRequest::FollowWal { timeline: row.timeline, safekeepers: self.context.wal_service.addrs() };
-        self.context.page_service.manage(row.tenant, request).await?;
+        // A root branch with a compute is received while that runs, as any branch is.
+        if row.logical.is_none() {
+            let request =
+                ManageRequest::FollowWal { timeline: row.timeline, safekeepers: self.context.wal_service.addrs() };
+            self.context.page_service.manage(row.tenant, request).await?;
+        }
         let cancel = self.cancel.child_token();
         let ended = CancellationToken::new();
         let (problem_in, problem) = watch::channel(None);
@@ -317,6 +343,7 @@ impl Control {
         while !cancel.is_cancelled() {
             let began = Instant::now();
             let outcome = match self.connector_spec_of(row) {
+                Ok(_) if row.logical.is_some() => self.run_logical(row, cancel.child_token(), problem.clone()).await,
                 Ok(spec) => self.context.connectors.follow(spec, cancel.child_token(), problem.clone()).await,
                 Err(error) => Err(error),
             };
@@ -340,6 +367,11 @@ impl Control {
             given_up.send_replace(None);
             pause = (pause * 2).min(FOLLOW_PAUSE.1);
         }
+    }
+
+    /// Whether somebody follows it, or tries to.
+    pub(crate) fn is_followed(&self, name: &str) -> bool {
+        self.connectors.followers.lock().contains_key(name)
     }
 
     /// Whether a connector is being followed, and why not.
@@ -387,7 +419,7 @@ impl Control {
         self.connector_spec_of(&self.find_connector(name)?)
     }
 
-    fn connector_spec_of(&self, row: &ConnectorRow) -> Result<ConnectorSpec, ErrorInfo> {
+    pub(crate) fn connector_spec_of(&self, row: &ConnectorRow) -> Result<ConnectorSpec, ErrorInfo> {
         let token = self.context.tokens.issue(&Claims {
             service: Service::Any,
             tenant: Some(row.tenant),
@@ -405,6 +437,7 @@ impl Control {
             pageserver: self.context.page_service.addr(),
             safekeepers: self.context.wal_service.addrs(),
             token,
+            logical: row.logical.clone(),
         })
     }
 
@@ -424,6 +457,7 @@ impl Control {
     }
 
     async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
+        self.refresh_logical(row).await;
         let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
         let production = tokio::time::timeout(STATUS_TIMEOUT, asked).await.ok().and_then(Result::ok);
         let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
@@ -438,7 +472,13 @@ impl Control {
     ) -> Result<ConnectorInfo, ErrorInfo> {
         let ingested = status.map(|status| status.last_record_lsn);
         let last_commit_us = status.and_then(|status| status.last_commit_us);
-        let lag_bytes = production.zip(ingested).map(|(production, ingested)| production.saturating_sub(ingested));
+        let logical = self.logical_info(row);
+        // The root branch of a connector in logical mode has a log of its own.
+        let reached = match &logical {
+            Some(logical) => logical.applied_lsn,
+            None => ingested,
+        };
+        let lag_bytes = production.zip(reached).map(|(production, reached)| production.saturating_sub(reached));
         let lag_seconds = match (lag_bytes, last_commit_us) {
             (Some(0), _) => Some(0),
             (Some(_), Some(at_us)) => u64::try_from(now_us().saturating_sub(at_us) / 1_000_000).ok(),
@@ -465,6 +505,7 @@ impl Control {
             logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
             branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
                 as u64,
+            logical,
         })
     }
 
@@ -475,7 +516,9 @@ impl Control {
             let lock = control.name_lock(&name);
             let _guard = lock.lock().await;
             let row = control.find_connector(&name)?;
-            if row.state == ConnectorState::Creating {
+            // One that goes on after a restart may wait for production without end: it can be deleted.
+            let can_be_left = row.logical.is_some() && control.context.store.root_branch_id(&name)?.is_some();
+            if row.state == ConnectorState::Creating && !can_be_left {
                 return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("connector {name} is still being made"))
                     .with_hint("wait until it is, or stop the server: what is half made is undone at its next start"));
             }
@@ -495,7 +538,14 @@ impl Control {
     /// Deletes a connector that is marked for it. A slot that cannot be dropped is a warning: production may be gone for good.
     pub(crate) async fn finish_delete_connector(&self, row: &ConnectorRow) -> Result<Option<String>, ErrorInfo> {
         self.stop_following(&row.name).await;
-        let dropping = self.context.connectors.delete(self.connector_spec_of(row)?);
+        let spec = self.connector_spec_of(row)?;
+        let dropping = match row.logical {
+            Some(_) => {
+                self.discard_logical_root(row).await?;
+                self.context.logical.delete(spec)
+            }
+            None => self.context.connectors.delete(spec),
+        };
         let warning = match tokio::time::timeout(DROP_SLOT_TIMEOUT, dropping).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.message),
@@ -533,6 +583,35 @@ impl Control {
             warn!(connector = %row.name, %error, "a connector that could not be made is not undone yet; it will be tried again");
             None
         })
+    }
+}
+
+/// A connector's root branch.
+pub(crate) fn root_row(row: &ConnectorRow, url: &PgUrl) -> BranchRow {
+    BranchRow {
+        id: BranchId::generate(),
+        name: row.name.clone(),
+        state: BranchState::Ready,
+        connector: row.name.clone(),
+        parent: None,
+        tenant: row.tenant,
+        timeline: row.timeline,
+        branch_lsn: None,
+        base_timeline: None,
+        ancestor: None,
+        start_lsn: None,
+        since_us: now_us(),
+        deleted: None,
+        retention_s: None,
+        hidden: false,
+        policy: BranchPolicy::default(),
+        usage: Usage::default(),
+        roles_known: false,
+        role: url.role.clone(),
+        database: url.database.clone(),
+        idle_timeout_s: 0,
+        expires_us: None,
+        created_us: now_us(),
     }
 }
 

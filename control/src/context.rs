@@ -7,7 +7,7 @@ use ardent_api::control::ErrorInfo;
 use ardent_api::token::TokenIssuer;
 
 use crate::compute::PoolConfig;
-use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, WalService};
 use crate::metrics::Metrics;
 use crate::pgurl::PublicAddress;
 use crate::scram;
@@ -29,6 +29,7 @@ pub(crate) struct Context {
     pub page_service: Arc<dyn PageService>,
     pub wal_service: Arc<dyn WalService>,
     pub connectors: Arc<dyn ConnectorRuntime>,
+    pub logical: Arc<dyn LogicalRuntime>,
     pub pool: PoolConfig,
     pub public: PublicAddress,
     pub metrics: Metrics,

@@ -2,6 +2,8 @@
 //! The program that runs all roles brings the real ones.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -9,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
+use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
@@ -153,6 +155,8 @@ pub struct ConnectorSpec {
     pub safekeepers: Vec<ServiceAddr>,
     /// Service token with the right to import.
     pub token: String,
+    /// What is copied, if it follows by logical replication.
+    pub logical: Option<LogicalOptions>,
 }
 
 impl std::fmt::Debug for ConnectorSpec {
@@ -210,5 +214,80 @@ pub trait ConnectorRuntime: Send + Sync {
     /// Where production's WAL is flushed to at this moment.
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>>;
     /// Drops the replication slot on the source. Fine if it is not there.
+    fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+}
+
+/// Where a branch's Postgres listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PostgresAt {
+    /// Folder of its socket.
+    pub socket_dir: PathBuf,
+    /// The number in the socket's name.
+    pub port: u16,
+}
+
+/// The root branch of a connector in logical mode, as what runs the connector uses it.
+pub trait RootBranch: Send + Sync {
+    /// Its Postgres, started if need be.
+    fn wake(&self) -> BoxFuture<'_, Result<PostgresAt, ErrorInfo>>;
+    /// What [`RootBranch::save`] was given last.
+    fn saved(&self) -> Result<Option<String>, ErrorInfo>;
+    /// Remembers how far the connector is. Durable when it returns.
+    fn save(&self, state: &str) -> Result<(), ErrorInfo>;
+    /// What [`RootBranch::save_script`] was given last.
+    fn script(&self) -> Result<String, ErrorInfo>;
+    /// Remembers SQL that is to be run later. Durable when it returns.
+    fn save_script(&self, script: &str) -> Result<(), ErrorInfo>;
+}
+
+/// How a connector in logical mode is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogicalStatus {
+    /// `schema`, `copy`, `index`, `catch_up`, `constraints`, `follow`.
+    pub phase: String,
+    /// The import is over: branches can be made.
+    pub is_ready: bool,
+    /// Bytes or statements that the phase has done, and all of them; 0: not known.
+    pub progress: (u64, u64),
+    /// Tables that are followed.
+    pub tables: u64,
+    /// All that production had committed up to this of its LSNs is on the root branch; absent: not known yet.
+    pub applied_lsn: Option<Lsn>,
+    /// For how long something has been missing; absent: something always was.
+    pub lag: Option<Duration>,
+    /// What production has and the root branch has not.
+    pub left_out: Vec<String>,
+}
+
+/// What runs connectors in logical mode.
+pub trait LogicalRuntime: Send + Sync {
+    /// Looks at a server that may become a source.
+    fn preflight<'a>(
+        &'a self,
+        url: &'a str,
+        options: &'a LogicalOptions,
+    ) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>>;
+    /// Makes the root timeline, on page server and safekeepers, out of an empty cluster like the source's.
+    fn begin(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Imported, ErrorInfo>>;
+    /// Copies what is not copied yet and applies changes until cancelled, reconnecting by itself; what is in its way it says in
+    /// `problem` while it lasts. An error is one that waiting does not mend.
+    fn run(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        cancel: CancellationToken,
+        problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// How the connector of a root timeline is, if it runs.
+    fn status(&self, timeline: TimelineId) -> Option<LogicalStatus>;
+    /// Waits until the root branch has committed all that production has committed at this moment.
+    fn bring_current(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// Holds production and the root branch against one another.
+    fn verify(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+    ) -> BoxFuture<'static, Result<VerifyReply, ErrorInfo>>;
+    /// Drops slot and publication on the source. Fine if they are not there.
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
 }

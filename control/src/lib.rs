@@ -14,7 +14,8 @@
 //! Invariants:
 //! - CT-1: a row exists before anything is made for it, and goes after everything of it is gone, or is written down as a safekeeper's
 //!   to do that was away (`wal_debts.rs`); so a crash leaves nothing that no row knows.
-//! - CT-2: rows in state `creating` are undone at the next start, rows in state `deleting` are deleted.
+//! - CT-2: rows in state `creating` are undone at the next start, but for connectors in logical mode that have a root branch, which
+//!   are continued (`logical.rs`); rows in state `deleting` are deleted.
 //! - CT-3: a branch with children is never deleted (one transaction checks and marks).
 //! - CT-4: at most one agent runs per branch: slots within a run, recorded process identities across runs. Were both to fail,
 //!   the safekeepers' terms still fence the older writer.
@@ -36,6 +37,7 @@ mod diff;
 mod history;
 mod http;
 mod lineage;
+mod logical;
 mod metrics;
 pub mod pgurl;
 mod point;

@@ -177,6 +177,9 @@ impl Context {
     }
 
     async fn production_lsn(&self, parent: &BranchRow, connector: ConnectorSpec) -> Result<Lsn, ErrorInfo> {
+        if connector.logical.is_some() {
+            return self.logical_lsn(parent, connector).await;
+        }
         let asked = tokio::time::timeout(PRODUCTION_TIMEOUT, self.connectors.production_flush_lsn(connector)).await;
         let why = match asked {
             Ok(Ok(lsn)) => return Ok(lsn),

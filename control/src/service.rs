@@ -24,7 +24,7 @@ use ardent_api::token::{KeyError, TokenIssuer};
 use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
-use crate::deps::{ConnectorRuntime, PageService, WalService};
+use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, WalService};
 use crate::http;
 use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
@@ -71,6 +71,8 @@ pub struct Dependencies {
     pub wal_service: Arc<dyn WalService>,
     /// Connectors.
     pub connectors: Arc<dyn ConnectorRuntime>,
+    /// Connectors in logical mode.
+    pub logical: Arc<dyn LogicalRuntime>,
 }
 
 /// Why control could not start.
@@ -267,6 +269,7 @@ impl Control {
             page_service: dependencies.page_service,
             wal_service: dependencies.wal_service,
             connectors: dependencies.connectors,
+            logical: dependencies.logical,
             pool: config.pool.clone(),
             public: config.public.clone(),
             metrics: Metrics::default(),
@@ -377,6 +380,11 @@ impl Control {
                 return;
             }
         };
+        for row in &pending {
+            if row.state == ConnectorState::Creating && row.logical.is_some() {
+                self.resume_logical(row);
+            }
+        }
         pending.retain(|row| row.state == ConnectorState::Ready);
         while !pending.is_empty() && !self.cancel.is_cancelled() {
             let mut later = Vec::new();
@@ -399,14 +407,17 @@ impl Control {
     /// Rows that were being created, or that only the last run needed, become rows to be deleted. The housekeeper does it.
     fn mark_half_made(&self) -> Result<(), StoreError> {
         for row in self.context.store.branches()? {
-            if row.created_us < self.started_us && (row.state == BranchState::Creating || row.hidden) {
+            // The root of a connector whose import goes on is hidden too.
+            let is_half_made = row.state == BranchState::Creating || (row.hidden && !row.is_root());
+            if row.created_us < self.started_us && is_half_made {
                 info!(branch = %row.name, "was half made when the server ended: undoing it");
                 // One that has children by now was ready and is not hidden.
                 let _ = self.context.store.begin_delete_branch(row.id)?;
             }
         }
         for row in self.context.store.connectors()? {
-            if row.created_us < self.started_us && row.state == ConnectorState::Creating {
+            let goes_on = self.context.store.root_branch_id(&row.name)?.is_some();
+            if row.created_us < self.started_us && row.state == ConnectorState::Creating && !goes_on {
                 info!(connector = %row.name, "was half imported when the server ended: undoing it");
                 let _ = self.context.store.begin_delete_connector(&row.name)?;
             }

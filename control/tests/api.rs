@@ -133,6 +133,7 @@ async fn a_port_in_use_is_named() {
         page_service: world.fakes.clone(),
         wal_service: world.fakes.clone(),
         connectors: world.fakes.clone(),
+        logical: world.fakes.clone(),
     };
     let started = ardent_control::Control::start(config, dependencies, Default::default()).await;
     let error = started.err().expect("the port is taken").to_string();

@@ -2,21 +2,23 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::logical::LogicalArgs;
 use crate::duration::parse_byte_rate;
 
 /// `ardent connector ...`.
 #[derive(Debug, Subcommand)]
 pub enum ConnectorCommand {
     /// Say what a server lacks to be a source, and the SQL that mends it; changes nothing
-    #[command(
-        after_help = "Examples:\n  ardent connector preflight postgresql 'postgresql://app:PASSWORD@db.example.com/shop'"
-    )]
+    #[command(after_help = "Examples:
+  ardent connector preflight postgresql 'postgresql://app:PASSWORD@db.example.com/shop'
+  ardent connector preflight postgresql 'postgresql://...' --logical")]
     Preflight(SourceArgs),
     /// Copy a server and follow it from then on
     #[command(after_help = "Examples:
   ardent connector create postgresql 'postgresql://app:PASSWORD@db.example.com/shop' -n shop
   ardent connector create postgresql - < url.txt
   ardent connector create postgresql 'postgresql://...' --max-rate 20M
+  ardent connector create postgresql 'postgresql://...' --logical --schemas shop,billing
 
 The copy goes on when this command is interrupted; the same command again shows how far it is.")]
     Create(ConnectorCreateArgs),
@@ -26,6 +28,14 @@ The copy goes on when this command is interrupted; the same command again shows 
     /// Show how far a connector is behind production
     #[command(after_help = "Examples:\n  ardent connector status\n  ardent connector status shop --json")]
     Status(OptionalNameArgs),
+    /// Prove that a logical connector's root branch and production are equal, at a common point
+    #[command(after_help = "Examples:
+  ardent connector verify shop
+  ardent connector verify shop --json
+
+Every row of every table that is followed is read on both sides, as of the same moment. Writing
+goes on meanwhile. Exit code 3: something differs.")]
+    Verify(OptionalNameArgs),
     /// Delete a connector and drop its replication slot
     #[command(after_help = "Examples:\n  ardent connector delete shop --yes")]
     Delete(ConnectorDeleteArgs),
@@ -34,7 +44,7 @@ The copy goes on when this command is interrupted; the same command again shows 
 /// The kind of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SourceKind {
-    /// A Postgres server that allows physical replication.
+    /// A Postgres server.
     Postgresql,
 }
 
@@ -47,6 +57,9 @@ pub struct SourceArgs {
     /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE, or - to read it from standard input
     #[arg(value_name = "URL", env = "ARDENT_SOURCE_URL", hide_env_values = true)]
     pub source: String,
+    /// How it is followed.
+    #[command(flatten)]
+    pub logical: LogicalArgs,
 }
 
 /// `ardent connector create`.

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
     ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList, CreateConnectorRequest, DeleteReply,
-    ErrorInfo, PreflightReply, PreflightRequest,
+    ErrorInfo, PreflightReply, PreflightRequest, VerifyReply,
 };
 
 use super::path_name;
@@ -27,6 +27,7 @@ pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(),
         ConnectorCommand::Create(args) => create(output, api, args),
         ConnectorCommand::List => list(output, api),
         ConnectorCommand::Status(args) => status(output, api, args),
+        ConnectorCommand::Verify(args) => verify(output, api, args),
         ConnectorCommand::Delete(args) => delete(output, api, args),
     }
 }
@@ -45,7 +46,7 @@ fn source_url(args: &SourceArgs) -> Result<String, Failure> {
 }
 
 fn preflight(output: &Output, api: &Api, args: &SourceArgs) -> Result<(), Failure> {
-    let request = PreflightRequest { url: source_url(args)? };
+    let request = PreflightRequest { url: source_url(args)?, logical: args.logical.options() };
     let report: PreflightReply = api.post("/v1/connectors/preflight", &request)?;
     output.data(&report, report_text)?;
     if report.passed {
@@ -78,6 +79,7 @@ fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), 
         url: source_url(&args.source)?,
         fast: args.fast,
         max_rate_bytes: args.max_rate,
+        logical: args.source.logical.options(),
     };
     let mut progress = Progress::new(output);
     let mut made = None;
@@ -104,6 +106,11 @@ fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), 
                 .with_hint("start the server and run this again: what was half made is undone"),
         )
     })?;
+    if let Some(logical) = &connector.logical {
+        for missing in &logical.left_out {
+            output.warning(&format!("not on the root branch: {missing}"));
+        }
+    }
     output.note(&format!("connected; make a branch with: ardent branch create NAME --from {}", connector.name));
     output.data(&connector, connector_text)
 }
@@ -169,7 +176,7 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         None if connector.following => "yes".to_owned(),
         None => "no".to_owned(),
     };
-    pairs(&[
+    let mut lines = vec![
         ("name", connector.name.clone()),
         ("source", connector.source.clone()),
         ("postgres", connector.pg_major.map_or_else(|| "not known yet".to_owned(), |major| major.to_string())),
@@ -177,7 +184,18 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         ("lag", lag),
         ("size", connector.logical_size_bytes.map_or_else(|| "not known".to_owned(), bytes_text)),
         ("branches", connector.branches.to_string()),
-    ])
+    ];
+    if let Some(logical) = &connector.logical {
+        let schemas = &logical.options.schemas;
+        lines.push(("mode", "logical".to_owned()));
+        lines.push(("phase", logical.phase.clone()));
+        lines.push(("schemas", if schemas.is_empty() { "all".to_owned() } else { schemas.join(", ") }));
+        lines.push(("tables", logical.tables.to_string()));
+        let applied = logical.applied_lsn.map_or_else(|| "not known yet".to_owned(), |lsn| lsn.to_string());
+        lines.push(("applied", applied));
+        lines.extend(logical.left_out.iter().map(|missing| ("left out", missing.clone())));
+    }
+    pairs(&lines)
 }
 
 fn list(output: &Output, api: &Api) -> Result<(), Failure> {
@@ -204,11 +222,42 @@ fn list(output: &Output, api: &Api) -> Result<(), Failure> {
     })
 }
 
+fn named(api: &Api, args: &OptionalNameArgs) -> Result<String, Failure> {
+    match &args.name {
+        Some(name) => Ok(name.clone()),
+        None => only_connector(api),
+    }
+}
+
+fn verify(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Failure> {
+    let name = named(api, args)?;
+    // Every row is read: it takes as long as it takes.
+    let reply: VerifyReply = api.post_long(&format!("/v1/connectors/{}/verify", path_name(&name)?), &())?;
+    output.data(&reply, |reply| {
+        let rows: Vec<Vec<String>> = reply
+            .tables
+            .iter()
+            .map(|table| {
+                let equal = if table.equal { "yes" } else { "NO" };
+                let (theirs, ours) = (table.production_rows.to_string(), table.root_rows.to_string());
+                vec![table.table.clone(), theirs, ours, equal.to_owned()]
+            })
+            .collect();
+        let mut text = table(&["TABLE", "PRODUCTION", "ROOT", "EQUAL"], &rows);
+        for name in &reply.sequences_behind {
+            text.push_str(&format!("\nsequence {name} is behind production's"));
+        }
+        for name in &reply.not_followed {
+            text.push_str(&format!("\nnot followed: {name}"));
+        }
+        let verdict = if reply.equal { "equal" } else { "NOT EQUAL" };
+        format!("{text}\n{verdict} at production's {}", reply.at_lsn)
+    })?;
+    if reply.equal { Ok(()) } else { Err(Failure::differences()) }
+}
+
 fn status(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Failure> {
-    let name = match &args.name {
-        Some(name) => name.clone(),
-        None => only_connector(api)?,
-    };
+    let name = named(api, args)?;
     let connector: ConnectorInfo = api.get(&format!("/v1/connectors/{}", path_name(&name)?))?;
     output.data(&connector, connector_text)
 }

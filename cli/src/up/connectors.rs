@@ -47,6 +47,11 @@ impl Connectors {
         Connectors { host: Arc::new(host_facts(pg_bin_dirs)), probes: Mutex::default(), followed: Followed::default() }
     }
 
+    /// What preflight compares a source with.
+    pub fn host(&self) -> Arc<HostFacts> {
+        self.host.clone()
+    }
+
     /// Adds how far behind production they are.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("ardent_connector");
@@ -145,7 +150,7 @@ impl ConnectorRuntime for Connectors {
     }
 }
 
-fn config(spec: ConnectorSpec) -> ConnectorConfig {
+pub(super) fn config(spec: ConnectorSpec) -> ConnectorConfig {
     ConnectorConfig {
         tenant: spec.tenant,
         timeline: spec.timeline,

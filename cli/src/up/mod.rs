@@ -9,6 +9,7 @@ mod data_lock;
 pub mod keys;
 pub mod library;
 pub mod logging;
+mod logical;
 mod metrics;
 pub mod names;
 pub mod object_store;

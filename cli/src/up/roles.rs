@@ -24,6 +24,7 @@ use ardent_storage::EngineConfig;
 
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
+use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
 use super::safekeepers::{self, Safekeepers};
 use super::{keys, library, names, object_store};
@@ -196,10 +197,12 @@ pub async fn start_control(
     let pg_bin_dirs: BTreeMap<u32, PathBuf> = computes.pg_bin.iter().cloned().collect();
     let manage = place.token(Service::Any, Rights::Manage);
     let connectors = Arc::new(Connectors::new(&pg_bin_dirs));
+    let logical = Arc::new(LogicalConnectors::new(connectors.host(), &pg_bin_dirs));
     let dependencies = Dependencies {
         page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),
         wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
         connectors: connectors.clone(),
+        logical: logical.clone(),
     };
     let (public, proxy_address) = names::public_address(front);
     let config = ControlConfig {
@@ -226,6 +229,7 @@ pub async fn start_control(
     let control = control.map_err(|error| start_failed(&error))?;
     control.register_metrics(metrics.registry());
     connectors.register_metrics(metrics.registry());
+    logical.register_metrics(metrics.registry());
     metrics.check(control.problems());
     Ok(control)
 }

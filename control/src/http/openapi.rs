@@ -29,6 +29,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         "PreflightReport",
     ),
     ("get", "/v1/connectors/{name}", "One connector with its lag", None, "Connector"),
+    (
+        "post",
+        "/v1/connectors/{name}/verify",
+        "Hold production and the root branch of a connector in logical mode against one another",
+        None,
+        "Verified",
+    ),
     ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
     (
         "get",
@@ -152,12 +159,45 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
     ),
     ("Whoami", &[("schema_version", "integer"), ("token_name", "string"), ("created_at", "Time")]),
     ("Deleted", &[("schema_version", "integer"), ("name", "string"), ("warning", "string?"), ("kept_until", "Time?")]),
-    ("Preflight", &[("url", "string")]),
+    ("Preflight", &[("url", "string"), ("logical", "LogicalOptions?")]),
+    ("LogicalOptions", &[("schemas", "[string]?"), ("keyless", "KeylessTables?")]),
+    (
+        "Logical",
+        &[
+            ("options", "LogicalOptions"),
+            ("phase", "string"),
+            ("tables", "integer"),
+            ("applied_lsn", "Lsn?"),
+            ("left_out", "[string]"),
+        ],
+    ),
+    (
+        "Verified",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("at_lsn", "Lsn"),
+            ("equal", "boolean"),
+            ("tables", "[VerifiedTable]"),
+            ("sequences_behind", "[string]"),
+            ("not_followed", "[string]"),
+        ],
+    ),
+    (
+        "VerifiedTable",
+        &[("table", "string"), ("production_rows", "integer"), ("root_rows", "integer"), ("equal", "boolean")],
+    ),
     ("PreflightCheck", &[("name", "string"), ("outcome", "CheckOutcome"), ("message", "string"), ("fix", "string?")]),
     ("PreflightReport", &[("schema_version", "integer"), ("passed", "boolean"), ("checks", "[PreflightCheck]")]),
     (
         "CreateConnector",
-        &[("name", "string?"), ("url", "string"), ("fast", "boolean?"), ("max_rate_bytes", "integer?")],
+        &[
+            ("name", "string?"),
+            ("url", "string"),
+            ("fast", "boolean?"),
+            ("max_rate_bytes", "integer?"),
+            ("logical", "LogicalOptions?"),
+        ],
     ),
     (
         "Connector",
@@ -179,6 +219,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("lag_seconds", "integer?"),
             ("logical_size_bytes", "integer?"),
             ("branches", "integer"),
+            ("logical", "Logical?"),
         ],
     ),
     ("ConnectorList", &[("schema_version", "integer"), ("connectors", "[Connector]")]),
@@ -420,6 +461,7 @@ fn schemas() -> Value {
     let words = |words: &[&str]| json!({ "type": "string", "enum": words });
     schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting", "deleted"]));
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
+    schemas.insert("KeylessTables".into(), words(&["refuse", "empty"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
     schemas.insert("DiffPart".into(), words(&["schema", "rows"]));

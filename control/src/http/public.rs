@@ -20,8 +20,8 @@ use ardent_api::control::{
     ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
     CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
     PasswordRequest, PreflightReply, PreflightRequest, RenameRequest, ResetRequest, RestoreRequest, SCHEMA_VERSION,
-    StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
-    WhoamiReply,
+    StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply,
+    WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -48,6 +48,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/connectors", get(list_connectors).post(create_connector))
         .route("/v1/connectors/preflight", post(preflight))
         .route("/v1/connectors/{name}", get(show_connector).delete(delete_connector))
+        .route("/v1/connectors/{name}/verify", post(verify_connector))
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
@@ -146,11 +147,15 @@ async fn list_connectors(State(control): Shared) -> Result<ConnectorList> {
 }
 
 async fn preflight(State(control): Shared, Body(request): Body<PreflightRequest>) -> Result<PreflightReply> {
-    Ok(Reply(control.preflight(&request.url).await?))
+    Ok(Reply(control.preflight(&request.url, request.logical.as_ref()).await?))
 }
 
 async fn show_connector(State(control): Shared, Path(name): Path<String>) -> Result<ConnectorInfo> {
     Ok(Reply(control.show_connector(&name).await?))
+}
+
+async fn verify_connector(State(control): Shared, Path(name): Path<String>) -> Result<VerifyReply> {
+    Ok(Reply(control.verify_connector(&name).await?))
 }
 
 async fn delete_connector(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {

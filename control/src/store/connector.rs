@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::{OptionalExtension as _, Row, params};
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::control::ConnectorState;
+use ardent_api::control::{ConnectorState, LogicalOptions};
 use ardent_types::{BranchId, TenantId, TimelineId};
 
 use crate::deps::Imported;
@@ -38,17 +38,23 @@ pub struct ConnectorRow {
     pub superuser: Option<String>,
     /// Settings that computes get.
     pub settings: BTreeMap<String, String>,
+    /// What is copied, if it follows by logical replication.
+    pub logical: Option<LogicalOptions>,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
 }
 
-const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, created_us";
+const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, created_us";
 
 impl ConnectorRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let state: String = row.get("state")?;
         let settings: String = row.get("settings")?;
         let settings = serde_json::from_str(&settings).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
+        })?;
+        let logical: Option<String> = row.get("logical")?;
+        let logical = logical.map(|text| serde_json::from_str(&text)).transpose().map_err(|error| {
             rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error))
         })?;
         Ok(ConnectorRow {
@@ -68,6 +74,7 @@ impl ConnectorRow {
             pg_major: row.get("pg_major")?,
             superuser: row.get("superuser")?,
             settings,
+            logical,
             created_us: row.get("created_us")?,
         })
     }
@@ -91,9 +98,20 @@ impl Store {
             transaction
                 .execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![timeline, tenant])?;
             transaction.execute(
-                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, created_us)
-                 VALUES (?1, ?2, ?3, 'creating', ?4, ?5, ?6, ?7, ?8)",
-                params![row.name, tenant, timeline, row.url_sealed, row.source, row.fast, row.max_rate_bytes, row.created_us],
+                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, logical,
+                    created_us)
+                 VALUES (?1, ?2, ?3, 'creating', ?4, ?5, ?6, ?7, ?8, ?9)",
+                params![
+                    row.name,
+                    tenant,
+                    timeline,
+                    row.url_sealed,
+                    row.source,
+                    row.fast,
+                    row.max_rate_bytes,
+                    row.logical.as_ref().map(|options| serde_json::to_string(options).expect("plain data")),
+                    row.created_us
+                ],
             )?;
             Ok(true)
         })
@@ -140,6 +158,72 @@ impl Store {
         })
     }
 
+    /// A connector in logical mode has a root timeline: its root branch exists, for nobody to see yet.
+    pub fn logical_begun(
+        &self,
+        row: &ConnectorRow,
+        imported: &Imported,
+        root: &super::BranchRow,
+        credential: &super::CredentialRow,
+    ) -> Result<(), StoreError> {
+        let settings = serde_json::to_string(&imported.settings).expect("a map of strings is plain data");
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE connectors SET pg_major = ?2, superuser = ?3, settings = ?4 WHERE name = ?1",
+                params![row.name, imported.pg_major, imported.superuser, settings],
+            )?;
+            super::branch::insert(transaction, root)?;
+            super::branch::put_credential(transaction, root.id, credential)
+        })
+    }
+
+    /// Its import is done: branches can be made.
+    pub fn logical_ready(&self, row: &ConnectorRow) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction.execute("UPDATE connectors SET state = 'ready' WHERE name = ?1", params![row.name])?;
+            transaction
+                .execute("UPDATE branches SET hidden = 0 WHERE connector = ?1 AND parent_id IS NULL", params![row.name])
+                .map(|_| ())
+        })
+    }
+
+    /// How far a connector in logical mode is.
+    pub fn logical_state(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.logical_text(name, "logical_state")
+    }
+
+    /// SQL that it runs later.
+    pub fn logical_script(&self, name: &str) -> Result<Option<String>, StoreError> {
+        self.logical_text(name, "logical_script")
+    }
+
+    fn logical_text(&self, name: &str, column: &str) -> Result<Option<String>, StoreError> {
+        self.read(|connection| {
+            connection
+                .query_row(&format!("SELECT {column} FROM connectors WHERE name = ?1"), params![name], |row| row.get(0))
+                .optional()
+                .map(Option::flatten)
+        })
+    }
+
+    /// Remembers how far it is.
+    pub fn set_logical_state(&self, name: &str, state: &str) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute("UPDATE connectors SET logical_state = ?2 WHERE name = ?1", params![name, state])
+                .map(|_| ())
+        })
+    }
+
+    /// Remembers SQL that it runs later.
+    pub fn set_logical_script(&self, name: &str, script: &str) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute("UPDATE connectors SET logical_script = ?2 WHERE name = ?1", params![name, script])
+                .map(|_| ())
+        })
+    }
+
     /// Marks a connector for deletion, unless branches were made from it: then their names. Deleted branches that could be had back
     /// don't count: they go with it.
     pub fn begin_delete_connector(&self, name: &str) -> Result<Result<(), Vec<String>>, StoreError> {
@@ -162,10 +246,17 @@ impl Store {
     pub fn remove_connector(&self, row: &ConnectorRow, away: &[ServiceAddr]) -> Result<(), StoreError> {
         self.write(|transaction| {
             wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Delete, away)?;
+            let timeline = row.timeline.to_string();
+            transaction.execute("DELETE FROM leases WHERE timeline_id = ?1", params![timeline])?;
+            transaction.execute(
+                "DELETE FROM computes WHERE branch_id IN
+                    (SELECT id FROM branches WHERE connector = ?1 AND parent_id IS NULL)",
+                params![row.name],
+            )?;
             transaction
                 .execute("DELETE FROM branches WHERE connector = ?1 AND parent_id IS NULL", params![row.name])?;
             transaction.execute("DELETE FROM connectors WHERE name = ?1", params![row.name])?;
-            transaction.execute("DELETE FROM timelines WHERE id = ?1", params![row.timeline.to_string()])?;
+            transaction.execute("DELETE FROM timelines WHERE id = ?1", params![timeline])?;
             transaction.execute("DELETE FROM tenants WHERE id = ?1", params![row.tenant.to_string()]).map(|_| ())
         })
     }

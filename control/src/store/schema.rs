@@ -131,6 +131,10 @@ const MIGRATIONS: &[&str] = &[
         retired INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX past_timelines_branch ON past_timelines(branch_id);",
+    // 4 -> 5: connectors in logical mode: what was asked for, how far they are, and SQL to be run later.
+    "ALTER TABLE connectors ADD COLUMN logical TEXT;
+    ALTER TABLE connectors ADD COLUMN logical_state TEXT;
+    ALTER TABLE connectors ADD COLUMN logical_script TEXT;",
 ];
 
 /// Version of the schema that this program writes.

@@ -20,11 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Sandbox;
-use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck};
+use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
 use ardent_control::deps::{
-    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, PageService, StorageError, StorageErrorKind, WalBranch,
-    WalService,
+    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, PageService, RootBranch,
+    StorageError, StorageErrorKind, WalBranch, WalService,
 };
 use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
 use ardent_types::{Lsn, TenantId, TimelineId};
@@ -69,6 +69,11 @@ pub struct FakeState {
     pub oldest_us: i64,
     /// Timelines of which the page server keeps only what others need.
     pub retired: Vec<TimelineId>,
+    /// A logical import goes no further than the copy.
+    pub copy_held: bool,
+    /// The root timelines whose logical connectors run, and how often one was begun.
+    pub logical_running: Vec<TimelineId>,
+    pub logical_begun: usize,
     /// How long history is kept, where that was said.
     pub retention_s: BTreeMap<TimelineId, u64>,
 }
@@ -334,6 +339,79 @@ impl WalService for Fakes {
     }
 }
 
+impl LogicalRuntime for Fakes {
+    fn preflight<'a>(
+        &'a self,
+        url: &'a str,
+        _options: &'a LogicalOptions,
+    ) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>> {
+        ConnectorRuntime::preflight(self, url)
+    }
+
+    fn begin(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Imported, ErrorInfo>> {
+        let mut state = self.state.lock();
+        state.logical_begun += 1;
+        let root = FakeTimeline { ancestor: None, branch_lsn: Lsn::INVALID, following: false };
+        state.page_server.insert(spec.timeline, root);
+        Box::pin(async move { Ok(Imported { pg_major: 15, superuser: None, settings: BTreeMap::new() }) })
+    }
+
+    fn run(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        cancel: CancellationToken,
+        _problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let mut state = self.state.lock();
+        state.slots = state.slots.max(1);
+        state.logical_running.push(spec.timeline);
+        Box::pin(async move {
+            if root.saved()?.is_none() {
+                root.save("copying")?;
+            }
+            cancel.cancelled().await;
+            Ok(())
+        })
+    }
+
+    fn status(&self, timeline: TimelineId) -> Option<LogicalStatus> {
+        let state = self.state.lock();
+        let is_ready = !state.copy_held;
+        let phase = if is_ready { "follow" } else { "copy" }.to_owned();
+        let status = LogicalStatus { phase, is_ready, progress: (5, 10), ..LogicalStatus::default() };
+        state.logical_running.contains(&timeline).then_some(status)
+    }
+
+    fn bring_current(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let down = self.state.lock().production_down;
+        let refused = ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "connection refused");
+        Box::pin(async move { if down { Err(refused) } else { Ok(()) } })
+    }
+
+    fn verify(
+        &self,
+        _spec: ConnectorSpec,
+        _root: Arc<dyn RootBranch>,
+    ) -> BoxFuture<'static, Result<VerifyReply, ErrorInfo>> {
+        let at_lsn = *self.production.borrow();
+        let reply = VerifyReply {
+            schema_version: 1,
+            name: String::new(),
+            at_lsn,
+            equal: true,
+            tables: vec![],
+            sequences_behind: vec![],
+            not_followed: vec![],
+        };
+        Box::pin(async move { Ok(reply) })
+    }
+
+    fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        ConnectorRuntime::delete(self, spec)
+    }
+}
+
 impl ConnectorRuntime for Fakes {
     fn preflight<'a>(&'a self, _url: &'a str) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>> {
         let outcome = if self.state.lock().preflight_fails { CheckOutcome::Failed } else { CheckOutcome::Ok };
@@ -489,6 +567,7 @@ impl World {
             page_service: self.fakes.clone(),
             wal_service: self.fakes.clone(),
             connectors: self.fakes.clone(),
+            logical: self.fakes.clone(),
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");

@@ -11,6 +11,78 @@ use super::ErrorInfo;
 pub struct PreflightRequest {
     /// `postgresql://...` of the production server.
     pub url: String,
+    /// What logical mode needs is looked at; absent: what physical replication needs.
+    #[serde(default)]
+    pub logical: Option<LogicalOptions>,
+}
+
+/// How a source is followed by logical replication.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogicalOptions {
+    /// The schemas that are copied; empty: all.
+    #[serde(default)]
+    pub schemas: Vec<String>,
+    /// What becomes of tables whose updates and deletes cannot name their rows.
+    #[serde(default)]
+    pub keyless: KeylessTables,
+}
+
+/// What becomes of tables without a replica identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeylessTables {
+    /// Preflight fails and names them.
+    #[default]
+    Refuse,
+    /// They are made, stay empty, and are not followed.
+    Empty,
+}
+
+/// A logical connector's state, besides what all connectors have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogicalInfo {
+    /// What was asked for.
+    pub options: LogicalOptions,
+    /// `schema`, `copy`, `index`, `catch_up`, `constraints` or `follow`.
+    pub phase: String,
+    /// Tables whose rows are copied and followed.
+    pub tables: u64,
+    /// All that production had committed up to this of its LSNs is on the root branch.
+    pub applied_lsn: Option<Lsn>,
+    /// What production has and the root branch has not, each with why.
+    pub left_out: Vec<String>,
+}
+
+/// Answer of `POST /v1/connectors/{name}/verify`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReply {
+    /// [`SCHEMA_VERSION`](super::SCHEMA_VERSION).
+    pub schema_version: u32,
+    /// The connector.
+    pub name: String,
+    /// The position of production's log at which both were read.
+    pub at_lsn: Lsn,
+    /// Nothing differs.
+    pub equal: bool,
+    /// Each table that is followed.
+    pub tables: Vec<VerifiedTable>,
+    /// Sequences of the root branch that are behind production's.
+    pub sequences_behind: Vec<String>,
+    /// Tables of production's that are not followed.
+    pub not_followed: Vec<String>,
+}
+
+/// What [`VerifyReply`] says of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedTable {
+    /// Schema and name.
+    pub table: String,
+    /// Rows on production.
+    pub production_rows: u64,
+    /// Rows on the root branch.
+    pub root_rows: u64,
+    /// Number and checksum of the rows are equal.
+    pub equal: bool,
 }
 
 /// One thing that preflight looked at.
@@ -63,6 +135,9 @@ pub struct CreateConnectorRequest {
     /// Most bytes per second to take from production; absent: no limit.
     #[serde(default)]
     pub max_rate_bytes: Option<u64>,
+    /// Follow it by logical replication; absent: by physical replication.
+    #[serde(default)]
+    pub logical: Option<LogicalOptions>,
 }
 
 /// A line of the answer to [`CreateConnectorRequest`].
@@ -76,7 +151,7 @@ pub enum ConnectorEvent {
     },
     /// How far the import is.
     Progress {
-        /// What is being done: `checkpoint`, `copy`, `catch_up`.
+        /// What is being done: `checkpoint`, `copy`, `catch_up`; in logical mode `schema`, `copy`, `index`, `catch_up`, `constraints`.
         phase: String,
         /// Bytes copied.
         bytes_done: u64,
@@ -146,6 +221,9 @@ pub struct ConnectorInfo {
     pub logical_size_bytes: Option<u64>,
     /// Branches made from it.
     pub branches: u64,
+    /// Of a connector in logical mode; null: it follows by physical replication.
+    #[serde(default)]
+    pub logical: Option<LogicalInfo>,
 }
 
 /// `GET /v1/connectors`.

@@ -1,0 +1,251 @@
+//! Control's connectors in logical mode, run by the connector crate.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use ardent_agent::ServerPrograms;
+use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
+use ardent_connector::HostFacts;
+use ardent_connector::logical::{
+    LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, bootstrap, bring_current,
+    delete_logical, logical_connector, preflight_logical, verify,
+};
+use ardent_control::deps::{ConnectorSpec, Imported, LogicalRuntime, LogicalStatus, RootBranch};
+use ardent_pg_format::PgMajor;
+use ardent_types::{Lsn, TimelineId};
+
+use super::connectors::config;
+
+/// Those that run, by root timeline.
+type Running = Arc<Mutex<HashMap<TimelineId, LogicalHandle>>>;
+
+/// Runs connectors in logical mode in this process.
+pub struct LogicalConnectors {
+    host: Arc<HostFacts>,
+    /// Folders of server programs, by major.
+    programs: Arc<BTreeMap<u32, PathBuf>>,
+    running: Running,
+}
+
+impl LogicalConnectors {
+    /// Connectors that use the server programs of this machine.
+    pub fn new(host: Arc<HostFacts>, pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> Self {
+        let folder = |major: PgMajor| {
+            let given = pg_bin_dirs.get(&major.number()).map(PathBuf::as_path);
+            Some((major.number(), ServerPrograms::find(major.number(), given).ok()?.bin_dir))
+        };
+        let programs = Arc::new(PgMajor::ALL.into_iter().filter_map(folder).collect());
+        LogicalConnectors { host, programs, running: Running::default() }
+    }
+
+    /// Adds how far behind production they are.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        let registry = registry.sub_registry_with_prefix("ardent_logical");
+        registry.register_collector(Box::new(Lag(self.running.clone())));
+    }
+
+    fn handle(&self, timeline: TimelineId) -> Result<LogicalHandle, ErrorInfo> {
+        self.running.lock().get(&timeline).cloned().ok_or_else(|| {
+            ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "the connector does not run at this moment")
+                .with_hint("ardent connector status says why")
+        })
+    }
+}
+
+impl LogicalRuntime for LogicalConnectors {
+    fn preflight<'a>(
+        &'a self,
+        url: &'a str,
+        options: &'a LogicalOptions,
+    ) -> BoxFuture<'a, Result<Vec<PreflightCheck>, ErrorInfo>> {
+        async move { preflight_logical(url, options, &self.host, &self.programs).await.map_err(|error| failed(&error)) }
+            .boxed()
+    }
+
+    fn begin(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Imported, ErrorInfo>> {
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            let imported = bootstrap(&config).await.map_err(|error| failed(&error))?;
+            Ok(Imported {
+                pg_major: imported.spec.pg_major,
+                superuser: Some(imported.superuser),
+                settings: imported.settings,
+            })
+        }
+        .boxed()
+    }
+
+    fn run(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        cancel: CancellationToken,
+        problem: watch::Sender<Option<String>>,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let (handle, run) = logical_connector();
+        let listed = Listed::new(&self.running, spec.timeline, handle.clone());
+        let programs = self.programs.clone();
+        async move {
+            let _listed = listed;
+            let config = logical_config(spec, &programs);
+            let mut status = handle.watch();
+            let running = run.run(&config, Arc::new(Root(root)), cancel);
+            tokio::pin!(running);
+            loop {
+                tokio::select! {
+                    ended = &mut running => return ended.map_err(|error| failed(&error)),
+                    Ok(()) = status.changed() => {
+                        let why = status.borrow_and_update().last_error.clone();
+                        problem.send_if_modified(|shown| {
+                            let changed = *shown != why;
+                            *shown = why;
+                            changed
+                        });
+                    }
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn status(&self, timeline: TimelineId) -> Option<LogicalStatus> {
+        let status = self.running.lock().get(&timeline)?.status();
+        Some(LogicalStatus {
+            phase: status.phase.word().to_owned(),
+            is_ready: status.phase == LogicalPhase::Follow,
+            progress: status.progress,
+            tables: status.tables as u64,
+            applied_lsn: Some(status.applied_lsn).filter(|lsn| *lsn > Lsn::INVALID),
+            lag: status.lag(),
+            left_out: status.left_out,
+        })
+    }
+
+    fn bring_current(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let handle = self.handle(spec.timeline);
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            bring_current(&config, &handle?).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn verify(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+    ) -> BoxFuture<'static, Result<VerifyReply, ErrorInfo>> {
+        let handle = self.handle(spec.timeline);
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            verify(&config, &handle?, &Root(root)).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            delete_logical(&config).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+}
+
+fn logical_config(spec: ConnectorSpec, programs: &Arc<BTreeMap<u32, PathBuf>>) -> LogicalConfig {
+    let options = spec.logical.clone().unwrap_or_default();
+    LogicalConfig { connector: config(spec), options, programs: programs.clone() }
+}
+
+fn failed(error: &LogicalError) -> ErrorInfo {
+    let code = match error {
+        LogicalError::Root { .. } | LogicalError::Branch(_) => ApiErrorCode::ComputeFailed,
+        _ => ApiErrorCode::ConnectorUnavailable,
+    };
+    ErrorInfo::new(code, error.chain())
+}
+
+/// Control's root branch, as the connector crate wants it.
+struct Root(Arc<dyn RootBranch>);
+
+impl ardent_connector::logical::RootBranch for Root {
+    fn wake(&self) -> RootFuture<'_> {
+        Box::pin(async move {
+            let at = self.0.wake().await?;
+            Ok(RootAt { socket_dir: at.socket_dir, port: at.port })
+        })
+    }
+
+    fn saved(&self) -> Result<Option<String>, ErrorInfo> {
+        self.0.saved()
+    }
+
+    fn save(&self, state: &str) -> Result<(), ErrorInfo> {
+        self.0.save(state)
+    }
+
+    fn script(&self) -> Result<String, ErrorInfo> {
+        self.0.script()
+    }
+
+    fn save_script(&self, script: &str) -> Result<(), ErrorInfo> {
+        self.0.save_script(script)
+    }
+}
+
+/// A connector's place in the list, for as long as it runs.
+struct Listed {
+    running: Running,
+    timeline: TimelineId,
+}
+
+impl Listed {
+    fn new(running: &Running, timeline: TimelineId, handle: LogicalHandle) -> Self {
+        running.lock().insert(timeline, handle);
+        Listed { running: running.clone(), timeline }
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.running.lock().remove(&self.timeline);
+    }
+}
+
+/// How far connectors are behind: of all, the worst.
+struct Lag(Running);
+
+impl fmt::Debug for Lag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lag")
+    }
+}
+
+impl Collector for Lag {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let all: Vec<_> = self.0.lock().values().map(LogicalHandle::status).collect();
+        let bytes = all.iter().map(|status| i64::try_from(status.lag_bytes()).unwrap_or(i64::MAX)).max();
+        let bytes = ConstGauge::new(bytes.unwrap_or(0));
+        let help = "Log that production has and that is not applied, of the logical connector that is furthest behind";
+        bytes.encode(encoder.encode_descriptor("lag_bytes", help, None, bytes.metric_type())?)?;
+        let seconds = all.iter().filter_map(|status| status.lag()).max().unwrap_or_default();
+        let seconds = ConstGauge::new(seconds.as_secs_f64());
+        let help = "For how long the logical connector that is furthest behind has been behind";
+        seconds.encode(encoder.encode_descriptor("lag_seconds", help, None, seconds.metric_type())?)
+    }
+}

@@ -1,0 +1,418 @@
+//! Applies transactions to the root branch, each exactly once.
+//!
+//! Transactions that come close after one another become one on the root. Its commit carries how far production's log was applied
+//! (a replication origin): what was applied is not applied again, whatever is sent again after an interruption.
+
+use std::collections::{HashMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, Statement};
+
+use ardent_pgoutput::{Begin, Change, Commit, Message, Relation, Truncate, Update};
+use ardent_types::Lsn;
+
+use crate::logical::config::RootBranch;
+use crate::logical::ddl;
+use crate::logical::error::{LogicalError, root, source};
+use crate::logical::relation::{compare, root_columns, shape};
+use crate::logical::session::{connect_root, connect_source, literal, qualified};
+use crate::logical::state::{LogicalState, TableState};
+use crate::logical::statements::{NoStatement, Prepared, Shape};
+
+/// Statements that are under way at the same time, and the bytes of their values.
+const UNDER_WAY_MAX: usize = 512;
+const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
+/// So many changes, or so much time, end a transaction on the root where one of production's ends.
+const TOGETHER_MAX: usize = 20_000;
+const TOGETHER_TIME: Duration = Duration::from_millis(200);
+/// Texts of statements that are kept prepared.
+const PREPARED_MAX: usize = 1000;
+
+type Running = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
+
+/// What an update or delete must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expect {
+    One(u32, &'static str),
+    Any,
+}
+
+struct UnderWay {
+    running: Running,
+    expect: Expect,
+    bytes: usize,
+}
+
+/// A session on the root, with what it has prepared.
+struct RootSession {
+    client: Arc<Client>,
+    prepared: HashMap<String, Statement>,
+}
+
+/// A transaction on the root.
+struct Open {
+    changes: usize,
+    began: Instant,
+    /// The last of production's transactions that is whole in it.
+    ended: Option<Commit>,
+}
+
+/// One of production's transactions.
+struct Transaction {
+    begin: Begin,
+    /// It is on the root already. Not known before the root is asked.
+    is_known: Option<bool>,
+}
+
+/// How changes of one of production's relations are applied.
+enum Target {
+    /// To this table.
+    Table(Arc<Shape>),
+    /// It is not known what it looks like on the root: its relation message is to be looked at.
+    Told(Relation),
+}
+
+/// Applies what comes.
+pub(crate) struct Applier {
+    url: String,
+    database: String,
+    origin: String,
+    root: Arc<dyn RootBranch>,
+    tables: HashMap<u32, TableState>,
+    session: Option<RootSession>,
+    /// What the root's origin says, once it was asked.
+    applied: Lsn,
+    targets: HashMap<u32, Target>,
+    open: Option<Open>,
+    transaction: Option<Transaction>,
+    under_way: VecDeque<UnderWay>,
+    under_way_bytes: usize,
+    /// All of production's log below is on the root.
+    position: Lsn,
+}
+
+impl Applier {
+    pub fn new(url: &str, database: &str, origin: &str, root: Arc<dyn RootBranch>, state: &LogicalState) -> Self {
+        Applier {
+            url: url.to_owned(),
+            database: database.to_owned(),
+            origin: origin.to_owned(),
+            root,
+            tables: state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect(),
+            session: None,
+            applied: Lsn::INVALID,
+            targets: HashMap::new(),
+            open: None,
+            transaction: None,
+            under_way: VecDeque::new(),
+            under_way_bytes: 0,
+            position: Lsn::INVALID,
+        }
+    }
+
+    /// All of production's log below is on the root.
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
+    /// Whether the last transaction that came is whole, so that nothing is left but to commit it.
+    pub fn is_between_transactions(&self) -> bool {
+        self.transaction.is_none()
+    }
+
+    /// Whether what was applied should be committed, even if more is there.
+    pub fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.changes >= TOGETHER_MAX || open.began.elapsed() >= TOGETHER_TIME)
+    }
+
+    /// Production has sent all below `lsn`.
+    pub fn sent(&mut self, lsn: Lsn) {
+        if self.transaction.is_none() && self.open.is_none() {
+            self.position = self.position.max(lsn);
+        }
+    }
+
+    /// A session on the root. One that broke while nothing was under way is made anew: an idle root's Postgres is stopped.
+    pub async fn session(&mut self) -> Result<Arc<Client>, LogicalError> {
+        if let Some(session) = &self.session
+            && (self.open.is_some() || !session.client.is_closed())
+        {
+            return Ok(session.client.clone());
+        }
+        let at = self.root.wake().await.map_err(LogicalError::Branch)?;
+        let client = connect_root(&at, &self.database).await?;
+        let origin = literal(&self.origin);
+        let setup = format!(
+            "select pg_catalog.pg_replication_origin_create({origin}) where pg_catalog.pg_replication_origin_oid({origin}) is null; \
+             select pg_catalog.pg_replication_origin_session_setup({origin})"
+        );
+        client.batch_execute(&setup).await.map_err(root("setting up the session that applies changes"))?;
+        let asked = format!("select pg_catalog.pg_replication_origin_progress({origin}, true)::text");
+        let row = client.query_one(&asked, &[]).await.map_err(root("asking how far it is"))?;
+        let applied = row.get::<_, Option<String>>(0).and_then(|text| text.parse().ok());
+        self.applied = applied.unwrap_or(Lsn::INVALID);
+        self.targets.retain(|_, target| matches!(target, Target::Told(_)));
+        self.session = Some(RootSession { client: client.clone(), prepared: HashMap::new() });
+        Ok(client)
+    }
+
+    /// Takes one message.
+    pub async fn take(&mut self, message: Message) -> Result<(), LogicalError> {
+        match message {
+            Message::Begin(begin) => self.transaction = Some(Transaction { begin, is_known: None }),
+            Message::Commit(commit) => self.end(commit),
+            Message::Relation(relation) => {
+                self.targets.insert(relation.oid, Target::Told(relation));
+            }
+            Message::Insert(change) => self.insert(&change).await?,
+            Message::Update(update) => self.update(&update).await?,
+            Message::Delete(change) => self.delete(&change).await?,
+            Message::Truncate(truncate) => self.truncate(&truncate).await?,
+            // Where a transaction came from does not matter, types are asked for by their OIDs, and other messages are nobody's rows.
+            Message::Origin { .. } | Message::Type(_) | Message::Logical { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, commit: Commit) {
+        self.transaction = None;
+        match &mut self.open {
+            Some(open) => open.ended = Some(commit),
+            None => self.position = self.position.max(commit.end_lsn),
+        }
+    }
+
+    /// Commits what was applied. Durable on a quorum when it returns.
+    pub async fn commit(&mut self) -> Result<(), LogicalError> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let Some(ended) = open.ended.filter(|_| self.transaction.is_none()) else { return Ok(()) };
+        self.finish_under_way(0).await?;
+        let client = self.session().await?;
+        let commit = format!(
+            "select pg_catalog.pg_replication_origin_xact_setup('{}', \
+             timestamptz '2000-01-01 00:00:00+00' + {} * interval '1 microsecond'); commit",
+            ended.end_lsn, ended.committed_us
+        );
+        client.batch_execute(&commit).await.map_err(root("committing changes"))?;
+        self.open = None;
+        self.applied = self.applied.max(ended.end_lsn);
+        self.position = self.position.max(ended.end_lsn);
+        Ok(())
+    }
+
+    /// The relation's table, if the change is to be applied; also sees to it that a transaction is open on the root.
+    async fn target(&mut self, oid: u32) -> Result<Option<Arc<Shape>>, LogicalError> {
+        self.session().await?;
+        let applied = self.applied;
+        let Some(transaction) = &mut self.transaction else {
+            return Err(LogicalError::State("a change came outside of a transaction".into()));
+        };
+        let final_lsn = transaction.begin.final_lsn;
+        if *transaction.is_known.get_or_insert(final_lsn < applied) {
+            return Ok(None);
+        }
+        let Some(table) = self.tables.get(&oid) else { return Err(self.unknown(oid)) };
+        // What the copy shows already.
+        if table.copied_at.is_none_or(|copied_at| final_lsn < copied_at) {
+            return Ok(None);
+        }
+        self.open().await?;
+        if let Some(Target::Told(relation)) = self.targets.get(&oid) {
+            let relation = relation.clone();
+            self.look_at(relation).await?;
+        }
+        match self.targets.get(&oid) {
+            Some(Target::Table(shape)) => Ok(Some(shape.clone())),
+            _ => Err(LogicalError::State(format!("a change of relation {oid} came before the relation"))),
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), LogicalError> {
+        match &mut self.open {
+            Some(open) => open.changes += 1,
+            None => {
+                let client = self.session().await?;
+                client.batch_execute("begin").await.map_err(root("beginning a transaction"))?;
+                self.open = Some(Open { changes: 1, began: Instant::now(), ended: None });
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, oid: u32) -> LogicalError {
+        let table = match self.targets.get(&oid) {
+            Some(Target::Told(relation)) => format!("{}.{}", relation.schema, relation.name),
+            _ => format!("with OID {oid}"),
+        };
+        LogicalError::TableChanged {
+            table,
+            change: "it was added to the publication, and its rows were never copied".into(),
+        }
+    }
+
+    /// Holds a relation against the root's table, and brings over what can be.
+    async fn look_at(&mut self, relation: Relation) -> Result<(), LogicalError> {
+        let oid = relation.oid;
+        let Some(table) = self.tables.get(&oid).cloned() else { return Err(self.unknown(oid)) };
+        let full_name = format!("{}.{}", table.schema, table.name);
+        let changed = |change: String| LogicalError::TableChanged { table: full_name.clone(), change };
+        if (&relation.schema, &relation.name) != (&table.schema, &table.name) {
+            return Err(changed(format!("it is called {}.{} now", relation.schema, relation.name)));
+        }
+        // What is under way is of the table as it was.
+        self.finish_under_way(0).await?;
+        let client = self.session().await?;
+        let names = type_names(&self.url, &relation).await?;
+        let type_name = |oid: u32| names.get(&oid).cloned();
+        let mut columns = root_columns(&client, &table.schema, &table.name).await?;
+        let difference = compare(&relation, &columns, type_name);
+        if !difference.is_empty() {
+            let production = connect_source(&self.url).await?;
+            let statements = ddl::derive(&production, &relation, &difference).await?;
+            for statement in &statements.map_err(changed)? {
+                tracing::info!(statement, "production changed a table: the root follows");
+                let done = client.batch_execute(statement).await;
+                done.map_err(|source| LogicalError::Schema { statement: statement.clone(), source })?;
+            }
+            // Plans of what was prepared are of the table as it was.
+            if let Some(session) = &mut self.session {
+                session.prepared.clear();
+            }
+            columns = root_columns(&client, &table.schema, &table.name).await?;
+            let left = compare(&relation, &columns, |oid| names.get(&oid).cloned());
+            if !left.is_empty() {
+                return Err(changed(format!("its columns are not those of the root branch: {left:?}")));
+            }
+        }
+        self.targets.insert(oid, Target::Table(Arc::new(shape(&relation, &columns))));
+        Ok(())
+    }
+
+    async fn insert(&mut self, change: &Change) -> Result<(), LogicalError> {
+        let Some(shape) = self.target(change.relation).await? else { return Ok(()) };
+        let made = shape.insert(&change.row).map_err(|why| no_statement(&shape, why))?;
+        self.run(made, Expect::Any).await
+    }
+
+    async fn update(&mut self, update: &Update) -> Result<(), LogicalError> {
+        let Some(shape) = self.target(update.relation).await? else { return Ok(()) };
+        let made = shape.update(update.old.as_ref(), &update.new).map_err(|why| no_statement(&shape, why))?;
+        match made {
+            Some(made) => self.run(made, Expect::One(update.relation, "updated")).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn delete(&mut self, change: &Change) -> Result<(), LogicalError> {
+        let Some(shape) = self.target(change.relation).await? else { return Ok(()) };
+        let made = shape.delete(&change.row).map_err(|why| no_statement(&shape, why))?;
+        self.run(made, Expect::One(change.relation, "deleted")).await
+    }
+
+    async fn truncate(&mut self, truncate: &Truncate) -> Result<(), LogicalError> {
+        let mut names = Vec::new();
+        for &oid in &truncate.relations {
+            if let Some(shape) = self.target(oid).await? {
+                names.push(format!("only {}", qualified(&shape.schema, &shape.name)));
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.finish_under_way(0).await?;
+        let client = self.session().await?;
+        // Those that a CASCADE reached are named as well; sequences are kept ahead by themselves.
+        client.batch_execute(&format!("truncate {}", names.join(", "))).await.map_err(root("emptying tables"))
+    }
+
+    /// Sends a statement on its way; its outcome is looked at later.
+    async fn run(&mut self, made: Prepared, expect: Expect) -> Result<(), LogicalError> {
+        let Prepared { sql, values } = made;
+        let client = self.session().await?;
+        let known = self.session.as_ref().and_then(|session| session.prepared.get(&sql).cloned());
+        let statement = match known {
+            Some(statement) => statement,
+            None => {
+                let doing = format!("preparing {sql}");
+                let statement = client.prepare(&sql).await.map_err(root(doing))?;
+                if let Some(session) = &mut self.session {
+                    if session.prepared.len() >= PREPARED_MAX {
+                        session.prepared.clear();
+                    }
+                    session.prepared.insert(sql, statement.clone());
+                }
+                statement
+            }
+        };
+        let bytes = values.iter().filter_map(|value| value.0.as_ref()).map(bytes::Bytes::len).sum();
+        let mut running: Running = Box::pin(async move { client.execute_raw(&statement, values).await });
+        // The first poll sends it: statements are sent in the order in which they came.
+        match futures_util::poll!(running.as_mut()) {
+            Poll::Ready(done) => self.look(done, expect)?,
+            Poll::Pending => {
+                self.under_way_bytes += bytes;
+                self.under_way.push_back(UnderWay { running, expect, bytes });
+            }
+        }
+        let most = if self.under_way_bytes > UNDER_WAY_BYTES_MAX { 0 } else { UNDER_WAY_MAX };
+        self.finish_under_way(most).await
+    }
+
+    /// Waits until at most so many statements are under way.
+    async fn finish_under_way(&mut self, most: usize) -> Result<(), LogicalError> {
+        while self.under_way.len() > most {
+            let Some(first) = self.under_way.front_mut() else { break };
+            let done = first.running.as_mut().await;
+            let expect = first.expect;
+            self.under_way_bytes = self.under_way_bytes.saturating_sub(first.bytes);
+            self.under_way.pop_front();
+            self.look(done, expect)?;
+        }
+        Ok(())
+    }
+
+    fn look(&self, done: Result<u64, tokio_postgres::Error>, expect: Expect) -> Result<(), LogicalError> {
+        let rows = done.map_err(root("applying a change"))?;
+        match expect {
+            Expect::One(oid, action) if rows != 1 => {
+                let table = self.tables.get(&oid).map(|table| format!("{}.{}", table.schema, table.name));
+                Err(LogicalError::Diverged { table: table.unwrap_or_default(), action })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The names of types whose OIDs are production's own.
+async fn type_names(url: &str, relation: &Relation) -> Result<HashMap<u32, String>, LogicalError> {
+    let own: Vec<(u32, i32)> = relation
+        .columns
+        .iter()
+        .filter(|column| column.type_oid >= crate::logical::relation::FIRST_OWN_OID)
+        .map(|column| (column.type_oid, column.type_modifier))
+        .collect();
+    if own.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let production = connect_source(url).await?;
+    let mut names = HashMap::new();
+    for (oid, modifier) in own {
+        let row = production
+            .query_opt("select format_type(oid, $2) from pg_catalog.pg_type where oid = $1", &[&oid, &modifier])
+            .await
+            .map_err(source("asking for a type's name"))?;
+        names.extend(row.map(|row| (oid, row.get(0))));
+    }
+    Ok(names)
+}
+
+fn no_statement(shape: &Shape, why: NoStatement) -> LogicalError {
+    let change = match why {
+        NoStatement::NoKey => "its updates and deletes do not say which row they are of (replica identity)",
+        NoStatement::Columns => "a change has other columns than the table was said to have",
+    };
+    LogicalError::TableChanged { table: shape.full_name(), change: change.into() }
+}

@@ -1,0 +1,224 @@
+//! Copies tables as of one snapshot, several at a time.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use futures_util::{SinkExt as _, StreamExt as _};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use ardent_pg_wire::{ConnectMode, Connection, LogicalSlot, SlotLifetime};
+
+use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
+use crate::logical::error::{LogicalError, root, source};
+use crate::logical::session::{connect_root, connect_source, literal, qualified, quoted};
+use crate::logical::state::{LogicalState, TableState};
+
+/// Tables that are copied at the same time.
+const TABLES_AT_ONCE: usize = 4;
+/// Rows go on to the root in pieces of this size.
+const PIECE_LEN: usize = 128 << 10;
+
+/// A moment of production's, seen by every session that imports it, for as long as this is kept.
+#[derive(Debug)]
+pub(crate) struct Moment {
+    pub slot: LogicalSlot,
+    _connection: Connection,
+}
+
+impl Moment {
+    /// Makes a slot, and keeps the snapshot of where it begins.
+    pub async fn take(config: &LogicalConfig, slot: &str, lifetime: SlotLifetime) -> Result<Moment, LogicalError> {
+        let connect = config.connector.connect_config()?;
+        let mut connection = Connection::connect(&connect, ConnectMode::Logical).await?;
+        let slot = connection.create_logical_slot(slot, lifetime).await?;
+        Ok(Moment { slot, _connection: connection })
+    }
+
+    /// A session on production that sees what was committed before this moment.
+    pub async fn session(&self, url: &str) -> Result<Client, LogicalError> {
+        let client = connect_source(url).await?;
+        let begin = format!(
+            "begin isolation level repeatable read read only; set transaction snapshot {}",
+            literal(&self.slot.snapshot)
+        );
+        client.batch_execute(&begin).await.map_err(source("reading as of one moment"))?;
+        Ok(client)
+    }
+}
+
+/// What is known of a copy while it runs.
+#[derive(Debug, Default)]
+pub(crate) struct CopyProgress {
+    /// Bytes of rows that have come, of all tables.
+    pub bytes: AtomicU64,
+}
+
+struct Copier {
+    config: LogicalConfig,
+    root: Arc<dyn RootBranch>,
+    at: RootAt,
+    database: String,
+    moment: Moment,
+    state: Arc<Mutex<LogicalState>>,
+    waiting: Mutex<VecDeque<u32>>,
+    progress: Arc<CopyProgress>,
+    rate: tokio::sync::Mutex<Rate>,
+}
+
+/// Copies the tables that are not copied yet, the largest first. Each is remembered as soon as the root has it.
+pub(crate) async fn copy_tables(
+    config: &LogicalConfig,
+    root: &Arc<dyn RootBranch>,
+    moment: Moment,
+    state: &Arc<Mutex<LogicalState>>,
+    progress: &Arc<CopyProgress>,
+) -> Result<(), LogicalError> {
+    let at = root.wake().await.map_err(LogicalError::Branch)?;
+    let mut waiting: Vec<(u64, u32)> = {
+        let state = state.lock();
+        let tables = state.tables.iter().filter(|(_, table)| table.copied_at.is_none());
+        tables.map(|(oid, table)| (table.bytes, *oid)).collect()
+    };
+    waiting.sort_unstable_by(|one, other| other.cmp(one));
+    let database = config.connector.connect_config()?.database().to_owned();
+    let workers = waiting.len().min(TABLES_AT_ONCE);
+    let copier = Arc::new(Copier {
+        config: config.clone(),
+        root: root.clone(),
+        at,
+        database,
+        moment,
+        state: state.clone(),
+        waiting: Mutex::new(waiting.into_iter().map(|(_, oid)| oid).collect()),
+        progress: progress.clone(),
+        rate: tokio::sync::Mutex::new(Rate::new(config.connector.max_rate_bytes)),
+    });
+    // Dropped with this future, they end.
+    let mut running = JoinSet::new();
+    for _ in 0..workers {
+        let copier = copier.clone();
+        running.spawn(async move { copier.work().await });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.map_err(|error| LogicalError::State(format!("a copy ended: {error}")))??;
+    }
+    Ok(())
+}
+
+impl Copier {
+    async fn work(&self) -> Result<(), LogicalError> {
+        let production = self.moment.session(&self.config.connector.url).await?;
+        let client = connect_root(&self.at, &self.database).await?;
+        loop {
+            let Some(oid) = self.waiting.lock().pop_front() else { return Ok(()) };
+            let table = self.state.lock().tables.get(&oid).cloned();
+            let Some(table) = table else { continue };
+            self.copy(&production, &client, oid, &table).await?;
+            // Durable on the root first: a table that is there and not remembered is copied again.
+            let text = {
+                let mut state = self.state.lock();
+                if let Some(table) = state.tables.get_mut(&oid) {
+                    table.copied_at = Some(self.moment.slot.consistent_lsn);
+                }
+                encode(&state)
+            };
+            self.root.save(&text).map_err(LogicalError::Branch)?;
+            tracing::info!(schema = %table.schema, name = %table.name, "table is copied");
+        }
+    }
+
+    async fn copy(
+        &self,
+        production: &Client,
+        client: &Client,
+        oid: u32,
+        table: &TableState,
+    ) -> Result<(), LogicalError> {
+        let name = qualified(&table.schema, &table.name);
+        let columns = production
+            .query(
+                "select attname::text from pg_catalog.pg_attribute \
+                 where attrelid = $1 and attnum > 0 and not attisdropped and attgenerated = '' order by attnum",
+                &[&oid],
+            )
+            .await
+            .map_err(source("listing a table's columns"))?;
+        let columns: Vec<String> = columns.iter().map(|row| quoted(row.get(0))).collect();
+        let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+        let doing = |what: &str| format!("{what} table {name}");
+        let rows = production.copy_out(&format!("copy {name}{list} to stdout")).await;
+        let rows = rows.map_err(source("reading a table"))?;
+        let begin = format!("begin; truncate only {name}");
+        client.batch_execute(&begin).await.map_err(root(doing("emptying")))?;
+        // In the transaction that emptied it, so its rows are frozen: no branch will have to look at who wrote them.
+        let sink = client.copy_in(&format!("copy {name}{list} from stdin (freeze)")).await;
+        let sink = sink.map_err(root(doing("filling")))?;
+        tokio::pin!(rows, sink);
+        let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
+        while let Some(row) = rows.next().await {
+            let row = row.map_err(source("reading a table"))?;
+            piece.extend_from_slice(&row);
+            if piece.len() >= PIECE_LEN {
+                self.count(piece.len()).await;
+                sink.send(piece.split().freeze()).await.map_err(root(doing("filling")))?;
+            }
+        }
+        self.count(piece.len()).await;
+        sink.send(piece.freeze()).await.map_err(root(doing("filling")))?;
+        sink.finish().await.map_err(root(doing("filling")))?;
+        client.batch_execute("commit").await.map_err(root(doing("filling")))
+    }
+
+    async fn count(&self, bytes: usize) {
+        self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let pause = self.rate.lock().await.pause_after(bytes as u64, Instant::now());
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// What is kept, as text.
+pub(crate) fn encode(state: &LogicalState) -> String {
+    serde_json::to_string(state).expect("plain data")
+}
+
+/// Keeps what all copies take together to a rate.
+#[derive(Debug)]
+struct Rate {
+    bytes_per_s: Option<u64>,
+    free_at: Option<Instant>,
+}
+
+impl Rate {
+    fn new(bytes_per_s: Option<u64>) -> Rate {
+        Rate { bytes_per_s: bytes_per_s.filter(|rate| *rate > 0), free_at: None }
+    }
+
+    /// How long to wait after so many bytes.
+    fn pause_after(&mut self, bytes: u64, now: Instant) -> Duration {
+        let Some(rate) = self.bytes_per_s else { return Duration::ZERO };
+        let took = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        let free_at = self.free_at.map_or(now, |at| at.max(now)) + took;
+        self.free_at = Some(free_at);
+        free_at - now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_kept_by_all_together() {
+        let now = Instant::now();
+        let mut rate = Rate::new(Some(1000));
+        assert_eq!(rate.pause_after(500, now), Duration::from_millis(500));
+        assert_eq!(rate.pause_after(500, now), Duration::from_secs(1), "another copy's bytes count");
+        assert_eq!(rate.pause_after(1000, now + Duration::from_secs(5)), Duration::from_secs(1), "nothing is saved up");
+        assert_eq!(Rate::new(None).pause_after(1 << 40, now), Duration::ZERO);
+    }
+}

@@ -1,0 +1,176 @@
+//! What can go wrong with a logical connector, and what to do then.
+
+use std::path::PathBuf;
+
+use ardent_api::control::ErrorInfo;
+use ardent_pg_wire::{ConfigError, WireError};
+use ardent_pgoutput::DecodeError;
+
+use crate::error::ConnectorError;
+
+/// A logical connector can't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LogicalError {
+    /// Production can't be talked to, or says no.
+    #[error("production, {action}")]
+    Source {
+        /// What was being done.
+        action: &'static str,
+        /// Cause.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// Its replication stream ended, or production says no.
+    #[error("production's changes")]
+    Replication(#[from] ConnectorError),
+    /// The root branch's Postgres can't be talked to, or says no.
+    #[error("the root branch's Postgres, {action}")]
+    Root {
+        /// What was being done.
+        action: String,
+        /// Cause.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// The root branch can't be woken, or nothing can be remembered of it.
+    #[error("the root branch: {0}")]
+    Branch(ErrorInfo),
+    /// Production sent what is no change.
+    #[error("production's changes")]
+    Decode(#[from] DecodeError),
+    /// A program could not be run.
+    #[error("{program} cannot be run")]
+    Program {
+        /// Its path.
+        program: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A program failed.
+    #[error("{program} failed: {message}")]
+    Failed {
+        /// Its name.
+        program: String,
+        /// What it printed last.
+        message: String,
+    },
+    /// No folder has this program.
+    #[error(
+        "the program {name} is not installed: install the client programs of Postgres {major} or later on this host"
+    )]
+    Missing {
+        /// Its name.
+        name: &'static str,
+        /// Wanted at least.
+        major: u32,
+    },
+    /// The schema could not be made on the root.
+    #[error("production's schema cannot be made here: {statement}")]
+    Schema {
+        /// The beginning of the statement.
+        statement: String,
+        /// Cause.
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    /// A table changed on production in a way that can't be followed.
+    #[error(
+        "table {table} was changed on production: {change}. Nothing is applied from there on; delete this connector and create it again"
+    )]
+    TableChanged {
+        /// Schema and name.
+        table: String,
+        /// What changed.
+        change: String,
+    },
+    /// A row that production changed is not on the root.
+    #[error(
+        "a row that production {action} in table {table} is not on the root branch, which is therefore not equal to production: \
+         delete this connector and create it again"
+    )]
+    Diverged {
+        /// Schema and name.
+        table: String,
+        /// `updated` or `deleted`.
+        action: &'static str,
+    },
+    /// What is kept of the import cannot be read.
+    #[error("what was remembered of the import cannot be read: {0}")]
+    State(String),
+    /// Something has to be said no to.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl LogicalError {
+    /// Whether the same may succeed a little later, without anybody doing something.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            LogicalError::Source { source, .. }
+            | LogicalError::Root { source, .. }
+            | LogicalError::Schema { source, .. } => passes(source),
+            LogicalError::Replication(error) => error.is_retryable() || is_busy(error),
+            LogicalError::Branch(_) => true,
+            _ => false,
+        }
+    }
+
+    /// The error with all its causes in one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            let next = match error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error()) {
+                Some(error) => match error.detail() {
+                    Some(detail) => format!("{} ({detail})", error.message()),
+                    None => error.message().to_owned(),
+                },
+                None => error.to_string(),
+            };
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause =
+                if error.is::<tokio_postgres::Error>() && next != error.to_string() { None } else { error.source() };
+        }
+        text
+    }
+}
+
+/// A connection that broke, a server that starts or stops, somebody in the way.
+pub(crate) fn passes(error: &tokio_postgres::Error) -> bool {
+    match error.code().map(|code| code.code()) {
+        // Connection exceptions, resources, operator intervention, serialization and deadlocks, objects in use.
+        Some(code) => ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55006",
+        None => true,
+    }
+}
+
+/// The slot is still held by a connection of ours that production has not noticed the end of.
+fn is_busy(error: &ConnectorError) -> bool {
+    matches!(error, ConnectorError::Production(WireError::Server(server)) if server.code == "55006")
+}
+
+impl From<WireError> for LogicalError {
+    fn from(error: WireError) -> LogicalError {
+        LogicalError::Replication(error.into())
+    }
+}
+
+impl From<ConfigError> for LogicalError {
+    fn from(error: ConfigError) -> LogicalError {
+        LogicalError::Replication(error.into())
+    }
+}
+
+/// For `map_err`: an answer of production's.
+pub(crate) fn source(action: &'static str) -> impl Fn(tokio_postgres::Error) -> LogicalError {
+    move |source| LogicalError::Source { action, source }
+}
+
+/// For `map_err`: an answer of the root's.
+pub(crate) fn root(action: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> LogicalError {
+    let action = action.into();
+    move |source| LogicalError::Root { action, source }
+}

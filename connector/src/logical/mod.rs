@@ -1,0 +1,51 @@
+//! Follows a production server by logical replication, where it gives no physical one.
+//!
+//! ```text
+//!             ┌─ publication, slot ──► a moment ─┬─ pg_dump ──► schema ─┐
+//!  production ┤                                  └─ COPY, 4 at once ────┼──► root branch's Postgres ──► its agent, the quorum
+//!             └─ pgoutput stream ──► decoder ──► applier ───────────────┘
+//! ```
+//!
+//! The root timeline begins as an empty cluster ([`bootstrap`]), imported as any production is. From then on the root branch has a
+//! compute, which is woken when there is something to write and which nobody else reaches.
+//!
+//! Invariants:
+//! - LG-1: a change is applied exactly once: its transaction's commit on the root carries production's LSN (a replication origin), and
+//!   what lies below is skipped.
+//! - LG-2: a table's changes are applied from the moment on that its copy shows, so tables that were copied at different moments agree
+//!   once all of these are reached; only then is the root branch shown to anybody.
+//! - LG-3: what cannot be applied is never passed over: an error names the table, and nothing behind it is applied.
+//! - LG-4: on production there are a slot and a publication of ours, and nothing else is changed.
+//! - LG-5: production is told that a change is flushed only after a quorum has the root's commit of it.
+//!
+//! Start reading with `run.rs`, then `stream.rs` and `apply.rs`.
+
+mod apply;
+mod bootstrap;
+mod config;
+mod copy;
+mod ddl;
+mod error;
+mod preflight;
+mod program;
+mod relation;
+mod run;
+mod schema;
+mod script;
+mod sequences;
+mod session;
+mod slot;
+mod state;
+mod statements;
+mod stream;
+mod tables;
+mod verify;
+
+pub use bootstrap::bootstrap;
+pub use config::{LogicalConfig, RootAt, RootBranch, RootFuture};
+pub use error::LogicalError;
+pub use preflight::preflight_logical;
+pub use run::{LogicalHandle, LogicalRun, LogicalStatus, logical_connector};
+pub use slot::delete_logical;
+pub use state::LogicalPhase;
+pub use verify::{bring_current, production_lsn, verify};

@@ -1,0 +1,184 @@
+//! Relations of production's, held against the root's catalog.
+
+use ardent_pgoutput::{Relation, ReplicaIdentity};
+use tokio_postgres::Client;
+
+use crate::logical::error::{LogicalError, root};
+use crate::logical::session::qualified;
+use crate::logical::statements::{Key, Shape, ShapeColumn};
+
+/// `FirstGenbkiObjectId`: OIDs below are the same on every server.
+pub(crate) const FIRST_OWN_OID: u32 = 10_000;
+
+/// A column on the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RootColumn {
+    pub name: String,
+    pub type_oid: u32,
+    pub type_modifier: i32,
+    pub type_name: String,
+    pub is_fixed: bool,
+    pub is_generated: bool,
+    /// The operator of the primary key's or the replica identity's index.
+    pub equals: Option<String>,
+    pub is_primary: bool,
+}
+
+const COLUMNS: &str = "
+    select a.attname::text, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod),
+        a.attidentity = 'a', a.attgenerated <> '',
+        (select format('operator(%I.%s)', n.nspname, o.oprname)
+            from pg_index i, unnest(i.indkey::int2[], i.indclass::oid[]) with ordinality k (attnum, opclass, place)
+                join pg_opclass c on c.oid = k.opclass
+                join pg_amop m on m.amopfamily = c.opcfamily and m.amopstrategy = 3
+                    and m.amoplefttype = c.opcintype and m.amoprighttype = c.opcintype
+                join pg_operator o on o.oid = m.amopopr join pg_namespace n on n.oid = o.oprnamespace
+            where i.indrelid = a.attrelid and (i.indisprimary or i.indisreplident) and k.attnum = a.attnum
+                and k.place <= i.indnkeyatts limit 1),
+        exists (select 1 from pg_index i where i.indrelid = a.attrelid and i.indisprimary
+            and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+    from pg_attribute a
+    where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
+    order by a.attnum";
+
+/// A table's columns on the root; none if it is not there.
+pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> Result<Vec<RootColumn>, LogicalError> {
+    let rows = client.query(COLUMNS, &[&qualified(schema, name)]).await;
+    let rows = rows.map_err(root(format!("looking at table {schema}.{name}")))?;
+    let column = |row: &tokio_postgres::Row| RootColumn {
+        name: row.get(0),
+        type_oid: row.get(1),
+        type_modifier: row.get(2),
+        type_name: row.get(3),
+        is_fixed: row.get(4),
+        is_generated: row.get(5),
+        equals: row.get(6),
+        is_primary: row.get(7),
+    };
+    Ok(rows.iter().map(column).collect())
+}
+
+/// How a relation differs from the root's table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Difference {
+    /// Columns that the root lacks, by their place in the relation.
+    pub added: Vec<usize>,
+    /// Columns that production has no more.
+    pub dropped: Vec<String>,
+    /// Columns whose type is another one.
+    pub retyped: Vec<String>,
+}
+
+impl Difference {
+    pub fn is_empty(&self) -> bool {
+        *self == Difference::default()
+    }
+}
+
+/// Compares a relation with the root's table. Types whose OIDs are each server's own are told apart by their names, which `type_name`
+/// knows as production writes them.
+pub(crate) fn compare(
+    relation: &Relation,
+    columns: &[RootColumn],
+    type_name: impl Fn(u32) -> Option<String>,
+) -> Difference {
+    let mut difference = Difference::default();
+    for (index, column) in relation.columns.iter().enumerate() {
+        let Some(here) = columns.iter().find(|here| here.name == column.name && !here.is_generated) else {
+            difference.added.push(index);
+            continue;
+        };
+        let is_same = if column.type_oid < FIRST_OWN_OID {
+            (here.type_oid, here.type_modifier) == (column.type_oid, column.type_modifier)
+        } else {
+            // Without a name nothing can be said; a value that does not fit is refused by its type.
+            type_name(column.type_oid).is_none_or(|name| here.type_name == name)
+        };
+        if !is_same {
+            difference.retyped.push(column.name.clone());
+        }
+    }
+    let gone = columns
+        .iter()
+        .filter(|here| !here.is_generated && !relation.columns.iter().any(|column| column.name == here.name));
+    difference.dropped = gone.map(|here| here.name.clone()).collect();
+    difference
+}
+
+/// How changes of a relation are applied to a table that does not differ.
+pub(crate) fn shape(relation: &Relation, columns: &[RootColumn]) -> Shape {
+    let here = |name: &str| columns.iter().find(|here| here.name == name);
+    let keyed: Vec<usize> = (0..relation.columns.len()).filter(|&index| relation.columns[index].is_key).collect();
+    let key = match relation.identity {
+        ReplicaIdentity::Full => {
+            let is_primary = |&index: &usize| here(&relation.columns[index].name).is_some_and(|here| here.is_primary);
+            Key::Whole { indexed: (0..relation.columns.len()).filter(is_primary).collect() }
+        }
+        _ if keyed.is_empty() => Key::None,
+        _ => Key::Columns(keyed),
+    };
+    let column = |column: &ardent_pgoutput::Column| {
+        let here = here(&column.name);
+        ShapeColumn {
+            name: column.name.clone(),
+            equals: here.and_then(|here| here.equals.clone()).unwrap_or_else(|| "operator(pg_catalog.=)".to_owned()),
+            is_fixed: here.is_some_and(|here| here.is_fixed),
+        }
+    };
+    Shape {
+        schema: relation.schema.clone(),
+        name: relation.name.clone(),
+        columns: relation.columns.iter().map(column).collect(),
+        key,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ardent_pgoutput::Column;
+
+    fn here(name: &str, type_oid: u32) -> RootColumn {
+        RootColumn {
+            name: name.into(),
+            type_oid,
+            type_modifier: -1,
+            type_name: format!("type {type_oid}"),
+            is_fixed: false,
+            is_generated: false,
+            equals: None,
+            is_primary: false,
+        }
+    }
+
+    fn relation(columns: &[(&str, u32)]) -> Relation {
+        let column = |(name, type_oid): &(&str, u32)| Column {
+            is_key: *name == "id",
+            name: (*name).into(),
+            type_oid: *type_oid,
+            type_modifier: -1,
+        };
+        let columns = columns.iter().map(column).collect();
+        Relation { oid: 1, schema: "s".into(), name: "t".into(), identity: ReplicaIdentity::Default, columns }
+    }
+
+    #[test]
+    fn added_dropped_and_retyped_columns_are_told_apart() {
+        let columns =
+            [here("id", 23), here("a", 25), here("m", 20000), RootColumn { is_generated: true, ..here("g", 23) }];
+        let check =
+            |relation: &Relation| compare(relation, &columns, |oid| (oid == 30000).then(|| "type 20000".into()));
+        assert!(check(&relation(&[("m", 30000), ("id", 23), ("a", 25)])).is_empty(), "the order does not count");
+        let changed = check(&relation(&[("id", 20), ("b", 25), ("m", 30000)]));
+        assert_eq!(changed, Difference { added: vec![1], dropped: vec!["a".into()], retyped: vec!["id".into()] });
+    }
+
+    #[test]
+    fn keys_are_what_production_says() {
+        let columns = [RootColumn { is_primary: true, ..here("id", 23) }, here("a", 25)];
+        let key = |identity| shape(&Relation { identity, ..relation(&[("id", 23), ("a", 25)]) }, &columns).key;
+        assert_eq!(key(ReplicaIdentity::Default), Key::Columns(vec![0]));
+        assert_eq!(key(ReplicaIdentity::Full), Key::Whole { indexed: vec![0] });
+        assert_eq!(shape(&relation(&[("a", 25)]), &columns).key, Key::None);
+    }
+}

@@ -1,0 +1,440 @@
+//! A logical connector's life: from nothing, or from where it was interrupted, to following production.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+
+use ardent_pg_wire::SlotLifetime;
+use ardent_types::Lsn;
+
+use crate::logical::config::{LogicalConfig, RootBranch};
+use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
+use crate::logical::error::{LogicalError, root, source};
+use crate::logical::script::{Weight, for_root, statements, summary, weight};
+use crate::logical::session::{connect_root, connect_source, qualified, quoted};
+use crate::logical::state::{LogicalPhase, LogicalState, TableState};
+use crate::logical::stream::Stream;
+use crate::logical::tables::{is_followed, tables};
+use crate::logical::{schema, sequences, slot};
+
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How often a copy's progress is told.
+const PROGRESS: Duration = Duration::from_millis(200);
+/// What says of a statement that it was run before: duplicate table or index, duplicate object, a second primary key, attached already.
+const ALREADY: [&str; 4] = ["42P07", "42710", "42P16", "55000"];
+
+/// How a logical connector is.
+#[derive(Clone, Debug, Default)]
+pub struct LogicalStatus {
+    /// What it does.
+    pub phase: LogicalPhase,
+    /// Changes are coming.
+    pub is_streaming: bool,
+    /// Bytes that the phase has done, and all of them; 0: not known.
+    pub progress: (u64, u64),
+    /// Tables that are followed.
+    pub tables: usize,
+    /// All that production had committed up to there is on the root.
+    pub applied_lsn: Lsn,
+    /// How far production is, as last heard.
+    pub production_lsn: Lsn,
+    /// When nothing was missing last.
+    pub caught_up_at: Option<Instant>,
+    /// What production has and the root has not.
+    pub left_out: Vec<String>,
+    /// Why the last attempt ended.
+    pub last_error: Option<String>,
+}
+
+impl LogicalStatus {
+    /// Bytes of production's log that are not applied.
+    pub fn lag_bytes(&self) -> u64 {
+        self.production_lsn.saturating_sub(self.applied_lsn)
+    }
+
+    /// For how long something has been missing; `None`: something always was.
+    pub fn lag(&self) -> Option<Duration> {
+        if self.is_streaming && self.lag_bytes() == 0 {
+            return Some(Duration::ZERO);
+        }
+        self.caught_up_at.map(|at| at.elapsed())
+    }
+}
+
+/// What a running connector can be asked.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// To say when all below this is on the root.
+    Reach(Lsn, oneshot::Sender<()>),
+    /// To stop applying at a point that is still to come.
+    Hold(Hold),
+}
+
+/// Stops applying at once, goes on to a point that is said then, and stops there.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    /// Told when nothing is applied any more.
+    pub paused: oneshot::Sender<()>,
+    /// Where to stop. Dropped: nowhere.
+    pub until: oneshot::Receiver<Lsn>,
+    /// Told when all before that point is on the root, and nothing behind it. It goes on when this is dropped.
+    pub held: oneshot::Sender<oneshot::Sender<()>>,
+}
+
+/// A connector that applies nothing until it is told where to stop.
+#[derive(Debug)]
+pub(crate) struct Paused {
+    until: oneshot::Sender<Lsn>,
+    held: oneshot::Receiver<oneshot::Sender<()>>,
+}
+
+impl Paused {
+    /// Goes on to `lsn` and stops there. What it gives is to be dropped for it to go on.
+    pub async fn hold_at(self, lsn: Lsn) -> Result<oneshot::Sender<()>, LogicalError> {
+        self.until.send(lsn).map_err(|_| not_running())?;
+        self.held.await.map_err(|_| not_running())
+    }
+}
+
+/// The way to a running connector.
+#[derive(Clone, Debug)]
+pub struct LogicalHandle {
+    requests: mpsc::Sender<Request>,
+    status: watch::Receiver<LogicalStatus>,
+}
+
+/// A connector that has yet to be run.
+#[derive(Debug)]
+pub struct LogicalRun {
+    requests: mpsc::Receiver<Request>,
+    status: watch::Sender<LogicalStatus>,
+}
+
+/// A connector and the way to it.
+pub fn logical_connector() -> (LogicalHandle, LogicalRun) {
+    let (requests_in, requests) = mpsc::channel(16);
+    let (status, status_out) = watch::channel(LogicalStatus::default());
+    (LogicalHandle { requests: requests_in, status: status_out }, LogicalRun { requests, status })
+}
+
+impl LogicalHandle {
+    /// How it is.
+    pub fn status(&self) -> LogicalStatus {
+        self.status.borrow().clone()
+    }
+
+    /// To be told of changes.
+    pub fn watch(&self) -> watch::Receiver<LogicalStatus> {
+        self.status.clone()
+    }
+
+    pub(crate) async fn reach(&self, lsn: Lsn) -> Result<(), LogicalError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.requests.send(Request::Reach(lsn, reply)).await;
+        if asked.is_ok() && answer.await.is_ok() { Ok(()) } else { Err(not_running()) }
+    }
+
+    /// Stops applying. It goes on when what this gives is dropped.
+    pub(crate) async fn pause(&self) -> Result<Paused, LogicalError> {
+        let (paused, is_paused) = oneshot::channel();
+        let (until_in, until) = oneshot::channel();
+        let (held_in, held) = oneshot::channel();
+        let hold = Hold { paused, until, held: held_in };
+        self.requests.send(Request::Hold(hold)).await.map_err(|_| not_running())?;
+        is_paused.await.map_err(|_| not_running())?;
+        Ok(Paused { until: until_in, held })
+    }
+}
+
+fn not_running() -> LogicalError {
+    LogicalError::Refused(
+        "the connector is not following production at this moment: see ardent connector status".into(),
+    )
+}
+
+impl LogicalRun {
+    /// Imports what is not imported yet, then applies changes, until cancelled. Reconnects by itself, with growing pauses; an error
+    /// is one that waiting doesn't mend.
+    pub async fn run(
+        mut self,
+        config: &LogicalConfig,
+        branch: Arc<dyn RootBranch>,
+        cancel: CancellationToken,
+    ) -> Result<(), LogicalError> {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let began = Instant::now();
+            let error = tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                ended = self.attempt(config, &branch) => ended.err().unwrap_or(LogicalError::Replication(
+                    crate::error::ConnectorError::StreamEnded,
+                )),
+            };
+            let text = error.chain();
+            self.status.send_modify(|status| {
+                status.is_streaming = false;
+                status.last_error = Some(text.clone());
+            });
+            if !error.is_retryable() {
+                return Err(error);
+            }
+            tracing::warn!(error = %text, "following production was interrupted");
+            if began.elapsed() > BACKOFF_MAX {
+                backoff = BACKOFF_MIN;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return Ok(()),
+                () = tokio::time::sleep(backoff) => backoff = (backoff * 2).min(BACKOFF_MAX),
+            }
+        }
+    }
+
+    async fn attempt(&mut self, config: &LogicalConfig, branch: &Arc<dyn RootBranch>) -> Result<(), LogicalError> {
+        let kept = branch.saved().map_err(LogicalError::Branch)?;
+        let state = match kept {
+            Some(text) => serde_json::from_str(&text).map_err(|error| LogicalError::State(error.to_string()))?,
+            None => LogicalState::default(),
+        };
+        let mut import = Import {
+            config,
+            branch,
+            status: &self.status,
+            database: config.connector.connect_config()?.database().to_owned(),
+            state,
+        };
+        import.tell();
+        if import.state.phase == LogicalPhase::Schema {
+            let moment = import.begin().await?;
+            import.copy(Some(moment)).await?;
+        }
+        if import.state.phase == LogicalPhase::Copy {
+            import.copy(None).await?;
+        }
+        if import.state.phase == LogicalPhase::Index {
+            import.index().await?;
+        }
+        let mut stream = Stream::start(config, branch, &import.database, &import.state, &self.status).await?;
+        if import.state.phase == LogicalPhase::CatchUp {
+            stream.follow(&mut self.requests, Some(import.state.consistent_from())).await?;
+            import.finish_phase(LogicalPhase::Constraints)?;
+        }
+        if import.state.phase == LogicalPhase::Constraints {
+            // Changes wait: production keeps them, and is told that we live.
+            let finishing = import.constrain();
+            stream.alive(finishing).await??;
+        }
+        stream.follow(&mut self.requests, None).await
+    }
+}
+
+fn says_already(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| ALREADY.contains(&code.code()))
+}
+
+/// The steps of an import.
+struct Import<'a> {
+    config: &'a LogicalConfig,
+    branch: &'a Arc<dyn RootBranch>,
+    status: &'a watch::Sender<LogicalStatus>,
+    database: String,
+    state: LogicalState,
+}
+
+impl Import<'_> {
+    fn tell(&self) {
+        self.status.send_modify(|status| {
+            status.phase = self.state.phase;
+            status.tables = self.state.tables.len();
+            status.left_out = self.state.left_out.clone();
+            status.progress = (0, 0);
+        });
+    }
+
+    fn save(&self) -> Result<(), LogicalError> {
+        self.branch.save(&encode(&self.state)).map_err(LogicalError::Branch)
+    }
+
+    fn finish_phase(&mut self, next: LogicalPhase) -> Result<(), LogicalError> {
+        self.state.phase = next;
+        self.save()?;
+        self.tell();
+        Ok(())
+    }
+
+    async fn root(&self) -> Result<Arc<Client>, LogicalError> {
+        let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
+        connect_root(&at, &self.database).await
+    }
+
+    /// Publication, slot, and the schema as it was when the slot was made. Whatever an interrupted attempt left is replaced.
+    async fn begin(&mut self) -> Result<Moment, LogicalError> {
+        let connector = &self.config.connector;
+        let production = connect_source(&connector.url).await?;
+        let name = connector.slot_name();
+        slot::drop_both(&production, &name).await?;
+        let found = tables(&production, &self.config.options).await?;
+        self.state = LogicalState::default();
+        for table in &found {
+            let full_name = format!("{}.{}", table.schema, table.name);
+            if !table.is_logged {
+                self.state
+                    .left_out
+                    .push(format!("rows of table {full_name}: it is unlogged, so its changes are not sent"));
+            } else if !table.has_identity {
+                self.state.left_out.push(format!("rows of table {full_name}: it has no replica identity"));
+            }
+        }
+        let followed: Vec<_> = found.into_iter().filter(is_followed).collect();
+        let names: Vec<String> = followed.iter().map(|table| format!("only {}", table.quoted())).collect();
+        let list = if names.is_empty() { String::new() } else { format!(" for table {}", names.join(", ")) };
+        // Before the slot: decoding looks it up as of then.
+        let publish = format!("create publication {}{list}", quoted(&name));
+        production.batch_execute(&publish).await.map_err(source("making the publication"))?;
+        let moment = Moment::take(self.config, &name, SlotLifetime::Permanent).await?;
+        for table in followed {
+            let kept = TableState { schema: table.schema, name: table.name, bytes: table.bytes, copied_at: None };
+            self.state.tables.insert(table.oid, kept);
+        }
+        let seen = moment.session(&connector.url).await?;
+        let major = seen
+            .query_one("select current_setting('server_version_num')::int / 10000", &[])
+            .await
+            .map_err(source("asking for its version"))?;
+        let major = u32::try_from(major.get::<_, i32>(0)).unwrap_or_default();
+        let dump = schema::dump(self.config, major, &moment.slot.snapshot).await?;
+        let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
+        schema::make_database(&seen, &at, &self.database, &mut self.state.left_out).await?;
+        let client = connect_root(&at, &self.database).await?;
+        schema::load_before_rows(&client, &dump.before_rows, &mut self.state.left_out).await?;
+        self.branch.save_script(&dump.after_rows).map_err(LogicalError::Branch)?;
+        self.finish_phase(LogicalPhase::Copy)?;
+        Ok(moment)
+    }
+
+    /// The tables' rows. Those that are left after an interruption are copied as of another moment.
+    async fn copy(&mut self, moment: Option<Moment>) -> Result<(), LogicalError> {
+        if self.state.tables.values().any(|table| table.copied_at.is_none()) {
+            let moment = match moment {
+                Some(moment) => moment,
+                None => {
+                    let name = format!("{}_copy", self.config.connector.slot_name());
+                    Moment::take(self.config, &name, SlotLifetime::Temporary).await?
+                }
+            };
+            let progress = Arc::new(CopyProgress::default());
+            let (before, all) = self.state.bytes();
+            let state = Arc::new(Mutex::new(self.state.clone()));
+            let copying = copy_tables(self.config, self.branch, moment, &state, &progress);
+            tokio::pin!(copying);
+            let mut tick = tokio::time::interval(PROGRESS);
+            loop {
+                tokio::select! {
+                    done = &mut copying => break done?,
+                    _ = tick.tick() => {
+                        let done = before + progress.bytes.load(Ordering::Relaxed);
+                        self.status.send_modify(|status| status.progress = (done.min(all), all));
+                    }
+                }
+            }
+            self.state = state.lock().clone();
+        }
+        self.finish_phase(LogicalPhase::Index)
+    }
+
+    /// Indexes, keys, triggers: all of the script but foreign keys.
+    async fn index(&mut self) -> Result<(), LogicalError> {
+        let script = self.branch.script().map_err(LogicalError::Branch)?;
+        let all = statements(&script);
+        let client = self.root().await?;
+        let mut is_first = true;
+        for (index, statement) in all.iter().enumerate() {
+            let kind = weight(statement);
+            if index < self.state.script_done && kind != Weight::Setting {
+                continue;
+            }
+            let wanted = for_root(statement).filter(|_| kind != Weight::ForeignKey);
+            let Some(wanted) = wanted else { continue };
+            // An interruption may have come before what was done was remembered.
+            let may_be_there = is_first && self.state.script_done > 0;
+            let left_out = self.state.left_out.len();
+            match schema::run(&client, &wanted, &mut self.state.left_out).await {
+                Err(LogicalError::Schema { source, .. }) if may_be_there && says_already(&source) => {}
+                done => done?,
+            }
+            if may_be_there && self.state.left_out.last().is_some_and(|text| text.ends_with("already exists")) {
+                self.state.left_out.truncate(left_out);
+            }
+            if kind != Weight::Setting {
+                is_first = false;
+                self.state.script_done = index + 1;
+                self.save()?;
+            }
+            self.status.send_modify(|status| status.progress = (index as u64 + 1, all.len() as u64));
+        }
+        self.finish_phase(LogicalPhase::CatchUp)
+    }
+
+    /// What can only be when all tables are of one moment: foreign keys, and the content of materialized views.
+    async fn constrain(&mut self) -> Result<(), LogicalError> {
+        let script = self.branch.script().map_err(LogicalError::Branch)?;
+        let client = self.root().await?;
+        let before = self.state.left_out.len();
+        for statement in statements(&script) {
+            match weight(&statement) {
+                Weight::ForeignKey => schema::run(&client, &statement, &mut self.state.left_out).await?,
+                Weight::Setting => schema::run(&client, &statement, &mut self.state.left_out).await?,
+                Weight::Needed | Weight::Wished => {}
+            }
+        }
+        // One that an interrupted attempt made is there.
+        let mut index = 0;
+        self.state.left_out.retain(|text| {
+            index += 1;
+            index <= before || !text.ends_with("already exists")
+        });
+        self.fill_views(&client).await?;
+        let production = connect_source(&self.config.connector.url).await?;
+        sequences::bring_up(&production, &client, &self.config.options).await?;
+        client.batch_execute("analyze").await.map_err(root("counting rows"))?;
+        self.finish_phase(LogicalPhase::Follow)
+    }
+
+    /// Fills materialized views that production has filled, each after those that it reads.
+    async fn fill_views(&mut self, client: &Client) -> Result<(), LogicalError> {
+        const FILLED: &str = "select n.nspname::text, c.relname::text from pg_catalog.pg_class c \
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relkind = 'm' and c.relispopulated = $1";
+        let production = connect_source(&self.config.connector.url).await?;
+        let filled = production.query(FILLED, &[&true]).await.map_err(source("listing materialized views"))?;
+        let empty = client.query(FILLED, &[&false]).await.map_err(root("listing materialized views"))?;
+        let name = |row: &tokio_postgres::Row| (row.get::<_, String>(0), row.get::<_, String>(1));
+        let filled: Vec<_> = filled.iter().map(name).collect();
+        let mut waiting: Vec<_> = empty.iter().map(name).filter(|name| filled.contains(name)).collect();
+        loop {
+            let mut refused = Vec::new();
+            for (schema, name) in &waiting {
+                let refresh = format!("refresh materialized view {}", qualified(schema, name));
+                if let Err(error) = client.batch_execute(&refresh).await {
+                    let why = LogicalError::Schema { statement: summary(&refresh), source: error };
+                    if why.is_retryable() {
+                        return Err(why);
+                    }
+                    refused.push(((schema.clone(), name.clone()), why.chain()));
+                }
+            }
+            if refused.is_empty() {
+                return Ok(());
+            }
+            if refused.len() == waiting.len() {
+                self.state.left_out.extend(refused.into_iter().map(|(_, why)| why));
+                return Ok(());
+            }
+            waiting = refused.into_iter().map(|(name, _)| name).collect();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! SQL sessions on production and on the root branch, alike in all that values' texts depend on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ardent_api::compute::AGENT_ROLE;
+use ardent_pg_wire::driver;
+use tokio_postgres::{Client, Config, NoTls};
+
+use crate::logical::config::RootAt;
+use crate::logical::error::{LogicalError, root, source};
+
+/// How values are written, on both sides and in the stream of changes: what is read on one side is the same on the other. No search
+/// path: names of objects in values come with their schema.
+pub(crate) const FORMATS: &str = "set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set timezone = 'UTC'; \
+     set extra_float_digits = 3; set bytea_output = 'hex'; set lc_monetary = 'C'; set xmloption = 'content'; set search_path = ''";
+/// Nothing that an administrator set for ordinary sessions ends ours, and no row is hidden from us without an error. Settings that
+/// this major does not know are left alone.
+const PATIENCE: &str = "set row_security = off; \
+     select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings where name in \
+     ('statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout', 'transaction_timeout')";
+/// Connecting to a production server that does not answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session on production.
+pub(crate) async fn connect_source(url: &str) -> Result<Client, LogicalError> {
+    let (mut config, tls) = driver(url)?;
+    config.application_name("ardent");
+    if config.get_connect_timeout().is_none() {
+        config.connect_timeout(CONNECT_TIMEOUT);
+    }
+    let (client, connection) = config.connect(tls).await.map_err(source("connecting"))?;
+    // It ends with the client; its errors reach the queries.
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to production ended");
+        }
+    });
+    client.batch_execute(&format!("{FORMATS}; {PATIENCE}")).await.map_err(source("setting up a session"))?;
+    Ok(client)
+}
+
+/// A session on the root branch, in which no trigger fires.
+pub(crate) async fn connect_root(at: &RootAt, database: &str) -> Result<Arc<Client>, LogicalError> {
+    let mut config = Config::new();
+    config.host_path(&at.socket_dir).port(at.port).user(AGENT_ROLE).dbname(database).application_name("ardent apply");
+    let (client, connection) = config.connect(NoTls).await.map_err(root("connecting"))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to the root branch ended");
+        }
+    });
+    let setup = format!("{FORMATS}; {PATIENCE}; set session_replication_role = replica");
+    client.batch_execute(&setup).await.map_err(root("setting up a session"))?;
+    Ok(Arc::new(client))
+}
+
+/// A name, quoted.
+pub(crate) fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A schema and a name, quoted.
+pub(crate) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", quoted(schema), quoted(name))
+}
+
+/// A text, quoted, whatever `standard_conforming_strings` is.
+pub(crate) fn literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if text.contains('\\') { format!(" E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+}

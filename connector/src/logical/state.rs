@@ -1,0 +1,96 @@
+//! How far a logical import is, as it is kept over restarts.
+
+use std::collections::BTreeMap;
+
+use ardent_types::Lsn;
+use serde::{Deserialize, Serialize};
+
+/// The steps, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogicalPhase {
+    /// Slot, publication and the schema's first part are being made. Begun anew after an interruption.
+    #[default]
+    Schema,
+    /// Tables are being copied. Those that are done stay so.
+    Copy,
+    /// Indexes, keys and triggers are being made.
+    Index,
+    /// Changes are being applied until all tables are of one moment.
+    CatchUp,
+    /// Foreign keys are being checked, materialized views filled.
+    Constraints,
+    /// Changes are being applied.
+    Follow,
+}
+
+impl LogicalPhase {
+    /// As statuses show it.
+    pub fn word(self) -> &'static str {
+        match self {
+            LogicalPhase::Schema => "schema",
+            LogicalPhase::Copy => "copy",
+            LogicalPhase::Index => "index",
+            LogicalPhase::CatchUp => "catch_up",
+            LogicalPhase::Constraints => "constraints",
+            LogicalPhase::Follow => "follow",
+        }
+    }
+}
+
+/// All that is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogicalState {
+    pub phase: LogicalPhase,
+    /// By the OID that they have on the source.
+    pub tables: BTreeMap<u32, TableState>,
+    /// Statements of the script that were run.
+    pub script_done: usize,
+    /// What could not be made on the root, each with why.
+    pub left_out: Vec<String>,
+}
+
+/// A table that is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TableState {
+    pub schema: String,
+    pub name: String,
+    /// Its size on the source when the import began.
+    pub bytes: u64,
+    /// It was copied as it was there: what was committed later is applied to it. Absent: it is not copied yet.
+    pub copied_at: Option<Lsn>,
+}
+
+impl LogicalState {
+    /// Where all tables are of one moment.
+    pub fn consistent_from(&self) -> Lsn {
+        self.tables.values().filter_map(|table| table.copied_at).max().unwrap_or(Lsn::INVALID)
+    }
+
+    /// Bytes of the tables, and of those that are copied.
+    pub fn bytes(&self) -> (u64, u64) {
+        let all = self.tables.values().map(|table| table.bytes).sum();
+        let done = self.tables.values().filter(|table| table.copied_at.is_some()).map(|table| table.bytes).sum();
+        (done, all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_read_again() {
+        let table = |copied_at| TableState { schema: "s".into(), name: "t".into(), bytes: 7, copied_at };
+        let state = LogicalState {
+            phase: LogicalPhase::Copy,
+            tables: [(1, table(Some(Lsn::new(0x10)))), (2, table(None))].into(),
+            script_done: 3,
+            left_out: vec!["x".into()],
+        };
+        let text = serde_json::to_string(&state).expect("plain data");
+        assert_eq!(serde_json::from_str::<LogicalState>(&text).expect("reads"), state);
+        assert!(text.contains(r#""phase":"copy""#), "{text}");
+        assert_eq!((state.consistent_from(), state.bytes()), (Lsn::new(0x10), (7, 14)));
+    }
+}

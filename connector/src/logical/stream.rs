@@ -1,0 +1,301 @@
+//! The stream of changes: received, applied, confirmed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_postgres::Client;
+
+use ardent_pg_wire::{ConnectMode, Connection, ReplicationMessage, ReplicationStream, StandbyStatus};
+use ardent_pgoutput::Message;
+use ardent_types::Lsn;
+
+use crate::error::ConnectorError;
+use crate::logical::apply::Applier;
+use crate::logical::config::{LogicalConfig, RootBranch};
+use crate::logical::error::{LogicalError, root, source};
+use crate::logical::run::{Hold, LogicalStatus, Request};
+use crate::logical::sequences::{self, Sequences};
+use crate::logical::session::{FORMATS, connect_source};
+use crate::logical::state::LogicalState;
+
+/// Production gives a silent receiver up after `wal_sender_timeout`, 60 s unless set.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often production is asked how far it is while somebody waits for that.
+const ASK_INTERVAL: Duration = Duration::from_millis(20);
+/// How often sequences are read while changes come.
+const SEQUENCES_INTERVAL: Duration = Duration::from_secs(2);
+
+/// A running stream.
+pub(crate) struct Stream<'a> {
+    config: &'a LogicalConfig,
+    replication: ReplicationStream,
+    applier: Applier,
+    status: &'a watch::Sender<LogicalStatus>,
+    production_lsn: Lsn,
+    /// Of production, for what is no change.
+    production: Option<Client>,
+    sequences: Sequences,
+    /// Up to where the log was applied when sequences were read last.
+    sequences_at: Lsn,
+    /// It has come, and is to be taken before anything else.
+    next: Option<ReplicationMessage>,
+    /// Asked for while it went on.
+    pausing: Option<Hold>,
+    reaching: Vec<(Lsn, oneshot::Sender<()>)>,
+    holding: Option<(Lsn, oneshot::Sender<oneshot::Sender<()>>)>,
+}
+
+impl<'a> Stream<'a> {
+    /// Starts where production was told that all before is on the root; what comes twice is not applied twice.
+    pub async fn start(
+        config: &'a LogicalConfig,
+        branch: &Arc<dyn RootBranch>,
+        database: &str,
+        state: &LogicalState,
+        status: &'a watch::Sender<LogicalStatus>,
+    ) -> Result<Stream<'a>, LogicalError> {
+        let name = config.connector.slot_name();
+        let connect = config.connector.connect_config()?;
+        let mut connection = Connection::connect(&connect, ConnectMode::Logical).await?;
+        connection.query(FORMATS).await?;
+        let replication = connection.start_logical(&name, Lsn::INVALID, &name).await;
+        let replication = replication.map_err(|error| ConnectorError::from_replication(error, &name))?;
+        let applier = Applier::new(&config.connector.url, database, &name, branch.clone(), state);
+        status.send_modify(|status| {
+            status.is_streaming = true;
+            status.last_error = None;
+        });
+        Ok(Stream {
+            config,
+            replication,
+            applier,
+            status,
+            production_lsn: Lsn::INVALID,
+            production: None,
+            sequences: Sequences::default(),
+            sequences_at: Lsn::INVALID,
+            next: None,
+            pausing: None,
+            reaching: Vec::new(),
+            holding: None,
+        })
+    }
+
+    /// Applies changes for ever, or until all below `until` is on the root.
+    pub async fn follow(
+        &mut self,
+        requests: &mut mpsc::Receiver<Request>,
+        until: Option<Lsn>,
+    ) -> Result<(), LogicalError> {
+        let mut confirm = tokio::time::interval(STATUS_INTERVAL);
+        let mut ask = tokio::time::interval(ASK_INTERVAL);
+        let mut look = tokio::time::interval(SEQUENCES_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            self.answer().await?;
+            if until.is_some_and(|lsn| self.applier.position() >= lsn) && self.applier.is_between_transactions() {
+                return self.commit().await;
+            }
+            let is_asked = until.is_some() || self.holding.is_some() || !self.reaching.is_empty();
+            let message = match self.next.take() {
+                Some(message) => message,
+                None => tokio::select! {
+                    message = self.replication.recv() => message?,
+                    Some(request) = requests.recv() => {
+                        match request {
+                            Request::Reach(lsn, reply) => self.reaching.push((lsn, reply)),
+                            // One at a time: who is not answered is told that it does not go.
+                            Request::Hold(hold) => self.pausing = Some(hold),
+                        }
+                        continue;
+                    }
+                    _ = confirm.tick() => {
+                        self.confirm(false).await?;
+                        continue;
+                    }
+                    _ = ask.tick(), if is_asked => {
+                        self.confirm(true).await?;
+                        continue;
+                    }
+                    _ = look.tick(), if until.is_none() && self.sequences_at < self.applier.position() => {
+                        self.look_at_sequences().await?;
+                        continue;
+                    }
+                },
+            };
+            self.take(message).await?;
+            if self.applier.is_between_transactions() {
+                // What is there already joins the transaction on the root; what has to be waited for does not.
+                if !self.applier.is_full() {
+                    self.next = self.replication.recv().now_or_never().transpose()?;
+                }
+                if self.next.is_none() {
+                    self.commit().await?;
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, message: ReplicationMessage) -> Result<(), LogicalError> {
+        match message {
+            ReplicationMessage::Wal { server_flush_lsn, data, .. } => {
+                self.production_lsn = self.production_lsn.max(server_flush_lsn);
+                let message = Message::decode(data)?;
+                if let Message::Begin(begin) = &message
+                    && self.holding.as_ref().is_some_and(|(lsn, _)| *lsn <= begin.final_lsn)
+                {
+                    self.commit().await?;
+                    self.hold().await?;
+                }
+                let status = self.standby_status(false);
+                while_alive(&mut self.replication, status, self.applier.take(message)).await?
+            }
+            ReplicationMessage::Keepalive { server_sent_lsn, reply_requested } => {
+                self.production_lsn = self.production_lsn.max(server_sent_lsn);
+                if self.applier.is_between_transactions() {
+                    self.commit().await?;
+                    self.applier.sent(server_sent_lsn);
+                    self.tell();
+                }
+                if reply_requested { self.confirm(false).await } else { Ok(()) }
+            }
+            ReplicationMessage::End { .. } => Err(ConnectorError::StreamEnded.into()),
+        }
+    }
+
+    async fn commit(&mut self) -> Result<(), LogicalError> {
+        let before = self.applier.position();
+        let status = self.standby_status(false);
+        while_alive(&mut self.replication, status, self.applier.commit()).await??;
+        if self.applier.position() > before {
+            self.tell();
+            self.confirm(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers those who have waited for what has come true.
+    async fn answer(&mut self) -> Result<(), LogicalError> {
+        if self.applier.is_between_transactions() {
+            self.pause().await?;
+        }
+        let position = self.applier.position();
+        if self.holding.as_ref().is_some_and(|(lsn, _)| *lsn <= position) && self.applier.is_between_transactions() {
+            self.hold().await?;
+        }
+        if self.reaching.iter().any(|(lsn, _)| *lsn <= position) {
+            // Values that rows up to there have were given before.
+            self.look_at_sequences().await?;
+            let (reached, waiting) = self.reaching.drain(..).partition(|(lsn, _)| *lsn <= position);
+            self.reaching = waiting;
+            for (_, reply) in reached {
+                // Nobody waits any more: fine.
+                let _ = reply.send(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies nothing until it is said where to stop.
+    async fn pause(&mut self) -> Result<(), LogicalError> {
+        let Some(Hold { paused, until, held }) = self.pausing.take() else { return Ok(()) };
+        self.commit().await?;
+        if paused.send(()).is_ok() {
+            let status = self.standby_status(false);
+            // Dropped: who asked has given up.
+            if let Ok(lsn) = while_alive(&mut self.replication, status, until).await? {
+                self.holding = Some((lsn, held));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies nothing until who asked for it has let go.
+    async fn hold(&mut self) -> Result<(), LogicalError> {
+        let Some((_, reply)) = self.holding.take() else { return Ok(()) };
+        let (release, released) = oneshot::channel();
+        if reply.send(release).is_ok() {
+            let status = self.standby_status(false);
+            // It is let go by being dropped.
+            let _ = while_alive(&mut self.replication, status, released).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_at_sequences(&mut self) -> Result<(), LogicalError> {
+        self.sequences_at = self.applier.position();
+        let status = self.standby_status(false);
+        let Stream { config, production, sequences, applier, replication, .. } = self;
+        let look = async {
+            let client = match production.take().filter(|client| !client.is_closed()) {
+                Some(client) => client,
+                None => connect_source(&config.connector.url).await?,
+            };
+            let values = sequences::read(&client, &config.options).await.map_err(source("reading its sequences"))?;
+            *production = Some(client);
+            if sequences.must_ask() {
+                let client = applier.session().await?;
+                let here = sequences::read(&client, &config.options).await;
+                sequences.learn(here.map_err(root("reading its sequences"))?);
+            }
+            let statements = sequences.statements(&values);
+            if statements.is_empty() {
+                return Ok(());
+            }
+            let set = applier.session().await?.batch_execute(&statements.join("; ")).await;
+            if set.is_err() {
+                sequences.forget();
+            }
+            set.map_err(root("setting sequences"))
+        };
+        while_alive(replication, status, look).await?
+    }
+
+    /// Runs something long while production is told that we live.
+    pub async fn alive<T>(&mut self, future: impl Future<Output = T>) -> Result<T, LogicalError> {
+        let status = self.standby_status(false);
+        while_alive(&mut self.replication, status, future).await
+    }
+
+    fn standby_status(&self, reply_requested: bool) -> StandbyStatus {
+        let position = self.applier.position();
+        StandbyStatus { write_lsn: position, flush_lsn: position, apply_lsn: position, reply_requested }
+    }
+
+    /// Tells production what is on the root.
+    async fn confirm(&mut self, reply_requested: bool) -> Result<(), LogicalError> {
+        Ok(self.replication.send_status(self.standby_status(reply_requested)).await?)
+    }
+
+    fn tell(&self) {
+        let (applied_lsn, production_lsn) = (self.applier.position(), self.production_lsn);
+        self.status.send_modify(|status| {
+            status.applied_lsn = applied_lsn;
+            status.production_lsn = production_lsn;
+            if applied_lsn >= production_lsn {
+                status.caught_up_at = Some(Instant::now());
+            }
+        });
+    }
+}
+
+async fn while_alive<T>(
+    replication: &mut ReplicationStream,
+    status: StandbyStatus,
+    future: impl Future<Output = T>,
+) -> Result<T, LogicalError> {
+    tokio::pin!(future);
+    // Most are done at once.
+    if let Some(done) = future.as_mut().now_or_never() {
+        return Ok(done);
+    }
+    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + STATUS_INTERVAL, STATUS_INTERVAL);
+    loop {
+        tokio::select! {
+            done = &mut future => return Ok(done),
+            _ = tick.tick() => replication.send_status(status).await?,
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A server that gives no physical replication, and a role that is no superuser, as managed services have them.
+
+use std::process::{Child, Stdio};
+
+use ardent_test_pg::{TestPg, TestPgOptions};
+use ardent_tests::{House, pg_program, sql, try_sql, wait_until};
+use serde_json::Value;
+
+/// Who may come in: everybody, but nobody for physical replication.
+const HBA: &str = "local replication all reject\nhost replication all all reject\nlocal all all trust\nhost all all 127.0.0.1/32 trust\n";
+
+const SHOP: &str = "
+    create schema sales authorization app;
+    set role app;
+    create type sales.mood as enum ('sad', 'it''s ok', 'happy');
+    create domain sales.amount as numeric(12, 3) check (value > -1000);
+    create type sales.point3 as (x int, y float8, note text);
+    create table sales.kinds (
+        id bigint generated always as identity primary key, b bool, i2 int2, i4 int4, n numeric, f4 float4, f8 float8,
+        money money, c char(6), v varchar(20), t text, bin bytea, d date, tm time, tz timetz, ts timestamp, tstz timestamptz,
+        iv interval, u uuid, j json, jb jsonb, ip inet, net cidr, mac macaddr, bits bit(5), vb varbit, p point, box box,
+        r int4range, mr nummultirange, tsv tsvector, m sales.mood, a sales.amount, arr int[], texts text[], moods sales.mood[],
+        comp sales.point3, x xml, doubled int generated always as (i4 * 2) stored);
+    create table sales.orders (id serial primary key, at date not null default current_date, note text, filler text);
+    alter table sales.orders alter column filler set storage external;
+    create table sales.lines (order_id int references sales.orders on delete cascade, no int, what text, primary key (order_id, no));
+    create table sales.events (at date, id bigint, note text, primary key (at, id)) partition by range (at);
+    create table sales.events_old partition of sales.events for values from (minvalue) to ('2026-01-01');
+    create table sales.events_new partition of sales.events for values from ('2026-01-01') to (maxvalue);
+    create table sales.log (what text, j json, at float8);
+    alter table sales.log replica identity full;
+    create table \"sales\".\"Odd \"\"Name\" (\"Key\" text primary key, \"a b\" int);
+    create table sales.emptied (id int primary key);
+    create view sales.recent as select * from sales.events where at >= '2026-01-01';
+    create materialized view sales.totals as select count(*) as orders from sales.orders;
+    create function sales.note() returns trigger language plpgsql as
+        $$ begin insert into sales.log values ('order ' || new.id, null, 0); return new; end $$;
+    create trigger note after insert on sales.orders for each row execute function sales.note();
+    alter table sales.orders enable always trigger note;
+    insert into sales.kinds (b, i2, i4, n, f4, f8, money, c, v, t, bin, d, tm, tz, ts, tstz, iv, u, j, jb, ip, net, mac, bits, vb,
+            p, box, r, mr, tsv, m, a, arr, texts, moods, comp, x)
+        select n % 2 = 0, n, n * 3, n / 7.0, n / 3.0, n / 9.0, n * 1.25, 'c' || n, 'v' || n, E'tab\\t back\\\\ nl\\n ' || n,
+            decode(md5(n::text), 'hex'), date '2026-01-01' + n, '10:11:12.5', '10:11:12+02', '2026-01-01 10:00', '2026-01-01 10:00+05',
+            '1 year -3 days 04:05', md5(n::text)::uuid, '{\"a\": 1}', '{\"b\": [1, null]}', '10.0.0.1/8', '10.0.0.0/8',
+            '08:00:2b:01:02:03', B'10101', B'110', '(1,2)', '(1,1),(0,0)', '[1,5)', '{[1,2),[5,9)}', 'fat & cat', 'happy', n + 0.125,
+            array[n, null, 3], array['a,b', null, '\"q\"'], array['sad', 'it''s ok']::sales.mood[], row(n, 0.1, 'x,y')::sales.point3, '<a>b</a>'
+        from generate_series(1, 200) n;
+    insert into sales.kinds default values;
+    insert into sales.orders (note, filler) select 'o' || n, repeat(md5(n::text), 200) from generate_series(1, 300) n;
+    insert into sales.lines select n, 1, 'first' from generate_series(1, 300) n;
+    insert into sales.events select date '2025-12-01' + n % 60, n, 'e' || n from generate_series(1, 2000) n;
+    insert into sales.log select 'same', '{\"k\": 1}', 0.1 from generate_series(1, 5);
+    insert into \"sales\".\"Odd \"\"Name\" values ('k''1', 1), ('k2', null);
+    insert into sales.emptied select generate_series(1, 50);
+    refresh materialized view sales.totals;
+";
+
+/// A production server as a managed service gives it, with a database `shop` of role `app`.
+fn managed(database: &str) -> TestPg {
+    let options = TestPgOptions { hba: Some(HBA.to_owned()), ..TestPgOptions::default() };
+    let production = TestPg::start(options.with_tcp().set("wal_level", "logical"));
+    production.sql("create role app login replication");
+    production.sql(&format!("create database {database} owner app"));
+    production
+}
+
+fn source_url(production: &TestPg, database: &str) -> String {
+    production.tcp_url("app", database)
+}
+
+fn connect(house: &House, production: &TestPg, arguments: &[&str]) -> String {
+    let url = source_url(production, "shop");
+    house.ok(&[&["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical"], arguments].concat())
+}
+
+/// Proves that production and the root are equal; what was said.
+#[track_caller]
+fn assert_equal(house: &House) -> Value {
+    let finished = house.ardent(&["--json", "connector", "verify", "shop"]);
+    assert_eq!(finished.code, 0, "{finished:?}\n{}", house.log());
+    serde_json::from_str(&finished.stdout).expect("JSON")
+}
+
+/// Statements that are run over and over until it is dropped.
+struct Writer {
+    child: Child,
+}
+
+impl Writer {
+    fn start(production: &TestPg, statements: &str) -> Writer {
+        let script = format!("{statements}\n\\watch 0.02\n");
+        let mut child = pg_program("psql")
+            .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", &source_url(production, "shop")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("psql can be run");
+        use std::io::Write as _;
+        child.stdin.take().expect("piped").write_all(script.as_bytes()).expect("psql reads");
+        Writer { child }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Errors mean that it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
+    let production = managed("shop");
+    production.sql_in("shop", SHOP);
+    let house = House::start();
+    let url = source_url(&production, "shop");
+    let writer = Writer::start(
+        &production,
+        "insert into sales.orders (note) values ('written'); update sales.orders set note = note || '.' where id % 50 = 0;",
+    );
+    connect(&house, &production, &[]);
+    drop(writer);
+    assert_equal(&house);
+
+    // Keys that change, values out of line that don't, partitions that rows move between, rows that are the same, quotes.
+    production.sql_in(
+        "shop",
+        "update sales.orders set note = 'unchanged filler' where id = 7;
+         update sales.lines set no = 2 where order_id = 5;
+         update sales.events set at = '2026-01-15' where id = 1;
+         delete from sales.log where ctid = (select ctid from sales.log where what = 'same' limit 1);
+         update sales.log set at = 0.30000000000000004 where ctid = (select ctid from sales.log where what = 'same' limit 1);
+         update sales.\"Odd \"\"Name\" set \"Key\" = 'k''9' where \"Key\" = 'k2';
+         update sales.kinds set i4 = 5, texts = null where id <= 20;
+         delete from sales.kinds where id = 30;
+         truncate sales.emptied; insert into sales.emptied values (1);
+         begin; insert into sales.orders (note) values ('never'); rollback;
+         begin; savepoint a; insert into sales.orders (note) values ('not this'); rollback to a;
+         insert into sales.orders (note) values ('this'); commit;",
+    );
+    let verified = assert_equal(&house);
+    let tables = verified["tables"].as_array().expect("a list");
+    assert_eq!(tables.len(), 8, "{verified}");
+
+    let branch = house.branch("dev", "shop");
+    let ours = "select (select count(*) from sales.orders), (select orders from sales.totals), (select count(*) from sales.recent),
+        (select string_agg(doubled::text, ',') from sales.kinds where id <= 3), (select t from sales.kinds where id = 1)";
+    let (mut here, there) = (sql(&branch, ours), sql(&url, ours));
+    // Filled when the copy was consistent, and by nobody since.
+    let filled = sql(&branch, "select orders >= 300 from sales.totals");
+    let without = |text: &str| {
+        text.split('|').enumerate().filter(|(at, _)| *at != 1).map(|(_, part)| part.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!((without(&here), filled.as_str()), (without(&there), "t"));
+    // The sequence is ahead, the trigger fires once on a branch, foreign keys hold.
+    sql(&branch, "insert into sales.orders (note) values ('on the branch')");
+    here = sql(
+        &branch,
+        "select count(*) from sales.log l join sales.orders o on l.what = 'order ' || o.id where note = 'on the branch'",
+    );
+    assert_eq!(here, "1");
+    assert!(try_sql(&branch, "insert into sales.lines values (1000000, 1, 'x')").unwrap_err().contains("foreign key"));
+    let diff = house.ok(&["branch", "diff", "dev", "--stat"]);
+    assert!(diff.contains("sales.orders"), "{diff}");
+    // Nobody writes on the root.
+    let root = house.ok(&["branch", "info", "shop", "--json"]);
+    let root: Value = serde_json::from_str(&root).expect("JSON");
+    assert!(try_sql(root["url"].as_str().expect("a URL"), "select 1").is_err());
+
+    let status = house.json(&["connector", "status", "shop"]);
+    assert_eq!((status["following"].as_bool(), status["lag_bytes"].as_u64()), (Some(true), Some(0)), "{status}");
+    assert_eq!(status["logical"]["phase"], "follow");
+    house.ok(&["branch", "delete", "dev"]);
+    house.ok(&["connector", "delete", "shop", "--yes"]);
+    assert_eq!(production.sql_in("shop", "select count(*) from pg_replication_slots"), "0");
+    assert_eq!(production.sql_in("shop", "select count(*) from pg_publication"), "0");
+    assert_eq!(house.compute_processes(), [], "its compute is gone");
+}
+
+/// Rows enough that a copy of them at the rate that tests set takes some seconds.
+const LARGE: &str = "
+    set role app;
+    create table a (id int primary key, filler text);
+    create table b (id int primary key, filler text, a_id int references a);
+    insert into a select n, repeat(md5(n::text), 30) from generate_series(1, 3000) n;
+    insert into b select n, repeat(md5(n::text), 30), n from generate_series(1, 3000) n;
+    create table small (id serial primary key, n int);
+    insert into small (n) select generate_series(1, 100);
+";
+
+#[test]
+fn a_copy_and_following_go_on_where_a_killed_server_left_them() {
+    let production = managed("shop");
+    production.sql_in("shop", "grant create on schema public to app");
+    production.sql_in("shop", LARGE);
+    let mut house = House::start();
+    let url = source_url(&production, "shop");
+    let create = ["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical", "--max-rate", "2M"];
+    let writer = Writer::start(
+        &production,
+        "insert into small (n) values (1); update a set filler = 'w' where id = (random() * 2999)::int + 1; \
+         delete from b where id = (random() * 2999)::int + 1;",
+    );
+    let waiting = house.background(&create);
+    wait_until("a table is copied", 60, || {
+        let copied = house.log().contains("table is copied");
+        copied.then_some(())
+    });
+    house.kill_server();
+    drop(waiting);
+    house.up();
+    // The same command joins what goes on.
+    wait_until("the copy is done", 60, || (house.ardent(&create).code == 0).then_some(()));
+    assert!(house.log().matches("table is copied").count() <= 4, "what was copied stays: {}", house.log());
+    assert_equal(&house);
+    for _ in 0..2 {
+        house.kill_server();
+        house.up();
+        wait_until("it follows", 60, || {
+            (house.json(&["connector", "status", "shop"])["following"] == true).then_some(())
+        });
+    }
+    // A transaction that is larger than what is kept under way.
+    production.sql_in("shop", "insert into a select n, repeat('x', 500) from generate_series(10001, 40000) n; update a set filler = filler || 'y' where id > 20000");
+    drop(writer);
+    let verified = assert_equal(&house);
+    assert!(verified["tables"][0]["root_rows"].as_u64().is_some_and(|rows| rows >= 30_000), "{verified}");
+}
+
+#[test]
+fn preflight_names_what_is_missing_and_the_sql() {
+    let options = TestPgOptions { hba: Some(HBA.to_owned()), ..TestPgOptions::default() };
+    let production = TestPg::start(options.with_tcp().set("wal_level", "replica"));
+    production.sql("create role app login; create role other");
+    production.sql("create database shop");
+    production.sql_in(
+        "shop",
+        "create table keyless (a int); create table theirs (id int primary key); alter table theirs owner to other;
+         alter table keyless owner to app; create unlogged table scratch (id int primary key); alter table scratch owner to app;
+         select lo_create(0);",
+    );
+    let house = House::start();
+    let url = source_url(&production, "shop");
+    let finished = house.ardent(&[
+        "--json",
+        "connector",
+        "preflight",
+        "postgresql",
+        &url,
+        "--logical",
+        "--schemas",
+        "public,nope",
+    ]);
+    assert_eq!(finished.code, 2, "{finished:?}");
+    let report: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("a list");
+    let check =
+        |name: &str| checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {report}"));
+    for (name, outcome, words) in [
+        ("wal_level", "failed", "alter system set wal_level = logical"),
+        ("replication_privilege", "failed", "alter role app replication"),
+        ("create_privilege", "failed", "grant create on database shop to app"),
+        ("ownership", "failed", "grant \"other\" to app"),
+        ("readable", "failed", "grant select on \"public\".\"theirs\" to app"),
+        ("replica_identity", "failed", "alter table \"public\".\"keyless\" replica identity full"),
+        ("schemas", "failed", "nope"),
+        ("large_objects", "warning", "1 large objects"),
+        ("unlogged", "warning", "scratch"),
+        ("pg_dump", "ok", ""),
+    ] {
+        let found = check(name);
+        assert_eq!(found["outcome"], outcome, "{found}");
+        assert!(found.to_string().replace("\\\"", "\"").contains(words), "{found}");
+    }
+    house.ardent(&["connector", "create", "postgresql", &url, "--logical"]).refused(2, &["wal_level"]);
+}
+
+#[test]
+fn changes_of_tables_are_followed_or_said() {
+    let production = managed("shop");
+    production.sql_in("shop", "grant create on schema public to app");
+    production.sql_in("shop", "set role app; create table t (id int primary key, gone text, kept int); insert into t select n, 'g', n from generate_series(1, 10) n; create table keyless (a int)");
+    let house = House::start();
+    connect(&house, &production, &["--keyless", "empty"]);
+    production.sql_in(
+        "shop",
+        "set role app; alter table t add column more text default 'it''s' not null; insert into t values (11, 'x', 1, 'y');
+         alter table t drop column gone; insert into t values (12, 2, 'z');",
+    );
+    production.sql_in(
+        "shop",
+        "set role app; alter table t add column last int; insert into t values (14, 2, 'z', 3); update t set last = id",
+    );
+    let verified = assert_equal(&house);
+    assert_eq!(verified["not_followed"], serde_json::json!(["public.keyless"]), "{verified}");
+    let branch = house.branch("dev", "shop");
+    assert_eq!(sql(&branch, "select count(*), min(more), sum(last) from t where id <= 10"), "10|it's|55");
+    // One column under another name, or two columns: nobody can say. Nothing is applied from there on.
+    production.sql_in(
+        "shop",
+        "set role app; alter table t rename column kept to renamed; insert into t values (13, 1, 'a', 1)",
+    );
+    let problem = wait_until("it is said", 60, || {
+        house.json(&["connector", "status", "shop"])["problem"].as_str().map(str::to_owned)
+    });
+    assert!(problem.contains("public.t") && problem.contains("renamed"), "{problem}");
+    house.ardent(&["branch", "create", "late", "--from", "shop"]).refused(1, &["renamed"]);
+    house.ok(&["branch", "create", "old", "--from", "shop", "--at", "latest"]);
+}
