@@ -140,7 +140,7 @@ impl Progress {
 
     fn show(&mut self, phase: &str, done: u64, total: u64, elapsed_ms: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_prefix(phase.to_owned());
+            bar.set_prefix(phase.replace('_', " "));
             bar.set_length(total.max(done));
             bar.set_position(done);
             return;
@@ -150,8 +150,13 @@ impl Progress {
             Some((at, last_phase)) => at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase,
         };
         if self.plain && due {
+            let name = phase.replace('_', " ");
             let rate = done.saturating_mul(1000).checked_div(elapsed_ms).unwrap_or(0);
-            eprintln!("{phase}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate));
+            match (done, total) {
+                // Nothing that is counted in bytes, or nothing known yet.
+                (0, 0) => eprintln!("{name}"),
+                _ => eprintln!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate)),
+            }
             self.last = Some((Instant::now(), phase.to_owned()));
         }
     }
