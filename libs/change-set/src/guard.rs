@@ -355,7 +355,13 @@ impl Comparison<'_, '_> {
     fn update(&mut self, old: &TextRow, new: &TextRow, key: TextRow, there: &TextRow) -> Result<(), SpoolError> {
         let (mut set, mut differing, mut conflicts) = (Vec::new(), Vec::new(), Vec::new());
         let mut after = there.clone();
-        for place in (0..new.len()).filter(|place| old[*place] != new[*place] && !self.computed(*place)) {
+        let differing_places: Vec<usize> =
+            (0..new.len()).filter(|place| old[*place] != new[*place] && !self.computed(*place)).collect();
+        // What Postgres computes is not there before it computes it, and nothing that anybody does to the row.
+        if differing_places.is_empty() {
+            return Ok(());
+        }
+        for place in differing_places {
             let Some((at, (_, name))) = self.columns.iter().enumerate().find(|(_, column)| column.0 == place) else {
                 // A column that the branch added.
                 set.push((place, None, new[place].clone()));

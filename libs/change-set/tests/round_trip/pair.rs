@@ -191,9 +191,9 @@ impl Pair {
         let set = self.diff();
         self.copy("base", "target");
         let applied = self.apply("target", &set, &ApplyOptions { dry_run: true, ..ApplyOptions::default() });
-        assert_eq!(applied.conflicts, [], "{what}");
+        assert_eq!(applied.conflicts, [], "{what}\n{}", script(&set));
         let applied = self.apply("target", &set, &ApplyOptions::default());
-        assert_eq!((applied.conflicts, applied.already_there), (vec![], 0), "{what}");
+        assert_eq!((applied.conflicts, applied.already_there), (vec![], 0), "{what}\n{}", script(&set));
         self.assert_equal("target", "head", &format!("{what}: applied"), &set);
         let undone = self.apply("target", &applied.inverse, &ApplyOptions::default());
         assert_eq!(undone.conflicts, [], "{what}: undone\n{}", script(&applied.inverse));
