@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, SpoolError, TableChange, TableState};
-use ardent_schema_diff::{identifier, qualified};
+use ardent_schema_diff::{MISSING, MISSING_IN_PARTITIONS, identifier, literal, qualified};
 use serde::{Deserialize, Serialize};
 
 use crate::dml::any_of;
@@ -65,6 +65,8 @@ impl Item for RowUpdate {
 pub(crate) struct Guarded<'a> {
     pub change: &'a TableChange,
     prefer: Option<Prefer>,
+    /// What rows get in each of [`TableChange::columns_dropped`] when it is added again.
+    readded: TextRow,
     pub inserts: Spool<TextRow>,
     pub updates: Spool<RowUpdate>,
     /// Keys.
@@ -78,7 +80,7 @@ pub(crate) struct Guarded<'a> {
 impl<'a> Guarded<'a> {
     fn new(change: &'a TableChange) -> Guarded<'a> {
         let (inserts, updates, deletes, places, undo) = Default::default();
-        Guarded { change, prefer: None, inserts, updates, deletes, places, undo }
+        Guarded { change, prefer: None, readded: Vec::new(), inserts, updates, deletes, places, undo }
     }
 
     /// Whether rows are to be written once the schema's first part has been run.
@@ -136,8 +138,7 @@ pub(crate) async fn table<'a>(
         return Ok(guarded);
     }
     let name = base_table(change);
-    let exists =
-        target.rows(&format!("select to_regclass({}) is not null", ardent_schema_diff::literal(&name))).await?;
+    let exists = target.rows(&format!("select to_regclass({}) is not null", literal(&name))).await?;
     if exists.first().and_then(|row| row.first().cloned().flatten()).as_deref() != Some("t") {
         let why = "the target has no such table".to_owned();
         applied.conflict(Conflict::Schema {
@@ -154,6 +155,9 @@ pub(crate) async fn table<'a>(
         target.run(&format!("lock table only {name} in access exclusive mode")).await?;
     } else if key.is_empty() || !change.columns_dropped.is_empty() {
         target.run(&format!("lock table only {name} in share row exclusive mode")).await?;
+    }
+    if !change.columns_dropped.is_empty() {
+        guarded.readded = readded(target, change).await?;
     }
     if key.is_empty() {
         without_key(target, &mut guarded, applied).await?;
@@ -406,8 +410,8 @@ impl Comparison<'_, '_> {
         there: &TextRow,
     ) -> Result<(), SpoolError> {
         self.guarded.updates.push(&RowUpdate { key, set })?;
-        for lost in after.iter_mut().skip(self.columns.len()).take(self.guarded.change.columns_dropped.len()) {
-            *lost = None;
+        for (lost, readded) in after.iter_mut().skip(self.columns.len()).zip(&self.guarded.readded) {
+            lost.clone_from(readded);
         }
         self.guarded.undo.push(&RowChange::Update { old: after, new: there.clone() })
     }
@@ -514,9 +518,7 @@ async fn keep_dropped_columns(
 ) -> Result<(), ApplyError> {
     let change = guarded.change;
     if key.is_empty() {
-        let (table, columns) = (base_table(change), change.columns_dropped.join(", "));
-        applied.notes.push(format!("{table} has no key: the inverse cannot bring back the values of {columns}"));
-        return Ok(());
+        return keep_rows_without_key(target, guarded, applied).await;
     }
     let columns = base_columns(change);
     let at: Vec<usize> = key.iter().filter_map(|place| columns.iter().position(|column| column.0 == *place)).collect();
@@ -527,9 +529,7 @@ async fn keep_dropped_columns(
         row.push(Some("known".to_owned()));
         meeting.add_head(row)?;
     }
-    let some: Vec<String> =
-        change.columns_dropped.iter().map(|name| format!("{} is distinct from null", identifier(name))).collect();
-    let sql = format!("select {} from only {} where {}", select_list(change), base_table(change), some.join(" or "));
+    let sql = format!("select {} from only {}{}", select_list(change), base_table(change), losing(guarded));
     target
         .each(&sql, |mut row| {
             row.push(None);
@@ -540,8 +540,73 @@ async fn keep_dropped_columns(
         let RowChange::Delete { old: mut row } = row? else { continue };
         row.pop();
         let mut old = row.clone();
-        old[columns.len()..columns.len() + change.columns_dropped.len()].fill(None);
+        old[columns.len()..columns.len() + change.columns_dropped.len()].clone_from_slice(&guarded.readded);
         guarded.undo.push(&RowChange::Update { old, new: row })?;
+    }
+    Ok(())
+}
+
+/// What rows get in the dropped columns when those are added again: what old rows of a column that was added late have, or nothing.
+async fn readded(target: &Target<'_>, change: &TableChange) -> Result<TextRow, ApplyError> {
+    let table = literal(&base_table(change));
+    let sql = format!(
+        "select a.attname, {MISSING} from pg_attribute a join pg_class c on c.oid = a.attrelid {MISSING_IN_PARTITIONS} \
+         where c.oid = {table}::regclass and a.attnum > 0 and not a.attisdropped"
+    );
+    let rows = target.rows(&sql).await?;
+    let value = |name: &String| {
+        let row = rows.iter().find(|row| row.first().is_some_and(|column| column.as_ref() == Some(name)));
+        row.and_then(|row| row.get(1).cloned().flatten())
+    };
+    Ok(change.columns_dropped.iter().map(value).collect())
+}
+
+/// The condition for rows that have another value in a column that is about to go than they get when it is added again.
+fn losing(guarded: &Guarded<'_>) -> String {
+    let differs = |(name, value): (&String, &Option<String>)| match value {
+        None => format!("{} is distinct from null", identifier(name)),
+        Some(value) => format!("{}::text is distinct from {}", identifier(name), literal(value)),
+    };
+    let columns = guarded.change.columns_dropped.iter().zip(&guarded.readded);
+    format!(" where {}", columns.map(differs).collect::<Vec<_>>().join(" or "))
+}
+
+/// The same for rows that no key tells apart: the inverse takes them away and brings them again, whole.
+async fn keep_rows_without_key(
+    target: &Target<'_>,
+    guarded: &mut Guarded<'_>,
+    applied: &mut Applied,
+) -> Result<(), ApplyError> {
+    let change = guarded.change;
+    let table = base_table(change);
+    let sql = format!(
+        "select exists (select from pg_constraint where contype = 'f' and confrelid = {}::regclass)",
+        literal(&table)
+    );
+    if target.rows(&sql).await? == [[Some("t".to_owned())]] {
+        let columns = change.columns_dropped.join(", ");
+        applied.notes.push(format!(
+            "{table} has no key that both sides have, and others refer to its rows: the inverse cannot bring back the values of {columns}"
+        ));
+        return Ok(());
+    }
+    // Rows that differ in columns that the inverse cannot compare must not be taken for one another: then all of them.
+    let losing = if change.columns_left.is_empty() { losing(guarded) } else { String::new() };
+    let mut meeting = Pairing::new(Vec::new(), PAIRING_BYTES_MAX);
+    for row in guarded.undo.iter() {
+        if let RowChange::Insert { new } = row? {
+            meeting.add_head(new)?;
+        }
+    }
+    let sql = format!("select {} from only {table}{losing}", select_list(change));
+    target.each(&sql, |row| meeting.add_base(row)).await?;
+    let kept = base_columns(change).len();
+    for row in meeting.finish(Order::Kind)?.iter() {
+        let RowChange::Delete { old: row } = row? else { continue };
+        let mut old = row.clone();
+        old[kept..kept + change.columns_dropped.len()].clone_from_slice(&guarded.readded);
+        guarded.undo.push(&RowChange::Delete { old })?;
+        guarded.undo.push(&RowChange::Insert { new: row })?;
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ardent_schema_diff::{MISSING, MISSING_IN_PARTITIONS};
 use tokio_postgres::Row;
 
 use crate::error::DiffError;
@@ -29,7 +30,7 @@ pub(crate) struct Table {
 pub(crate) struct Column {
     pub attnum: i16,
     pub name: String,
-    /// What rows have that were there before the column was added without a rewrite; text.
+    /// What rows have that were there before the column was added without a rewrite; text. Of a partition: what all of them got.
     pub missing: Option<String>,
     /// Whether Postgres computes it from others.
     pub generated: bool,
@@ -65,12 +66,14 @@ const RELATIONS: &str = "
      where c.relkind in ('r', 'm', 'S') and (c.relpersistence = 'p' or c.relpersistence = 'u' and c.relkind <> 'S')
        and n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_toast'";
 
-const COLUMNS: &str = "
-    select a.attrelid, a.attnum, a.attname::text,
-           case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, a.attgenerated <> '', a.atttypid, a.atttypmod
-      from pg_attribute a
-     where a.attrelid = any($1) and a.attnum > 0 and not a.attisdropped
-     order by a.attrelid, a.attnum";
+fn columns() -> String {
+    format!(
+        "select a.attrelid, a.attnum, a.attname::text, {MISSING}, a.attgenerated <> '', a.atttypid, a.atttypmod
+           from pg_attribute a join pg_class c on c.oid = a.attrelid {MISSING_IN_PARTITIONS}
+          where a.attrelid = any($1) and a.attnum > 0 and not a.attisdropped
+          order by a.attrelid, a.attnum"
+    )
+}
 
 /// Columns of each table's best key: the primary key, else the oldest unique key that no null can escape.
 const KEYS: &str = "
@@ -143,7 +146,7 @@ impl Catalog {
 
     /// Fills in columns and keys of these tables.
     pub async fn load_details(&mut self, session: &Session, tables: &[u32]) -> Result<(), DiffError> {
-        for row in session.query(COLUMNS, &[&tables]).await? {
+        for row in session.query(&columns(), &[&tables]).await? {
             let oid: u32 = field(session, &row, 0)?;
             let column = Column {
                 attnum: field(session, &row, 1)?,

@@ -256,7 +256,9 @@ impl Making<'_> {
             definition.push_str(&format!(" DEFAULT {}", literal(missing)));
         }
         definition.push_str(&column_origin(object));
-        if object.flag("not_null") && (missing.is_some() || object.text("identity").is_some()) {
+        // Where rows have no value yet, it must wait until they have.
+        let at_once = missing.is_some() || object.text("identity").is_some();
+        if object.flag("not_null") && at_once {
             definition.push_str(&not_null(object));
         }
         let mut statements = vec![format!("ALTER {word} {table} ADD COLUMN {definition}")];
@@ -269,6 +271,13 @@ impl Making<'_> {
             statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
         }
         statements.extend(column_settings(&table, object));
+        if object.flag("not_null") && !at_once {
+            let named = object.text("not_null_name").filter(|_| !object.flag("not_null_usual"));
+            statements.push(match named {
+                Some(constraint) => format!("ALTER TABLE {table} ADD CONSTRAINT {constraint} NOT NULL {name}"),
+                None => format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"),
+            });
+        }
         statements
     }
 

@@ -38,3 +38,4 @@ mod rename;
 pub use catalog::{Catalog, CatalogError, CatalogQueries, Kind, Object, ObjectId};
 pub use name::{identifier, literal, qualified};
 pub use plan::{Action, Identity, Plan, Section, Statement, Touched, plan};
+pub use queries::{MISSING, MISSING_IN_PARTITIONS};

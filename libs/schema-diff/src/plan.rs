@@ -565,6 +565,7 @@ fn section_of(object: &Object, creates: bool, sql: &str) -> Section {
     );
     let late_word = [" SET NOT NULL", " ROW LEVEL SECURITY"].iter().any(|end| sql.ends_with(end))
         || sql.contains(" ADD GENERATED ")
+        || (object.kind == Kind::Column && sql.contains(" ADD CONSTRAINT "))
         || sql.contains(" VALIDATE CONSTRAINT ");
     if (creates && late_kind) || late_word || (!creates && matches!(object.kind, Kind::Trigger | Kind::Rule)) {
         Section::AfterRows

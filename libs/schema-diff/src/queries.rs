@@ -172,6 +172,18 @@ fn relations() -> String {
     )
 }
 
+/// What rows of relation `c` that were there before column `a` was added have in it, as SQL: text, or null. To be used with
+/// [`MISSING_IN_PARTITIONS`].
+pub const MISSING: &str = "case when c.relispartition or c.relkind = 'p' then m.value \
+     when a.atthasmissing then (a.attmissingval::text::text[])[1] end";
+
+/// Joins `m`, which [`MISSING`] reads. A partitioned table has no rows, so that Postgres notes the value with its partitions; and a
+/// partition that was rewritten since, or is newer, has none. A column is added to all of them at once, so they all get one value.
+pub const MISSING_IN_PARTITIONS: &str = "left join (select pg_partition_root(p.attrelid) as root, p.attname, \
+       case when count(distinct p.attmissingval::text) = 1 then (min(p.attmissingval::text)::text[])[1] end as value \
+       from pg_attribute p join pg_class t on t.oid = p.attrelid and t.relispartition where p.atthasmissing group by 1, 2) m \
+     on (c.relispartition or c.relkind = 'p') and m.root = pg_partition_root(c.oid) and m.attname = a.attname";
+
 // Newer minors keep a version of their own among a column's options (`ATTRIBUTE_VERSION_ATTOPTION` of pg_attribute.h). Since 17 a
 // partition's column has its identity from the parent, with whose sequence it gets it when it is attached. Since 18 a constraint with a
 // name makes a column not null.
@@ -193,14 +205,14 @@ fn columns() -> String {
            'compression', case a.attcompression when 'p' then 'pglz' when 'l' then 'lz4' end, \
            'statistics', case when to_jsonb(a) ->> 'attstattarget' is null then -1 else (to_jsonb(a) ->> 'attstattarget')::int end, \
            'options', (select jsonb_agg(o order by o) from unnest(a.attoptions) o where o !~ '^pg_attver='), 'foreign_options', a.attfdwoptions, 'local', a.attislocal, 'inherited', a.attinhcount, \
-           'missing', case when a.atthasmissing then (a.attmissingval::text::text[])[1] end, \
+           'missing', {MISSING}, \
            'identity', case when q.name is not null then case a.attidentity when 'a' then 'always' when 'd' then 'by default' end end, \
            'identity_name', q.name, 'identity_options', q.options), \
            's', jsonb_build_object('type', jsonb_build_array(a.atttypid::bigint, a.atttypmod, a.attcollation::bigint), \
            'collation', a.attcollation::bigint, 'generated', case when a.attgenerated <> '' then g.adbin::text end)) \
          from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type y on y.oid = a.atttypid \
            left join pg_attrdef g on g.adrelid = a.attrelid and g.adnum = a.attnum \
-           left join pg_constraint k on k.conrelid = a.attrelid and k.contype = 'n' and k.conkey = array[a.attnum] \
+           left join pg_constraint k on k.conrelid = a.attrelid and k.contype = 'n' and k.conkey = array[a.attnum] {MISSING_IN_PARTITIONS} \
            left join lateral (select format('%I.%I', {}, s.relname) as name, \
              format('start with %s increment by %s minvalue %s maxvalue %s cache %s%s', o.seqstart, o.seqincrement, o.seqmin, o.seqmax, o.seqcache, \
                case when o.seqcycle then ' cycle' else ' no cycle' end) as options \

@@ -2,6 +2,7 @@
 //! concurrent change of the target makes a conflict of is reported, and nothing else.
 
 mod choice;
+mod columns;
 mod concurrent;
 mod pair;
 mod random;
@@ -80,22 +81,6 @@ fn a_row_that_the_target_added_below_a_deleted_one_is_a_conflict() {
         applied.conflicts
     );
     assert_eq!(pair.pg.sql_in("target", "select count(*) from app.orders where user_id = 10"), "4");
-}
-
-#[test]
-fn rows_that_only_postgres_computes_anew_are_not_there_already() {
-    let pair = Pair::new();
-    pair.copy("base", "head");
-    // 40 rows of `tree` differ in the new column alone, which nobody writes; one of them in another column too.
-    pair.pg.sql_in(
-        "head",
-        "alter table app.tree add column made text generated always as ('x' || id) stored; update app.tree set label = 'new' where id = 7",
-    );
-    let set = pair.round_trip("a computed column");
-    pair.copy("base", "target");
-    let applied = pair.apply("target", &set, &ApplyOptions::default());
-    assert_eq!((applied.rows.updated, applied.already_there), (1, 0));
-    assert_eq!(pair.pg.sql_in("target", "select count(made) from app.tree"), "40");
 }
 
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.
