@@ -1,6 +1,7 @@
 //! Applies a change set, in one transaction.
 
 mod large_objects;
+mod making_way;
 mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -150,7 +151,7 @@ impl<'a> Run<'a> {
         for guarded in &tables {
             self.delete_places(guarded).await?;
         }
-        self.run_statements(statements, Section::BeforeRows).await?;
+        self.change_schema(statements, &tables).await?;
         progress("writing rows");
         self.rows(&tables, progress).await?;
         if !self.applied.conflicts.is_empty() {

@@ -1,6 +1,6 @@
 //! Columns that come and go, with what rows have in them.
 
-use ardent_change_set::ApplyOptions;
+use ardent_change_set::{ApplyError, ApplyOptions};
 
 use crate::pair::{Pair, script};
 
@@ -140,5 +140,50 @@ fn rows_without_a_key_that_others_refer_to_are_not_taken_away_for_what_a_column_
             "select (select count(*) from app.below) || ' ' || (select count(*) from app.above where v is null)"
         ),
         "1 1"
+    );
+}
+
+/// On the branch the rows were mended first, and the type changed then.
+#[test]
+fn values_that_a_new_type_has_no_room_for_make_way() {
+    let pair = Pair::new();
+    pair.pg.sql_in(
+        "base",
+        "create table app.codes (id int primary key, code text unique, n smallint not null default 1, size int);
+         insert into app.codes values (1, 'one'), (2, '2'), (3, '3'), (4, 'four'), (5, '5');
+         create table app.parted (id int, size int, primary key (id)) partition by range (id);
+         create table app.parted_a partition of app.parted for values from (0) to (10);
+         insert into app.parted select n, n from generate_series(1, 9) n;
+         create function app.no() returns trigger language plpgsql as $$ begin raise 'not now'; end $$;
+         create trigger no before update or delete on app.codes for each row execute function app.no()",
+    );
+    pair.copy("base", "head");
+    for change in [
+        "update app.codes set code = '1' where id = 1",
+        "delete from app.codes where id = 4",
+        "alter table app.codes alter code type bigint using code::bigint",
+        "update app.codes set code = 3000000000 where id = 5",
+        // Back again, these are in the way.
+        "alter table app.codes alter size type bigint",
+        "update app.codes set size = 4000000000 where id in (2, 3)",
+        "insert into app.codes values (6, 6, 1, 4000000000)",
+        "alter table app.parted alter size type bigint",
+        "update app.parted set size = 4000000000 where id < 5",
+    ] {
+        pair.pg.sql_in("head", &format!("set session_replication_role = replica; {change}"));
+    }
+    let set = pair.round_trip("a narrower type");
+
+    // A row of the target's own that does not fit is in nobody's way but its own.
+    pair.copy("base", "target");
+    pair.pg.sql_in("target", "insert into app.codes values (9, 'nine')");
+    let refused = pair.try_apply("target", &set, &ApplyOptions::default());
+    assert!(
+        matches!(&refused, Err(ApplyError::Statement { statement, .. }) if statement.contains("TYPE bigint")),
+        "{refused:?}"
+    );
+    assert_eq!(
+        pair.pg.sql_in("target", "select string_agg(code, ' ' order by id) from app.codes"),
+        "one 2 3 four 5 nine"
     );
 }
