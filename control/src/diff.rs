@@ -298,6 +298,7 @@ impl Control {
         let base_read_before = if base.hidden { 0 } else { self.pages_sent(base).await? };
         let (head, old) =
             tokio::try_join!(open_side(branch, &sides.head_at, "head"), open_side(base, &sides.base_at, &base_name))?;
+        check_tables(&request.tables, &branch.name, &base_name, &head, &old).await?;
         let changed = match against {
             // What ran at the branch point is aborted on the branch; what was prepared there is looked for by its locks.
             Against::Past { is_branch_point: true, .. } => {
@@ -417,6 +418,28 @@ impl Control {
         client.wait_lsn(to, INGEST_TIMEOUT).await.map_err(unavailable)?;
         client.get_changed(from, to).await.map_err(unavailable)
     }
+}
+
+/// A table that neither side has is a mistake, not one without changes.
+async fn check_tables(wanted: &[String], branch: &str, base: &str, head: &Side, old: &Side) -> Result<(), ErrorInfo> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let sessions = head.databases.iter().chain(&old.databases).map(|open| ardent_diff::names(&open.session));
+    let names = try_join_all(sessions).await.map_err(|error| failed(&error))?.into_iter().flatten().collect();
+    let unknown = ardent_diff::unknown(wanted, &names);
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let (tables, near): (Vec<&str>, Vec<Vec<String>>) = unknown.into_iter().unzip();
+    let noun = if tables.len() == 1 { "table" } else { "tables" };
+    let message = format!("neither branch {branch} nor its other side ({base}) has {noun} {}", tables.join(", "));
+    let near = near.concat();
+    let hint = match near.is_empty() {
+        true => format!("ardent branch diff {branch} --stat names what changed"),
+        false => format!("there is {}", near.join(", ")),
+    };
+    Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint))
 }
 
 fn busy(branch: &BranchRow) -> ErrorInfo {

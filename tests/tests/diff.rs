@@ -248,7 +248,26 @@ fn every_change_is_shown_exactly_once() {
     assert_eq!(of_child["databases"][0]["tables"], json!([kept("fresh", &["id", "v"], &["id"], change)]));
     let one = house.json(&["branch", "diff", "work", "--table", "public.gone"]);
     assert_eq!(one["databases"][0]["tables"].as_array().map(Vec::len), Some(1), "{one}");
+    unknown_tables_are_mistakes(&house);
     assert_eq!(house.ardent(&["branch", "diff", "work", "--exit-code"]).code, 3);
+}
+
+/// A table that neither side has, whether anything changed or not.
+fn unknown_tables_are_mistakes(house: &House) {
+    let diff = |more: &[&str]| house.ardent(&[&["branch", "diff", "work", "--exit-code"], more].concat());
+    let said = diff(&["--table", "public.gone", "--table", "fresch", "--table", "nowhere.nothing"]);
+    assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{said:?}");
+    assert!(said.stderr.contains("fresch, nowhere.nothing") && said.stderr.contains("public.fresh"), "{said:?}");
+    assert!(!said.stderr.contains("public.gone"), "{said:?}");
+    for json in [&["--json"][..], &["--ndjson"]] {
+        let said = diff(&[json, &["--table", "fresch"]].concat());
+        assert_eq!(said.code, 2, "{said:?}");
+        let last = format!("{}{}", said.stdout, said.stderr);
+        assert!(
+            last.contains("invalid_arguments") && last.contains("fresch") && last.contains("public.fresh"),
+            "{last}"
+        );
+    }
 }
 
 /// The type of a line.

@@ -16,6 +16,7 @@ use crate::large_objects;
 use crate::pairing::{Order, Pairing};
 use crate::scan::{self, Extent, Side};
 use crate::session::{Session, quote_identifier, quote_literal};
+use crate::wanted::is_named;
 
 /// Bytes of rows that the comparison of one table holds in memory before they go to a temporary file.
 pub const PAIRING_BYTES_MAX: usize = 32 << 20;
@@ -58,8 +59,7 @@ pub enum Part {
 
 impl CompareOptions {
     fn wants(&self, schema: &str, name: &str) -> bool {
-        let full = format!("{schema}.{name}");
-        self.tables.is_empty() || self.tables.iter().any(|wanted| wanted == name || *wanted == full)
+        self.tables.is_empty() || self.tables.iter().any(|wanted| is_named(wanted, schema, name))
     }
 
     /// Leaves what is about the wanted tables.

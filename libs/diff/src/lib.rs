@@ -35,6 +35,7 @@ mod report;
 mod scan;
 mod session;
 mod spool;
+mod wanted;
 
 pub use ardent_schema_diff::Identity;
 pub use change_set::{
@@ -51,3 +52,4 @@ pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;
 pub use session::Session;
 pub use spool::{Item, MEMORY_BYTES_MAX, Spool, SpoolError, memory_bytes, spill_into};
+pub use wanted::{names, unknown};
