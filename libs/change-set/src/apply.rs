@@ -149,6 +149,10 @@ impl<'a> Run<'a> {
         let may_go = self.sequences_that_may_go().await?;
         // Before columns go and tables are rewritten, which moves rows to other places.
         for guarded in &tables {
+            self.check_places(guarded).await?;
+            if !self.applied.conflicts.is_empty() {
+                return Ok(());
+            }
             self.delete_places(guarded).await?;
         }
         self.change_schema(statements, &tables).await?;
@@ -229,6 +233,48 @@ impl<'a> Run<'a> {
             self.applied.statements += 1;
         }
         Ok(())
+    }
+
+    /// Rows without a key are deleted and written anew when they change: what refers to them by a unique value would go with them, or
+    /// be changed, and not come back.
+    async fn check_places(&mut self, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
+        if guarded.places.is_empty() {
+            return Ok(());
+        }
+        let table = base_table(guarded.change);
+        let keys = foreign_keys::of_tables(self.target, &BTreeSet::from([table.clone()])).await?;
+        for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table) {
+            for places in guarded.places.chunks(ROWS_PER_INSERT) {
+                let list: Vec<String> = places?.iter().flatten().map(dml::value).collect();
+                let rows = format!("ctid = any (array[{}]::tid[])", list.join(", "));
+                let count = self.referring(key, &table, &rows).await?;
+                if count > 0 {
+                    let (user, name) = (&key.table, identifier(&key.name));
+                    let why = format!(
+                        "the branch changed or deleted rows without a key that {count} rows of the target's {user} refer to, and {name} would delete or change those; give {table} a primary key first"
+                    );
+                    self.applied.conflict(Conflict::Row {
+                        table: table.clone(),
+                        key: Vec::new(),
+                        why,
+                        columns: Vec::new(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many rows refer by `key` to those of `table` that are so.
+    async fn referring(&self, key: &ForeignKey, table: &str, rows: &str) -> Result<u64, ApplyError> {
+        let sql = format!(
+            "select count(*) from {} where ({}) in (select {} from only {table} where {rows})",
+            key.table,
+            key.columns.join(", "),
+            key.referenced_columns.join(", "),
+        );
+        let rows = self.target.rows(&sql).await?;
+        Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0))
     }
 
     async fn delete_places(&mut self, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
@@ -364,15 +410,7 @@ impl<'a> Run<'a> {
         for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table && key.table != table) {
             for chunk in guarded.deletes.chunks(ROWS_PER_INSERT) {
                 let chunk = chunk?;
-                let sql = format!(
-                    "select count(*) from {} where ({}) in (select {} from only {table} where {})",
-                    key.table,
-                    key.columns.join(", "),
-                    key.referenced_columns.join(", "),
-                    dml::any_of(&names, &chunk)
-                );
-                let rows = self.target.rows(&sql).await?;
-                let count: u64 = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0);
+                let count = self.referring(key, table, &dml::any_of(&names, &chunk)).await?;
                 if count > 0 {
                     let why =
                         format!("the branch deleted rows that {count} rows of the target's {} refer to", key.table);

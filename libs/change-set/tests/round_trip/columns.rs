@@ -1,6 +1,6 @@
 //! Columns that come and go, with what rows have in them.
 
-use ardent_change_set::{ApplyError, ApplyOptions};
+use ardent_change_set::{ApplyError, ApplyOptions, Conflict};
 
 use crate::pair::{Pair, script};
 
@@ -186,4 +186,35 @@ fn values_that_a_new_type_has_no_room_for_make_way() {
         pair.pg.sql_in("target", "select string_agg(code, ' ' order by id) from app.codes"),
         "one 2 3 four 5 nine"
     );
+}
+
+/// A row that is deleted and written anew would take with it what refers to it.
+#[test]
+fn rows_without_a_key_that_others_would_go_with_are_a_conflict() {
+    let pair = Pair::new();
+    pair.pg.sql_in("base", "create table app.tags (tag text unique, note text)");
+    pair.pg.sql_in(
+        "base",
+        "create table app.tagged (id int primary key, tag text references app.tags (tag) on delete cascade)",
+    );
+    pair.pg.sql_in(
+        "base",
+        "insert into app.tags values ('a', 'one'), ('b', 'two'); insert into app.tagged values (1, 'a')",
+    );
+    pair.copy("base", "head");
+    pair.pg.sql_in("head", "update app.tags set note = 'changed' where tag = 'a'");
+    let set = pair.diff();
+    pair.copy("base", "target");
+    let applied = pair.apply("target", &set, &ApplyOptions::default());
+    assert!(
+        matches!(&applied.conflicts[..], [Conflict::Row { table, why, .. }]
+            if table == "app.tags" && why.contains("1 rows of the target's app.tagged refer to")),
+        "{:?}",
+        applied.conflicts
+    );
+    assert_eq!(pair.pg.sql_in("target", "select note, id from app.tags join app.tagged using (tag)"), "one|1");
+    // One that nobody refers to is no matter.
+    pair.copy("base", "head");
+    pair.pg.sql_in("head", "update app.tags set note = 'changed' where tag = 'b'");
+    pair.round_trip("a row that nobody refers to");
 }
