@@ -32,7 +32,8 @@ fi
 brought=$(dirname "$bin")
 if [ -x "$bin/psql" ] && [ -x "$bin/pgbench" ]; then clients=$bin; fi
 for at in "$brought/lib/pgxs" "$brought/lib/postgresql/pgxs"; do
-  if [ -x "$at/src/test/regress/pg_regress" ] && [ -x "$at/src/test/isolation/pg_isolation_regress" ]; then pgxs=$at; fi
+  # Those that were fetched alone do not start: they want a later libpq than that of 15.
+  if [ -x "$at/src/test/regress/pg_regress" ] && "$at/src/test/isolation/isolationtester" -V >/dev/null 2>&1; then pgxs=$at; fi
 done
 majors_top=${ARDENT_TEST_PG_MAJORS:-/var/tmp/ardent-postgres-$(id -u)}
 suites=${VERIFY_REDO_SUITES:-$all_suites}
