@@ -1,6 +1,6 @@
 //! One `ardent up` with everything of its own.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File, Metadata, Permissions};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -293,7 +293,14 @@ impl House {
 
     /// Bytes on disk of everything that the server keeps.
     pub fn disk_bytes(&self) -> u64 {
-        bytes_below(&self.data_dir())
+        bytes_below(&self.data_dir(), |file| file.blocks() * 512)
+    }
+
+    /// Bytes of a branch's own objects in the page server's store.
+    pub fn stored_bytes(&self, branch: &str) -> u64 {
+        let timeline = self.json(&["branch", "info", branch])["timeline_id"].as_str().expect("a timeline").to_owned();
+        let store = self.data_dir().join("pageserver/store/timelines");
+        folders(&store).iter().map(|tenant| bytes_below(&tenant.join(&timeline), Metadata::len)).sum()
     }
 
     /// The processes of computes.
@@ -420,12 +427,12 @@ fn holds_a_file(path: &Path) -> bool {
 }
 
 /// As `du` counts: what is deleted meanwhile counts as nothing.
-fn bytes_below(path: &Path) -> u64 {
+fn bytes_below(path: &Path, of_file: fn(&Metadata) -> u64) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
     entries
         .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path()),
-            Ok(metadata) => metadata.blocks() * 512,
+            Ok(metadata) if metadata.is_dir() => bytes_below(&entry.path(), of_file),
+            Ok(metadata) => of_file(&metadata),
             Err(_) => 0,
         })
         .sum()

@@ -10,6 +10,9 @@ const BRANCHES: usize = 50;
 const CLIENTS: usize = 8;
 /// What a branch writes; far more than what deleting may leave.
 const WRITTEN_BYTES: u64 = 6 << 20;
+/// What the store may keep for a branch that nobody wrote to, and for one with one changed row.
+const UNCHANGED_BYTES_MAX: u64 = 4 << 10;
+const ONE_ROW_BYTES_MAX: u64 = 64 << 10;
 /// What may stay: control's database and its journal, which SQLite lets grow to 4 MB.
 const LEFT_BYTES_MAX: u64 = 6 << 20;
 
@@ -34,7 +37,7 @@ fn fifty_branches_at_once_are_apart_and_give_their_space_back() {
     let production = TestPg::start(production_options());
     production.sql("create table t (n int primary key, filler text)");
     production.sql("insert into t select n, repeat(md5(n::text), 20) from generate_series(1, 5000) n");
-    let house = House::start();
+    let mut house = House::start();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let timelines = house.timelines();
     assert_eq!(timelines.len(), 2, "the root, on page server and safekeeper: {timelines:?}");
@@ -53,9 +56,9 @@ fn fifty_branches_at_once_are_apart_and_give_their_space_back() {
 
     // Some are used, a few at a time, each in its own way.
     let used: Vec<(usize, String)> = (0..awake()).map(|number| (number, names[number].clone())).collect();
-    let url = |name: &str| house.ok(&["branch", "info", name, "--print-url"]);
+    let url = |house: &House, name: &str| house.ok(&["branch", "info", name, "--print-url"]);
     in_parallel(&used, |(number, name)| {
-        let url = url(name);
+        let url = url(&house, name);
         sql(&url, &format!("delete from t where n <= {number}"));
         sql(&url, &format!("update t set filler = 'written by {number}' where n = 2500"));
         sql(&url, "create table more (n int, filler text)");
@@ -63,7 +66,7 @@ fn fifty_branches_at_once_are_apart_and_give_their_space_back() {
         sql(&url, &format!("insert into more select n, repeat(md5(n::text), 29) from generate_series(1, {rows}) n"));
     });
     in_parallel(&used, |(number, name)| {
-        let found = sql(&url(name), "select count(*), max(filler) filter (where n = 2500) from t");
+        let found = sql(&url(&house, name), "select count(*), max(filler) filter (where n = 2500) from t");
         assert_eq!(found, format!("{}|written by {number}", 5000 - number), "{name}");
     });
     let running: u64 = house.json(&["status"])["computes_running"].as_u64().expect("a number");
@@ -74,12 +77,24 @@ fn fifty_branches_at_once_are_apart_and_give_their_space_back() {
     house.ok(&["branch", "delete", "untouched"]);
     assert_eq!(production.sql(untouched), "5000|0|t");
 
+    let (barely_used, unused) = (&names[BRANCHES - 2], &names[BRANCHES - 1]);
+    sql(&url(&house, barely_used), "update t set filler = 'another' where n = 77");
+
     // What is idle is put to rest; a cold branch has what was written.
     in_parallel(&names, |name| drop(house.ok(&["branch", "suspend", name])));
     assert_eq!(house.compute_processes(), []);
     let written = house.disk_bytes().saturating_sub(before);
     assert!(written > WRITTEN_BYTES, "{written} bytes");
-    let found = sql(&url(&used[1].1), "select count(*) from more");
+
+    // A server that stops has everything in its store.
+    house.stop();
+    house.up();
+    for (name, most) in [(unused, UNCHANGED_BYTES_MAX), (barely_used, ONE_ROW_BYTES_MAX)] {
+        let stored = house.stored_bytes(name);
+        println!("{name}: {stored} bytes in the store");
+        assert!((1..most).contains(&stored), "{name} takes {stored} bytes in the store");
+    }
+    let found = sql(&url(&house, &used[1].1), "select count(*) from more");
     assert_eq!(found, (WRITTEN_BYTES / 1000).to_string());
 
     in_parallel(&names, |name| drop(house.ok(&["branch", "delete", name])));

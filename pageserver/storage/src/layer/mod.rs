@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  versions, sorted ──LayerWriter──► file: header | group | group | ... | index | filter | boundaries | trailer
-//!                                                    64 KiB of values each, zstd, CRC
+//!                                                    64 KiB of values each (16 KiB of deltas), zstd, CRC
 //!  Layer::gather(key) ──filter says maybe──► index: which group ──► BlockCache or ranged get ──► versions
 //! ```
 

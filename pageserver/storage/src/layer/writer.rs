@@ -10,7 +10,7 @@ use ardent_types::Lsn;
 use super::block::{BlockPacker, Effort, GroupBuilder};
 use super::file::{Section, Trailer, encode_header};
 use super::{LayerDesc, LayerKind, filter};
-use crate::limits::GROUP_BYTES_MAX;
+use crate::limits::{DELTA_GROUP_BYTES_MAX, GROUP_BYTES_MAX};
 use crate::position::{RecordPosition, encode_boundaries};
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::version::VersionKind;
@@ -88,7 +88,11 @@ impl<'a> LayerWriter<'a> {
     /// Adds a version that sorts after the ones before.
     pub(crate) fn add(&mut self, key: &StoredKey, lsn: Lsn, kind: VersionKind, value: &[u8]) -> io::Result<()> {
         assert!(self.last.is_none_or(|last| last < (*key, lsn)), "versions are written in order");
-        let full = self.group.values_len() + value.len() > GROUP_BYTES_MAX || self.group.table_len() > GROUP_BYTES_MAX;
+        let most = match self.kind {
+            LayerKind::Image => GROUP_BYTES_MAX,
+            LayerKind::Delta => DELTA_GROUP_BYTES_MAX,
+        };
+        let full = self.group.values_len() + value.len() > most || self.group.table_len() > most;
         if full && !self.group.is_empty() {
             self.end_group()?;
         }
