@@ -136,8 +136,13 @@ case " $suites " in *" regress "*|*" isolation "*)
     suite_library "$of"
     # It loops for ever on a psql that has no pipelines, which came with 18.
     psql_major=$("$clients/psql" --version | sed -E 's/[^0-9]*([0-9]+).*/\1/')
-    if [ "$psql_major" -lt 18 ]; then leave_out=' psql_pipeline'; else leave_out='no test'; fi
-    sed "s/$leave_out//" "$work/src-$of/src/test/regress/parallel_schedule" >"$work/schedule-$of"
+    leave_out=()
+    if [ "$psql_major" -lt 18 ]; then leave_out+=(psql_pipeline); fi
+    # A query of it, new with its fix, ends servers of earlier minors and majors with signal 11.
+    version=$(sed -nE "s/^PACKAGE_VERSION='(.*)'/\\1/p" "$work/src-$of/configure")
+    if [ "$of" = 18 ] && ! "$bin/postgres" --version | grep -qF "$version"; then leave_out+=(sqljson); fi
+    cp "$work/src-$of/src/test/regress/parallel_schedule" "$work/schedule-$of"
+    for test in "${leave_out[@]}"; do sed -i -E "s/ $test( |\$)/\\1/" "$work/schedule-$of"; done
   done
 esac
 
