@@ -84,7 +84,7 @@ pub fn parse_switch(text: &str) -> Result<bool, String> {
 
 /// A number of milliseconds for people.
 pub fn milliseconds_text(milliseconds: u64) -> String {
-    if milliseconds % 1000 == 0 { format!("{} s", milliseconds / 1000) } else { format!("{milliseconds} ms") }
+    if milliseconds.is_multiple_of(1000) { format!("{} s", milliseconds / 1000) } else { format!("{milliseconds} ms") }
 }
 
 /// Bytes of `500M`, `10G`, `2T` or a plain number.

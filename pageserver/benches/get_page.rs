@@ -228,7 +228,7 @@ fn measure(client: &mut dyn Client, kind: Kind, blocks: u32, requests: u32, paus
     let mut state = seed;
     let mut below = |limit: u32| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) * u64::from(limit) >> 31) as u32
+        (((state >> 33) * u64::from(limit)) >> 31) as u32
     };
     (0..HOT.min(blocks)).for_each(|block| client.get(block));
     let mut took = Vec::with_capacity(requests as usize);

@@ -252,7 +252,7 @@ async fn without_the_right_token_nothing_is_served() {
     refused(client.delete_timeline(spec.timeline).await.expect_err("may not delete"));
     let mut config = world.proposer_config(std::slice::from_ref(&address));
     config.token = reading;
-    let error = Proposer::elect(config, CancellationToken::new()).await.err().expect("may not write");
+    let error = Proposer::elect(config, CancellationToken::new()).await.expect_err("may not write");
     assert!(
         matches!(&error, ProposerError::NoQuorum { source: Some(source), .. } if source.code() == Some(ErrorCode::Refused)),
         "{error:?}"

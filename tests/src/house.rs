@@ -291,9 +291,12 @@ impl House {
         found
     }
 
-    /// Bytes on disk of everything that the server keeps.
+    /// Bytes on disk of everything that the server keeps but control's database: SQLite's journal is as long as it once had to be.
     pub fn disk_bytes(&self) -> u64 {
-        bytes_below(&self.data_dir(), |file| file.blocks() * 512)
+        let on_disk = |file: &Metadata| file.blocks() * 512;
+        let database = ["control.db", "control.db-wal", "control.db-shm"];
+        let of_database = database.iter().filter_map(|name| fs::metadata(self.data_dir().join(name)).ok());
+        bytes_below(&self.data_dir(), on_disk).saturating_sub(of_database.map(|file| on_disk(&file)).sum())
     }
 
     /// Bytes of a branch's own objects in the page server's store.

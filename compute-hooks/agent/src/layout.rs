@@ -117,10 +117,11 @@ impl Layout {
         let Ok(file) = opened else { return };
         let plain = file.metadata().is_ok_and(|metadata| metadata.is_file());
         let mut text = String::new();
-        if plain && file.take(AUTO_CONF_LEN_MAX).read_to_string(&mut text).is_ok() {
-            if let Err(error) = std::fs::write(&self.kept_settings, text) {
-                tracing::warn!(%error, "what ALTER SYSTEM wrote is not kept");
-            }
+        if plain
+            && file.take(AUTO_CONF_LEN_MAX).read_to_string(&mut text).is_ok()
+            && let Err(error) = std::fs::write(&self.kept_settings, text)
+        {
+            tracing::warn!(%error, "what ALTER SYSTEM wrote is not kept");
         }
     }
 

@@ -203,21 +203,15 @@ async fn control_hears_of_roles_before_their_makers_are_answered() {
     let reader = find(&agent, "reader").expect("told before it was ready");
     assert!(reader.can_login && reader.password.as_ref().is_some_and(|text| text.starts_with("SCRAM-SHA-256$")));
     let client = agent.connect().await;
-    let agent = std::sync::Mutex::new(agent);
+    let agent = tokio::sync::Mutex::new(agent);
     // Each command is answered only after control's end of the channel has taken the news, so nobody else may read it.
     let changed = async |sql: &str| {
-        let mut agent = agent.lock().expect("one test");
+        let mut agent = agent.lock().await;
         let before = agent.roles.clone();
         let running = client.sql(sql);
-        tokio::pin!(running);
-        loop {
-            tokio::select! {
-                done = &mut running => {
-                    done.unwrap_or_else(|error| panic!("{sql}: {error}"));
-                    break;
-                }
-                event = agent.event() => panic!("{event:?}"),
-            }
+        tokio::select! {
+            done = running => drop(done.unwrap_or_else(|error| panic!("{sql}: {error}"))),
+            event = agent.event() => panic!("{event:?}"),
         }
         assert_ne!(agent.roles, before, "{sql} was answered before control knew");
         agent.roles.clone()
@@ -236,7 +230,7 @@ async fn control_hears_of_roles_before_their_makers_are_answered() {
     assert!(roles.iter().all(|role| role.oid != app.oid));
     // Not by a command for roles: found at the end at the latest.
     client.sql("update pg_authid set rolcanlogin = false where rolname = 'reader'").await.expect("superuser");
-    let mut agent = agent.into_inner().expect("one test");
+    let mut agent = agent.into_inner();
     drop(client);
     assert!(agent.stop(DEADLINE).await.0);
     assert!(find(&agent, "reader").is_some_and(|role| !role.can_login));

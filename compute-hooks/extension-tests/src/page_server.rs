@@ -194,11 +194,12 @@ fn answer(shared: &Shared, segments: &mut Segments, faults: &Faults, request: Re
     assert_eq!(lsn, shared.base_lsn, "absent pages are read at the base LSN");
     let mut pages = Vec::new();
     for mut range in ranges {
-        if let Some((bad, block)) = faults.unreadable {
-            if bad == rel && (range.start..range.start + range.count).contains(&block) {
-                let message = format!("record 0/1234 of {rel} block {block} cannot be applied");
-                return Response::Error { id, code: ErrorCode::Unreadable, message };
-            }
+        if let Some((bad, block)) = faults.unreadable
+            && bad == rel
+            && (range.start..range.start + range.count).contains(&block)
+        {
+            let message = format!("record 0/1234 of {rel} block {block} cannot be applied");
+            return Response::Error { id, code: ErrorCode::Unreadable, message };
         }
         while range.count > 0 {
             let Some(read) = segments.read(&shared.files, rel, range) else {

@@ -70,11 +70,10 @@ fn statement_length(text: &str) -> usize {
             byte if is_word_byte(byte) => {
                 let length = rest.bytes().position(|byte| !is_word_byte(byte) && byte != b'$').unwrap_or(rest.len());
                 let word = &rest[..length];
-                if has_body && word.eq_ignore_ascii_case("begin") {
+                let is = |keyword: &str| word.eq_ignore_ascii_case(keyword);
+                if has_body && is("begin") || bodies > 0 && is("case") {
                     bodies += 1;
-                } else if bodies > 0 && word.eq_ignore_ascii_case("case") {
-                    bodies += 1;
-                } else if bodies > 0 && word.eq_ignore_ascii_case("end") {
+                } else if bodies > 0 && is("end") {
                     bodies -= 1;
                 }
                 length

@@ -153,7 +153,7 @@ impl Shape {
         self.check(row)?;
         let mut terms = Vec::new();
         match &self.key {
-            Key::None => return Err(NoStatement::NoKey),
+            Key::None => Err(NoStatement::NoKey),
             Key::Columns(columns) => {
                 for &index in columns {
                     terms.push(self.natively(index, &row.0[index], values)?);

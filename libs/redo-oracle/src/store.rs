@@ -62,15 +62,11 @@ impl PageStore {
             let bytes = main.get(index * 4..index * 4 + 4)?;
             Some(u32::from_le_bytes(bytes.try_into().expect("4 bytes")))
         };
-        match (record.header.rmid, info) {
-            (rmgr::STORAGE, SMGR_TRUNCATE) => {
-                if let (Some(block), Some(spcnode), Some(dbnode), Some(relnode), Some(flags)) =
-                    (word(0), word(1), word(2), word(3), word(4))
-                {
-                    self.truncate(RelTag { spcnode, dbnode, relnode, fork: ForkNumber::Main }, block, flags);
-                }
-            }
-            _ => {}
+        if (record.header.rmid, info) == (rmgr::STORAGE, SMGR_TRUNCATE)
+            && let (Some(block), Some(spcnode), Some(dbnode), Some(relnode), Some(flags)) =
+                (word(0), word(1), word(2), word(3), word(4))
+        {
+            self.truncate(RelTag { spcnode, dbnode, relnode, fork: ForkNumber::Main }, block, flags);
         }
     }
 

@@ -389,15 +389,12 @@ impl<'a> Planner<'a> {
             Kind::Sequence => {
                 let owned = ObjectId { class: "owned".to_owned(), ..id.clone() };
                 let columns = self.old.needs_of(&owned).filter(|need| *need != id);
-                let owner = columns
+                columns
                     .flat_map(|column| [column.clone(), ObjectId { sub: 0, ..column.clone() }])
-                    .find(|owner| self.drops.contains(owner));
-                owner
+                    .find(|owner| self.drops.contains(owner))
             }
             Kind::Partition => {
-                let above =
-                    self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned();
-                above
+                self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned()
             }
             _ => None,
         }

@@ -42,8 +42,7 @@ impl Renames {
                     | Kind::DefaultPrivileges
                     | Kind::Extension
             );
-            if nameless || (inherited && matches!(old.kind, Kind::Column) || inherited && old.text("type") == Some("c"))
-            {
+            if nameless || (inherited && (matches!(old.kind, Kind::Column) || old.text("type") == Some("c"))) {
                 continue;
             }
             let schema = old.schema.as_ref().map(|schema| schemas.get(schema).unwrap_or(schema));
@@ -94,7 +93,7 @@ impl Renames {
             for rename in &renames {
                 let (old, new) = (&planner.old.objects[&rename.id], &planner.new.objects[&rename.id]);
                 let in_the_way = occupied.contains(&self.place(planner, new, true));
-                if (rename.renamed && in_the_way) || (rename.renamed && rename.moved) {
+                if rename.renamed && (in_the_way || rename.moved) {
                     let name = format!("ardent_new_{}_{}", rename.id.oid, rename.id.sub);
                     statements.extend(self.step(planner, old, &old.name, &name));
                     current.insert(rename.id.clone(), name);

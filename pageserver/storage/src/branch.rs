@@ -25,12 +25,10 @@ impl Timeline {
         if at > last.end {
             return Err(TimelineError::NotYet { lsn: at, last: last.end });
         }
-        if let Some(ancestor) = self.ancestor {
-            if at < ancestor.point.lsn {
-                if let Some(parent) = self.parent()? {
-                    return parent.branch_point(Some(at));
-                }
-            }
+        if self.ancestor.is_some_and(|ancestor| at < ancestor.point.lsn)
+            && let Some(parent) = self.parent()?
+        {
+            return parent.branch_point(Some(at));
         }
         let found = if at == last.end { Ok(last) } else { self.last_boundary(at) };
         let position = found.map_err(|error| match error {

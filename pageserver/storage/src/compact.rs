@@ -187,10 +187,10 @@ impl Timeline {
         lsn: Lsn,
     ) -> Result<(), CommitError> {
         let Some(key) = stored.decode() else { return Ok(()) };
-        if let Key::RelBlock(rel, block) = key {
-            if sizes.lies_past_end(rel, block)? {
-                return Ok(());
-            }
+        if let Key::RelBlock(rel, block) = key
+            && sizes.lies_past_end(rel, block)?
+        {
+            return Ok(());
         }
         match self.content_with(&key, stored, lsn, CacheUse::LookOnly) {
             Ok(Some(content)) => writer.add(stored, content.version, VersionKind::Image, &content.bytes),

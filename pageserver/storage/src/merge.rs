@@ -33,11 +33,11 @@ impl Merge {
     }
 
     fn pull(&mut self, index: usize) -> Result<(), LayerError> {
-        if let Some((key, version)) = self.cursors[index].next()? {
-            if key <= self.last_key {
-                self.heap.push(Reverse((key, version.lsn, Reverse(index))));
-                self.heads[index] = Some(version);
-            }
+        if let Some((key, version)) = self.cursors[index].next()?
+            && key <= self.last_key
+        {
+            self.heap.push(Reverse((key, version.lsn, Reverse(index))));
+            self.heads[index] = Some(version);
         }
         Ok(())
     }

@@ -207,13 +207,13 @@ impl Workload {
         let mut last = previous;
         while writer.bytes().len() < bytes {
             let block = self.below(self.pages.len());
-            if self.next() % MOVE_ONE_IN == 0 {
+            if self.next().is_multiple_of(MOVE_ONE_IN) {
                 self.move_row(block, &mut writer);
             } else {
                 self.update_row(block, &mut writer);
             }
             self.updates += 1;
-            if self.updates % UPDATES_PER_TRANSACTION == 0 {
+            if self.updates.is_multiple_of(UPDATES_PER_TRANSACTION) {
                 last = self.commit(&mut writer);
             }
         }
@@ -228,7 +228,7 @@ impl Workload {
         let commit = RecordBuilder::new(rmgr::TRANSACTION, 0).xid(self.xid).main_data(time.to_le_bytes());
         let mut start = writer.append(&commit).start;
         self.xid += 1;
-        if self.xid % XIDS_PER_CLOG_PAGE == 0 {
+        if self.xid.is_multiple_of(XIDS_PER_CLOG_PAGE) {
             let page = self.xid / XIDS_PER_CLOG_PAGE;
             start = writer.append(&RecordBuilder::new(rmgr::CLOG, 0).main_data(page.to_le_bytes())).start;
         }
@@ -371,7 +371,7 @@ impl Workload {
     }
 
     pub fn below(&mut self, limit: usize) -> usize {
-        (u128::from(self.next()) * limit as u128 >> 64) as usize
+        ((u128::from(self.next()) * limit as u128) >> 64) as usize
     }
 
     fn next(&mut self) -> u64 {

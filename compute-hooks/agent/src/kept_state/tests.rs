@@ -76,7 +76,8 @@ fn used(root: &Path) {
     // Block 1 was never read; block 3 is past what the page server knows.
     write(root, "base/5/10_fsm", &fsm);
     let entry = map.find(&rel(10, ForkNumber::Fsm)).expect("an entry");
-    (entry.set_present(0), map.find(&rel(20, ForkNumber::Main)).expect("an entry").set_present(0));
+    entry.set_present(0);
+    map.find(&rel(20, ForkNumber::Main)).expect("an entry").set_present(0);
     // Another fork of a relation whose map the page server does not know.
     write(root, "base/5/11_fsm", &page(0x21));
     write(root, "base/5/20", &sequence(0x31));

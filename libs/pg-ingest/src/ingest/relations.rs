@@ -73,7 +73,8 @@ impl Ingest {
         }
         if flags & truncate::VM != 0 {
             let tag = rel.with_fork(ForkNumber::Vm);
-            let tail = (blocks % HEAP_BLOCKS_PER_PAGE > 0).then_some(Delta::VmTruncate { heap_blocks: blocks });
+            let tail =
+                (!blocks.is_multiple_of(HEAP_BLOCKS_PER_PAGE)).then_some(Delta::VmTruncate { heap_blocks: blocks });
             self.shrink_map(step, tag, vm_map_block(blocks), tail)?;
         }
         Ok(())

@@ -77,7 +77,7 @@ impl Pages {
     #[cold]
     fn read(&mut self, rel: RelTag, fork: usize, block: BlockNumber) -> usize {
         let number = self.touched.len();
-        if number % CHUNK_PAGES == 0 {
+        if number.is_multiple_of(CHUNK_PAGES) {
             // Zeros, in large pages of the processor where the kernel has them.
             let chunk = MmapMut::map_anon(CHUNK_PAGES * BLCKSZ).expect("there is memory");
             let _ = chunk.advise(Advice::HugePage);
