@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::catalog::{Catalog, Kind, Object};
 use crate::create::{
-    attribute, column_type, enabling, identity_options, index_flags, sequence_options, set_option, table_flags,
+    attribute, column_type, enabling, identity_of_other_type, identity_options, identity_sequence, index_flags,
+    sequence_options, set_option, table_flags,
 };
 use crate::name::{identifier, literal};
 use crate::phrase::{full_name, grant_target, phrase, whole_name};
@@ -385,7 +386,8 @@ impl Change<'_> {
         let mut statements = Vec::new();
         // What is inherited follows the table that it comes from.
         let inherited = self.new.number("inherited") > 0 && self.old.number("inherited") > 0;
-        if self.any(&["type", "collation"]) && !inherited {
+        let retyped = self.any(&["type", "collation"]) && !inherited;
+        if retyped {
             statements.push(retype(&table, Some(self.old), self.new));
         }
         if self.any(&["generated", "virtual"]) {
@@ -404,12 +406,19 @@ impl Change<'_> {
                     statements.push(format!("{alter} SET NOT NULL"));
                 }
                 statements.push(format!("{alter} ADD GENERATED {} AS IDENTITY ({options})", kind.to_uppercase()));
+                statements.extend(identity_of_other_type(self.new));
             }
             (Some(old), Some(new)) => {
                 if old != new {
                     statements.push(format!("{alter} SET GENERATED {}", new.to_uppercase()));
                 }
-                if self.differs("identity_options") {
+                statements.extend(self.identity_renamed());
+                let other_type = [self.old, self.new].iter().any(|column| column.text("identity_type").is_some());
+                let differs = self.any(&["identity_options", "identity_type"]);
+                // With the column's type Postgres gives the sequence that type, and its bounds if they were the old type's.
+                if other_type && (differs || retyped) {
+                    statements.push(identity_sequence(self.new));
+                } else if differs || retyped {
                     let options = self.new.text("identity_options").unwrap_or_default().to_uppercase();
                     let words = ["START WITH", "INCREMENT BY", "MINVALUE", "MAXVALUE", "CACHE", "NO CYCLE", "CYCLE"];
                     statements.push(format!("{alter} {}", set_each(&options, &words)));
@@ -441,6 +450,14 @@ impl Change<'_> {
         }
         statements.extend(option_changes(&self.old.list("options"), &self.new.list("options"), "", &only));
         Alteration::InPlace(statements)
+    }
+
+    /// The new name of an identity column's sequence, which is where its table is.
+    fn identity_renamed(&self) -> Option<String> {
+        let (old, new) = (self.old.text("identity_name")?, self.new.text("identity_name")?);
+        let (was, is) = (last_part(old), last_part(new));
+        let schema = new.strip_suffix(is)?;
+        (was != is).then(|| format!("ALTER SEQUENCE {schema}{was} RENAME TO {is}"))
     }
 
     fn function(&self) -> Alteration {
@@ -605,6 +622,16 @@ impl Change<'_> {
         statements.extend(self.index_flag_changes(&table, &identifier(&self.new.name)));
         Alteration::InPlace(statements)
     }
+}
+
+/// The last part of a name with a schema, quoted as it is there.
+fn last_part(name: &str) -> &str {
+    let mut quoted = false;
+    let dot = name.char_indices().filter(|(_, letter)| {
+        quoted ^= *letter == '"';
+        *letter == '.' && !quoted
+    });
+    dot.last().map_or(name, |(place, _)| &name[place + 1..])
 }
 
 /// Gives a column its new type, by the cast between the two; by way of text where there may be none.

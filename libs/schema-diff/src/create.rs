@@ -393,10 +393,27 @@ fn column_origin(column: &Object) -> String {
     text
 }
 
-/// Name and options of the sequence of an identity column.
+/// Name and options of the sequence of an identity column. Those of one that has another type than its column may not fit the
+/// column's: they are given with [`identity_of_other_type`].
 pub(crate) fn identity_options(column: &Object) -> String {
     let name = column.text("identity_name").unwrap_or_default();
-    format!("SEQUENCE NAME {name} {}", column.text("identity_options").unwrap_or_default().to_uppercase())
+    match column.text("identity_type") {
+        Some(_) => format!("SEQUENCE NAME {name}"),
+        None => format!("SEQUENCE NAME {name} {}", column.text("identity_options").unwrap_or_default().to_uppercase()),
+    }
+}
+
+/// Gives a new identity column's sequence the type that it has besides its column's: no clause of a column does.
+pub(crate) fn identity_of_other_type(column: &Object) -> Option<String> {
+    column.text("identity_type").map(|_| format!("{} RESTART", identity_sequence(column)))
+}
+
+/// Gives an identity column's sequence its type and options.
+pub(crate) fn identity_sequence(column: &Object) -> String {
+    let field = |name: &str| column.text(name).unwrap_or_default();
+    let data_type = column.text("identity_type").unwrap_or(field("type"));
+    let options = field("identity_options").to_uppercase();
+    format!("ALTER SEQUENCE {} AS {data_type} {options}", field("identity_name"))
 }
 
 fn column_definition(column: &Object) -> String {
@@ -415,10 +432,10 @@ fn not_null(column: &Object) -> String {
     name.map_or(" NOT NULL".to_owned(), |name| format!(" CONSTRAINT {name} NOT NULL"))
 }
 
-/// Storage, compression, statistics and options of a new column.
+/// Storage, compression, statistics, options and the type of the sequence of a new column.
 fn column_settings(table: &str, column: &Object) -> Vec<String> {
     let alter = format!("ALTER TABLE ONLY {table} ALTER COLUMN {}", identifier(&column.name));
-    let mut statements = Vec::new();
+    let mut statements: Vec<String> = identity_of_other_type(column).into_iter().collect();
     if let Some(storage) = column.text("storage") {
         statements.push(format!("{alter} SET STORAGE {storage}"));
     }

@@ -186,7 +186,7 @@ pub const MISSING_IN_PARTITIONS: &str = "left join (select pg_partition_root(p.a
 
 // Newer minors keep a version of their own among a column's options (`ATTRIBUTE_VERSION_ATTOPTION` of pg_attribute.h). Since 17 a
 // partition's column has its identity from the parent, with whose sequence it gets it when it is attached. Since 18 a constraint with a
-// name makes a column not null.
+// name makes a column not null. An identity's sequence has its column's type, unless LIKE copied it: then it is a bigint.
 fn columns() -> String {
     format!(
         "select jsonb_build_object('class', 'pg_class', 'oid', c.oid::bigint, 'sub', a.attnum, \
@@ -207,7 +207,7 @@ fn columns() -> String {
            'options', (select jsonb_agg(o order by o) from unnest(a.attoptions) o where o !~ '^pg_attver='), 'foreign_options', a.attfdwoptions, 'local', a.attislocal, 'inherited', a.attinhcount, \
            'missing', {MISSING}, \
            'identity', case when q.name is not null then case a.attidentity when 'a' then 'always' when 'd' then 'by default' end end, \
-           'identity_name', q.name, 'identity_options', q.options), \
+           'identity_name', q.name, 'identity_options', q.options, 'identity_type', q.type), \
            's', jsonb_build_object('type', jsonb_build_array(a.atttypid::bigint, a.atttypmod, a.attcollation::bigint), \
            'collation', a.attcollation::bigint, 'generated', case when a.attgenerated <> '' then g.adbin::text end)) \
          from pg_class c join pg_attribute a on a.attrelid = c.oid join pg_type y on y.oid = a.atttypid \
@@ -215,7 +215,8 @@ fn columns() -> String {
            left join pg_constraint k on k.conrelid = a.attrelid and k.contype = 'n' and k.conkey = array[a.attnum] {MISSING_IN_PARTITIONS} \
            left join lateral (select format('%I.%I', {}, s.relname) as name, \
              format('start with %s increment by %s minvalue %s maxvalue %s cache %s%s', o.seqstart, o.seqincrement, o.seqmin, o.seqmax, o.seqcache, \
-               case when o.seqcycle then ' cycle' else ' no cycle' end) as options \
+               case when o.seqcycle then ' cycle' else ' no cycle' end) as options, \
+             case when o.seqtypid <> a.atttypid then format_type(o.seqtypid, null) end as type \
              from pg_depend e join pg_class s on s.oid = e.objid and s.relkind = 'S' join pg_sequence o on o.seqrelid = s.oid \
              where e.classid = 'pg_class'::regclass and e.refclassid = 'pg_class'::regclass and e.deptype = 'i' \
                and e.refobjid = a.attrelid and e.refobjsubid = a.attnum) q on true \

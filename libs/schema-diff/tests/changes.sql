@@ -94,3 +94,12 @@ create aggregate sales.total(bigint) (sfunc = int8pl, stype = bigint, initcond =
 drop statistics sales.orders_statistics;
 create statistics sales.orders_statistics (mcv) on customer, state from sales.orders;
 create type sales.span2 as range (subtype = int4);;
+create table sales.more_copies (like sales.templates including identity);
+alter table sales.copies alter id type bigint;
+alter table sales.copies rename to copied;
+alter sequence sales.copies_id_seq rename to "copied.numbers";
+alter table sales.ordinals alter id type int, alter n type int;
+alter table sales.ordinals alter n type bigint;
+alter table sales.ordinals alter n set maxvalue 2147483647, add column copy int;
+alter table sales.ordinals alter copy set not null, alter copy add generated always as identity;
+alter sequence sales.ordinals_copy_seq as bigint maxvalue 3000000000;;

@@ -95,11 +95,17 @@ fn seeds() -> Vec<u64> {
     }
 }
 
+/// Seeds that failed once, which are run when none are asked for: values for which a new type has no room, and sequences of another type than their identity columns.
+const ONCE_FAILED: [u64; 5] = [34, 51, 65, 71, 72];
+
 /// Tables and changes of all kinds.
 #[test]
 fn random_tables_and_changes_there_and_back() {
     let pair = Pair::new();
-    for seed in seeds() {
+    let chosen =
+        ["ARDENT_SEED", "ARDENT_FIRST_SEED", "ARDENT_SEEDS"].iter().any(|name| std::env::var_os(name).is_some());
+    let seeds = if chosen { seeds() } else { ONCE_FAILED.to_vec() };
+    for seed in seeds {
         println!("seed {seed}");
         let mut random = Random::new(&pair.pg, seed);
         pair.new_base(&random.schema());
