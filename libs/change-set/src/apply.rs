@@ -16,7 +16,7 @@ use crate::choice::RowChoice;
 use crate::dml;
 use crate::exchange::{self, Moving};
 use crate::foreign_keys::{self, ForeignKey};
-use crate::guard::{self, Guarded, Prefer, RowUpdate, base_table, key_places};
+use crate::guard::{self, Guarded, KeyTypes, Prefer, RowUpdate, base_table, key_places};
 use crate::inverse;
 use crate::outcome::{Applied, ApplyError, Conflict};
 use crate::schema_choice::undoing;
@@ -138,9 +138,11 @@ impl<'a> Run<'a> {
         let statements = &set.schema.statements;
         self.applied.notes.extend(set.schema.not_covered.iter().map(|what| format!("not brought over: {what}")));
         let mut tables = Vec::new();
+        let key_types = if making_way::retypes(statements) { KeyTypes::MayDiffer } else { KeyTypes::Same };
         for change in set.tables.iter().filter(|change| !change.materialized_view) {
             progress(&format!("comparing {} rows of {}", change.rows.len(), base_table(change)));
-            tables.push(guard::table(self.target, change, self.options.prefer, &mut self.applied, progress).await?);
+            let applied = &mut self.applied;
+            tables.push(guard::table(self.target, change, self.options.prefer, key_types, applied, progress).await?);
         }
         let objects = self.check_large_objects().await?;
         if !self.applied.conflicts.is_empty() {
@@ -155,7 +157,7 @@ impl<'a> Run<'a> {
             }
             self.delete_places(guarded).await?;
         }
-        self.change_schema(statements, &tables).await?;
+        self.change_schema(statements, &mut tables).await?;
         progress("writing rows");
         self.rows(&tables, progress).await?;
         if !self.applied.conflicts.is_empty() {

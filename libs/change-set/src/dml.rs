@@ -42,9 +42,19 @@ fn condition(key: &[(&str, &Option<String>)]) -> String {
 /// `(a, b) IN (...)` for these keys.
 pub(crate) fn any_of(columns: &[&str], keys: &[Vec<Option<String>>]) -> String {
     let names: Vec<String> = columns.iter().map(|name| identifier(name)).collect();
+    format!("({}) IN ({})", names.join(", "), key_list(keys))
+}
+
+/// The same by what values look like, for keys that may be no values of the columns' types.
+pub(crate) fn any_of_texts(columns: &[&str], keys: &[Vec<Option<String>>]) -> String {
+    let names: Vec<String> = columns.iter().map(|name| format!("{}::text", identifier(name))).collect();
+    format!("({}) IN ({})", names.join(", "), key_list(keys))
+}
+
+fn key_list(keys: &[Vec<Option<String>>]) -> String {
     let rows: Vec<String> =
         keys.iter().map(|key| format!("({})", key.iter().map(value).collect::<Vec<_>>().join(", "))).collect();
-    format!("({}) IN ({})", names.join(", "), rows.join(", "))
+    rows.join(", ")
 }
 
 #[cfg(test)]
@@ -61,5 +71,6 @@ mod tests {
         assert_eq!(update("t", &[("id", &one)], &[("a", &null)]), "UPDATE ONLY t SET a = NULL WHERE id = '1'");
         assert_eq!(delete("t", &[("id", &one), ("b", &text)]), "DELETE FROM ONLY t WHERE id = '1' AND b = 'it''s'");
         assert_eq!(any_of(&["id"], &[vec![one.clone()]]), "(id) IN (('1'))");
+        assert_eq!(any_of_texts(&["id"], &[vec![one.clone()]]), "(id::text) IN (('1'))");
     }
 }

@@ -6,7 +6,7 @@ use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, Spo
 use ardent_schema_diff::{MISSING, MISSING_IN_PARTITIONS, identifier, literal, qualified};
 use serde::{Deserialize, Serialize};
 
-use crate::dml::any_of;
+use crate::dml::{any_of, any_of_texts};
 use crate::outcome::{Applied, ApplyError, ColumnConflict, Conflict};
 use crate::target::{Target, TextRow};
 
@@ -25,6 +25,14 @@ pub enum Prefer {
     Branch,
     /// The target's.
     Target,
+}
+
+/// Whether keys are values of the types that the target's columns have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyTypes {
+    Same,
+    /// The change set gives some column another type, which may be one of a key's.
+    MayDiffer,
 }
 
 /// A column that is set in a row: its place in [`TableChange::columns`], what the target has there and what it gets. What the target
@@ -124,6 +132,7 @@ pub(crate) async fn table<'a>(
     target: &Target<'_>,
     change: &'a TableChange,
     prefer: Option<Prefer>,
+    key_types: KeyTypes,
     applied: &mut Applied,
     progress: &mut impl FnMut(&str),
 ) -> Result<Guarded<'a>, ApplyError> {
@@ -162,7 +171,7 @@ pub(crate) async fn table<'a>(
     if key.is_empty() {
         without_key(target, &mut guarded, applied).await?;
     } else {
-        with_key(target, &mut guarded, &key, applied, progress).await?;
+        with_key(target, &mut guarded, &key, key_types, applied, progress).await?;
     }
     if change.state == TableState::Dropped {
         let counted = target.rows(&format!("select count(*) from only {name}")).await?;
@@ -192,6 +201,7 @@ async fn with_key(
     target: &Target<'_>,
     guarded: &mut Guarded<'_>,
     key: &[usize],
+    key_types: KeyTypes,
     applied: &mut Applied,
     progress: &mut impl FnMut(&str),
 ) -> Result<(), ApplyError> {
@@ -206,15 +216,30 @@ async fn with_key(
         let rows = rows?;
         let keys: Vec<TextRow> = rows.iter().map(|row| key_of(values_of(row), key)).collect();
         let mut found: BTreeMap<TextRow, TextRow> = BTreeMap::new();
-        let sql = format!("select {list} from only {table} where {} for update", any_of(&key_names, &keys));
-        target
-            .each(&sql, |row| {
-                let key =
-                    key.iter().map(|place| read_at.get(place).and_then(|at| row.get(*at).cloned()).flatten()).collect();
-                found.insert(key, row);
-                Ok(())
-            })
-            .await?;
+        let mut find = |row: TextRow| {
+            let key =
+                key.iter().map(|place| read_at.get(place).and_then(|at| row.get(*at).cloned()).flatten()).collect();
+            found.insert(key, row);
+            Ok(())
+        };
+        let select = format!("select {list} from only {table} where");
+        let by_value = format!("{select} {} for update", any_of(&key_names, &keys));
+        match key_types {
+            KeyTypes::Same => target.each(&by_value, find).await?,
+            KeyTypes::MayDiffer => {
+                target.run("savepoint keys").await?;
+                match target.each(&by_value, &mut find).await {
+                    // A key that is no value of the old type is no row's, but the others must be looked for.
+                    Err(error) if error.is_about_values() => {
+                        target.run("rollback to savepoint keys").await?;
+                        let by_text = format!("{select} {} for update", any_of_texts(&key_names, &keys));
+                        target.each(&by_text, find).await?;
+                    }
+                    other => other?,
+                }
+                target.run("release savepoint keys").await?;
+            }
+        }
         for (row, key_values) in rows.iter().zip(keys) {
             let there = found.get(&key_values);
             Comparison { guarded: &mut *guarded, columns: &columns, applied: &mut *applied }

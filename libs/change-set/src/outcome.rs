@@ -132,3 +132,13 @@ pub enum ApplyError {
     #[error("the target's catalog cannot be understood")]
     Catalog(#[from] ardent_schema_diff::CatalogError),
 }
+
+impl ApplyError {
+    /// Class 22: data exception, which is all that a value can be refused with by a type that it is none of.
+    pub(crate) fn is_about_values(&self) -> bool {
+        match self {
+            ApplyError::Statement { source, .. } => source.code().is_some_and(|code| code.code().starts_with("22")),
+            _ => false,
+        }
+    }
+}

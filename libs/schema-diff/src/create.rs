@@ -238,6 +238,7 @@ impl Making<'_> {
         }
         let mut statements = vec![sql];
         for column in &columns {
+            statements.extend(identity_of_other_type(column));
             statements.extend(column_settings(&name, column));
         }
         statements.extend(table_flags(object, None));
@@ -255,9 +256,16 @@ impl Making<'_> {
         if let Some(missing) = missing {
             definition.push_str(&format!(" DEFAULT {}", literal(missing)));
         }
-        definition.push_str(&column_origin(object));
+        let has_children = self.has_children(object);
+        let identity = object.text("identity");
+        // Before 17 Postgres adds no identity column to a table that has partitions, but makes one of a column that is there.
+        let identity_later = identity.filter(|_| has_children);
+        match identity_later {
+            Some(_) => {}
+            None => definition.push_str(&column_origin(object)),
+        }
         // Where rows have no value yet, it must wait until they have.
-        let at_once = missing.is_some() || object.text("identity").is_some();
+        let at_once = missing.is_some() || (identity.is_some() && identity_later.is_none());
         if object.flag("not_null") && at_once {
             definition.push_str(&not_null(object));
         }
@@ -267,8 +275,13 @@ impl Making<'_> {
             .objects
             .values()
             .any(|o| o.kind == Kind::Default && o.parent_id().as_ref() == Some(&object.id));
-        if missing.is_some() && !has_default {
+        // Of its partitions too, each of which says its own.
+        let is_partitioned = self.catalog.parent(object).is_some_and(|table| table.text("partition_key").is_some());
+        if missing.is_some() && (!has_default || is_partitioned) {
             statements.push(format!("ALTER TABLE {table} ALTER COLUMN {name} DROP DEFAULT"));
+        }
+        if identity_later.is_none() {
+            statements.extend(identity_of_other_type(object));
         }
         statements.extend(column_settings(&table, object));
         if object.flag("not_null") && !at_once {
@@ -278,7 +291,21 @@ impl Making<'_> {
                 None => format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"),
             });
         }
+        if let Some(kind) = identity_later {
+            let (kind, options) = (kind.to_uppercase(), identity_options(object));
+            statements
+                .push(format!("ALTER TABLE {table} ALTER COLUMN {name} ADD GENERATED {kind} AS IDENTITY ({options})"));
+            statements.extend(identity_of_other_type(object));
+        }
         statements
+    }
+
+    /// Whether a column's table has partitions, or tables that inherit from it.
+    fn has_children(&self, column: &Object) -> bool {
+        let Some(table) = column.parent_id().map(|id| u64::from(id.oid)) else { return false };
+        let parents = |object: &Object| object.s.get("parents").and_then(serde_json::Value::as_array).cloned();
+        let mut all = self.catalog.objects.values().filter(|object| object.kind == Kind::Table).filter_map(parents);
+        all.any(|parents| parents.iter().any(|parent| parent.as_u64() == Some(table)))
     }
 
     fn constraint(&self, object: &Object) -> Vec<String> {
@@ -432,10 +459,10 @@ fn not_null(column: &Object) -> String {
     name.map_or(" NOT NULL".to_owned(), |name| format!(" CONSTRAINT {name} NOT NULL"))
 }
 
-/// Storage, compression, statistics, options and the type of the sequence of a new column.
+/// Storage, compression, statistics and options of a new column.
 fn column_settings(table: &str, column: &Object) -> Vec<String> {
     let alter = format!("ALTER TABLE ONLY {table} ALTER COLUMN {}", identifier(&column.name));
-    let mut statements: Vec<String> = identity_of_other_type(column).into_iter().collect();
+    let mut statements = Vec::new();
     if let Some(storage) = column.text("storage") {
         statements.push(format!("{alter} SET STORAGE {storage}"));
     }

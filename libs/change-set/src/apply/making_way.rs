@@ -3,10 +3,10 @@
 //! Columns get their types before rows are written. A branch may have done it the other way round: first mended the rows, then
 //! narrowed the type. Then Postgres refuses the type, and what stands in its way is taken away first.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use ardent_diff::TableState;
-use ardent_schema_diff::{Section, Statement, literal};
+use ardent_schema_diff::{Section, Statement, identifier, literal};
 
 use super::{ROWS_PER_BATCH, Run};
 use crate::dml;
@@ -14,10 +14,10 @@ use crate::guard::{Guarded, base_columns, base_table, key_places};
 use crate::outcome::ApplyError;
 use crate::target::TextRow;
 
-/// Columns that can be null for the moment and nobody follows: not where the same transaction may not write null.
+/// Columns that nobody follows, and whether they must not be null.
 const CLEARABLE: &str = "
-    select a.attname from pg_attribute a
-     where a.attnum > 0 and not a.attisdropped and not a.attnotnull and a.attgenerated = ''
+    select a.attname, a.attnotnull from pg_attribute a
+     where a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
        and not exists (select from pg_constraint f where f.contype = 'f' and f.confrelid = a.attrelid and a.attnum = any (f.confkey))
        and a.attrelid = ";
 
@@ -26,22 +26,18 @@ impl<'a> Run<'a> {
     pub(super) async fn change_schema(
         &mut self,
         statements: &[Statement],
-        tables: &[Guarded<'_>],
+        tables: &mut [Guarded<'_>],
     ) -> Result<(), ApplyError> {
         let may_be_in_the_way = |guarded: &Guarded<'_>| {
             guarded.change.state == TableState::Kept && !(guarded.updates.is_empty() && guarded.deletes.is_empty())
         };
-        let tables: Vec<&Guarded<'_>> = tables.iter().filter(|guarded| may_be_in_the_way(guarded)).collect();
-        let retypes = statements.iter().any(|statement| statement.sql.contains(" TYPE "));
-        if tables.is_empty() || !retypes {
+        if !tables.iter().any(may_be_in_the_way) || !retypes(statements) {
             return self.run_statements(statements, Section::BeforeRows).await;
         }
         self.target.run("savepoint schema").await?;
         let run_before = self.applied.statements;
         let refused = match self.run_statements(statements, Section::BeforeRows).await {
-            Err(ApplyError::Statement { statement, source }) if is_about_values(&source) => {
-                ApplyError::Statement { statement, source }
-            }
+            Err(error) if error.is_about_values() => error,
             other => {
                 other?;
                 return self.target.run("release savepoint schema").await;
@@ -50,8 +46,8 @@ impl<'a> Run<'a> {
         self.target.run("rollback to savepoint schema").await?;
         self.applied.statements = run_before;
         let again = async {
-            for guarded in tables {
-                self.clear(guarded).await?;
+            for guarded in tables.iter_mut().filter(|guarded| may_be_in_the_way(guarded)) {
+                self.clear(guarded, statements).await?;
             }
             self.run_statements(statements, Section::BeforeRows).await
         };
@@ -59,39 +55,69 @@ impl<'a> Run<'a> {
         again.await.map_err(|_: ApplyError| refused)
     }
 
-    /// Takes away what rows have now and will not keep.
-    async fn clear(&self, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
+    /// Takes away what rows have now and will not keep: whole rows, where nobody refers to any. A column that must not be null gets its new
+    /// value now, if its old type has that.
+    async fn clear(&mut self, guarded: &mut Guarded<'_>, statements: &[Statement]) -> Result<(), ApplyError> {
         let (change, table) = (guarded.change, base_table(guarded.change));
         let rows = self.target.rows(&format!("{CLEARABLE}{}::regclass", literal(&table))).await?;
-        let clearable: BTreeSet<String> = rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect();
+        let column = |row: TextRow| {
+            let mut fields = row.into_iter();
+            Some((fields.next()??, fields.next()?? == "t"))
+        };
+        let clearable: BTreeMap<String, bool> = rows.into_iter().filter_map(column).collect();
         let columns = base_columns(change);
         let key: Vec<usize> = key_places(change);
         let name_of = |place: usize| columns.iter().find(|column| column.0 == place).map(|column| column.1);
         let names: Vec<&str> = key.iter().filter_map(|place| name_of(*place)).collect();
-        let clear = |row: &TextRow, places: &mut dyn Iterator<Item = usize>| {
+        let is_retyped = |place: usize| {
+            let retype = change.columns.get(place).map(|name| format!(" ALTER COLUMN {} TYPE ", identifier(name)));
+            retype.is_some_and(|retype| statements.iter().any(|statement| statement.sql.contains(&retype)))
+        };
+        let clear = |row: &TextRow, news: &[(usize, Option<&Option<String>>)]| {
             let at: Vec<_> = names.iter().copied().zip(row).collect();
-            let set = places.filter(|place| !key.contains(place)).filter_map(name_of);
-            let set: Vec<_> = set.filter(|name| clearable.contains(*name)).map(|name| (name, &None)).collect();
+            let mut set = Vec::new();
+            for (place, new) in news.iter().filter(|(place, _)| !key.contains(place) && is_retyped(*place)) {
+                let Some(name) = name_of(*place) else { continue };
+                match (clearable.get(name), new) {
+                    (Some(false), _) => set.push((name, &None)),
+                    (Some(true), Some(new)) => set.push((name, *new)),
+                    _ => {}
+                }
+            }
             (!set.is_empty()).then(|| dml::update(&table, &at, &set))
         };
         let triggers = self.still(&table, true).await?;
         for updates in guarded.updates.chunks(ROWS_PER_BATCH) {
             let updates = updates?;
-            let statements = updates
-                .iter()
-                .filter_map(|update| clear(&update.key, &mut update.set.iter().map(|assignment| assignment.0)));
-            self.one_each(&table, &statements.collect::<Vec<_>>()).await?;
+            let cleared = updates.iter().filter_map(|update| {
+                let news: Vec<_> = update.set.iter().map(|(place, _, new)| (*place, Some(new))).collect();
+                clear(&update.key, &news)
+            });
+            self.one_each(&table, &cleared.collect::<Vec<_>>()).await?;
+        }
+        let is_referred_to = format!(
+            "select exists (select from pg_constraint where contype = 'f' and confrelid = {}::regclass)",
+            literal(&table)
+        );
+        if self.target.rows(&is_referred_to).await? == [[Some("f".to_owned())]] {
+            for keys in std::mem::take(&mut guarded.deletes).chunks(ROWS_PER_BATCH) {
+                let delete = |key: &TextRow| dml::delete(&table, &names.iter().copied().zip(key).collect::<Vec<_>>());
+                let statements: Vec<String> = keys?.iter().map(delete).collect();
+                self.applied.rows.deleted += self.one_each(&table, &statements).await?;
+            }
+            guarded.deletes.seal()?;
         }
         for keys in guarded.deletes.chunks(ROWS_PER_BATCH) {
             let keys = keys?;
-            let statements = keys.iter().filter_map(|row| clear(row, &mut columns.iter().map(|column| column.0)));
-            self.one_each(&table, &statements.collect::<Vec<_>>()).await?;
+            let all: Vec<_> = columns.iter().map(|column| (column.0, None)).collect();
+            let cleared = keys.iter().filter_map(|row| clear(row, &all));
+            self.one_each(&table, &cleared.collect::<Vec<_>>()).await?;
         }
         self.wake(triggers).await
     }
 }
 
-/// Class 22: data exception, which is all that a value can be refused with by a type that it goes over to.
-fn is_about_values(error: &tokio_postgres::Error) -> bool {
-    error.code().is_some_and(|code| code.code().starts_with("22"))
+/// Whether some column may get another type.
+pub(super) fn retypes(statements: &[Statement]) -> bool {
+    statements.iter().any(|statement| statement.sql.contains(" TYPE "))
 }
