@@ -163,7 +163,7 @@ fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
     if commit.end < start.end || start.end != spec.start_lsn {
         return Err(Problem::Corrupt(start_field_at, "the commit position is before the start"));
     }
-    Ok((spec, AcceptorState { term, voted_for, history, commit, start }))
+    Ok((spec, AcceptorState { term, voted_for, history, commit, ..AcceptorState::new(start) }))
 }
 
 fn take_record_end(rest: &mut Bytes) -> RecordEnd {

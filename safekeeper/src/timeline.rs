@@ -13,7 +13,7 @@ use ardent_api::wal_service::{
     Append, Begin, RecordEnd, Response, TimelineSpec, TimelineStatus, Vote, VoteReply, WAL_LEN_MAX,
 };
 use ardent_pg_format::PgMajor;
-use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
+use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, Configuration, MemberGeneration, OutOfOrder, Reply};
 use ardent_types::{Lsn, Term, TimelineId};
 
 use crate::control_file;
@@ -171,14 +171,15 @@ impl Timeline {
 
     pub(crate) fn vote(&mut self, vote: &Vote, to: &Replies) -> Result<(), TimelineError> {
         let mut effects = Vec::new();
-        self.acceptor.vote(vote, &mut effects);
+        let out_of_order = out_of_order(self.id());
+        self.acceptor.vote(vote, &Configuration::default(), &mut effects).map_err(out_of_order)?;
         self.carry_out(effects, Some(to))
     }
 
     pub(crate) fn begin(&mut self, begin: &Begin, to: &Replies) -> Result<(), TimelineError> {
         let mut effects = Vec::new();
         let out_of_order = out_of_order(self.id());
-        self.acceptor.begin(begin, &mut effects).map_err(out_of_order)?;
+        self.acceptor.begin(begin, MemberGeneration::default(), &mut effects).map_err(out_of_order)?;
         self.carry_out(effects, Some(to))
     }
 
@@ -186,7 +187,7 @@ impl Timeline {
     pub(crate) fn append(&mut self, append: Append, to: &Replies) -> Result<bool, TimelineError> {
         let mut effects = Vec::new();
         let out_of_order = out_of_order(self.id());
-        self.acceptor.append(append, &mut effects).map_err(out_of_order)?;
+        self.acceptor.append(append, MemberGeneration::default(), &mut effects).map_err(out_of_order)?;
         // A stale writer is answered at once; only one that was not refused becomes the one that syncs answer.
         let wrote = effects.iter().any(|effect| matches!(effect, AcceptorEffect::Write { .. }));
         if wrote && !self.writer.as_ref().is_some_and(|writer| writer.same_channel(to)) {

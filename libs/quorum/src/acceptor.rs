@@ -6,6 +6,8 @@ use ardent_api::wal_service::{Append, AppendReply, Begin, BeginReply, ProposerId
 use ardent_types::{Lsn, Term};
 
 use crate::bug::{Bug, Bugs};
+use crate::catch_up::{LogPosition, Promise, Standing};
+use crate::configuration::{Configuration, MemberGeneration};
 use crate::history::TermHistory;
 use crate::invariant;
 
@@ -25,10 +27,12 @@ pub struct AcceptorState {
     pub commit: RecordEnd,
     /// Where the timeline begins.
     pub start: RecordEnd,
+    /// Who keeps the timeline's WAL. Writers that go by an older one are refused.
+    pub configuration: Configuration,
 }
 
 impl AcceptorState {
-    /// The state of a timeline that nobody has written to.
+    /// The state of a timeline that nobody has written to, and that was never told who its members are.
     pub fn new(start: RecordEnd) -> Self {
         AcceptorState {
             term: Term::new(0),
@@ -36,7 +40,14 @@ impl AcceptorState {
             history: TermHistory::default(),
             commit: start,
             start,
+            configuration: Configuration::default(),
         }
+    }
+
+    /// The state of one that joins, given the log of `self` up to its commit position: it knows what `self` knew.
+    #[must_use]
+    pub fn for_joining(&self) -> AcceptorState {
+        AcceptorState { history: self.history.up_to(self.commit.end), ..self.clone() }
     }
 }
 
@@ -68,6 +79,8 @@ pub struct VoteAnswer {
     pub commit: RecordEnd,
     /// Where the timeline begins.
     pub start: RecordEnd,
+    /// What the acceptor goes by.
+    pub configuration: Configuration,
 }
 
 /// What the shell must do, in this order.
@@ -108,6 +121,20 @@ pub enum OutOfOrder {
         start: Lsn,
         /// End of the log.
         write_lsn: Lsn,
+    },
+    /// A writer that does not go by the configuration that is in force here.
+    #[error("the members have changed: this writer goes by generation {given}, generation {in_force} is in force here")]
+    OtherMembers {
+        /// The writer's.
+        given: MemberGeneration,
+        /// The acceptor's.
+        in_force: MemberGeneration,
+    },
+    /// Two configurations with one number.
+    #[error("generation {generation} has other members here than for whom sent this")]
+    ContradictingMembers {
+        /// Their number.
+        generation: MemberGeneration,
     },
     /// A begin whose history does not end with its term, or starts past the log.
     #[error("the history of term {term} is not valid here")]
@@ -196,11 +223,79 @@ impl Acceptor {
         out.push(AcceptorEffect::Persist(self.state.clone()));
     }
 
-    /// A writer asks for a term. Given to the first that asks, and to the same one again.
-    pub fn vote(&mut self, vote: &Vote, out: &mut Vec<AcceptorEffect>) {
-        let again = vote.term == self.state.term && vote.proposer == self.state.voted_for && vote.term.get() > 0;
-        let twice = self.bugs.has(Bug::VoteTwice) && vote.term == self.state.term && vote.term.get() > 0;
-        let newer = vote.term > self.state.term;
+    /// Where it stands, for [`CatchUp`](crate::CatchUp); to be told once what [`Acceptor::configure`] asked for is durable.
+    pub fn standing(&self) -> Standing {
+        let term = self.state.history.up_to(self.flush_lsn).last_term();
+        Standing {
+            configuration: self.state.configuration.clone(),
+            promise: Promise { term: self.state.term, proposer: self.state.voted_for },
+            position: LogPosition { term, flush_lsn: self.flush_lsn },
+            has_begun: self.state.history.last_term() == self.state.term,
+        }
+    }
+
+    /// Takes a later configuration; true if it is one. What is on its way is neither acknowledged nor committed: its writer did not count
+    /// the next members.
+    fn take_configuration(&mut self, configuration: &Configuration) -> Result<bool, OutOfOrder> {
+        let ours = &self.state.configuration;
+        if invariant::one_configuration_per_generation(ours, configuration).is_err() {
+            return Err(OutOfOrder::ContradictingMembers { generation: ours.generation() });
+        }
+        if configuration.generation() <= ours.generation() {
+            return Ok(false);
+        }
+        self.state.configuration = configuration.clone();
+        if !self.bugs.has(Bug::CommitAfterChange) {
+            self.pending_commit = self.state.commit;
+        }
+        if !self.bugs.has(Bug::AckAfterChange) {
+            self.owes_append_reply = false;
+        }
+        // One that joins may need what the others have had for long.
+        self.peers_lsn = Lsn::INVALID;
+        Ok(!self.bugs.has(Bug::GenerationNotPersisted))
+    }
+
+    /// The members change: takes the configuration, and a promise that others have made, if they are newer than what is here. Nobody who
+    /// counts on an older one is answered from here on.
+    pub fn configure(
+        &mut self,
+        configuration: &Configuration,
+        promise: Option<Promise>,
+        out: &mut Vec<AcceptorEffect>,
+    ) -> Result<(), OutOfOrder> {
+        let taken = self.take_configuration(configuration)?;
+        let promise = promise.filter(|promise| promise.term > self.state.term);
+        if let Some(promise) = promise {
+            (self.state.term, self.state.voted_for) = (promise.term, promise.proposer);
+            self.pending_commit = self.state.commit;
+        }
+        if taken || promise.is_some() {
+            self.persist(out);
+        }
+        Ok(())
+    }
+
+    /// A later one than ours came with the vote before.
+    fn check_members(&self, given: MemberGeneration) -> Result<(), OutOfOrder> {
+        let in_force = self.state.configuration.generation();
+        let same = given == in_force || self.bugs.has(Bug::OldGenerationAccepted);
+        if same { Ok(()) } else { Err(OutOfOrder::OtherMembers { given, in_force }) }
+    }
+
+    /// A writer that goes by `configuration` asks for a term. Given to the first that asks, and to the same one again.
+    pub fn vote(
+        &mut self,
+        vote: &Vote,
+        configuration: &Configuration,
+        out: &mut Vec<AcceptorEffect>,
+    ) -> Result<(), OutOfOrder> {
+        let taken = self.take_configuration(configuration)?;
+        let in_force = self.check_members(configuration.generation()).is_ok();
+        let same_term = in_force && vote.term == self.state.term && vote.term.get() > 0;
+        let again = same_term && vote.proposer == self.state.voted_for;
+        let twice = same_term && self.bugs.has(Bug::VoteTwice);
+        let newer = in_force && vote.term > self.state.term;
         if newer || twice {
             self.state.term = vote.term;
             self.state.voted_for = vote.proposer;
@@ -208,9 +303,9 @@ impl Acceptor {
             if !self.bugs.has(Bug::CommitAfterPromise) {
                 self.pending_commit = self.state.commit;
             }
-            if !self.bugs.has(Bug::VoteNotPersisted) {
-                self.persist(out);
-            }
+        }
+        if (newer || twice) && !self.bugs.has(Bug::VoteNotPersisted) || taken {
+            self.persist(out);
         }
         out.push(AcceptorEffect::Reply(Reply::Vote(VoteAnswer {
             attempt: vote.attempt,
@@ -220,12 +315,20 @@ impl Acceptor {
             flush_lsn: self.flush_lsn,
             commit: self.state.commit,
             start: self.state.start,
+            configuration: self.state.configuration.clone(),
         })));
+        Ok(())
     }
 
-    /// An elected writer says what the log is.
-    pub fn begin(&mut self, begin: &Begin, out: &mut Vec<AcceptorEffect>) -> Result<(), OutOfOrder> {
+    /// An elected writer, which goes by the configuration of `generation`, says what the log is.
+    pub fn begin(
+        &mut self,
+        begin: &Begin,
+        generation: MemberGeneration,
+        out: &mut Vec<AcceptorEffect>,
+    ) -> Result<(), OutOfOrder> {
         if begin.term >= self.state.term {
+            self.check_members(generation)?;
             let bad = OutOfOrder::BadBegin { term: begin.term };
             let history = TermHistory::from_entries(begin.history.clone()).ok_or(bad)?;
             if history.last_term() != begin.term || begin.common_lsn < self.state.start.end {
@@ -268,8 +371,13 @@ impl Acceptor {
         }
     }
 
-    /// WAL arrives.
-    pub fn append(&mut self, append: Append, out: &mut Vec<AcceptorEffect>) -> Result<(), OutOfOrder> {
+    /// WAL arrives from a writer that goes by the configuration of `generation`.
+    pub fn append(
+        &mut self,
+        append: Append,
+        generation: MemberGeneration,
+        out: &mut Vec<AcceptorEffect>,
+    ) -> Result<(), OutOfOrder> {
         let stale = append.term < self.state.term && !self.bugs.has(Bug::StaleTermAccepted);
         if stale {
             out.push(AcceptorEffect::Reply(Reply::Append(AppendReply {
@@ -282,6 +390,7 @@ impl Acceptor {
         if last_term != append.term && !self.bugs.has(Bug::StaleTermAccepted) {
             return Err(OutOfOrder::NotBegun { term: append.term, last_term });
         }
+        self.check_members(generation)?;
         if append.start > self.write_lsn && !self.bugs.has(Bug::GapAccepted) {
             return Err(OutOfOrder::Gap { start: append.start, write_lsn: self.write_lsn });
         }
@@ -348,6 +457,10 @@ impl Acceptor {
 mod tests {
     use super::*;
 
+    use ardent_api::wal_service::TermStart;
+
+    use crate::configuration::DiskId;
+
     fn acceptor() -> Acceptor {
         let start = RecordEnd { end: Lsn::new(1000), start: Lsn::INVALID };
         Acceptor::recover(AcceptorState::new(start), start.end)
@@ -359,7 +472,7 @@ mod tests {
 
     fn granted(acceptor: &mut Acceptor, vote: &Vote) -> bool {
         let mut out = Vec::new();
-        acceptor.vote(vote, &mut out);
+        acceptor.vote(vote, &Configuration::default(), &mut out).expect("no members are known");
         match out.pop() {
             Some(AcceptorEffect::Reply(Reply::Vote(answer))) => answer.granted,
             other => panic!("a vote is answered last, not {other:?}"),
@@ -375,6 +488,66 @@ mod tests {
         assert!(!granted(&mut acceptor, &vote(2, 2)));
         assert!(!granted(&mut acceptor, &vote(1, 1)));
         assert!(granted(&mut acceptor, &vote(3, 2)));
+    }
+
+    fn begun(acceptor: &mut Acceptor, term: u64, configuration: &Configuration) {
+        let mut out = Vec::new();
+        acceptor.vote(&vote(term, 1), configuration, &mut out).expect("one configuration per generation");
+        let history = vec![TermStart { term: Term::new(term), lsn: acceptor.flush_lsn() }];
+        let begin = Begin { attempt: 1, term: Term::new(term), history, common_lsn: acceptor.flush_lsn() };
+        acceptor.begin(&begin, configuration.generation(), &mut out).expect("in order");
+    }
+
+    fn append(
+        acceptor: &mut Acceptor,
+        term: u64,
+        configuration: &Configuration,
+        data: &'static [u8],
+    ) -> Result<Vec<AcceptorEffect>, OutOfOrder> {
+        let (start, mut out) = (acceptor.write_lsn(), Vec::new());
+        let commit = RecordEnd { end: start.advance(data.len() as u64), start };
+        let peers_lsn = Lsn::INVALID;
+        let append = Append { term: Term::new(term), start, commit, peers_lsn, data: Bytes::from_static(data) };
+        acceptor.append(append, configuration.generation(), &mut out).map(|()| out)
+    }
+
+    #[test]
+    fn a_change_of_members_ends_what_was_on_its_way() {
+        let one = Configuration::first([DiskId::new(1)]);
+        let mut acceptor = acceptor();
+        begun(&mut acceptor, 2, &one);
+        append(&mut acceptor, 2, &one, b"before").expect("in order");
+        let three = one.begin_change([1, 2, 3].map(DiskId::new)).expect("settled");
+        let promise = Promise { term: Term::new(1), proposer: ProposerId::NONE };
+        let mut out = Vec::new();
+        acceptor.configure(&three, Some(promise), &mut out).expect("a later generation");
+        assert!(matches!(&out[..], [AcceptorEffect::Persist(state)] if state.configuration == three), "{out:?}");
+        assert_eq!(acceptor.standing().promise.term, Term::new(2), "a lower promise changes nothing");
+
+        out.clear();
+        acceptor.flushed(acceptor.write_lsn(), &mut out);
+        assert_eq!(out, [], "neither acknowledged nor committed: the others may lack it");
+        let refused = OutOfOrder::OtherMembers { given: one.generation(), in_force: three.generation() };
+        assert_eq!(append(&mut acceptor, 2, &one, b"late"), Err(refused));
+
+        append(&mut acceptor, 2, &three, b"after").expect("in order");
+        acceptor.flushed(acceptor.write_lsn(), &mut out);
+        assert!(matches!(&out[..], [AcceptorEffect::Committed(_), AcceptorEffect::Reply(_)]), "{out:?}");
+    }
+
+    #[test]
+    fn a_writer_that_goes_by_older_members_is_told_of_the_newer_ones() {
+        let one = Configuration::first([DiskId::new(1)]);
+        let joint = one.begin_change([DiskId::new(2)]).expect("settled");
+        let (mut acceptor, mut out) = (acceptor(), Vec::new());
+        acceptor.configure(&joint, None, &mut out).expect("a later generation");
+        out.clear();
+        acceptor.vote(&vote(3, 1), &one, &mut out).expect("one configuration per generation");
+        let Some(AcceptorEffect::Reply(Reply::Vote(answer))) = out.pop() else { panic!("a vote is answered") };
+        assert_eq!((answer.granted, answer.term, answer.configuration), (false, Term::new(0), joint.clone()));
+        let other = one.begin_change([DiskId::new(3)]).expect("settled");
+        let contradiction = OutOfOrder::ContradictingMembers { generation: joint.generation() };
+        assert_eq!(acceptor.configure(&other, None, &mut out), Err(contradiction));
     }
 
     #[test]

@@ -39,6 +39,24 @@ pub(crate) enum Bug {
     /// WAL that was fetched for an earlier election of the same proposer is used. (Found by the simulation, seed 5667 of five
     /// nodes.)
     StaleFetch,
+    /// A configuration that an acceptor takes is not durable before it answers.
+    GenerationNotPersisted,
+    /// Writers of an older configuration are answered.
+    OldGenerationAccepted,
+    /// What was written under the configuration before is still acknowledged to its writer.
+    AckAfterChange,
+    /// What was to be committed under the configuration before is still taken for committed.
+    CommitAfterChange,
+    /// While members change, a majority of the next ones decides.
+    NextMajorityOnly,
+    /// While members change, a majority of the old ones decides.
+    OldMajorityOnly,
+    /// A next member counts before it holds what the old ones did.
+    CountedTooEarly,
+    /// A next member counts by what it may yet be told to cut off. (Found by the simulation, seed 226 of one node and three spare.)
+    CountedBeforeBegin,
+    /// Whoever answers at a member's address counts for it.
+    DiskNotChecked,
 }
 
 /// The bugs that are switched on: none outside tests.

@@ -4,6 +4,8 @@
 use ardent_api::wal_service::TermStart;
 use ardent_types::{Lsn, Term};
 
+use crate::configuration::{Configuration, DiskId, MemberGeneration};
+
 /// An invariant does not hold: this is a bug, or a disk or peer broke its promise.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{id} is broken: {what}")]
@@ -82,4 +84,34 @@ pub fn quorum_holds_committed(holders: usize, quorum: usize, commit: Lsn) -> Res
 /// SK-11: while a quorum is up and connected and only one proposer asks, it is elected and its WAL is committed.
 pub fn progress_is_made(committed: bool, waited_us: u64) -> Result<(), Violation> {
     check(committed, "SK-11", || format!("nothing was committed in {waited_us} us without faults"))
+}
+
+/// SK-12: an acceptor's durable generation never decreases, over crashes too.
+pub fn generation_never_decreases(before: MemberGeneration, after: MemberGeneration) -> Result<(), Violation> {
+    check(after >= before, "SK-12", || format!("generation {before} became {after}"))
+}
+
+/// SK-13: a generation is one configuration, everywhere. (Generation 0 is none: nobody was told of one.)
+pub fn one_configuration_per_generation(first: &Configuration, second: &Configuration) -> Result<(), Violation> {
+    let generation = first.generation();
+    let same = generation != second.generation() || generation == MemberGeneration::default() || first == second;
+    check(same, "SK-13", || format!("{first:?} and {second:?} have the same generation"))
+}
+
+/// SK-14: when a change of members is settled, a majority of the next members holds everything that is committed.
+pub fn next_members_hold_committed(settled: &Configuration, holds: impl Fn(DiskId) -> bool) -> Result<(), Violation> {
+    check(settled.is_quorum(&holds), "SK-14", || {
+        let holders = settled.members().iter().filter(|disk| holds(**disk)).count();
+        format!("{holders} of {} members of generation {} hold it", settled.members().len(), settled.generation())
+    })
+}
+
+/// SK-15: an answer counts only for the disk that it was given for.
+pub fn answer_is_the_members(member: DiskId, answered: DiskId) -> Result<(), Violation> {
+    check(member == answered, "SK-15", || format!("disk {answered} was counted for disk {member}"))
+}
+
+/// SK-16: a change of members that a quorum of all of them could end does end, or is cancelled, without faults.
+pub fn change_ends(ended: bool, waited_us: u64) -> Result<(), Violation> {
+    check(ended, "SK-16", || format!("the change was on its way {waited_us} us after the faults"))
 }

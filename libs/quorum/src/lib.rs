@@ -14,14 +14,19 @@
 //! The shells (`ardent-wal-client`, `ardent-safekeeper`) and the simulation in this crate's tests feed inputs and carry
 //! out effects, in order; an effect is carried out, durably where it says so, before the one behind it.
 //!
+//! Who the acceptors are is a [`Configuration`], which changes by generations: both machines carry it, [`CatchUp`] says when a change may
+//! be settled. The shells know none yet: they go by generation 0, in which nothing changes.
+//!
 //! Invariants are functions in [`invariant`], used by the simulation, by tests and as asserts.
 //!
 //! Not known here: sockets, clocks (time is an argument), files, what a WAL record is (record ends are told by the shell).
 //!
-//! Start reading with [`acceptor`], then [`proposer`].
+//! Start reading with [`acceptor`], then [`proposer`], then [`configuration`] and [`catch_up`].
 
 pub mod acceptor;
 mod bug;
+pub mod catch_up;
+pub mod configuration;
 pub mod history;
 pub mod invariant;
 mod log_buffer;
@@ -30,5 +35,7 @@ pub mod proposer;
 mod simulation;
 
 pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
+pub use catch_up::{CatchUp, CatchUpVerdict, LogPosition, Promise, Standing};
+pub use configuration::{ChangeRefused, Configuration, DiskId, MemberGeneration};
 pub use history::TermHistory;
-pub use proposer::{CloseReason, Elected, Proposer, ProposerEffect, ProposerInput, ProposerLimits};
+pub use proposer::{CloseReason, Elected, Proposer, ProposerEffect, ProposerInput, ProposerLimits, Voter};

@@ -16,6 +16,7 @@ use ardent_api::wal_service::{
 use ardent_types::{Lsn, Term};
 
 use crate::bug::{Bug, Bugs};
+use crate::configuration::{Configuration, DiskId, MemberGeneration};
 use crate::history::TermHistory;
 use crate::log_buffer::LogBuffer;
 
@@ -43,6 +44,15 @@ impl Default for ProposerLimits {
     }
 }
 
+/// Who answered a vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Voter {
+    /// Its disk. It counts for this one only, whatever its address.
+    pub disk: DiskId,
+    /// What it goes by.
+    pub configuration: Configuration,
+}
+
 /// What happened. `peer` is the acceptor's index.
 #[derive(Debug)]
 pub enum ProposerInput {
@@ -51,7 +61,7 @@ pub enum ProposerInput {
     /// It is gone.
     Disconnected(usize),
     /// Answer to a vote.
-    Vote(usize, VoteReply),
+    Vote(usize, VoteReply, Voter),
     /// Answer to a begin.
     Begin(usize, BeginReply),
     /// Answer to appends.
@@ -88,11 +98,11 @@ pub enum ProposerInput {
 /// What the shell must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProposerEffect {
-    /// Send to an acceptor.
+    /// Send to an acceptor, with [`Proposer::configuration`].
     SendVote(usize, Vote),
-    /// Send to an acceptor.
+    /// Send to an acceptor, as one that goes by the generation of [`Proposer::configuration`].
     SendBegin(usize, Begin),
-    /// Send to an acceptor.
+    /// Send to an acceptor, as one that goes by the generation of [`Proposer::configuration`].
     SendAppend(usize, Append),
     /// Read `[from.end, to)` from this acceptor and find the last whole record; if there is none, it is `from` itself.
     Scan {
@@ -127,6 +137,10 @@ pub enum ProposerEffect {
         /// The last record end below it.
         commit: RecordEnd,
     },
+    /// The members have changed: this acceptor is one, at the next free index. Connect to it.
+    Join(usize, DiskId),
+    /// The members have changed: this acceptor is none any more. Its index is not used again.
+    Leave(usize),
     /// The proposer will do nothing more.
     Closed(CloseReason),
 }
@@ -157,7 +171,11 @@ pub enum CloseReason {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// It is no member any more.
+    Gone,
     Offline,
+    /// It is not the disk that is a member.
+    Stranger,
     /// A vote is on its way (in stage `Asking` with term 0, which nobody grants: it only asks).
     Voting,
     /// It answered the question for its term.
@@ -170,6 +188,7 @@ enum Phase {
 
 #[derive(Debug)]
 struct Peer {
+    disk: DiskId,
     phase: Phase,
     attempt: u32,
     heard_at_us: u64,
@@ -183,8 +202,9 @@ struct Peer {
 }
 
 impl Peer {
-    fn new() -> Self {
+    fn new(disk: DiskId) -> Self {
         Peer {
+            disk,
             phase: Phase::Offline,
             attempt: 0,
             heard_at_us: 0,
@@ -210,6 +230,7 @@ enum Stage {
 #[derive(Debug)]
 pub struct Proposer {
     id: ProposerId,
+    configuration: Configuration,
     limits: ProposerLimits,
     stage: Stage,
     term: Term,
@@ -231,9 +252,10 @@ pub struct Proposer {
 type Effects = Vec<ProposerEffect>;
 
 impl Proposer {
-    /// A proposer for `acceptors` safekeepers. `id` must be random and never used before.
-    pub fn new(id: ProposerId, acceptors: usize, limits: ProposerLimits) -> Self {
-        assert!(acceptors > 0, "a timeline has at least one safekeeper");
+    /// A proposer for the members of `configuration`, which it knows by their indexes in [`Configuration::everyone`]. `id` must be random
+    /// and never used before.
+    pub fn new(id: ProposerId, configuration: Configuration, limits: ProposerLimits) -> Self {
+        assert!(!configuration.members().is_empty(), "a timeline has at least one safekeeper");
         Proposer {
             id,
             limits,
@@ -242,7 +264,8 @@ impl Proposer {
             highest_term_seen: Term::new(0),
             elections: 0,
             retry_at_us: None,
-            peers: (0..acceptors).map(|_| Peer::new()).collect(),
+            peers: configuration.everyone().into_iter().map(Peer::new).collect(),
+            configuration,
             history: TermHistory::default(),
             start: RecordEnd::default(),
             log_start: RecordEnd::default(),
@@ -258,9 +281,32 @@ impl Proposer {
         self.bugs = bugs;
     }
 
-    /// How many acceptors make a quorum.
+    /// How many of the members make a quorum, while they do not change.
     pub fn quorum(&self) -> usize {
-        self.peers.len() / 2 + 1
+        self.configuration.members().len() / 2 + 1
+    }
+
+    /// The members that it goes by.
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Whether those that `has` is true for are a quorum.
+    fn is_quorum(&self, has: impl Fn(&Peer) -> bool) -> bool {
+        self.deciding().is_quorum(|disk| self.present().any(|peer| peer.disk == disk && has(peer)))
+    }
+
+    /// The configuration, as the deliberate bugs have it.
+    fn deciding(&self) -> std::borrow::Cow<'_, Configuration> {
+        use std::borrow::Cow;
+        let one_sided = if self.bugs.has(Bug::NextMajorityOnly) {
+            self.configuration.settled().ok()
+        } else if self.bugs.has(Bug::OldMajorityOnly) {
+            self.configuration.cancelled().ok()
+        } else {
+            None
+        };
+        one_sided.map_or(Cow::Borrowed(&self.configuration), Cow::Owned)
     }
 
     /// The term that it is or tries to be elected in.
@@ -285,18 +331,18 @@ impl Proposer {
 
     /// How many acceptors stream now.
     pub fn streaming_peers(&self) -> usize {
-        self.peers.iter().filter(|peer| peer.phase == Phase::Streaming).count()
+        self.present().filter(|peer| peer.phase == Phase::Streaming).count()
     }
 
     /// Takes one input at time `now_us` (any monotonic clock) and says what to do.
     pub fn step(&mut self, now_us: u64, input: ProposerInput, out: &mut Effects) {
-        if self.stage == Stage::Closed {
+        if self.stage == Stage::Closed || self.is_gone(&input) {
             return;
         }
         match input {
             ProposerInput::Connected(peer) => self.ask(now_us, peer, out),
             ProposerInput::Disconnected(peer) => self.disconnected(now_us, peer),
-            ProposerInput::Vote(peer, reply) => self.vote_reply(now_us, peer, reply, out),
+            ProposerInput::Vote(peer, reply, voter) => self.vote_reply(now_us, peer, reply, voter, out),
             ProposerInput::Begin(peer, reply) => self.begin_reply(now_us, peer, reply, out),
             ProposerInput::Append(peer, reply) => self.append_reply(now_us, peer, reply, out),
             ProposerInput::Scanned { term, .. } if term != self.term => {}
@@ -306,6 +352,19 @@ impl Proposer {
             ProposerInput::Fetched { peer, start, bytes, .. } => self.fetched(peer, start, bytes, out),
             ProposerInput::Write { data, record_end } => self.write(data, record_end, out),
             ProposerInput::Tick => self.tick(now_us, out),
+        }
+    }
+
+    /// Whether it comes from one that is no member any more: nothing that it says matters, neither what it has nor whom it follows.
+    fn is_gone(&self, input: &ProposerInput) -> bool {
+        match input {
+            ProposerInput::Connected(peer)
+            | ProposerInput::Disconnected(peer)
+            | ProposerInput::Vote(peer, ..)
+            | ProposerInput::Begin(peer, _)
+            | ProposerInput::Append(peer, _)
+            | ProposerInput::Fetched { peer, .. } => self.peers[*peer].phase == Phase::Gone,
+            ProposerInput::Scanned { .. } | ProposerInput::Write { .. } | ProposerInput::Tick => false,
         }
     }
 
@@ -326,7 +385,7 @@ impl Proposer {
 
     fn ask_all_online(&mut self, now_us: u64, out: &mut Effects) {
         for index in 0..self.peers.len() {
-            if self.peers[index].phase != Phase::Offline {
+            if self.peers[index].phase != Phase::Offline && self.peers[index].phase != Phase::Gone {
                 self.ask(now_us, index, out);
             }
         }
@@ -359,12 +418,50 @@ impl Proposer {
         }
     }
 
-    fn vote_reply(&mut self, now_us: u64, index: usize, reply: VoteReply, out: &mut Effects) {
+    /// The members have changed. What each has acknowledged stays true; who is a member now is asked again, as it may have refused or
+    /// left unacknowledged what came from a writer that went by older members.
+    fn change_members(&mut self, now_us: u64, configuration: Configuration, out: &mut Effects) {
+        self.configuration = configuration;
+        let everyone = self.configuration.everyone();
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            if peer.phase != Phase::Gone && !everyone.contains(&peer.disk) {
+                peer.phase = Phase::Gone;
+                out.push(ProposerEffect::Leave(index));
+            }
+        }
+        for disk in everyone {
+            if !self.peers.iter().any(|peer| peer.phase != Phase::Gone && peer.disk == disk) {
+                out.push(ProposerEffect::Join(self.peers.len(), disk));
+                self.peers.push(Peer::new(disk));
+            }
+        }
+        match self.stage {
+            Stage::Asking => self.elect_when_a_quorum_answered(now_us, out),
+            // Who voted or holds what is to be looked at anew.
+            Stage::Electing | Stage::Scanning { .. } | Stage::Leading { announced: false } => {
+                self.start_election(now_us, out);
+            }
+            Stage::Leading { announced: true } => self.ask_all_online(now_us, out),
+            Stage::Closed => {}
+        }
+    }
+
+    fn vote_reply(&mut self, now_us: u64, index: usize, reply: VoteReply, voter: Voter, out: &mut Effects) {
         let peer = &mut self.peers[index];
         if peer.phase != Phase::Voting || reply.attempt != peer.attempt {
             return;
         }
         peer.heard_at_us = now_us;
+        if voter.disk != peer.disk && !self.bugs.has(Bug::DiskNotChecked) {
+            // Its disk is lost, and with it what it had promised: it is as good as away.
+            peer.phase = Phase::Stranger;
+            return;
+        }
+        if voter.configuration.generation() > self.configuration.generation() {
+            peer.phase = Phase::Answered;
+            self.highest_term_seen = self.highest_term_seen.max(reply.term);
+            return self.change_members(now_us, voter.configuration, out);
+        }
         if self.stage == Stage::Asking {
             peer.phase = Phase::Answered;
             self.highest_term_seen = self.highest_term_seen.max(reply.term);
@@ -388,8 +485,7 @@ impl Proposer {
     }
 
     fn elect_when_a_quorum_answered(&mut self, now_us: u64, out: &mut Effects) {
-        let answered = self.peers.iter().filter(|peer| peer.phase == Phase::Answered).count();
-        if answered >= self.quorum() {
+        if self.is_quorum(|peer| peer.phase == Phase::Answered) {
             self.start_election(now_us, out);
         }
     }
@@ -413,8 +509,12 @@ impl Proposer {
             let granted = self.peers.iter().enumerate().filter(|(_, peer)| peer.phase == Phase::Granted);
             granted.filter_map(|(index, peer)| peer.vote.as_ref().map(|vote| (index, vote)))
         };
-        let needed = if self.bugs.has(Bug::MinorityElection) { 1 } else { self.quorum() };
-        if granted().count() < needed {
+        let enough = if self.bugs.has(Bug::MinorityElection) {
+            granted().next().is_some()
+        } else {
+            self.is_quorum(|peer| peer.phase == Phase::Granted && peer.vote.is_some())
+        };
+        if !enough {
             return;
         }
         let by_length = self.bugs.has(Bug::DonorByLength);
@@ -527,9 +627,16 @@ impl Proposer {
 
     /// What a quorum has: the position that at least that many have reached.
     fn quorum_flush(&self) -> Lsn {
-        let mut acked: Vec<Lsn> = self.peers.iter().map(|peer| peer.acked).collect();
-        acked.sort_unstable_by(|a, b| b.cmp(a));
-        acked[if self.bugs.has(Bug::CommitAtOne) { 0 } else { self.quorum() - 1 }]
+        if self.bugs.has(Bug::CommitAtOne) {
+            return self.present().map(|peer| peer.acked).max().expect("there are peers");
+        }
+        let acked = |disk| self.present().find(|peer| peer.disk == disk).map_or(Lsn::INVALID, |peer| peer.acked);
+        self.deciding().quorum_lsn(acked)
+    }
+
+    /// Those that are members now.
+    fn present(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().filter(|peer| peer.phase != Phase::Gone)
     }
 
     fn advance(&mut self, out: &mut Effects) {
@@ -570,7 +677,7 @@ impl Proposer {
     }
 
     fn peers_lsn(&self) -> Lsn {
-        self.peers.iter().map(|peer| peer.acked).min().expect("there are peers")
+        self.present().map(|peer| peer.acked).min().expect("there are peers")
     }
 
     /// Uncommitted WAL is always kept, committed WAL for those that lag, within a bound.
@@ -597,14 +704,14 @@ impl Proposer {
     fn append_message(&self, start: Lsn, data: Bytes) -> Append {
         let end = start.advance(data.len() as u64);
         // Where there is no other, none needs anything.
-        let peers_lsn = if self.peers.len() == 1 { end } else { self.peers_lsn() };
+        let peers_lsn = if self.configuration.is_single() { end } else { self.peers_lsn() };
         Append { term: self.term, start, commit: self.commit_with(end), peers_lsn, data }
     }
 
     /// What an acceptor that has our log up to `end` may take for committed as soon as it has it durably. If there is no other, that makes
     /// a quorum: it need not be told in a message of its own, after each of its answers.
     fn commit_with(&self, end: Lsn) -> RecordEnd {
-        let alone = self.peers.len() == 1 || self.bugs.has(Bug::CommitUnasked);
+        let alone = self.configuration.is_single() || self.bugs.has(Bug::CommitUnasked);
         let sent = if alone { self.buffer.last_record_end(end) } else { None };
         sent.map_or(self.commit, |sent| sent.max(self.commit))
     }
@@ -668,10 +775,21 @@ impl Proposer {
         self.pump(index, out);
     }
 
+    /// Whether it waits for a quorum of members that may have been replaced meanwhile: those that do answer know.
+    fn lacks_quorum(&self) -> bool {
+        let waits = match self.stage {
+            Stage::Asking | Stage::Leading { announced: false } => true,
+            Stage::Leading { announced: true } => self.flushed < self.buffer.end(),
+            Stage::Electing | Stage::Scanning { .. } | Stage::Closed => false,
+        };
+        waits && self.configuration.generation() > MemberGeneration::default()
+    }
+
     fn tick(&mut self, now_us: u64, out: &mut Effects) {
         if self.retry_at_us.is_some_and(|at| at <= now_us) {
             return self.start_election(now_us, out);
         }
+        let lacks_quorum = self.lacks_quorum();
         for index in 0..self.peers.len() {
             let peer = &mut self.peers[index];
             let silent = now_us.saturating_sub(peer.heard_at_us) >= self.limits.resend_after_us;
@@ -681,13 +799,15 @@ impl Proposer {
                     self.ask(now_us, index, out);
                 }
                 Phase::Streaming if silent && peer.acked < peer.next => self.ask(now_us, index, out),
+                // It has all that we have, and others that we wait for may be members no more.
+                Phase::Streaming if silent && lacks_quorum => self.ask(now_us, index, out),
                 Phase::Streaming if silent => {
                     // Nothing is on its way: a fetch that got lost is asked for again.
                     peer.fetching = false;
                     peer.heard_at_us = now_us;
                     self.pump(index, out);
                 }
-                Phase::Answered if silent && matches!(self.stage, Stage::Electing | Stage::Leading { .. }) => {
+                Phase::Answered if silent && (self.stage != Stage::Asking || lacks_quorum) => {
                     self.ask(now_us, index, out);
                 }
                 _ => {}

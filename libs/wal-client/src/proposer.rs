@@ -13,7 +13,7 @@ use ardent_api::addr::ServiceAddr;
 use ardent_api::wal_service::{ProposerId, RecordEnd, Request, Response, VoteReply, WAL_LEN_MAX};
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::wal::RecordBoundaryTracker;
-use ardent_quorum::{CloseReason, ProposerEffect, ProposerInput, ProposerLimits};
+use ardent_quorum::{CloseReason, Configuration, ProposerEffect, ProposerInput, ProposerLimits, Voter};
 use ardent_types::{Lsn, TenantId, Term, TimelineId, WalSegmentSize};
 
 use crate::connection::Binding;
@@ -301,7 +301,8 @@ struct Owner {
 impl Owner {
     fn new(config: ProposerConfig, outputs: Outputs) -> Self {
         let count = config.safekeepers.len();
-        let core = ardent_quorum::Proposer::new(ProposerId::new(rand::random()), count, config.limits);
+        let members = Configuration::unnumbered(count);
+        let core = ardent_quorum::Proposer::new(ProposerId::new(rand::random()), members, config.limits);
         let summary = Summary {
             timeline: config.timeline,
             quorum: core.quorum(),
@@ -416,7 +417,10 @@ impl Owner {
                 match message {
                     Response::Vote(reply) => {
                         if self.learn_shape(&reply) {
-                            self.step(ProposerInput::Vote(index, reply));
+                            // The wire knows neither disks nor members: whoever is at the address is the one.
+                            let disk = self.core.configuration().members()[index];
+                            let voter = Voter { disk, configuration: Configuration::default() };
+                            self.step(ProposerInput::Vote(index, reply, voter));
                         }
                     }
                     Response::Begin(reply) => self.step(ProposerInput::Begin(index, reply)),
@@ -506,6 +510,9 @@ impl Owner {
                 while self.unflushed.front().is_some_and(|(end, _)| *end <= flushed) {
                     self.unflushed.pop_front();
                 }
+            }
+            ProposerEffect::Join(..) | ProposerEffect::Leave(_) => {
+                unreachable!("no safekeeper tells of other members")
             }
             ProposerEffect::Closed(reason) => {
                 let timeline = self.config.timeline;

@@ -10,11 +10,14 @@ use super::record;
 use crate::acceptor::VoteAnswer;
 use crate::bug::Bugs;
 use crate::invariant::{self, Violation};
-use crate::{Acceptor, AcceptorEffect, AcceptorState, Reply};
+use crate::{Acceptor, AcceptorEffect, AcceptorState, Configuration, DiskId, MemberGeneration, Reply};
 
 /// What a disk holds.
 #[derive(Debug)]
 pub(crate) struct Disk {
+    id: DiskId,
+    /// Whether the timeline was made here.
+    has_timeline: bool,
     state: AcceptorState,
     /// Surely there after a crash.
     synced: Vec<u8>,
@@ -30,6 +33,11 @@ fn put(log: &mut Vec<u8>, at: usize, data: &[u8]) {
 }
 
 impl Disk {
+    fn empty(id: DiskId) -> Self {
+        let state = AcceptorState::new(record::start());
+        Disk { id, has_timeline: false, state, synced: Vec::new(), pending: Vec::new() }
+    }
+
     fn write(&mut self, at: usize, data: Bytes) {
         self.pending.push((at, data));
     }
@@ -63,9 +71,11 @@ pub(crate) struct Node {
     bugs: Bugs,
     /// The highest term that anybody was told of.
     told_term: Term,
+    /// The highest generation that anybody was told of.
+    told_generation: MemberGeneration,
     pub(crate) flush_is_due: bool,
-    /// The proposer that appended last.
-    pub(crate) writer: Option<usize>,
+    /// The proposer that appended last, and what this node is to it.
+    pub(crate) writer: Option<(usize, usize)>,
 }
 
 /// What a node did with a message.
@@ -77,11 +87,55 @@ pub(crate) enum Outcome {
 }
 
 impl Node {
-    pub(crate) fn new(bugs: Bugs) -> Self {
-        let disk = Disk { state: AcceptorState::new(record::start()), synced: Vec::new(), pending: Vec::new() };
-        let mut node = Node { disk, acceptor: None, bugs, told_term: Term::new(0), flush_is_due: false, writer: None };
-        node.recover(None).expect("an empty disk is fine");
-        node
+    pub(crate) fn new(id: DiskId, bugs: Bugs) -> Self {
+        Node {
+            disk: Disk::empty(id),
+            acceptor: None,
+            bugs,
+            told_term: Term::new(0),
+            told_generation: MemberGeneration::default(),
+            flush_is_due: false,
+            writer: None,
+        }
+    }
+
+    pub(crate) fn disk_id(&self) -> DiskId {
+        self.disk.id
+    }
+
+    pub(crate) fn has_timeline(&self) -> bool {
+        self.disk.has_timeline
+    }
+
+    /// Whether the timeline is here and cannot be used now.
+    pub(crate) fn is_down(&self) -> bool {
+        self.disk.has_timeline && self.acceptor.is_none()
+    }
+
+    /// The timeline is made here, durably, with what is known of it.
+    pub(crate) fn make_timeline(&mut self, state: AcceptorState, log: Vec<u8>) -> Result<(), Violation> {
+        (self.told_term, self.told_generation) = (state.term, state.configuration.generation());
+        self.disk = Disk { id: self.disk.id, has_timeline: true, state, synced: log, pending: Vec::new() };
+        self.recover(None)
+    }
+
+    /// A timeline that nobody has written to.
+    pub(crate) fn make_empty_timeline(&mut self, configuration: Configuration) -> Result<(), Violation> {
+        self.make_timeline(AcceptorState { configuration, ..AcceptorState::new(record::start()) }, Vec::new())
+    }
+
+    /// What another needs to join: the log up to where it is committed.
+    pub(crate) fn for_joining(&self) -> Option<(AcceptorState, Vec<u8>)> {
+        let state = self.acceptor.as_ref()?.state().for_joining();
+        let log = self.disk.synced.get(..record::offset(state.commit.end))?.to_vec();
+        Some((state, log))
+    }
+
+    /// All that was here is gone; what comes back is `id`.
+    pub(crate) fn lose_disk(&mut self, id: DiskId) -> Vec<u8> {
+        let lost = std::mem::take(&mut self.disk.synced);
+        *self = Node::new(id, self.bugs);
+        lost
     }
 
     pub(crate) fn acceptor(&self) -> Option<&Acceptor> {
@@ -119,6 +173,7 @@ impl Node {
         let end = record::last_in(&disk.synced[..length], disk.state.commit).end;
         disk.synced.truncate(record::offset(end));
         invariant::term_never_decreases(self.told_term, disk.state.term)?;
+        invariant::generation_never_decreases(self.told_generation, disk.state.configuration.generation())?;
         let mut acceptor = Acceptor::recover(disk.state.clone(), end);
         acceptor.set_bugs(self.bugs);
         self.acceptor = Some(acceptor);
@@ -144,6 +199,11 @@ impl Node {
         effects
     }
 
+    /// Somebody hears that this generation is in force here.
+    pub(crate) fn told(&mut self, generation: MemberGeneration) {
+        self.told_generation = self.told_generation.max(generation);
+    }
+
     /// Carries effects out; may crash or meet a full disk between any two.
     pub(crate) fn carry_out(
         &mut self,
@@ -161,6 +221,10 @@ impl Node {
             match effect {
                 AcceptorEffect::Persist(state) => {
                     invariant::term_never_decreases(self.disk.state.term, state.term)?;
+                    invariant::generation_never_decreases(
+                        self.disk.state.configuration.generation(),
+                        state.configuration.generation(),
+                    )?;
                     invariant::history_ascends(state.history.entries())?;
                     self.disk.state = state;
                 }
@@ -179,7 +243,10 @@ impl Node {
                 AcceptorEffect::Committed(commit) => commits.push(commit),
                 AcceptorEffect::Reply(reply) => {
                     let term = match &reply {
-                        Reply::Vote(answer) => answer.term,
+                        Reply::Vote(answer) => {
+                            self.told(answer.configuration.generation());
+                            answer.term
+                        }
                         Reply::Begin(reply) => reply.term,
                         Reply::Append(reply) => reply.term,
                     };

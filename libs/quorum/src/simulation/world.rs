@@ -8,14 +8,18 @@ use bytes::Bytes;
 use ardent_api::wal_service::{Append, AppendReply, Begin, BeginReply, ProposerId, RecordEnd, Vote, VoteReply};
 use ardent_types::{Lsn, Term};
 
+use super::change::Changes;
 use super::dice::Dice;
 use super::node::{Node, Outcome, vote_reply};
 use super::record;
 use crate::bug::{Bug, Bugs};
 use crate::invariant::{self, Violation};
-use crate::{Proposer, ProposerEffect, ProposerInput, ProposerLimits, Reply};
+use crate::{
+    Configuration, DiskId, MemberGeneration, OutOfOrder, Proposer, ProposerEffect, ProposerInput, ProposerLimits,
+    Reply, Voter,
+};
 
-const FAULTS_END_US: u64 = 6_000_000;
+pub(super) const FAULTS_END_US: u64 = 6_000_000;
 const CALM_END_US: u64 = FAULTS_END_US + 20_000_000;
 const TICK_US: u64 = 20_000;
 const RESEND_US: u64 = 150_000;
@@ -27,27 +31,30 @@ const PROPOSERS_ALIVE_MAX: usize = 3;
 pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) nodes: usize,
+    /// Nodes more that are no members at first. With any, members change.
+    pub(crate) spares: usize,
     pub(crate) bug: Option<Bug>,
 }
 
 #[derive(Clone, Debug)]
-enum ToNode {
-    Vote(Vote),
-    Begin(Begin),
-    Append(Append),
+pub(super) enum ToNode {
+    Vote(Vote, Configuration),
+    Begin(Begin, MemberGeneration),
+    Append(Append, MemberGeneration),
 }
 
 #[derive(Clone, Debug)]
-enum ToProposer {
-    Vote(VoteReply),
+pub(super) enum ToProposer {
+    Vote(VoteReply, Voter),
     Begin(BeginReply),
     Append(AppendReply),
 }
 
+/// `peer` is what the proposer calls the node.
 #[derive(Clone, Debug)]
-enum Event {
-    ToNode { from: usize, node: usize, message: ToNode },
-    ToProposer { to: usize, node: usize, message: ToProposer },
+pub(super) enum Event {
+    ToNode { from: usize, peer: usize, message: ToNode },
+    ToProposer { to: usize, peer: usize, message: ToProposer },
     Scan { proposer: usize, donor: usize, term: Term, from: RecordEnd, to: Lsn },
     Scanned { proposer: usize, term: Term, cut: Option<RecordEnd> },
     Fetch { proposer: usize, peer: usize, donor: usize, term: Term, from: Lsn, to: Lsn },
@@ -55,15 +62,18 @@ enum Event {
     Flush(usize),
     Tick(usize),
     Write(usize),
-    Reconnect { proposer: usize, node: usize },
+    Reconnect { proposer: usize, peer: usize },
     Restart(usize),
     Chaos,
+    Change(super::change::ChangeEvent),
 }
 
-struct Writer {
+pub(super) struct Writer {
     core: Proposer,
     id: u128,
-    alive: bool,
+    pub(super) alive: bool,
+    /// Where its peers are.
+    nodes: Vec<usize>,
     /// The log as this writer knows it, once elected.
     log: Option<Vec<u8>>,
     /// WAL made and not yet given to the core: chunks end in the middle of records.
@@ -75,19 +85,21 @@ struct Writer {
 
 /// The cluster, and what an all-knowing observer has seen.
 pub(crate) struct World {
-    dice: Dice,
-    now_us: u64,
+    pub(super) dice: Dice,
+    pub(super) now_us: u64,
     sequence: u64,
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<(u64, u64), Event>,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     writers: Vec<Writer>,
-    bugs: Bugs,
-    /// Pairs that cannot talk.
-    cut: Vec<(usize, usize)>,
+    pub(super) bugs: Bugs,
+    /// Who the members are, and who changes them.
+    pub(super) changes: Changes,
+    /// Pairs that cannot talk: a proposer or a changer, and a node.
+    pub(super) cut: Vec<(usize, usize)>,
     elected: BTreeMap<Term, u128>,
     /// Everything that was ever reported as committed.
-    committed: Vec<u8>,
+    pub(super) committed: Vec<u8>,
     /// How much of it each term's writer reported.
     committed_by_term: BTreeMap<Term, usize>,
     committed_in_calm: bool,
@@ -98,14 +110,27 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(setup: Setup) -> Self {
         let bugs = Bugs::with(setup.bug);
-        let dice = Dice::new(setup.seed.wrapping_mul(31).wrapping_add(setup.nodes as u64));
+        let dice = Dice::new(setup.seed.wrapping_mul(31).wrapping_add((setup.nodes + 7 * setup.spares) as u64));
+        let disks: Vec<DiskId> = (0..(setup.nodes + setup.spares) as u128).map(DiskId::new).collect();
+        // Where they never change, acceptors are told of no members.
+        let (members, told) = if setup.spares > 0 {
+            let first = Configuration::first(disks[..setup.nodes].iter().copied());
+            (first.clone(), first)
+        } else {
+            (Configuration::unnumbered(setup.nodes), Configuration::default())
+        };
+        let mut nodes: Vec<Node> = disks.iter().map(|disk| Node::new(*disk, bugs)).collect();
+        for node in &mut nodes[..setup.nodes] {
+            node.make_empty_timeline(told.clone()).expect("an empty log is fine");
+        }
         World {
             dice,
             now_us: 0,
             sequence: 0,
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
-            nodes: (0..setup.nodes).map(|_| Node::new(bugs)).collect(),
+            changes: Changes::new(members, &disks, setup.spares > 0),
+            nodes,
             writers: Vec::new(),
             bugs,
             cut: Vec::new(),
@@ -122,15 +147,11 @@ impl World {
         self.committed.len()
     }
 
-    fn faults(&self) -> bool {
+    pub(super) fn faults(&self) -> bool {
         self.now_us < FAULTS_END_US
     }
 
-    fn quorum(&self) -> usize {
-        self.nodes.len() / 2 + 1
-    }
-
-    fn schedule(&mut self, after_us: u64, event: Event) {
+    pub(super) fn schedule(&mut self, after_us: u64, event: Event) {
         let key = (self.now_us + after_us, self.sequence);
         self.sequence += 1;
         self.queue.push(Reverse(key));
@@ -147,7 +168,7 @@ impl World {
     }
 
     /// Puts a message on the network, which may lose it, delay it, or deliver it twice.
-    fn post(&mut self, proposer: usize, node: usize, event: Event) {
+    pub(super) fn post(&mut self, proposer: usize, node: usize, event: Event) {
         if self.faults() {
             if self.cut.contains(&(proposer, node)) || self.dice.chance(25) {
                 return;
@@ -165,16 +186,18 @@ impl World {
     pub(crate) fn run(&mut self) -> Result<(), Violation> {
         self.schedule(0, Event::Chaos);
         self.spawn_writer();
+        self.start_changes();
         self.run_until(FAULTS_END_US)?;
         self.calm_down()?;
         self.run_until(CALM_END_US)?;
         invariant::progress_is_made(self.committed_in_calm, CALM_END_US - FAULTS_END_US)?;
+        invariant::change_ends(self.changes.store.next().is_none(), CALM_END_US - FAULTS_END_US)?;
         self.check_logs()
     }
 
     fn run_until(&mut self, end_us: u64) -> Result<(), Violation> {
         while let Some(Reverse(key)) = self.queue.peek().copied() {
-            if key.0 > end_us || self.committed_in_calm {
+            if key.0 > end_us || self.committed_in_calm && self.changes.store.next().is_none() {
                 break;
             }
             self.queue.pop();
@@ -195,15 +218,16 @@ impl World {
             writer.alive = false;
         }
         for node in 0..self.nodes.len() {
-            if self.nodes[node].acceptor().is_none() {
+            if self.nodes[node].is_down() {
                 self.nodes[node].recover(None)?;
             }
         }
         self.spawn_writer();
+        self.calm_changes();
         Ok(())
     }
 
-    fn spawn_writer(&mut self) {
+    pub(super) fn spawn_writer(&mut self) {
         let index = self.writers.len();
         let id = u128::from(self.dice.next()) << 64 | index as u128 + 1;
         let limits = ProposerLimits {
@@ -212,28 +236,31 @@ impl World {
             laggard_bytes_max: 200,
             elections_max: 30,
         };
-        let mut core = Proposer::new(ProposerId::new(id), self.nodes.len(), limits);
+        let configuration = self.configuration_for_a_writer();
+        let nodes: Vec<usize> = configuration.everyone().iter().map(|disk| self.changes.addresses[disk]).collect();
+        let mut core = Proposer::new(ProposerId::new(id), configuration, limits);
         core.set_bugs(self.bugs);
         let (log, unsent, given) = (None, Vec::new(), record::start());
-        self.writers.push(Writer { core, id, alive: true, log, unsent, given, flushed: Lsn::INVALID });
-        for node in 0..self.nodes.len() {
-            self.schedule(1, Event::Reconnect { proposer: index, node });
+        for peer in 0..nodes.len() {
+            self.schedule(1, Event::Reconnect { proposer: index, peer });
         }
+        self.writers.push(Writer { core, id, alive: true, nodes, log, unsent, given, flushed: Lsn::INVALID });
         self.schedule(TICK_US, Event::Tick(index));
     }
 
     fn handle(&mut self, event: Event) -> Result<(), Violation> {
         match event {
-            Event::ToNode { from, node, message } => self.at_node(from, node, message),
-            Event::ToProposer { to, node, message } => {
+            Event::ToNode { from, peer, message } => self.at_node(from, peer, message),
+            Event::ToProposer { to, peer, message } => {
                 let input = match message {
-                    ToProposer::Vote(reply) => ProposerInput::Vote(node, reply),
-                    ToProposer::Begin(reply) => ProposerInput::Begin(node, reply),
-                    ToProposer::Append(reply) => ProposerInput::Append(node, reply),
+                    ToProposer::Vote(reply, voter) => ProposerInput::Vote(peer, reply, voter),
+                    ToProposer::Begin(reply) => ProposerInput::Begin(peer, reply),
+                    ToProposer::Append(reply) => ProposerInput::Append(peer, reply),
                 };
                 self.step(to, input)
             }
             Event::Scan { proposer, donor, term, from, to } => {
+                let donor = self.node_of(proposer, donor);
                 let cut = self.readable(donor, term).map(|log| {
                     let end = log.len().min(record::offset(to));
                     if end < record::offset(from.end) { from } else { record::last_in(&log[..end], from) }
@@ -243,6 +270,7 @@ impl World {
             }
             Event::Scanned { proposer, term, cut } => self.step(proposer, ProposerInput::Scanned { term, cut }),
             Event::Fetch { proposer, peer, donor, term, from, to } => {
+                let donor = self.node_of(proposer, donor);
                 let bytes = self.readable(donor, term).and_then(|log| {
                     let end = record::offset(to).min(log.len());
                     log.get(record::offset(from)..end).map(Bytes::copy_from_slice)
@@ -262,14 +290,15 @@ impl World {
                 self.step(index, ProposerInput::Tick)
             }
             Event::Write(index) => self.write(index),
-            Event::Reconnect { proposer, node } => self.step(proposer, ProposerInput::Connected(node)),
+            Event::Reconnect { proposer, peer } => self.step(proposer, ProposerInput::Connected(peer)),
             Event::Restart(node) => {
-                if self.nodes[node].acceptor().is_none() {
+                if self.nodes[node].is_down() {
                     self.nodes[node].recover(None)?;
                 }
                 Ok(())
             }
             Event::Chaos => self.chaos(),
+            Event::Change(event) => self.change(event),
         }
     }
 
@@ -280,59 +309,75 @@ impl World {
         node.flushed_log()
     }
 
-    fn at_node(&mut self, from: usize, index: usize, message: ToNode) -> Result<(), Violation> {
+    fn node_of(&self, writer: usize, peer: usize) -> usize {
+        self.writers[writer].nodes[peer]
+    }
+
+    fn at_node(&mut self, from: usize, peer: usize, message: ToNode) -> Result<(), Violation> {
+        let index = self.node_of(from, peer);
         let node = &mut self.nodes[index];
         let Some(acceptor) = node.acceptor_mut() else { return Ok(()) };
         let mut effects = Vec::new();
-        let is_append = matches!(&message, ToNode::Append(append) if !append.data.is_empty());
+        let is_append = matches!(&message, ToNode::Append(append, _) if !append.data.is_empty());
         // Out of order: the network of the simulation reorders; the real shell closes the connection.
-        let _ = match message {
-            ToNode::Vote(vote) => {
-                acceptor.vote(&vote, &mut effects);
-                Ok(())
-            }
-            ToNode::Begin(begin) => acceptor.begin(&begin, &mut effects),
-            ToNode::Append(append) => acceptor.append(append, &mut effects),
+        let taken = match message {
+            ToNode::Vote(vote, configuration) => acceptor.vote(&vote, &configuration, &mut effects),
+            ToNode::Begin(begin, generation) => acceptor.begin(&begin, generation, &mut effects),
+            ToNode::Append(append, generation) => acceptor.append(append, generation, &mut effects),
         };
+        let other_members = matches!(taken, Err(OutOfOrder::OtherMembers { .. }));
         if is_append && effects.iter().any(|effect| matches!(effect, crate::AcceptorEffect::Write { .. })) {
-            node.writer = Some(from);
+            node.writer = Some((from, peer));
         }
-        self.carry_out(index, Some(from), effects)
+        if other_members {
+            self.post(from, index, Event::Reconnect { proposer: from, peer });
+        }
+        self.carry_out(index, Some((from, peer)), effects).map(|_| ())
     }
 
-    fn carry_out(
+    /// False: it crashed on the way.
+    pub(super) fn carry_out(
         &mut self,
         index: usize,
-        to: Option<usize>,
+        to: Option<(usize, usize)>,
         effects: Vec<crate::AcceptorEffect>,
-    ) -> Result<(), Violation> {
+    ) -> Result<bool, Violation> {
         let faults = self.faults();
         let (mut replies, mut commits) = (Vec::new(), Vec::new());
         let was_due = self.nodes[index].flush_is_due;
         // It may have crashed when its readers are looked at.
-        let term = self.nodes[index].acceptor().map_or(Term::new(0), |acceptor| acceptor.state().history.last_term());
+        let (term, is_single) = self.nodes[index].acceptor().map_or((Term::new(0), false), |acceptor| {
+            let configuration = &acceptor.state().configuration;
+            (acceptor.state().history.last_term(), configuration.is_single() || self.nodes.len() == 1)
+        });
+        let disk = self.nodes[index].disk_id();
         let outcome = self.nodes[index].carry_out(effects, &mut self.dice, faults, &mut replies, &mut commits)?;
         for commit in commits {
-            self.check_served(index, term, commit)?;
+            self.check_served(index, (term, is_single), commit)?;
         }
         for reply in replies {
             let message = match reply {
-                Reply::Vote(answer) => ToProposer::Vote(vote_reply(answer)),
+                Reply::Vote(answer) => {
+                    let voter = Voter { disk, configuration: answer.configuration.clone() };
+                    ToProposer::Vote(vote_reply(answer), voter)
+                }
                 Reply::Begin(reply) => ToProposer::Begin(reply),
                 Reply::Append(reply) => ToProposer::Append(reply),
             };
-            if let Some(to) = to {
-                self.post(to, index, Event::ToProposer { to, node: index, message });
+            if let Some((to, peer)) = to {
+                self.post(to, index, Event::ToProposer { to, peer, message });
             }
         }
         if matches!(outcome, Outcome::Crashed) {
             self.after_crash(index);
-        } else if self.nodes[index].flush_is_due && !was_due {
+            return Ok(false);
+        }
+        if self.nodes[index].flush_is_due && !was_due {
             let slow = faults && self.dice.chance(50);
             let after = if slow { self.dice.between(10_000, 300_000) } else { self.dice.between(100, 2_000) };
             self.schedule(after, Event::Flush(index));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn flush(&mut self, index: usize) -> Result<(), Violation> {
@@ -345,7 +390,7 @@ impl World {
         self.check_logs()
     }
 
-    fn after_crash(&mut self, node: usize) {
+    pub(super) fn after_crash(&mut self, node: usize) {
         let after = self.dice.between(1_000, 500_000);
         self.schedule(after, Event::Restart(node));
     }
@@ -365,14 +410,34 @@ impl World {
         Ok(())
     }
 
+    fn send(&mut self, from: usize, peer: usize, message: ToNode) {
+        let node = self.node_of(from, peer);
+        self.post(from, node, Event::ToNode { from, peer, message });
+    }
+
     fn effect(&mut self, index: usize, effect: ProposerEffect) -> Result<(), Violation> {
-        let mut send = |node, message| self.post(index, node, Event::ToNode { from: index, node, message });
         match effect {
-            ProposerEffect::SendVote(node, vote) => send(node, ToNode::Vote(vote)),
-            ProposerEffect::SendBegin(node, begin) => send(node, ToNode::Begin(begin)),
-            ProposerEffect::SendAppend(node, append) => send(node, ToNode::Append(append)),
+            ProposerEffect::SendVote(peer, vote) => {
+                let configuration = self.writers[index].core.configuration().clone();
+                self.send(index, peer, ToNode::Vote(vote, configuration));
+            }
+            ProposerEffect::SendBegin(peer, begin) => {
+                let generation = self.writers[index].core.configuration().generation();
+                self.send(index, peer, ToNode::Begin(begin, generation));
+            }
+            ProposerEffect::SendAppend(peer, append) => {
+                let generation = self.writers[index].core.configuration().generation();
+                self.send(index, peer, ToNode::Append(append, generation));
+            }
+            ProposerEffect::Join(peer, disk) => {
+                assert_eq!(peer, self.writers[index].nodes.len(), "peers are numbered one after the other");
+                self.writers[index].nodes.push(self.changes.addresses[&disk]);
+                self.schedule(1_000, Event::Reconnect { proposer: index, peer });
+            }
+            ProposerEffect::Leave(_) => {}
             ProposerEffect::Scan { donor, term, from, to } => {
-                self.post(index, donor, Event::Scan { proposer: index, donor, term, from, to });
+                let node = self.node_of(index, donor);
+                self.post(index, node, Event::Scan { proposer: index, donor, term, from, to });
             }
             ProposerEffect::Fetch { peer, donor, term, from, to } => {
                 // Reading takes a connection of its own and may come much later than other messages.
@@ -422,8 +487,11 @@ impl World {
         let Some(log) = &writer.log else { return Ok(()) };
         invariant::commit_is_record_end(commit.end, record::is_end(log, commit.end))?;
         let now_committed = log[..record::offset(commit.end)].to_vec();
-        let holders = self.nodes.iter().filter(|node| node.durable_log().starts_with(&now_committed)).count();
-        invariant::quorum_holds_committed(holders, self.quorum(), commit.end)?;
+        let configuration = self.writers[index].core.configuration();
+        for group in std::iter::once(configuration.members()).chain(configuration.next()) {
+            let holders = group.iter().filter(|disk| self.has_held(**disk, &now_committed)).count();
+            invariant::quorum_holds_committed(holders, group.len() / 2 + 1, commit.end)?;
+        }
         self.note_committed(term, now_committed)
     }
 
@@ -443,11 +511,16 @@ impl World {
     }
 
     /// Readers at this node, whose log is of `term`, may now see it up to `commit`.
-    fn check_served(&mut self, index: usize, term: Term, commit: RecordEnd) -> Result<(), Violation> {
+    fn check_served(
+        &mut self,
+        index: usize,
+        (term, is_single): (Term, bool),
+        commit: RecordEnd,
+    ) -> Result<(), Violation> {
         let log = self.nodes[index].durable_log();
         invariant::commit_is_durable(commit.end, record::lsn_at(log.len()))?;
         let served = log[..record::offset(commit.end)].to_vec();
-        if self.nodes.len() == 1 && served.len() > self.committed.len() {
+        if is_single && served.len() > self.committed.len() {
             // The only one commits what it has made durable; its writer hears of it later, or never.
             invariant::commit_is_record_end(commit.end, record::is_end(&served, commit.end))?;
             self.note_committed(term, served.clone())?;
@@ -522,9 +595,11 @@ impl World {
             3 | 4 => self.cut.push((writer, node)),
             5 | 6 => self.cut.clear(),
             7 => {
-                self.step(writer, ProposerInput::Disconnected(node))?;
-                let after = self.dice.between(1_000, 100_000);
-                self.schedule(after, Event::Reconnect { proposer: writer, node });
+                if let Some(peer) = self.writers[writer].nodes.iter().rposition(|at| *at == node) {
+                    self.step(writer, ProposerInput::Disconnected(peer))?;
+                    let after = self.dice.between(1_000, 100_000);
+                    self.schedule(after, Event::Reconnect { proposer: writer, peer });
+                }
             }
             8 => {
                 let alive = self.writers.iter().filter(|writer| writer.alive).count();
