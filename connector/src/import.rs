@@ -255,7 +255,7 @@ const SETTINGS: &str = "
     select name, setting from pg_settings
     where setting is distinct from boot_val and source <> 'client' and source <> 'session' and name in (
         'max_connections', 'max_worker_processes', 'max_prepared_transactions', 'max_locks_per_transaction',
-        'max_pred_locks_per_transaction', 'track_commit_timestamp', 'shared_preload_libraries',
+        'max_pred_locks_per_transaction', 'track_commit_timestamp', 'shared_preload_libraries', 'output_plugin_libraries',
         'DateStyle', 'IntervalStyle', 'TimeZone', 'timezone_abbreviations', 'extra_float_digits', 'bytea_output',
         'default_text_search_config', 'lc_monetary', 'lc_numeric', 'lc_time', 'search_path', 'xmloption', 'xmlbinary',
         'array_nulls', 'backslash_quote', 'escape_string_warning', 'lo_compat_privileges', 'quote_all_identifiers',

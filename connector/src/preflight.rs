@@ -42,15 +42,9 @@ pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck
     // Hidden from roles that may not read all settings.
     let preload = facts.value("shared_preload_libraries");
     let role = facts.value("me_quoted").unwrap_or_default();
-    checks.warn(
-        "preload_libraries",
-        preload.is_some(),
-        "shared_preload_libraries can be read",
-        format!("role {role} may not read shared_preload_libraries: branches start without the libraries named there"),
-        Some(format!("grant pg_read_all_settings to {role}")),
-    );
     let here = host.majors.get(&major(&facts)).and_then(|here| here.libraries.as_deref());
-    libraries(&mut checks, &mut sql, here, preload.unwrap_or_default()).await?;
+    preloaded(&mut checks, preload, here, role);
+    libraries(&mut checks, &mut sql, here).await?;
     locales(&mut checks, &sql.query(LOCALES).await?, host);
     checksums_and_role(&mut checks, &facts);
     Ok(checks.0)
@@ -282,23 +276,41 @@ fn tablespaces(checks: &mut Checks, result: &QueryResult) {
     );
 }
 
+/// What production loads at its start, which branches do as well where they can.
+fn preloaded(checks: &mut Checks, preload: Option<&str>, present: Option<&[String]>, role: &str) {
+    let Some(preload) = preload else {
+        let found = format!(
+            "role {role} may not read shared_preload_libraries: branches start without the libraries named there"
+        );
+        let fix = Some(format!("grant pg_read_all_settings to {role}"));
+        return checks.add("preload_libraries", CheckOutcome::Warning, found, fix);
+    };
+    let missing = present.map(|present| missing(preload.split(','), present)).unwrap_or_default();
+    checks.warn(
+        "preload_libraries",
+        missing.is_empty(),
+        "branches preload the libraries that production preloads",
+        format!(
+            "production preloads {}, which this host lacks: branches start without, and what needs them fails there",
+            missing.join(", ")
+        ),
+        Some(
+            "install the packages of these extensions on this host; branches take them up at their next start"
+                .to_owned(),
+        ),
+    );
+}
+
 async fn libraries(
     checks: &mut Checks,
     sql: &mut Connection,
     present: Option<&[String]>,
-    preload: &str,
 ) -> Result<(), ConnectorError> {
     let Some(present) = present else { return Ok(()) };
     let loaded = sql
         .query("select distinct probin from pg_proc where probin is not null and prolang = (select oid from pg_language where lanname = 'c')")
         .await?;
-    let used = loaded.rows.iter().flatten().flatten().map(String::as_str).chain(preload.split(','));
-    let name = |path: &str| {
-        path.trim().trim_matches('"').rsplit('/').next().unwrap_or_default().trim_end_matches(".so").to_owned()
-    };
-    let mut missing: Vec<_> = used.map(name).filter(|name| !name.is_empty() && !present.contains(name)).collect();
-    missing.sort();
-    missing.dedup();
+    let missing = missing(loaded.rows.iter().flatten().flatten().map(String::as_str), present);
     checks.warn(
         "libraries",
         missing.is_empty(),
@@ -307,6 +319,17 @@ async fn libraries(
         Some("install the packages of these extensions on this host".to_owned()),
     );
     Ok(())
+}
+
+/// Those of these libraries that are not present, sorted, by their names without folder and ending.
+fn missing<'a>(used: impl Iterator<Item = &'a str>, present: &[String]) -> Vec<String> {
+    let name = |path: &str| {
+        path.trim().trim_matches('"').rsplit('/').next().unwrap_or_default().trim_end_matches(".so").to_owned()
+    };
+    let mut missing: Vec<_> = used.map(name).filter(|name| !name.is_empty() && !present.contains(name)).collect();
+    missing.sort();
+    missing.dedup();
+    missing
 }
 
 /// A locale's name as lists of locales have it: lower case, the encoding without dashes.

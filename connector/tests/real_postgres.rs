@@ -68,6 +68,7 @@ async fn imports_follows_reconnects_and_cleans_up() {
 
 async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
     let options = TestPgOptions::default().major(major).with_tcp().set("default_text_search_config", "simple");
+    let options = options.set("shared_preload_libraries", "pg_stat_statements");
     let mut server = TestPg::start(options);
     server.sql("create table t as select generate_series(1, 1000) a");
     let url = server.tcp_url("postgres", "postgres");
@@ -83,6 +84,18 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
         let checks = preflight(&url, &host).await.unwrap();
         let failed = checks.iter().filter(|check| check.outcome == CheckOutcome::Failed);
         assert_eq!(failed.map(|check| check.name.as_str()).collect::<Vec<_>>(), [name]);
+    }
+
+    // A host without the libraries that production preloads and uses.
+    let host = HostFacts {
+        majors: BTreeMap::from([(major, MajorFacts { compute_library: true, libraries: Some(Vec::new()) })]),
+        ..HostFacts::default()
+    };
+    let checks = preflight(&url, &host).await.unwrap();
+    let said = |name: &str| checks.iter().find(|check| check.name == name).unwrap();
+    for (name, words) in [("preload_libraries", "pg_stat_statements"), ("libraries", "plpgsql")] {
+        assert_eq!(said(name).outcome, CheckOutcome::Warning, "{:?}", said(name));
+        assert!(said(name).message.contains(words), "{:?}", said(name));
     }
 
     let dir = tempfile::tempdir().unwrap();

@@ -400,6 +400,7 @@ impl Control {
             retention_s: row.retention_s,
             compute,
             compute_problem: self.pool.problem(row.id),
+            missing_libraries: self.pool.missing_libraries(row.id),
             idle_timeout_s: row.idle_timeout_s,
             policy: row.policy.clone(),
             rows_changed: row.policy.max_rows_changed.map(|_| row.usage.rows_changed),
@@ -594,6 +595,7 @@ impl Control {
             port: running.port,
             warm: running.warm || was_running,
             was_running,
+            missing_libraries: running.missing_libraries,
             waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
         })
     }

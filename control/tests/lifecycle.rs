@@ -186,7 +186,12 @@ async fn a_wake_starts_one_compute_for_any_number_of_waiters() {
         assert_eq!((status, &reply["port"], &reply["incarnation"]), (200, &json!(5432), &json!(1)), "{reply}");
     }
     assert_eq!(world.starts("a").len(), 1);
-    assert_eq!(world.get("/v1/branches/a").await["compute"], "running");
+    let shown = world.get("/v1/branches/a").await;
+    assert_eq!(
+        (&shown["compute"], &shown["missing_libraries"]),
+        (&json!("running"), &json!(["timescaledb"])),
+        "{shown}"
+    );
     assert_eq!(world.fakes.state.lock().leases.values().next(), Some(&Lsn::new(0x2000)));
 
     let (status, reply) = world.call("POST", "/v1/branches/a/suspend", None).await;

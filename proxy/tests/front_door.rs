@@ -42,6 +42,7 @@ impl ControlPlane for OneBranch {
             warm: true,
             waited_ms: 0,
             was_running: true,
+            missing_libraries: Vec::new(),
         })
     }
 }

@@ -13,6 +13,7 @@
 //! Knows nothing of Ardent's crates: only the program, its output and its files.
 
 mod apart;
+mod extensions;
 mod house;
 mod ledger;
 mod processes;
@@ -22,6 +23,7 @@ mod relay;
 mod session;
 
 pub use apart::Apart;
+pub use extensions::Extension;
 pub use house::{Background, Finished, House, free_port};
 pub use ledger::{Acknowledged, Ledger};
 pub use processes::{Process, descendants, wait_until};

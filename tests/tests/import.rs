@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 
 use ardent_test_pg::{TempDir, TestPg, temp_dir};
-use ardent_tests::{House, Load, in_database, pg_program, production_options, sql, table_sums};
+use ardent_tests::{Extension, House, Load, in_database, pg_program, production_options, sql, table_sums};
 
 const SHOP: &str = "
     create extension pg_trgm;
@@ -67,12 +67,19 @@ impl Tablespaces {
 
 #[test]
 fn a_branch_equals_the_production_it_was_taken_from() {
-    let production = TestPg::start(production_options());
+    let extensions = Extension::all();
+    // What extensions need: their library from the start, and what output plugins read.
+    let options = production_options().set("shared_preload_libraries", "pg_stat_statements");
+    let options = extensions.iter().fold(options.set("wal_level", "logical"), Extension::with_settings);
+    let production = TestPg::start(options);
     for database in ["shop", "other", "load"] {
         production.sql(&format!("create database {database}"));
     }
     for statement in SHOP.split(";\n    ").map(str::trim).filter(|statement| !statement.is_empty()) {
         production.sql_in("shop", statement);
+    }
+    for extension in &extensions {
+        extension.set_up(&production.socket_url("shop"));
     }
     production.sql_in("other", "create table only_here as select n, n::text as word from generate_series(1, 300) n");
     let spaces = Tablespaces::make(&production, &["early", "late"]);
@@ -136,6 +143,17 @@ fn a_branch_equals_the_production_it_was_taken_from() {
     assert_eq!(sql(&branch, "select string_agg(n::text, ',' order by n) from sales.pending"), "1,2,3");
     assert_eq!(production.sql_in("shop", "select string_agg(n::text, ',') from sales.pending"), "3");
     assert_eq!(production.sql("select count(*) from pg_prepared_xacts"), "1");
+
+    // Extensions are used there as on production, and a diff shows the rows of their types.
+    for extension in &extensions {
+        extension.check(&production.socket_url("shop"), &branch);
+    }
+    let shown = house.ok(&["branch", "diff", "copy", "--stat"]);
+    for table in extensions.iter().filter_map(Extension::changed_table) {
+        assert!(shown.contains(&format!("public.{table}")), "{table} is not in\n{shown}");
+    }
+    let rows = house.ok(&["branch", "diff", "copy", "--table", "of_hstore"]);
+    assert!(rows.contains("id=14") && rows.contains("white"), "{rows}");
 
     let checked = pg_program("pg_amcheck")
         .args(["--all", "--install-missing", "--heapallindexed", "--maintenance-db", &branch])

@@ -95,6 +95,9 @@ pub fn branch_text(branch: &BranchInfo) -> String {
     if let Some(problem) = &branch.compute_problem {
         lines.push(("problem", problem.clone()));
     }
+    if let Some(missing) = missing_libraries(&branch.missing_libraries) {
+        lines.push(("missing", missing));
+    }
     lines.push(("created", branch.created_at.clone()));
     if let Some(expires) = &branch.expires_at {
         lines.push(("expires", expires.clone()));
@@ -267,6 +270,9 @@ fn password(output: &Output, api: &Api, args: &BranchPasswordArgs) -> Result<(),
 
 fn wake(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
     let reply: WakeReply = api.post(&format!("/v1/branches/{}/wake", path_name(&args.name)?), &json!({}))?;
+    if let Some(missing) = missing_libraries(&reply.missing_libraries) {
+        output.warning(&missing);
+    }
     output.data(&reply, |reply| {
         let how = match (reply.was_running, reply.warm) {
             (true, _) => "was running",
@@ -274,6 +280,16 @@ fn wake(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
             (false, false) => "started cold",
         };
         format!("{} {how}, {} ms", args.name, reply.waited_ms)
+    })
+}
+
+/// What a branch lacks of what production preloads.
+fn missing_libraries(names: &[String]) -> Option<String> {
+    (!names.is_empty()).then(|| {
+        format!(
+            "production preloads {}, which this host lacks: the branch runs without; install the package here, then suspend the branch",
+            names.join(", ")
+        )
     })
 }
 
@@ -350,6 +366,7 @@ mod tests {
             retention_s: None,
             compute: ComputeState::Suspended,
             compute_problem: None,
+            missing_libraries: Vec::new(),
             idle_timeout_s: 300,
             policy: BranchPolicy::default(),
             rows_changed: None,

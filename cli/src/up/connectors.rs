@@ -190,10 +190,12 @@ fn host_facts(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> HostFacts {
 /// Names of the loadable libraries beside the server programs, without `.so`.
 fn libraries(programs: &ServerPrograms) -> Option<Vec<String>> {
     let prefix = programs.bin_dir.parent()?;
-    let folder = [prefix.join("lib"), prefix.join("lib/postgresql")].into_iter().find(|folder| folder.is_dir())?;
-    let entries = std::fs::read_dir(folder).ok()?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Some(names.filter_map(|name| name.strip_suffix(".so").map(str::to_owned)).collect())
+    // The second one where the server lies in a folder of its own, beside the libraries that it is linked with.
+    let folders = [prefix.join("lib"), prefix.join("lib/postgresql")].map(|folder| std::fs::read_dir(folder).ok());
+    let entries: Vec<_> = folders.into_iter().flatten().collect();
+    let names = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let libraries: Vec<String> = names.filter_map(|name| name.strip_suffix(".so").map(str::to_owned)).collect();
+    (!libraries.is_empty()).then_some(libraries)
 }
 
 fn libc_version() -> Option<String> {

@@ -59,6 +59,13 @@ impl ServerPrograms {
         ["lib", "lib/postgresql"].iter().any(|folder| prefix.join(folder).join(&file).is_file())
     }
 
+    /// Whether the server has a setting of this name, as it says itself. One that cannot be asked is taken to have none.
+    pub(crate) fn knows_setting(&self, name: &str) -> bool {
+        let output = Command::new(self.postgres()).arg("--describe-config").output();
+        let described = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        described.lines().any(|line| line.split('\t').next() == Some(name))
+    }
+
     /// The folders outside `/usr` that a sandbox must show for the server to run.
     pub fn private_folders(&self) -> Vec<PathBuf> {
         if self.bin_dir.starts_with("/usr") {
@@ -89,6 +96,7 @@ mod tests {
         let found = ServerPrograms::find(15, None).expect("postgresql-15 is installed");
         assert!(found.postgres().is_file());
         assert!(found.has_library("pg_stat_statements") && !found.has_library("no_such_library"));
+        assert!(found.knows_setting("work_mem") && !found.knows_setting("no_such_setting"));
         let missing = ServerPrograms::find(15, Some(Path::new("/nonexistent"))).expect_err("nothing there");
         assert_eq!(missing.code(), "no_postgres");
     }

@@ -126,6 +126,7 @@ impl Running {
             base_lsn: lease.base_lsn(),
             postmaster_pid,
             warm,
+            missing_libraries: compute.preload_libraries().1,
         };
         events.emit(&ready).await;
         Running {

@@ -42,6 +42,8 @@ pub(crate) struct SettingsInput<'a> {
     pub(crate) limits: &'a SourceLimits,
     /// The caller's wishes.
     pub(crate) wishes: &'a BTreeMap<String, String>,
+    /// Those of [`NEW_IN_MINORS`] that the server does not know.
+    pub(crate) unknown: &'a [&'static str],
     /// Libraries of the source that exist here.
     pub(crate) libraries: Vec<String>,
     /// Nothing is changed on the branch, so there is nothing to vacuum.
@@ -87,6 +89,9 @@ const NOT_TAKEN: [&str; 26] = [
     "data_sync_retry",
 ];
 
+/// Settings that came with a minor release: a server that is older than the source would not start with them.
+pub(crate) const NEW_IN_MINORS: [&str; 1] = ["output_plugin_libraries"];
+
 /// `postgresql.conf`.
 pub(crate) fn configuration_file(input: &SettingsInput<'_>) -> String {
     let defaults = [
@@ -105,7 +110,8 @@ pub(crate) fn configuration_file(input: &SettingsInput<'_>) -> String {
     let defaults = defaults.into_iter().filter(|(name, _)| !input.wishes.contains_key(*name));
     let wishes = input.wishes.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let mut text = String::from("# Written by the agent at every cold start. The guards are on the command line.\n");
-    for (name, value) in defaults.chain(wishes.filter(|(name, _)| is_taken(name))) {
+    let taken = wishes.filter(|(name, _)| is_taken(name) && !input.unknown.contains(name));
+    for (name, value) in defaults.chain(taken) {
         text.push_str(&format!("{name} = {}\n", quoted(value)));
     }
     text
@@ -278,12 +284,20 @@ mod tests {
             view: &view,
             limits: &limits(),
             wishes: &wishes,
+            unknown: &["output_plugin_libraries"],
             libraries: vec!["pg_stat_statements".to_owned()],
             read_only: false,
             port: 5432,
             base_lsn: Lsn::new(0x0100_0028),
         };
         check(configuration_file(&input), postmaster_arguments(&input));
+    }
+
+    #[test]
+    fn a_server_is_not_given_settings_that_it_is_too_old_for() {
+        with_wishes(&[("output_plugin_libraries", "wal2json"), ("work_mem", "5MB")], |file, _| {
+            assert!(file.contains("work_mem = '5MB'") && !file.contains("output_plugin"), "{file}");
+        });
     }
 
     #[test]

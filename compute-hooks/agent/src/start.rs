@@ -66,6 +66,8 @@ pub(crate) struct Compute {
     view: View,
     major: PgMajor,
     programs: ServerPrograms,
+    /// Settings of the source that the server programs here are too old for.
+    unknown_settings: Vec<&'static str>,
     run_as: Option<RunAs>,
 }
 
@@ -106,6 +108,14 @@ impl Compute {
         let major = PgMajor::from_number(spec.pg_major)
             .ok_or_else(|| ComputeError::Invalid(format!("Postgres {} is not supported", spec.pg_major)))?;
         let programs = ServerPrograms::find(spec.pg_major, spec.pg_bin_dir.as_deref())?;
+        let is_unknown = |name: &&str| spec.settings.contains_key(*name) && !programs.knows_setting(name);
+        let unknown_settings: Vec<_> = settings::NEW_IN_MINORS.into_iter().filter(is_unknown).collect();
+        if !unknown_settings.is_empty() {
+            tracing::warn!(
+                ?unknown_settings,
+                "the server programs here are older than the source, and know less settings"
+            );
+        }
         let layout = Layout::new(&spec)?;
         let run_as = identity(spec.run_as)?;
         let view = layout.view(spec.sandbox);
@@ -117,7 +127,7 @@ impl Compute {
         for folder in [&layout.run, &layout.door] {
             make_folder(folder, run_as)?;
         }
-        Ok(Compute { spec, layout, memory, view, major, programs, run_as })
+        Ok(Compute { spec, layout, memory, view, major, programs, unknown_settings, run_as })
     }
 
     /// Starts Postgres, warm if that is possible.
@@ -413,20 +423,21 @@ impl Compute {
         }
     }
 
-    fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
+    /// The libraries that the source preloads: those that are installed here, and those that are not and are left out.
+    pub(crate) fn preload_libraries(&self) -> (Vec<String>, Vec<String>) {
         let wished = self.spec.settings.get("shared_preload_libraries").map_or("", String::as_str);
-        let (here, missing): (Vec<String>, Vec<String>) =
-            settings::library_list(wished).into_iter().partition(|name| self.programs.has_library(name));
-        if !missing.is_empty() {
-            tracing::warn!(?missing, "libraries of the source are not installed here and left out");
-        }
+        settings::library_list(wished).into_iter().partition(|name| self.programs.has_library(name))
+    }
+
+    fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
         SettingsInput {
             major: self.major,
             branch: &self.spec.branch,
             view: &self.view,
             limits: &prepared.limits,
             wishes: &self.spec.settings,
-            libraries: here,
+            unknown: &self.unknown_settings,
+            libraries: self.preload_libraries().0,
             read_only: self.spec.policy.read_only,
             port: PORT,
             base_lsn: prepared.lease.map_lsn(),

@@ -213,6 +213,7 @@ async fn settings_of_the_source_are_carried_and_guards_hold() {
     }
     let libraries = client.sql("show shared_preload_libraries").await.expect("shown");
     assert!(libraries.ends_with(",pg_stat_statements") && !libraries.contains("no_such"), "{libraries}");
+    assert_eq!(agent.ready().missing_libraries, ["no_such_library"]);
     drop(client);
     assert!(agent.stop(DEADLINE).await.0);
 }

@@ -302,15 +302,19 @@ impl Drive {
                     self.send(agent, &ComputeCommand::RolesTaken { number }).await;
                 }
                 Some(ComputeEvent::Usage { usage }) => self.context.store.put_usage(self.branch.id, usage)?,
-                Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm }) => {
+                Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm, missing_libraries }) => {
                     ran = true;
                     self.context.metrics.started(began, warm);
                     agent.postmaster = ProcessIdentity::of(postmaster_pid);
                     self.context.store.set_processes(row.id, agent.identity.as_ref(), agent.postmaster.as_ref())?;
                     let incarnation = row.incarnation;
                     info!(branch = %self.branch.name, incarnation, warm, %base_lsn, "compute is up");
+                    if !missing_libraries.is_empty() {
+                        warn!(branch = %self.branch.name, ?missing_libraries, "it runs without libraries that production preloads");
+                    }
                     if !asked_to_stop {
-                        let running = RunningCompute { id: row.id, incarnation, socket_dir, port, warm };
+                        let id = row.id;
+                        let running = RunningCompute { id, incarnation, socket_dir, port, warm, missing_libraries };
                         self.state.send_replace(SlotState::Running(running));
                     }
                     // Nobody has to wait for ours: the agent holds a lease of its own already.

@@ -62,6 +62,8 @@ pub struct RunningCompute {
     pub port: u16,
     /// A kept folder was started again.
     pub warm: bool,
+    /// Libraries that production preloads and this host lacks.
+    pub missing_libraries: Vec<String>,
 }
 
 /// What a slot's task tells those who wait.
@@ -205,6 +207,14 @@ impl ComputePool {
             Some(SlotState::Starting) => ComputeState::Starting,
             Some(SlotState::Running(_)) => ComputeState::Running,
             Some(SlotState::Stopping) => ComputeState::Stopping,
+        }
+    }
+
+    /// Libraries that production preloads and that the branch's Postgres, if it runs, runs without.
+    pub(crate) fn missing_libraries(&self, branch: BranchId) -> Vec<String> {
+        match self.slots.lock().get(&branch).map(|slot| slot.state.borrow().clone()) {
+            Some(SlotState::Running(running)) => running.missing_libraries,
+            _ => Vec::new(),
         }
     }
 

@@ -14,7 +14,7 @@ tail --pid=$$ -f /dev/null 2>/dev/null &
 postgres=$!
 echo 'a library that prints'
 echo '{"event":"progress","step":"base backup","elapsed_ms":1}'
-echo "{\"event\":\"ready\",\"socket_dir\":\"$dir\",\"port\":5432,\"base_lsn\":\"0/2000\",\"postmaster_pid\":$postgres,\"warm\":false}"
+echo "{\"event\":\"ready\",\"socket_dir\":\"$dir\",\"port\":5432,\"base_lsn\":\"0/2000\",\"postmaster_pid\":$postgres,\"warm\":false,\"missing_libraries\":[\"timescaledb\"]}"
 if [ "$(field branch)" = idles ]; then
     read -r line <"$dir/idle.fifo"
     echo '{"event":"idle"}'

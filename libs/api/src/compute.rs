@@ -191,6 +191,9 @@ pub enum ComputeEvent {
         postmaster_pid: u32,
         /// Whether a kept data directory was started again.
         warm: bool,
+        /// Libraries that the source preloads and this host lacks: it runs without them.
+        #[serde(default)]
+        missing_libraries: Vec<String>,
     },
     /// Absent pages are read at a later LSN from now on: what was pinned before need not be.
     BaseMoved {

@@ -207,6 +207,7 @@ pub struct Ready {
     pub base_lsn: Lsn,
     pub postmaster_pid: u32,
     pub warm: bool,
+    pub missing_libraries: Vec<String>,
 }
 
 /// An agent in this process, and control's end of its channel.
@@ -273,8 +274,8 @@ impl Agent {
 
     pub async fn until_ready(&mut self) {
         match self.event().await {
-            Some(ComputeEvent::Ready { socket_dir, base_lsn, postmaster_pid, warm, .. }) => {
-                self.ready = Some(Ready { socket_dir, base_lsn, postmaster_pid, warm });
+            Some(ComputeEvent::Ready { socket_dir, base_lsn, postmaster_pid, warm, missing_libraries, .. }) => {
+                self.ready = Some(Ready { socket_dir, base_lsn, postmaster_pid, warm, missing_libraries });
             }
             other => panic!("not ready: {other:?}"),
         }

@@ -253,6 +253,9 @@ pub struct BranchInfo {
     pub compute: ComputeState,
     /// Why its last start failed, if it did.
     pub compute_problem: Option<String>,
+    /// Libraries that production preloads (`shared_preload_libraries`) and the running compute lacks, as this host has them not.
+    #[serde(default)]
+    pub missing_libraries: Vec<String>,
     /// Suspended after this many seconds without activity; 0: never.
     pub idle_timeout_s: u64,
     /// Its limits.

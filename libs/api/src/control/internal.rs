@@ -61,6 +61,9 @@ pub struct WakeReply {
     pub warm: bool,
     /// Whether this call found Postgres running.
     pub was_running: bool,
+    /// Libraries that production preloads and this host lacks.
+    #[serde(default)]
+    pub missing_libraries: Vec<String>,
     /// How long this call waited, in milliseconds.
     pub waited_ms: u64,
 }
