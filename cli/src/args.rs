@@ -16,7 +16,10 @@ pub use branch::{
     BranchPolicyArgs, BranchSetArgs, NameArgs,
 };
 pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs};
-pub use connector::{ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, OptionalNameArgs, SourceArgs};
+pub use connector::{
+    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorStatusArgs,
+    OptionalNameArgs, SourceArgs,
+};
 pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs};
 pub use inspect::{
     InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
@@ -24,7 +27,7 @@ pub use inspect::{
 };
 pub use serve::{
     AgentArgs, ComputeArgs, ControlArgs, FrontArgs, KeysArgs, MetricsArgs, PageserverArgs, ProxyArgs, SafekeeperArgs,
-    StoreArgs, UpArgs,
+    SourcesArgs, StoreArgs, UpArgs,
 };
 pub use session::{CompletionsArgs, DoctorArgs, LoginArgs, PsqlArgs, StatusArgs};
 

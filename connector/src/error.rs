@@ -2,10 +2,14 @@
 
 use ardent_page_client::PageError;
 use ardent_pg_wire::WireError;
-use ardent_types::{Lsn, PgTli, SystemId};
+use ardent_types::{Lsn, SystemId};
 use ardent_wal_client::{ClientError, ProposerError};
 
 use crate::tar_stream::TarError;
+
+/// What is left to do when the root timeline cannot go on.
+const IMPORT_AGAIN: &str = "its branches stay as they are; connect production once more under another name (ardent connector create \
+                            postgresql URL --name OTHER), and delete this connector when nobody needs its branches";
 
 /// A connector can't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -44,8 +48,8 @@ pub enum ConnectorError {
     Standby,
     /// Another cluster answers at that address.
     #[error(
-        "the server at that address is another cluster (system identifier {found}, this connector follows {expected}): \
-         point the connector's URL at the right server, or make a new connector"
+        "the server at that address is another cluster (system identifier {found}, this connector follows {expected}), as one is that \
+         pg_upgrade has made of a new major: {IMPORT_AGAIN}"
     )]
     OtherCluster {
         /// What the root timeline follows.
@@ -53,21 +57,19 @@ pub enum ConnectorError {
         /// What answers.
         found: SystemId,
     },
-    /// Production was promoted or restored: its history goes on elsewhere.
+    /// Production has other WAL than the root timeline: it was promoted without the newest WAL, or restored.
     #[error(
-        "production went from Postgres timeline {from} to {to} (a standby was promoted, or it was restored to an earlier point): \
-         its history may have parted from what the root branch holds, so delete this connector and create it again"
+        "production's WAL before {at} is not what the root branch holds: a standby was promoted that lacked some of it, or production \
+         was restored to an earlier point: {IMPORT_AGAIN}"
     )]
-    TimelineSwitched {
-        /// What the root timeline follows.
-        from: PgTli,
-        /// What production is on now.
-        to: PgTli,
+    OtherHistory {
+        /// End of the root timeline.
+        at: Lsn,
     },
     /// Production is behind what it had said before.
     #[error(
-        "production's WAL ends at {production}, but the root branch holds WAL up to {root}: production was restored to an earlier \
-         point, so delete this connector and create it again"
+        "production's WAL ends at {production}, but the root branch holds WAL up to {root}: a standby was promoted that lacked some of \
+         it, or production was restored to an earlier point: {IMPORT_AGAIN}"
     )]
     ProductionBehind {
         /// Production's flush position.
@@ -75,9 +77,10 @@ pub enum ConnectorError {
         /// End of the root timeline.
         root: Lsn,
     },
-    /// The slot is gone.
+    /// The slot is gone, and WAL with it.
     #[error(
-        "the replication slot {slot} is not on production any more, so WAL is missing: delete this connector and create it again"
+        "the replication slot {slot} is not on production any more, and production has removed WAL that the root branch still needs: \
+         {IMPORT_AGAIN}"
     )]
     SlotMissing {
         /// Its name.
@@ -85,8 +88,8 @@ pub enum ConnectorError {
     },
     /// Production has removed WAL that was not fetched yet.
     #[error(
-        "production has removed WAL that the root branch still needs (slot {slot}: {message}): delete this connector and create it \
-         again, with a larger max_slot_wal_keep_size on production"
+        "production has removed WAL that the root branch still needs (slot {slot}: {message}): {IMPORT_AGAIN}, with a larger \
+         max_slot_wal_keep_size on production"
     )]
     SlotInvalidated {
         /// Its name.

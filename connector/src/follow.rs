@@ -1,5 +1,6 @@
 //! Streams production's WAL into the root timeline.
 
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -7,11 +8,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use ardent_pg_wire::{ReplicationMessage, ReplicationStream, StandbyStatus};
-use ardent_types::{Lsn, PgTli, SystemId};
-use ardent_wal_client::{Proposer, ProposerConfig, SafekeeperClient};
+use ardent_types::{Lsn, PgTli};
+use ardent_wal_client::{Proposer, ProposerConfig, TimelineSpec};
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
+use crate::source_stream::{End, Opened, open, timeline_status};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -73,24 +75,20 @@ pub async fn follow(
     cancel: CancellationToken,
     status: watch::Sender<FollowStatus>,
 ) -> Result<(), ConnectorError> {
-    let mut follower = Follower { config, status, writer: None };
+    let mut follower = Follower { config, status, writer: None, tli: None };
     let mut backoff = BACKOFF_MIN;
     loop {
         let started = Instant::now();
-        let ended = tokio::select! {
-            () = cancel.cancelled() => Ok(()),
-            ended = follower.run() => ended,
-        };
-        let error = match ended {
-            Ok(()) => {
-                if let Some(writer) = follower.writer.take() {
-                    writer.proposer.shutdown().await;
-                }
+        let error = tokio::select! {
+            () = cancel.cancelled() => {
+                follower.let_writer_go().await;
                 return Ok(());
             }
-            Err(error) if !error.is_retryable() => return Err(error),
-            Err(error) => error,
+            Err(error) = follower.run() => error,
         };
+        if !error.is_retryable() {
+            return Err(error);
+        }
         let text = error.chain();
         tracing::warn!(error = %text, "following production was interrupted");
         follower.status.send_modify(|status| {
@@ -116,12 +114,13 @@ struct Follower<'a> {
     status: watch::Sender<FollowStatus>,
     /// Kept while only production is away.
     writer: Option<Writer>,
+    /// On which of its timelines production was when it was last met.
+    tli: Option<PgTli>,
 }
 
 struct Writer {
     proposer: Proposer,
-    system_id: SystemId,
-    tli: PgTli,
+    spec: TimelineSpec,
 }
 
 impl Writer {
@@ -135,6 +134,16 @@ impl Writer {
             error = self.proposer.closed() => Err(error.into()),
         }
     }
+}
+
+/// What a message from production was.
+enum Taken {
+    /// WAL, or a sign of life.
+    Wal,
+    /// It wants to know how far we are.
+    Question,
+    /// All of one of its timelines has come.
+    EndOfTimeline,
 }
 
 /// Since when the quorum has taken nothing.
@@ -159,57 +168,75 @@ impl Progress {
 }
 
 impl Follower<'_> {
-    /// One connection to production, up to its end.
+    /// One connection to production after another, for as long as each ends where another of its timelines goes on.
+    async fn run(&mut self) -> Result<Infallible, ConnectorError> {
+        loop {
+            self.follow_timeline().await?;
+        }
+    }
+
+    /// One connection to production, up to its end, or to the end of one of its timelines: then all of that timeline is appended.
     ///
     /// None is kept while the quorum takes nothing: a production that is told to stop waits for its receivers to confirm everything,
     /// without limit. Its slot keeps the WAL meanwhile.
-    async fn run(&mut self) -> Result<(), ConnectorError> {
+    async fn follow_timeline(&mut self) -> Result<(), ConnectorError> {
         if let Some(writer) = &self.writer {
             writer.everything_taken().await?;
         }
         self.status.send_modify(|status| status.state = FollowState::Connecting);
         let mut connection = self.config.replication().await?;
         let system = connection.identify_system().await?;
+        // A server that was promoted may lack the end of a record that was begun: a new writer begins where a record ends.
+        if self.tli.replace(system.tli).is_some_and(|before| before != system.tli) {
+            tracing::info!(tli = %system.tli, "production is on another of its timelines");
+            self.let_writer_go().await;
+        }
         if self.writer.is_none() {
             self.writer = Some(elect(self.config).await?);
         }
         let writer = self.writer.as_ref().expect("just elected");
-        if system.system_id != writer.system_id {
-            return Err(ConnectorError::OtherCluster { expected: writer.system_id, found: system.system_id });
-        }
-        if system.tli != writer.tli {
-            return Err(ConnectorError::TimelineSwitched { from: writer.tli, to: system.tli });
-        }
         let next = writer.proposer.next_lsn();
-        if system.flush_lsn < next {
-            return Err(ConnectorError::ProductionBehind { production: system.flush_lsn, root: next });
-        }
-        let slot = self.config.slot_name();
-        let stream = connection.start_replication(Some(&slot), next, Some(writer.tli)).await;
-        let mut stream = stream.map_err(|error| ConnectorError::from_replication(error, &slot))?;
+        let end = End { committed: *writer.proposer.committed().borrow(), next };
+        let Opened { mut stream, first } = open(self.config, connection, &system, &writer.spec, end).await?;
         self.status.send_modify(|status| {
             status.state = FollowState::Streaming;
             status.last_error = None;
             status.received_lsn = next;
             status.production_flush_lsn = system.flush_lsn;
         });
-        self.stream(writer, &mut stream, &slot).await
+        self.stream(writer, &mut stream, first).await
     }
 
-    async fn stream(&self, writer: &Writer, stream: &mut ReplicationStream, slot: &str) -> Result<(), ConnectorError> {
+    async fn let_writer_go(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.proposer.shutdown().await;
+        }
+    }
+
+    async fn stream(
+        &self,
+        writer: &Writer,
+        stream: &mut ReplicationStream,
+        first: Option<ReplicationMessage>,
+    ) -> Result<(), ConnectorError> {
+        let slot = self.config.slot_name();
         let mut committed = writer.proposer.committed();
         let mut ticks = tokio::time::interval(STATUS_INTERVAL);
         let mut checks = tokio::time::interval(STALL_CHECK);
         let mut progress = Progress::new(writer);
+        let mut message = first.map(Ok);
         loop {
-            tokio::select! {
-                message = stream.recv() => {
-                    // A segment that is gone shows only when the server comes to read it.
-                    let message = message.map_err(|error| ConnectorError::from_replication(error, slot))?;
-                    if self.take(message, writer, stream, &mut progress).await? {
-                        self.confirm(writer, stream).await?;
-                    }
+            if let Some(message) = message.take() {
+                // A segment that is gone shows only when the server comes to read it.
+                let message = message.map_err(|error| ConnectorError::from_replication(error, &slot))?;
+                match self.take(message, writer, stream, &mut progress).await? {
+                    Taken::Wal => {}
+                    Taken::Question => self.confirm(writer, stream).await?,
+                    Taken::EndOfTimeline => return Ok(()),
                 }
+            }
+            tokio::select! {
+                received = stream.recv() => message = Some(received),
                 // A closed watch means that the proposer has ended; the other branch says why.
                 Ok(()) = committed.changed() => self.confirm(writer, stream).await?,
                 _ = ticks.tick() => self.confirm(writer, stream).await?,
@@ -219,14 +246,14 @@ impl Follower<'_> {
         }
     }
 
-    /// Takes a message; true if production wants an answer.
+    /// Takes a message.
     async fn take(
         &self,
         message: ReplicationMessage,
         writer: &Writer,
         stream: &mut ReplicationStream,
         progress: &mut Progress,
-    ) -> Result<bool, ConnectorError> {
+    ) -> Result<Taken, ConnectorError> {
         match message {
             ReplicationMessage::Wal { start, server_flush_lsn, data } => {
                 let expected = writer.proposer.next_lsn();
@@ -239,16 +266,21 @@ impl Follower<'_> {
                     status.received_lsn = end;
                     status.production_flush_lsn = status.production_flush_lsn.max(server_flush_lsn);
                 });
-                Ok(false)
+                Ok(Taken::Wal)
             }
             ReplicationMessage::Keepalive { server_sent_lsn, reply_requested } => {
                 self.status.send_modify(|status| {
                     status.production_flush_lsn = status.production_flush_lsn.max(server_sent_lsn);
                 });
-                Ok(reply_requested)
+                Ok(if reply_requested { Taken::Question } else { Taken::Wal })
             }
-            ReplicationMessage::End { next_timeline: Some((to, _)) } => {
-                Err(ConnectorError::TimelineSwitched { from: writer.tli, to })
+            ReplicationMessage::End { next_timeline: Some((tli, start)) } => {
+                let next = writer.proposer.next_lsn();
+                if start != next {
+                    return Err(ConnectorError::Gap { expected: next, given: start });
+                }
+                tracing::info!(%tli, %start, "production's WAL goes on on another of its timelines");
+                Ok(Taken::EndOfTimeline)
             }
             ReplicationMessage::End { next_timeline: None } => Err(ConnectorError::StreamEnded),
         }
@@ -300,28 +332,16 @@ impl Follower<'_> {
 
 /// Becomes the root timeline's writer.
 async fn elect(config: &ConnectorConfig) -> Result<Writer, ConnectorError> {
-    let spec = timeline_spec(config).await?;
+    let spec = timeline_status(config).await?.spec;
     let proposer_config =
         ProposerConfig::new(config.tenant, config.timeline, config.safekeepers.clone(), config.token.clone());
     let (proposer, elected) = Proposer::elect(proposer_config, CancellationToken::new()).await?;
     tracing::info!(term = %elected.term, end = %elected.end_lsn, "elected to write the root timeline");
-    Ok(Writer { proposer, system_id: spec.system_id, tli: spec.pg_tli })
-}
-
-/// The timeline's properties, from the first safekeeper that answers.
-async fn timeline_spec(config: &ConnectorConfig) -> Result<ardent_wal_client::TimelineSpec, ConnectorError> {
-    let mut last = None;
-    for safekeeper in &config.safekeepers {
-        let asked = async {
-            let mut client =
-                SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token)
-                    .await?;
-            client.status(config.timeline).await
-        };
-        match asked.await {
-            Ok(status) => return Ok(status.spec),
-            Err(error) => last = Some(error),
-        }
+    let mut committed = proposer.committed();
+    tokio::select! {
+        // A closed watch means that the proposer has ended; the other branch says why.
+        Ok(_) = committed.wait_for(|committed| *committed >= elected.end_lsn) => {}
+        error = proposer.closed() => return Err(error.into()),
     }
-    Err(last.expect("a timeline has at least one safekeeper").into())
+    Ok(Writer { proposer, spec })
 }

@@ -3,18 +3,21 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
+use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ImportSpec;
 use ardent_page_client::{Binding, Import, PageClient};
 use ardent_pg_format::PgMajor;
 use ardent_pg_wire::{BackupEvent, BaseBackup, BaseBackupOptions, CheckpointMode, Connection};
 use ardent_types::{Lsn, WalSegmentSize};
-use ardent_wal_client::{SafekeeperClient, TimelineSpec};
+use ardent_wal_client::{ClientError, SafekeeperClient, TimelineSpec};
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
 use crate::position::drop_slot;
+use crate::source_stream::SAFEKEEPER_PATIENCE;
 use crate::tar_stream::{TarError, TarEvent, TarStream};
 
 /// `MAX_RATE`'s bounds, in KiB per second.
@@ -51,6 +54,8 @@ pub struct Imported {
     pub end_lsn: Lsn,
     /// The bootstrap superuser's name.
     pub superuser: String,
+    /// The safekeepers that were away, and have yet to be told of the root timeline; the others are a quorum.
+    pub away: Vec<ServiceAddr>,
     /// Settings that differ from Postgres's defaults and that sessions, or the start of a copy, depend on.
     pub settings: BTreeMap<String, String>,
 }
@@ -89,7 +94,7 @@ pub async fn import(
         data_checksums: source.data_checksums,
         start_lsn: backup.start_lsn(),
     };
-    make_wal_timeline(config, &spec).await?;
+    let away = make_wal_timeline(config, &spec).await?;
     let binding = Binding { tenant: config.tenant, timeline: config.timeline, token: config.token.clone() };
     let mut client = PageClient::connect(&config.pageserver, &binding).await?;
     let mut import = client.import(spec.clone()).await?;
@@ -98,7 +103,7 @@ pub async fn import(
     let end_lsn = copy(&mut backup, &mut import, |done| report(ImportPhase::Copy, done, total.max(done))).await?;
     report(ImportPhase::Finish, total, total);
     import.finish(end_lsn).await?;
-    Ok(Imported { spec, end_lsn, superuser, settings })
+    Ok(Imported { spec, end_lsn, superuser, away, settings })
 }
 
 /// Sends the backup's files; gives its end.
@@ -182,27 +187,53 @@ fn is_temporary_relation(file: &str) -> bool {
     backend.is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The root timeline on all safekeepers. It starts where the backup does: the record before that is not known.
-async fn make_wal_timeline(config: &ConnectorConfig, spec: &ImportSpec) -> Result<(), ConnectorError> {
-    for safekeeper in &config.safekeepers {
-        let mut client =
-            SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
-        // An interrupted import may have left one that starts elsewhere.
-        client.delete_timeline(config.timeline).await?;
-        let timeline = TimelineSpec {
-            tenant: config.tenant,
-            timeline: config.timeline,
-            pg_major: spec.pg_major,
-            system_id: spec.system_id,
-            pg_tli: spec.pg_tli,
-            wal_segment_size: spec.wal_segment_size,
-            start_lsn: spec.start_lsn,
-            prev_lsn: Lsn::INVALID,
-            ancestor: None,
-        };
-        client.create_timeline(timeline).await?;
+/// The root timeline on a quorum of the safekeepers; gives those that are away. It starts where the backup does: the record before that
+/// is not known.
+async fn make_wal_timeline(config: &ConnectorConfig, spec: &ImportSpec) -> Result<Vec<ServiceAddr>, ConnectorError> {
+    let making = config.safekeepers.iter().map(|safekeeper| async move {
+        let made = tokio::time::timeout(SAFEKEEPER_PATIENCE, make_wal_timeline_on(config, spec, safekeeper)).await;
+        (safekeeper, made.unwrap_or_else(|_| Err(ClientError::silent(safekeeper))))
+    });
+    let (mut away, mut why) = (Vec::new(), None);
+    for (safekeeper, made) in join_all(making).await {
+        match made {
+            Ok(()) => {}
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(%safekeeper, error = &error as &dyn std::error::Error, "a safekeeper is away");
+                away.push(safekeeper.clone());
+                why = Some(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    Ok(())
+    let quorum = config.safekeepers.len() / 2 + 1;
+    match why {
+        Some(error) if config.safekeepers.len() - away.len() < quorum => Err(error.into()),
+        _ => Ok(away),
+    }
+}
+
+async fn make_wal_timeline_on(
+    config: &ConnectorConfig,
+    spec: &ImportSpec,
+    safekeeper: &ServiceAddr,
+) -> Result<(), ClientError> {
+    let mut client =
+        SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
+    // An interrupted import may have left one that starts elsewhere.
+    client.delete_timeline(config.timeline).await?;
+    let timeline = TimelineSpec {
+        tenant: config.tenant,
+        timeline: config.timeline,
+        pg_major: spec.pg_major,
+        system_id: spec.system_id,
+        pg_tli: spec.pg_tli,
+        wal_segment_size: spec.wal_segment_size,
+        start_lsn: spec.start_lsn,
+        prev_lsn: Lsn::INVALID,
+        ancestor: None,
+    };
+    client.create_timeline(timeline).await
 }
 
 /// Facts about production from a replication connection.

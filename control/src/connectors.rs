@@ -326,7 +326,10 @@ impl Control {
         }
         let (control, row) = (self.clone(), row.clone());
         self.tasks.spawn(async move {
-            control.follow(&row, cancel, problem_in, given_up_in).await;
+            tokio::join!(
+                control.follow(&row, cancel.clone(), problem_in, given_up_in),
+                control.watch_slot(&row, cancel.clone())
+            );
             ended.cancel();
         });
         Ok(())
@@ -398,7 +401,7 @@ impl Control {
         std::future::pending().await
     }
 
-    async fn stop_following(&self, name: &str) {
+    pub(crate) async fn stop_following(&self, name: &str) {
         let follower = self.connectors.followers.lock().remove(name);
         if let Some(follower) = follower {
             follower.cancel.cancel();
@@ -456,8 +459,11 @@ impl Control {
         self.connector_status_of(&self.find_connector(name)?).await
     }
 
-    async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
+    pub(crate) async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
         self.refresh_logical(row).await;
+        if row.state == ConnectorState::Ready {
+            self.look_at_slot(row).await;
+        }
         let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
         let production = tokio::time::timeout(STATUS_TIMEOUT, asked).await.ok().and_then(Result::ok);
         let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
@@ -503,6 +509,8 @@ impl Control {
             lag_bytes,
             lag_seconds,
             logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
+            slot: self.slots.last(&row.name),
+            warnings: self.slot_warnings(&row.name),
             branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
                 as u64,
             logical,
@@ -538,6 +546,7 @@ impl Control {
     /// Deletes a connector that is marked for it. A slot that cannot be dropped is a warning: production may be gone for good.
     pub(crate) async fn finish_delete_connector(&self, row: &ConnectorRow) -> Result<Option<String>, ErrorInfo> {
         self.stop_following(&row.name).await;
+        self.slots.forget(&row.name);
         let spec = self.connector_spec_of(row)?;
         let dropping = match row.logical {
             Some(_) => {
@@ -615,7 +624,7 @@ pub(crate) fn root_row(row: &ConnectorRow, url: &PgUrl) -> BranchRow {
     }
 }
 
-fn url_context(tenant: TenantId) -> String {
+pub(crate) fn url_context(tenant: TenantId) -> String {
     format!("source of tenant {tenant}")
 }
 

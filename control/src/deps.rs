@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
+use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply};
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
@@ -189,6 +189,8 @@ pub struct Imported {
     pub superuser: Option<String>,
     /// Settings that computes of this tenant get.
     pub settings: BTreeMap<String, String>,
+    /// The safekeepers that have yet to be told of the root timeline.
+    pub away: Vec<ServiceAddr>,
 }
 
 /// What runs connectors.
@@ -213,6 +215,11 @@ pub trait ConnectorRuntime: Send + Sync {
     ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Where production's WAL is flushed to at this moment.
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>>;
+    /// What the source says about the connector's slot, of either mode; `None` if it has none.
+    fn slot(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Option<SlotInfo>, ErrorInfo>>;
+    /// Whether the server at the URL has the WAL that follows on what the root timeline holds. Its slot is there afterwards. To be
+    /// asked while nobody follows.
+    fn can_follow(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Drops the replication slot on the source. Fine if it is not there.
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
 }
@@ -288,6 +295,8 @@ pub trait LogicalRuntime: Send + Sync {
         spec: ConnectorSpec,
         root: Arc<dyn RootBranch>,
     ) -> BoxFuture<'static, Result<VerifyReply, ErrorInfo>>;
+    /// Whether the server at the URL has the connector's slot and publication, and all changes that follow on those up to `applied`.
+    fn can_follow(&self, spec: ConnectorSpec, applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Drops slot and publication on the source. Fine if they are not there.
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
 }

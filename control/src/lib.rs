@@ -45,6 +45,8 @@ mod rebase;
 pub mod scram;
 pub mod secrets;
 pub mod service;
+mod slots;
+mod source_move;
 pub mod storage;
 pub mod store;
 pub mod switch;

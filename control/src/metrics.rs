@@ -80,6 +80,10 @@ struct Counts {
     computes: BTreeMap<&'static str, i64>,
     connectors: i64,
     connectors_failing: i64,
+    connectors_warned: i64,
+    /// Of all slots the most, and the least; absent: no slot has a limit.
+    slot_kept_bytes: i64,
+    slot_safe_bytes: Option<i64>,
 }
 
 impl AtScrape {
@@ -89,6 +93,9 @@ impl AtScrape {
             computes: ["starting", "running", "stopping"].map(|state| (state, 0)).into(),
             connectors: 0,
             connectors_failing: 0,
+            connectors_warned: 0,
+            slot_kept_bytes: 0,
+            slot_safe_bytes: None,
         };
         for branch in control.context.store.branches()? {
             counts.branches += i64::from(!branch.is_root() && !branch.hidden);
@@ -103,6 +110,13 @@ impl AtScrape {
         for connector in control.context.store.connectors()? {
             counts.connectors += 1;
             counts.connectors_failing += i64::from(!control.following(&connector.name).0);
+            counts.connectors_warned += i64::from(!control.slot_warnings(&connector.name).is_empty());
+            if let Some(slot) = control.slots.last(&connector.name) {
+                let gauge = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+                counts.slot_kept_bytes = counts.slot_kept_bytes.max(gauge(slot.kept_bytes.unwrap_or(0)));
+                let least = counts.slot_safe_bytes.into_iter().chain(slot.safe_bytes.map(gauge)).min();
+                counts.slot_safe_bytes = least;
+            }
         }
         Ok(counts)
     }
@@ -119,11 +133,22 @@ impl Collector for AtScrape {
                 return Ok(());
             }
         };
-        let gauges = [
+        let mut gauges = vec![
             ("branches", "Branches, the roots not among them", counts.branches),
             ("connectors", "Productions that are connected", counts.connectors),
             ("connectors_failing", "Of these, the ones that are not being followed now", counts.connectors_failing),
+            ("connectors_warned", "Of these, the ones whose slot on production is in danger", counts.connectors_warned),
+            (
+                "slot_kept_bytes",
+                "WAL that a production keeps for our slot, of the one that keeps most",
+                counts.slot_kept_bytes,
+            ),
         ];
+        if let Some(bytes) = counts.slot_safe_bytes {
+            let help =
+                "WAL that a production may still write before it gives our slot up, of the one that is nearest to it";
+            gauges.push(("slot_safe_bytes", help, bytes));
+        }
         for (name, help, value) in gauges {
             let gauge = ConstGauge::new(value);
             gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)?;

@@ -29,6 +29,7 @@ use crate::http;
 use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
 use crate::secrets::{Keyring, SecretError, random_text, token_hash};
+use crate::slots::Slots;
 use crate::store::{Store, StoreError, iso8601, now_us};
 use crate::wal_debts::TimelineLocks;
 
@@ -60,6 +61,8 @@ pub struct ControlConfig {
     pub retention: Duration,
     /// How long a deleted branch can be had back; zero: not at all.
     pub keep_deleted: Duration,
+    /// Bytes of WAL that a production without a limit may keep for a slot before that is warned of.
+    pub slot_bytes_warn: u64,
 }
 
 /// The other services.
@@ -201,6 +204,7 @@ pub struct Control {
     pub(crate) context: Arc<Context>,
     pub(crate) pool: Arc<ComputePool>,
     pub(crate) connectors: Connectors,
+    pub(crate) slots: Slots,
     pub(crate) config: ControlConfig,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -284,6 +288,7 @@ impl Control {
             pool: Arc::new(ComputePool::new(context.clone())),
             context,
             connectors: Connectors::default(),
+            slots: Slots::default(),
             config,
             tasks: TaskTracker::new(),
             cancel: cancel.child_token(),

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use ardent_api::control::ApiErrorCode;
+use ardent_api::control::{ApiErrorCode, SlotInfo};
 use ardent_control::compute::ProcessIdentity;
 use ardent_control::store::Store;
 use ardent_types::Lsn;
@@ -338,4 +338,49 @@ async fn a_safekeeper_that_was_away_is_told_what_it_missed_even_after_a_restart(
     world.fakes.state.lock().second_away = false;
     world.start().await;
     until("the housekeeper has told it", || state(&world) == (1, true, 1)).await;
+}
+
+#[tokio::test]
+async fn what_production_keeps_is_shown_and_warned_of() {
+    let world = World::connected().await;
+    let slot = |kept_bytes: u64| SlotInfo {
+        name: "ardent_1".into(),
+        active: true,
+        wal_status: Some("extended".into()),
+        kept_bytes: Some(kept_bytes),
+        safe_bytes: None,
+    };
+    for (kept_bytes, warnings) in [(50 << 20, 0), (200 << 20, 1), (50 << 20, 0)] {
+        world.fakes.state.lock().slot = Some(slot(kept_bytes));
+        let info = world.get("/v1/connectors/shop").await;
+        assert_eq!(
+            (&info["slot"]["kept_bytes"], info["warnings"].as_array().map(Vec::len)),
+            (&json!(kept_bytes), Some(warnings)),
+            "{info}"
+        );
+        assert_eq!(world.get("/v1/connectors").await["connectors"][0]["warnings"], info["warnings"]);
+    }
+}
+
+#[tokio::test]
+async fn a_connector_is_moved_to_a_server_that_has_what_follows_or_stays() {
+    let mut world = World::connected().await;
+    let path = "/v1/connectors/shop/move";
+    let other = Some(json!({ "url": SOURCE.replace("prod.example", "other.example") }));
+    let error = world.fails("POST", path, other, ApiErrorCode::ConnectorUnavailable).await;
+    assert!(error["hint"].as_str().expect("hint").contains("stays where it was"), "{error}");
+    until("it is followed again", || world.fakes.state.lock().followers == 1).await;
+    assert_eq!(world.fakes.state.lock().followed_url, SOURCE);
+
+    let new = SOURCE.replace("prod.example", "new.example");
+    let (status, info) = world.call("POST", path, Some(json!({ "url": new }))).await;
+    assert_eq!((status, info["source"].as_str()), (200, Some("postgresql://app:***@new.example/shop")), "{info}");
+    until("the new one is followed", || world.fakes.state.lock().followed_url == new).await;
+    assert_eq!(world.fakes.state.lock().followers, 1);
+    // Also after a restart.
+    world.stop().await;
+    world.fakes.state.lock().followed_url.clear();
+    world.start().await;
+    until("it is followed", || world.fakes.state.lock().followed_url == new).await;
+    world.fails("POST", "/v1/connectors/none/move", Some(json!({ "url": new })), ApiErrorCode::NotFound).await;
 }

@@ -51,6 +51,9 @@ fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_tol
     assert_eq!(apart.timelines("safekeeper-2").len(), 2);
 
     apart.kill("safekeeper-2");
+    apart.ok(&["connector", "create", "postgresql", &url, "--name", "beside", "--fast"]);
+    let beside = apart.ok(&["branch", "create", "of-beside", "--from", "beside", "--print-url"]);
+    sql(&beside, "insert into t values (4001)");
     let one = apart.ok(&["branch", "create", "one", "--from", "main", "--print-url"]);
     sql(&one, "insert into t values (2001)");
     // Of a branch whose ancestor the one that is away does not have either.
@@ -71,9 +74,15 @@ fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_tol
     wait_until("the second safekeeper has what the others have", 60, || {
         (apart.timelines("safekeeper-2") == apart.timelines("safekeeper-1")).then_some(())
     });
-    assert_eq!(apart.timelines("safekeeper-2").len(), 3, "the root and both branches");
+    assert_eq!(apart.timelines("safekeeper-2").len(), 5, "both roots, and the branches of the first and the second");
     apart.kill("safekeeper-3");
     assert_eq!(sql(&two, "select count(*), max(n) from t"), "102|3001", "it makes a quorum with the first");
+    // Of a production that was connected while it was away.
+    production.sql("insert into t values (5001)");
+    apart.ok(&["branch", "suspend", "of-beside"]);
+    assert_eq!(sql(&beside, "select count(*), max(n) from t"), "101|4001");
+    let now = apart.ok(&["branch", "create", "now", "--from", "beside", "--print-url"]);
+    assert_eq!(sql(&now, "select count(*), max(n) from t"), "101|5001");
     sql(&two, "insert into t values (3002)");
 
     // What the first and the third wrote while it was away comes from the first, which the page server may not ask first.

@@ -172,6 +172,15 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
     let status = house.json(&["connector", "status", "shop"]);
     assert_eq!((status["following"].as_bool(), status["lag_bytes"].as_u64()), (Some(true), Some(0)), "{status}");
     assert_eq!(status["logical"]["phase"], "follow");
+    // The same server by another name; a server that lacks the slot is refused, and nothing is changed.
+    let by_name = url.replace("127.0.0.1", "localhost");
+    house.ok(&["connector", "move", "shop", &by_name]);
+    production.sql("create database other");
+    let to_other = ["connector", "move", "shop", &source_url(&production, "other")];
+    house.ardent(&to_other).refused(1, &["no slot and publication"]);
+    production.sql_in("shop", "insert into sales.orders (note) values ('after the move')");
+    assert_equal(&house);
+    assert!(house.json(&["connector", "status", "shop"])["source"].to_string().contains("localhost"));
     house.ok(&["branch", "delete", "dev"]);
     house.ok(&["connector", "delete", "shop", "--yes"]);
     assert_eq!(production.sql_in("shop", "select count(*) from pg_replication_slots"), "0");

@@ -78,7 +78,11 @@ fn the_whole_job_for_each_other_major_beside_15() {
         for check in [format!("ok       postgres_{major}:"), format!("ok       compute_library_{major}:")] {
             assert!(found.contains(&check), "{check} is not in\n{found}");
         }
-        the_whole_job(&house, &Shop::open(major));
+        let new = Shop::open(major);
+        the_whole_job(&house, &new);
+        // A production that was taken to a new major is another cluster: it is imported beside the old one.
+        let to_new = ["connector", "move", &old.root(), &new.url()];
+        house.ardent(&to_new).refused(1, &["another cluster", "--name OTHER"]);
         assert_eq!(sql(&old_branch, "insert into scratch values (1); select count(*) from scratch"), "1");
         sql(&old_branch, "truncate scratch");
     }

@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 
-use ardent_test_pg::TestPg;
-use ardent_tests::{House, production_options, sql, wait_until};
+use ardent_test_pg::{StopMode, TestPg, temp_dir};
+use ardent_tests::{House, pg_program, production_options, sql, wait_until};
+use serde_json::Value;
 
 fn url(production: &TestPg) -> String {
     production.tcp_url("postgres", "postgres")
@@ -208,9 +209,11 @@ fn a_slot_that_production_gave_up_means_import_again() {
         let status = house.json(&["connector", "status", "shop"]);
         status["problem"].as_str().map(str::to_owned)
     });
-    for word in ["removed WAL", "delete this connector", "create it again"] {
+    for word in ["removed WAL", "its branches stay as they are", "--name OTHER"] {
         assert!(problem.contains(word), "no {word:?} in {problem}");
     }
+    let status = house.ardent(&["connector", "status", "shop", "--exit-code", "--json"]);
+    assert!(status.code == 3 && status.stdout.contains("has given up slot ardent_"), "{status:?}");
     // A branch with what production has now cannot be made, and that is said at once, with what can be had.
     let refused = house.ardent(&["branch", "create", "now", "--from", "shop"]);
     refused.refused(1, &["removed WAL", "--at latest"]);
@@ -219,10 +222,75 @@ fn a_slot_that_production_gave_up_means_import_again() {
     let latest = house.ok(&["branch", "info", "latest", "--print-url"]);
     assert_eq!(sql(&latest, "select count(*) from t"), "1000");
 
+    // A new import beside the old one, whose branches stay as long as they are needed.
+    house.connect("again", &url(&production));
+    let now = house.branch("now", "again");
+    assert_eq!(
+        (sql(&now, "select count(*) from t"), sql(&branch, "select count(*) from t")),
+        ("201000".into(), "1000".into())
+    );
     house.ok(&["branch", "delete", "before", "latest"]);
     house.ok(&["connector", "delete", "shop", "--yes"]);
-    assert_eq!(slots(&production), "0");
+    assert_eq!(slots(&production), "1");
+}
+
+/// A standby of `primary`, which follows it.
+fn standby_of(primary: &TestPg) -> TestPg {
+    let root = temp_dir();
+    let data = root.path().join("data");
+    let copied = pg_program("pg_basebackup")
+        .args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "-d", &primary.socket_url("postgres"), "-D"])
+        .arg(&data)
+        .output()
+        .expect("pg_basebackup can be run");
+    assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+    let mut standby = TestPg::adopt(root, data, "postgres");
+    standby.start_server();
+    standby
+}
+
+#[test]
+fn a_standby_that_is_promoted_takes_the_place_of_production() {
+    let mut production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key); insert into t select generate_series(1, 1000)");
+    let mut house = House::start();
     house.connect("shop", &url(&production));
-    let now = house.branch("now", "shop");
-    assert_eq!(sql(&now, "select count(*) from t"), "201000");
+    let standby = standby_of(&production);
+    production.sql("insert into t values (1001)");
+    let before = house.branch("before", "shop");
+    let to_standby = ["connector", "move", "shop", &url(&standby)];
+    house.ardent(&to_standby).refused(1, &["in recovery", "stays where it was"]);
+
+    // A server that is told to stop sends everything to those that follow it: both have the same.
+    production.stop(StopMode::Fast);
+    standby.sql("select pg_promote()");
+    standby.sql("insert into t values (2001)");
+    let moved = house.json(&to_standby);
+    assert_eq!((&moved["following"], &moved["problem"]), (&Value::Bool(true), &Value::Null), "{moved}");
+    assert_eq!(slots(&standby), "1", "it was made there");
+    let after = house.branch("after", "shop");
+    assert_eq!(sql(&after, "select count(*), max(n) from t"), "1002|2001");
+    // Its Postgres goes on on the new timeline, warm and cold.
+    sql(&after, "insert into t values (3001)");
+    for cold in [false, true] {
+        house.ok(&["branch", "suspend", "after"]);
+        if cold {
+            house.ok(&["branch", "suspend", "before"]);
+            house.throw_computes_away();
+        }
+        assert_eq!(sql(&after, "select count(*), max(n) from t"), "1003|3001", "cold: {cold}");
+    }
+    assert_eq!(sql(&before, "select max(n) from t"), "1001");
+
+    // The server that was production comes back, and has what nobody else has.
+    production.start_server();
+    production.sql("insert into t select generate_series(10001, 40000)");
+    let to_production = ["connector", "move", "shop", &url(&production)];
+    house.ardent(&to_production).refused(1, &["is not what the root branch holds", "--name OTHER"]);
+    // Nothing of it was taken; the new one is followed, after a restart as well.
+    house.stop();
+    house.up();
+    standby.sql("insert into t values (2002)");
+    let later = house.branch("later", "shop");
+    assert_eq!(sql(&later, "select count(*), max(n) from t"), "1003|2002");
 }

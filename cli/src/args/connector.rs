@@ -25,9 +25,24 @@ The copy goes on when this command is interrupted; the same command again shows 
     /// List connectors
     #[command(after_help = "Examples:\n  ardent connector list\n  ardent connector list --json")]
     List,
-    /// Show how far a connector is behind production
-    #[command(after_help = "Examples:\n  ardent connector status\n  ardent connector status shop --json")]
-    Status(OptionalNameArgs),
+    /// Show how far a connector is behind production, and what production keeps for it
+    #[command(after_help = "Examples:
+  ardent connector status
+  ardent connector status shop --json
+  ardent connector status shop --exit-code >/dev/null || echo 'look at shop'
+
+With --exit-code: 3 if production is not followed, or a warning is shown.")]
+    Status(ConnectorStatusArgs),
+    /// Follow the same production at another URL, or the server that has taken its place
+    #[command(after_help = "Examples:
+  ardent connector move shop 'postgresql://app:PASSWORD@db2.example.com/shop'
+  ardent connector move shop - < url.txt
+
+For another address, role or password, and after a fail-over to a standby that was promoted. The server
+must be of the same cluster (system identifier), and have the WAL that follows on what is here: the end of
+that is compared byte for byte. If it does not, nothing is changed. A connector in logical mode needs its
+slot there. The slot on the old server is left alone: drop it there if that server goes on.")]
+    Move(ConnectorMoveArgs),
     /// Prove that a logical connector's root branch and production are equal, at a common point
     #[command(after_help = "Examples:
   ardent connector verify shop
@@ -87,6 +102,27 @@ pub struct ConnectorDeleteArgs {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+}
+
+/// `ardent connector status`.
+#[derive(Debug, Args)]
+pub struct ConnectorStatusArgs {
+    /// The connector.
+    #[command(flatten)]
+    pub name: OptionalNameArgs,
+    /// Exit with code 3 if production is not followed, or something is warned of
+    #[arg(long)]
+    pub exit_code: bool,
+}
+
+/// `ardent connector move`.
+#[derive(Debug, Args)]
+pub struct ConnectorMoveArgs {
+    /// Its name
+    pub name: String,
+    /// postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE, or - to read it from standard input
+    #[arg(value_name = "URL", env = "ARDENT_SOURCE_URL", hide_env_values = true)]
+    pub source: String,
 }
 
 /// A name that may be left out.

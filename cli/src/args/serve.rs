@@ -46,6 +46,9 @@ pub struct UpArgs {
     /// How computes run.
     #[command(flatten)]
     pub computes: ComputeArgs,
+    /// What is said of productions.
+    #[command(flatten)]
+    pub sources: SourcesArgs,
     /// Do not write this server's address and token into your configuration
     #[arg(long)]
     pub no_login: bool,
@@ -107,6 +110,14 @@ pub struct ComputeArgs {
     /// Folder with a major version's server programs; may be repeated
     #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
     pub pg_bin: Vec<(u32, PathBuf)>,
+}
+
+/// What is said of productions.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SourcesArgs {
+    /// Warn when a production that sets no limit (max_slot_wal_keep_size) keeps this much WAL for a connector
+    #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
+    pub slot_warn: u64,
 }
 
 /// `ardent keys`.
@@ -211,6 +222,9 @@ pub struct ControlArgs {
     /// How computes run.
     #[command(flatten)]
     pub computes: ComputeArgs,
+    /// What is said of productions.
+    #[command(flatten)]
+    pub sources: SourcesArgs,
     /// Do not write this server's address and token into your configuration
     #[arg(long)]
     pub no_login: bool,

@@ -7,12 +7,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
     ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList, CreateConnectorRequest, DeleteReply,
-    ErrorInfo, PreflightReply, PreflightRequest, VerifyReply,
+    ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest, SlotInfo, VerifyReply,
 };
 
 use super::path_name;
 use crate::api::Api;
-use crate::args::{ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, OptionalNameArgs, SourceArgs};
+use crate::args::{
+    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorStatusArgs,
+    OptionalNameArgs, SourceArgs,
+};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
@@ -27,15 +30,16 @@ pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(),
         ConnectorCommand::Create(args) => create(output, api, args),
         ConnectorCommand::List => list(output, api),
         ConnectorCommand::Status(args) => status(output, api, args),
+        ConnectorCommand::Move(args) => move_to(output, api, args),
         ConnectorCommand::Verify(args) => verify(output, api, args),
         ConnectorCommand::Delete(args) => delete(output, api, args),
     }
 }
 
 /// The URL, from standard input if the argument says so.
-fn source_url(args: &SourceArgs) -> Result<String, Failure> {
-    if args.source != "-" {
-        return Ok(args.source.clone());
+fn source_url(source: &str) -> Result<String, Failure> {
+    if source != "-" {
+        return Ok(source.to_owned());
     }
     let mut line = String::new();
     std::io::stdin()
@@ -46,7 +50,7 @@ fn source_url(args: &SourceArgs) -> Result<String, Failure> {
 }
 
 fn preflight(output: &Output, api: &Api, args: &SourceArgs) -> Result<(), Failure> {
-    let request = PreflightRequest { url: source_url(args)?, logical: args.logical.options() };
+    let request = PreflightRequest { url: source_url(&args.source)?, logical: args.logical.options() };
     let report: PreflightReply = api.post("/v1/connectors/preflight", &request)?;
     output.data(&report, report_text)?;
     if report.passed {
@@ -76,7 +80,7 @@ fn report_text(report: &PreflightReply) -> String {
 fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), Failure> {
     let request = CreateConnectorRequest {
         name: args.name.clone(),
-        url: source_url(&args.source)?,
+        url: source_url(&args.source.source)?,
         fast: args.fast,
         max_rate_bytes: args.max_rate,
         logical: args.source.logical.options(),
@@ -190,6 +194,9 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         ("size", connector.logical_size_bytes.map_or_else(|| "not known".to_owned(), bytes_text)),
         ("branches", connector.branches.to_string()),
     ];
+    if let Some(slot) = &connector.slot {
+        lines.push(("slot", slot_text(slot)));
+    }
     if let Some(logical) = &connector.logical {
         let schemas = &logical.options.schemas;
         lines.push(("mode", "logical".to_owned()));
@@ -203,8 +210,24 @@ fn connector_text(connector: &ConnectorInfo) -> String {
     pairs(&lines)
 }
 
+/// `ardent_0123: 1.5 MB kept, given up after 10.0 GB more`.
+fn slot_text(slot: &SlotInfo) -> String {
+    let kept = slot.kept_bytes.map_or_else(|| "nothing".to_owned(), bytes_text);
+    let limit = match (slot.wal_status.as_deref(), slot.safe_bytes) {
+        (Some("lost"), _) => "given up".to_owned(),
+        (_, Some(bytes)) => format!("given up after {} more", bytes_text(bytes)),
+        (_, None) => "without limit".to_owned(),
+    };
+    format!("{}: {kept} kept, {limit}", slot.name)
+}
+
 fn list(output: &Output, api: &Api) -> Result<(), Failure> {
     let list: ConnectorList = api.get("/v1/connectors")?;
+    for connector in &list.connectors {
+        for warning in &connector.warnings {
+            output.warning(&format!("{}: {warning}", connector.name));
+        }
+    }
     output.data(&list, |list| {
         if list.connectors.is_empty() {
             return "no connectors; make one with: ardent connector create postgresql URL".to_owned();
@@ -261,9 +284,23 @@ fn verify(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Fai
     if reply.equal { Ok(()) } else { Err(Failure::differences()) }
 }
 
-fn status(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Failure> {
-    let name = named(api, args)?;
+fn status(output: &Output, api: &Api, args: &ConnectorStatusArgs) -> Result<(), Failure> {
+    let name = named(api, &args.name)?;
     let connector: ConnectorInfo = api.get(&format!("/v1/connectors/{}", path_name(&name)?))?;
+    for warning in &connector.warnings {
+        output.warning(warning);
+    }
+    output.data(&connector, connector_text)?;
+    let is_fine = connector.following && connector.warnings.is_empty();
+    if args.exit_code && !is_fine { Err(Failure::differences()) } else { Ok(()) }
+}
+
+fn move_to(output: &Output, api: &Api, args: &ConnectorMoveArgs) -> Result<(), Failure> {
+    let request = MoveConnectorRequest { url: source_url(&args.source)? };
+    // What both servers have is compared first.
+    let connector: ConnectorInfo =
+        api.post_long(&format!("/v1/connectors/{}/move", path_name(&args.name)?), &request)?;
+    output.note(&format!("connector {} follows {} from now on", connector.name, connector.source));
     output.data(&connector, connector_text)
 }
 

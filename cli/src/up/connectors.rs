@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ardent_agent::ServerPrograms;
-use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck};
+use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck, SlotInfo};
 use ardent_connector::{
     ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, MajorFacts, PositionProbe,
 };
@@ -97,6 +97,7 @@ impl ConnectorRuntime for Connectors {
                 pg_major: imported.spec.pg_major,
                 superuser: Some(imported.superuser),
                 settings: imported.settings,
+                away: imported.away,
             })
         }
         .boxed()
@@ -142,6 +143,27 @@ impl ConnectorRuntime for Connectors {
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>> {
         let probe = self.probe(spec.timeline);
         async move { probe.flush_lsn(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
+    }
+
+    fn slot(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Option<SlotInfo>, ErrorInfo>> {
+        async move {
+            let config = config(spec);
+            let slot = ardent_connector::slot_status(&config).await.map_err(|error| failed(&error))?;
+            Ok(slot.map(|slot| SlotInfo {
+                name: config.slot_name(),
+                active: slot.active,
+                wal_status: slot.wal_status,
+                kept_bytes: slot.kept_bytes,
+                safe_bytes: slot.safe_wal_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+            }))
+        }
+        .boxed()
+    }
+
+    fn can_follow(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        // What is asked from now on is asked there.
+        self.probes.lock().remove(&spec.timeline);
+        async move { ardent_connector::can_follow(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
     }
 
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {

@@ -19,7 +19,7 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightChec
 use ardent_connector::HostFacts;
 use ardent_connector::logical::{
     LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, bootstrap, bring_current,
-    delete_logical, logical_connector, preflight_logical, verify,
+    can_follow_logical, delete_logical, logical_connector, preflight_logical, verify,
 };
 use ardent_control::deps::{ConnectorSpec, Imported, LogicalRuntime, LogicalStatus, RootBranch};
 use ardent_pg_format::PgMajor;
@@ -82,6 +82,7 @@ impl LogicalRuntime for LogicalConnectors {
                 pg_major: imported.spec.pg_major,
                 superuser: Some(imported.superuser),
                 settings: imported.settings,
+                away: imported.away,
             })
         }
         .boxed()
@@ -153,6 +154,15 @@ impl LogicalRuntime for LogicalConnectors {
         async move {
             let config = logical_config(spec, &programs);
             verify(&config, &handle?, &Root(root)).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn can_follow(&self, spec: ConnectorSpec, applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            can_follow_logical(&config, applied).await.map_err(|error| failed(&error))
         }
         .boxed()
     }

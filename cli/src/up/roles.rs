@@ -28,7 +28,7 @@ use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
 use super::safekeepers::{self, Safekeepers};
 use super::{keys, library, names, object_store};
-use crate::args::{ComputeArgs, FrontArgs, KeepArgs, StoreArgs, UpArgs};
+use crate::args::{ComputeArgs, FrontArgs, KeepArgs, SourcesArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
 /// First user id of computes, when the server runs as root: beyond those of people and services.
@@ -86,7 +86,8 @@ impl Roles {
         let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
         let (computes, api) = (&args.computes, args.api_listen);
-        let started = start_control(&place, services, computes, args.keep, api, &front, &mut metrics).await;
+        let started =
+            start_control(&place, services, computes, (args.keep, args.sources), api, &front, &mut metrics).await;
         let control = match started {
             Ok(control) => control,
             Err(failure) => {
@@ -182,7 +183,7 @@ pub async fn start_control(
     place: &Place,
     services: Services,
     computes: &ComputeArgs,
-    keep: KeepArgs,
+    (keep, sources): (KeepArgs, SourcesArgs),
     api_listen: SocketAddr,
     front: &FrontArgs,
     metrics: &mut Metrics,
@@ -224,6 +225,7 @@ pub async fn start_control(
         },
         retention: keep.history.retention(),
         keep_deleted: Duration::from_secs(keep.keep_deleted),
+        slot_bytes_warn: sources.slot_warn,
     };
     let control = Control::start(config, dependencies, CancellationToken::new()).await;
     let control = control.map_err(|error| start_failed(&error))?;

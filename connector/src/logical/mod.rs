@@ -46,6 +46,6 @@ pub use config::{LogicalConfig, RootAt, RootBranch, RootFuture};
 pub use error::LogicalError;
 pub use preflight::preflight_logical;
 pub use run::{LogicalHandle, LogicalRun, LogicalStatus, logical_connector};
-pub use slot::delete_logical;
+pub use slot::{can_follow_logical, delete_logical};
 pub use state::LogicalPhase;
 pub use verify::{bring_current, production_lsn, verify};

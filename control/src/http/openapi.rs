@@ -36,6 +36,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         None,
         "Verified",
     ),
+    (
+        "post",
+        "/v1/connectors/{name}/move",
+        "Follow the same production at another URL, or the server that has taken its place",
+        Some("MoveConnector"),
+        "Connector",
+    ),
     ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
     (
         "get",
@@ -219,10 +226,23 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("lag_bytes", "integer?"),
             ("lag_seconds", "integer?"),
             ("logical_size_bytes", "integer?"),
+            ("slot", "Slot?"),
+            ("warnings", "[string]"),
             ("branches", "integer"),
             ("logical", "Logical?"),
         ],
     ),
+    (
+        "Slot",
+        &[
+            ("name", "string"),
+            ("active", "boolean"),
+            ("wal_status", "string?"),
+            ("kept_bytes", "integer?"),
+            ("safe_bytes", "integer?"),
+        ],
+    ),
+    ("MoveConnector", &[("url", "string")]),
     ("ConnectorList", &[("schema_version", "integer"), ("connectors", "[Connector]")]),
     (
         "CreateBranch",

@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use ardent_api::control::{
     ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
     CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
-    PasswordRequest, PreflightReply, PreflightRequest, RenameRequest, ResetRequest, RestoreRequest, SCHEMA_VERSION,
-    StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply,
-    WakeReply, WhoamiReply,
+    MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, RenameRequest, ResetRequest,
+    RestoreRequest, SCHEMA_VERSION, StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest,
+    UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -49,6 +49,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/connectors/preflight", post(preflight))
         .route("/v1/connectors/{name}", get(show_connector).delete(delete_connector))
         .route("/v1/connectors/{name}/verify", post(verify_connector))
+        .route("/v1/connectors/{name}/move", post(move_connector))
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
@@ -156,6 +157,14 @@ async fn show_connector(State(control): Shared, Path(name): Path<String>) -> Res
 
 async fn verify_connector(State(control): Shared, Path(name): Path<String>) -> Result<VerifyReply> {
     Ok(Reply(control.verify_connector(&name).await?))
+}
+
+async fn move_connector(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<MoveConnectorRequest>,
+) -> Result<ConnectorInfo> {
+    Ok(Reply(control.move_connector(&name, request).await?))
 }
 
 async fn delete_connector(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {

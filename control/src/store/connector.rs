@@ -153,8 +153,21 @@ impl Store {
                 "UPDATE connectors SET state = 'ready', pg_major = ?2, superuser = ?3, settings = ?4 WHERE name = ?1",
                 params![row.name, imported.pg_major, imported.superuser, settings],
             )?;
+            wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Create, &imported.away)?;
             super::branch::insert(transaction, root)?;
             super::branch::put_credential(transaction, root.id, credential)
+        })
+    }
+
+    /// The source is reached at another URL from now on.
+    pub fn move_connector(&self, name: &str, url_sealed: &[u8], source: &str) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute(
+                    "UPDATE connectors SET url_sealed = ?2, source = ?3 WHERE name = ?1",
+                    params![name, url_sealed, source],
+                )
+                .map(|_| ())
         })
     }
 
@@ -172,6 +185,7 @@ impl Store {
                 "UPDATE connectors SET pg_major = ?2, superuser = ?3, settings = ?4 WHERE name = ?1",
                 params![row.name, imported.pg_major, imported.superuser, settings],
             )?;
+            wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Create, &imported.away)?;
             super::branch::insert(transaction, root)?;
             super::branch::put_credential(transaction, root.id, credential)
         })

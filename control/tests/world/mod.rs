@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -20,7 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Sandbox;
-use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
+use ardent_api::control::{
+    ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
+};
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
 use ardent_control::deps::{
     ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, PageService, RootBranch,
@@ -74,6 +76,11 @@ pub struct FakeState {
     /// The root timelines whose logical connectors run, and how often one was begun.
     pub logical_running: Vec<TimelineId>,
     pub logical_begun: usize,
+    /// What production says of the slot.
+    pub slot: Option<SlotInfo>,
+    /// Physical connectors that are followed, and the URL of the last one.
+    pub followers: usize,
+    pub followed_url: String,
     /// How long history is kept, where that was said.
     pub retention_s: BTreeMap<TimelineId, u64>,
 }
@@ -104,11 +111,13 @@ pub struct Fakes {
     /// How far the page server has ingested, and production has written.
     pub ingested: watch::Sender<Lsn>,
     pub production: watch::Sender<Lsn>,
+    this: Weak<Fakes>,
 }
 
 impl Fakes {
     fn new() -> Arc<Self> {
-        Arc::new(Fakes {
+        Arc::new_cyclic(|this| Fakes {
+            this: this.clone(),
             state: Mutex::default(),
             ingested: watch::channel(Lsn::new(0x1000)).0,
             production: watch::channel(Lsn::new(0x1000)).0,
@@ -353,7 +362,7 @@ impl LogicalRuntime for Fakes {
         state.logical_begun += 1;
         let root = FakeTimeline { ancestor: None, branch_lsn: Lsn::INVALID, following: false };
         state.page_server.insert(spec.timeline, root);
-        Box::pin(async move { Ok(Imported { pg_major: 15, superuser: None, settings: BTreeMap::new() }) })
+        Box::pin(async move { Ok(Imported { pg_major: 15, superuser: None, settings: BTreeMap::new(), away: vec![] }) })
     }
 
     fn run(
@@ -407,6 +416,10 @@ impl LogicalRuntime for Fakes {
         Box::pin(async move { Ok(reply) })
     }
 
+    fn can_follow(&self, spec: ConnectorSpec, _applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        ConnectorRuntime::can_follow(self, spec)
+    }
+
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
         ConnectorRuntime::delete(self, spec)
     }
@@ -449,18 +462,23 @@ impl ConnectorRuntime for Fakes {
                 let message = "the source closed the connection in the middle of the copy";
                 return Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message));
             }
-            Ok(Imported { pg_major: 15, superuser: Some("root".into()), settings: BTreeMap::new() })
+            Ok(Imported { pg_major: 15, superuser: Some("root".into()), settings: BTreeMap::new(), away: vec![] })
         })
     }
 
     fn follow(
         &self,
-        _spec: ConnectorSpec,
+        spec: ConnectorSpec,
         cancel: CancellationToken,
         _problem: watch::Sender<Option<String>>,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let mut state = self.state.lock();
+        state.followers += 1;
+        state.followed_url = spec.url;
+        let fakes = self.this.upgrade().expect("it answers");
         Box::pin(async move {
             cancel.cancelled().await;
+            fakes.state.lock().followers -= 1;
             Ok(())
         })
     }
@@ -472,6 +490,18 @@ impl ConnectorRuntime for Fakes {
             Ok(*self.production.borrow())
         };
         Box::pin(async move { answer })
+    }
+
+    fn slot(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<Option<SlotInfo>, ErrorInfo>> {
+        let slot = self.state.lock().slot.clone();
+        Box::pin(async move { Ok(slot) })
+    }
+
+    fn can_follow(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let is_other = spec.url.contains("other.example");
+        assert_eq!(self.state.lock().followers, 0, "nobody follows meanwhile");
+        let other = ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "the server is another cluster");
+        Box::pin(async move { if is_other { Err(other) } else { Ok(()) } })
     }
 
     fn delete(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
@@ -559,6 +589,7 @@ impl World {
             },
             retention: self.retention,
             keep_deleted: self.keep_deleted,
+            slot_bytes_warn: 100 << 20,
         }
     }
 

@@ -24,6 +24,7 @@ mod handshake;
 mod message;
 mod replication;
 mod stream;
+mod timeline_history;
 mod tls;
 
 pub use base_backup::{BackupEvent, BackupTablespace, BaseBackup, BaseBackupOptions, CheckpointMode};
@@ -35,3 +36,4 @@ pub use message::MESSAGE_LEN_MAX;
 pub use replication::{
     LogicalSlot, ReplicationMessage, ReplicationStream, SlotLifetime, SlotState, StandbyStatus, SystemIdentity,
 };
+pub use timeline_history::TimelineHistory;

@@ -53,6 +53,12 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// For a safekeeper that has not answered in time.
+    pub fn silent(address: &ServiceAddr) -> ClientError {
+        let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "it does not answer");
+        ClientError::Connect { address: address.clone(), source: Arc::new(source) }
+    }
+
     /// Whether the same may succeed a little later.
     pub fn is_retryable(&self) -> bool {
         match self {

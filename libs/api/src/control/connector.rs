@@ -219,11 +219,40 @@ pub struct ConnectorInfo {
     pub lag_seconds: Option<u64>,
     /// Size of the source's relations in bytes.
     pub logical_size_bytes: Option<u64>,
+    /// What production keeps for it, as it said last; null: it has no slot there, or could not be asked yet.
+    #[serde(default)]
+    pub slot: Option<SlotInfo>,
+    /// What will hurt if nothing is done.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Branches made from it.
     pub branches: u64,
     /// Of a connector in logical mode; null: it follows by physical replication.
     #[serde(default)]
     pub logical: Option<LogicalInfo>,
+}
+
+/// A connector's replication slot on production.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether WAL is being streamed through it.
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`, as Postgres says.
+    pub wal_status: Option<String>,
+    /// Bytes of WAL that production keeps for it.
+    pub kept_bytes: Option<u64>,
+    /// Bytes that production may still write before it is given up; null: it is never given up.
+    pub safe_bytes: Option<u64>,
+}
+
+/// Body of `POST /v1/connectors/{name}/move`: the same production at another address, or the server that has taken its place.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoveConnectorRequest {
+    /// `postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE` from now on.
+    pub url: String,
 }
 
 /// `GET /v1/connectors`.
