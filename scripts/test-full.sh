@@ -31,7 +31,7 @@ case "${1:-}" in
             export ARDENT_TEST_MAJOR=$major
             case $major in 16 | 18) export ARDENT_TEST_PACKAGES=vector ;; *) unset ARDENT_TEST_PACKAGES ;; esac
             cargo test -p ardent-extension-tests -p ardent-agent --tests
-            cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set --tests
+            cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -p ardent-rehearsal --tests
             cargo test -p ardent-tests -- --nocapture
         done
         ;;

@@ -15,7 +15,7 @@ pub use branch::{
     BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs,
     BranchPolicyArgs, BranchSetArgs, NameArgs,
 };
-pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs};
+pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
 pub use connector::{
     ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorStatusArgs,
     OptionalNameArgs, SourceArgs,

@@ -72,6 +72,12 @@ impl Background {
         memory_peak_bytes(self.child.id())
     }
 
+    /// Presses Ctrl-C.
+    pub fn interrupt(&self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("process ids fit"));
+        kill(pid, Signal::SIGINT).expect("a child can be signalled");
+    }
+
     /// Waits for its end.
     pub fn finish(self) -> Finished {
         Finished::of(self.child.wait_with_output().expect("a child can be waited for"))

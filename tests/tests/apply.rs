@@ -3,7 +3,7 @@
 use std::fs;
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, production_options, sql, table_sums};
+use ardent_tests::{House, production_options, sql, table_sums, wait_until};
 
 #[test]
 fn changes_are_shown_applied_and_undone() {
@@ -57,6 +57,9 @@ fn changes_are_shown_applied_and_undone() {
     house.ok(&["branch", "apply", undo, "--to", &url]);
     assert_eq!(table_sums(&url), before);
 
+    rehearse(&house);
+    assert_eq!(table_sums(&url), before);
+
     let mut damaged = fs::read(file).expect("the file is there");
     if let Some(last) = damaged.last_mut() {
         *last ^= 1;
@@ -64,6 +67,70 @@ fn changes_are_shown_applied_and_undone() {
     fs::write(file, damaged).expect("the file can be written");
     let refused = house.ardent(&["branch", "apply", file, "--to", &url]);
     assert!(refused.code == 1 && refused.stderr.contains("damaged"), "{}", refused.stderr);
+}
+
+/// A migration on a branch of its own, which is gone afterwards, however it ends.
+fn rehearse(house: &House) {
+    let path = house.data_dir().join("../migrate.sql");
+    let file = path.to_str().expect("a plain path");
+    let write = |text: &str| fs::write(&path, text).expect("the file can be written");
+    let rehearsals = || {
+        let branches = house.json(&["branch", "list"]);
+        let names = branches["branches"].as_array().expect("a list").iter().filter_map(|one| one["name"].as_str());
+        names.filter(|name| name.starts_with("rehearsal-")).map(str::to_owned).collect::<Vec<_>>()
+    };
+
+    write(
+        "begin; -- one\nalter table users alter id type bigint;\ninsert into gone values (2);\ncommit;\n\
+         create index concurrently on users (mail);\nselect 'a',\n  wrong from users;\nselect 3",
+    );
+    let failed = house.ardent(&["--json", "branch", "rehearse", file]);
+    failed.refused(1, &["statement 6 fails", "42703", "line 7"]);
+    let report: serde_json::Value = serde_json::from_str(&failed.stdout).expect("one object");
+    let statements = &report["statements"];
+    assert_eq!(statements[1]["rewritten"][0]["relation"], "public.users", "{report}");
+    assert_eq!(statements[1]["locks"][0]["mode"], "ACCESS EXCLUSIVE", "{report}");
+    assert_eq!(
+        (&statements[1]["locks"][0]["until_statement"], &statements[2]["rows"][0]["inserted"]),
+        (&4.into(), &1.into())
+    );
+    assert_eq!(
+        (&statements[5]["error"]["line"], &statements[5]["error"]["column"]),
+        (&7.into(), &3.into()),
+        "{report}"
+    );
+    assert_eq!(
+        (&statements[6]["state"], &report["blocked"][0]["relation"]),
+        (&"not_run".into(), &"public.users".into())
+    );
+    let diff = &report["diff"]["databases"][0];
+    assert_eq!(diff["schema"]["statements"].as_array().map(Vec::len), Some(2), "{report}");
+    assert_eq!(rehearsals(), Vec::<String>::new());
+
+    write("alter table users add column plan text default 'free';\nupdate users set plan = 'paid' where id = 7;\n");
+    let people = house.ok(&["branch", "rehearse", file, "--from", "main", "--keep"]);
+    for line in [
+        "ACCESS EXCLUSIVE on public.users, held ",
+        ": blocks reads and writes",
+        "rows     public.users: 1 updated",
+        "succeeded: 2 of 2 statements",
+        "ALTER TABLE public.users ADD COLUMN plan",
+        "~ id=7 plan: free -> paid",
+    ] {
+        assert!(people.contains(line), "{line} is not in\n{people}");
+    }
+    let kept = rehearsals();
+    assert_eq!(kept.len(), 1);
+    house.ok(&["branch", "delete", "--for-good", &kept[0]]);
+
+    write("select 1;\n\\i other.sql\n");
+    house.ardent(&["branch", "rehearse", file]).refused(2, &["line 2: \\i other.sql", "psql"]);
+    write("select pg_sleep(600)");
+    let running = house.background(&["branch", "rehearse", file]);
+    wait_until("the rehearsal has a branch", 60, || (!rehearsals().is_empty()).then_some(()));
+    running.interrupt();
+    running.finish().refused(1, &["interrupted"]);
+    assert_eq!(rehearsals(), Vec::<String>::new());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs};
+use super::change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
 use super::history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs};
 use crate::duration::{parse_count, parse_milliseconds, parse_own_retention, parse_seconds, parse_size, parse_switch};
 
@@ -69,6 +69,17 @@ way than the branch did, is a conflict: all are shown, nothing is applied, the e
 What the parent changed since the branch point, in another way than the branch did, is a conflict:
 all are shown, nothing is changed, the exit code is 6. The URL and its password stay the same.")]
     Rebase(BranchRebaseArgs),
+    /// Run a migration on a branch that is made for it and deleted again: shows locks, times, rewrites, errors, and what is different then
+    #[command(after_help = "Examples:
+  ardent branch rehearse migrate.sql
+  ardent branch rehearse migrate.sql --from staging --role app
+  ardent branch rehearse migrate.sql --stat
+  ardent branch rehearse migrate.sql --json | jq '.blocked'
+  cat *.sql | ardent branch rehearse - --keep
+
+Statements are run one by one, as psql -v ON_ERROR_STOP=1 -f runs them; the first error ends it, and the exit code
+is 1. What is told of a lock is who would have waited: for reads, writes, or both, and how long at most.")]
+    Rehearse(BranchRehearseArgs),
     /// Change a branch's settings
     #[command(
         after_help = "Examples:\n  ardent branch set feature-x --idle-timeout 1h\n  ardent branch set feature-x --ttl never\n  ardent branch set shop --retention 30d"

@@ -62,6 +62,35 @@ pub struct BranchRebaseArgs {
     pub undo: bool,
 }
 
+/// `ardent branch rehearse`.
+#[derive(Debug, Args)]
+pub struct BranchRehearseArgs {
+    /// The migration: SQL as psql takes it, without psql's own commands; - to read it from standard input
+    #[arg(value_name = "FILE")]
+    pub file: String,
+    /// The branch or connector whose newest state it is run on [default: the only connector's root]
+    #[arg(long, value_name = "BRANCH|CONNECTOR")]
+    pub from: Option<String>,
+    /// latest, an LSN, or a time such as 2026-01-31T12:00:00Z [default: now, with all that is committed]
+    #[arg(long, value_name = "POINT")]
+    pub at: Option<String>,
+    /// The role that runs it [default: the connector URL's]
+    #[arg(long)]
+    pub role: Option<String>,
+    /// The database [default: the connector URL's]
+    #[arg(long)]
+    pub database: Option<String>,
+    /// Keep the branch
+    #[arg(long)]
+    pub keep: bool,
+    /// Of what is different afterwards, only count statements and rows per table
+    #[arg(long, conflicts_with_all = ["json", "full"])]
+    pub stat: bool,
+    /// Show long values whole
+    #[arg(long)]
+    pub full: bool,
+}
+
 /// What of a change set is to be applied.
 #[derive(Debug, Args)]
 pub struct ChoiceArgs {

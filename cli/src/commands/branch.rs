@@ -33,6 +33,7 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Diff(args) => super::diff::run(output, api, args),
         BranchCommand::Apply(args) => super::apply::run(output, api, args),
         BranchCommand::Rebase(args) => super::rebase::run(output, api, args),
+        BranchCommand::Rehearse(args) => super::rehearse::run(output, api, args),
         BranchCommand::Set(args) => set(output, api, args),
         BranchCommand::Policy(args) => policy(output, api, args),
         BranchCommand::Password(args) => password(output, api, args),

@@ -69,9 +69,9 @@ fn keep(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(
     Ok(())
 }
 
-fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Result<(), Failure> {
-    // What undoes it is for files.
-    for set in report.databases.iter_mut().filter(|_| output.json) {
+/// Takes out what undoes it, which is for files.
+pub fn without_undo(report: &mut DiffReport) {
+    for set in &mut report.databases {
         set.schema.undo.clear();
         set.schema.undo_not_covered.clear();
         set.schema.touched.clear();
@@ -79,6 +79,12 @@ fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Resu
         for table in &mut set.tables {
             table.base_columns.clear();
         }
+    }
+}
+
+fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Result<(), Failure> {
+    if output.json {
+        without_undo(report);
     }
     let sets = &report.databases;
     if args.sql {

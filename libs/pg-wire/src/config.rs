@@ -51,6 +51,8 @@ pub struct ConnectConfig {
     pub(crate) database: Option<String>,
     pub(crate) password: Option<Vec<u8>>,
     pub(crate) application_name: Option<String>,
+    /// `options` of the startup message, as libpq's.
+    pub(crate) options: Option<String>,
     pub(crate) tls: TlsMode,
     pub(crate) root_certificates: Option<String>,
     pub(crate) connect_timeout: Duration,
@@ -86,6 +88,7 @@ impl ConnectConfig {
             database: config.get_dbname().map(str::to_owned),
             password: config.get_password().map(<[u8]>::to_vec),
             application_name: config.get_application_name().map(str::to_owned),
+            options: config.get_options().map(str::to_owned),
             tls,
             root_certificates,
             connect_timeout: config.get_connect_timeout().copied().unwrap_or(DEFAULT_CONNECT_TIMEOUT),
@@ -100,6 +103,7 @@ impl ConnectConfig {
             database: None,
             password: None,
             application_name: None,
+            options: None,
             tls: TlsMode::Disable,
             root_certificates: None,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
@@ -162,6 +166,7 @@ impl ConnectConfig {
         ];
         let password = self.password.as_ref().map(|password| String::from_utf8_lossy(password).into_owned());
         variables.extend(password.map(|password| ("PGPASSWORD", password)));
+        variables.extend(self.options.clone().map(|options| ("PGOPTIONS", options)));
         variables.extend(self.root_certificates.clone().map(|path| ("PGSSLROOTCERT", path)));
         variables
     }
@@ -275,6 +280,9 @@ mod tests {
         assert_eq!(config.password.as_deref(), Some(&b"p@ss"[..]));
         assert_eq!((config.tls, config.root_certificates.as_deref()), (TlsMode::VerifyFull, Some("/ca.pem")));
         assert!(!format!("{config:?}").contains("ss\""), "no password in debug output");
+        let branch = ConnectConfig::parse("postgresql://me@h/d?sslmode=require&options=branch%3Dx").unwrap();
+        assert_eq!((branch.options.as_deref(), branch.tls), (Some("branch=x"), TlsMode::Require));
+        assert!(branch.libpq_environment().contains(&("PGOPTIONS", "branch=x".to_owned())));
         let socket = ConnectConfig::parse("postgresql://me@%2Ftmp%2Fx:6543/db").unwrap();
         assert_eq!(socket.targets, [Target::Unix("/tmp/x/.s.PGSQL.6543".into())]);
         assert_eq!(socket.tls, TlsMode::Prefer);

@@ -110,7 +110,7 @@ fn columns(message: Message) -> Result<Vec<String>, WireError> {
     (0..count).map(column).collect()
 }
 
-fn row(message: Message) -> Result<Vec<Option<String>>, WireError> {
+pub(crate) fn row(message: Message) -> Result<Vec<Option<String>>, WireError> {
     let mut fields = Fields::new(message.body);
     let count = fields.u16()?;
     let value = |_| {

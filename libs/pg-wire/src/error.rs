@@ -45,6 +45,10 @@ pub struct ServerError {
     pub detail: Option<String>,
     /// Hint, if given.
     pub hint: Option<String>,
+    /// Where in the statement, in characters from 1, if given.
+    pub position: Option<usize>,
+    /// In which function, if given.
+    pub context: Option<String>,
 }
 
 impl fmt::Display for ServerError {

@@ -105,6 +105,9 @@ async fn start(
         }
     }
     parameters.push(("application_name", config.application_name.as_deref().unwrap_or("ardent")));
+    if let Some(options) = &config.options {
+        parameters.push(("options", options));
+    }
     let mut startup = BytesMut::new();
     frontend::startup_message(parameters, &mut startup)?;
     stream.write(&startup).await?;

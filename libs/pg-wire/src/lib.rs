@@ -3,12 +3,14 @@
 //! ```text
 //!  ConnectConfig (URL) ──► Connection (TCP, TLS or Unix socket; trust, password, md5, SCRAM)
 //!                             │ query ──────────► rows
+//!                             │ run_statement ──► how one statement went, and what could be seen before its transaction ended
 //!                             │ start_replication ► ReplicationStream: WAL in, standby status out
 //!                             │ start_logical ────► the same, with what the plugin pgoutput makes of WAL
 //!                             └ base_backup ─────► BaseBackup: tar archives as they come
 //! ```
 //!
-//! Ordinary drivers (tokio-postgres among them) can't stream physical replication, which is all that this crate adds to them.
+//! Ordinary drivers (tokio-postgres among them) can't stream physical replication, and end a transaction before anybody could look at its
+//! locks: that is what this crate adds to them.
 //!
 //! Invariants: nothing from the server panics; a message longer than [`MESSAGE_LEN_MAX`] is refused before it is read; passwords are
 //! never printed.
@@ -23,6 +25,7 @@ mod error;
 mod handshake;
 mod message;
 mod replication;
+mod statement;
 mod stream;
 mod timeline_history;
 mod tls;
@@ -36,4 +39,5 @@ pub use message::MESSAGE_LEN_MAX;
 pub use replication::{
     LogicalSlot, ReplicationMessage, ReplicationStream, SlotLifetime, SlotState, StandbyStatus, SystemIdentity,
 };
+pub use statement::{NOTICES_MAX, StatementRun, TransactionStatus};
 pub use timeline_history::TimelineHistory;

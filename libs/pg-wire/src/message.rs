@@ -98,6 +98,8 @@ pub(crate) fn parse_error(body: &[u8]) -> ServerError {
             b'M' => error.message = text,
             b'D' => error.detail = Some(text),
             b'H' => error.hint = Some(text),
+            b'P' => error.position = text.parse().ok(),
+            b'W' => error.context = Some(text),
             _ => {}
         }
     }
