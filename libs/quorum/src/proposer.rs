@@ -418,8 +418,8 @@ impl Proposer {
         }
     }
 
-    /// The members have changed. What each has acknowledged stays true; who is a member now is asked again, as it may have refused or
-    /// left unacknowledged what came from a writer that went by older members.
+    /// The members have changed. Who is a member now is asked again, and until it has answered nothing that it acknowledged counts: it may
+    /// have promised a higher term since, to a writer whom the members before elected without it.
     fn change_members(&mut self, now_us: u64, configuration: Configuration, out: &mut Effects) {
         self.configuration = configuration;
         let everyone = self.configuration.everyone();
@@ -441,7 +441,12 @@ impl Proposer {
             Stage::Electing | Stage::Scanning { .. } | Stage::Leading { announced: false } => {
                 self.start_election(now_us, out);
             }
-            Stage::Leading { announced: true } => self.ask_all_online(now_us, out),
+            Stage::Leading { announced: true } => {
+                for peer in &mut self.peers {
+                    peer.acked = Lsn::INVALID;
+                }
+                self.ask_all_online(now_us, out);
+            }
             Stage::Closed => {}
         }
     }

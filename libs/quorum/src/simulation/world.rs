@@ -68,10 +68,10 @@ pub(super) enum Event {
     Change(super::change::ChangeEvent),
 }
 
-pub(super) struct Writer {
+struct Writer {
     core: Proposer,
     id: u128,
-    pub(super) alive: bool,
+    alive: bool,
     /// Where its peers are.
     nodes: Vec<usize>,
     /// The log as this writer knows it, once elected.
@@ -227,7 +227,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn spawn_writer(&mut self) {
+    fn spawn_writer(&mut self) {
         let index = self.writers.len();
         let id = u128::from(self.dice.next()) << 64 | index as u128 + 1;
         let limits = ProposerLimits {
