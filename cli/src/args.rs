@@ -17,8 +17,8 @@ pub use branch::{
 };
 pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
 pub use connector::{
-    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorStatusArgs,
-    OptionalNameArgs, SourceArgs,
+    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorResumeArgs,
+    ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
 };
 pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs};
 pub use inspect::{

@@ -18,6 +18,7 @@
 //!
 //! Start reading with [`import`] and [`follow`].
 
+mod collations;
 mod config;
 mod error;
 mod follow;

@@ -1,11 +1,13 @@
 //! What production lacks, before anything is stored. Each check that fails carries what mends it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use ardent_api::control::{CheckOutcome, PreflightCheck};
 use ardent_pg_format::PgMajor;
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, QueryResult, WireError};
 
+use crate::collations;
 use crate::error::ConnectorError;
 
 /// What the host where branches run has, as far as preflight compares it.
@@ -22,6 +24,8 @@ pub struct HostFacts {
 /// What the host has of one major.
 #[derive(Clone, Debug)]
 pub struct MajorFacts {
+    /// The folder of its server programs; `None`: not known.
+    pub bin_dir: Option<PathBuf>,
     /// Whether there is a library for its computes to load.
     pub compute_library: bool,
     /// Libraries in the server's library folder, without `.so`; `None`: not known.
@@ -46,6 +50,8 @@ pub async fn preflight(url: &str, host: &HostFacts) -> Result<Vec<PreflightCheck
     preloaded(&mut checks, preload, here, role);
     libraries(&mut checks, &mut sql, here).await?;
     locales(&mut checks, &sql.query(LOCALES).await?, host);
+    let bin_dir = host.majors.get(&major(&facts)).and_then(|here| here.bin_dir.as_deref());
+    collations::check(&mut checks, &config, host, bin_dir).await?;
     checksums_and_role(&mut checks, &facts);
     Ok(checks.0)
 }
@@ -71,9 +77,7 @@ const TABLESPACES: &str =
     "select string_agg(spcname, ', ' order by spcname) as names from pg_tablespace where oid not in (1663, 1664)";
 
 pub(crate) const LOCALES: &str = "
-    select distinct datcollate as collate, datctype as ctype, datlocprovider as provider, datcollversion as version,
-        pg_database_collation_actual_version(oid) as actual
-    from pg_database where datallowconn";
+    select distinct datcollate as collate, datctype as ctype from pg_database where datallowconn";
 
 #[derive(Default)]
 pub(crate) struct Checks(Vec<PreflightCheck>);
@@ -345,18 +349,12 @@ pub(crate) fn locales(checks: &mut Checks, result: &QueryResult, host: &HostFact
     let column = |name: &str| result.columns.iter().position(|column| column == name);
     let value = |row: &[Option<String>], name: &str| column(name).and_then(|index| row.get(index)?.clone());
     let plain = |locale: &str| matches!(locale, "C" | "POSIX" | "C.UTF-8" | "C.utf8");
-    let (mut missing, mut versions) = (Vec::new(), Vec::new());
+    let mut missing = Vec::new();
     for row in &result.rows {
         for locale in ["collate", "ctype"].iter().filter_map(|name| value(row, name)) {
             let known = host.locales.as_ref().is_none_or(|known| known.contains(&normalize_locale(&locale)));
             if !plain(&locale) && !known && !missing.contains(&locale) {
                 missing.push(locale);
-            }
-        }
-        let libc = value(row, "provider").as_deref() == Some("c");
-        if let (true, Some(version), Some(here)) = (libc, value(row, "actual"), &host.libc_version) {
-            if version != *here && !versions.contains(&version) {
-                versions.push(version);
             }
         }
     }
@@ -369,17 +367,6 @@ pub(crate) fn locales(checks: &mut Checks, result: &QueryResult, host: &HostFact
         "the databases' locales exist here",
         format!("locales that this host lacks: {}; no connection to a branch would be possible", missing.join(", ")),
         Some(fix.collect::<Vec<_>>().join("\n")),
-    );
-    checks.warn(
-        "collation_version",
-        versions.is_empty(),
-        "texts sort here as on production",
-        format!(
-            "production's C library orders texts as version {}, this host's as {}: indexes on text may be wrong on branches",
-            versions.join(", "),
-            host.libc_version.as_deref().unwrap_or("unknown")
-        ),
-        Some("reindex the text indexes on the branch, or run branches on a host with production's version".to_owned()),
     );
 }
 

@@ -6,6 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
+use ardent_api::addr::ServiceAddr;
 use ardent_pg_wire::{Connection, ReplicationMessage, ReplicationStream, SystemIdentity, TimelineHistory, WireError};
 use ardent_types::{Lsn, PgTli, WalSegmentSize};
 use ardent_wal_client::{ClientError, SafekeeperClient, TimelineSpec, TimelineStatus, WalReader};
@@ -59,10 +62,12 @@ pub(crate) async fn open(
         return Err(ConnectorError::ProductionBehind { production: system.flush_lsn, root: end.next });
     }
     let history = connection.timeline_history(system.tli).await?;
+    // One at a time: production may have no more WAL senders.
+    drop(connection);
     compare(config, &history, spec, end.committed).await?;
     let tli = history.tli_of_segment(end.next, spec.wal_segment_size);
     let slot = config.slot_name();
-    match connection.start_replication(Some(&slot), end.next, Some(tli)).await {
+    match config.replication().await?.start_replication(Some(&slot), end.next, Some(tli)).await {
         Ok(stream) => Ok(Opened { stream, first: None }),
         // Undefined object.
         Err(error) if error.code() == Some("42704") => {
@@ -126,32 +131,35 @@ pub async fn can_follow(config: &ConnectorConfig) -> Result<(), ConnectorError> 
     }
 }
 
-/// Facts about the root timeline: those of the safekeeper that knows of the most.
+/// Facts about the root timeline: of a quorum of safekeepers, those of the one that knows of the most.
 pub(crate) async fn timeline_status(config: &ConnectorConfig) -> Result<TimelineStatus, ConnectorError> {
-    let asked = config.safekeepers.iter().map(|safekeeper| async move {
-        let asked = async {
-            let mut client =
-                SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token)
-                    .await?;
-            client.status(config.timeline).await
-        };
-        let answer = tokio::time::timeout(SAFEKEEPER_PATIENCE, asked).await;
-        answer.unwrap_or_else(|_| Err(ClientError::silent(safekeeper)))
-    });
-    let (mut newest, mut last_error) = (None::<TimelineStatus>, None);
-    for answer in futures_util::future::join_all(asked).await {
+    let mut asked: FuturesUnordered<_> =
+        config.safekeepers.iter().map(|safekeeper| status_of(config, safekeeper)).collect();
+    let quorum = config.safekeepers.len() / 2 + 1;
+    let (mut answers, mut last_error) = (Vec::with_capacity(quorum), None);
+    while let Some(answer) = asked.next().await {
         match answer {
-            Ok(status) if newest.as_ref().is_none_or(|newest| newest.commit_lsn < status.commit_lsn) => {
-                newest = Some(status);
-            }
-            Ok(_) => {}
+            Ok(status) => answers.push(status),
             Err(error) => last_error = Some(error),
         }
+        if answers.len() == quorum {
+            break;
+        }
     }
-    match newest {
-        Some(status) => Ok(status),
-        None => Err(last_error.expect("a timeline has at least one safekeeper").into()),
+    match (answers.into_iter().max_by_key(|status| status.commit_lsn), last_error) {
+        (Some(newest), _) => Ok(newest),
+        (None, error) => Err(error.expect("a timeline has at least one safekeeper").into()),
     }
+}
+
+async fn status_of(config: &ConnectorConfig, safekeeper: &ServiceAddr) -> Result<TimelineStatus, ClientError> {
+    let asked = async {
+        let mut client =
+            SafekeeperClient::connect_to_timeline(safekeeper, config.tenant, config.timeline, &config.token).await?;
+        client.status(config.timeline).await
+    };
+    let answer = tokio::time::timeout(SAFEKEEPER_PATIENCE, asked).await;
+    answer.unwrap_or_else(|_| Err(ClientError::silent(safekeeper)))
 }
 
 /// Holds the end of the log against what production has there.

@@ -77,7 +77,7 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
     assert_eq!(failed, [] as [&PreflightCheck; 0]);
     // A host that has the programs of another major only, or no library for this one.
     let known = |major, compute_library| HostFacts {
-        majors: BTreeMap::from([(major, MajorFacts { compute_library, libraries: None })]),
+        majors: BTreeMap::from([(major, MajorFacts { bin_dir: None, compute_library, libraries: None })]),
         ..HostFacts::default()
     };
     for (host, name) in [(known(major + 1, true), "host_version"), (known(major, false), "host_library")] {
@@ -88,7 +88,10 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
 
     // A host without the libraries that production preloads and uses.
     let host = HostFacts {
-        majors: BTreeMap::from([(major, MajorFacts { compute_library: true, libraries: Some(Vec::new()) })]),
+        majors: BTreeMap::from([(
+            major,
+            MajorFacts { bin_dir: None, compute_library: true, libraries: Some(Vec::new()) },
+        )]),
         ..HostFacts::default()
     };
     let checks = preflight(&url, &host).await.unwrap();

@@ -122,6 +122,7 @@ impl Control {
             created: made.created,
             server_us: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
             waited_us: u64::try_from(made.waited.as_micros()).unwrap_or(u64::MAX),
+            warnings: self.collation_warnings(&row)?,
         })
     }
 

@@ -190,6 +190,7 @@ impl Control {
             superuser: None,
             settings: Default::default(),
             logical: request.logical.clone(),
+            collation_warning: collation_warning(&report.checks),
             created_us: now_us(),
         };
         if !self.context.store.insert_connector(&row)? {
@@ -644,6 +645,12 @@ fn connector_name(given: Option<&str>, url: &PgUrl) -> Result<BranchName, ErrorI
             },
         },
     }
+}
+
+/// What preflight found of how texts sort here and there.
+fn collation_warning(checks: &[PreflightCheck]) -> Option<String> {
+    let found = checks.iter().find(|check| check.name == "collation_version" && check.fix.is_some());
+    found.map(|check| check.message.clone())
 }
 
 fn preflight_failed(checks: &[PreflightCheck]) -> ErrorInfo {

@@ -295,6 +295,13 @@ pub trait LogicalRuntime: Send + Sync {
         spec: ConnectorSpec,
         root: Arc<dyn RootBranch>,
     ) -> BoxFuture<'static, Result<VerifyReply, ErrorInfo>>;
+    /// Runs statements on the root branch, in one transaction. To be asked while nothing is applied.
+    fn run_on_root(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        sql: String,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Whether the server at the URL has the connector's slot and publication, and all changes that follow on those up to `applied`.
     fn can_follow(&self, spec: ConnectorSpec, applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Drops slot and publication on the source. Fine if they are not there.

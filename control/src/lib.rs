@@ -28,6 +28,7 @@
 
 mod apply;
 pub mod branches;
+mod collations;
 pub mod compute;
 pub mod connectors;
 mod context;

@@ -11,7 +11,10 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use ardent_api::control::{ApiErrorCode, ConnectorEvent, ConnectorState, ErrorInfo, LogicalInfo, VerifyReply};
+use ardent_api::control::{
+    ApiErrorCode, ConnectorEvent, ConnectorInfo, ConnectorState, ErrorInfo, LogicalInfo, ResumeConnectorRequest,
+    VerifyReply,
+};
 use ardent_api::page_service::ManageRequest;
 use ardent_types::{BranchId, Lsn};
 
@@ -30,6 +33,8 @@ pub(crate) const ROOT_IDLE_TIMEOUT_S: u64 = 300;
 const CURRENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same, where it only makes a status more exact.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a connector that is resumed may take to show whether it goes on.
+const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// How often a creation is looked at.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -222,6 +227,59 @@ impl Control {
         let root = self.logical_root(name)?;
         let reply = self.context.logical.verify(self.connector_spec_of(&row)?, root).await?;
         Ok(VerifyReply { name: name.to_owned(), ..reply })
+    }
+
+    /// Tries again at once what could not go on, after `sql` was run on the root branch.
+    pub async fn resume_connector(
+        self: &Arc<Self>,
+        name: &str,
+        request: ResumeConnectorRequest,
+    ) -> Result<ConnectorInfo, ErrorInfo> {
+        let (control, name) = (self.clone(), name.to_owned());
+        let task = self.tasks.spawn(async move {
+            let lock = control.name_lock(&name);
+            let _guard = lock.lock().await;
+            let row = control.find_connector(&name)?;
+            if row.state != ConnectorState::Ready {
+                let message = format!("connector {name} is just being made or deleted");
+                return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
+            }
+            if request.sql.is_some() && row.logical.is_none() {
+                let message = format!("connector {name} follows by physical replication: its root branch takes no SQL");
+                return Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint("leave --sql away"));
+            }
+            control.stop_following(&name).await;
+            let ran = match request.sql {
+                Some(sql) => {
+                    let root = control.logical_root(&name)?;
+                    control.context.logical.run_on_root(control.connector_spec_of(&row)?, root, sql).await
+                }
+                None => Ok(()),
+            };
+            control.start_following(&row).await?;
+            ran?;
+            // Whether it goes on, or why not, is known in a moment.
+            tokio::select! {
+                _ = control.given_up(&name) => {}
+                () = tokio::time::sleep(RESUME_PATIENCE) => {}
+                () = control.reaches_production(&row) => {}
+            }
+            control.connector_status_of(&row).await
+        });
+        task.await.map_err(|_| shutting_down())?
+    }
+
+    /// Ends when all that production has is on the root branch; not at all if that cannot be known.
+    async fn reaches_production(&self, row: &ConnectorRow) {
+        if row.logical.is_some() {
+            while let Ok(spec) = self.connector_spec_of(row) {
+                if self.context.logical.bring_current(spec).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        std::future::pending().await
     }
 
     /// Ends the root branch's compute for good.

@@ -93,3 +93,17 @@ async fn only_logical_connectors_are_verified() {
     let (status, reply) = world.call("POST", "/v1/connectors/shop/verify", None).await;
     assert_eq!((status, &reply["name"], &reply["equal"]), (200, &json!("shop"), &json!(true)), "{reply}");
 }
+
+#[tokio::test]
+async fn a_connector_is_resumed_after_sql_on_its_root() {
+    let world = World::connected().await;
+    let path = "/v1/connectors/shop/resume";
+    world.fails("POST", path, Some(json!({ "sql": "select 1" })), ApiErrorCode::InvalidArguments).await;
+    let world = World::new().await;
+    connect(&world).await;
+    let began = world.fakes.state.lock().logical_running.len();
+    let (status, info) = world.call("POST", path, Some(json!({ "sql": "alter table t rename a to b" }))).await;
+    assert_eq!((status, &info["name"]), (200, &json!("shop")), "{info}");
+    assert_eq!(world.fakes.state.lock().ran_on_root, ["alter table t rename a to b"]);
+    until("it runs again", || world.fakes.state.lock().logical_running.len() == began + 1).await;
+}

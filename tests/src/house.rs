@@ -160,8 +160,18 @@ impl House {
         };
         match test_major() {
             15 => house,
-            major => house.with_server_of(major),
+            major => house.with_server_of(major).with_clients(),
         }
+    }
+
+    /// With a `pg_dump` that the servers of the tested major do not refuse, before all others.
+    fn with_clients(self) -> House {
+        let dump = ardent_test_pg::program("pg_dump");
+        let folder = dump.parent().expect("a program is in a folder").to_owned();
+        let others = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(std::iter::once(folder).chain(std::env::split_paths(&others)));
+        let path = path.expect("folders of programs can be listed").into_string().expect("they have plain names");
+        self.with_environment("PATH", &path)
     }
 
     /// With the servers of another major beside Debian's.

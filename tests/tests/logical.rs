@@ -317,4 +317,20 @@ fn changes_of_tables_are_followed_or_said() {
     assert!(problem.contains("public.t") && problem.contains("renamed"), "{problem}");
     house.ardent(&["branch", "create", "late", "--from", "shop"]).refused(1, &["renamed"]);
     house.ok(&["branch", "create", "old", "--from", "shop", "--at", "latest"]);
+
+    // Somebody knows. What is not right is said again, and changes nothing; what is right lets it go on.
+    let wrong =
+        house.ardent(&["connector", "resume", "shop", "--sql", "alter table t rename column nothing to renamed"]);
+    assert!(wrong.code == 1 && wrong.stderr.contains("nothing"), "{wrong:?}");
+    house.ardent(&["connector", "resume", "shop"]).refused(1, &["does not go on", "renamed"]);
+    house.ok(&["connector", "resume", "shop", "--sql", "alter table t rename column kept to renamed"]);
+    // What else changed on production is named.
+    production
+        .sql_in("shop", "set role app; create index on t (more); alter table t add constraint positive check (id > 0)");
+    let verified = assert_equal(&house);
+    let named = verified["schema_differences"].to_string();
+    assert!(named.contains("CREATE INDEX") && named.contains("positive"), "{verified}");
+    assert!(!named.contains("keyless"), "{verified}");
+    let branch = house.branch("now", "shop");
+    assert_eq!(sql(&branch, "select count(*), sum(renamed) from t where id >= 11"), "4|6");
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use ardent_test_pg::{TestPg, bin_dir_of, other_majors};
-use ardent_tests::{House, Ledger, Load, Process, pg_program, production_options, sql, table_sums};
+use ardent_tests::{House, Ledger, Load, Process, in_database, pg_program, production_options, sql, table_sums};
 
 const SHOP: &str = "
     create table customers (id int primary key, name text, mail text unique);
@@ -70,8 +70,10 @@ fn the_whole_job_for_each_other_major_beside_15() {
     let mut house = majors.iter().fold(House::prepare(), |house, &major| house.with_server_of(major));
     house.up();
     let old = Shop::open(15);
+    sorted_otherwise(&old.production);
     old.connect(&house);
     let old_branch = old.branch(&house);
+    indexes_are_made_anew_where_texts_sort_otherwise(&house, &old);
     for major in majors {
         let name = format!("{major}={}", bin_dir_of(major).display());
         let found = house.ok(&["doctor", "--pg-bin", &name]);
@@ -86,6 +88,59 @@ fn the_whole_job_for_each_other_major_beside_15() {
         assert_eq!(sql(&old_branch, "insert into scratch values (1); select count(*) from scratch"), "1");
         sql(&old_branch, "truncate scratch");
     }
+}
+
+/// A database as a host leaves it whose ICU was exchanged: the index is in the order of another version than searches.
+fn sorted_otherwise(production: &TestPg) {
+    production.sql("create database sorted template template0 locale_provider icu icu_locale 'en' locale 'C'");
+    production.sql_in(
+        "sorted",
+        "create collation changed (provider = icu, locale = 'en');
+         create table words (id int primary key, word text collate changed, plain text, code text collate \"C\");
+         insert into words select n, chr(97 + n % 26) || (array['ä', 'å', 'ö', 'z', 'a'])[n % 5 + 1] || n, 'p' || n, 'c' || n
+             from generate_series(1, 500) n;
+         create index words_word on words (word);
+         create index words_plain on words (plain);
+         create index words_code on words (code);
+         create index words_pattern on words (plain text_pattern_ops);
+         update pg_collation set colliculocale = 'sv', collversion = '1.0' where collname = 'changed';
+         update pg_database set datcollversion = '1.0' where datname = 'sorted'",
+    );
+}
+
+/// Whether a database of a branch is clean, and what was said of it.
+fn amcheck(branch: &str, database: &str) -> (bool, String) {
+    let checked = pg_program("pg_amcheck")
+        .args(["--install-missing", "--heapallindexed", &in_database(branch, database)])
+        .output()
+        .expect("pg_amcheck can be run");
+    (checked.status.success(), String::from_utf8_lossy(&[checked.stdout, checked.stderr].concat()).into_owned())
+}
+
+fn indexes_are_made_anew_where_texts_sort_otherwise(house: &House, old: &Shop) {
+    let report = house.json(&["connector", "preflight", "postgresql", &old.url()]);
+    let checks = report["checks"].as_array().expect("a list");
+    let check = checks.iter().find(|check| check["name"] == "collation_version").expect("it is looked at");
+    assert_eq!(check["outcome"], "warning", "{check}");
+    let said = check.to_string();
+    for words in ["database sorted", "public.changed", "public.words_word", "the default", "public.words_plain"] {
+        assert!(said.contains(words), "{words} is not in {said}");
+    }
+    assert!(!said.contains("words_code") && !said.contains("words_pattern"), "{said}");
+
+    let told = house.ardent(&["branch", "create", "sorted", "--from", &old.root()]);
+    assert!(told.code == 0 && told.stderr.contains("--reindex-collations"), "{told:?}");
+    let branch = house.ok(&["branch", "info", "sorted", "--print-url"]);
+    let (clean, said) = amcheck(&branch, "sorted");
+    assert!(!clean && said.contains("words_word"), "{said}");
+    let mended = house.json(&["branch", "create", "sorted", "--from", &old.root(), "--reindex-collations"]);
+    let reindexed = &mended["reindexed"][0];
+    assert_eq!(reindexed["indexes"], serde_json::json!(["public.words_plain", "public.words_word"]), "{mended}");
+    let (clean, said) = amcheck(&branch, "sorted");
+    assert!(clean, "{said}");
+    let again = house.json(&["branch", "create", "sorted", "--from", &old.root(), "--reindex-collations"]);
+    assert_eq!(again["reindexed"], serde_json::json!([]), "{again}");
+    house.ok(&["branch", "delete", "sorted"]);
 }
 
 fn the_whole_job(house: &House, shop: &Shop) {

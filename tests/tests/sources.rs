@@ -257,6 +257,7 @@ fn a_standby_that_is_promoted_takes_the_place_of_production() {
     house.connect("shop", &url(&production));
     let standby = standby_of(&production);
     production.sql("insert into t values (1001)");
+    wait_until("the standby follows", 60, || (standby.sql("select max(n) from t") == "1001").then_some(()));
     let before = house.branch("before", "shop");
     let to_standby = ["connector", "move", "shop", &url(&standby)];
     house.ardent(&to_standby).refused(1, &["in recovery", "stays where it was"]);

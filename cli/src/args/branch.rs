@@ -21,6 +21,7 @@ pub enum BranchCommand {
   ardent branch create feature-x
   ardent branch create feature-x --from staging --ttl 2h
   ardent branch create before-it-happened --at '2026-01-31T12:00:00Z'
+  ardent branch create feature-x --reindex-collations
   ardent branch create for-the-agent --ttl 4h --max-rows-changed 10000 --statement-timeout 30s --expires 4h
   DATABASE_URL=$(ardent branch create feature-x --print-url)")]
     Create(BranchCreateArgs),
@@ -181,6 +182,9 @@ pub struct BranchCreateArgs {
     /// Do not wait until it is made
     #[arg(long, conflicts_with = "psql")]
     pub no_wait: bool,
+    /// Make those indexes anew whose texts this host sorts otherwise than production: of a branch that is there already as well
+    #[arg(long, conflicts_with = "no_wait")]
+    pub reindex_collations: bool,
 }
 
 /// `ardent branch list`.

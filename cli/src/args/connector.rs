@@ -38,10 +38,11 @@ With --exit-code: 3 if production is not followed, or a warning is shown.")]
   ardent connector move shop 'postgresql://app:PASSWORD@db2.example.com/shop'
   ardent connector move shop - < url.txt
 
-For another address, role or password, and after a fail-over to a standby that was promoted. The server
-must be of the same cluster (system identifier), and have the WAL that follows on what is here: the end of
-that is compared byte for byte. If it does not, nothing is changed. A connector in logical mode needs its
-slot there. The slot on the old server is left alone: drop it there if that server goes on.")]
+For another address, role or password, and after a fail-over to a standby that was promoted. The
+server must be of the same cluster (system identifier), and have the WAL that follows on what is
+here: the end of that is compared byte for byte. If it does not, nothing is changed. A connector in
+logical mode needs its slot there. The slot on the old server is left alone: drop it there if that
+server goes on.")]
     Move(ConnectorMoveArgs),
     /// Prove that a logical connector's root branch and production are equal, at a common point
     #[command(after_help = "Examples:
@@ -51,6 +52,17 @@ slot there. The slot on the old server is left alone: drop it there if that serv
 Every row of every table that is followed is read on both sides, as of the same moment. Writing
 goes on meanwhile. Exit code 3: something differs.")]
     Verify(OptionalNameArgs),
+    /// Go on at once where following has stopped, after SQL on the root branch if need be
+    #[command(after_help = "Examples:
+  ardent connector resume shop
+  ardent connector resume shop --sql 'alter table orders rename column note to remark'
+  ardent connector resume shop --sql - < changes.sql
+
+A connector in logical mode stops where production changed a table in a way that cannot be told from
+what is sent; ardent connector status says which. The statements bring the root branch's table into
+the same form, in one transaction; then it goes on, or says why not. ardent connector verify proves
+the result.")]
+    Resume(ConnectorResumeArgs),
     /// Delete a connector and drop its replication slot
     #[command(after_help = "Examples:\n  ardent connector delete shop --yes")]
     Delete(ConnectorDeleteArgs),
@@ -113,6 +125,16 @@ pub struct ConnectorStatusArgs {
     /// Exit with code 3 if production is not followed, or something is warned of
     #[arg(long)]
     pub exit_code: bool,
+}
+
+/// `ardent connector resume`.
+#[derive(Debug, Args)]
+pub struct ConnectorResumeArgs {
+    /// Its name
+    pub name: String,
+    /// Statements to run on the root branch first, or - to read them from standard input
+    #[arg(long, value_name = "STATEMENTS")]
+    pub sql: Option<String>,
 }
 
 /// `ardent connector move`.

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use ardent_api::control::{
     BranchInfo, BranchList, BranchName, CreateBranchReply, CreateBranchRequest, DeleteReply, ErrorInfo,
-    PasswordRequest, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
+    PasswordRequest, ReindexReply, ReindexedDatabase, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
 };
 
 use ardent_api::policy::BranchPolicy;
@@ -68,6 +68,16 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
         password_expires_s: args.expires,
     };
     let reply: CreateBranchReply = api.post("/v1/branches", &request)?;
+    let reindexed: Option<ReindexReply> = match args.reindex_collations {
+        // As long as it takes.
+        true => {
+            Some(api.post_long(&format!("/v1/branches/{}/reindex-collations", path_name(&args.name)?), &json!({}))?)
+        }
+        false => None,
+    };
+    for warning in reply.warnings.iter().filter(|_| reindexed.is_none()) {
+        output.warning(&format!("{warning} (ardent branch create {name} --reindex-collations makes them anew)"));
+    }
     if args.print_url {
         return output.line(&reply.branch.url);
     }
@@ -81,7 +91,30 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
     if args.psql {
         return psql::open(&reply.branch.url, &[]);
     }
-    output.data(&reply, |reply| branch_text(&reply.branch))
+    for database in reindexed.iter().flat_map(|reindexed| &reindexed.databases) {
+        output.note(&reindexed_text(database));
+    }
+    let created = Created { reply, reindexed: reindexed.map(|reindexed| reindexed.databases) };
+    output.data(&created, |created| branch_text(&created.reply.branch))
+}
+
+/// What a create prints with `--json`.
+#[derive(Serialize)]
+struct Created {
+    #[serde(flatten)]
+    reply: CreateBranchReply,
+    /// What was made anew, if that was asked for.
+    reindexed: Option<Vec<ReindexedDatabase>>,
+}
+
+fn reindexed_text(database: &ReindexedDatabase) -> String {
+    let ReindexedDatabase { database, collations, indexes } = database;
+    format!(
+        "database {database}: made {} indexes anew ({}) for {}",
+        indexes.len(),
+        indexes.join(", "),
+        collations.join("; ")
+    )
 }
 
 /// A branch for people.

@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
     ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList, CreateConnectorRequest, DeleteReply,
-    ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest, SlotInfo, VerifyReply,
+    ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest, ResumeConnectorRequest, SlotInfo, VerifyReply,
 };
 
 use super::path_name;
 use crate::api::Api;
 use crate::args::{
-    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorStatusArgs,
-    OptionalNameArgs, SourceArgs,
+    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorResumeArgs,
+    ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
 };
 use crate::duration::bytes_text;
 use crate::failure::Failure;
@@ -30,6 +30,7 @@ pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(),
         ConnectorCommand::Create(args) => create(output, api, args),
         ConnectorCommand::List => list(output, api),
         ConnectorCommand::Status(args) => status(output, api, args),
+        ConnectorCommand::Resume(args) => resume(output, api, args),
         ConnectorCommand::Move(args) => move_to(output, api, args),
         ConnectorCommand::Verify(args) => verify(output, api, args),
         ConnectorCommand::Delete(args) => delete(output, api, args),
@@ -278,6 +279,9 @@ fn verify(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Fai
         for name in &reply.not_followed {
             text.push_str(&format!("\nnot followed: {name}"));
         }
+        for statement in &reply.schema_differences {
+            text.push_str(&format!("\nproduction's schema differs: {statement}"));
+        }
         let verdict = if reply.equal { "equal" } else { "NOT EQUAL" };
         format!("{text}\n{verdict} at production's {}", reply.at_lsn)
     })?;
@@ -293,6 +297,26 @@ fn status(output: &Output, api: &Api, args: &ConnectorStatusArgs) -> Result<(), 
     output.data(&connector, connector_text)?;
     let is_fine = connector.following && connector.warnings.is_empty();
     if args.exit_code && !is_fine { Err(Failure::differences()) } else { Ok(()) }
+}
+
+fn resume(output: &Output, api: &Api, args: &ConnectorResumeArgs) -> Result<(), Failure> {
+    let sql = match args.sql.as_deref() {
+        Some("-") => Some(
+            std::io::read_to_string(std::io::stdin())
+                .map_err(|error| Failure::local("standard input cannot be read", &error))?,
+        ),
+        sql => sql.map(str::to_owned),
+    };
+    let path = format!("/v1/connectors/{}/resume", path_name(&args.name)?);
+    let connector: ConnectorInfo = api.post_long(&path, &ResumeConnectorRequest { sql })?;
+    output.data(&connector, connector_text)?;
+    match &connector.problem {
+        None => Ok(()),
+        Some(problem) => {
+            let message = format!("connector {} does not go on: {problem}", connector.name);
+            Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).into())
+        }
+    }
 }
 
 fn move_to(output: &Output, api: &Api, args: &ConnectorMoveArgs) -> Result<(), Failure> {

@@ -200,7 +200,7 @@ fn host_facts(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> HostFacts {
     let facts = |major: u32| {
         let programs = ServerPrograms::find(major, pg_bin_dirs.get(&major).map(PathBuf::as_path)).ok()?;
         let compute_library = library::embedded(major).is_some();
-        Some((major, MajorFacts { compute_library, libraries: libraries(&programs) }))
+        Some((major, MajorFacts { compute_library, libraries: libraries(&programs), bin_dir: Some(programs.bin_dir) }))
     };
     HostFacts {
         majors: PgMajor::ALL.into_iter().filter_map(|major| facts(major.number())).collect(),

@@ -19,7 +19,7 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightChec
 use ardent_connector::HostFacts;
 use ardent_connector::logical::{
     LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, bootstrap, bring_current,
-    can_follow_logical, delete_logical, logical_connector, preflight_logical, verify,
+    can_follow_logical, delete_logical, logical_connector, preflight_logical, run_on_root, verify,
 };
 use ardent_control::deps::{ConnectorSpec, Imported, LogicalRuntime, LogicalStatus, RootBranch};
 use ardent_pg_format::PgMajor;
@@ -154,6 +154,20 @@ impl LogicalRuntime for LogicalConnectors {
         async move {
             let config = logical_config(spec, &programs);
             verify(&config, &handle?, &Root(root)).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn run_on_root(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        sql: String,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            run_on_root(&config, &Root(root), &sql).await.map_err(|error| failed(&error))
         }
         .boxed()
     }

@@ -8,6 +8,10 @@ use ardent_pgoutput::DecodeError;
 
 use crate::error::ConnectorError;
 
+/// What can be done where applying has stopped.
+const RESUME: &str = "Bring the root branch's table into that form with: ardent connector resume NAME --sql STATEMENTS; or connect \
+                      production once more under another name";
+
 /// A logical connector can't do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LogicalError {
@@ -75,9 +79,7 @@ pub enum LogicalError {
         source: tokio_postgres::Error,
     },
     /// A table changed on production in a way that can't be followed.
-    #[error(
-        "table {table} was changed on production: {change}. Nothing is applied from there on; delete this connector and create it again"
-    )]
+    #[error("table {table} was changed on production: {change}. Nothing is applied from there on. {RESUME}")]
     TableChanged {
         /// Schema and name.
         table: String,
@@ -86,8 +88,7 @@ pub enum LogicalError {
     },
     /// A row that production changed is not on the root.
     #[error(
-        "a row that production {action} in table {table} is not on the root branch, which is therefore not equal to production: \
-         delete this connector and create it again"
+        "a row that production {action} in table {table} is not on the root branch, which is therefore not equal to production. {RESUME}"
     )]
     Diverged {
         /// Schema and name.

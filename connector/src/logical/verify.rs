@@ -12,6 +12,7 @@ use ardent_types::Lsn;
 use crate::error::ConnectorError;
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::Moment;
+use crate::logical::drift::schema_differences;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::run::LogicalHandle;
 use crate::logical::sequences::{self, is_behind};
@@ -75,6 +76,7 @@ pub async fn verify(
         tables: Vec::new(),
         sequences_behind: Vec::new(),
         not_followed: Vec::new(),
+        schema_differences: schema_differences(&production, &client, &config.options).await?,
     };
     let here = tables(&client, &config.options).await?;
     for table in found {
@@ -112,6 +114,24 @@ pub async fn verify(
     }
     reply.equal = reply.tables.iter().all(|table| table.equal) && reply.sequences_behind.is_empty();
     Ok(reply)
+}
+
+/// Runs statements on the root in one transaction, as its superuser: what somebody decided who knows what production did. Nothing is
+/// applied meanwhile.
+pub async fn run_on_root(config: &LogicalConfig, branch: &dyn RootBranch, sql: &str) -> Result<(), LogicalError> {
+    let database = config.connector.connect_config()?.database().to_owned();
+    let at = branch.wake().await.map_err(LogicalError::Branch)?;
+    let client = connect_root(&at, &database).await?;
+    let run = |statement: String| {
+        let client = client.clone();
+        async move {
+            let done = client.batch_execute(&statement).await;
+            done.map_err(|source| LogicalError::Schema { statement, source })
+        }
+    };
+    run("begin; set local search_path to public".to_owned()).await?;
+    run(sql.to_owned()).await?;
+    run("commit".to_owned()).await
 }
 
 fn no_slot(error: LogicalError) -> LogicalError {

@@ -43,6 +43,20 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         Some("MoveConnector"),
         "Connector",
     ),
+    (
+        "post",
+        "/v1/branches/{name}/reindex-collations",
+        "Make the indexes anew whose texts this host sorts otherwise than the server that made them",
+        None,
+        "Reindexed",
+    ),
+    (
+        "post",
+        "/v1/connectors/{name}/resume",
+        "Try again at once what could not go on, after SQL on the root branch of a connector in logical mode",
+        Some("ResumeConnector"),
+        "Connector",
+    ),
     ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
     (
         "get",
@@ -189,6 +203,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("tables", "[VerifiedTable]"),
             ("sequences_behind", "[string]"),
             ("not_followed", "[string]"),
+            ("schema_differences", "[string]"),
         ],
     ),
     (
@@ -242,6 +257,9 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("safe_bytes", "integer?"),
         ],
     ),
+    ("Reindexed", &[("schema_version", "integer"), ("name", "string"), ("databases", "[ReindexedDatabase]")]),
+    ("ReindexedDatabase", &[("database", "string"), ("collations", "[string]"), ("indexes", "[string]")]),
+    ("ResumeConnector", &[("sql", "string?")]),
     ("MoveConnector", &[("url", "string")]),
     ("ConnectorList", &[("schema_version", "integer"), ("connectors", "[Connector]")]),
     (
@@ -411,7 +429,8 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
 ];
 
 /// What [`BRANCH`] has besides when it was just made.
-pub(crate) const CREATED: Fields = &[("created", "boolean"), ("server_us", "integer"), ("waited_us", "integer")];
+pub(crate) const CREATED: Fields =
+    &[("created", "boolean"), ("server_us", "integer"), ("waited_us", "integer"), ("warnings", "[string]")];
 
 /// What [`BRANCH`] has besides when it was just reset or restored.
 pub(crate) const SWITCHED: Fields =

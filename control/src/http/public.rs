@@ -19,9 +19,9 @@ use tokio::sync::watch;
 use ardent_api::control::{
     ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
     CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
-    MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, RenameRequest, ResetRequest,
-    RestoreRequest, SCHEMA_VERSION, StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest,
-    UrlReply, VerifyReply, WakeReply, WhoamiReply,
+    MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply, RenameRequest, ResetRequest,
+    RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, StatusReply, SwitchReply, UndeleteRequest,
+    UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -50,11 +50,13 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/connectors/{name}", get(show_connector).delete(delete_connector))
         .route("/v1/connectors/{name}/verify", post(verify_connector))
         .route("/v1/connectors/{name}/move", post(move_connector))
+        .route("/v1/connectors/{name}/resume", post(resume_connector))
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
         .route("/v1/branches/{name}/unnamed-files", get(unnamed_files))
         .route("/v1/branches/{name}/password", post(new_password))
+        .route("/v1/branches/{name}/reindex-collations", post(reindex_collations))
         .route("/v1/branches/{name}/wake", post(wake))
         .route("/v1/branches/{name}/suspend", post(suspend))
         .route("/v1/branches/{name}/diff", post(diff))
@@ -157,6 +159,18 @@ async fn show_connector(State(control): Shared, Path(name): Path<String>) -> Res
 
 async fn verify_connector(State(control): Shared, Path(name): Path<String>) -> Result<VerifyReply> {
     Ok(Reply(control.verify_connector(&name).await?))
+}
+
+async fn reindex_collations(State(control): Shared, Path(name): Path<String>) -> Result<ReindexReply> {
+    Ok(Reply(control.reindex_collations(&name).await?))
+}
+
+async fn resume_connector(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<ResumeConnectorRequest>,
+) -> Result<ConnectorInfo> {
+    Ok(Reply(control.resume_connector(&name, request).await?))
 }
 
 async fn move_connector(

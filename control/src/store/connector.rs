@@ -40,11 +40,13 @@ pub struct ConnectorRow {
     pub settings: BTreeMap<String, String>,
     /// What is copied, if it follows by logical replication.
     pub logical: Option<LogicalOptions>,
+    /// How this host sorted texts otherwise than production when it was made.
+    pub collation_warning: Option<String>,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
 }
 
-const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, created_us";
+const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, collation_warning, created_us";
 
 impl ConnectorRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -75,6 +77,7 @@ impl ConnectorRow {
             superuser: row.get("superuser")?,
             settings,
             logical,
+            collation_warning: row.get("collation_warning")?,
             created_us: row.get("created_us")?,
         })
     }
@@ -99,8 +102,8 @@ impl Store {
                 .execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![timeline, tenant])?;
             transaction.execute(
                 "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, logical,
-                    created_us)
-                 VALUES (?1, ?2, ?3, 'creating', ?4, ?5, ?6, ?7, ?8, ?9)",
+                    collation_warning, created_us)
+                 VALUES (?1, ?2, ?3, 'creating', ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 params![
                     row.name,
                     tenant,
@@ -110,6 +113,7 @@ impl Store {
                     row.fast,
                     row.max_rate_bytes,
                     row.logical.as_ref().map(|options| serde_json::to_string(options).expect("plain data")),
+                    row.collation_warning,
                     row.created_us
                 ],
             )?;

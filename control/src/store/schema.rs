@@ -135,6 +135,8 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE connectors ADD COLUMN logical TEXT;
     ALTER TABLE connectors ADD COLUMN logical_state TEXT;
     ALTER TABLE connectors ADD COLUMN logical_script TEXT;",
+    // 5 -> 6: how this host sorts texts otherwise than a production.
+    "ALTER TABLE connectors ADD COLUMN collation_warning TEXT;",
 ];
 
 /// Version of the schema that this program writes.

@@ -76,6 +76,8 @@ pub struct FakeState {
     /// The root timelines whose logical connectors run, and how often one was begun.
     pub logical_running: Vec<TimelineId>,
     pub logical_begun: usize,
+    /// Statements that were run on root branches.
+    pub ran_on_root: Vec<String>,
     /// What production says of the slot.
     pub slot: Option<SlotInfo>,
     /// Physical connectors that are followed, and the URL of the last one.
@@ -412,8 +414,19 @@ impl LogicalRuntime for Fakes {
             tables: vec![],
             sequences_behind: vec![],
             not_followed: vec![],
+            schema_differences: vec![],
         };
         Box::pin(async move { Ok(reply) })
+    }
+
+    fn run_on_root(
+        &self,
+        _spec: ConnectorSpec,
+        _root: Arc<dyn RootBranch>,
+        sql: String,
+    ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        self.state.lock().ran_on_root.push(sql);
+        Box::pin(async move { Ok(()) })
     }
 
     fn can_follow(&self, spec: ConnectorSpec, _applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>> {

@@ -16,6 +16,7 @@
 //! [`frame::FRAME_LEN_MAX`] bytes.
 
 pub mod addr;
+pub mod collations;
 pub mod compute;
 pub mod control;
 pub mod frame;

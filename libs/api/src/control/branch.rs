@@ -294,6 +294,31 @@ pub struct CreateBranchReply {
     pub server_us: u64,
     /// Of these, how long it waited for production's WAL to be ingested.
     pub waited_us: u64,
+    /// What there is to know about it.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+}
+
+/// Answer of `POST /v1/branches/NAME/reindex-collations`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReindexReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The branch's name.
+    pub name: String,
+    /// Those in which something sorted otherwise.
+    pub databases: Vec<ReindexedDatabase>,
+}
+
+/// What was made anew in a database.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReindexedDatabase {
+    /// Its name.
+    pub database: String,
+    /// The collations that sort otherwise, with their versions.
+    pub collations: Vec<String>,
+    /// The indexes that were made anew.
+    pub indexes: Vec<String>,
 }
 
 /// `GET /v1/branches/NAME/url`.

@@ -70,6 +70,18 @@ pub struct VerifyReply {
     pub sequences_behind: Vec<String>,
     /// Tables of production's that are not followed.
     pub not_followed: Vec<String>,
+    /// Statements that would make the root branch's schema production's: what was changed there since and is not followed.
+    #[serde(default)]
+    pub schema_differences: Vec<String>,
+}
+
+/// Body of `POST /v1/connectors/{name}/resume`: try again at once what could not go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeConnectorRequest {
+    /// Run on the root branch of a connector in logical mode before, in one transaction.
+    #[serde(default)]
+    pub sql: Option<String>,
 }
 
 /// What [`VerifyReply`] says of a table.
