@@ -44,7 +44,7 @@ case "${1:-}" in
         ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} cargo test -p ardent-tests --test s3 -- --nocapture
         ;;
     quorum)
-        ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture
+        ARDENT_MODEL=full ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture
         cargo test -p ardent-safekeeper -p ardent-wal-client
         ;;
     diff)
