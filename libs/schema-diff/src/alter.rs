@@ -80,6 +80,12 @@ impl Change<'_> {
                 before.retain(|privilege| privilege.0 != self.old.owner);
             }
             let after = self.new.acl.clone().unwrap_or_default();
+            if is_column {
+                // Its table's change may have given them already: then they would stay in front of those that come anew.
+                let given = after.iter().filter(|new| !before.iter().any(|old| old.0 == new.0));
+                let given: Vec<_> = given.map(|new| (new.0.clone(), String::new(), String::new(), false)).collect();
+                before.extend(given);
+            }
             statements.extend(privileges::change(&before, &after, owner, &target, column.as_deref()));
             // What is taken back of a table is taken back of its columns too.
             for part in self.new_catalog.columns(&self.new.id).filter(|_| !is_column) {
