@@ -95,10 +95,10 @@ fn seeds() -> Vec<u64> {
     }
 }
 
-/// Seeds that failed once, which are run when none are asked for: values for which a new type has no room, sequences of another type
-/// than their identity columns, keys that are no values of the old type, defaults that a partition alone lost, identity columns of
-/// partitioned tables.
-const ONCE_FAILED: [u64; 8] = [34, 51, 65, 71, 72, 109, 143, 166];
+/// Seeds that failed once, one for each cause, which are run when none are asked for: values for which a new type has no room, sequences
+/// of another type than their identity columns (71 and 72 too), keys that are no values of the old type (128 too), defaults that a
+/// partition alone lost, identity columns of partitioned tables.
+const ONCE_FAILED: [u64; 5] = [34, 65, 109, 143, 166];
 
 /// Tables and changes of all kinds.
 #[test]
