@@ -245,14 +245,18 @@ impl Control {
         point: PointSpec,
     ) -> Result<Point, ErrorInfo> {
         let follows_production = connector.is_some() && point == PointSpec::Now;
-        tokio::select! {
+        let is_logical = connector.as_ref().is_some_and(|connector| connector.logical.is_some());
+        let why = tokio::select! {
             biased;
-            point = self.context.resolve_point(parent, connector, point) => point,
-            why = self.given_up(&parent.connector), if follows_production => {
-                let message = format!("production ({}) is not followed any more: {why}", parent.connector);
-                Err(self.context.production_unavailable(parent, message).await)
-            }
-        }
+            point = self.context.resolve_point(parent, connector, point) => match (point, self.following(&parent.connector)) {
+                // One that does not run at this moment cannot say why; it was said when that began.
+                (Err(error), (_, Some(why))) if is_logical && error.code == ApiErrorCode::ConnectorUnavailable => why,
+                (point, _) => return point,
+            },
+            why = self.given_up(&parent.connector), if follows_production => why,
+        };
+        let message = format!("production ({}) is not followed any more: {why}", parent.connector);
+        Err(self.context.production_unavailable(parent, message).await)
     }
 
     async fn make_in_storage(&self, branch: &BranchRow, parent: &BranchRow, point: Point) -> Result<(), ErrorInfo> {
