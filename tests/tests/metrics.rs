@@ -40,6 +40,9 @@ fn value(told: &str, metric: &str) -> f64 {
 fn metrics_follow_what_happens_and_are_for_who_has_the_token() {
     let production = TestPg::start(production_options());
     production.sql("create table t as select generate_series(1, 1000) as n");
+    // Only a limited slot has a margin to tell of.
+    production.sql("alter system set max_slot_wal_keep_size = '1GB'");
+    production.sql("select pg_reload_conf()");
     let port = free_port();
     let mut house = House::prepare().with_arguments(&["--metrics-listen", &format!("127.0.0.1:{port}")]);
     house.up();
