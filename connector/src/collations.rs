@@ -160,7 +160,7 @@ async fn icu_versions(bin_dir: &Path, locales: &BTreeSet<&str>) -> Result<BTreeM
     Ok(parse_versions(&String::from_utf8_lossy(&output.stdout), locales))
 }
 
-/// `1: v = "@0=153.120"	(typeid = 25, ...)`
+/// `1: v = "@0=153.120" (typeid = 25, ...)`
 fn parse_versions(printed: &str, locales: &BTreeSet<&str>) -> BTreeMap<String, String> {
     let found = |line: &str| {
         let (number, rest) = line.split_once("\"@")?.1.split_once('=')?;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 
@@ -142,7 +141,7 @@ async fn send(event: TarEvent, prefix: &str, wanted: &mut bool, import: &mut Imp
                 import.file(&path, length).await?;
             }
         }
-        TarEvent::Data(data) if *wanted => import.data(Bytes::from(data)).await?,
+        TarEvent::Data(data) if *wanted => import.data(data).await?,
         TarEvent::Data(_) | TarEvent::Other => {}
     }
     Ok(())
@@ -177,7 +176,7 @@ fn is_wanted(path: &str) -> bool {
         && !path.split('/').any(|part| part.starts_with("pgsql_tmp"))
         && !file.starts_with("pg_internal.init")
         && !file.starts_with("postmaster.")
-        && !(file.ends_with(".conf") && !path.contains('/'))
+        && (!file.ends_with(".conf") || path.contains('/'))
         && !is_temporary_relation(file)
 }
 

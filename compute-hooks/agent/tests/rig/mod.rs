@@ -77,7 +77,7 @@ impl World {
         world.start_safekeeper().await;
         let manage = world.issuer.issue(&claims(Service::Any, Rights::Manage, None));
         let mut client = SafekeeperClient::connect(&world.safekeeper_addr(), tenant, &manage).await.expect("connects");
-        client.create_timeline(world.timeline.clone()).await.expect("created");
+        client.create_timeline(world.timeline).await.expect("created");
         world
     }
 
@@ -137,7 +137,7 @@ impl World {
         let target = folder.join(format!("libardent_compute_{}.so", test_major()));
         // Once: writing over a library that a server has mapped crashes that server.
         if !target.exists() {
-            std::fs::copy(&library, target).unwrap_or_else(|error| panic!("{}: {error}", library.display()));
+            std::fs::copy(library, target).unwrap_or_else(|error| panic!("{}: {error}", library.display()));
         }
         folder
     }

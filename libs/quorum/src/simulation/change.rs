@@ -378,11 +378,9 @@ impl World {
         let alive: Vec<usize> =
             (0..self.changes.changers.len()).filter(|index| self.changes.changers[*index].alive).collect();
         match self.dice.between(0, 9) {
-            0..=3 => {
-                if alive.len() < CHANGERS_ALIVE_MAX && self.now_us < FAULTS_END_US - 500_000 {
-                    let target = self.a_target();
-                    self.spawn_changer(Some(target));
-                }
+            0..=3 if alive.len() < CHANGERS_ALIVE_MAX && self.now_us < FAULTS_END_US - 500_000 => {
+                let target = self.a_target();
+                self.spawn_changer(Some(target));
             }
             4 => {
                 if let Some(index) = alive.first() {
@@ -395,15 +393,13 @@ impl World {
                 }
             }
             6 => self.lose_disk(node),
-            7 => {
-                // Somebody makes the timeline anew where it was lost, as if it had never been there.
-                if !self.nodes[node].has_timeline()
-                    && self.changes.addresses.values().filter(|at| **at == node).count() > 1
-                {
-                    let configuration = self.changes.store.clone();
-                    self.changes.seen.impostors += 1;
-                    self.nodes[node].make_empty_timeline(configuration)?;
-                }
+            // Somebody makes the timeline anew where it was lost, as if it had never been there.
+            7 if !self.nodes[node].has_timeline()
+                && self.changes.addresses.values().filter(|at| **at == node).count() > 1 =>
+            {
+                let configuration = self.changes.store.clone();
+                self.changes.seen.impostors += 1;
+                self.nodes[node].make_empty_timeline(configuration)?;
             }
             _ => {}
         }

@@ -229,7 +229,7 @@ impl World {
 
     fn spawn_writer(&mut self) {
         let index = self.writers.len();
-        let id = u128::from(self.dice.next()) << 64 | index as u128 + 1;
+        let id = (u128::from(self.dice.next()) << 64) | (index as u128 + 1);
         let limits = ProposerLimits {
             resend_after_us: RESEND_US,
             in_flight_bytes_max: 400,
