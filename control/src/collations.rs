@@ -14,9 +14,8 @@ use crate::diff::{chain, connect};
 use crate::service::Control;
 use crate::store::BranchRow;
 
-/// Nothing of the branch's own is run, and names are written with their schemas.
-const ALONE: &str =
-    "set session_replication_role = replica; set search_path = ''; set statement_timeout = 0; set lock_timeout = 0";
+/// Nothing of the branch's own is run, and names are written with their schemas. Whoever uses a table meanwhile is waited for, with a limit.
+const ALONE: &str = "set session_replication_role = replica; set search_path = ''; set statement_timeout = 0; set lock_timeout = '1min'";
 
 /// All that are of another version than they are recorded with. One without a recorded version cannot be given any.
 const REFRESH_COLLATIONS: &str = "do $$ declare name text; begin
@@ -62,7 +61,7 @@ impl Control {
             )));
         }
         let at = self.wake_branch(&branch, Instant::now()).await?;
-        let failed = |error: tokio_postgres::Error| reindex_failed(&branch, &error);
+        let failed = |error: tokio_postgres::Error| reindex_failed(&branch, &error.into());
         let lister = connect(&at, "template1").await?;
         lister.batch_execute(ALONE).await.map_err(failed)?;
         let listed = lister
@@ -71,9 +70,10 @@ impl Control {
             .map_err(failed)?;
         let mut databases = Vec::new();
         for row in listed {
-            let database: String = row.get(0);
+            let database: String = row.try_get(0).map_err(failed)?;
             let client = connect(&at, &database).await?;
-            let (collations, indexes) = reindex_database(&client).await.map_err(failed)?;
+            let (collations, indexes) =
+                reindex_database(&client).await.map_err(|error| reindex_failed(&branch, &error))?;
             if !collations.is_empty() {
                 info!(
                     branch = name,
@@ -90,20 +90,28 @@ impl Control {
     }
 }
 
+/// Why indexes cannot be made anew. A branch's superuser can make its catalogs answer anything.
+#[derive(Debug, thiserror::Error)]
+enum ReindexError {
+    #[error("Postgres refuses")]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("the list of indexes is no list of names")]
+    Answer(#[from] serde_json::Error),
+}
+
 /// The collations that sort otherwise, and the indexes that were made anew.
-async fn reindex_database(client: &Client) -> Result<(Vec<String>, Vec<String>), tokio_postgres::Error> {
+async fn reindex_database(client: &Client) -> Result<(Vec<String>, Vec<String>), ReindexError> {
     client.batch_execute(ALONE).await?;
     let (mut collations, mut indexes) = (Vec::new(), Vec::new());
     for row in client.query(COLLATIONS_IN_USE, &[]).await? {
-        let (name, version, actual): (String, Option<String>, Option<String>) = (row.get(1), row.get(4), row.get(5));
+        let (name, version, actual): (String, Option<String>, Option<String>) =
+            (row.try_get(1)?, row.try_get(4)?, row.try_get(5)?);
         if version == actual {
             continue;
         }
         let unknown = || "unknown".to_owned();
         collations.push(format!("{name}, {} to {}", version.unwrap_or_else(unknown), actual.unwrap_or_else(unknown)));
-        let names: String = row.get(6);
-        let names: Vec<String> = serde_json::from_str(&names).expect("Postgres writes JSON");
-        indexes.extend(names);
+        indexes.extend(serde_json::from_str::<Vec<String>>(row.try_get(6)?)?);
     }
     // One may depend on several.
     indexes.sort();
@@ -117,7 +125,7 @@ async fn reindex_database(client: &Client) -> Result<(Vec<String>, Vec<String>),
     Ok((collations, indexes))
 }
 
-fn reindex_failed(branch: &BranchRow, error: &tokio_postgres::Error) -> ErrorInfo {
+fn reindex_failed(branch: &BranchRow, error: &ReindexError) -> ErrorInfo {
     let message = format!("indexes of branch {} cannot be made anew: {}", branch.name, chain(error));
     ErrorInfo::new(ApiErrorCode::ComputeFailed, message)
         .with_hint(format!("it goes on with: ardent branch create {} --reindex-collations", branch.name))

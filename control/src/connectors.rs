@@ -418,6 +418,16 @@ impl Control {
         })
     }
 
+    /// One that is neither just being made nor deleted.
+    pub(crate) fn find_ready_connector(&self, name: &str) -> Result<ConnectorRow, ErrorInfo> {
+        let row = self.find_connector(name)?;
+        if row.state != ConnectorState::Ready {
+            let message = format!("connector {name} is just being made or deleted");
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
+        }
+        Ok(row)
+    }
+
     /// What the runtime needs to know about a connector.
     pub(crate) fn connector_spec(&self, name: &str) -> Result<ConnectorSpec, ErrorInfo> {
         self.connector_spec_of(&self.find_connector(name)?)
@@ -462,11 +472,15 @@ impl Control {
 
     pub(crate) async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
         self.refresh_logical(row).await;
-        if row.state == ConnectorState::Ready {
-            self.look_at_slot(row).await;
-        }
         let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
-        let production = tokio::time::timeout(STATUS_TIMEOUT, asked).await.ok().and_then(Result::ok);
+        let looked = async {
+            if row.state == ConnectorState::Ready {
+                self.look_at_slot(row).await;
+            }
+        };
+        // Side by side: a production that does not answer is waited for once.
+        let (production, ()) = tokio::join!(tokio::time::timeout(STATUS_TIMEOUT, asked), looked);
+        let production = production.ok().and_then(Result::ok);
         let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
         self.connector_info(row, status.as_ref(), production)
     }

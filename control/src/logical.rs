@@ -210,19 +210,12 @@ impl Control {
 
     /// Holds production and the root branch against one another.
     pub async fn verify_connector(&self, name: &str) -> Result<VerifyReply, ErrorInfo> {
-        let row = self.find_connector(name)?;
+        let row = self.find_ready_connector(name)?;
         if row.logical.is_none() {
             let message =
                 format!("connector {name} follows by physical replication: its root branch is a copy byte for byte");
             return Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
                 .with_hint("only connectors made with --logical can be verified"));
-        }
-        if row.state != ConnectorState::Ready {
-            return Err(ErrorInfo::new(
-                ApiErrorCode::Conflict,
-                format!("connector {name} is just being made or deleted"),
-            )
-            .with_hint("try again in a moment"));
         }
         let root = self.logical_root(name)?;
         let reply = self.context.logical.verify(self.connector_spec_of(&row)?, root).await?;
@@ -239,11 +232,7 @@ impl Control {
         let task = self.tasks.spawn(async move {
             let lock = control.name_lock(&name);
             let _guard = lock.lock().await;
-            let row = control.find_connector(&name)?;
-            if row.state != ConnectorState::Ready {
-                let message = format!("connector {name} is just being made or deleted");
-                return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
-            }
+            let row = control.find_ready_connector(&name)?;
             if request.sql.is_some() && row.logical.is_none() {
                 let message = format!("connector {name} follows by physical replication: its root branch takes no SQL");
                 return Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint("leave --sql away"));

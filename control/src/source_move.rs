@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use ardent_api::control::{ApiErrorCode, ConnectorInfo, ConnectorState, ErrorInfo, MoveConnectorRequest};
+use ardent_api::control::{ConnectorInfo, ErrorInfo, MoveConnectorRequest};
 
 use crate::branches::shutting_down;
 use crate::connectors::url_context;
@@ -24,11 +24,7 @@ impl Control {
         let task = self.tasks.spawn(async move {
             let lock = control.name_lock(&name);
             let _guard = lock.lock().await;
-            let row = control.find_connector(&name)?;
-            if row.state != ConnectorState::Ready {
-                let message = format!("connector {name} is just being made or deleted");
-                return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
-            }
+            let row = control.find_ready_connector(&name)?;
             // Only one connection can use the slot.
             let applied = control.context.logical.status(row.timeline).and_then(|status| status.applied_lsn);
             control.stop_following(&name).await;
