@@ -6,6 +6,7 @@ mod connector;
 mod history;
 mod inspect;
 mod logical;
+mod recover;
 mod serve;
 mod session;
 
@@ -25,6 +26,7 @@ pub use inspect::{
     InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
     UnnamedFilesArgs, VerifyRedoArgs, WalInspectArgs,
 };
+pub use recover::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 pub use serve::{
     AgentArgs, ComputeArgs, ControlArgs, FrontArgs, KeysArgs, MetricsArgs, PageserverArgs, ProxyArgs, SafekeeperArgs,
     SourcesArgs, StoreArgs, UpArgs,
@@ -100,6 +102,9 @@ pub enum Command {
     /// Look into files; for operators
     #[command(subcommand)]
     Inspect(InspectCommand),
+    /// Make anew what was lost, from what is left; for operators
+    #[command(subcommand)]
+    Recover(RecoverCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:\n  ardent completions bash > ~/.local/share/bash-completion/completions/ardent")]
     Completions(CompletionsArgs),

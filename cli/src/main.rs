@@ -69,6 +69,7 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Branch(command) => commands::branch::run(output, &Api::new(url)?, command),
         Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
         Command::Inspect(command) => commands::inspect::run(output, url, command),
+        Command::Recover(command) => commands::recover::run(output, command),
         Command::Completions(args) => completions(args.shell),
         // Handled before there is an output: its standard output speaks another language.
         Command::Agent(_) => Ok(()),

@@ -22,10 +22,10 @@ use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind, WalBranch};
 use crate::point::{Point, PointSpec, unexpected_reply};
 use crate::service::Control;
-use crate::store::{BranchRow, InsertBranch, iso8601, now_us};
+use crate::store::{BranchRow, Description, InsertBranch, iso8601, now_us};
 
 /// Idle time of branches that are made without one.
-const IDLE_TIMEOUT_DEFAULT_S: u64 = 300;
+pub(crate) const IDLE_TIMEOUT_DEFAULT_S: u64 = 300;
 /// Longest idle time and lifetime: 10 years.
 const SECONDS_MAX: u64 = 10 * 366 * 86_400;
 
@@ -262,12 +262,14 @@ impl Control {
     async fn make_in_storage(&self, branch: &BranchRow, parent: &BranchRow, point: Point) -> Result<(), ErrorInfo> {
         let lock = self.context.timeline_locks.of(branch.timeline);
         let _guard = lock.lock().await;
-        let made = self.make_timeline(branch.tenant, branch.timeline, parent.timeline, point).await;
+        let description = self.context.store.description(branch.timeline)?;
+        let made =
+            self.make_timeline(branch.tenant, branch.timeline, parent.timeline, point, description.as_ref()).await;
         let MadeTimeline { start_lsn, prev_lsn, away } = match made {
             Ok(made) => made,
             Err(error) => return Err(self.context.with_range(parent, error).await),
         };
-        self.context.store.branch_ready(branch, start_lsn, prev_lsn, &away)?;
+        self.context.store.branch_ready(branch, (start_lsn, prev_lsn), &away, description.as_ref())?;
         info!(branch = %branch.name, %start_lsn, "branch is made");
         Ok(())
     }
@@ -281,8 +283,10 @@ impl Control {
         timeline: TimelineId,
         ancestor: TimelineId,
         point: Point,
+        description: Option<&Description>,
     ) -> Result<MadeTimeline, StorageError> {
-        let request = ManageRequest::CreateBranch { timeline, ancestor, at: Some(point.lsn) };
+        let description = description.map(Description::to_json);
+        let request = ManageRequest::CreateBranch { timeline, ancestor, at: Some(point.lsn), description };
         let wal_from = |start_lsn, prev_lsn| WalBranch { tenant, timeline, ancestor, start_lsn, prev_lsn };
         let (made, made_for_wal) = tokio::join!(
             self.context.page_service.manage(tenant, request),
@@ -490,7 +494,7 @@ impl Control {
         let branch = self.find_branch(name)?;
         let role = role.unwrap_or(&branch.role).to_owned();
         let url = self.context.url_with_password(&branch, &role)?.ok_or_else(|| {
-            let message = format!("the password of role {role} was set on branch {name} by SQL and is not known here");
+            let message = format!("the password of role {role} on branch {name} is not known here: it was set by SQL, or came back without its key");
             ErrorInfo::new(ApiErrorCode::Conflict, message)
                 .with_hint(format!("use it, or make a new one: ardent branch password {name} --role {role}"))
         })?;

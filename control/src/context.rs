@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ardent_api::control::ErrorInfo;
 use ardent_api::token::TokenIssuer;
+use ardent_types::BranchId;
 
 use crate::compute::PoolConfig;
 use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, WalService};
@@ -44,7 +45,7 @@ impl Context {
             role: role.to_owned(),
             sealed_for: Some(role.to_owned()),
             expires_us: None,
-            password_sealed: Some(self.keyring.seal(&password_context(branch, role), password.as_bytes())?),
+            password_sealed: Some(self.keyring.seal(&password_context(branch.id, role), password.as_bytes())?),
             verifier: scram::verifier(&password)?,
         })
     }
@@ -63,7 +64,7 @@ impl Context {
         };
         let Some(sealed) = &credential.password_sealed else { return Ok(None) };
         let sealed_for = credential.sealed_for.as_deref().unwrap_or(role);
-        let password = self.keyring.open(&password_context(branch, sealed_for), sealed)?;
+        let password = self.keyring.open(&password_context(branch.id, sealed_for), sealed)?;
         Ok(Some(self.public.branch_url(&branch.name, role, Some(&password), &branch.database)))
     }
 
@@ -73,8 +74,8 @@ impl Context {
     }
 }
 
-fn password_context(branch: &BranchRow, role: &str) -> String {
-    format!("password of {role} on branch {}", branch.id)
+pub(crate) fn password_context(branch: BranchId, role: &str) -> String {
+    format!("password of {role} on branch {branch}")
 }
 
 impl From<SecretError> for ErrorInfo {

@@ -23,6 +23,9 @@
 //! - CT-6: a branch moves to another timeline in one transaction, when storage has all of the new one and nothing of the old
 //!   one's compute is left (`switch.rs`); what it left is kept, and deleted after all that hangs on it (`deletion.rs`).
 //!
+//! - CT-7: what a timeline is to users is in its manifest from the first one on, and what changes is told until the page server has
+//!   it (`descriptions.rs`); a lost store is made anew from that (`recovery.rs`).
+//!
 //! Control does not know WAL, pages or the Postgres protocol, and depends on no other service's crate: the page server,
 //! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
 
@@ -34,6 +37,7 @@ pub mod connectors;
 mod context;
 pub mod deletion;
 pub mod deps;
+mod descriptions;
 mod diff;
 mod history;
 mod http;
@@ -43,6 +47,7 @@ mod metrics;
 pub mod pgurl;
 mod point;
 mod rebase;
+pub mod recovery;
 pub mod scram;
 pub mod secrets;
 pub mod service;

@@ -298,10 +298,11 @@ impl Control {
         // Before anybody can ask for a name whose row is half made.
         control.mark_half_made()?;
         control.settle_switches().await.map_err(StartError::Unsettled)?;
-        let (starting, housekeeper) = (control.clone(), control.clone());
+        let (starting, housekeeper, describing) = (control.clone(), control.clone(), control.clone());
         // Storage may still be starting: what needs it is tried until it answers, and does not hold up the listeners.
         control.tasks.spawn(async move { starting.recover().await });
         control.tasks.spawn(async move { housekeeper.keep_house().await });
+        control.tasks.spawn(async move { describing.keep_described().await });
         let servers = vec![
             http::serve_tcp(tcp, control.clone(), control.cancel.clone()),
             http::serve_unix(unix, control.clone(), control.cancel.clone()),

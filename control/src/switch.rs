@@ -148,7 +148,7 @@ impl Control {
             let start_lsn = {
                 let lock = self.context.timeline_locks.of(row.timeline);
                 let _guard = lock.lock().await;
-                let made = self.make_timeline(branch.tenant, row.timeline, origin.ancestor, origin.point).await;
+                let made = self.make_timeline(branch.tenant, row.timeline, origin.ancestor, origin.point, None).await;
                 let MadeTimeline { start_lsn, prev_lsn, away } = match made {
                     Ok(made) => made,
                     Err(error) => return Err(self.context.with_range(from, error).await),

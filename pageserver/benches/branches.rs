@@ -137,7 +137,7 @@ impl House {
 }
 
 fn create(timeline: TimelineId) -> ManageRequest {
-    ManageRequest::CreateBranch { timeline, ancestor: ROOT, at: None }
+    ManageRequest::CreateBranch { timeline, ancestor: ROOT, at: None, description: None }
 }
 
 fn status(timeline: TimelineId) -> ManageRequest {

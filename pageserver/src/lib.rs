@@ -23,6 +23,7 @@
 mod changed;
 mod collector;
 mod connection;
+mod description;
 mod follower;
 mod import;
 mod intake;
@@ -40,5 +41,6 @@ mod socket;
 mod state;
 mod unnamed_files;
 
+pub use description::DESCRIPTION;
 pub use intake::{Intake, IntakeError};
 pub use server::{Pageserver, PageserverConfig, StartError};

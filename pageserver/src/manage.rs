@@ -1,5 +1,6 @@
 //! Management: branches, facts, leases.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use ardent_storage::{Glance, Timeline, TimelineError};
 use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
+use crate::description;
 use crate::import::{CONSISTENT_FROM, check_consistent, consistent_from, consistent_from_of};
 use crate::kept_state;
 use crate::limits;
@@ -27,7 +29,15 @@ impl Connection<'_> {
                 let (_, point) = timeline.branch_point(at).map_err(|error| timeline_failure(&error))?;
                 Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
             }
-            ManageRequest::CreateBranch { timeline, ancestor, at } => self.create_branch(bound, timeline, ancestor, at),
+            ManageRequest::CreateBranch { timeline, ancestor, at, description } => {
+                let metadata = description.map(description::entry).transpose()?;
+                self.create_branch(bound, timeline, ancestor, at, metadata.into_iter().collect())
+            }
+            ManageRequest::Describe { timeline, description } => {
+                let timeline = self.timeline(bound, timeline, Rights::Manage)?;
+                description::set(&timeline, description)?;
+                Ok(ManageReply::Done)
+            }
             ManageRequest::DeleteTimeline { timeline } => self.delete_timeline(bound, timeline),
             ManageRequest::TimelineStatus { timeline } => {
                 let timeline = self.timeline(bound, timeline, Rights::Read)?;
@@ -112,11 +122,12 @@ impl Connection<'_> {
         timeline: TimelineId,
         ancestor: TimelineId,
         at: Option<Lsn>,
+        metadata: BTreeMap<String, serde_json::Value>,
     ) -> Result<ManageReply, Failure> {
         bound.allow(timeline, Rights::Manage)?;
         let parent = self.timeline(bound, ancestor, Rights::Manage)?;
         self.wait_for_branch_point(&parent, at)?;
-        let point = self.shared.engine.create_branch(bound.tenant, timeline, ancestor, at);
+        let point = self.shared.engine.create_branch_with(bound.tenant, timeline, ancestor, at, metadata);
         let point = point.map_err(|error| timeline_failure(&error))?;
         Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
     }

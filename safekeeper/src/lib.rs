@@ -28,6 +28,7 @@ mod disk_worker;
 mod failure;
 mod follow;
 mod metrics;
+mod rebuild;
 mod registry;
 mod replication;
 mod service;
@@ -37,5 +38,6 @@ mod wal_files;
 
 pub use control_file::ControlFileError;
 pub use failure::TimelineError;
+pub use rebuild::{RebuildError, RebuiltTimeline, rebuild};
 pub use service::{Safekeeper, SafekeeperConfig, StartError};
 pub use wal_files::WalFileError;

@@ -197,7 +197,7 @@ impl Safekeeper {
 }
 
 /// Makes the folder, takes its lock, removes what an interrupted creation or deletion left.
-fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
+pub(crate) fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| StartError::DataDir { path, source }

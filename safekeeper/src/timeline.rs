@@ -143,6 +143,20 @@ impl Timeline {
         self.view.spec.timeline
     }
 
+    pub(crate) fn spec(&self) -> &TimelineSpec {
+        &self.view.spec
+    }
+
+    pub(crate) fn state(&self) -> &AcceptorState {
+        self.acceptor.state()
+    }
+
+    /// By which its log is compared with others': the last term in it, then its end.
+    pub(crate) fn position(&self) -> (Term, Lsn) {
+        let end = self.flush_lsn();
+        (self.state().history.up_to(end).last_term(), end)
+    }
+
     /// End of what is surely durable.
     pub(crate) fn flush_lsn(&self) -> Lsn {
         self.acceptor.flush_lsn()

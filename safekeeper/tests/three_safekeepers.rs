@@ -3,10 +3,12 @@
 mod support;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_safekeeper::Safekeeper;
+use ardent_safekeeper::{RebuildError, Safekeeper, rebuild};
 use ardent_types::Lsn;
+use ardent_wal_client::ProposerError;
 
 use support::{World, eventually, reached, read_up_to};
 
@@ -162,5 +164,58 @@ async fn a_new_writer_cuts_off_what_only_a_minority_has_and_keeps_what_a_quorum_
     let mut reader = cluster.world.reader(&cluster.addresses[..1], safe).await;
     assert!(read_up_to(&mut reader, other.end()).await == other.bytes());
     proposer.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// What two of three have acknowledged is there after one of the two has lost its disk, and the one that has it all is in no
+/// quorum: the third, which lags, and the one that was rebuilt.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_lost_its_disk_gets_what_the_others_have_and_counts_again() {
+    let mut cluster = Cluster::start().await;
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(300_000);
+    proposer.append(start, data).await.expect("appended");
+    eventually("the third takes part", async || cluster.flush_lsn(2).await == wal.end()).await;
+    cluster.stop(2).await;
+    let (start, data) = wal.take(3 << 20);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+
+    // Its writer does not end meanwhile, and does not know.
+    let (survivor, lost, lagging) = (0, 1, 2);
+    cluster.stop(lost).await;
+    cluster.stop(survivor).await;
+    let acknowledged = wal.end();
+    let folder = |number: usize| cluster.dirs[number].join("data");
+    std::fs::remove_dir_all(folder(lost)).expect("lost");
+
+    let one = [folder(survivor)];
+    let refused = rebuild(&folder(lost), &one, 3, |_| true, |_| {}).expect_err("what the third has is not known");
+    assert!(matches!(refused, RebuildError::TooFew { given: 1, others: 2, needed: 2 }), "{refused}");
+    let others = [folder(survivor), folder(lagging)];
+    assert_eq!(rebuild(&folder(lost), &others, 3, |_| false, |_| {}).expect("nothing to do"), 0);
+    let mut ends = Vec::new();
+    let count = rebuild(&folder(lost), &others, 3, |_| true, |timeline| ends.push(timeline.end)).expect("rebuilt");
+    assert_eq!((count, ends), (1, vec![wal.end()]));
+    assert_eq!(rebuild(&folder(lost), &others, 3, |_| true, |_| {}).expect("it has all"), 0);
+
+    // The writer from before finds nobody who takes its WAL, with what the lost one had acknowledged to it or without.
+    cluster.restart(lost).await;
+    cluster.restart(lagging).await;
+    let (start, data) = wal.take(1000);
+    let _ended_or_queued = proposer.append(start, data).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
+    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    assert_eq!(*proposer.flushed().borrow(), acknowledged);
+
+    let (next, elected) = cluster.world.elect(&cluster.addresses).await;
+    assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
+    let mut reader = cluster.world.reader(&cluster.addresses[1..2], cluster.world.spec.start_lsn).await;
+    let read = read_up_to(&mut reader, acknowledged).await;
+    let length = acknowledged.saturating_sub(cluster.world.spec.start_lsn) as usize;
+    assert!(read == wal.bytes()[..length]);
+    next.shutdown().await;
     cluster.shutdown().await;
 }

@@ -11,6 +11,7 @@ pub mod inspect;
 mod pager;
 pub mod psql;
 pub mod rebase;
+pub mod recover;
 pub mod rehearse;
 pub mod session;
 

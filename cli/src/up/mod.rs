@@ -5,7 +5,7 @@
 
 pub mod alone;
 mod connectors;
-mod data_lock;
+pub mod data_lock;
 pub mod keys;
 pub mod library;
 pub mod logging;
@@ -14,7 +14,7 @@ mod metrics;
 pub mod names;
 pub mod object_store;
 mod roles;
-mod safekeepers;
+pub mod safekeepers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -64,6 +64,22 @@ pub(crate) fn sweep_discarded(computes: &Path) {
     }
 }
 
+/// Gives up all computes' folders, as no row knows them any more. The next start removes them.
+pub fn discard_all(computes: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(computes)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == DISCARDED) {
+            continue;
+        }
+        if path.is_dir() {
+            fs::rename(&path, path.with_extension(DISCARDED))?;
+        } else {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
 fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -94,5 +110,11 @@ mod tests {
         fs::create_dir_all(&data).expect("made");
         sweep_discarded(folder.path());
         assert!(data.exists() && !leftover.exists());
+
+        fs::write(&spec, "x").expect("written");
+        discard_all(folder.path()).expect("given up");
+        assert!(!data.exists() && !spec.exists() && leftover.exists());
+        sweep_discarded(folder.path());
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
     }
 }

@@ -11,6 +11,7 @@ mod folder;
 mod pool;
 mod process;
 
+pub use folder::discard_all;
 pub(crate) use folder::sweep_discarded;
 pub use pool::{ComputePool, PoolConfig, RunningCompute};
 pub use process::ProcessIdentity;

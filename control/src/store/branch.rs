@@ -8,6 +8,7 @@ use ardent_api::control::BranchState;
 use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
+use super::description::{self, Description};
 use super::wal_debt::{self, WalDuty};
 use super::{Store, StoreError, parsed, parsed_option};
 
@@ -103,6 +104,20 @@ pub struct CredentialRow {
     pub expires_us: Option<i64>,
 }
 
+pub(super) const CREDENTIAL_COLUMNS: &str = "role, password_sealed, sealed_for, verifier, expires_us";
+
+impl CredentialRow {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(CredentialRow {
+            role: row.get("role")?,
+            password_sealed: row.get("password_sealed")?,
+            sealed_for: row.get("sealed_for")?,
+            verifier: row.get("verifier")?,
+            expires_us: row.get("expires_us")?,
+        })
+    }
+}
+
 /// What came of [`Store::insert_branch`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InsertBranch {
@@ -165,13 +180,13 @@ impl BranchRow {
     }
 }
 
-fn parsed_policy(row: &Row<'_>) -> rusqlite::Result<BranchPolicy> {
+pub(super) fn parsed_policy(row: &Row<'_>) -> rusqlite::Result<BranchPolicy> {
     let text: String = row.get("policy")?;
     serde_json::from_str(&text)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, Box::new(error)))
 }
 
-fn policy_text(policy: &BranchPolicy) -> String {
+pub(super) fn policy_text(policy: &BranchPolicy) -> String {
     serde_json::to_string(policy).expect("plain data")
 }
 
@@ -330,15 +345,18 @@ impl Store {
         })
     }
 
-    /// Storage has made the branch: it is ready. `away` are the safekeepers that are to be told yet.
+    /// Storage has made the branch, with this description: it is ready. `away` are the safekeepers that are to be told yet.
     pub fn branch_ready(
         &self,
         row: &BranchRow,
-        branch_lsn: Lsn,
-        prev_lsn: Lsn,
+        (branch_lsn, prev_lsn): (Lsn, Lsn),
         away: &[ServiceAddr],
+        description: Option<&Description>,
     ) -> Result<(), StoreError> {
         self.write(|transaction| {
+            if let Some(description) = description {
+                description::made_with(transaction, row.timeline, description)?;
+            }
             wal_debt::replace(transaction, (row.tenant, row.timeline), WalDuty::Create, away)?;
             transaction.execute(
                 "UPDATE timelines SET branch_lsn = ?2, prev_lsn = ?3 WHERE id = ?1",
@@ -497,19 +515,10 @@ impl Store {
     pub fn credential(&self, branch: BranchId, role: &str) -> Result<Option<CredentialRow>, StoreError> {
         self.read(|connection| {
             connection
-                .prepare_cached(
-                    "SELECT role, password_sealed, sealed_for, verifier, expires_us FROM credentials
-                     WHERE branch_id = ?1 AND role = ?2",
-                )?
-                .query_row(params![branch.to_string(), role], |row| {
-                    Ok(CredentialRow {
-                        role: row.get(0)?,
-                        password_sealed: row.get(1)?,
-                        sealed_for: row.get(2)?,
-                        verifier: row.get(3)?,
-                        expires_us: row.get(4)?,
-                    })
-                })
+                .prepare_cached(&format!(
+                    "SELECT {CREDENTIAL_COLUMNS} FROM credentials WHERE branch_id = ?1 AND role = ?2"
+                ))?
+                .query_row(params![branch.to_string(), role], CredentialRow::read)
                 .optional()
         })
     }

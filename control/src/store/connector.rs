@@ -46,10 +46,10 @@ pub struct ConnectorRow {
     pub created_us: i64,
 }
 
-const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, collation_warning, created_us";
+pub(super) const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, collation_warning, created_us";
 
 impl ConnectorRow {
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let state: String = row.get("state")?;
         let settings: String = row.get("settings")?;
         let settings = serde_json::from_str(&settings).map_err(|error| {

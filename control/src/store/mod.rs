@@ -7,6 +7,8 @@ mod branch;
 mod compute;
 mod connector;
 mod deleted;
+mod description;
+mod restore;
 mod role;
 mod schema;
 mod timeline;
@@ -26,6 +28,11 @@ pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
 pub use connector::ConnectorRow;
 pub use deleted::{SoftDelete, Undelete};
+pub use description::{
+    BranchDescription, ConnectorDescription, CredentialDescription, DESCRIPTION_FORMAT, Description, PastDescription,
+    Untold,
+};
+pub use restore::TimelineRow;
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
 pub use timeline::{BeginSwitch, PastTimeline, SwitchKind, SwitchRow};
@@ -98,6 +105,12 @@ impl Store {
         let mut connection = Connection::open(path).map_err(failed("opened"))?;
         schema::prepare(&mut connection, path)?;
         Ok(Store { path: path.to_owned(), connection: Mutex::new(connection) })
+    }
+
+    /// Closes the file, and leaves nothing beside it.
+    pub fn close(self) -> Result<(), StoreError> {
+        let Store { path, connection } = self;
+        connection.into_inner().close().map_err(|(_, source)| StoreError::Sqlite { path, action: "closed", source })
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {

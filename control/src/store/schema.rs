@@ -137,6 +137,48 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE connectors ADD COLUMN logical_script TEXT;",
     // 5 -> 6: how this host sorts texts otherwise than a production.
     "ALTER TABLE connectors ADD COLUMN collation_warning TEXT;",
+    // 6 -> 7: what timelines' manifests do not say yet of what is known here. Counts of rows change too often to be told each time.
+    "CREATE TABLE descriptions (
+        timeline_id TEXT PRIMARY KEY REFERENCES timelines(id) ON DELETE CASCADE,
+        changed INTEGER NOT NULL,
+        told INTEGER NOT NULL DEFAULT 0,
+        digest BLOB
+    ) STRICT;
+    CREATE INDEX descriptions_untold ON descriptions(timeline_id) WHERE changed <> told;
+    INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines;
+    CREATE TRIGGER branch_made AFTER INSERT ON branches BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER branch_changed AFTER UPDATE OF name, state, connector, parent_id, timeline_id, hidden, policy, role, database, idle_timeout_s, expires_us, base_timeline_id,
+        base_lsn, since_us, deleted_us, deleted_name, retention_s ON branches BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER credential_made AFTER INSERT ON credentials BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = NEW.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER credential_changed AFTER UPDATE ON credentials BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = NEW.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER credential_gone AFTER DELETE ON credentials BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = OLD.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER connector_changed AFTER UPDATE OF state, url_sealed, source, pg_major, superuser, settings, logical_state, collation_warning ON connectors BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER past_made AFTER INSERT ON past_timelines BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER past_changed AFTER UPDATE ON past_timelines BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;",
 ];
 
 /// Version of the schema that this program writes.

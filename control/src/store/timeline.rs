@@ -6,6 +6,7 @@
 //! which is `leaving` at once.
 
 use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
@@ -13,7 +14,8 @@ use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 use super::{Store, StoreError, WalDuty, parsed, parsed_option, wal_debt};
 
 /// Why a branch moves to another timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SwitchKind {
     /// To a new one from its parent.
     Reset,
@@ -30,7 +32,7 @@ impl SwitchKind {
         }
     }
 
-    fn read(row: &Row<'_>, column: &str) -> rusqlite::Result<Self> {
+    pub(super) fn read(row: &Row<'_>, column: &str) -> rusqlite::Result<Self> {
         // The schema's CHECK leaves no third word.
         Ok(if row.get::<_, String>(column)? == "reset" { SwitchKind::Reset } else { SwitchKind::Restore })
     }

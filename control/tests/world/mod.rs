@@ -83,6 +83,9 @@ pub struct FakeState {
     /// Physical connectors that are followed, and the URL of the last one.
     pub followers: usize,
     pub followed_url: String,
+    /// What timelines' manifests say of them, and which were told after they were made.
+    pub descriptions: BTreeMap<TimelineId, serde_json::Value>,
+    pub described: Vec<TimelineId>,
     /// How long history is kept, where that was said.
     pub retention_s: BTreeMap<TimelineId, u64>,
 }
@@ -180,7 +183,7 @@ impl Fakes {
                 state.page_server.get(&timeline).ok_or_else(missing)?;
                 Ok(ManageReply::Branch { lsn: at.unwrap_or(ingested), prev_lsn: Lsn::new(0xF00) })
             }
-            ManageRequest::CreateBranch { timeline, ancestor, at } => {
+            ManageRequest::CreateBranch { timeline, ancestor, at, description } => {
                 state.requests.push(format!("branch at {at:?}"));
                 if !state.page_server.contains_key(&ancestor) {
                     return Err(missing());
@@ -188,9 +191,17 @@ impl Fakes {
                 let branch_lsn = state.begins_at.or(at).unwrap_or(ingested);
                 let new = FakeTimeline { ancestor: Some(ancestor), branch_lsn, following: false };
                 let made = state.page_server.entry(timeline).or_insert(new);
+                state.descriptions.extend(description.map(|description| (timeline, description)));
                 Ok(ManageReply::Branch { lsn: made.branch_lsn, prev_lsn: Lsn::new(0xF00) })
             }
+            ManageRequest::Describe { timeline, description } => {
+                state.page_server.get(&timeline).ok_or_else(missing)?;
+                state.described.push(timeline);
+                state.descriptions.insert(timeline, description);
+                Ok(ManageReply::Done)
+            }
             ManageRequest::DeleteTimeline { timeline } => {
+                state.descriptions.remove(&timeline);
                 if state.page_server.values().any(|other| other.ancestor == Some(timeline)) {
                     return Err(StorageError::new(StorageErrorKind::Conflict, "it has children"));
                 }

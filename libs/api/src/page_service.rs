@@ -29,6 +29,9 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// Most pages in one [`Request::GetPages`] and so in one [`Response::Pages`].
 pub const PAGES_PER_REQUEST_MAX: u32 = 1024;
 
+/// Longest description of a timeline, as JSON: every manifest carries it.
+pub const DESCRIPTION_LEN_MAX: usize = 256 << 10;
+
 /// Longest part of a kept state.
 pub const KEPT_PART_LEN_MAX: usize = 4 << 20;
 

@@ -117,6 +117,18 @@ impl Engine {
         ancestor: TimelineId,
         at: Option<Lsn>,
     ) -> Result<BranchPoint, TimelineError> {
+        self.create_branch_with(tenant, timeline, ancestor, at, BTreeMap::new())
+    }
+
+    /// The same with metadata from the first manifest on; what is there already keeps its own.
+    pub fn create_branch_with(
+        &self,
+        tenant: TenantId,
+        timeline: TimelineId,
+        ancestor: TimelineId,
+        at: Option<Lsn>,
+        metadata: BTreeMap<String, serde_json::Value>,
+    ) -> Result<BranchPoint, TimelineError> {
         let names = TimelineNames { tenant, timeline };
         if timeline == ancestor {
             return Err(TimelineError::Conflict { timeline, what: "ancestor" });
@@ -138,7 +150,8 @@ impl Engine {
         let facts = TimelineFacts { start_lsn: point.lsn, ..parent.facts };
         let hangs = Ancestor { timeline: owner, point };
         let last_record = RecordPosition { end: point.lsn, start: point.prev_lsn };
-        self.create(&mut place, self.first_manifest(names, facts, Some(hangs), last_record))?;
+        let manifest = self.first_manifest(names, facts, Some(hangs), last_record);
+        self.create(&mut place, Manifest { metadata, ..manifest })?;
         // Another page server that took the parent before the manifest was there may not have seen the branch; one that takes it from
         // now on does.
         if let Err(error) = self.limit_now(&parent) {

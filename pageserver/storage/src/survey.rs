@@ -77,6 +77,14 @@ pub struct TimelineSurvey {
     pub ancestor: Option<TimelineId>,
     /// Where.
     pub ancestor_lsn: Option<Lsn>,
+    /// Where the record begins that ends there.
+    #[serde(skip)]
+    pub ancestor_prev_lsn: Option<Lsn>,
+    /// Its import is not complete.
+    pub importing: bool,
+    /// What the page server was given to keep with it.
+    #[serde(skip)]
+    pub metadata: BTreeMap<String, serde_json::Value>,
     /// Durable up to here.
     pub last_record_lsn: Lsn,
     /// Retained from here.
@@ -220,6 +228,9 @@ impl Survey {
             writer: manifest.writer.clone(),
             ancestor: manifest.ancestor.map(|ancestor| ancestor.timeline),
             ancestor_lsn: manifest.ancestor.map(|ancestor| ancestor.point.lsn),
+            ancestor_prev_lsn: manifest.ancestor.map(|ancestor| ancestor.point.prev_lsn),
+            importing: manifest.importing,
+            metadata: manifest.metadata.clone(),
             last_record_lsn: manifest.last_record.end,
             retained_from: manifest.retained_from,
             layers: manifest.layers.len(),

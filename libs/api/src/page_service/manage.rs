@@ -53,6 +53,16 @@ pub enum ManageRequest {
         ancestor: TimelineId,
         /// Where: the last record end at or below this; absent: the last record ingested.
         at: Option<Lsn>,
+        /// As in [`ManageRequest::Describe`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<serde_json::Value>,
+    },
+    /// Keeps with the timeline what it is to whoever manages it, in place of what was kept before. It is never looked into.
+    Describe {
+        /// Which.
+        timeline: TimelineId,
+        /// At most [`DESCRIPTION_LEN_MAX`](super::DESCRIPTION_LEN_MAX) bytes of JSON.
+        description: serde_json::Value,
     },
     /// Forgets a timeline and gives its space back. Refused while it has children.
     DeleteTimeline {

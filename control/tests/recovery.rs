@@ -1,0 +1,255 @@
+//! A lost database comes back from what stands in timelines' manifests.
+
+mod world;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use ardent_api::control::ApiErrorCode;
+use ardent_control::recovery::{FoundTimeline, RecoveryError, make_database};
+use ardent_control::secrets::Keyring;
+use ardent_control::store::{Store, StoreError};
+use ardent_types::{Lsn, TenantId, TimelineId};
+use world::{World, until};
+
+const PREV: Lsn = Lsn::new(0xF00);
+
+fn database(world: &World) -> PathBuf {
+    world.folder.path().join("control.db")
+}
+
+/// Waits until everything that changed is told.
+async fn told(world: &World) {
+    let path = database(world);
+    until("everything is told", || {
+        Store::open(&path).and_then(|store| store.untold(1)).is_ok_and(|left| left.is_empty())
+    })
+    .await;
+}
+
+/// What the store would say of the timelines that are there.
+fn found(world: &World, tenant: TenantId) -> Vec<FoundTimeline> {
+    let state = world.fakes.state.lock();
+    let one = |(timeline, fake): (&TimelineId, &world::FakeTimeline)| FoundTimeline {
+        tenant,
+        timeline: *timeline,
+        ancestor: fake.ancestor.map(|ancestor| (ancestor, fake.branch_lsn, PREV)),
+        importing: false,
+        description: state.descriptions.get(timeline).cloned(),
+    };
+    state.page_server.iter().map(one).collect()
+}
+
+fn lose(world: &World) {
+    for suffix in ["", "-wal", "-shm"] {
+        let file = PathBuf::from(format!("{}{suffix}", database(world).display()));
+        if file.exists() {
+            std::fs::remove_file(file).expect("removed");
+        }
+    }
+}
+
+fn keyring(world: &World) -> Keyring {
+    Keyring::open_or_create(&world.folder.path().join("keys/secrets.key")).expect("the key")
+}
+
+async fn tenant(world: &World) -> TenantId {
+    world.get("/v1/branches/shop").await["tenant_id"].as_str().expect("text").parse().expect("an id")
+}
+
+/// What users see of everything.
+async fn seen(world: &World) -> Vec<Value> {
+    let mut seen = vec![world.get("/v1/branches").await, world.get("/v1/branches?deleted=true").await];
+    for branch in ["a", "b2"] {
+        seen.push(world.get(&format!("/v1/branches/{branch}/url")).await);
+        seen.push(world.get(&format!("/v1/branches/{branch}/history")).await);
+    }
+    let mut connector = world.get("/v1/connectors/shop").await;
+    // How it runs is not what it is.
+    for field in ["following", "lag_bytes", "lag_seconds", "applied_lsn"] {
+        connector.as_object_mut().expect("an object").remove(field);
+    }
+    seen.push(connector);
+    seen
+}
+
+/// Branches of all kinds.
+async fn full_world() -> World {
+    let mut world = World::connected().await;
+    world.keep_deleted_for(Duration::from_secs(3600)).await;
+    world.create_branch(json!({ "name": "a", "idle_timeout_s": 60, "policy": { "max_rows_changed": 7 } })).await;
+    world.create_branch(json!({ "name": "b", "from": "a", "ttl_s": 3600 })).await;
+    world.create_branch(json!({ "name": "c" })).await;
+    let (status, _) = world.call("POST", "/v1/branches/b/rename", Some(json!({ "name": "b2" }))).await;
+    assert_eq!(status, 200);
+    let (status, _) = world.call("DELETE", "/v1/branches/c", None).await;
+    assert_eq!(status, 200);
+    let (status, reply) = world.call("POST", "/v1/branches/a/reset", Some(json!({}))).await;
+    assert_eq!(status, 200, "{reply}");
+    told(&world).await;
+    world
+}
+
+#[tokio::test]
+async fn everything_is_as_it_was_after_the_database_was_lost() {
+    let mut world = full_world().await;
+    let (before, tenant) = (seen(&world).await, tenant(&world).await);
+    world.crash();
+    lose(&world);
+    let recovered = make_database(&database(&world), &keyring(&world), found(&world, tenant)).expect("made");
+    assert_eq!(
+        recovered.connectors.iter().map(|one| (one.name.as_str(), one.has_url)).collect::<Vec<_>>(),
+        [("shop", true)]
+    );
+    let branches: Vec<_> =
+        recovered.branches.iter().map(|one| (one.name.as_str(), one.is_described, one.deleted)).collect();
+    assert_eq!(branches, [("a", true, false), ("b2", true, false), ("c", true, true)]);
+    assert!(recovered.left.is_empty() && recovered.branches.iter().all(|branch| branch.has_passwords));
+    world.start().await;
+    world.token = world.control().new_user_token("again").expect("token");
+    assert_eq!(seen(&world).await, before);
+    // They are not only shown.
+    world.create_branch(json!({ "name": "d", "from": "b2" })).await;
+    let (status, reply) = world.call("POST", "/v1/branches/c/undelete", Some(json!({}))).await;
+    assert_eq!(status, 200, "{reply}");
+    let (status, reply) = world.call("DELETE", "/v1/branches/d", None).await;
+    assert_eq!(status, 200, "{reply}");
+}
+
+#[tokio::test]
+async fn a_branch_is_described_from_its_first_manifest_on() {
+    let world = World::connected().await;
+    told(&world).await;
+    let made = world.create_branch(json!({ "name": "a" })).await;
+    told(&world).await;
+    let timeline: TimelineId = made["timeline_id"].as_str().expect("text").parse().expect("an id");
+    let state = world.fakes.state.lock();
+    assert_eq!(state.descriptions[&timeline]["branch"]["name"], "a");
+    assert!(!state.described.contains(&timeline), "its manifest was written once more");
+}
+
+#[tokio::test]
+async fn what_cannot_be_told_now_is_told_later() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    told(&world).await;
+    world.fakes.state.lock().page_server_down = true;
+    let (status, _) = world.call("POST", "/v1/branches/a/rename", Some(json!({ "name": "z" }))).await;
+    assert_eq!(status, 200);
+    world.stop().await;
+    assert_eq!(Store::open(&database(&world)).expect("opens").untold(9).expect("read").len(), 1);
+    world.fakes.state.lock().page_server_down = false;
+    world.start().await;
+    told(&world).await;
+    let names: Vec<_> =
+        world.fakes.state.lock().descriptions.values().map(|one| one["branch"]["name"].clone()).collect();
+    assert!(names.contains(&json!("z")), "{names:?}");
+}
+
+#[tokio::test]
+async fn without_the_key_log_ins_stay_and_the_url_is_asked_for() {
+    let mut world = full_world().await;
+    let tenant = tenant(&world).await;
+    world.stop().await;
+    lose(&world);
+    std::fs::remove_file(world.folder.path().join("keys/secrets.key")).expect("removed");
+    let recovered = make_database(&database(&world), &keyring(&world), found(&world, tenant)).expect("made");
+    assert!(!recovered.connectors[0].has_url);
+    assert!(recovered.branches.iter().all(|branch| branch.is_described && !branch.has_passwords));
+    world.start().await;
+    world.token = world.control().new_user_token("again").expect("token");
+    let id = world.get("/v1/branches/a").await["id"].as_str().expect("text").parse().expect("an id");
+    let credential =
+        Store::open(&database(&world)).expect("opens").credential(id, "app").expect("read").expect("there");
+    assert!(credential.password_sealed.is_none() && credential.verifier.starts_with("SCRAM-SHA-256$"));
+    let error = world.fails("GET", "/v1/branches/a/url", None, ApiErrorCode::Conflict).await;
+    assert!(error["message"].as_str().is_some_and(|text| text.contains("not known here")), "{error}");
+    let (status, reply) = world.call("POST", "/v1/branches/a/password", Some(json!({}))).await;
+    assert_eq!(status, 200, "{reply}");
+    let (status, reply) = world.call("POST", "/v1/connectors/shop/move", Some(json!({ "url": world::SOURCE }))).await;
+    assert_eq!(status, 200, "{reply}");
+    world.create_branch(json!({ "name": "new" })).await;
+}
+
+#[tokio::test]
+async fn what_nothing_describes_comes_back_under_another_name_and_nothing_is_claimed_twice() {
+    let mut world = full_world().await;
+    let tenant = tenant(&world).await;
+    world.crash();
+    lose(&world);
+    let mut found = found(&world, tenant);
+    let named = |found: &[FoundTimeline], name: &str| {
+        let is_it = |one: &FoundTimeline| {
+            one.description.as_ref().is_some_and(|json| json["branch"]["name"] == name && json["past"].is_null())
+        };
+        found.iter().position(is_it).expect("there")
+    };
+    // One is not described, one claims to be a branch that another is, a third hangs on nothing.
+    let (b2, c) = (named(&found, "b2"), named(&found, "c"));
+    found[b2].description = None;
+    let mut stolen = found[named(&found, "a")].description.clone().expect("described");
+    stolen["branch"]["since_us"] = json!(1);
+    found[c].description = Some(stolen);
+    let lost = FoundTimeline {
+        timeline: TimelineId::generate(),
+        ancestor: Some((TimelineId::generate(), Lsn::new(8), PREV)),
+        description: None,
+        ..found[c].clone()
+    };
+    let unfinished =
+        FoundTimeline { timeline: TimelineId::generate(), ancestor: None, importing: true, ..lost.clone() };
+    let damaged = FoundTimeline {
+        timeline: TimelineId::generate(),
+        description: Some(json!({ "format": 1, "branch": 5 })),
+        ..found[c].clone()
+    };
+    let newer = FoundTimeline {
+        timeline: TimelineId::generate(),
+        description: Some(json!({ "format": 2, "branch": 5 })),
+        ..found[c].clone()
+    };
+    let expect_named =
+        [found[b2].timeline, found[c].timeline].map(|timeline| format!("recovered-{}", &timeline.to_string()[..8]));
+    found.extend([lost, unfinished, damaged, newer]);
+    let recovered = make_database(&database(&world), &keyring(&world), found).expect("made");
+    let reasons: Vec<&str> = recovered.left.iter().map(|left| left.reason.as_str()).collect();
+    for part in ["hangs on", "never complete", "cannot be read", "newer ardent"] {
+        assert!(reasons.iter().any(|reason| reason.contains(part)), "{part}: {reasons:?}");
+    }
+    assert_eq!(reasons.len(), 4);
+    let mut unnamed: Vec<String> =
+        recovered.branches.iter().filter(|branch| !branch.is_described).map(|branch| branch.name.clone()).collect();
+    unnamed.sort();
+    let mut expect_named = expect_named.to_vec();
+    expect_named.sort();
+    assert_eq!(unnamed, expect_named);
+    world.start().await;
+    world.token = world.control().new_user_token("again").expect("token");
+    assert_eq!(world.get("/v1/branches/a").await["parent"], "shop");
+    for name in expect_named {
+        assert_eq!(world.get(&format!("/v1/branches/{name}")).await["state"], "ready");
+        let url = world.get(&format!("/v1/branches/{name}/url")).await;
+        assert!(url["url"].as_str().is_some_and(|url| url.starts_with("postgresql://app:")), "{url}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_there_stays_and_an_empty_store_makes_none() {
+    let mut world = full_world().await;
+    let tenant = tenant(&world).await;
+    world.stop().await;
+    let (path, before) = (database(&world), std::fs::read(database(&world)).expect("read"));
+    let again = make_database(&path, &keyring(&world), found(&world, tenant));
+    assert!(matches!(again, Err(RecoveryError::DatabaseExists { .. })));
+    assert_eq!(std::fs::read(&path).expect("read"), before);
+    lose(&world);
+    assert!(matches!(make_database(&path, &keyring(&world), Vec::new()), Err(RecoveryError::NothingFound)));
+    assert!(!path.exists());
+    // What an attempt that was cut off left is in nobody's way.
+    std::fs::write(path.with_extension("db.recovering"), b"half").expect("written");
+    make_database(&path, &keyring(&world), found(&world, tenant)).expect("made");
+    let opened: Result<Store, StoreError> = Store::open(&path);
+    assert!(opened.is_ok() && !path.with_extension("db.recovering").exists());
+}
