@@ -581,7 +581,8 @@ of_crates() { # benchmarks: runs crates' own, whose tables have a column for the
 
 case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WAL in files, without servers of ours
 
-case_storage() { of_crates get_page branches stored_size; } # a page server's latency, its branches, what it stores
+# A page server's latency, its branches, what it stores, and how fast that comes from S3.
+case_storage() { of_crates get_page branches stored_size cold_scan; }
 
 case_ingest() { # the last one: it changes production
     local from until records recovered began took at=(-h "$work/stock" -p "${port_of[big]}")
