@@ -7,7 +7,7 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, storage and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, storage, import and ingest to run (default: all; ingest is always last)
 #   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
 #   BENCH_DIFF_ROWS=LIST  numbers of changed rows (default "1 1000 100000")
 #   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
@@ -21,7 +21,7 @@ scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan diff socket tls wal storage ingest)
+known_cases=(create first_row scan diff socket tls wal storage import ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -583,6 +583,93 @@ case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WA
 
 # A page server's latency, its branches, what it stores, and how fast that comes from S3.
 case_storage() { of_crates get_page branches stored_size cold_scan; }
+
+# The import of a running production beside a copy of its folder and beside a dump that is restored; then how far behind Ardent is at production's
+# full load.
+case_import() {
+    local round of began at=(-h "$work/stock" -p "${port_of[big]}") peer_at=(-h "$work/stock" -p "${port_of[peer]}")
+    local url="postgresql://shop:secret@127.0.0.1:${port_of[big]}/shop" until
+    for round in $(seq "$long_rounds"); do
+        for of in $(in_turn "$round" ours peer); do
+            settle
+            began=$(now_us)
+            case $of in
+            ours)
+                ardent connector create postgresql "$url" --name again --fast >"$work/connect.log"
+                since "$began" >>"$work/import.ours"
+                ardent connector delete again --yes >/dev/null
+                ;;
+            peer)
+                "$pg_bin/pg_basebackup" "${at[@]}" -D "$work/backup" -c fast -X stream >"$work/load.log" 2>&1
+                since "$began" >>"$work/import.peer"
+                rm -rf "$work/backup"
+                ;;
+            esac
+        done
+    done
+    local ours peer
+    ours=$(median <"$work/import.ours") peer=$(median <"$work/import.peer")
+    row "import of $big_size until branches can be made" "$(divide "$ours" 1000000) s" "$(divide "$peer" 1000000) s (pg_basebackup)" \
+        "$(pair_ratio "$work/import.peer" "$work/import.ours") of its rate" ">= 0.7"
+
+    psql -Xq "${at[@]}" -c "alter table pgbench_history replica identity full" -c "alter system set wal_level = logical"
+    stock big stop -w -m fast
+    stock big start -w
+    stock peer start -w
+    for round in $(seq "$long_rounds"); do
+        for of in $(in_turn "$round" ours peer); do
+            settle
+            began=$(now_us)
+            case $of in
+            ours)
+                ardent connector create postgresql "$url" --name again --logical >"$work/connect.log"
+                since "$began" >>"$work/logical.ours"
+                ardent connector delete again --yes >/dev/null
+                ;;
+            peer)
+                psql -Xq "${peer_at[@]}" -d postgres -c 'create database restored'
+                "$pg_bin/pg_dump" "${at[@]}" -Fc -f "$work/dump" shop
+                "$pg_bin/pg_restore" "${peer_at[@]}" -j 2 -d restored "$work/dump"
+                since "$began" >>"$work/logical.peer"
+                psql -Xq "${peer_at[@]}" -d postgres -c 'drop database restored'
+                rm "$work/dump"
+                ;;
+            esac
+        done
+    done
+    stock peer stop -w
+    ours=$(median <"$work/logical.ours") peer=$(median <"$work/logical.peer")
+    row "... by logical replication" "$(divide "$ours" 1000000) s" "$(divide "$peer" 1000000) s (pg_dump, pg_restore -j 2)" \
+        "$(pair_ratio "$work/logical.peer" "$work/logical.ours") of its rate" ">= 1"
+    psql -Xq "${at[@]}" -d postgres -c "alter system reset wal_level"
+    stock big stop -w -m fast
+    stock big start -w
+    until=$(lsn_of 'pg_current_wal_flush_lsn()')
+    wait_ingested "$until"
+
+    local load tps
+    "$pg_bin/pgbench" -n -c 8 -j 2 -T "$((seconds * 3))" "${at[@]}" >"$work/load.log" 2>&1 &
+    load=$!
+    echo "$load" >"$work/running/load"
+    sleep 1
+    while kill -0 "$load" 2>/dev/null; do
+        # What production has flushed, and how long until Ardent has that.
+        began=$(now_us)
+        until=$(lsn_of 'pg_current_wal_flush_lsn()')
+        wait_ingested "$until"
+        since "$began" >>"$work/lag"
+        ardent branch create "lag-$began" --from big --json | number_of waited_us >>"$work/lag.waited"
+        sleep 0.3
+    done
+    wait "$load"
+    rm "$work/running/load"
+    tps=$(sed -nE 's/^tps = ([0-9]+).*/\1/p' "$work/load.log")
+    row "lag behind production at $tps transactions a second (8 clients, same two cores), median, with two commands that ask" \
+        "$(divide "$(median <"$work/lag")" 1000 0) ms" - - "< 1000 ms"
+    row "... the longest of $(wc -l <"$work/lag")" "$(divide "$(sort -n "$work/lag" | tail -n 1)" 1000 0) ms" - - "< 1000 ms"
+    row "... that branch create waited for, median" "$(divide "$(median <"$work/lag.waited")" 1000 1) ms" - - -
+    ardent branch list --json | sed -nE 's/.*"name": ?"(lag-[0-9]+)".*/\1/p' | xargs -r ardent branch delete >/dev/null
+}
 
 case_ingest() { # the last one: it changes production
     local from until records recovered began took at=(-h "$work/stock" -p "${port_of[big]}")
