@@ -12,7 +12,8 @@ use ardent_api::control::{
 };
 use ardent_diff::{DiffReport, Style, render_people, render_stat};
 use ardent_pg_wire::ConnectConfig;
-use ardent_rehearsal::{RehearsalReport, Script, ScriptError, StatementState, rehearse, render};
+use ardent_rehearsal::{RehearsalReport, StatementState, rehearse, render};
+use ardent_sql_script::{PsqlCommands, Script, ScriptError};
 use ardent_types::Lsn;
 use serde::Serialize;
 use serde_json::json;
@@ -104,16 +105,21 @@ fn script_of(file: &str) -> Result<Script, Failure> {
         let missing = error.kind() == io::ErrorKind::NotFound;
         if missing { failure.code(ApiErrorCode::NotFound) } else { failure }
     })?;
-    Script::parse(&bytes).map_err(|error| {
+    let script = Script::parse(&bytes, PsqlCommands::Refused).map_err(|error| {
         let hint = match error {
             ScriptError::MetaCommand { .. } => "put what psql would make of it into the file; nothing was run",
             ScriptError::CopyData { .. } => "write the rows as INSERT; nothing was run",
             ScriptError::Unterminated { .. } => "psql would wait for its end; nothing was run",
             ScriptError::NotText { .. } => "save it as UTF-8; nothing was run",
-            ScriptError::Empty => "give a file with SQL statements",
         };
         Failure::usage(format!("{name}: {error}")).hint(hint)
-    })
+    })?;
+    if script.is_empty() {
+        return Err(
+            Failure::usage(format!("{name}: there is no statement in it")).hint("give a file with SQL statements")
+        );
+    }
+    Ok(script)
 }
 
 fn name_of(file: &str) -> &str {

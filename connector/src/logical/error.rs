@@ -42,6 +42,9 @@ pub enum LogicalError {
     /// Production sent what is no change.
     #[error("production's changes")]
     Decode(#[from] DecodeError),
+    /// What `pg_dump` wrote of the schema is not what is expected of it.
+    #[error("the schema that pg_dump wrote")]
+    Script(#[from] ardent_sql_script::ScriptError),
     /// A program could not be run.
     #[error("{program} cannot be run")]
     Program {

@@ -10,12 +10,13 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use ardent_pg_wire::SlotLifetime;
+use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
+use crate::logical::dump_statement::{Weight, for_root, summary, weight};
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::script::{Weight, for_root, statements, summary, weight};
 use crate::logical::session::{connect_root, connect_source, qualified, quoted};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::stream::Stream;
@@ -350,10 +351,10 @@ impl Import<'_> {
     /// Indexes, keys, triggers: all of the script but foreign keys.
     async fn index(&mut self) -> Result<(), LogicalError> {
         let script = self.branch.script().map_err(LogicalError::Branch)?;
-        let all = statements(&script);
+        let all = Script::parse(script.as_bytes(), PsqlCommands::Skipped)?;
         let client = self.root().await?;
         let mut is_first = true;
-        for (index, statement) in all.iter().enumerate() {
+        for (index, statement) in all.statements().enumerate() {
             let kind = weight(statement);
             if index < self.state.script_done && kind != Weight::Setting {
                 continue;
@@ -385,10 +386,10 @@ impl Import<'_> {
         let script = self.branch.script().map_err(LogicalError::Branch)?;
         let client = self.root().await?;
         let before = self.state.left_out.len();
-        for statement in statements(&script) {
-            match weight(&statement) {
-                Weight::ForeignKey => schema::run(&client, &statement, &mut self.state.left_out).await?,
-                Weight::Setting => schema::run(&client, &statement, &mut self.state.left_out).await?,
+        for statement in Script::parse(script.as_bytes(), PsqlCommands::Skipped)?.statements() {
+            match weight(statement) {
+                Weight::ForeignKey => schema::run(&client, statement, &mut self.state.left_out).await?,
+                Weight::Setting => schema::run(&client, statement, &mut self.state.left_out).await?,
                 Weight::Needed | Weight::Wished => {}
             }
         }

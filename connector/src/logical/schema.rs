@@ -6,10 +6,11 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use crate::logical::config::{LogicalConfig, RootAt, program_folders};
+use crate::logical::dump_statement::{Weight, extension_of, for_root, summary, weight};
 use crate::logical::error::{LogicalError, passes, root, source};
 use crate::logical::program;
-use crate::logical::script::{Weight, extension_of, for_root, statements, summary, weight};
 use crate::logical::session::{connect_root, literal, quoted};
+use ardent_sql_script::{PsqlCommands, Script};
 
 /// Statements that are tried in one transaction: so many locks fit.
 const TOGETHER: usize = 100;
@@ -170,16 +171,16 @@ pub(crate) async fn load_before_rows(
         .map_err(root("listing extensions"))?;
     let here: Vec<String> = here.iter().map(|row| row.get(0)).collect();
     let mut wanted = Vec::new();
-    for statement in statements(script) {
+    for statement in Script::parse(script.as_bytes(), PsqlCommands::Skipped)?.statements() {
         let makes_database = statement.starts_with("CREATE DATABASE ");
-        match extension_of(&statement) {
+        match extension_of(statement) {
             Some(name) if !here.contains(&name) => {
                 if statement.starts_with("CREATE") {
                     left_out.push(format!("extension {name}: it is not installed on this host"));
                 }
             }
             _ if makes_database || statement == "CREATE SCHEMA public" => {}
-            _ => wanted.extend(for_root(&statement)),
+            _ => wanted.extend(for_root(statement)),
         }
     }
     for together in wanted.chunks(TOGETHER) {

@@ -16,7 +16,6 @@
 //! - Statements are run as psql runs them: one by one, each in a transaction of its own unless the file opens one. Looks come behind a
 //!   statement and change nothing of how the server treats it.
 //! - A lock's time is its longest possible one: never less than what it was held. Time that looks take is left out.
-//! - What is wrong with a file is said before anything of it is run.
 //!
 //! It knows nothing of branches: a connection string is all that it has. Start reading at [`rehearse`].
 
@@ -26,7 +25,6 @@ mod look;
 mod render;
 mod report;
 mod run;
-mod script;
 
 pub use locks::{Blocks, LockMode};
 pub use render::{duration_text, render};
@@ -35,4 +33,3 @@ pub use report::{
     StatementState,
 };
 pub use run::{RehearsalError, rehearse};
-pub use script::{Quote, Script, ScriptError};

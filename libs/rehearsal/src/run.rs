@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, ServerError, StatementRun, TransactionStatus, WireError};
+use ardent_sql_script::Script;
 use ardent_types::Lsn;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,6 @@ use crate::report::{
     Blocked, LockReport, Notice, RehearsalReport, Rewritten, RowsWritten, StatementError, StatementReport,
     StatementState,
 };
-use crate::script::Script;
 
 /// The first pause between two looks at a statement's locks; each is twice the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(2);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use ardent_pg_wire::ConnectConfig;
-use ardent_rehearsal::{Blocks, LockMode, RehearsalReport, Script, StatementReport, StatementState, rehearse, render};
+use ardent_rehearsal::{Blocks, LockMode, RehearsalReport, StatementReport, StatementState, rehearse, render};
+use ardent_sql_script::{PsqlCommands, Script};
 use ardent_test_pg::{TestPg, TestPgOptions};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ fn server() -> TestPg {
 }
 
 async fn rehearse_as(pg: &TestPg, role: &str, text: &str) -> RehearsalReport {
-    let script = Script::parse(text.as_bytes()).expect("a script");
+    let script = Script::parse(text.as_bytes(), PsqlCommands::Refused).expect("a script");
     let config = ConnectConfig::unix(pg.socket_dir(), pg.port(), role).with_database("postgres");
     rehearse(&config, &script, &CancellationToken::new(), |_| {}).await.expect("it can be rehearsed")
 }
@@ -176,7 +177,7 @@ async fn what_runs_several_transactions_is_watched_and_what_takes_too_long_can_b
         assert!(lock.held_us >= 300_000 && lock.held_us < total, "{}", render(&report));
     }
 
-    let script = Script::parse(b"select pg_sleep(600); select 2").expect("a script");
+    let script = Script::parse(b"select pg_sleep(600); select 2", PsqlCommands::Refused).expect("a script");
     let config = ConnectConfig::unix(pg.socket_dir(), pg.port(), "postgres").with_database("postgres");
     let interrupt = CancellationToken::new();
     let rehearsal = rehearse(&config, &script, &interrupt, |_| {});

@@ -1,4 +1,4 @@
-//! A migration file, parted into its statements as psql parts one.
+//! The file and its statements.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 /// Longest text of a statement, or of what is wrong with one, in messages.
 const EXCERPT_LEN_MAX: usize = 60;
 
-/// A file that cannot be rehearsed. Nothing of it was run.
+/// A file that cannot be sent as it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ScriptError {
     /// It is no text.
@@ -15,11 +15,8 @@ pub enum ScriptError {
         /// The first line that is not, from 1.
         line: usize,
     },
-    /// There is nothing in it to run.
-    #[error("the file holds no statement")]
-    Empty,
     /// A command for psql, not for the server.
-    #[error("line {line}: {command} is a command of psql, which a rehearsal does not run")]
+    #[error("line {line}: {command} is a command of psql, and not for the server")]
     MetaCommand {
         /// Where, from 1.
         line: usize,
@@ -27,7 +24,7 @@ pub enum ScriptError {
         command: String,
     },
     /// Data, for psql to send.
-    #[error("line {line}: COPY ... FROM STDIN takes its rows from psql, which a rehearsal does not send")]
+    #[error("line {line}: COPY ... FROM STDIN takes its rows from psql")]
     CopyData {
         /// Where the statement begins, from 1.
         line: usize,
@@ -66,6 +63,15 @@ impl fmt::Display for Quote {
     }
 }
 
+/// What becomes of psql's own commands (`\\i file`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PsqlCommands {
+    /// They are an error.
+    Refused,
+    /// Those between statements are left out, as far as their line goes; one within a statement is an error.
+    Skipped,
+}
+
 /// A file of statements.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Script {
@@ -76,14 +82,11 @@ pub struct Script {
 
 impl Script {
     /// Parts a file. What is wrong with it is said before anything is run.
-    pub fn parse(bytes: &[u8]) -> Result<Script, ScriptError> {
+    pub fn parse(bytes: &[u8], commands: PsqlCommands) -> Result<Script, ScriptError> {
         let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
         let text = std::str::from_utf8(bytes)
             .map_err(|error| ScriptError::NotText { line: line_of(&bytes[..error.valid_up_to()]) })?;
-        let statements = Splitter::new(text).statements()?;
-        if statements.is_empty() {
-            return Err(ScriptError::Empty);
-        }
+        let statements = Splitter::new(text, commands).statements()?;
         Ok(Script { text: text.to_owned(), statements })
     }
 
@@ -92,9 +95,14 @@ impl Script {
         self.statements.len()
     }
 
-    /// Whether there is none, which [`Script::parse`] refuses.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.statements.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn statements(&self) -> impl Iterator<Item = &str> {
+        self.statements.iter().map(|range| &self.text[range.clone()])
     }
 
     /// A statement as it is sent.
@@ -126,6 +134,7 @@ struct Splitter<'a> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
+    commands: PsqlCommands,
     found: Vec<Range<usize>>,
     statement: Begun,
 }
@@ -183,8 +192,8 @@ fn continues_word(byte: u8) -> bool {
 }
 
 impl<'a> Splitter<'a> {
-    fn new(text: &'a str) -> Splitter<'a> {
-        Splitter { text, bytes: text.as_bytes(), at: 0, found: Vec::new(), statement: Begun::default() }
+    fn new(text: &'a str, commands: PsqlCommands) -> Splitter<'a> {
+        Splitter { text, bytes: text.as_bytes(), at: 0, commands, found: Vec::new(), statement: Begun::default() }
     }
 
     fn statements(mut self) -> Result<Vec<Range<usize>>, ScriptError> {
@@ -194,6 +203,7 @@ impl<'a> Splitter<'a> {
                 byte if byte.is_ascii_whitespace() || byte == 0x0b => self.at += 1,
                 _ if rest.starts_with(b"--") => self.skip_line(),
                 _ if rest.starts_with(b"/*") => self.comment()?,
+                b'\\' if self.commands == PsqlCommands::Skipped && self.statement.start.is_none() => self.skip_line(),
                 b'\\' => return Err(self.meta_command()),
                 b';' if self.statement.parentheses == 0 && self.statement.blocks == 0 => {
                     self.end()?;
@@ -346,7 +356,8 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expect: &[&str]) {
-        let script = Script::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}\n{text}"));
+        let script =
+            Script::parse(text.as_bytes(), PsqlCommands::Refused).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let found: Vec<&str> = (0..script.len()).map(|number| script.statement(number)).collect();
         assert_eq!(found, expect, "{text}");
     }
@@ -405,8 +416,20 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_rehearsed_is_named_with_its_line() {
-        let error = |text: &str| Script::parse(text.as_bytes()).expect_err("it is refused");
+    fn a_dumps_own_commands_are_left_out() {
+        let skipped = |text: &str| Script::parse(text.as_bytes(), PsqlCommands::Skipped);
+        let script = skipped("\\restrict x;y\nset a = 1;\n\n\\connect \"b c\"\nselect '\\i';\n\\unrestrict x")
+            .expect("a script");
+        assert_eq!(script.statements().collect::<Vec<_>>(), ["set a = 1", "select '\\i'"]);
+        assert_eq!(script.line(1), 5);
+        let within = skipped("select 1\n\\gset\n");
+        assert_eq!(within, Err(ScriptError::MetaCommand { line: 2, command: "\\gset".to_owned() }));
+        assert!(skipped("\\i x").is_ok_and(|script| script.is_empty()));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_named_with_its_line() {
+        let error = |text: &str| Script::parse(text.as_bytes(), PsqlCommands::Refused).expect_err("it is refused");
         let meta = |line, command: &str| ScriptError::MetaCommand { line, command: command.to_owned() };
         assert_eq!(error("select 1;\n\\i other.sql\nselect 2;"), meta(2, "\\i other.sql"));
         assert_eq!(error("select 1 \\gset\n"), meta(1, "\\gset"));
@@ -421,18 +444,19 @@ mod tests {
             assert_eq!(error(text), ScriptError::Unterminated { line, what }, "{text}");
         }
         for text in ["", "  -- nothing\n", ";;"] {
-            assert_eq!(error(text), ScriptError::Empty);
+            assert!(Script::parse(text.as_bytes(), PsqlCommands::Refused).is_ok_and(|script| script.is_empty()));
         }
-        assert_eq!(Script::parse(b"select 1;\n\xff"), Err(ScriptError::NotText { line: 2 }));
+        assert_eq!(Script::parse(b"select 1;\n\xff", PsqlCommands::Refused), Err(ScriptError::NotText { line: 2 }));
         assert_eq!(
             error("select 1;\n\\i other.sql").to_string(),
-            "line 2: \\i other.sql is a command of psql, which a rehearsal does not run"
+            "line 2: \\i other.sql is a command of psql, and not for the server"
         );
     }
 
     #[test]
     fn places_are_those_of_the_file() {
-        let script = Script::parse("-- é\nselect 1;\n  select 'é',\n  wrong;".as_bytes()).expect("a script");
+        let script = Script::parse("-- é\nselect 1;\n  select 'é',\n  wrong;".as_bytes(), PsqlCommands::Refused)
+            .expect("a script");
         assert_eq!((script.line(0), script.line(1)), (2, 3));
         // Character 15 is the first of "wrong".
         assert_eq!(script.statement(1).chars().nth(14), Some('w'));
@@ -464,14 +488,15 @@ mod tests {
         #[test]
         fn what_was_put_together_is_taken_apart(statements in prop::collection::vec(prop::collection::vec(piece(), 0..6), 1..6)) {
             let statements: Vec<String> = statements.into_iter().map(|pieces| format!("a {} z", pieces.join(" "))).collect();
-            let script = Script::parse(statements.join(";\n").as_bytes()).expect("a script");
+            let script = Script::parse(statements.join(";\n").as_bytes(), PsqlCommands::Refused).expect("a script");
             let found: Vec<&str> = (0..script.len()).map(|number| script.statement(number)).collect();
             prop_assert_eq!(found, statements);
         }
 
         #[test]
         fn nothing_panics_and_every_place_is_in_the_file(text in "[a-z'\"$;()/*\\\\\n é-]{0,40}", character in 0..60usize) {
-            if let Ok(script) = Script::parse(text.as_bytes()) {
+            for commands in [PsqlCommands::Refused, PsqlCommands::Skipped] {
+                let Ok(script) = Script::parse(text.as_bytes(), commands) else { continue };
                 for number in 0..script.len() {
                     let (line, column) = script.place(number, character);
                     let found = text.split('\n').nth(line - 1).map(|line| line.chars().count());
