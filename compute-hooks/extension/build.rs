@@ -15,6 +15,7 @@ use bindgen::{Abi, Builder, EnumVariation, MacroTypeVariation, RustEdition};
 const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
 const FUNCTIONS: &[&str] = &[
+    "DefineCustomBoolVariable",
     "DefineCustomIntVariable",
     "DefineCustomStringVariable",
     "enable_timeout_after",
@@ -55,7 +56,9 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 const VARIABLES: &[&str] = &[
+    "ACL_EXECUTE",
     "BLCKSZ",
+    "ClanguageId",
     "ClientAuthentication_hook",
     "cluster_name",
     "CritSectionCount",
@@ -68,6 +71,7 @@ const VARIABLES: &[&str] = &[
     "FUNC_MAX_ARGS",
     "GUC_(DISALLOW_IN_FILE|NO_SHOW_ALL|NOT_IN_SAMPLE|UNIT_MB|UNIT_MS)",
     "INDEX_MAX_KEYS",
+    "INTERNALlanguageId",
     "InterruptHoldoffCount",
     "InterruptPending",
     "my_wait_event_info",
@@ -78,15 +82,19 @@ const VARIABLES: &[&str] = &[
     "ShareLock",
     "MyProcPid",
     "NAMEDATALEN",
+    "object_access_hook",
     "PG_VERSION_NUM",
     "postmaster_alive_fds",
     "process_shared_preload_libraries_in_progress",
+    "ProcedureRelationId",
     "ProcessUtility_hook",
+    "PROVOLATILE_VOLATILE",
     "QueryCancelHoldoffCount",
     "QueryCancelPending",
     "RELSEG_SIZE",
     "shmem_request_hook",
     "shmem_startup_hook",
+    "SQLlanguageId",
     "StatementTimeout",
     "SYNC_REP_WAIT_FLUSH",
     "SyncRepStandbyNames",
@@ -96,10 +104,13 @@ const VARIABLES: &[&str] = &[
 ];
 
 const TYPES: &[&str] = &[
+    "AclMode",
+    "AclResult",
     "AlterDatabaseStmt",
     "BackendType",
     "ClientAuthentication_hook_type",
     "CmdType",
+    "CopyStmt",
     "CreatedbStmt",
     "ClosePortalStmt",
     "DeclareCursorStmt",
@@ -115,12 +126,16 @@ const TYPES: &[&str] = &[
     "ExecutorStart_hook_type",
     "ForkNumber",
     "FormData_pg_authid",
+    "FormData_pg_language",
+    "FormData_pg_proc",
     "List",
     "ListCell",
     "LWLockMode",
     "LWLockPadded",
     "Node",
     "NodeTag",
+    "object_access_hook_type",
+    "ObjectAccessType",
     "ObjectType",
     "Pg_magic_struct",
     "PlannedStmt",
@@ -141,6 +156,7 @@ const TYPES: &[&str] = &[
 
 /// Declarations that only some majors have.
 const ONLY_FROM: &[(u32, &[&str])] = &[
+    (16, &["object_aclcheck"]),
     (17, &["SetConfigOption", "GucContext", "GucSource"]),
     (18, &["pgaio_submit_staged", "PgAioHandle", "Pg_abi_values"]),
 ];
@@ -185,6 +201,9 @@ fn main() {
     let locator = if major == 15 { "RelFileNodeBackend" } else { "RelFileLocatorBackend" };
     for name in TYPES.iter().chain([&locator]) {
         builder = builder.allowlist_type(name);
+    }
+    if major == 15 {
+        builder = builder.allowlist_function("pg_proc_aclcheck");
     }
     for name in ONLY_FROM.iter().filter(|(from, _)| *from <= major).flat_map(|(_, names)| *names) {
         builder = builder.allowlist_function(name).allowlist_type(name);

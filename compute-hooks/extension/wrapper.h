@@ -5,7 +5,10 @@
 #undef ENABLE_GSS
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "catalog/objectaccess.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_language.h"
+#include "catalog/pg_proc.h"
 #include "commands/dbcommands.h"
 #include "executor/executor.h"
 #include "fmgr.h"
@@ -23,6 +26,7 @@
 #include "storage/proc.h"
 #include "storage/smgr.h"
 #include "tcop/utility.h"
+#include "utils/acl.h"
 #include "utils/elog.h"
 #include "utils/guc.h"
 #include "utils/syscache.h"

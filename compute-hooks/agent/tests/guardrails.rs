@@ -75,6 +75,112 @@ async fn a_read_only_branch_takes_no_change_from_its_superuser() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_asked_to_read_leaves_nothing_behind() {
+    let world = world().await;
+    let mut agent = world.start_with(world.spec()).await;
+    let other = agent.connect().await;
+    for sql in [
+        "create extension dblink; create extension pg_surgery; create extension file_fdw",
+        "create function writes() returns int language plpgsql as $$ begin delete from t; return 1; end $$",
+        "create function runs() returns int language plpgsql as $$ begin copy t to program 'cat > /tmp/gone'; return 1; end $$",
+        "create function as_owner() returns int security definer language sql as $$ delete from t returning 1 $$",
+        "create function ends(pid int) returns bool language plpgsql as $$ declare x bool; begin x := pg_terminate_backend(pid); return x; end $$",
+        "create procedure commits() language plpgsql as $$ begin commit; delete from t; end $$",
+        "insert into t values (-1, lo_from_bytea(4711, 'x')::text)",
+    ] {
+        other.sql(sql).await.expect(sql);
+    }
+    let pid = other.sql("select pg_backend_pid()").await.expect("reads");
+    let session = agent.connect_with("-c ardent.read_only_session=on").await;
+    // A superuser, who in any other session may do all of this.
+    assert_eq!(session.sql("show is_superuser").await.expect("reads"), "on");
+    for sql in [
+        "delete from t",
+        "begin read write; delete from t; commit",
+        "set transaction_read_only = off; delete from t",
+        "set default_transaction_read_only = off; delete from t",
+        "select 1; commit; drop table t",
+        "with gone as (delete from t returning 1) select count(*) from gone",
+        "select writes()",
+        "select as_owner()",
+        "select runs()",
+        "call commits()",
+        "do $$ begin delete from t; end $$",
+        "prepare p as delete from t; execute p",
+        "explain analyze delete from t",
+        "create table u as select 1",
+        "select * from t for update",
+        "select nextval('s')",
+        "select setval('s', 7)",
+        "select lo_create(4712)",
+        "select lo_unlink(4711)",
+        "select lo_export(4711, '/tmp/gone')",
+        "copy t to '/tmp/gone'",
+        "copy t to program 'cat > /tmp/gone'",
+        "copy (select 1) to program 'true'",
+        "select pg_read_file('postgresql.conf')",
+        "load 'auto_explain'",
+        "vacuum t",
+        "reindex table t",
+        "alter system set work_mem = '7MB'",
+        "select pg_reload_conf()",
+        "select pg_switch_wal()",
+        "select pg_create_restore_point('x')",
+        "select pg_promote()",
+        "select pg_logical_emit_message(false, 'a', 'b')",
+        "select pg_create_physical_replication_slot('x', true)",
+        "select pg_stat_reset()",
+        "select heap_force_kill('t', array['(0,1)'::tid])",
+        "select dblink_connect('dbname=postgres')",
+        "select dblink_exec('dbname=postgres', 'delete from t')",
+        "select query_to_xml('select pg_switch_wal()', true, true, '')",
+        "select set_config('session_authorization', 'postgres', false), query_to_xml('select pg_switch_wal()', true, true, '')",
+        "notify x",
+        "prepare transaction 'x'",
+    ] {
+        let _ = session.sql("rollback").await;
+        let (code, text) = refused(&session, sql).await;
+        // Procedures may not commit where a transaction was begun around them; here the deletion is what fails.
+        assert!(code == "25006", "{sql}: {code} {text}");
+    }
+    let _ = session.sql("rollback; reset session authorization").await;
+    for sql in [
+        format!("select pg_terminate_backend({pid})"),
+        format!("select pg_cancel_backend({pid})"),
+        format!("select ends({pid})"),
+        format!("select count(*) from pg_stat_activity where pid = {pid} and pg_terminate_backend(pid)"),
+        format!("do $$ begin perform pg_terminate_backend({pid}); end $$"),
+    ] {
+        let (code, text) = refused(&session, &sql).await;
+        assert!(code == "25006" && text.contains("pg_"), "{sql}: {code} {text}");
+    }
+    for sql in ["set ardent.read_only_session = off", "select set_config('ardent.read_only_session', 'off', false)"] {
+        assert_eq!(refused(&session, sql).await.0, "55P02", "{sql}");
+    }
+    let _ = session.sql("reset all; discard all").await;
+    assert_eq!(session.sql("show ardent.read_only_session").await.expect("reads"), "on");
+    // Reading goes on, with what reading needs.
+    assert_eq!(session.sql("select count(*) from t").await.expect("reads"), "1001");
+    for sql in [
+        "select pg_advisory_xact_lock(1), pg_sleep(0), random(), clock_timestamp(), pg_size_pretty(pg_database_size('postgres'))",
+        "explain (analyze, buffers) select * from t order by v limit 3",
+        "select jsonb_agg(t) from t; select string_agg(v, ',') over (order by id) from t; table t",
+        "begin; declare c cursor for select * from t; fetch 5 from c; commit",
+        "select * from pg_stat_activity; select * from pg_locks; select pg_get_viewdef('pg_views'::regclass)",
+    ] {
+        session.sql(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+    }
+    drop(session);
+    assert_eq!(other.sql("select count(*) from t").await.expect("it is still there"), "1001");
+    assert_eq!(other.sql("select last_value from s").await.expect("reads"), "1");
+    other.sql("delete from t where id = 1").await.expect("others write");
+    drop(other);
+    let (clean, end) = agent.stop(DEADLINE).await;
+    assert!(clean);
+    world.check_wal(end.expect("clean"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_statement_ends_in_time_whatever_is_set() {
     let world = world().await;
     let policy = BranchPolicy { statement_timeout_ms: Some(500), ..BranchPolicy::default() };

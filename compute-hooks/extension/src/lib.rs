@@ -19,6 +19,7 @@
 //!   transaction end ──► commit_guard      utility commands ──► commands      extend ──► wal_brake
 //!        │                 │                     │                             statements ──► policy
 //!        │                 └─► policy            └─► policy, roles             log-in ──► agent_login
+//!        │                                                                     functions ──► reading_session
 //! ```
 //!
 //! Invariants:
@@ -31,6 +32,7 @@
 //!
 //! - `CH-6`: what the branch's policy forbids fails with an error that names it; that nothing of it becomes durable is the
 //!   agent's business.
+//! - `CH-7`: a session that asked to be held to reading leaves nothing behind that outlasts its transactions (`reading_session`).
 //!
 //! What it does not know: tokens, tenants, timelines, safekeepers. The agent hands it a connection that is bound and
 //! authenticated. Start reading in `storage_hooks.rs`.
@@ -48,6 +50,7 @@ mod page_run;
 mod pg;
 mod policy;
 mod read_ahead;
+mod reading_session;
 mod relation;
 mod report;
 mod roles;
@@ -132,6 +135,7 @@ pub unsafe extern "C-unwind" fn _PG_init() {
         commands::install();
         commit_guard::install();
         policy::install();
+        reading_session::install();
         agent_login::install();
         NEXT_SHMEM_REQUEST = pg::shmem_request_hook;
         pg::shmem_request_hook = Some(on_shmem_request);

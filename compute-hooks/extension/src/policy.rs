@@ -20,6 +20,7 @@ use ardent_types::Lsn;
 use crate::agent_login;
 use crate::filler::{self, Place};
 use crate::pg;
+use crate::reading_session;
 use crate::report::{Level, Report, SqlState, Text, refuse_start};
 use crate::settings;
 use crate::wal_brake;
@@ -133,6 +134,10 @@ unsafe fn explained(run: impl FnOnce() + Copy) {
 
 /// Before anything that a client asked for runs.
 unsafe fn before_statement() {
+    if reading_session::is_one() {
+        // SAFETY: this process's own variable.
+        unsafe { pg::XactReadOnly = true };
+    }
     let Some(page) = page() else { return };
     // SAFETY: these are this process's own variables.
     unsafe {
@@ -172,6 +177,7 @@ pub unsafe fn before_command(node: *const pg::Node) {
     // SAFETY: the caller's promise.
     unsafe {
         before_statement();
+        reading_session::before_command(node);
         let Some(page) = page() else { return };
         let writes = match (*node).type_ {
             pg::T_VacuumStmt | pg::T_ReindexStmt | pg::T_ClusterStmt => true,
@@ -209,6 +215,8 @@ pub unsafe fn before_growth() {
 /// # Safety
 /// Where an error may be raised.
 pub unsafe fn before_commit() {
+    // SAFETY: the caller's promise.
+    unsafe { reading_session::before_commit() };
     let Some(page) = page() else { return };
     // SAFETY: this process's own variables; flushing is allowed in any transaction.
     unsafe {

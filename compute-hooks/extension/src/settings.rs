@@ -22,6 +22,7 @@ static mut COUNTERS: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
 static mut UNACKNOWLEDGED_WAL_MAX_MB: c_int = 0;
+static mut READ_ONLY_SESSION: bool = false;
 static mut COUNTERS_TEXT: Text = Text::new();
 
 /// The text of a string setting. Postgres replaces it only between statements, and for these settings never.
@@ -61,6 +62,12 @@ pub fn policy() -> &'static CStr {
 pub fn roles_socket() -> &'static CStr {
     // SAFETY: single-threaded process.
     unsafe { text(&raw const ROLES_SOCKET) }
+}
+
+/// `ardent.read_only_session`: whether this session asked to be held to reading, when it began.
+pub fn read_only_session() -> bool {
+    // SAFETY: single-threaded process.
+    unsafe { (&raw const READ_ONLY_SESSION).read() }
 }
 
 /// The branch's name, for errors: the agent sets it as `cluster_name`.
@@ -223,6 +230,21 @@ pub unsafe fn define() {
         pg::PGC_SIGHUP,
         pg::GUC_UNIT_MB,
     );
+    // SAFETY: all pointers are to statics.
+    unsafe {
+        pg::DefineCustomBoolVariable(
+            c"ardent.read_only_session".as_ptr(),
+            c"Holds the session to reading; can be asked for when it begins, and not be taken back.".as_ptr(),
+            std::ptr::null(),
+            &raw mut READ_ONLY_SESSION,
+            false,
+            pg::PGC_BACKEND,
+            pg::GUC_NOT_IN_SAMPLE | pg::GUC_DISALLOW_IN_FILE,
+            None,
+            None,
+            None,
+        );
+    }
     // SAFETY: called from `_PG_init`, as the function asks.
     unsafe { pg::MarkGUCPrefixReserved(c"ardent".as_ptr()) };
 }

@@ -338,6 +338,11 @@ impl Agent {
         Client::connect(&self.ready().socket_dir, "postgres").await
     }
 
+    /// A client's session with options of its own, as a connection string gives them.
+    pub async fn connect_with(&self, options: &str) -> Client {
+        Client::try_connect_with(&self.ready().socket_dir, "postgres", options).await.expect("connects")
+    }
+
     /// One statement on a connection of its own: the first column of the first row, or nothing.
     pub async fn sql(&self, sql: &str) -> String {
         self.connect().await.sql(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
@@ -356,8 +361,16 @@ impl Client {
     }
 
     pub async fn try_connect(socket_dir: &Path, user: &str) -> Result<Client, tokio_postgres::Error> {
+        Self::try_connect_with(socket_dir, user, "").await
+    }
+
+    pub async fn try_connect_with(
+        socket_dir: &Path,
+        user: &str,
+        options: &str,
+    ) -> Result<Client, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(socket_dir).port(5432).user(user).dbname("postgres");
+        config.host_path(socket_dir).port(5432).user(user).dbname("postgres").options(options);
         let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
         let _connection = tokio::spawn(async move {
             let _ = connection.await;
