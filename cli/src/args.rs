@@ -6,6 +6,7 @@ mod connector;
 mod history;
 mod inspect;
 mod logical;
+mod mcp;
 mod recover;
 mod serve;
 mod session;
@@ -26,12 +27,13 @@ pub use inspect::{
     InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
     UnnamedFilesArgs, VerifyRedoArgs, WalInspectArgs,
 };
+pub use mcp::{McpArgs, McpClient, McpCommand, McpInstallArgs};
 pub use recover::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 pub use serve::{
     AgentArgs, ComputeArgs, ControlArgs, FrontArgs, KeysArgs, MetricsArgs, PageserverArgs, ProxyArgs, SafekeeperArgs,
     SourcesArgs, StoreArgs, UpArgs,
 };
-pub use session::{CompletionsArgs, DoctorArgs, LoginArgs, PsqlArgs, StatusArgs};
+pub use session::{CompletionsArgs, DoctorArgs, LoginArgs, ManArgs, PsqlArgs, StatusArgs};
 
 /// Branches of a production Postgres, in an instant, on your own machine.
 #[derive(Debug, Parser)]
@@ -99,6 +101,8 @@ pub enum Command {
     Branch(BranchCommand),
     /// Open psql on a branch
     Psql(PsqlArgs),
+    /// Give the same to coding agents and other programs, as tools of the Model Context Protocol
+    Mcp(McpArgs),
     /// Look into files; for operators
     #[command(subcommand)]
     Inspect(InspectCommand),
@@ -106,8 +110,13 @@ pub enum Command {
     #[command(subcommand)]
     Recover(RecoverCommand),
     /// Print a completion script for a shell
-    #[command(after_help = "Examples:\n  ardent completions bash > ~/.local/share/bash-completion/completions/ardent")]
+    #[command(after_help = "Examples:
+  ardent completions bash > ~/.local/share/bash-completion/completions/ardent
+  ardent completions zsh > ~/.zfunc/_ardent
+  ardent completions fish > ~/.config/fish/completions/ardent.fish")]
     Completions(CompletionsArgs),
+    /// Print the manual page, or write those of all commands
+    Man(ManArgs),
     /// Run a safekeeper alone
     Safekeeper(SafekeeperArgs),
     /// Run a page server alone

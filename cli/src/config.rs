@@ -63,6 +63,18 @@ impl UserConfig {
     }
 }
 
+/// A folder of the user's for what is kept and not configured, made if it is not there.
+pub fn state_folder() -> Result<PathBuf, Failure> {
+    let folder = match env::var_os("XDG_STATE_HOME").filter(|value| !value.is_empty()) {
+        Some(folder) => PathBuf::from(folder),
+        None => home()?.join(".local").join("state"),
+    };
+    let folder = folder.join("ardent");
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+    made.map_err(|error| Failure::local(format!("{} cannot be made", folder.display()), &error))?;
+    Ok(folder)
+}
+
 /// The user's home folder.
 pub fn home() -> Result<PathBuf, Failure> {
     let home = env::var_os("HOME").filter(|value| !value.is_empty()).map(PathBuf::from);

@@ -3,6 +3,7 @@
 //! ```text
 //!  arguments ──► args ──► commands ──► api (HTTP) ──► a server's control
 //!                   └───► up: page server, safekeeper, control, proxy, connectors in one process
+//!                   ├───► mcp: the same as tools, for programs
 //!                   └───► agent: one compute, a child of control
 //! ```
 //!
@@ -17,6 +18,7 @@ mod commands;
 mod config;
 mod duration;
 mod failure;
+mod mcp;
 mod output;
 #[cfg(test)]
 mod reference;
@@ -70,6 +72,8 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
         Command::Inspect(command) => commands::inspect::run(output, url, command),
         Command::Recover(command) => commands::recover::run(output, command),
+        Command::Mcp(args) => mcp::run(output, url, args),
+        Command::Man(args) => commands::man::run(output, args),
         Command::Completions(args) => completions(args.shell),
         // Handled before there is an output: its standard output speaks another language.
         Command::Agent(_) => Ok(()),

@@ -15,6 +15,7 @@ use nix::unistd::{Pid, User, chown, geteuid};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::mcp::Mcp;
 use crate::processes::{Process, descendants, wait_until};
 
 /// Longest wait for an orderly end.
@@ -256,6 +257,32 @@ impl House {
         let mut command = self.command(&arguments);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program can be run");
         Background { child }
+    }
+
+    /// The program that commands run.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// The token of the user who is logged in.
+    pub fn token(&self) -> String {
+        let path = self.root.path().join("config/ardent/config.json");
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let config: Value = serde_json::from_str(&text).expect("it is JSON");
+        config["token"].as_str().expect("somebody is logged in").to_owned()
+    }
+
+    /// Runs another program to its end, with this house's configuration for every command of ours that it starts.
+    pub fn other(&self, program: &str, arguments: &[&str]) -> Finished {
+        let mut command = clean_command(Path::new(program), self.root.path());
+        command.args(arguments).envs(self.environment.iter().map(|(name, value)| (name, value)));
+        Finished::of(command.output().expect("the program can be run"))
+    }
+
+    /// Starts `ardent mcp` with more arguments. `answer` is what its user says to every question; without one it has no user.
+    pub fn mcp(&self, arguments: &[&str], answer: Option<Value>) -> Mcp {
+        let arguments: Vec<String> = ["mcp"].iter().chain(arguments).map(|&word| word.to_owned()).collect();
+        Mcp::start(self.command(&arguments), answer)
     }
 
     /// Runs a command that must succeed; its standard output.

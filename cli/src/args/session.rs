@@ -66,3 +66,14 @@ pub struct CompletionsArgs {
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
 }
+
+/// `ardent man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ardent man | man -l -
+  ardent man --dir ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// Write a page for each command into this folder
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}

@@ -60,26 +60,25 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     {
         return Err(Failure::usage("nothing was changed").hint("--dry-run shows what would be"));
     }
+    let url = match &connector {
+        Some(_) => String::new(),
+        None => url_of(&args.to)?,
+    };
     // Where it goes is known, and can be written, before anything is changed.
     let inverse_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| inverse_name(source.name())));
     if let Some(path) = &inverse_path {
-        fs::write(path, []).map_err(|error| {
-            Failure::local(format!("{} cannot be written", path.display()), &error)
-                .hint("choose another place with --inverse")
-        })?;
+        reserve(path).map_err(|failure| failure.hint("choose another place with --inverse"))?;
     }
-    let done = match &connector {
-        Some(connector) => in_production(output, api, args, &source, connector),
-        None => here(output, api, args, &source),
+    let wish = Wish {
+        source,
+        target: connector.as_ref().map_or(Target::Url(&url), Target::Connector),
+        database: args.database.as_deref(),
+        options: options(args),
     };
+    let done = apply_to(api, &wish, &Told { say: &|line| output.note(line), warn: &|line| output.warning(line) });
     let kept = match (&done, &inverse_path) {
         (Ok(done), Some(path)) if done.applied.conflicts.is_empty() => {
-            let RemoteApplied { branch, from_lsn, to_lsn, applied, .. } = done;
-            let (branch, from_lsn, to_lsn) = (branch.clone(), *from_lsn, *to_lsn);
-            let inverse = ChangeSetFile { branch, from_lsn, to_lsn, databases: vec![applied.inverse.clone()] };
-            write_file(path, &inverse).map_err(|error| {
-                Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error)
-            })?;
+            write_inverse(path, done)?;
             Some(path)
         }
         (_, Some(path)) => {
@@ -96,10 +95,62 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     print(output, args, done.applied, kept)
 }
 
+/// Makes the file that the inverse is going to be in.
+pub fn reserve(path: &Path) -> Result<(), Failure> {
+    fs::write(path, []).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
+}
+
+/// Writes what undoes that which was applied.
+pub fn write_inverse(path: &Path, done: &RemoteApplied) -> Result<(), Failure> {
+    let RemoteApplied { branch, from_lsn, to_lsn, applied, .. } = done;
+    let (branch, from_lsn, to_lsn) = (branch.clone(), *from_lsn, *to_lsn);
+    let inverse = ChangeSetFile { branch, from_lsn, to_lsn, databases: vec![applied.inverse.clone()] };
+    write_file(path, &inverse)
+        .map_err(|error| Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error))
+}
+
 /// Where the changes are.
-enum Source<'a> {
+pub enum Source<'a> {
+    /// On a branch.
     Branch(String),
+    /// In a file that a diff was written to.
     File(&'a Path),
+}
+
+/// Where they go.
+pub enum Target<'a> {
+    /// To the production server that a connector follows.
+    Connector(&'a BranchName),
+    /// To a database that is reached from here.
+    Url(&'a str),
+}
+
+/// What is applied, to what, and how.
+pub struct Wish<'a> {
+    /// What.
+    pub source: Source<'a>,
+    /// To what.
+    pub target: Target<'a>,
+    /// The database of the change set; absent: the target's.
+    pub database: Option<&'a str>,
+    /// How.
+    pub options: ApplyOptions,
+}
+
+/// Who is told what happens meanwhile.
+pub struct Told<'a> {
+    /// How far it is.
+    pub say: &'a dyn Fn(&str),
+    /// What should not be missed.
+    pub warn: &'a dyn Fn(&str),
+}
+
+/// Applies changes. Called where blocking is allowed.
+pub fn apply_to(api: &Api, wish: &Wish<'_>, told: &Told<'_>) -> Result<RemoteApplied, Failure> {
+    match wish.target {
+        Target::Connector(connector) => in_production(api, wish, connector, told),
+        Target::Url(url) => here(api, wish, url, told),
+    }
 }
 
 impl Source<'_> {
@@ -132,37 +183,40 @@ fn options(args: &BranchApplyArgs) -> ApplyOptions {
 }
 
 /// Applies to a database that is reached from here.
-fn here(output: &Output, api: &Api, args: &BranchApplyArgs, source: &Source<'_>) -> Result<RemoteApplied, Failure> {
-    let target = target_of(&args.to)?;
-    let content = match source {
+fn here(api: &Api, wish: &Wish<'_>, url: &str, told: &Told<'_>) -> Result<RemoteApplied, Failure> {
+    let target = target_of(url)?;
+    let content = match &wish.source {
         Source::File(path) => content_of(path)?,
-        Source::Branch(name) => diff::file_content(diff::fetch(output, api, name, &DiffRequest::default())?),
+        Source::Branch(name) => {
+            let report = diff::ask(api, name, &DiffRequest::default())?;
+            report.databases_not_compared.iter().for_each(|database| (told.warn)(&diff::not_compared(database)));
+            diff::file_content(report)
+        }
     };
-    let database = args.database.as_deref().or(target.config.get_dbname()).unwrap_or("postgres").to_owned();
+    let database = wish.database.or(target.config.get_dbname()).unwrap_or("postgres").to_owned();
     let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;
     let (mut wanted, others): (Vec<_>, Vec<_>) = databases.into_iter().partition(|set| set.database == database);
     let set = wanted.pop().unwrap_or_else(|| ChangeSet { database, ..ChangeSet::default() });
-    let applied = run_apply(output, target, &set, &options(args))?;
+    let applied = run_apply(target, &set, &wish.options, told.say)?;
     let other_databases = others.into_iter().map(|set| set.database).collect();
     Ok(RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied })
 }
 
 /// Lets the server apply to the production server that a connector follows: its URL stays there.
 fn in_production(
-    output: &Output,
     api: &Api,
-    args: &BranchApplyArgs,
-    source: &Source<'_>,
+    wish: &Wish<'_>,
     connector: &BranchName,
+    told: &Told<'_>,
 ) -> Result<RemoteApplied, Failure> {
-    let branch = match source {
+    let branch = match &wish.source {
         Source::Branch(name) => Some(name.clone()),
         Source::File(_) => None,
     };
-    let request = ApplyRequest { branch, database: args.database.clone(), options: options(args) };
+    let request = ApplyRequest { branch, database: wish.database.map(str::to_owned), options: wish.options.clone() };
     let request = serde_json::to_string(&request).map_err(|error| Failure::of(&error))?;
     let path = format!("/v1/connectors/{connector}/apply?request={}", encode(&request));
-    let file = match source {
+    let file = match &wish.source {
         Source::File(path) => Some(
             fs::File::open(path)
                 .map_err(|error| Failure::local(format!("{} cannot be read", path.display()), &error))?,
@@ -172,7 +226,7 @@ fn in_production(
     let mut done = None;
     api.post_file(&path, file, |event| {
         match event {
-            ApplyEvent::Progress(line) => output.note(&line),
+            ApplyEvent::Progress(line) => (told.say)(&line),
             ApplyEvent::Done(applied) => done = Some(*applied),
             ApplyEvent::Error(error) => return Err(error.into()),
         }
@@ -192,19 +246,24 @@ fn content_of(path: &Path) -> Result<ChangeSetFile, Failure> {
 }
 
 /// How the target is reached.
-struct Target {
+struct Reached {
     config: Config,
     tls: MakeRustlsConnect,
 }
 
-fn target_of(to: &str) -> Result<Target, Failure> {
-    let mut text = to.to_owned();
-    if to == "-" {
-        text.clear();
-        std::io::stdin()
-            .read_to_string(&mut text)
-            .map_err(|error| Failure::local("standard input cannot be read", &error))?;
+/// The URL itself, or what standard input says.
+fn url_of(to: &str) -> Result<String, Failure> {
+    if to != "-" {
+        return Ok(to.to_owned());
     }
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| Failure::local("standard input cannot be read", &error))?;
+    Ok(text)
+}
+
+fn target_of(text: &str) -> Result<Reached, Failure> {
     let (mut config, tls) = driver(text.trim()).map_err(|error| match error {
         // Its own words could repeat what is in the text.
         ConfigError::Parse(_) => Failure::usage("--to is no connection string")
@@ -212,10 +271,10 @@ fn target_of(to: &str) -> Result<Target, Failure> {
         other => Failure::usage(other.to_string()),
     })?;
     config.application_name("ardent branch apply");
-    Ok(Target { config, tls })
+    Ok(Reached { config, tls })
 }
 
-fn run_apply(output: &Output, target: Target, set: &ChangeSet, options: &ApplyOptions) -> Result<Applied, Failure> {
+fn run_apply(target: Reached, set: &ChangeSet, options: &ApplyOptions, say: &dyn Fn(&str)) -> Result<Applied, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::local("no threads can be started", &error))?;
     runtime.block_on(async {
@@ -225,7 +284,7 @@ fn run_apply(output: &Output, target: Target, set: &ChangeSet, options: &ApplyOp
                 .hint("see whether the URL is right with psql; sslmode and sslrootcert mean what they mean there")
         })?;
         let connection = tokio::spawn(connection);
-        let applied = apply(&client, set, options, |line| output.note(line)).await;
+        let applied = apply(&client, set, options, say).await;
         drop(client);
         // Its errors reached the statements.
         let _ = connection.await;
@@ -237,7 +296,7 @@ fn run_apply(output: &Output, target: Target, set: &ChangeSet, options: &ApplyOp
     })
 }
 
-fn inverse_name(branch: &str) -> PathBuf {
+pub fn inverse_name(branch: &str) -> PathBuf {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     PathBuf::from(format!("{branch}-undo-{seconds}.changes"))
 }

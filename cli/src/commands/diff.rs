@@ -38,18 +38,26 @@ pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Fail
 }
 
 /// Asks the server for a diff.
+pub fn ask(api: &Api, name: &str, request: &DiffRequest) -> Result<DiffReport, Failure> {
+    api.post_long(&format!("/v1/branches/{}/diff", path_name(name)?), request)
+}
+
+/// The same, and says what was not compared.
 pub fn fetch(output: &Output, api: &Api, name: &str, request: &DiffRequest) -> Result<DiffReport, Failure> {
-    let report: DiffReport = api.post_long(&format!("/v1/branches/{name}/diff"), request)?;
+    let report = ask(api, name, request)?;
     warn_of(output, &report.databases_not_compared);
     Ok(report)
 }
 
-fn warn_of(output: &Output, databases: &[String]) {
+pub fn warn_of(output: &Output, databases: &[String]) {
     for database in databases {
-        output.warning(&format!(
-            "database {database} is not there on the other side under this name: it was not compared"
-        ));
+        output.warning(&not_compared(database));
     }
+}
+
+/// What is said of a database that only one side has.
+pub fn not_compared(database: &str) -> String {
+    format!("database {database} is not there on the other side under this name: it was not compared")
 }
 
 /// What a diff says, as a file's content.

@@ -8,6 +8,7 @@ mod diff_lines;
 pub mod doctor;
 pub mod history;
 pub mod inspect;
+pub mod man;
 mod pager;
 pub mod psql;
 pub mod rebase;
@@ -19,7 +20,16 @@ use ardent_api::control::{BranchName, ErrorInfo};
 
 use crate::failure::Failure;
 
+/// Waits for SIGINT or SIGTERM.
+pub async fn wait_for_signal() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
 /// A name as a part of a path. Names are DNS labels, so nothing needs escaping; what is none is said before anything is asked.
-fn path_name(name: &str) -> Result<String, Failure> {
+pub fn path_name(name: &str) -> Result<String, Failure> {
     Ok(name.parse::<BranchName>().map_err(ErrorInfo::from)?.into())
 }

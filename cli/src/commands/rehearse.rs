@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use super::{branch, diff, pager};
+use super::{branch, diff, pager, wait_for_signal};
 use crate::api::Api;
 use crate::args::BranchRehearseArgs;
 use crate::failure::Failure;
@@ -64,32 +64,101 @@ pub fn run(output: &Output, api: &Api, args: &BranchRehearseArgs) -> Result<(), 
         }
     });
 
-    let branch = make_branch(api, args)?;
-    let found = thread::scope(|scope| {
-        let (done, ended) = mpsc::channel::<()>();
-        let name = &branch.name;
-        scope.spawn(move || stay_alive(output, api, name, &ended));
-        let found = runtime.block_on(on_branch(output, api, args, &branch, &script, &interrupt));
-        drop(done);
-        found
-    });
-    let gone = if args.keep { keep(api, &branch.name) } else { delete(api, &branch.name) };
-    let (report, changes) = match found {
-        Ok(found) => found,
-        Err(failure) => {
-            // Both are told of.
-            if let Err(failure) = gone {
-                output.failure(&failure);
-            }
-            return Err(failure);
+    let shows_progress = !output.json && io::stderr().is_terminal();
+    let starting = |number: usize| {
+        if shows_progress {
+            let first = script.statement(number).lines().next().unwrap_or_default();
+            let text: String = first.chars().take(60).filter(|letter| !letter.is_control()).collect();
+            output.note(&format!("{}/{} line {}: {text}", number + 1, script.len(), script.line(number)));
         }
     };
+    let place = Place {
+        from: args.from.as_deref(),
+        at: args.at.as_deref(),
+        role: args.role.as_deref(),
+        database: args.database.as_deref(),
+        keep: args.keep,
+    };
+    let warn = |text: &str| output.warning(text);
+    let rehearsed =
+        on_new_branch(api, runtime.handle(), &place, &script, &interrupt, &Told { warn: &warn, starting: &starting })?;
+    let Rehearsed { branch, report, changes, left } = rehearsed;
+    if let Some(changes) = &changes {
+        diff::warn_of(output, &changes.databases_not_compared);
+    }
     print(output, args, &branch, &report, changes)?;
     if args.keep {
         output.note(&format!("kept branch {0}; delete it with: ardent branch delete {0}", branch.name));
     }
-    gone?;
+    left.map_or(Ok(()), Err)?;
     outcome(&report)
+}
+
+/// Where a migration is rehearsed, and as whom. What is absent is as for a new branch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'a> {
+    /// The branch or connector.
+    pub from: Option<&'a str>,
+    /// Where in its history.
+    pub at: Option<&'a str>,
+    /// The role.
+    pub role: Option<&'a str>,
+    /// The database.
+    pub database: Option<&'a str>,
+    /// Whether the branch stays.
+    pub keep: bool,
+}
+
+/// Who is told what happens meanwhile.
+pub struct Told<'a> {
+    /// Of what should not be missed.
+    pub warn: &'a (dyn Fn(&str) + Sync),
+    /// Of the number of each statement, from 0, before it is run.
+    pub starting: &'a (dyn Fn(usize) + Sync),
+}
+
+/// What comes of a rehearsal.
+pub struct Rehearsed {
+    /// The branch that it was made on.
+    pub branch: BranchInfo,
+    /// What the statements did.
+    pub report: RehearsalReport,
+    /// What is different afterwards; absent after an interruption.
+    pub changes: Option<DiffReport>,
+    /// Why the branch is still there, or not kept, against what was wanted.
+    pub left: Option<Failure>,
+}
+
+/// Runs a migration on a branch that is made for it, and deletes the branch, whatever came of it. Called where blocking is allowed.
+pub fn on_new_branch(
+    api: &Api,
+    runtime: &tokio::runtime::Handle,
+    place: &Place<'_>,
+    script: &Script,
+    interrupt: &CancellationToken,
+    told: &Told<'_>,
+) -> Result<Rehearsed, Failure> {
+    let branch = make_branch(api, place)?;
+    let found = thread::scope(|scope| {
+        let (done, ended) = mpsc::channel::<()>();
+        let name = &branch.name;
+        scope.spawn(move || stay_alive(told, api, name, &ended));
+        let found = runtime.block_on(on_branch(api, place, &branch, script, interrupt, told));
+        drop(done);
+        found
+    });
+    let left = if place.keep { keep(api, &branch.name) } else { delete(api, &branch.name) }.err();
+    match found {
+        Ok((report, changes)) => Ok(Rehearsed { branch, report, changes, left }),
+        Err(failure) => {
+            // Both are told of.
+            if let Some(left) = left {
+                let hint = left.info.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+                (told.warn)(&format!("{}{hint}", left.info.message));
+            }
+            Err(failure)
+        }
+    }
 }
 
 /// The migration, read and parted.
@@ -105,7 +174,12 @@ fn script_of(file: &str) -> Result<Script, Failure> {
         let missing = error.kind() == io::ErrorKind::NotFound;
         if missing { failure.code(ApiErrorCode::NotFound) } else { failure }
     })?;
-    let script = Script::parse(&bytes, PsqlCommands::Refused).map_err(|error| {
+    parse(name, &bytes)
+}
+
+/// Parts a migration into its statements. `name` is what errors call it.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<Script, Failure> {
+    let script = Script::parse(bytes, PsqlCommands::Refused).map_err(|error| {
         let hint = match error {
             ScriptError::MetaCommand { .. } => "put what psql would make of it into the file; nothing was run",
             ScriptError::CopyData { .. } => "write the rows as INSERT; nothing was run",
@@ -126,24 +200,16 @@ fn name_of(file: &str) -> &str {
     if file == "-" { "standard input" } else { file }
 }
 
-async fn wait_for_signal() -> io::Result<()> {
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
-    }
-}
-
-fn make_branch(api: &Api, args: &BranchRehearseArgs) -> Result<BranchInfo, Failure> {
+fn make_branch(api: &Api, place: &Place<'_>) -> Result<BranchInfo, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos());
     // Another for each process at each moment.
     let name = format!("rehearsal-{:x}-{:x}", now / 1000, std::process::id());
     let request = CreateBranchRequest {
         name,
-        from: args.from.clone(),
-        at: args.at.clone(),
+        from: place.from.map(str::to_owned),
+        at: place.at.map(str::to_owned),
         ttl_s: Some(LIFETIME.as_secs()),
-        role: args.role.clone(),
+        role: place.role.map(str::to_owned),
         ..CreateBranchRequest::default()
     };
     let reply: CreateBranchReply = api.post("/v1/branches", &request)?;
@@ -151,11 +217,11 @@ fn make_branch(api: &Api, args: &BranchRehearseArgs) -> Result<BranchInfo, Failu
 }
 
 /// Puts the end of the branch off until it is told to stop.
-fn stay_alive(output: &Output, api: &Api, name: &str, ended: &mpsc::Receiver<()>) {
+fn stay_alive(told: &Told<'_>, api: &Api, name: &str, ended: &mpsc::Receiver<()>) {
     let request = UpdateBranchRequest { ttl_s: Some(LIFETIME.as_secs()), ..UpdateBranchRequest::default() };
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(RENEWAL) {
         if let Err(failure) = api.patch::<BranchInfo>(&format!("/v1/branches/{name}"), &request) {
-            output.warning(&format!("branch {name} may expire before its time: {}", failure.info.message));
+            (told.warn)(&format!("branch {name} may expire before its time: {}", failure.info.message));
         }
     }
 }
@@ -176,30 +242,22 @@ fn delete(api: &Api, name: &str) -> Result<(), Failure> {
 
 /// The rehearsal, and what is different afterwards.
 async fn on_branch(
-    output: &Output,
     api: &Api,
-    args: &BranchRehearseArgs,
+    place: &Place<'_>,
     branch: &BranchInfo,
     script: &Script,
     interrupt: &CancellationToken,
+    told: &Told<'_>,
 ) -> Result<(RehearsalReport, Option<DiffReport>), Failure> {
     let name = &branch.name;
     // Its first start takes longer than a connection may.
     api.post::<WakeReply>(&format!("/v1/branches/{name}/wake"), &json!({}))?;
-    let url = branch::url(api, name, args.role.as_deref())?.url;
+    let url = branch::url(api, name, place.role)?.url;
     let mut config = ConnectConfig::parse(&url).map_err(|error| Failure::of(&error))?;
-    if let Some(database) = &args.database {
+    if let Some(database) = place.database {
         config = config.with_database(database);
     }
-    let shows_progress = !output.json && io::stderr().is_terminal();
-    let starting = |number: usize| {
-        if shows_progress {
-            let first = script.statement(number).lines().next().unwrap_or_default();
-            let text: String = first.chars().take(60).filter(|letter| !letter.is_control()).collect();
-            output.note(&format!("{}/{} line {}: {text}", number + 1, script.len(), script.line(number)));
-        }
-    };
-    let report = rehearse(&config, script, interrupt, starting).await.map_err(|error| {
+    let report = rehearse(&config, script, interrupt, told.starting).await.map_err(|error| {
         Failure::of(&error)
             .code(ApiErrorCode::ComputeFailed)
             .hint("see whether a branch works: ardent branch create NAME --psql")
@@ -207,7 +265,7 @@ async fn on_branch(
     if report.interrupted {
         return Ok((report, None));
     }
-    let changes = diff::fetch(output, api, name, &DiffRequest::default())?;
+    let changes = diff::ask(api, name, &DiffRequest::default())?;
     Ok((report, Some(changes)))
 }
 
