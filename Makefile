@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 export ARDENT_COMPUTE_LIB_DIR ?= $(CURDIR)/target/compute-lib
 
-.PHONY: help setup setup-s3 setup-majors extension build up demo test test-full verify-redo bench lint clean
+.PHONY: help setup setup-s3 setup-majors extension build package up demo test test-full verify-redo bench lint clean
 
 help: ## What can be made.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ extension: setup ## Build the library that computes load, for each major whose s
 build: extension ## Build the ardent program.
 	@cargo build --bin ardent
 
+package: extension ## Make the packages of this platform (npm, Debian), into target/packages.
+	@packages/build.sh
+
 up: build ## Run Ardent for your own database, until Ctrl-C.
 	@scripts/up.sh
 
@@ -32,7 +35,7 @@ demo: build ## Walk the whole job on a sample production server, and clean up.
 test: setup-s3 setup-majors extension ## Run every test.
 	@scripts/test.sh
 
-test-full: setup-s3 setup-majors extension ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e
+test-full: setup-s3 setup-majors extension ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages
 	@scripts/test-full.sh "$(AREA)"
 
 verify-redo: build ## Prove redo against Postgres's own regression suite.

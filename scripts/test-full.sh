@@ -63,8 +63,22 @@ case "${1:-}" in
             cargo test -p ardent-agent -p ardent-extension-tests -p ardent-tests
         done
         ;;
+    mcp)
+        # The protocol's own client, which brings a web framework along: a Python of its own.
+        python=target/mcp-client
+        [ -x $python/bin/python ] || python3 -m venv $python
+        $python/bin/pip install --quiet --disable-pip-version-check 'mcp==2.3.0'
+        cargo build --workspace --bins --tests
+        cargo test -p ardent-tests --test mcp
+        ARDENT_MCP_PYTHON=$PWD/$python/bin/python cargo test -p ardent-tests --test mcp_client -- --nocapture
+        ;;
+    packages)
+        # Of the program that all tests run.
+        cargo build --workspace --bins --tests
+        packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
+        ;;
     *)
-        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e" >&2
+        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages" >&2
         exit 2
         ;;
 esac
