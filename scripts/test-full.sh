@@ -72,13 +72,18 @@ case "${1:-}" in
         cargo test -p ardent-tests --test mcp
         ARDENT_MCP_PYTHON=$PWD/$python/bin/python cargo test -p ardent-tests --test mcp_client -- --nocapture
         ;;
+    drivers)
+        scripts/setup-drivers.sh
+        cargo build --workspace --bins --tests
+        ARDENT_DRIVERS=$PWD/target/drivers cargo test -p ardent-tests --test drivers -- --nocapture
+        ;;
     packages)
         # Of the program that all tests run.
         cargo build --workspace --bins --tests
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)
-        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages" >&2
+        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages|drivers" >&2
         exit 2
         ;;
 esac
