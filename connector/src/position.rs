@@ -1,13 +1,15 @@
 //! Where production is, and what its slot says.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ardent_pg_wire::{Connection, WireError};
-use ardent_types::{Lsn, WalSegmentSize};
+use ardent_types::{Lsn, SystemId, WalSegmentSize};
 use parking_lot::Mutex;
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
+use crate::source_stream::timeline_status;
 
 /// How often production is asked whether it has flushed.
 const POLL: Duration = Duration::from_millis(20);
@@ -35,6 +37,8 @@ pub struct SlotStatus {
 pub struct PositionProbe {
     /// The connection and when it was used last. Out of its place while a question is being asked.
     kept: Mutex<Option<(Connection, Instant)>>,
+    /// The cluster that is followed, once known.
+    expected: OnceLock<SystemId>,
 }
 
 impl PositionProbe {
@@ -53,9 +57,30 @@ impl PositionProbe {
             }
         }
         let mut sql = config.sql().await?;
+        self.check_cluster(config, &mut sql).await?;
         let lsn = flush_lsn(&mut sql).await?;
         self.keep(sql);
         Ok(lsn)
+    }
+
+    /// An error if another cluster answers at production's address, whose position says nothing: below ours it would make what is
+    /// here look current.
+    async fn check_cluster(&self, config: &ConnectorConfig, sql: &mut Connection) -> Result<(), ConnectorError> {
+        let expected = match self.expected.get() {
+            Some(expected) => *expected,
+            None => {
+                let expected = timeline_status(config).await?.spec.system_id;
+                *self.expected.get_or_init(|| expected)
+            }
+        };
+        let found = sql.query("select system_identifier from pg_control_system()").await?;
+        // Postgres shows it signed.
+        let found = found.value("system_identifier").and_then(|text| text.parse::<i64>().ok());
+        let found = found.map(|id| SystemId::new(id.cast_unsigned()));
+        match found {
+            Some(found) if found != expected => Err(ConnectorError::OtherCluster { expected, found }),
+            _ => Ok(()),
+        }
     }
 
     /// Closes the connection if it was not used for `idle`.

@@ -248,12 +248,13 @@ impl Control {
         let is_logical = connector.as_ref().is_some_and(|connector| connector.logical.is_some());
         let why = tokio::select! {
             biased;
+            // What another cluster says of its position says nothing of this one's.
+            why = self.given_up(&parent.connector), if follows_production => why,
             point = self.context.resolve_point(parent, connector, point) => match (point, self.following(&parent.connector)) {
                 // One that does not run at this moment cannot say why; it was said when that began.
                 (Err(error), (_, Some(why))) if is_logical && error.code == ApiErrorCode::ConnectorUnavailable => why,
                 (point, _) => return point,
             },
-            why = self.given_up(&parent.connector), if follows_production => why,
         };
         let message = format!("production ({}) is not followed any more: {why}", parent.connector);
         Err(self.context.production_unavailable(parent, message).await)

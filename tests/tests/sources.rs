@@ -2,6 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 
 use ardent_test_pg::{StopMode, TestPg, temp_dir};
@@ -232,6 +234,54 @@ fn a_slot_that_production_gave_up_means_import_again() {
     house.ok(&["branch", "delete", "before", "latest"]);
     house.ok(&["connector", "delete", "shop", "--yes"]);
     assert_eq!(slots(&production), "1");
+}
+
+/// An address that leads to whichever server is wanted, as a name that moves does. Gives its port.
+fn serve_moving_address(target: Arc<AtomicU16>) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound");
+    let port = listener.local_addr().expect("a bound socket has an address").port();
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            // A target that is not there ends the client's connection, as it would end itself.
+            let Ok(server) = TcpStream::connect(("127.0.0.1", target.load(Ordering::Relaxed))) else { continue };
+            let ends = [(client.try_clone(), server.try_clone()), (Ok(server), Ok(client))];
+            for (from, to) in ends {
+                let (mut from, mut to) = (from.expect("a socket can be shared"), to.expect("a socket can be shared"));
+                thread::spawn(move || {
+                    let copied = std::io::copy(&mut from, &mut to);
+                    let ended = to.shutdown(Shutdown::Write);
+                    drop((copied, ended));
+                });
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn another_cluster_at_productions_address_is_not_taken_for_it() {
+    let mut production = TestPg::start(production_options());
+    // Its position is ahead of the other one's: what that one says would make what is here look current.
+    production.sql("create table t as select generate_series(1, 100000) n; select pg_switch_wal()");
+    let other = TestPg::start(production_options());
+    other.sql("create table newer as select 1");
+    let target = Arc::new(AtomicU16::new(production.port()));
+    let port = serve_moving_address(target.clone());
+    let house = House::start();
+    house.connect("shop", &format!("postgresql://postgres@127.0.0.1:{port}/postgres"));
+    house.branch("before", "shop");
+    target.store(other.port(), Ordering::Relaxed);
+    production.stop(StopMode::Fast);
+    // At once, and when the connector has seen it as well.
+    house.ardent(&["branch", "create", "now", "--from", "shop"]).refused(1, &["another cluster", "--at latest"]);
+    wait_until("the status says what happened", 60, || {
+        let status = house.json(&["connector", "status", "shop"]);
+        let said = status["problem"].as_str().is_some_and(|problem| problem.contains("another cluster"));
+        assert!(status["lag_bytes"].is_null() || !said, "{status}");
+        said.then_some(())
+    });
+    house.ardent(&["branch", "create", "now", "--from", "shop"]).refused(1, &["another cluster", "--at latest"]);
+    house.ok(&["branch", "create", "latest", "--from", "shop", "--at", "latest"]);
 }
 
 /// A standby of `primary`, which follows it.
