@@ -5,6 +5,7 @@ mod change;
 mod connector;
 mod history;
 mod inspect;
+mod log;
 mod logical;
 mod mcp;
 mod recover;
@@ -27,6 +28,7 @@ pub use inspect::{
     InspectCommand, LayerInspectArgs, ManifestInspectArgs, PageInspectArgs, StoreChoiceArgs, StoreInspectArgs,
     UnnamedFilesArgs, VerifyRedoArgs, WalInspectArgs,
 };
+pub use log::{BranchBlameArgs, BranchLogArgs};
 pub use mcp::{McpArgs, McpClient, McpCommand, McpInstallArgs};
 pub use recover::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 pub use serve::{

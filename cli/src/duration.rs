@@ -1,5 +1,7 @@
 //! Durations, rates and sizes as people type them.
 
+use ardent_statement_log::LOG_LEN_MIN;
+
 /// Seconds of `90`, `90s`, `5m`, `2h`, `3d`, `1w`; `never` is 0.
 pub fn parse_seconds(text: &str) -> Result<u64, String> {
     if text == "never" {
@@ -54,6 +56,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         return Ok(0);
     }
     parse_byte_rate(text).map_err(|_| format!("{text:?} is not a size: write bytes such as 500kB, 20MB, 1GB or none"))
+}
+
+/// Bytes of a log of statements, as [`parse_size`] has them: `none` is 0, other sizes have to hold the newest segments.
+pub fn parse_log_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        size @ 1..LOG_LEN_MIN => {
+            Err(format!("{size} bytes are too few: the least is {}, or none", bytes_text(LOG_LEN_MIN)))
+        }
+        size => Ok(size),
+    }
 }
 
 /// Milliseconds of `500ms`, `30s`, `5m` or a plain number of seconds; `none` is 0.

@@ -53,6 +53,18 @@ const FUNCTIONS: &[&str] = &[
     "standard_ExecutorStart",
     "standard_ProcessUtility",
     "XLogFlush",
+    "BuildParamLogString",
+    "GetCurrentTransactionNestLevel",
+    "get_database_name",
+    "GetSessionUserId",
+    "GetTopFullTransactionIdIfAny",
+    "GetUserId",
+    "GetUserNameFromId",
+    "on_proc_exit",
+    "palloc",
+    "RegisterSubXactCallback",
+    "standard_ExecutorFinish",
+    "xactGetCommittedChildren",
 ];
 
 const VARIABLES: &[&str] = &[
@@ -101,6 +113,16 @@ const VARIABLES: &[&str] = &[
     "WalSndCtl",
     "XactLastRecEnd",
     "XactReadOnly",
+    "ActivePortal",
+    "application_name",
+    "debug_query_string",
+    "emit_log_hook",
+    "ExecutorFinish_hook",
+    "MyProcPort",
+    "MyStartTimestamp",
+    "ParallelWorkerNumber",
+    "ProcLastRecPtr",
+    "XactLastCommitEnd",
 ];
 
 const TYPES: &[&str] = &[
@@ -152,6 +174,13 @@ const TYPES: &[&str] = &[
     "TransactionStmt",
     "TransactionStmtKind",
     "XactEvent",
+    "emit_log_hook_type",
+    "ErrorData",
+    "ExecutorFinish_hook_type",
+    "FullTransactionId",
+    "ParamExternData",
+    "ParamListInfoData",
+    "SubXactEvent",
 ];
 
 /// Declarations that only some majors have.

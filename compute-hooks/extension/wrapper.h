@@ -3,6 +3,7 @@
 /* The headers of these libraries may be missing; what depends on them stands at the end of the structs used here. */
 #undef USE_OPENSSL
 #undef ENABLE_GSS
+#include "access/parallel.h"
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/objectaccess.h"
@@ -14,6 +15,7 @@
 #include "fmgr.h"
 #include "libpq/auth.h"
 #include "miscadmin.h"
+#include "nodes/params.h"
 #include "nodes/parsenodes.h"
 #include "nodes/plannodes.h"
 #include "nodes/value.h"
@@ -25,6 +27,8 @@
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/smgr.h"
+#include "tcop/pquery.h"
+#include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/elog.h"

@@ -134,6 +134,7 @@ impl Control {
             self.pool.kill(branch.id).await?;
         }
         self.pool.discard(branch).await?;
+        self.delete_statement_log(branch.id).await?;
         {
             let lock = self.context.timeline_locks.of(branch.timeline);
             let _guard = lock.lock().await;

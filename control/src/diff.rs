@@ -267,7 +267,7 @@ impl Control {
     }
 
     /// The timelines of a branch's history.
-    fn history(&self, branch: &BranchRow) -> Result<History, ErrorInfo> {
+    pub(crate) fn history(&self, branch: &BranchRow) -> Result<History, ErrorInfo> {
         let mut history = vec![(branch.timeline, None)];
         let mut timeline = branch.timeline;
         while let Some((ancestor, lsn)) = self.context.store.ancestor(timeline)? {

@@ -26,10 +26,11 @@
 //! - CT-7: what a timeline is to users is in its manifest from the first one on, and what changes is told until the page server has
 //!   it (`descriptions.rs`); a lost store is made anew from that (`recovery.rs`).
 //!
-//! Control does not know WAL, pages or the Postgres protocol, and depends on no other service's crate: the page server,
+//! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on no other service's crate: the page server,
 //! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
 
 mod apply;
+mod blame;
 pub mod branches;
 mod collations;
 pub mod compute;
@@ -53,6 +54,7 @@ pub mod secrets;
 pub mod service;
 mod slots;
 mod source_move;
+mod statement_log;
 pub mod storage;
 pub mod store;
 pub mod switch;
@@ -61,4 +63,5 @@ mod wal_debts;
 pub use compute::PoolConfig;
 pub use pgurl::{PgUrl, PublicAddress};
 pub use service::{Control, ControlConfig, DataDir, Dependencies, RunningControl, StartError};
+pub use statement_log::StatementLogs;
 pub use storage::{PageServerAt, SafekeepersAt};

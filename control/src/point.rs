@@ -63,7 +63,7 @@ impl FromStr for PointSpec {
 }
 
 /// A time with its zone, in any of ISO 8601's forms with a calendar date, or as psql prints it.
-fn parse_time(text: &str) -> Option<jiff::Timestamp> {
+pub(crate) fn parse_time(text: &str) -> Option<jiff::Timestamp> {
     let text = text.trim();
     // A space instead of the T, and before the zone, is how people write it.
     let (date, time) = text.split_once([' ', 'T', 't'])?;

@@ -45,7 +45,7 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Where and how control runs.
 #[derive(Clone, Debug)]
 pub struct ControlConfig {
-    /// Folder with `control.db`, `keys/`, `run/`, `computes/`.
+    /// Folder with `control.db`, `keys/`, `run/`, `computes/`, `logs/`.
     pub data_dir: PathBuf,
     /// Where the HTTP API listens.
     pub listen: SocketAddr,
@@ -169,6 +169,11 @@ impl DataDir {
         self.root.join("computes")
     }
 
+    /// Folder of the logs of statements.
+    pub fn statement_logs(&self) -> PathBuf {
+        self.root.join("logs")
+    }
+
     /// Folder of temporary files: they have no names, so it always looks empty.
     pub fn spill(&self) -> PathBuf {
         self.root.join("spill")
@@ -186,6 +191,7 @@ impl DataDir {
         make(&self.root.join("run"), 0o700)?;
         make(&self.root.join("keys"), 0o700)?;
         make(&self.spill(), 0o700)?;
+        make(&self.statement_logs(), 0o700)?;
         make(&self.computes(), 0o711)
     }
 

@@ -245,3 +245,90 @@ fn an_unprivileged_user_runs_it_all_in_a_sandbox() {
     listener.set_nonblocking(true).expect("set");
     assert!(listener.accept().is_err(), "nobody came");
 }
+
+/// Statements and outcomes of a branch's log.
+fn log(house: &House, arguments: &[&str]) -> Vec<(String, String)> {
+    let document = house.json(&[&["branch", "log", "dev"], arguments].concat());
+    let word = |entry: &serde_json::Value, field: &str| entry[field].as_str().expect("a word").to_owned();
+    let entries = document["entries"].as_array().expect("entries");
+    entries.iter().map(|entry| (word(entry, "statement"), word(entry, "outcome"))).collect()
+}
+
+#[test]
+fn what_a_branch_ran_is_recorded_and_rows_are_traced_to_statements() {
+    let production = TestPg::start(production_options());
+    production.sql("create table users (id int primary key, name text); insert into users select n, 'old' from generate_series(1, 9) n");
+    production
+        .sql("create table parts (a int, b text, c int, primary key (a, b)); insert into parts values (7, 'x,y', 0)");
+    let house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let branch = house.branch("dev", "main");
+    sql(&branch, "set application_name = 'agent-7'; update users set name = 'one' where id = 2");
+    let failing = "begin; update users set name = 'gone' where id = 3; savepoint s; select * from missing";
+    assert!(try_sql(&branch, failing).is_err());
+    assert!(try_sql(&branch, "select 1 from").is_err());
+    sql(&branch, "create role bob login password 'hunter2'; do $$ begin perform 1; update parts set c = 1; end $$");
+    let several = "insert into users values (10, 'a'); update users set name = 'b' where id = 1; savepoint s;
+        update users set name = 'lost' where id = 4; rollback to s; update users set name = 'c' where id = 1";
+    sql(&branch, &format!("begin; {several}; commit"));
+
+    let expect = [
+        ("set application_name = 'agent-7'", "committed"),
+        ("update users set name = 'one' where id = 2", "committed"),
+        ("begin", "rolled_back"),
+        ("update users set name = 'gone' where id = 3", "rolled_back"),
+        ("savepoint s", "rolled_back"),
+        ("begin; update users set name = 'gone' where id = 3; savepoint s; select * from missing", "failed"),
+        ("select 1 from", "failed"),
+        ("create role bob login password '***'", "committed"),
+        ("do $$ begin perform 1; update parts set c = 1; end $$", "committed"),
+        ("begin", "committed"),
+        ("insert into users values (10, 'a')", "committed"),
+        ("update users set name = 'b' where id = 1", "committed"),
+        ("savepoint s", "committed"),
+        ("update users set name = 'lost' where id = 4", "rolled_back"),
+        ("rollback to s", "committed"),
+        ("update users set name = 'c' where id = 1", "committed"),
+        ("commit", "committed"),
+    ];
+    let expect: Vec<(String, String)> = expect.map(|(text, outcome)| (text.to_owned(), outcome.to_owned())).into();
+    assert_eq!(log(&house, &["--role", "postgres"]), expect);
+    house.ok(&["branch", "suspend", "dev"]);
+    assert_eq!(log(&house, &["--role", "postgres", "--all"]), expect, "also while it sleeps");
+    assert_eq!(compute_state(&house, "dev"), "suspended");
+    assert_eq!(log(&house, &["--failed", "--limit", "1"]), expect[6..7]);
+    assert_eq!(log(&house, &["--application", "AGENT-7"]), expect[..2]);
+    let lines = house.ok(&["branch", "log", "dev", "--grep", "missing", "--ndjson"]);
+    assert!(lines.contains("\"sqlstate\":\"42P01\"") && lines.contains("\"type\":\"end\""), "{lines}");
+    let table = house.ok(&["branch", "log", "dev", "--writes"]);
+    assert!(table.contains("STATEMENT") && table.contains("agent-7") && !table.contains("hunter2"), "{table}");
+
+    let blame = |branch: &str, table: &str, key: &str| house.json(&["branch", "blame", branch, table, key]);
+    let text = |reply: &serde_json::Value| reply["statements"][0]["statement"].as_str().unwrap_or_default().to_owned();
+    for (table, key, statement) in [
+        ("users", "2", &expect[1].0),
+        ("public.users", "1", &expect[15].0),
+        ("users", "10", &expect[10].0),
+        ("parts", "7,\"x,y\"", &expect[8].0),
+    ] {
+        let reply = blame("dev", table, key);
+        assert_eq!((reply["found"].as_str(), &text(&reply)), (Some("statement"), statement), "{table} {key}: {reply}");
+    }
+    assert_eq!(blame("dev", "users", "3")["found"], "unchanged", "that was rolled back");
+    let missing = house.ardent(&["branch", "blame", "dev", "users", "77"]);
+    assert!(missing.code == 5 && missing.stderr.contains("has no row 77"), "{}", missing.stderr);
+    house.branch("child", "dev");
+    let reply = blame("child", "users", "2");
+    assert_eq!((reply["on_branch"].as_str(), text(&reply)), (Some("dev"), expect[1].0.clone()), "{reply}");
+
+    house.ok(&["branch", "delete", "child"]);
+    house.ok(&["branch", "reset", "dev"]);
+    sql(&branch, "update users set name = 'again' where id = 5");
+    assert_eq!(log(&house, &["--role", "postgres"]).len(), expect.len() + 1, "the log stays with the branch");
+    assert_eq!(
+        blame("dev", "users", "2")["found"],
+        "unchanged",
+        "the new history has another transaction of that number"
+    );
+    assert_eq!(text(&blame("dev", "users", "5")), "update users set name = 'again' where id = 5");
+}

@@ -90,6 +90,20 @@ fn the_whole_job_for_each_other_major_beside_15() {
     }
 }
 
+fn what_it_ran_is_known(house: &House, name: &str) {
+    let failed = house.json(&["branch", "log", name, "--failed", "--limit", "1"]);
+    assert_eq!(failed["entries"], serde_json::json!([]), "{failed}");
+    let log = house.json(&["branch", "log", name, "--grep", "documents set body"]);
+    let entry = &log["entries"][0];
+    assert_eq!((&entry["rows"], &entry["outcome"]), (&67.into(), &"committed".into()), "{log}");
+    let blame = house.json(&["branch", "blame", name, "documents", "3"]);
+    assert_eq!(
+        (&blame["found"], &blame["statements"][0]["statement"]),
+        (&"statement".into(), &entry["statement"]),
+        "{blame}"
+    );
+}
+
 /// A database as a host leaves it whose ICU was exchanged: the index is in the order of another version than searches.
 fn sorted_otherwise(production: &TestPg) {
     production.sql("create database sorted template template0 locale_provider icu icu_locale 'en' locale 'C'");
@@ -177,6 +191,7 @@ fn the_whole_job(house: &House, shop: &Shop) {
         &branch,
         "update documents set body = repeat('branch', 1000) where id % 3 = 0; delete from customers where id < 50",
     );
+    what_it_ran_is_known(house, &name);
     let before = table_sums(&branch);
     for cold in [false, true] {
         house.ok(&["branch", "suspend", &name]);

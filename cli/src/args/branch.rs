@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
 use super::history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs};
+use super::log::{BranchBlameArgs, BranchLogArgs};
 use crate::duration::{parse_count, parse_milliseconds, parse_own_retention, parse_seconds, parse_size, parse_switch};
 
 /// A name.
@@ -47,6 +48,26 @@ pub enum BranchCommand {
   ardent branch diff feature-x -o feature-x.changes
   ardent branch diff feature-x --exit-code >/dev/null || echo changed")]
     Diff(BranchDiffArgs),
+    /// Show what a branch ran: every statement, by whom, when, how long, how many rows, and what became of it; also while it sleeps
+    #[command(after_help = "Examples:
+  ardent branch log feature-x
+  ardent branch log feature-x --since 10m --writes
+  ardent branch log feature-x --failed --role app --limit 5
+  ardent branch log feature-x --grep 'drop table' --all
+  ardent branch log feature-x --follow
+  ardent branch log feature-x --all --ndjson | jq 'select(.type == \"entry\") | .statement'
+
+The oldest comes first. What a function or a DO block ran is part of the statement that called it. Passwords in
+statements are not kept.")]
+    Log(BranchLogArgs),
+    /// Show which statement last changed a row
+    #[command(after_help = "Examples:
+  ardent branch blame feature-x public.users 42
+  ardent branch blame feature-x lines 7,b --json
+  ardent branch blame users 42
+
+The statement may have run on a branch that this one was made from; what production ran is not recorded.")]
+    Blame(BranchBlameArgs),
     /// Apply what changed on a branch, or a change set in a file, to another database
     #[command(after_help = "Examples:
   ardent branch apply feature-x --to 'postgresql://app:PASSWORD@db.example.com/shop' --dry-run

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::duration::{parse_retention, parse_seconds};
+use crate::duration::{parse_log_size, parse_retention, parse_seconds};
 
 /// How long history is kept: the same for page server and control.
 #[derive(Clone, Copy, Debug, Args)]
@@ -31,6 +31,9 @@ pub struct KeepArgs {
     /// How long a deleted branch can be had back with ardent branch undelete, and takes its space; never for not at all
     #[arg(long, value_name = "DURATION", default_value = "24h", value_parser = parse_seconds)]
     pub keep_deleted: u64,
+    /// How much of what each branch runs is kept, compressed, for ardent branch log: the oldest goes first; none for no log at all
+    #[arg(long, value_name = "SIZE", default_value = "64MB", value_parser = parse_log_size)]
+    pub statement_log: u64,
 }
 
 /// `ardent branch reset`.

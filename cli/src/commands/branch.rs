@@ -31,6 +31,8 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Info(args) => info(output, api, args),
         BranchCommand::Switch(args) => switch(output, api, args),
         BranchCommand::Diff(args) => super::diff::run(output, api, args),
+        BranchCommand::Log(args) => super::log::run(output, api, args),
+        BranchCommand::Blame(args) => super::log::blame(output, api, args),
         BranchCommand::Apply(args) => super::apply::run(output, api, args),
         BranchCommand::Rebase(args) => super::rebase::run(output, api, args),
         BranchCommand::Rehearse(args) => super::rehearse::run(output, api, args),

@@ -8,6 +8,7 @@ mod diff_lines;
 pub mod doctor;
 pub mod history;
 pub mod inspect;
+pub mod log;
 pub mod man;
 mod pager;
 pub mod psql;

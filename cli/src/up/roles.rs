@@ -17,6 +17,7 @@ use ardent_api::control::ApiErrorCode;
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer, TokenVerifier};
 use ardent_control::{
     Control, ControlConfig, DataDir, Dependencies, PageServerAt, PoolConfig, RunningControl, SafekeepersAt, StartError,
+    StatementLogs,
 };
 use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_proxy::{Certificates, ControlSocket, HostNames, Proxy, ProxyConfig};
@@ -220,6 +221,7 @@ pub async fn start_control(
             sandbox: confined,
             first_uid: is_root.then_some(FIRST_COMPUTE_UID),
             limits: ComputeLimits { memory_bytes: computes.compute_memory, disk_bytes: computes.compute_disk },
+            statement_log: StatementLogs { dir: place.files.statement_logs(), bytes_max: keep.statement_log },
             wake_timeout: WAKE_TIMEOUT,
             stop_deadline: STOP_DEADLINE,
         },

@@ -5,6 +5,7 @@
 //!               /run           Postgres's Unix socket         /ardent/run
 //!               /door          the agent's sockets            /ardent/door
 //!               /policy        the branch's limits            /ardent/policy, read-only
+//!               /statements    what sessions say they run     /ardent/statements
 //!               /postgres.log  what Postgres wrote            (an open file)
 //!               /auto.conf     what ALTER SYSTEM wrote
 //!               /warm.json     says that data can be started again
@@ -31,6 +32,8 @@ pub(crate) struct Layout {
     pub(crate) run: PathBuf,
     pub(crate) door: PathBuf,
     pub(crate) policy: PathBuf,
+    /// Rings of the sessions' records.
+    pub(crate) rings: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) warm_marker: PathBuf,
     /// What `ALTER SYSTEM` wrote in the last data directory.
@@ -46,6 +49,7 @@ pub(crate) struct View {
     pub(crate) run: PathBuf,
     pub(crate) door: PathBuf,
     pub(crate) policy: PathBuf,
+    pub(crate) rings: PathBuf,
     pub(crate) library: PathBuf,
 }
 
@@ -58,6 +62,7 @@ impl Layout {
             run: compute_dir.join("run"),
             door: compute_dir.join("door"),
             policy: compute_dir.join("policy"),
+            rings: compute_dir.join("statements"),
             log: compute_dir.join("postgres.log"),
             warm_marker: compute_dir.join("warm.json"),
             kept_settings: compute_dir.join("auto.conf"),
@@ -65,7 +70,7 @@ impl Layout {
             library: spec.lib_dir.join(format!("libardent_compute_{}.so", spec.pg_major)),
             compute_dir,
         };
-        for socket in [layout.postgres_socket(), layout.door_socket(), layout.roles_socket()] {
+        for socket in [layout.postgres_socket(), layout.door_socket(), layout.roles_socket(), layout.bell_socket()] {
             if socket.as_os_str().len() > SOCKET_PATH_LEN_MAX {
                 return Err(ComputeError::Invalid(format!(
                     "{} is longer than a Unix socket's path may be ({SOCKET_PATH_LEN_MAX} bytes): choose a shorter data folder",
@@ -94,6 +99,7 @@ impl Layout {
             run: at(&self.run, "/ardent/run"),
             door: at(&self.door, "/ardent/door"),
             policy: at(&self.policy, "/ardent/policy"),
+            rings: at(&self.rings, "/ardent/statements"),
             library: at(&self.library, "/ardent/lib/ardent_compute.so"),
         }
     }
@@ -138,6 +144,10 @@ impl Layout {
     pub(crate) fn roles_socket(&self) -> PathBuf {
         self.door.join(ROLES_SOCKET)
     }
+
+    pub(crate) fn bell_socket(&self) -> PathBuf {
+        self.door.join(BELL_SOCKET)
+    }
 }
 
 /// Name of the page socket within the door's folder.
@@ -148,5 +158,7 @@ pub(crate) const AUTO_CONF: &str = "postgresql.auto.conf";
 const AUTO_CONF_LEN_MAX: u64 = 1 << 20;
 /// Name of the socket for news of roles within the door's folder.
 pub(crate) const ROLES_SOCKET: &str = "roles.sock";
+/// Name of the socket that is told when there is something new in the rings, within the door's folder.
+pub(crate) const BELL_SOCKET: &str = "bell.sock";
 /// Name of the presence map within the data directory.
 pub(crate) const PRESENCE_MAP: &str = "ardent.presence";

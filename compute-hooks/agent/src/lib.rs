@@ -52,6 +52,7 @@ mod shipping;
 mod socket_filter;
 mod start;
 mod start_point;
+mod statement_log;
 mod trash;
 mod wal_sender;
 

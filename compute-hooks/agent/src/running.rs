@@ -36,6 +36,7 @@ use crate::postmaster::Postmaster;
 use crate::roles::RolesWatch;
 use crate::start::{Compute, Started};
 use crate::start_point;
+use crate::statement_log::StatementLog;
 use crate::trash;
 
 /// How long an idle compute may take to stop before it is killed.
@@ -60,6 +61,7 @@ pub(crate) struct Running {
     log: PostgresLog,
     watch: ActivityWatch,
     roles: RolesWatch,
+    statements: Option<StatementLog>,
     usage: UsageTeller,
     disk: DiskWatch,
     overdue: OverdueWatch,
@@ -100,6 +102,7 @@ impl Running {
             door,
             roles,
             first_roles,
+            statements,
             usage,
             policy,
             lease,
@@ -138,6 +141,7 @@ impl Running {
             log,
             watch,
             roles,
+            statements,
             usage,
             disk,
             overdue,
@@ -168,6 +172,10 @@ impl Running {
                 End::Failed(error)
             }
         };
+        // Postgres is gone: nobody writes to the rings any more.
+        if let Some(statements) = &mut self.statements {
+            statements.finish().await;
+        }
         if let Some(event) = self.usage.event() {
             events.emit(&event).await;
         }
@@ -194,6 +202,12 @@ impl Running {
                         return Ok(Reason::Stop(Duration::from_millis(deadline_ms)));
                     }
                     Order::Command(ComputeCommand::RolesTaken { number }) => self.roles.taken(number),
+                    Order::Command(ComputeCommand::WriteLog { number }) => {
+                        if let Some(statements) = &self.statements {
+                            statements.write().await;
+                        }
+                        events.emit(&ComputeEvent::LogWritten { number }).await;
+                    }
                     Order::Orphaned => return Ok(Reason::Orphaned),
                 },
                 kept = self.lease.keep(&self.compute.layout.data) => {

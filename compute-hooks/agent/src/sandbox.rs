@@ -126,6 +126,9 @@ fn bubblewrap(
         command.arg("--bind").arg(outside).arg(inside);
     }
     command.arg("--ro-bind").arg(&layout.policy).arg(&view.policy);
+    if layout.rings.exists() {
+        command.arg("--bind").arg(&layout.rings).arg(&view.rings);
+    }
     command.arg("--ro-bind").arg(&layout.library).arg(&view.library);
     command.arg("--chdir").arg(&view.data);
     // From here on the tree is read-only but for what is bound writable above.

@@ -12,7 +12,7 @@ use ardent_types::Lsn;
 
 use ardent_api::compute::AGENT_ROLE;
 
-use crate::layout::{PAGE_SOCKET, PRESENCE_MAP, ROLES_SOCKET, View};
+use crate::layout::{BELL_SOCKET, PAGE_SOCKET, PRESENCE_MAP, ROLES_SOCKET, View};
 
 /// What the source server's control file says about settings that a compute must not undercut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub(crate) struct SettingsInput<'a> {
     pub(crate) unknown: &'a [&'static str],
     /// Libraries of the source that exist here.
     pub(crate) libraries: Vec<String>,
+    /// What sessions run is recorded.
+    pub(crate) records_statements: bool,
     /// Nothing is changed on the branch, so there is nothing to vacuum.
     pub(crate) read_only: bool,
     pub(crate) port: u16,
@@ -185,6 +187,10 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
         ("ardent.roles_socket", text(&input.view.door.join(ROLES_SOCKET))),
         ("ardent.unacknowledged_wal_max", format!("{UNACKNOWLEDGED_WAL_MAX_MB}MB")),
     ];
+    if input.records_statements {
+        guards.push(("ardent.statement_rings", text(&input.view.rings)));
+        guards.push(("ardent.statement_bell", text(&input.view.door.join(BELL_SOCKET))));
+    }
     if input.major >= PgMajor::V18 {
         // What nobody reads for a while is still the agent's to read.
         guards.push(("idle_replication_slot_timeout", "0".to_owned()));
@@ -275,6 +281,7 @@ mod tests {
             run: "/ardent/run".into(),
             door: "/ardent/door".into(),
             policy: "/ardent/policy".into(),
+            rings: "/ardent/statements".into(),
             library: "/ardent/lib/ardent_compute.so".into(),
         };
         let wishes = wishes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -286,6 +293,7 @@ mod tests {
             wishes: &wishes,
             unknown: &["output_plugin_libraries"],
             libraries: vec!["pg_stat_statements".to_owned()],
+            records_statements: true,
             read_only: false,
             port: 5432,
             base_lsn: Lsn::new(0x0100_0028),
@@ -327,6 +335,9 @@ mod tests {
             assert!(has("fsync=off") && has("synchronous_standby_names=ardent") && has("wal_level=replica"));
             assert!(has("max_connections=250") && has("max_prepared_transactions=9"));
             assert!(has("track_commit_timestamp=on") && has("restart_after_crash=off"));
+            assert!(
+                has("ardent.statement_rings=/ardent/statements") && has("ardent.statement_bell=/ardent/door/bell.sock")
+            );
             assert!(has("shared_preload_libraries=/ardent/lib/ardent_compute.so,pg_stat_statements"));
         });
     }

@@ -14,6 +14,7 @@ use ardent_api::compute::{ComputeSpec, RunAs, Sandbox, Usage};
 use ardent_api::page_service::{ErrorCode, KeptAt};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_pg_format::{ClusterState, PgMajor};
+use ardent_statement_log::SegmentHeader;
 use ardent_types::{Lsn, PgTli, Term, WalSegmentSize};
 use ardent_wal_client::{Elected, Proposer, ProposerConfig, WalReader};
 use bytes::Bytes;
@@ -42,6 +43,7 @@ use crate::sandbox;
 use crate::settings::{self, SettingsInput, SourceLimits};
 use crate::shipping::Shipper;
 use crate::start_point::{self, StartPoint};
+use crate::statement_log::{LogStart, StatementLog};
 use crate::trash;
 use crate::wal_sender::WalSender;
 
@@ -82,6 +84,8 @@ pub(crate) struct Started {
     pub(crate) roles: RolesWatch,
     /// The roles as they came from production, where control does not know them yet.
     pub(crate) first_roles: Option<RolesNews>,
+    /// Absent: what the branch runs is not recorded.
+    pub(crate) statements: Option<StatementLog>,
     pub(crate) usage: watch::Receiver<Usage>,
     /// The page that says what absent pages are read at.
     pub(crate) policy: MappedPage,
@@ -149,6 +153,7 @@ impl Compute {
         let usage = gate.usage();
         let policy = MappedPage::create(&self.layout.policy)?;
         policy.get().read_at(prepared.lease.base_lsn());
+        let statements = self.open_statement_log(&prepared)?;
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
@@ -173,6 +178,7 @@ impl Compute {
             door,
             roles,
             first_roles,
+            statements,
             usage,
             policy,
             lease,
@@ -429,6 +435,17 @@ impl Compute {
         settings::library_list(wished).into_iter().partition(|name| self.programs.has_library(name))
     }
 
+    /// What the branch runs is recorded from the first statement on: without the log there is no start.
+    fn open_statement_log(&self, prepared: &Prepared) -> Result<Option<StatementLog>, ComputeError> {
+        let Some(spec) = &self.spec.statement_log else { return Ok(None) };
+        let control = start_point::read_control_file(&self.layout.data)?;
+        let header = SegmentHeader { timeline: self.spec.timeline, first_xid: control.checkpoint.next_xid };
+        let sessions_max = settings::processes(&settings::postmaster_arguments(&self.settings_input(prepared)));
+        let (rings, bell) = (&self.layout.rings, &self.layout.bell_socket());
+        let start = LogStart { spec, rings, bell, header, sessions_max, run_as: self.run_as };
+        StatementLog::open(&start).map(Some)
+    }
+
     fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
         SettingsInput {
             major: self.major,
@@ -438,6 +455,7 @@ impl Compute {
             wishes: &self.spec.settings,
             unknown: &self.unknown_settings,
             libraries: self.preload_libraries().0,
+            records_statements: self.spec.statement_log.is_some(),
             read_only: self.spec.policy.read_only,
             port: PORT,
             base_lsn: prepared.lease.map_lsn(),

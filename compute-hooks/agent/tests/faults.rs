@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ardent_api::compute::Sandbox;
+use ardent_statement_log::Outcome;
 use ardent_test_pg::TestPgOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -40,6 +41,7 @@ async fn acknowledged_commits_survive_a_killed_postmaster(sandbox: Sandbox) {
     let world = world().await;
     let mut spec = world.spec();
     spec.sandbox = sandbox;
+    let log = rig::StatementLog::new(&mut spec);
     let mut agent = world.start_with(spec).await;
     let pid = agent.ready().postmaster_pid;
     let acknowledged = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -52,6 +54,8 @@ async fn acknowledged_commits_survive_a_killed_postmaster(sandbox: Sandbox) {
     let last = acknowledged.load(Ordering::SeqCst);
     let recovered: u64 = world.recover().sql("select count(*) from t").parse().expect("a number");
     assert!(recovered == last || recovered == last + 1, "{last} acknowledged, {recovered} there");
+    let committed = log.entries().into_iter().filter(|entry| entry.outcome == Outcome::Committed).count() as u64;
+    assert!(committed == last || committed == last + 1, "{last} acknowledged, {committed} in the log of statements");
     assert!(!world.compute_dir().join("data").exists(), "the data directory is thrown away");
     assert!(world.page_server.seen.leases.lock().expect("leases").is_empty(), "the lease is given back");
 }

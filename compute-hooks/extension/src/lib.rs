@@ -20,6 +20,8 @@
 //!        │                 │                     │                             statements ──► policy
 //!        │                 └─► policy            └─► policy, roles             log-in ──► agent_login
 //!        │                                                                     functions ──► reading_session
+//!        └──────────────┬────────────────────────┴─── statements, errors
+//!                   statements ──► statement_ring ──► the agent (crate ardent-statement-log)
 //! ```
 //!
 //! Invariants:
@@ -29,10 +31,10 @@
 //! - `CH-3`: a fetched page has an LSN at or below the base LSN, or it is refused.
 //! - `CH-4`: a file is never lengthened by a fetch.
 //! - `CH-5`: no client sees a commit succeed while its wait for the quorum was cut short.
-//!
 //! - `CH-6`: what the branch's policy forbids fails with an error that names it; that nothing of it becomes durable is the
 //!   agent's business.
 //! - `CH-7`: a session that asked to be held to reading leaves nothing behind that outlasts its transactions (`reading_session`).
+//! - `CH-8`: what a client hears as done is in the ring for the agent by then, or is counted as lost there.
 //!
 //! What it does not know: tokens, tenants, timelines, safekeepers. The agent hands it a connection that is bound and
 //! authenticated. Start reading in `storage_hooks.rs`.
@@ -56,6 +58,8 @@ mod report;
 mod roles;
 mod session_state;
 mod settings;
+mod statement_ring;
+mod statements;
 mod storage_abi;
 mod storage_hooks;
 mod storage_table;
@@ -137,6 +141,8 @@ pub unsafe extern "C-unwind" fn _PG_init() {
         policy::install();
         reading_session::install();
         agent_login::install();
+        // Around all others.
+        statements::install();
         NEXT_SHMEM_REQUEST = pg::shmem_request_hook;
         pg::shmem_request_hook = Some(on_shmem_request);
         NEXT_SHMEM_STARTUP = pg::shmem_startup_hook;

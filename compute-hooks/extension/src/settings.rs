@@ -18,6 +18,8 @@ static mut AGENT_SOCKET: *mut c_char = std::ptr::null_mut();
 static mut BASE_LSN: *mut c_char = std::ptr::null_mut();
 static mut POLICY: *mut c_char = std::ptr::null_mut();
 static mut ROLES_SOCKET: *mut c_char = std::ptr::null_mut();
+static mut STATEMENT_RINGS: *mut c_char = std::ptr::null_mut();
+static mut STATEMENT_BELL: *mut c_char = std::ptr::null_mut();
 static mut COUNTERS: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
@@ -68,6 +70,18 @@ pub fn roles_socket() -> &'static CStr {
 pub fn read_only_session() -> bool {
     // SAFETY: single-threaded process.
     unsafe { (&raw const READ_ONLY_SESSION).read() }
+}
+
+/// `ardent.statement_rings`: the file that sessions say in what they run; empty: they do not.
+pub fn statement_rings() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const STATEMENT_RINGS) }
+}
+
+/// `ardent.statement_bell`: the socket that wakes whoever takes that.
+pub fn statement_bell() -> &'static CStr {
+    // SAFETY: single-threaded process.
+    unsafe { text(&raw const STATEMENT_BELL) }
 }
 
 /// The branch's name, for errors: the agent sets it as `cluster_name`.
@@ -188,6 +202,22 @@ pub unsafe fn define() {
         c"ardent.roles_socket",
         c"Unix socket of the agent that is told when roles have changed.",
         &raw mut ROLES_SOCKET,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.statement_rings",
+        c"File through which the agent is told what sessions run.",
+        &raw mut STATEMENT_RINGS,
+        fixed,
+        pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        c"ardent.statement_bell",
+        c"Unix socket of the agent that is told when there is something new in the file of statements.",
+        &raw mut STATEMENT_BELL,
         fixed,
         pg::GUC_NOT_IN_SAMPLE,
         None,

@@ -1,5 +1,6 @@
 //! One compute from start to end: specification, child process, events, and the restart after a crash.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -10,11 +11,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use ardent_api::compute::{ComputeCommand, ComputeEvent, ComputeSpec};
+use ardent_api::compute::{ComputeCommand, ComputeEvent, ComputeSpec, StatementLogSpec};
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_api::page_service::ManageRequest;
 use ardent_api::token::{Claims, Rights, Service};
@@ -49,6 +50,9 @@ pub(crate) enum DriveCommand {
     Kill,
 }
 
+/// Told when the log of statements is written.
+pub(crate) type LogRequested = oneshot::Sender<()>;
+
 /// How one run of the agent ended.
 enum RunEnd {
     /// Stopped, by command or for idleness.
@@ -63,6 +67,7 @@ pub(crate) struct Drive {
     branch: BranchRow,
     state: watch::Sender<SlotState>,
     commands: mpsc::Receiver<DriveCommand>,
+    log_requests: mpsc::Receiver<LogRequested>,
 }
 
 /// A started agent.
@@ -80,8 +85,9 @@ impl Drive {
         branch: BranchRow,
         state: watch::Sender<SlotState>,
         commands: mpsc::Receiver<DriveCommand>,
+        log_requests: mpsc::Receiver<LogRequested>,
     ) -> Self {
-        Drive { context, branch, state, commands }
+        Drive { context, branch, state, commands, log_requests }
     }
 
     /// Runs the compute until it is stopped, idle, or beyond help.
@@ -196,6 +202,7 @@ impl Drive {
             branch_lsn: branch.branch_lsn.unwrap_or_default(),
             usage: branch.usage,
             limits: pool.limits,
+            statement_log: self.statement_log(),
             roles_known: branch.roles_known,
             settings: connector.settings,
             idle_timeout_s: branch.idle_timeout_s,
@@ -210,6 +217,13 @@ impl Drive {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         file.write_all(&serde_json::to_vec(&spec)?)?;
         Ok(path)
+    }
+
+    /// Where what the branch runs is recorded. Computes of the server's own are read from, and a root's applies what production ran.
+    fn statement_log(&self) -> Option<StatementLogSpec> {
+        let logs = &self.context.pool.statement_log;
+        let is_recorded = logs.bytes_max > 0 && !self.branch.hidden && !self.branch.is_root();
+        is_recorded.then(|| StatementLogSpec { dir: logs.folder(self.branch.id), bytes_max: logs.bytes_max })
     }
 
     /// As it is set now: it may have changed since the branch was looked up.
@@ -251,6 +265,8 @@ impl Drive {
         let mut exited = false;
         let mut kill_at: Option<Instant> = None;
         let began = std::time::Instant::now();
+        let mut logs_wanted: VecDeque<(u64, LogRequested)> = VecDeque::new();
+        let mut logs_asked = 0;
         loop {
             let late = async {
                 match kill_at {
@@ -278,6 +294,12 @@ impl Drive {
                     }
                     continue;
                 },
+                Some(done) = self.log_requests.recv() => {
+                    logs_asked += 1;
+                    logs_wanted.push_back((logs_asked, done));
+                    self.send(agent, &ComputeCommand::WriteLog { number: logs_asked }).await;
+                    continue;
+                }
                 // Its pipe may be held open by a child of its own: what it said before it ended is read, then it is over.
                 _ = agent.child.wait(), if !exited => {
                     exited = true;
@@ -300,6 +322,14 @@ impl Drive {
                 Some(ComputeEvent::Roles { number, roles }) => {
                     self.context.store.take_roles(self.branch.id, &roles)?;
                     self.send(agent, &ComputeCommand::RolesTaken { number }).await;
+                }
+                Some(ComputeEvent::LogWritten { number }) => {
+                    while logs_wanted.front().is_some_and(|(wanted, _)| *wanted <= number)
+                        && let Some((_, done)) = logs_wanted.pop_front()
+                    {
+                        // Whoever asked may be gone.
+                        let _ = done.send(());
+                    }
                 }
                 Some(ComputeEvent::Usage { usage }) => self.context.store.put_usage(self.branch.id, usage)?,
                 Some(ComputeEvent::Ready { socket_dir, port, base_lsn, postmaster_pid, warm, missing_libraries }) => {

@@ -7,17 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, watch};
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
 use ardent_api::compute::{ComputeLimits, RunAs, Sandbox};
 use ardent_api::control::{ApiErrorCode, BranchState, ComputeState, ErrorInfo};
 use ardent_types::{BranchId, ComputeId};
 
-use crate::compute::drive::{Drive, DriveCommand};
+use crate::compute::drive::{Drive, DriveCommand, LogRequested};
 use crate::context::Context;
+use crate::statement_log::StatementLogs;
 use crate::store::BranchRow;
+
+/// Readers of one log that may wait at a time for it to be written.
+const LOG_REQUESTS_MAX: usize = 16;
+/// How long they wait.
+const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How computes are run.
 #[derive(Clone, Debug)]
@@ -36,6 +43,8 @@ pub struct PoolConfig {
     pub first_uid: Option<u32>,
     /// What each compute may use of the host.
     pub limits: ComputeLimits,
+    /// Where what branches run is recorded.
+    pub statement_log: StatementLogs,
     /// Longest that a wake may take.
     pub wake_timeout: Duration,
     /// How long a stop may take before the agent gives up a clean one.
@@ -83,6 +92,7 @@ pub(crate) enum SlotState {
 struct Slot {
     state: watch::Receiver<SlotState>,
     commands: mpsc::Sender<DriveCommand>,
+    log_requests: mpsc::Sender<LogRequested>,
 }
 
 /// All running computes.
@@ -200,6 +210,26 @@ impl ComputePool {
         Ok(true)
     }
 
+    /// Waits until what the branch's sessions have heard as done is in its log. A compute that does not answer in time has written
+    /// most of it.
+    pub(crate) async fn write_log(&self, branch: BranchId) {
+        let Some(slot) = self.slots.lock().get(&branch).cloned() else { return };
+        // Only then are such commands read.
+        if !matches!(*slot.state.borrow(), SlotState::Running(_)) {
+            return;
+        }
+        let (done, written) = oneshot::channel();
+        let writing = async {
+            if slot.log_requests.send(done).await.is_ok() {
+                // Without an answer it has ended, and written all.
+                let _ = written.await;
+            }
+        };
+        if tokio::time::timeout(LOG_PATIENCE, writing).await.is_err() {
+            warn!(%branch, "the compute does not say that the log of its statements is written");
+        }
+    }
+
     /// What the branch's compute does.
     pub(crate) fn state(&self, branch: BranchId) -> ComputeState {
         match self.slots.lock().get(&branch).map(|slot| slot.state.borrow().clone()) {
@@ -262,9 +292,10 @@ impl ComputePool {
         };
         let (state_in, state) = watch::channel(SlotState::Starting);
         let (commands, commands_out) = mpsc::channel(4);
-        let slot = Slot { state, commands };
+        let (log_requests, log_requests_out) = mpsc::channel(LOG_REQUESTS_MAX);
+        let slot = Slot { state, commands, log_requests };
         slots.insert(branch.id, slot.clone());
-        let drive = Drive::new(self.context.clone(), row, state_in.clone(), commands_out);
+        let drive = Drive::new(self.context.clone(), row, state_in.clone(), commands_out, log_requests_out);
         let pool = self.clone();
         let id = branch.id;
         self.tasks.spawn(async move {

@@ -108,6 +108,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ),
     (
         "post",
+        "/v1/branches/{name}/log",
+        "What the branch ran, also while it sleeps: NDJSON, a line for each statement, and one that says how it ended",
+        Some("Log"),
+        "LogLine",
+    ),
+    ("post", "/v1/branches/{name}/blame", "Which statement last changed a row", Some("Blame"), "BlameReply"),
+    (
+        "post",
         "/v1/branches/{name}/rebase",
         "Take the branch's changes onto the newest state of its parent",
         Some("Rebase"),
@@ -362,6 +370,79 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
     ),
     ("Diff", &[("tables", "[string]?"), ("against", "string?"), ("part", "DiffPart?")]),
     (
+        "Log",
+        &[
+            ("since", "Time?"),
+            ("until", "Time?"),
+            ("role", "string?"),
+            ("application", "string?"),
+            ("database", "string?"),
+            ("failed", "boolean?"),
+            ("writes", "boolean?"),
+            ("grep", "string?"),
+            ("limit", "integer?"),
+            ("follow", "boolean?"),
+        ],
+    ),
+    ("Blame", &[("table", "string"), ("key", "[string]"), ("database", "string?")]),
+    (
+        "BlameReply",
+        &[
+            ("schema_version", "integer"),
+            ("branch", "string"),
+            ("database", "string"),
+            ("table", "string"),
+            ("key", "[string]"),
+            ("xid", "integer"),
+            ("found", "BlameFound"),
+            ("on_branch", "string?"),
+            ("message", "string"),
+            ("statements", "[LogEntry]"),
+        ],
+    ),
+    (
+        "LogEntry",
+        &[
+            ("kind", "LogEntryKind"),
+            ("at", "Time"),
+            ("duration_us", "integer?"),
+            ("pid", "integer"),
+            ("session_started_at", "Time"),
+            ("number", "integer"),
+            ("database", "string"),
+            ("session_role", "string"),
+            ("role", "string"),
+            ("application_name", "string"),
+            ("is_own", "boolean"),
+            ("statement", "string"),
+            ("statement_bytes", "integer"),
+            ("parameters", "string?"),
+            ("parameters_count", "integer"),
+            ("rows", "integer?"),
+            ("outcome", "Outcome"),
+            ("sqlstate", "string?"),
+            ("error", "string?"),
+            ("xid", "integer?"),
+            ("lsn_from", "Lsn?"),
+            ("lsn_to", "Lsn?"),
+            ("ended_at", "Time?"),
+            ("end_lsn", "Lsn?"),
+            ("timeline_id", "string"),
+        ],
+    ),
+    (
+        "LogEnd",
+        &[
+            ("schema_version", "integer"),
+            ("branch", "string"),
+            ("shown", "integer"),
+            ("has_earlier", "boolean"),
+            ("begins_at", "Time?"),
+            ("is_cut", "boolean"),
+            ("damaged", "[string]"),
+        ],
+    ),
+    (
         "DiffEvent",
         &[
             ("type", "string"),
@@ -506,6 +587,10 @@ fn schemas() -> Value {
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
     schemas.insert("DiffPart".into(), words(&["schema", "rows"]));
+    schemas.insert("BlameFound".into(), words(&["statement", "transaction", "unchanged", "unknown"]));
+    schemas.insert("LogEntryKind".into(), words(&["statement", "no_statement", "lost"]));
+    let outcomes = ["done", "committed", "rolled_back", "failed", "prepared", "open"];
+    schemas.insert("Outcome".into(), words(&outcomes));
     schemas.insert("CheckOutcome".into(), words(&["ok", "warning", "failed"]));
     schemas.insert("ErrorCode".into(), words(&ApiErrorCode::ALL.map(ApiErrorCode::as_str)));
     let event = |word: &str, fields: Fields| {
@@ -523,6 +608,16 @@ fn schemas() -> Value {
             event("error", &[("event", "string"), ("error", "ErrorInfo")]),
         ] }),
     );
+    let line = |word: &str, fields: &[&str]| {
+        let mut parts =
+            vec![json!({ "type": "object", "properties": { "type": { "const": word } }, "required": ["type"] })];
+        parts.extend(fields.iter().map(|name| schema(name)));
+        json!({ "allOf": parts })
+    };
+    let mut error = object(&[("type", "string"), ("error", "ErrorInfo")]);
+    error["properties"]["type"] = json!({ "const": "error" });
+    let lines = [line("entry", &["LogEntry"]), line("waiting", &[]), line("end", &["LogEnd"]), error];
+    schemas.insert("LogLine".into(), json!({ "oneOf": lines }));
     Value::Object(schemas)
 }
 

@@ -26,6 +26,7 @@ use ardent_api::control::{
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
 use ardent_diff::{DiffReport, Found, write_end, write_error, write_lines};
+use ardent_statement_log::{BlameReply, BlameRequest, LogRequest};
 
 use super::reply::{Body, LongLines, LongReply};
 use super::{BODY_LEN_MAX, Failure, Reply, openapi};
@@ -61,6 +62,8 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/suspend", post(suspend))
         .route("/v1/branches/{name}/diff", post(diff))
         .route("/v1/branches/{name}/diff/lines", post(diff_lines))
+        .route("/v1/branches/{name}/log", post(log))
+        .route("/v1/branches/{name}/blame", post(blame))
         .route("/v1/branches/{name}/rebase", post(rebase))
         .route("/v1/connectors/{name}/apply", post(apply))
         .route("/v1/branches/{name}/reset", post(reset))
@@ -396,6 +399,23 @@ async fn diff_lines(
         }
         Ok(())
     }))
+}
+
+async fn log(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<LogRequest>,
+) -> std::result::Result<Response, Failure> {
+    let reading = control.open_statement_log(&name, &request).await?;
+    Ok(super::reply::long("application/x-ndjson", move |out| reading.write_to(out)))
+}
+
+async fn blame(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<BlameRequest>,
+) -> Result<BlameReply> {
+    Ok(Reply(control.blame(&name, request).await?))
 }
 
 async fn rebase(

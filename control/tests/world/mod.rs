@@ -608,6 +608,7 @@ impl World {
                 sandbox: Sandbox::None,
                 first_uid: None,
                 limits: ardent_api::compute::ComputeLimits::default(),
+                statement_log: ardent_control::StatementLogs { dir: root.join("logs"), bytes_max: 0 },
                 wake_timeout: Duration::from_secs(20),
                 stop_deadline: Duration::from_secs(5),
             },

@@ -61,6 +61,9 @@ pub struct ComputeSpec {
     /// What it may use of the host.
     #[serde(default)]
     pub limits: ComputeLimits,
+    /// Where what the branch runs is recorded; absent: it is not.
+    #[serde(default)]
+    pub statement_log: Option<StatementLogSpec>,
     /// Extra settings, name to value; they win over ours only where ours don't guard a promise.
     pub settings: BTreeMap<String, String>,
     /// Suspend after this long without activity, in seconds; 0: never.
@@ -120,6 +123,15 @@ pub struct ComputeLimits {
     pub disk_bytes: Option<u64>,
 }
 
+/// Where the log of a branch's statements is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatementLogSpec {
+    /// The branch's own folder; made if it is not there.
+    pub dir: PathBuf,
+    /// Bytes that are kept: the oldest go first.
+    pub bytes_max: u64,
+}
+
 /// An unprivileged identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunAs {
@@ -148,6 +160,11 @@ pub enum ComputeCommand {
         /// Deadline in milliseconds.
         deadline_ms: u64,
     },
+    /// Append to the log of statements what sessions have said up to now. Only to a compute that is ready.
+    WriteLog {
+        /// Counts these commands.
+        number: u64,
+    },
     /// Control has taken in the roles with this number.
     RolesTaken {
         /// As in [`ComputeEvent::Roles`].
@@ -173,6 +190,11 @@ pub enum ComputeEvent {
         number: u64,
         /// The roles.
         roles: Vec<RoleReport>,
+    },
+    /// Answer to [`ComputeCommand::WriteLog`].
+    LogWritten {
+        /// The command's.
+        number: u64,
     },
     /// How many rows were changed, now and then where a policy limits them.
     Usage {

@@ -4,6 +4,7 @@ mod page_server;
 mod recovery;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,13 +13,14 @@ use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::{
-    ComputeCommand, ComputeEvent, ComputeLimits, ComputeSpec, RoleReport, RunAs, Sandbox, Usage,
+    ComputeCommand, ComputeEvent, ComputeLimits, ComputeSpec, RoleReport, RunAs, Sandbox, StatementLogSpec, Usage,
 };
 use ardent_api::policy::BranchPolicy;
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_pg_format::ControlFile;
 use ardent_pg_format::encode::{WalStream, shutdown_checkpoint};
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
+use ardent_statement_log::{Amount, LOG_LEN_MIN, LogEntry, LogFilter, read_log};
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, bin_dir_of, test_major};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use ardent_wal_client::{SafekeeperClient, TimelineSpec};
@@ -123,6 +125,7 @@ impl World {
             branch_lsn: self.timeline.start_lsn,
             usage: Usage::default(),
             limits: ComputeLimits::default(),
+            statement_log: None,
             settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
             idle_timeout_s: 0,
             lease_renewal_ms: None,
@@ -349,9 +352,34 @@ impl Agent {
     }
 }
 
+/// The log of a compute's statements.
+pub struct StatementLog {
+    folder: tempfile::TempDir,
+}
+
+impl StatementLog {
+    /// Makes a compute keep one.
+    pub fn new(spec: &mut ComputeSpec) -> Self {
+        let folder = tempfile::tempdir().expect("folder");
+        spec.statement_log = Some(StatementLogSpec { dir: folder.path().join("log"), bytes_max: LOG_LEN_MIN });
+        StatementLog { folder }
+    }
+
+    /// All that is in it.
+    pub fn entries(&self) -> Vec<LogEntry> {
+        let mut entries = Vec::new();
+        let summary = read_log(&self.folder.path().join("log"), &LogFilter::default(), Amount::All, |entry| {
+            entries.push(entry);
+            ControlFlow::Continue(())
+        });
+        assert_eq!(summary.expect("read").damaged, Vec::<String>::new());
+        entries
+    }
+}
+
 /// A client's session.
 pub struct Client {
-    client: tokio_postgres::Client,
+    pub client: tokio_postgres::Client,
     _connection: tokio::task::JoinHandle<()>,
 }
 

@@ -1,0 +1,352 @@
+//! Takes what sessions say they run out of their rings and appends it to the branch's log (`ardent-statement-log`).
+//!
+//! ```text
+//!  sessions ──► rings (a file) ──► Keeper, on a thread of its own ──► segments in the branch's folder
+//!      └── bell ──────────────────────┘ ▲
+//!                    Running ── write, finish
+//! ```
+//!
+//! Invariant: records leave the rings when they are in the log, so a disk that takes nothing holds sessions up (for as long as the
+//! library waits) before it costs records. What an agent that was killed has left in the rings is taken by the next.
+//!
+//! The thread never waits for Postgres, nor for the task that ships WAL: none of them can keep the others from going on.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ardent_api::compute::{RunAs, StatementLogSpec};
+use ardent_statement_log::{Batch, LogWriter, RingReader, SegmentHeader};
+use tokio::sync::oneshot;
+
+use crate::error::ComputeError;
+
+/// While there is something to take, it is taken this often.
+const EVERY: Duration = Duration::from_millis(50);
+/// How often an idle compute's rings are looked at without being told to.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often what was appended is made durable.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// Bytes that are taken at once.
+const BATCH_LEN: usize = 1 << 20;
+/// Most portions that are taken in a row.
+const PORTIONS_MAX: usize = 64;
+/// How long a log that cannot be written is waited for at the end.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long until it is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How often the same trouble is told.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// The log of a running compute. Dropping it takes the rest, and does not wait for that.
+#[derive(Debug)]
+pub(crate) struct StatementLog {
+    orders: mpsc::Sender<Order>,
+    bell: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Append what is in the rings now, and say so.
+    Write(oneshot::Sender<()>),
+    /// The same, and end.
+    Finish,
+}
+
+/// What a log begins with.
+#[derive(Debug)]
+pub(crate) struct LogStart<'a> {
+    pub(crate) spec: &'a StatementLogSpec,
+    pub(crate) rings: &'a Path,
+    pub(crate) bell: &'a Path,
+    pub(crate) header: SegmentHeader,
+    /// Processes that may want a ring.
+    pub(crate) sessions_max: u64,
+    pub(crate) run_as: Option<RunAs>,
+}
+
+impl StatementLog {
+    /// Opens the log, takes what an earlier run left, and makes new rings.
+    pub(crate) fn open(start: &LogStart<'_>) -> Result<Self, ComputeError> {
+        let LogStart { spec, rings: path, bell: bell_path, header, sessions_max, run_as } = *start;
+        let writer = LogWriter::open(&spec.dir, header, spec.bytes_max);
+        let mut writer = writer.map_err(ComputeError::io("cannot open the log of statements in", &spec.dir))?;
+        let rings_failed = || ComputeError::io("cannot use the rings for statements", path);
+        if let Some(mut left) = RingReader::open_left(path).map_err(rings_failed())? {
+            match take(&mut left, &mut writer) {
+                Ok(_) => {}
+                Err(Trouble::Rings(error)) => {
+                    tracing::warn!(%error, "what sessions said before the last crash cannot be read")
+                }
+                Err(Trouble::Log(error)) => {
+                    return Err(ComputeError::io("cannot write the log of statements in", &spec.dir)(error));
+                }
+            }
+        }
+        let slots = u32::try_from(sessions_max).unwrap_or(u32::MAX);
+        let rings = RingReader::create(path, slots).map_err(rings_failed())?;
+        if let Some(RunAs { uid, gid }) = run_as {
+            std::os::unix::fs::fchown(rings.file(), Some(uid), Some(gid)).map_err(rings_failed())?;
+        }
+        let bell = listen(bell_path).map_err(ComputeError::io("cannot listen at", bell_path))?;
+        let (orders, orders_out) = mpsc::channel();
+        let now = Instant::now();
+        let keeper = Keeper {
+            rings,
+            writer,
+            bell,
+            orders: orders_out,
+            dirty_since: None,
+            warned: None,
+            is_loss_told: false,
+            opened: now,
+        };
+        let thread = std::thread::Builder::new().name("statement-log".to_owned()).spawn(move || keeper.run());
+        let thread = thread.map_err(ComputeError::io("cannot start a thread for", &spec.dir))?;
+        Ok(StatementLog { orders, bell: bell_path.to_owned(), thread: Some(thread) })
+    }
+
+    /// Waits until what sessions have said up to now can be read.
+    pub(crate) async fn write(&self) {
+        let (done, written) = oneshot::channel();
+        if self.order(Order::Write(done)) {
+            // It ends without a word only when the thread does.
+            let _ = written.await;
+        }
+    }
+
+    /// Takes the rest, when nobody writes to the rings any more, and makes it durable.
+    pub(crate) async fn finish(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.order(Order::Finish);
+        if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
+            tracing::error!("the log of statements was not finished");
+        }
+    }
+
+    fn order(&self, order: Order) -> bool {
+        let sent = self.orders.send(order).is_ok();
+        // It wakes by itself a little later if this fails.
+        if let Ok(socket) = UnixDatagram::unbound() {
+            let _ = socket.set_nonblocking(true).and_then(|()| socket.send_to(b"!", &self.bell));
+        }
+        sent
+    }
+}
+
+impl Drop for StatementLog {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.order(Order::Finish);
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Debug)]
+enum Trouble {
+    /// The rings cannot be read: somebody has cut the file short.
+    Rings(io::Error),
+    /// The log cannot be written.
+    Log(io::Error),
+}
+
+/// The thread.
+#[derive(Debug)]
+struct Keeper {
+    rings: RingReader,
+    writer: LogWriter,
+    bell: UnixDatagram,
+    orders: mpsc::Receiver<Order>,
+    dirty_since: Option<Instant>,
+    warned: Option<Instant>,
+    /// The log tells that the rings cannot be read.
+    is_loss_told: bool,
+    opened: Instant,
+}
+
+impl Keeper {
+    fn run(mut self) {
+        loop {
+            let took = self.take();
+            match self.serve_orders() {
+                Served::Finish => return self.end(),
+                Served::Some => continue,
+                Served::None => {}
+            }
+            let wait = match took {
+                Ok(true) => EVERY,
+                Ok(false) => match self.fall_asleep() {
+                    // Written just before that.
+                    true => continue,
+                    false => LOOK_EVERY,
+                },
+                Err(()) => RETRY_PAUSE,
+            };
+            let wait = if self.dirty_since.is_some() { wait.min(SYNC_EVERY) } else { wait };
+            self.sync_if_due();
+            self.wait(wait);
+        }
+    }
+
+    fn wait(&self, longest: Duration) {
+        let mut rung = [0; 8];
+        let waited = self.bell.set_read_timeout(Some(longest)).and_then(|()| self.bell.recv(&mut rung));
+        if let Err(error) = waited
+            && !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
+        {
+            // Without the bell, it is looked often.
+            std::thread::sleep(EVERY);
+        }
+    }
+
+    /// Takes all there is; whether there was anything. A failure has been told.
+    fn take(&mut self) -> Result<bool, ()> {
+        match take(&mut self.rings, &mut self.writer) {
+            Ok(taken) => {
+                if taken {
+                    self.dirty_since.get_or_insert_with(Instant::now);
+                }
+                Ok(taken)
+            }
+            Err(trouble) => {
+                if let Trouble::Rings(_) = trouble
+                    && !self.is_loss_told
+                {
+                    self.is_loss_told = self.writer.append(std::iter::empty(), 1, now_us()).is_ok();
+                }
+                if self.warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
+                    self.warned = Some(Instant::now());
+                    match &trouble {
+                        Trouble::Rings(error) => tracing::warn!(%error, "what sessions say cannot be read"),
+                        Trouble::Log(error) => {
+                            tracing::error!(%error, "the log of statements cannot be written: sessions wait, then records are lost");
+                        }
+                    }
+                }
+                Err(())
+            }
+        }
+    }
+
+    /// Says that the bell is needed; whether something came before that was heard.
+    fn fall_asleep(&mut self) -> bool {
+        self.sync_if_due();
+        match self.rings.fall_asleep() {
+            Ok(()) => self.take().unwrap_or(false),
+            Err(_) => false,
+        }
+    }
+
+    fn sync_if_due(&mut self) {
+        if self.dirty_since.is_some_and(|since| since.elapsed() >= SYNC_EVERY) {
+            self.sync();
+        }
+    }
+
+    fn sync(&mut self) {
+        self.dirty_since = None;
+        if let Err(error) = self.writer.sync() {
+            tracing::warn!(%error, "the log of statements is not durable");
+        }
+    }
+
+    fn serve_orders(&mut self) -> Served {
+        let mut served = Served::None;
+        loop {
+            match self.orders.try_recv() {
+                Ok(Order::Write(done)) => {
+                    // What was in the rings when it was asked for. A failure has been told, and is not the asker's.
+                    let _ = self.take();
+                    // Whoever asked may be gone.
+                    let _ = done.send(());
+                    served = Served::Some;
+                }
+                Ok(Order::Finish) | Err(mpsc::TryRecvError::Disconnected) => return Served::Finish,
+                Err(mpsc::TryRecvError::Empty) => return served,
+            }
+        }
+    }
+
+    fn end(mut self) {
+        let until = Instant::now() + END_PATIENCE;
+        while self.take().is_err() && Instant::now() < until {
+            std::thread::sleep(RETRY_PAUSE);
+        }
+        self.sync();
+        tracing::debug!(ran_s = self.opened.elapsed().as_secs(), "the log of statements is finished");
+    }
+}
+
+/// What orders asked for.
+enum Served {
+    None,
+    Some,
+    Finish,
+}
+
+/// Takes what is in the rings, in portions; whether that was anything.
+fn take(rings: &mut RingReader, writer: &mut LogWriter) -> Result<bool, Trouble> {
+    let mut taken = false;
+    // Orders are served between, however much sessions say.
+    for _ in 0..PORTIONS_MAX {
+        let batch: Batch = rings.take(BATCH_LEN).map_err(Trouble::Rings)?;
+        if batch.is_empty() {
+            return Ok(taken);
+        }
+        writer.append(batch.records(), batch.damaged, now_us()).map_err(Trouble::Log)?;
+        taken = true;
+        rings.confirm(&batch).map_err(Trouble::Rings)?;
+        if let Err(error) = writer.tidy() {
+            tracing::warn!(%error, "a segment of the log of statements cannot be closed yet");
+        }
+    }
+    Ok(taken)
+}
+
+fn now_us() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A datagram socket at `path`, in place of an old one, that everybody who can enter its folder may send to.
+fn listen(path: &Path) -> io::Result<UnixDatagram> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let socket = UnixDatagram::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ardent_statement_log::{Amount, LOG_LEN_MIN, LogFilter, read_log};
+    use ardent_types::TimelineId;
+
+    #[tokio::test]
+    async fn an_idle_log_is_written_when_asked_and_finished_twice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (rings, bell) = (folder.path().join("rings"), folder.path().join("bell"));
+        let spec = StatementLogSpec { dir: folder.path().join("log"), bytes_max: LOG_LEN_MIN };
+        let header = SegmentHeader { timeline: TimelineId::NONE, first_xid: 3 };
+        let start = LogStart { spec: &spec, rings: &rings, bell: &bell, header, sessions_max: 4, run_as: None };
+        let mut log = StatementLog::open(&start).expect("opened");
+        log.write().await;
+        log.finish().await;
+        log.finish().await;
+        log.write().await;
+        let mut log = StatementLog::open(&start).expect("opened again");
+        log.write().await;
+        log.finish().await;
+        let count = read_log(&spec.dir, &LogFilter::default(), Amount::All, |_| std::ops::ControlFlow::Continue(()));
+        assert_eq!(count.expect("read").shown, 0);
+    }
+}
