@@ -26,8 +26,9 @@
 //! - CT-7: what a timeline is to users is in its manifest from the first one on, and what changes is told until the page server has
 //!   it (`descriptions.rs`); a lost store is made anew from that (`recovery.rs`).
 //!
-//! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on no other service's crate: the page server,
-//! safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then [`branches`].
+//! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on
+//! no other service's crate: the page server, safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then
+//! [`branches`].
 
 mod apply;
 mod blame;

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ardent_api::control::{ApiErrorCode, ErrorInfo, SCHEMA_VERSION};
+use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_change_set::RowChoice;
 use ardent_statement_log::{BlameReply, BlameRequest, EntryKind, LogEnd, LogEntry, LogLine, LogRequest, Outcome};
 use serde::Serialize;
@@ -163,7 +163,6 @@ fn json(output: &Output, api: &Api, path: &str, request: &LogRequest) -> Result<
         entries.push(entry);
         Ok(())
     })?;
-    debug_assert_eq!(end.schema_version, SCHEMA_VERSION);
     output.data(&Document { end, entries }, |_| String::new())
 }
 
@@ -241,9 +240,11 @@ impl Table {
         }
         let indent = self.widths.iter().sum::<usize>() + 2 * COLUMNS;
         for (row, entry) in &rows {
-            self.line(out, row, &statement(entry, self.full))?;
+            // What has several lines stays in its column.
+            let next_line = format!("\n{:indent$}", "");
+            self.line(out, row, &statement(entry, self.full).replace('\n', &next_line))?;
             for more in below(entry, self.full) {
-                writeln!(out, "{:indent$}{more}", "")?;
+                writeln!(out, "{:indent$}{}", "", more.replace('\n', &next_line))?;
             }
         }
         Ok(())
@@ -292,16 +293,17 @@ fn statement(entry: &LogEntry, full: bool) -> String {
     }
 }
 
-/// A text on one line, cut if it is long.
+/// A text on one line, cut if it is long; whole as it is if `full`. `bytes`: how long it was before it was kept.
 fn shown(text: &str, bytes: u64, full: bool) -> String {
-    let text = if full { printable(text) } else { text.split_whitespace().collect::<Vec<_>>().join(" ") };
-    let text = printable(&text);
-    let kept = if full { text.clone() } else { text.chars().take(STATEMENT_LEN).collect() };
-    if kept.len() < text.len() || (kept.len() as u64) < bytes.saturating_sub(bytes / 2) && bytes > 16 << 10 {
-        format!("{kept}... ({bytes} bytes)")
-    } else {
-        kept
+    let len = text.len() as u64;
+    if full && len >= bytes {
+        return printable(text);
     }
+    let line = if full { text.to_owned() } else { text.split_whitespace().collect::<Vec<_>>().join(" ") };
+    let line = printable(&line);
+    let most = if full { usize::MAX } else { STATEMENT_LEN };
+    let kept: String = line.chars().take(most).collect();
+    if kept.len() < line.len() || len < bytes { format!("{kept}... ({} bytes)", bytes.max(len)) } else { kept }
 }
 
 /// Without what a terminal would obey.

@@ -64,6 +64,9 @@ async fn each_statement_of_a_client_is_one_entry_whatever_it_runs_by_itself() {
     }
     assert!(session.sql("select 1 / (id - id) from t").await.is_err());
     session.sql("set log_min_messages = warning").await.expect("set");
+    session.sql("begin; set role app").await.expect("begun");
+    assert!(session.sql("select nothing").await.is_err());
+    session.sql("rollback").await.expect("rolled back, and another role again");
     assert!(session.client.query("select v from t where id = $1", &[&7_i32]).await.is_ok());
     assert!(session.client.query("insert into t values ($1, 'twice')", &[&7_i32]).await.is_err());
     let transaction = session.client.transaction().await.expect("begun");

@@ -603,8 +603,12 @@ unsafe extern "C-unwind" fn on_subtransaction(
 
 /// Looks whether the session is another's than it was told to be.
 unsafe fn look_at_session() {
-    // SAFETY: in a transaction, where the catalog can be read.
+    // SAFETY: the catalog is read only where that is allowed.
     unsafe {
+        // ROLLBACK in a transaction that has failed: roles may be others again, and nobody may look.
+        if !pg::IsTransactionState() {
+            return;
+        }
         let (session_role, role) = (pg::GetSessionUserId(), pg::GetUserId());
         if state().known.session_role != session_role || state().known.role != role {
             let session_role_name = Name::of(pg::GetUserNameFromId(session_role, true));
