@@ -26,7 +26,8 @@ pub fn try_sql(url: &str, text: &str) -> Result<String, String> {
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n').to_owned())
     } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(if said.is_empty() { format!("psql said nothing and ended with {}", output.status) } else { said })
     }
 }
 
