@@ -3,6 +3,7 @@
 /* The headers of these libraries may be missing; what depends on them stands at the end of the structs used here. */
 #undef USE_OPENSSL
 #undef ENABLE_GSS
+#include "access/detoast.h"
 #include "access/parallel.h"
 #include "access/xact.h"
 #include "access/xlog.h"
@@ -31,8 +32,10 @@
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/elog.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"

@@ -69,6 +69,11 @@ async fn each_statement_of_a_client_is_one_entry_whatever_it_runs_by_itself() {
     session.sql("rollback").await.expect("rolled back, and another role again");
     assert!(session.client.query("select v from t where id = $1", &[&7_i32]).await.is_ok());
     assert!(session.client.query("insert into t values ($1, 'twice')", &[&7_i32]).await.is_err());
+    // As text it would be longer than any text may be.
+    let large = vec![7u8; 540 << 20];
+    let inserted = session.client.query_one("select length($1::bytea)", &[&large]).await;
+    assert_eq!(inserted.expect("a parameter of any length").get::<_, i32>(0), 540 << 20);
+    drop(large);
     let transaction = session.client.transaction().await.expect("begun");
     let portal = transaction.bind("select id from t order by id limit 30", &[]).await.expect("bound");
     for _ in 0..3 {
@@ -105,6 +110,7 @@ async fn each_statement_of_a_client_is_one_entry_whatever_it_runs_by_itself() {
     assert_eq!(of("select v from t where id = $1").parameters.as_deref(), Some("$1 = '7'"));
     let twice = of("insert into t values ($1, 'twice')");
     assert_eq!((twice.sqlstate.as_deref(), twice.parameters.as_deref()), (Some("23505"), Some("$1 = '7'")));
+    assert_eq!(of("select length($1::bytea)").parameters.as_deref(), Some("$1 = '(566231040 bytes)'"));
     assert!(twice.error.as_deref().is_some_and(|error| error.contains("t_pkey")), "{twice:?}");
     assert_eq!(of("select id from t order by id limit 30").rows, Some(30), "as one, with all that was fetched");
     assert_eq!(of("update t set v = 'rolled back' where id = 9").outcome, Outcome::RolledBack);

@@ -12,6 +12,7 @@
 //! client's. Outermost is what has no [`Frame`] of ours on Postgres's stack of error callbacks, which is right after errors too.
 
 use std::ffi::{c_char, c_int, c_void};
+use std::io::Write as _;
 
 use ardent_statement_log::{CHILDREN_MAX, End, Failed, MESSAGE_MAX, Record, Session, Statement, TransactionEnd};
 use ardent_types::Lsn;
@@ -23,6 +24,13 @@ use crate::statement_ring::{self, NOTHING, bytes, now, unix_us};
 /// Parameters that are shown of a statement, and bytes of each.
 const PARAMETERS_SHOWN: c_int = 32;
 const PARAMETER_LEN_MAX: c_int = 64;
+/// Longest value, with its header, that is made a text to be shown.
+const PARAMETER_MADE_TEXT_MAX: usize = 16 << 10;
+/// `typlen` of types of varying length, and the length of their values' header in memory.
+const VARLENA: i16 = -1;
+const VARLENA_HEADER_LEN: usize = 4;
+/// Type `text`, by `pg_type.dat`.
+const TEXT_OID: pg::Oid = 25;
 /// Nested savepoints that are told apart.
 const SAVEPOINTS_MAX: usize = 64;
 /// Longest name, with its end.
@@ -412,7 +420,32 @@ unsafe fn show(parameters: pg::ParamListInfo) -> *const c_char {
         let copy = pg::palloc(len).cast::<pg::ParamListInfoData>();
         std::ptr::copy_nonoverlapping(parameters.cast::<u8>(), copy.cast::<u8>(), len);
         (*copy).numParams = shown;
+        for at in 0..shown as usize {
+            cut_long((&raw mut (*copy).params).cast::<pg::ParamExternData>().add(at));
+        }
         pg::BuildParamLogString(copy, std::ptr::null_mut(), PARAMETER_LEN_MAX)
+    }
+}
+
+/// Puts its size in the place of a long value: as text it would be made whole before it is cut, which costs as much as the statement,
+/// and fails where that is longer than Postgres's texts may be.
+unsafe fn cut_long(parameter: *mut pg::ParamExternData) {
+    // SAFETY: a parameter of a valid list, in a transaction.
+    unsafe {
+        if (*parameter).isnull || (*parameter).ptype == 0 || pg::get_typlen((*parameter).ptype) != VARLENA {
+            return;
+        }
+        let len = pg::toast_raw_datum_size((*parameter).value);
+        if len as usize <= PARAMETER_MADE_TEXT_MAX {
+            return;
+        }
+        let mut text = [0u8; 40];
+        // With room for the end of a C string.
+        let room = text.len() - 1;
+        // It is shorter than that.
+        let _ = write!(&mut text[..room], "({} bytes)", len as usize - VARLENA_HEADER_LEN);
+        (*parameter).value = pg::Datum::from(pg::cstring_to_text(text.as_ptr().cast()) as usize);
+        (*parameter).ptype = TEXT_OID;
     }
 }
 
