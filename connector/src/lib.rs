@@ -33,6 +33,6 @@ pub use config::ConnectorConfig;
 pub use error::ConnectorError;
 pub use follow::{FollowState, FollowStatus, follow};
 pub use import::{ImportPhase, ImportProgress, Imported, import};
-pub use position::{PositionProbe, SlotStatus, delete, slot_status};
+pub use position::{ClusterCheck, PositionProbe, SlotStatus, delete, slot_status};
 pub use preflight::{HostFacts, MajorFacts, normalize_locale, preflight};
 pub use source_stream::can_follow;

@@ -31,6 +31,15 @@ pub struct SlotStatus {
     pub safe_wal_bytes: Option<i64>,
 }
 
+/// Whether it matters which cluster answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterCheck {
+    /// It must be the one that the root timeline is of.
+    IsRoots,
+    /// The root is a cluster of its own, as in logical mode.
+    LeftOut,
+}
+
 /// Asks production where it is, over a connection that is kept for the next question: making one costs production a process and both
 /// sides a password check.
 #[derive(Debug, Default)]
@@ -44,7 +53,7 @@ pub struct PositionProbe {
 impl PositionProbe {
     /// What production has committed at this moment (checklist 67): its flush position, once that has passed the insert position
     /// first seen, or once every commit that was in memory only must have been flushed.
-    pub async fn flush_lsn(&self, config: &ConnectorConfig) -> Result<Lsn, ConnectorError> {
+    pub async fn flush_lsn(&self, config: &ConnectorConfig, check: ClusterCheck) -> Result<Lsn, ConnectorError> {
         let kept = self.kept.lock().take();
         if let Some((mut sql, _)) = kept {
             match flush_lsn(&mut sql).await {
@@ -57,7 +66,9 @@ impl PositionProbe {
             }
         }
         let mut sql = config.sql().await?;
-        self.check_cluster(config, &mut sql).await?;
+        if check == ClusterCheck::IsRoots {
+            self.check_cluster(config, &mut sql).await?;
+        }
         let lsn = flush_lsn(&mut sql).await?;
         self.keep(sql);
         Ok(lsn)

@@ -2,7 +2,7 @@
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::CheckOutcome;
-use ardent_connector::{ConnectorConfig, HostFacts, PositionProbe, preflight};
+use ardent_connector::{ClusterCheck, ConnectorConfig, HostFacts, PositionProbe, preflight};
 use ardent_test_pg::{TestPg, TestPgOptions};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
@@ -39,7 +39,7 @@ async fn checklist_67_now_is_what_production_has_flushed_and_holds_asynchronous_
     for n in 0..5 {
         let sql = format!("insert into t values ({n}); select pg_current_wal_insert_lsn()");
         let inserted: Lsn = server.sql(&sql).lines().last().expect("a line").parse().expect("an LSN");
-        let now = probe.flush_lsn(&config).await.expect("production answers");
+        let now = probe.flush_lsn(&config, ClusterCheck::LeftOut).await.expect("production answers");
         assert!(now >= inserted, "the commit was acknowledged before {now} was asked for, and ends at {inserted}");
         let flushed: Lsn = server.sql("select pg_current_wal_flush_lsn()").parse().expect("an LSN");
         assert!(now <= flushed, "{now} is not flushed yet");

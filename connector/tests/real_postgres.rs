@@ -16,7 +16,8 @@ use ardent_api::frame::Frame;
 use ardent_api::page_service::{ManageReply, ManageRequest, Request, Response};
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_connector::{
-    ConnectorConfig, FollowStatus, HostFacts, MajorFacts, PositionProbe, delete, follow, import, preflight, slot_status,
+    ClusterCheck, ConnectorConfig, FollowStatus, HostFacts, MajorFacts, PositionProbe, delete, follow, import,
+    preflight, slot_status,
 };
 use ardent_pg_format::ControlFile;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
@@ -147,14 +148,14 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
     };
     let probe = PositionProbe::default();
     server.sql("insert into t values (1)");
-    let now = probe.flush_lsn(&config).await.unwrap();
+    let now = probe.flush_lsn(&config, ClusterCheck::IsRoots).await.unwrap();
     wait_for(&mut status, |status| status.committed_lsn >= now).await;
 
     // Production restarts; following goes on by itself, and asking by a new connection.
     server.stop(StopMode::Immediate);
     server.start_server();
     server.sql("insert into t values (2)");
-    let now = probe.flush_lsn(&config).await.unwrap();
+    let now = probe.flush_lsn(&config, ClusterCheck::IsRoots).await.unwrap();
     wait_for(&mut status, |status| status.committed_lsn >= now).await;
     let slot = slot_status(&config).await.unwrap().unwrap();
     assert!(slot.active && slot.restart_lsn > Some(Lsn::INVALID));

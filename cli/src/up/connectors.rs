@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck, SlotInfo};
 use ardent_connector::{
-    ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, MajorFacts, PositionProbe,
+    ClusterCheck, ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, MajorFacts,
+    PositionProbe,
 };
 use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
 use ardent_pg_format::PgMajor;
@@ -142,7 +143,8 @@ impl ConnectorRuntime for Connectors {
 
     fn production_flush_lsn(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Lsn, ErrorInfo>> {
         let probe = self.probe(spec.timeline);
-        async move { probe.flush_lsn(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
+        let check = if spec.logical.is_some() { ClusterCheck::LeftOut } else { ClusterCheck::IsRoots };
+        async move { probe.flush_lsn(&config(spec), check).await.map_err(|error| failed(&error)) }.boxed()
     }
 
     fn slot(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<Option<SlotInfo>, ErrorInfo>> {
