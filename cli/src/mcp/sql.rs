@@ -291,7 +291,7 @@ impl Session {
         if let Some(database) = &args.database {
             config.dbname(database);
         }
-        config.options(&options(&config, args, rights));
+        config.options(options(&config, args, rights));
         let connecting = async { config.connect(tls.clone()).await.map_err(|error| told(&error, 0)) };
         let (client, connection) = tokio::select! {
             connected = connecting => connected?,

@@ -412,7 +412,8 @@ pub(crate) mod tests {
         assert_eq!(Record::decode(&out[..len]), Ok(record));
         for short in 0..len {
             assert!(Record::decode(&out[..short]).is_err(), "{short} of {len} bytes");
-            assert_eq!(record.encode(&mut out.clone()[..short]), None);
+            let mut other = out;
+            assert_eq!(record.encode(&mut other[..short]), None);
         }
         assert_eq!(Record::decode(&out[..len + 1]), Err(RecordError::Long(1)));
     }
