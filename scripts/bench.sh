@@ -584,62 +584,53 @@ case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WA
 # A page server's latency, its branches, what it stores, and how fast that comes from S3.
 case_storage() { of_crates get_page branches stored_size cold_scan; }
 
-# The import of a running production beside a copy of its folder and beside a dump that is restored; then how far behind Ardent is at production's
-# full load.
-case_import() {
-    local round of began at=(-h "$work/stock" -p "${port_of[big]}") peer_at=(-h "$work/stock" -p "${port_of[peer]}")
-    local url="postgresql://shop:secret@127.0.0.1:${port_of[big]}/shop" until
+in_pairs() { # name: runs NAME_ours and NAME_peer in turns, and what undoes each; their times go to two files
+    local round of began
     for round in $(seq "$long_rounds"); do
         for of in $(in_turn "$round" ours peer); do
             settle
             began=$(now_us)
-            case $of in
-            ours)
-                ardent connector create postgresql "$url" --name again --fast >"$work/connect.log"
-                since "$began" >>"$work/import.ours"
-                ardent connector delete again --yes >/dev/null
-                ;;
-            peer)
-                "$pg_bin/pg_basebackup" "${at[@]}" -D "$work/backup" -c fast -X stream >"$work/load.log" 2>&1
-                since "$began" >>"$work/import.peer"
-                rm -rf "$work/backup"
-                ;;
-            esac
+            "$1_$of"
+            since "$began" >>"$work/$1.$of"
+            "undo_$1_$of"
         done
     done
-    local ours peer
-    ours=$(median <"$work/import.ours") peer=$(median <"$work/import.peer")
-    row "import of $big_size until branches can be made" "$(divide "$ours" 1000000) s" "$(divide "$peer" 1000000) s (pg_basebackup)" \
+}
+seconds_of() { divide "$(median <"$work/$1")" 1000000; } # file of times
+
+# Each with the variables of case_import.
+connect_again() { # more arguments
+    ardent connector create postgresql "postgresql://shop:secret@127.0.0.1:${port_of[big]}/shop" --name again "$@" >"$work/connect.log"
+}
+disconnect_again() { ardent connector delete again --yes >/dev/null; }
+import_ours() { connect_again --fast; }
+undo_import_ours() { disconnect_again; }
+import_peer() { "$pg_bin/pg_basebackup" "${at[@]}" -D "$work/backup" -c fast -X stream >"$work/load.log" 2>&1; }
+undo_import_peer() { rm -rf "$work/backup"; }
+logical_ours() { connect_again --logical; }
+undo_logical_ours() { disconnect_again; }
+logical_peer() {
+    psql -Xq "${peer_at[@]}" -d postgres -c 'create database restored'
+    "$pg_bin/pg_dump" "${at[@]}" -Fc -f "$work/dump" shop
+    "$pg_bin/pg_restore" "${peer_at[@]}" -j 2 -d restored "$work/dump"
+}
+undo_logical_peer() { psql -Xq "${peer_at[@]}" -d postgres -c 'drop database restored'; rm "$work/dump"; }
+
+# The import of a running production beside a copy of its folder and beside a dump that is restored; then how far behind Ardent is at production's
+# full load.
+case_import() {
+    local at=(-h "$work/stock" -p "${port_of[big]}") peer_at=(-h "$work/stock" -p "${port_of[peer]}") until
+    in_pairs import
+    row "import of $big_size until branches can be made" "$(seconds_of import.ours) s" "$(seconds_of import.peer) s (pg_basebackup)" \
         "$(pair_ratio "$work/import.peer" "$work/import.ours") of its rate" ">= 0.7"
 
     psql -Xq "${at[@]}" -c "alter table pgbench_history replica identity full" -c "alter system set wal_level = logical"
     stock big stop -w -m fast
     stock big start -w
     stock peer start -w
-    for round in $(seq "$long_rounds"); do
-        for of in $(in_turn "$round" ours peer); do
-            settle
-            began=$(now_us)
-            case $of in
-            ours)
-                ardent connector create postgresql "$url" --name again --logical >"$work/connect.log"
-                since "$began" >>"$work/logical.ours"
-                ardent connector delete again --yes >/dev/null
-                ;;
-            peer)
-                psql -Xq "${peer_at[@]}" -d postgres -c 'create database restored'
-                "$pg_bin/pg_dump" "${at[@]}" -Fc -f "$work/dump" shop
-                "$pg_bin/pg_restore" "${peer_at[@]}" -j 2 -d restored "$work/dump"
-                since "$began" >>"$work/logical.peer"
-                psql -Xq "${peer_at[@]}" -d postgres -c 'drop database restored'
-                rm "$work/dump"
-                ;;
-            esac
-        done
-    done
+    in_pairs logical
     stock peer stop -w
-    ours=$(median <"$work/logical.ours") peer=$(median <"$work/logical.peer")
-    row "... by logical replication" "$(divide "$ours" 1000000) s" "$(divide "$peer" 1000000) s (pg_dump, pg_restore -j 2)" \
+    row "... by logical replication" "$(seconds_of logical.ours) s" "$(seconds_of logical.peer) s (pg_dump, pg_restore -j 2)" \
         "$(pair_ratio "$work/logical.peer" "$work/logical.ours") of its rate" ">= 1"
     psql -Xq "${at[@]}" -d postgres -c "alter system reset wal_level"
     stock big stop -w -m fast

@@ -1,7 +1,7 @@
 //! Makes a lost database anew from what stands in the store: its timelines' manifests, and the descriptions in them
 //! (`descriptions.rs`). Pure but for [`make_database`], which writes the file.
 //!
-//! - What the last second before the loss changed may be missing, and what was being deleted may be back.
+//! - What the last second before the loss changed may be missing, and what was being made or deleted may be back.
 //! - A timeline that nothing describes comes back as a branch named `recovered-...`, for people to look into: what is there is never
 //!   given up.
 //! - Of two timelines that claim one branch, a crash in the middle of an exchange, the one whose branch was later on it keeps it.

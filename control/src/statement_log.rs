@@ -1,21 +1,27 @@
 //! The log of what a branch ran, read from the branch's folder: also while the branch sleeps.
 
+use std::fs::DirBuilder;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo, SCHEMA_VERSION};
 use ardent_statement_log::{Amount, LogEnd, LogEntry, LogFilter, LogLine, LogRequest, read_log};
 use ardent_types::BranchId;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio_util::sync::CancellationToken;
 
 use crate::point::parse_time;
 use crate::service::Control;
 use crate::store::{BranchRow, iso8601_us};
 
-/// How often a log that is followed is looked at.
-const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+/// How often whoever follows a log in which nothing comes is looked for, and whether the server stops.
+const LOOK_UP_EVERY: Duration = Duration::from_secs(1);
 
 /// A log that is to be read.
 #[derive(Debug)]
@@ -116,6 +122,13 @@ fn filter(request: &LogRequest) -> Result<LogFilter, ErrorInfo> {
 impl LogReading {
     /// Writes the answer. Blocks; ends when nobody reads it any more.
     pub(crate) fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        let watch = match self.follow.then(|| Watch::of(&self.folder)).transpose() {
+            Ok(watch) => watch,
+            Err(error) => {
+                let message = format!("the log of {} cannot be followed: {error}", self.branch);
+                return write_line(out, &LogLine::Error { error: ErrorInfo::new(ApiErrorCode::Internal, message) });
+            }
+        };
         let mut amount = self.amount;
         loop {
             let mut failed = None;
@@ -137,7 +150,7 @@ impl LogReading {
                     return write_line(out, &LogLine::Error { error });
                 }
             };
-            if !self.follow || self.cancel.is_cancelled() {
+            let Some(watch) = watch.as_ref().filter(|_| !self.cancel.is_cancelled()) else {
                 let end = LogEnd {
                     schema_version: SCHEMA_VERSION,
                     branch: self.branch.clone(),
@@ -148,12 +161,40 @@ impl LogReading {
                     damaged: summary.damaged,
                 };
                 return write_line(out, &LogLine::End(end));
-            }
+            };
             // Whoever went away is noticed by writing.
             write_line(out, &LogLine::Waiting)?;
             out.flush()?;
             amount = Amount::After(summary.position);
-            std::thread::sleep(FOLLOW_EVERY);
+            watch.wait(LOOK_UP_EVERY)?;
+        }
+    }
+}
+
+/// Tells when something is written to a log, by whichever process.
+struct Watch(Inotify);
+
+impl Watch {
+    /// From now on. A branch that has run nothing yet gets its folder.
+    fn of(folder: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        inotify.add_watch(folder, AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)?;
+        Ok(Watch(inotify))
+    }
+
+    /// Until something was written since the last call, or that long.
+    fn wait(&self, longest: Duration) -> io::Result<()> {
+        let timeout = PollTimeout::try_from(longest).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) | Err(Errno::EINTR) => return Ok(()),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // What it was does not matter: all that is there is read.
+        match self.0.read_events() {
+            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }

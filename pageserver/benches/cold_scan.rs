@@ -21,13 +21,12 @@ use ardent_object_store::{CacheOptions, CachedStore, ObjectMeta, ObjectStore, li
 use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
 use ardent_page_client::{Binding, PageClient};
 use ardent_pageserver::{Pageserver, PageserverConfig};
-use ardent_pg_format::PgMajor;
-use ardent_storage::{Engine, EngineConfig, TimelineFacts};
+use ardent_storage::{Engine, EngineConfig};
 use ardent_test_pg::side_by_side::{number_from, print_header};
 use ardent_test_s3::Seaweed;
-use ardent_types::{BLCKSZ, Key, PgTli, RelTag, SystemId, TenantId, TimelineId, WalSegmentSize};
+use ardent_types::{BLCKSZ, Key, RelTag, TenantId, TimelineId};
 use tokio_util::sync::CancellationToken;
-use workload::{START, Workload};
+use workload::{START, Workload, import_into};
 
 const TENANT: TenantId = TenantId::from_bytes([7; 16]);
 const ROOT: TimelineId = TimelineId::from_bytes([1; 16]);
@@ -48,17 +47,7 @@ fn s3(server: &Seaweed) -> S3Store {
 
 fn make_root(folder: &Path, store: S3Store, workload: &mut Workload) {
     let engine = Engine::open(EngineConfig::new(folder.join("made"), Arc::new(store))).expect("the engine opens");
-    let facts = TimelineFacts {
-        pg_major: PgMajor::V15,
-        system_id: SystemId::new(7),
-        pg_tli: PgTli::new(1),
-        wal_segment_size: WalSegmentSize::DEFAULT,
-        start_lsn: START,
-    };
-    let root = engine.create_root(TENANT, ROOT, facts).expect("a root is made");
-    root.import_images(&workload.small_values(workload::control_file().encode().into())).expect("values are taken");
-    workload.give_pages(|pages| root.import_images(pages).expect("pages are taken"));
-    root.finish_import().expect("the import is finished");
+    import_into(&engine, TENANT, ROOT, workload);
     engine.shutdown().expect("all is durable");
 }
 

@@ -27,13 +27,12 @@ use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_api::wal_service::WalChunk;
 use ardent_object_store::LocalFolder;
 use ardent_pageserver::{Intake, Pageserver, PageserverConfig};
-use ardent_pg_format::PgMajor;
-use ardent_storage::{Engine, EngineConfig, Timeline, TimelineFacts};
+use ardent_storage::{Engine, EngineConfig, Timeline};
 use ardent_test_pg::side_by_side::{number_from, print_header};
-use ardent_types::{BLCKSZ, Key, Lsn, PgTli, RelTag, SystemId, TenantId, TimelineId, WalSegmentSize};
+use ardent_types::{BLCKSZ, Key, Lsn, RelTag, TenantId, TimelineId};
 use bytes::BytesMut;
 use tokio_util::sync::CancellationToken;
-use workload::{START, Workload};
+use workload::{Workload, import_into};
 
 const TENANT: TenantId = TenantId::from_bytes([7; 16]);
 const ROOT: TimelineId = TimelineId::from_bytes([1; 16]);
@@ -162,17 +161,7 @@ fn engine_config(folder: &Path) -> EngineConfig {
 
 fn make_root(folder: &Path, workload: &mut Workload) {
     let engine = Engine::open(engine_config(folder)).expect("the engine opens");
-    let facts = TimelineFacts {
-        pg_major: PgMajor::V15,
-        system_id: SystemId::new(7),
-        pg_tli: PgTli::new(1),
-        wal_segment_size: WalSegmentSize::DEFAULT,
-        start_lsn: START,
-    };
-    let root = engine.create_root(TENANT, ROOT, facts).expect("a root is made");
-    root.import_images(&workload.small_values(workload::control_file().encode().into())).expect("values are taken");
-    workload.give_pages(|pages| root.import_images(pages).expect("pages are taken"));
-    root.finish_import().expect("the import is finished");
+    import_into(&engine, TENANT, ROOT, workload);
     engine.shutdown().expect("all is durable");
 }
 

@@ -6,8 +6,9 @@
 //!    one with the highest position has all of it.
 //! 2. The others promise a term above all that any of them had promised. A writer from before, which may count on what the
 //!    lost one had acknowledged, finds no majority any more.
-//! 3. Only then the lost one gets the log of the highest position, with its history and that promise. It is in its place, durable and
-//!    whole, or not at all; what is interrupted is begun again.
+//! 3. Only then the lost one gets the log of the highest position, with its history and that promise, and so do others that lack the
+//!    timeline, as they were away when it was made: made empty later, they would listen to that writer. It is in its place,
+//!    durable and whole, or not at all; what is interrupted is begun again.
 //!
 //! A timeline that the folder still has stays as it is. See `docs/quorum.md`.
 
@@ -99,7 +100,10 @@ pub fn rebuild(
         if is_timeline_dir(&dir_of(lost, tenant, timeline)) || !wanted(timeline) {
             continue;
         }
-        done(&copy(lost, &holders, tenant, timeline)?);
+        // The lost one comes last: while it lacks the timeline, all of this is done again.
+        let lacking: Vec<&Path> =
+            others.iter().filter(|other| !holders.contains(other)).map(PathBuf::as_path).chain([lost]).collect();
+        done(&copy(&lacking, &holders, tenant, timeline)?);
         count += 1;
     }
     Ok(count)
@@ -137,7 +141,7 @@ fn dir_of(folder: &Path, tenant: TenantId, timeline: TimelineId) -> PathBuf {
 }
 
 fn copy(
-    lost: &Path,
+    lacking: &[&Path],
     holders: &[&PathBuf],
     tenant: TenantId,
     timeline: TimelineId,
@@ -164,11 +168,14 @@ fn copy(
     let best = loaded.iter().max_by_key(|(_, timeline)| timeline.position());
     let (folder, best) = best.expect("somebody has it");
     let state = AcceptorState { term, voted_for: ProposerId::NONE, ..best.state().clone() };
-    let wal_bytes = install(lost, &dir_of(folder, tenant, timeline), tenant, best, &state)?;
+    let mut wal_bytes = 0;
+    for to in lacking {
+        wal_bytes = install(to, &dir_of(folder, tenant, timeline), tenant, best, &state)?;
+    }
     Ok(RebuiltTimeline { tenant, timeline, wal_bytes, end: best.flush_lsn() })
 }
 
-/// Copies the log in `from`, and puts it in its place with `state`. Gives the bytes of its files.
+/// Copies the log in `from`, and puts it in its place in the folder `lost` with `state`. Gives the bytes of its files.
 fn install(
     lost: &Path,
     from: &Path,

@@ -219,3 +219,38 @@ async fn one_that_lost_its_disk_gets_what_the_others_have_and_counts_again() {
     next.shutdown().await;
     cluster.shutdown().await;
 }
+
+/// One that was away when the timeline was made is made late, and empty. That would listen to a writer which counts on what the lost
+/// one had acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_never_had_the_timeline_gets_it_with_the_lost_one() {
+    let mut cluster = Cluster::start().await;
+    let timeline = cluster.world.spec.timeline;
+    cluster.world.client(&cluster.addresses[2]).await.delete_timeline(timeline).await.expect("never made");
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(100_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let acknowledged = wal.end();
+    for number in 0..3 {
+        cluster.stop(number).await;
+    }
+    let folder = |number: usize| cluster.dirs[number].join("data");
+    std::fs::remove_dir_all(folder(1)).expect("lost");
+    let count = rebuild(&folder(1), &[folder(0), folder(2)], 3, |_| true, |_| {}).expect("rebuilt");
+    assert_eq!(count, 1);
+    cluster.restart(2).await;
+    assert_eq!(cluster.flush_lsn(2).await, acknowledged);
+    let (start, data) = wal.take(1000);
+    let _ended_or_queued = proposer.append(start, data).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
+    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    assert_eq!(*proposer.flushed().borrow(), acknowledged);
+    cluster.restart(1).await;
+    let (next, elected) = cluster.world.elect(&cluster.addresses).await;
+    assert_eq!(elected.end_lsn, acknowledged);
+    next.shutdown().await;
+    cluster.shutdown().await;
+}

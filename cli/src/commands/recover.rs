@@ -148,7 +148,6 @@ fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failu
         Some(database) => Some(timelines_in(&database).map_err(|error| Failure::of(&error))?),
         None => None,
     };
-    let _lock = plan.root.as_deref().map(DataLock::take).transpose()?;
     let mut timelines: Vec<TimelineReport> = Vec::new();
     let done = |done: &RebuiltTimeline| {
         output.note(&format!("{} up to {}, {}", done.timeline, done.end, bytes_text(done.wal_bytes)));
@@ -169,8 +168,10 @@ fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failu
         _ => Failure::of(&error),
     })?;
     if let (Some(root), Some(number)) = (&plan.root, args.number) {
-        safekeepers::mark(root, usize::from(number) - 1)?;
-        safekeepers::record(root, plan.members)?;
+        let index = usize::from(number) - 1;
+        // From here on the old folder is not the one that was there, should it come back. Until the new one has its mark, neither is.
+        safekeepers::record(root, &plan.marks)?;
+        safekeepers::put_mark(root, index, &plan.marks[index])?;
     }
     let wal_bytes = timelines.iter().map(|timeline| timeline.wal_bytes).sum();
     let report = SafekeeperReport {
@@ -196,17 +197,30 @@ struct Plan {
     lost: PathBuf,
     others: Vec<PathBuf>,
     members: usize,
+    /// Of an installation: the marks of all folders, with another one for the lost one's.
+    marks: Vec<String>,
+    /// That no server runs on the installation.
+    _lock: Option<DataLock>,
 }
 
 impl Plan {
     fn of(args: &RecoverSafekeeperArgs) -> Result<Plan, Failure> {
         let members = args.members.map(usize::from);
         if let (Some(into), Some(members)) = (&args.into, members) {
-            return Ok(Plan { root: None, lost: into.clone(), others: args.from.clone(), members });
+            return Ok(Plan {
+                root: None,
+                lost: into.clone(),
+                others: args.from.clone(),
+                members,
+                marks: Vec::new(),
+                _lock: None,
+            });
         }
         let number = usize::from(args.number.ok_or_else(|| Failure::usage("say which safekeeper"))?);
         let root = up::data_dir(args.data_dir.as_ref())?;
-        let members = match (safekeepers::recorded(&root)?, members) {
+        let lock = DataLock::take(&root)?;
+        let recorded = safekeepers::recorded(&root)?;
+        let members = match (recorded.as_ref().map(Vec::len), members) {
             (Some(recorded), Some(given)) if recorded != given => {
                 let message = format!("{} has {recorded} safekeepers, not {given}", root.display());
                 return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)));
@@ -222,15 +236,32 @@ impl Plan {
             return Err(Failure::usage(format!("there are {members} safekeepers, and none with number {number}")));
         }
         let lost = safekeepers::folder(&root, number - 1);
-        if safekeepers::is_marked(&root, number - 1) {
+        // In an installation that is put together anew, the folders say themselves what they are.
+        let found: Vec<Option<String>> = (0..members).map(|index| safekeepers::mark_of(&root, index)).collect();
+        let mut marks = match recorded {
+            Some(marks) => marks,
+            None => found
+                .iter()
+                .cloned()
+                .map(|mark| mark.map_or_else(safekeepers::new_mark, Ok))
+                .collect::<Result<_, _>>()?,
+        };
+        let is_there = |index: usize| found[index].as_ref() == Some(&marks[index]);
+        if is_there(number - 1) {
             let message = format!("{} is the folder of safekeeper {number}, as it was", lost.display());
             return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
                 .hint("nothing is lost; move the folder away first if its files are damaged"));
         }
+        if found[number - 1].is_some() {
+            let message = format!("{} holds another safekeeper's files, or old ones", lost.display());
+            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
+                .hint("move them away first: what they lack was acknowledged by the one that took their place"));
+        }
         let others = (0..members)
-            .filter(|index| index + 1 != number && safekeepers::is_marked(&root, *index))
+            .filter(|index| index + 1 != number && is_there(*index))
             .map(|index| safekeepers::folder(&root, index))
             .collect();
-        Ok(Plan { root: Some(root), lost, others, members })
+        marks[number - 1] = safekeepers::new_mark()?;
+        Ok(Plan { root: Some(root), lost, others, members, marks, _lock: Some(lock) })
     }
 }

@@ -10,14 +10,15 @@ use tracing::warn;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_control::secrets::random_bytes;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
 use super::roles::Place;
 use crate::failure::Failure;
 
-/// In the data directory: how many there are.
-const COUNT_FILE: &str = "safekeepers";
-/// In each one's folder: that it is the one that was there.
+/// In the data directory: the marks of their folders, one a line.
+const MEMBERS_FILE: &str = "safekeepers";
+/// In each one's folder: its mark.
 const MARK_FILE: &str = "member";
 /// Most safekeepers.
 pub const COUNT_MAX: usize = 9;
@@ -29,7 +30,8 @@ impl Safekeepers {
     /// Starts one for each address whose folder is there, or none.
     pub async fn start(place: &Place, addresses: &[ServiceAddr]) -> Result<Self, Failure> {
         let mut started = Safekeepers(Vec::with_capacity(addresses.len()));
-        for index in present(&place.root, addresses.len())? {
+        let there = if addresses.is_empty() { Vec::new() } else { present(&place.root)? };
+        for index in there {
             let address = &addresses[index];
             let config =
                 SafekeeperConfig::new(folder(&place.root, index), vec![address.clone()], place.issuer.verifier());
@@ -60,94 +62,118 @@ impl Safekeepers {
     }
 }
 
-/// The addresses of as many safekeepers as the folder was made with; of `wanted` (or 1) in a new folder, where the number is
+/// The addresses of as many safekeepers as the folder was made with; of `wanted` (or 1) in a new folder, where they are
 /// written down: a quorum of another number would not overlap with the one that holds the log.
 pub fn addresses(place: &Place, wanted: Option<u8>) -> Result<Vec<ServiceAddr>, Failure> {
     let count = match (recorded(&place.root)?, wanted) {
-        (Some(there), Some(wanted)) if there != usize::from(wanted) => {
+        (Some(there), Some(wanted)) if there.len() != usize::from(wanted) => {
             let message = format!(
-                "{} keeps its WAL on {there} safekeeper(s), and --safekeepers asks for {wanted}",
-                place.root.display()
+                "{} keeps its WAL on {} safekeeper(s), and --safekeepers asks for {wanted}",
+                place.root.display(),
+                there.len()
             );
             return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
                 .hint(format!("start without --safekeepers, or begin a new folder with: ardent up --data-dir DIR --safekeepers {wanted}")));
         }
-        (Some(there), _) => there,
+        (Some(there), _) => there.len(),
         (None, wanted) => {
             let count = usize::from(wanted.unwrap_or(1));
-            for index in 0..count {
-                mark(&place.root, index)?;
-            }
-            record(&place.root, count)?;
+            let marks = (0..count).map(|index| mark(&place.root, index)).collect::<Result<Vec<_>, _>>()?;
+            record(&place.root, &marks)?;
             count
         }
     };
     Ok((0..count).map(|index| ServiceAddr::Unix(place.files.run(&format!("{}.sock", name(index))))).collect())
 }
 
-/// How many there are; `None` in a new folder. An installation from before the number was written down gets it written down, with what
-/// is there.
-pub fn recorded(root: &Path) -> Result<Option<usize>, Failure> {
-    let path = root.join(COUNT_FILE);
-    let failed = |error: &io::Error| Failure::local(format!("{} cannot be read", path.display()), error);
+/// The marks of their folders, in their order; `None` in a new folder. An installation from before they were written down gets them
+/// written down, of what is there.
+pub fn recorded(root: &Path) -> Result<Option<Vec<String>>, Failure> {
+    let path = root.join(MEMBERS_FILE);
     match fs::read_to_string(&path) {
-        Ok(text) => match text.trim().parse() {
-            Ok(count) if (1..=COUNT_MAX).contains(&count) => return Ok(Some(count)),
-            _ => {
-                let message =
-                    format!("{} does not say how many safekeepers there are: {:?}", path.display(), text.trim());
-                return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Internal, message))
-                    .hint("write their number into it, as --safekeepers was at the first start"));
+        Ok(text) => {
+            let marks: Vec<String> = text.lines().map(str::to_owned).collect();
+            if (1..=COUNT_MAX).contains(&marks.len()) && marks.iter().all(|mark| is_mark(mark)) {
+                return Ok(Some(marks));
             }
-        },
+            let message = format!("{} does not name the safekeepers' folders, one a line", path.display());
+            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Internal, message))
+                .hint("write into it what the file member in each folder says, in their order"));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(failed(&error)),
+        Err(error) => return Err(Failure::local(format!("{} cannot be read", path.display()), &error)),
     }
     // A first start that was cut off left no database.
     if !root.join("control.db").exists() {
         return Ok(None);
     }
-    let there: Vec<usize> = (0..COUNT_MAX).filter(|index| folder(root, *index).exists()).collect();
-    let Some(last) = there.last() else { return Ok(None) };
-    for index in &there {
-        mark(root, *index)?;
-    }
-    record(root, last + 1)?;
-    Ok(Some(last + 1))
+    let Some(last) = (0..COUNT_MAX).rev().find(|index| folder(root, *index).exists()) else { return Ok(None) };
+    let mark_or_lost = |index| if folder(root, index).exists() { mark(root, index) } else { new_mark() };
+    let marks = (0..=last).map(mark_or_lost).collect::<Result<Vec<_>, _>>()?;
+    record(root, &marks)?;
+    Ok(Some(marks))
 }
 
-/// Writes down how many there are.
-pub fn record(root: &Path, count: usize) -> Result<(), Failure> {
-    write_durably(&root.join(COUNT_FILE), &format!("{count}\n"))
+/// Writes down which folders are the safekeepers'.
+pub fn record(root: &Path, marks: &[String]) -> Result<(), Failure> {
+    write_durably(root, MEMBERS_FILE, &format!("{}\n", marks.join("\n")))
 }
 
-/// Makes the folder of one, if it is not there, and marks it: one without the mark is a disk that is not mounted, or a new one.
-pub fn mark(root: &Path, index: usize) -> Result<(), Failure> {
+/// Makes the folder of one, if it is not there, and marks it with what no other folder has, if it is not marked: a disk that is not
+/// mounted has no mark, and one that was replaced and comes back has another. Gives the mark.
+pub fn mark(root: &Path, index: usize) -> Result<String, Failure> {
     let folder = folder(root, index);
     fs::create_dir_all(&folder)
         .map_err(|error| Failure::local(format!("{} cannot be made", folder.display()), &error))?;
-    let mark = folder.join(MARK_FILE);
-    if mark.exists() { Ok(()) } else { write_durably(&mark, &format!("safekeeper {}\n", index + 1)) }
+    if let Some(mark) = mark_of(root, index) {
+        return Ok(mark);
+    }
+    let mark = new_mark()?;
+    put_mark(root, index, &mark)?;
+    Ok(mark)
 }
 
-/// Whether its folder is the one that was there.
-pub fn is_marked(root: &Path, index: usize) -> bool {
-    folder(root, index).join(MARK_FILE).exists()
+/// Marks a folder that is there.
+pub fn put_mark(root: &Path, index: usize, mark: &str) -> Result<(), Failure> {
+    write_durably(&folder(root, index), MARK_FILE, &format!("{mark}\n"))
 }
 
-fn write_durably(path: &Path, text: &str) -> Result<(), Failure> {
+/// The mark of its folder, if it has one.
+pub fn mark_of(root: &Path, index: usize) -> Option<String> {
+    let text = fs::read_to_string(folder(root, index).join(MARK_FILE)).ok()?;
+    let mark = text.trim();
+    is_mark(mark).then(|| mark.to_owned())
+}
+
+/// One that no folder has.
+pub fn new_mark() -> Result<String, Failure> {
+    let bytes = random_bytes::<16>().map_err(|error| Failure::of(&error))?;
+    Ok(hex::encode(bytes))
+}
+
+fn is_mark(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Under another name first: a crash leaves the old content or the new.
+fn write_durably(folder: &Path, name: &str, text: &str) -> Result<(), Failure> {
+    let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
     let write = || {
-        let mut file = File::create(path)?;
+        let mut file = File::create(&fresh)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+        fs::rename(&fresh, &path)?;
+        File::open(folder)?.sync_all()
     };
     write().map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
 }
 
-/// The numbers, from 0, of those whose folders are there; an error if too few are for a quorum.
-fn present(root: &Path, count: usize) -> Result<Vec<usize>, Failure> {
-    let (there, lost): (Vec<usize>, Vec<usize>) = (0..count).partition(|index| is_marked(root, *index));
+/// The numbers, from 0, of those whose folders are the ones that were there; an error if too few are for a quorum.
+fn present(root: &Path) -> Result<Vec<usize>, Failure> {
+    let marks = recorded(root)?.unwrap_or_default();
+    let count = marks.len();
+    let (there, lost): (Vec<usize>, Vec<usize>) =
+        (0..count).partition(|index| mark_of(root, *index).as_ref() == Some(&marks[*index]));
     let names = |lost: &[usize]| {
         lost.iter().map(|index| folder(root, *index).display().to_string()).collect::<Vec<_>>().join(", ")
     };
@@ -197,16 +223,27 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let place = Place::open(folder.path()).expect("a new folder");
         addresses(&place, Some(3)).expect("new");
-        assert_eq!(present(&place.root, 3).expect("all"), [0, 1, 2]);
+        assert_eq!(present(&place.root).expect("all"), [0, 1, 2]);
         // Gone, and a mount point without its disk.
         fs::remove_dir_all(folder.path().join("safekeeper-2")).expect("removed");
         assert_eq!(addresses(&place, None).expect("as it was").len(), 3);
-        assert_eq!(present(&place.root, 3).expect("a majority"), [0, 2]);
+        assert_eq!(present(&place.root).expect("a majority"), [0, 2]);
         fs::create_dir(folder.path().join("safekeeper-2")).expect("made");
-        assert_eq!(present(&place.root, 3).expect("a majority"), [0, 2]);
+        assert_eq!(present(&place.root).expect("a majority"), [0, 2]);
+        // A folder that was replaced and comes back has acknowledged nothing of what came meanwhile.
+        let (second, old) = (folder.path().join("safekeeper-2"), folder.path().join("old"));
+        let mut marks = recorded(&place.root).expect("read").expect("there");
+        fs::write(second.join(MARK_FILE), format!("{}\n", marks[1])).expect("written");
+        assert_eq!(present(&place.root).expect("it is back"), [0, 1, 2]);
+        fs::rename(&second, &old).expect("moved");
+        marks[1] = mark(&place.root, 1).expect("another one");
+        record(&place.root, &marks).expect("written");
+        assert_eq!(present(&place.root).expect("all"), [0, 1, 2]);
+        fs::remove_dir_all(&second).and_then(|()| fs::rename(&old, &second)).expect("moved back");
+        assert_eq!(present(&place.root).expect("a majority"), [0, 2]);
         fs::remove_dir_all(folder.path().join("safekeeper")).expect("removed");
         assert_eq!(addresses(&place, None).expect("as it was").len(), 3);
-        let failure = present(&place.root, 3).expect_err("a minority");
+        let failure = present(&place.root).expect_err("a minority");
         assert!(failure.info.message.contains("safekeeper-2"), "{}", failure.info.message);
         // A new folder does not take its place by itself.
         let failure = addresses(&place, Some(1)).expect_err("another number");
@@ -222,6 +259,6 @@ mod tests {
         }
         fs::write(folder.path().join("control.db"), b"").expect("written");
         assert_eq!(addresses(&place, None).expect("as it is").len(), 3);
-        assert_eq!(present(&place.root, 3).expect("all"), [0, 1, 2]);
+        assert_eq!(present(&place.root).expect("all"), [0, 1, 2]);
     }
 }

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::{Mutex, MutexGuard};
 use rusqlite::{Connection, OpenFlags};
+use tokio::sync::Notify;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_types::TimelineId;
@@ -96,6 +97,8 @@ impl From<StoreError> for ErrorInfo {
 pub struct Store {
     path: PathBuf,
     connection: Mutex<Connection>,
+    /// Rung by every change.
+    changes: Notify,
 }
 
 impl Store {
@@ -104,12 +107,12 @@ impl Store {
         let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
         let mut connection = Connection::open(path).map_err(failed("opened"))?;
         schema::prepare(&mut connection, path)?;
-        Ok(Store { path: path.to_owned(), connection: Mutex::new(connection) })
+        Ok(Store { path: path.to_owned(), connection: Mutex::new(connection), changes: Notify::new() })
     }
 
     /// Closes the file, and leaves nothing beside it.
     pub fn close(self) -> Result<(), StoreError> {
-        let Store { path, connection } = self;
+        let Store { path, connection, .. } = self;
         connection.into_inner().close().map_err(|(_, source)| StoreError::Sqlite { path, action: "closed", source })
     }
 
@@ -133,7 +136,14 @@ impl Store {
             transaction.commit()?;
             Ok(value)
         };
-        run().map_err(|source| self.failed("written", source))
+        let value = run().map_err(|source| self.failed("written", source))?;
+        self.changes.notify_one();
+        Ok(value)
+    }
+
+    /// Waits for a change: the next one, or one since the last call. For one caller at a time.
+    pub async fn changed(&self) {
+        self.changes.notified().await;
     }
 
     /// The same for what means nothing after a crash of the host: it survives this program's end, and nobody waits for the disk.

@@ -30,7 +30,9 @@ pub mod configuration;
 pub mod history;
 pub mod invariant;
 mod log_buffer;
+mod peer;
 pub mod proposer;
+pub mod proposer_message;
 #[cfg(test)]
 mod simulation;
 
@@ -38,4 +40,5 @@ pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
 pub use catch_up::{CatchUp, CatchUpVerdict, LogPosition, Promise, Standing};
 pub use configuration::{ChangeRefused, Configuration, DiskId, MemberGeneration};
 pub use history::TermHistory;
-pub use proposer::{CloseReason, Elected, Proposer, ProposerEffect, ProposerInput, ProposerLimits, Voter};
+pub use proposer::{Proposer, ProposerLimits};
+pub use proposer_message::{CloseReason, Elected, ProposerEffect, ProposerInput, Voter};

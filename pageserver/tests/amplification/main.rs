@@ -13,10 +13,9 @@ use std::time::{Duration, Instant};
 use ardent_api::wal_service::WalChunk;
 use ardent_object_store::{CountedStore, LocalFolder, Operation};
 use ardent_pageserver::Intake;
-use ardent_pg_format::PgMajor;
-use ardent_storage::{Engine, EngineConfig, ReadCost, Timeline, TimelineFacts};
-use ardent_types::{PgTli, SystemId, TenantId, TimelineId, WalSegmentSize};
-use workload::{START, Workload};
+use ardent_storage::{Engine, EngineConfig, ReadCost, Timeline};
+use ardent_types::{TenantId, TimelineId};
+use workload::{START, Workload, import_into};
 
 /// How much WAL comes at a time.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -54,17 +53,7 @@ impl Rig {
             ..defaults
         })
         .expect("the engine opens");
-        let facts = TimelineFacts {
-            pg_major: PgMajor::V15,
-            system_id: SystemId::new(7),
-            pg_tli: PgTli::new(1),
-            wal_segment_size: WalSegmentSize::DEFAULT,
-            start_lsn: START,
-        };
-        let root = engine.create_root(TenantId::generate(), TimelineId::generate(), facts).expect("a root is made");
-        root.import_images(&workload.small_values(workload::control_file().encode().into())).expect("values are taken");
-        workload.give_pages(|pages| root.import_images(pages).expect("pages are taken"));
-        root.finish_import().expect("the import is finished");
+        let root = import_into(&engine, TenantId::generate(), TimelineId::generate(), workload);
         Rig { store, engine, root }
     }
 

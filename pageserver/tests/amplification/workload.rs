@@ -5,9 +5,14 @@
 //! What the table should hold is kept beside it, a few bytes a row, so that any page can be checked.
 #![allow(dead_code, reason = "each program that has this module uses a part of it")]
 
+use std::sync::Arc;
+
 use ardent_pg_format::encode::{RecordBuilder, WalStream, WalWriter};
 use ardent_pg_format::{CheckPoint, ClusterState, ControlFile, PgMajor, rmgr};
-use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SlruKind, SystemId, WalSegmentSize};
+use ardent_storage::{Engine, Timeline, TimelineFacts};
+use ardent_types::{
+    BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SlruKind, SystemId, TenantId, TimelineId, WalSegmentSize,
+};
 use bytes::Bytes;
 
 pub const START: Lsn = Lsn::new(0x100_0028);
@@ -390,6 +395,22 @@ impl Workload {
                 .for_each(|(byte, at)| *byte = b"0123456789abcdef"[(digits >> (4 * at)) as usize & 15]);
         }
     }
+}
+
+/// Imports the table as it is at first into a new root.
+pub fn import_into(engine: &Engine, tenant: TenantId, timeline: TimelineId, workload: &mut Workload) -> Arc<Timeline> {
+    let facts = TimelineFacts {
+        pg_major: STREAM.major,
+        system_id: STREAM.system_id,
+        pg_tli: STREAM.tli,
+        wal_segment_size: STREAM.segment_size,
+        start_lsn: START,
+    };
+    let root = engine.create_root(tenant, timeline, facts).expect("a root is made");
+    root.import_images(&workload.small_values(control_file().encode().into())).expect("values are taken");
+    workload.give_pages(|pages| root.import_images(pages).expect("pages are taken"));
+    root.finish_import().expect("the import is finished");
+    root
 }
 
 /// The `pg_control` of the cluster that the table is in.
