@@ -35,7 +35,7 @@ demo: build ## Walk the whole job on a sample production server, and clean up.
 test: setup-s3 setup-majors extension ## Run every test.
 	@scripts/test.sh
 
-test-full: setup-s3 setup-majors extension ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages|drivers
+test-full: setup-s3 setup-majors extension ## Run the long tests of one area: make test-full AREA=redo|majors|storage|quorum|chaos|diff|e2e|mcp|packages|drivers
 	@scripts/test-full.sh "$(AREA)"
 
 verify-redo: build ## Prove redo against Postgres's own regression suite.

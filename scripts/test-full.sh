@@ -63,6 +63,14 @@ case "${1:-}" in
             cargo test -p ardent-agent -p ardent-extension-tests -p ardent-tests
         done
         ;;
+    chaos)
+        # Faults of processes, networks and disks, from several seeds. Needs root: each run has a network and mounts of its own.
+        scripts/setup-chaos.sh
+        cargo build --workspace --bins --tests
+        for seed in ${ARDENT_SEED:-1 2 3 4}; do
+            ARDENT_SEED=$seed ARDENT_CHAOS_S=${ARDENT_CHAOS_S:-180} cargo test -p ardent-tests --test chaos -- --nocapture
+        done
+        ;;
     mcp)
         # The protocol's own client, which brings a web framework along: a Python of its own.
         python=target/mcp-client
@@ -83,7 +91,7 @@ case "${1:-}" in
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)
-        echo "say which: make test-full AREA=redo|majors|storage|quorum|diff|e2e|mcp|packages|drivers" >&2
+        echo "say which: make test-full AREA=redo|majors|storage|quorum|chaos|diff|e2e|mcp|packages|drivers" >&2
         exit 2
         ;;
 esac

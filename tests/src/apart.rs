@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead as _, BufReader};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
@@ -10,8 +11,11 @@ use std::process::{Child, ChildStdout, Stdio};
 use nix::sys::signal::{Signal, kill};
 use tempfile::TempDir;
 
+use crate::disk::SmallDisk;
 use crate::house::{Finished, clean_command, free_port, pid_of, program};
-use crate::processes::{descendants, wait_until};
+use crate::network::Network;
+use crate::processes::{Process, descendants, wait_until};
+use nix::unistd::Pid;
 
 struct Role {
     child: Child,
@@ -21,8 +25,12 @@ struct Role {
 
 /// Three safekeepers, a page server, control and a proxy, each a process, on one folder.
 pub struct Apart {
+    // Unmounted before the folder is removed.
+    disks: BTreeMap<&'static str, SmallDisk>,
     root: TempDir,
     ports: (u16, u16),
+    /// Whether the safekeepers are reached over TCP, each at an address of its own.
+    has_network: bool,
     roles: BTreeMap<&'static str, Role>,
     /// The page server that control is told of.
     page_server: &'static str,
@@ -31,16 +39,42 @@ pub struct Apart {
 /// In the order in which they are started; stopped in the opposite one.
 const ROLES: [&str; 7] =
     ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", SECOND_PAGE_SERVER, "control", "proxy"];
+/// The first of them.
+const SAFEKEEPERS: [&str; 3] = ["safekeeper-1", "safekeeper-2", "safekeeper-3"];
+/// What a safekeeper's disk has in a network of its own.
+const SMALL_DISK_MB: u32 = 512;
 /// A page server on the first one's store, with a folder of its own. Started only where a test asks for it.
 const SECOND_PAGE_SERVER: &str = "pageserver-2";
 
 impl Apart {
     /// Makes the keys and starts all roles.
     pub fn start() -> Apart {
+        Apart::make(false)
+    }
+
+    /// The same in a network of its own, where each safekeeper has an address and a small disk.
+    pub fn start_in(_network: &Network) -> Apart {
+        Apart::make(true)
+    }
+
+    fn make(has_network: bool) -> Apart {
         let root = tempfile::Builder::new().prefix("ardent-apart-").tempdir().expect("a temp folder can be made");
         fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
-        let mut apart =
-            Apart { root, ports: (free_port(), free_port()), roles: BTreeMap::new(), page_server: "pageserver" };
+        let mut apart = Apart {
+            disks: BTreeMap::new(),
+            root,
+            ports: (free_port(), free_port()),
+            has_network,
+            roles: BTreeMap::new(),
+            page_server: "pageserver",
+        };
+        if has_network {
+            for safekeeper in SAFEKEEPERS {
+                let folder = apart.root.path().join(safekeeper);
+                fs::create_dir(&folder).expect("a folder can be made");
+                apart.disks.insert(safekeeper, SmallDisk::mount(&folder, SMALL_DISK_MB));
+            }
+        }
         apart.ok(&["keys", "--data-dir", &apart.path("data")]);
         for role in ROLES.into_iter().filter(|role| *role != SECOND_PAGE_SERVER) {
             apart.up(role);
@@ -86,7 +120,7 @@ impl Apart {
             arguments.push(format!("--store=file:{}", self.path("pageserver/store")));
         }
         if matches!(role, "control" | "pageserver" | SECOND_PAGE_SERVER) {
-            arguments.extend(ROLES[..3].iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
+            arguments.extend(SAFEKEEPERS.iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
         }
         let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
         let mut child = clean_command(&program(), self.root.path())
@@ -118,6 +152,32 @@ impl Apart {
     /// Halts a role, or lets it go on: it keeps its sockets and answers nothing.
     pub fn signal(&self, role: &str, signal: Signal) {
         kill(pid_of(&self.roles[role].child), signal).expect("a child can be signalled");
+    }
+
+    /// A role's process.
+    pub fn pid(&self, role: &str) -> Pid {
+        pid_of(&self.roles[role].child)
+    }
+
+    /// Whether a role runs.
+    pub fn runs(&self, role: &str) -> bool {
+        self.roles.contains_key(role)
+    }
+
+    /// The processes below control that are like this: computes.
+    pub fn below_control(&self, is_it: impl Fn(&Process) -> bool) -> Vec<Process> {
+        descendants(self.pid("control").as_raw()).into_iter().filter(|process| is_it(process)).collect()
+    }
+
+    /// A safekeeper's disk, in a network of its own.
+    pub fn disk(&self, safekeeper: &str) -> &SmallDisk {
+        &self.disks[safekeeper]
+    }
+
+    /// A safekeeper's address in such a network.
+    pub fn host(safekeeper: &str) -> Ipv4Addr {
+        let number = SAFEKEEPERS.iter().position(|name| *name == safekeeper).expect("it is a safekeeper");
+        Ipv4Addr::new(127, 0, 1, u8::try_from(number + 1).expect("there are three"))
     }
 
     /// Runs a command to its end.
@@ -159,6 +219,9 @@ impl Apart {
     }
 
     fn socket(&self, role: &str) -> String {
+        if self.has_network && SAFEKEEPERS.contains(&role) {
+            return format!("tcp:{}:7431", Apart::host(role));
+        }
         format!("unix:{}.sock", self.path(role))
     }
 }

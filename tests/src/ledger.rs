@@ -2,9 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crate::processes::wait_until;
 use crate::psql::{pg_program, sql};
@@ -13,7 +16,7 @@ const WRITERS: usize = 3;
 
 /// Sessions that insert numbers, one transaction each, and note those whose commit was acknowledged.
 pub struct Ledger {
-    acknowledged: Arc<Mutex<BTreeSet<usize>>>,
+    acknowledged: Arc<Mutex<Vec<(usize, Instant)>>>,
     stop: Arc<AtomicBool>,
     writers: Vec<JoinHandle<()>>,
 }
@@ -24,7 +27,7 @@ impl Ledger {
 
     /// Starts writing at `url`.
     pub fn start(url: &str) -> Ledger {
-        let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
+        let acknowledged = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let next = Arc::new(AtomicUsize::new(1));
         let writers = (0..WRITERS)
@@ -33,8 +36,7 @@ impl Ledger {
                     (url.to_owned(), Arc::clone(&acknowledged), Arc::clone(&stop), Arc::clone(&next));
                 thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        let noted = write_some(&url, &next);
-                        acknowledged.lock().expect("no writer panics").extend(noted);
+                        write_some(&url, &next, &acknowledged);
                     }
                 })
             })
@@ -52,6 +54,21 @@ impl Ledger {
         wait_until("commits are acknowledged", 90, || (self.count() >= before + 100).then_some(()));
     }
 
+    /// When the last commit was acknowledged after `since`.
+    pub fn last_after(&self, since: Instant) -> Option<Instant> {
+        let acknowledged = self.acknowledged.lock().expect("no writer panics");
+        acknowledged.iter().map(|(_, at)| *at).max().filter(|at| *at > since)
+    }
+
+    /// The longest time from `since` to now in which no commit was acknowledged.
+    pub fn longest_pause(&self, since: Instant) -> Duration {
+        let acknowledged = self.acknowledged.lock().expect("no writer panics");
+        let mut at: Vec<Instant> = acknowledged.iter().map(|(_, at)| *at).filter(|at| *at >= since).collect();
+        at.extend([since, Instant::now()]);
+        at.sort_unstable();
+        at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
     /// Stops writing.
     pub fn finish(self) -> Acknowledged {
         self.stop.store(true, Ordering::Relaxed);
@@ -59,7 +76,7 @@ impl Ledger {
             writer.join().expect("no writer panics");
         }
         let noted = Arc::into_inner(self.acknowledged).expect("the writers are gone");
-        Acknowledged(noted.into_inner().expect("no writer panics"))
+        Acknowledged(noted.into_inner().expect("no writer panics").into_iter().map(|(number, _)| number).collect())
     }
 }
 
@@ -88,7 +105,7 @@ impl Acknowledged {
 }
 
 /// One session; ends early when the connection breaks. psql prints a row only when it has seen its `CommandComplete`.
-fn write_some(url: &str, next: &AtomicUsize) -> Vec<usize> {
+fn write_some(url: &str, next: &AtomicUsize, acknowledged: &Mutex<Vec<(usize, Instant)>>) {
     let mut script = String::new();
     for _ in 0..40 {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -99,6 +116,15 @@ fn write_some(url: &str, next: &AtomicUsize) -> Vec<usize> {
     for statement in script.lines() {
         arguments.extend(["-c".to_owned(), statement.to_owned()]);
     }
-    let output = pg_program("psql").args(&arguments).output().expect("psql can be run");
-    String::from_utf8_lossy(&output.stdout).lines().filter_map(|line| line.parse().ok()).collect()
+    let mut psql = pg_program("psql")
+        .args(&arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("psql can be run");
+    let stdout = psql.stdout.take().expect("it is piped");
+    for number in BufReader::new(stdout).lines().map_while(Result::ok).filter_map(|line| line.parse().ok()) {
+        acknowledged.lock().expect("no writer panics").push((number, Instant::now()));
+    }
+    psql.wait().expect("a child can be waited for");
 }

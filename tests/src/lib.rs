@@ -13,10 +13,13 @@
 //! Knows nothing of Ardent's crates: only the program, its output and its files.
 
 mod apart;
+mod bank;
+mod disk;
 mod extensions;
 mod house;
 mod ledger;
 mod mcp;
+mod network;
 mod processes;
 mod production;
 mod psql;
@@ -24,10 +27,13 @@ mod relay;
 mod session;
 
 pub use apart::Apart;
+pub use bank::Bank;
+pub use disk::{SlowFsync, SmallDisk};
 pub use extensions::Extension;
 pub use house::{Background, Finished, House, free_port};
 pub use ledger::{Acknowledged, Ledger};
 pub use mcp::Mcp;
+pub use network::{Lost, Network};
 pub use processes::{Process, descendants, wait_until};
 pub use production::{Load, production_options};
 pub use psql::{in_database, pg_program, sql, table_sums, try_sql};
