@@ -8,6 +8,7 @@ mod inspect;
 mod log;
 mod logical;
 mod mcp;
+mod reconfigure;
 mod recover;
 mod serve;
 mod session;
@@ -30,6 +31,7 @@ pub use inspect::{
 };
 pub use log::{BranchBlameArgs, BranchLogArgs};
 pub use mcp::{McpArgs, McpClient, McpCommand, McpInstallArgs};
+pub use reconfigure::{ReconfigureCommand, ReconfigureSafekeepersArgs};
 pub use recover::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 pub use serve::{
     AgentArgs, ComputeArgs, ControlArgs, FrontArgs, KeysArgs, MetricsArgs, PageserverArgs, ProxyArgs, SafekeeperArgs,
@@ -111,6 +113,9 @@ pub enum Command {
     /// Make anew what was lost, from what is left; for operators
     #[command(subcommand)]
     Recover(RecoverCommand),
+    /// Change what an installation was made with; for operators
+    #[command(subcommand)]
+    Reconfigure(ReconfigureCommand),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:
   ardent completions bash > ~/.local/share/bash-completion/completions/ardent

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_safekeeper::{RebuildError, Safekeeper, rebuild};
+use ardent_safekeeper::{CopiedTimeline, OfflineError, Safekeeper, rebuild, reconfigure};
 use ardent_types::Lsn;
 use ardent_wal_client::ProposerError;
 
@@ -192,7 +192,7 @@ async fn one_that_lost_its_disk_gets_what_the_others_have_and_counts_again() {
 
     let one = [folder(survivor)];
     let refused = rebuild(&folder(lost), &one, 3, |_| true, |_| {}).expect_err("what the third has is not known");
-    assert!(matches!(refused, RebuildError::TooFew { given: 1, others: 2, needed: 2 }), "{refused}");
+    assert!(matches!(refused, OfflineError::TooFew { given: 1, others: 2, needed: 2 }), "{refused}");
     let others = [folder(survivor), folder(lagging)];
     assert_eq!(rebuild(&folder(lost), &others, 3, |_| false, |_| {}).expect("nothing to do"), 0);
     let mut ends = Vec::new();
@@ -252,6 +252,87 @@ async fn one_that_never_had_the_timeline_gets_it_with_the_lost_one() {
     cluster.restart(1).await;
     let (next, elected) = cluster.world.elect(&cluster.addresses).await;
     assert_eq!(elected.end_lsn, acknowledged);
+    next.shutdown().await;
+    cluster.shutdown().await;
+}
+
+/// The writer of the one goes on meanwhile, and does not know.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_becomes_three_of_which_any_two_have_all() {
+    let mut cluster = Cluster::start().await;
+    let timeline = cluster.world.spec.timeline;
+    for number in [1, 2] {
+        cluster.world.client(&cluster.addresses[number]).await.delete_timeline(timeline).await.expect("never made");
+    }
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses[..1]).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(2 << 20);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let acknowledged = wal.end();
+    for number in 0..3 {
+        cluster.stop(number).await;
+    }
+    let folders: Vec<PathBuf> = cluster.dirs.iter().map(|dir| dir.join("data")).collect();
+    let mut ends = Vec::new();
+    let done = |copied: &CopiedTimeline| ends.push(copied.end);
+    assert_eq!(reconfigure(&folders[..1], 1, &folders, |_| true, done).expect("reconfigured"), 1);
+    assert_eq!(ends, [acknowledged]);
+    let again = |_: &CopiedTimeline| panic!("all have it");
+    assert_eq!(reconfigure(&folders, 3, &folders, |_| true, again).expect("nothing to do"), 1);
+
+    cluster.restart(0).await;
+    let (start, data) = wal.take(1000);
+    let _ended_or_queued = proposer.append(start, data).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
+    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    cluster.stop(0).await;
+    cluster.restart(1).await;
+    cluster.restart(2).await;
+    let (next, elected) = cluster.world.elect(&cluster.addresses).await;
+    assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
+    let mut reader = cluster.world.reader(&cluster.addresses[2..], cluster.world.spec.start_lsn).await;
+    let read = read_up_to(&mut reader, acknowledged).await;
+    let length = acknowledged.saturating_sub(cluster.world.spec.start_lsn) as usize;
+    assert!(read == wal.bytes()[..length]);
+    next.shutdown().await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_become_one_which_was_away_when_the_last_was_written() {
+    let mut cluster = Cluster::start().await;
+    let (proposer, elected) = cluster.world.elect(&cluster.addresses).await;
+    let mut wal = cluster.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(300_000);
+    proposer.append(start, data).await.expect("appended");
+    eventually("the first takes part", async || cluster.flush_lsn(0).await == wal.end()).await;
+    cluster.stop(0).await;
+    let (start, data) = wal.take(100_000);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+    let acknowledged = wal.end();
+    for number in [1, 2] {
+        cluster.stop(number).await;
+    }
+    let folders: Vec<PathBuf> = cluster.dirs.iter().map(|dir| dir.join("data")).collect();
+    let refused = reconfigure(&folders[..1], 3, &folders[..1], |_| true, |_| {}).expect_err("it lacks the last");
+    assert!(matches!(refused, OfflineError::NoMajority { given: 1, members: 3, needed: 2 }), "{refused}");
+    let mut copied = 0;
+    reconfigure(&folders[..2], 3, &folders[..1], |_| true, |_| copied += 1).expect("reconfigured");
+    assert_eq!(copied, 1);
+
+    // Those that left promised not to listen to who counts on them.
+    cluster.restart(1).await;
+    let (start, data) = wal.take(1000);
+    let _ended_or_queued = proposer.append(start, data).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
+    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    cluster.restart(0).await;
+    let (next, elected) = cluster.world.elect(&cluster.addresses[..1]).await;
+    assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
     next.shutdown().await;
     cluster.shutdown().await;
 }

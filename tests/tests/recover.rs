@@ -112,3 +112,44 @@ fn a_safekeepers_disk_that_is_lost_is_said_and_replaced() {
     house.ardent(&arguments).refused(1, &["2 of 3 safekeepers", "safekeeper-3"]);
     house.ardent(&["recover", "safekeeper", "2", "--data-dir", &dir]).refused(1, &["2 are needed"]);
 }
+
+/// From one safekeeper to three, one of which then may be lost, and back.
+#[test]
+fn safekeepers_become_more_and_fewer_between_two_starts() {
+    let production = TestPg::start(production_options());
+    let mut house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let one = house.branch("one", "main");
+    sql(&one, "create table t as select 1 as n");
+    let dir = house.data_dir().to_string_lossy().into_owned();
+    let reconfigure = |count| ["reconfigure", "safekeepers", count, "--data-dir", &dir];
+    house.ardent(&reconfigure("3")).refused(6, &["runs a server"]);
+    house.kill_server();
+
+    let third = house.data_dir().join("safekeeper-3");
+    fs::create_dir(&third).and_then(|()| fs::write(third.join("mine"), "mine")).expect("written");
+    house.ardent(&reconfigure("3")).refused(6, &["safekeeper-3", "move them away"]);
+    fs::remove_file(third.join("mine")).expect("removed");
+    // What an attempt left that was cut off is old by now.
+    fs::create_dir(third.join("old")).and_then(|()| fs::write(third.join("joining"), "")).expect("written");
+    let report = house.json(&reconfigure("3"));
+    let folders = report["safekeepers"].as_array().expect("folders");
+    assert_eq!((folders.len(), report["timelines"].as_array().map(Vec::len)), (3, Some(2)), "{report}");
+    assert!(!third.join("old").exists() && !third.join("joining").exists());
+
+    fs::remove_dir_all(house.data_dir().join("safekeeper")).expect("removed");
+    house.up();
+    assert_eq!(sql(&one, "insert into t values (2); select count(*) from t"), "2");
+    house.stop();
+    house.ardent(&reconfigure("1")).refused(1, &["ardent recover safekeeper 1"]);
+    house.ok(&["recover", "safekeeper", "1", "--data-dir", &dir]);
+    let report = house.json(&reconfigure("1"));
+    let left = report["left"].as_array().expect("folders");
+    assert_eq!(left.len(), 2, "{report}");
+    for folder in left {
+        fs::remove_dir_all(folder.as_str().expect("a path")).expect("removed");
+    }
+    house.up();
+    assert_eq!(sql(&one, "insert into t values (3); select count(*) from t"), "3");
+    house.stop();
+}

@@ -13,6 +13,7 @@ pub mod man;
 mod pager;
 pub mod psql;
 pub mod rebase;
+pub mod reconfigure;
 pub mod recover;
 pub mod rehearse;
 pub mod session;

@@ -1,6 +1,7 @@
 //! `ardent recover`: what was lost is made anew from what is left, while no server runs.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use ardent_control::recovery::{FoundTimeline, Recovered, RecoveryError, make_dat
 use ardent_control::secrets::Keyring;
 use ardent_control::store::timelines_in;
 use ardent_pageserver::DESCRIPTION;
-use ardent_safekeeper::{RebuildError, RebuiltTimeline, rebuild};
+use ardent_safekeeper::{CopiedTimeline, OfflineError, rebuild};
 use ardent_storage::{TimelineSurvey, survey};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
@@ -133,40 +134,53 @@ struct SafekeeperReport {
     wal_bytes: u64,
 }
 
-/// A timeline that the safekeeper has again.
+/// A timeline that a safekeeper was given.
 #[derive(Serialize)]
-struct TimelineReport {
+pub(super) struct TimelineReport {
     tenant: TenantId,
     timeline: TimelineId,
-    wal_bytes: u64,
+    pub(super) wal_bytes: u64,
     end_lsn: Lsn,
+}
+
+impl TimelineReport {
+    /// Says that it is done.
+    pub(super) fn of(output: &Output, copied: &CopiedTimeline) -> TimelineReport {
+        let CopiedTimeline { tenant, timeline, wal_bytes, end } = *copied;
+        output.note(&format!("{timeline} up to {end}, {}", bytes_text(wal_bytes)));
+        TimelineReport { tenant, timeline, wal_bytes, end_lsn: end }
+    }
+}
+
+/// The timelines of control's database, if there is one.
+pub(super) fn known_timelines(root: &Path) -> Result<Option<BTreeSet<TimelineId>>, Failure> {
+    let database = root.join("control.db");
+    if !database.exists() {
+        return Ok(None);
+    }
+    timelines_in(&database).map(Some).map_err(|error| Failure::of(&error))
+}
+
+/// Why the safekeepers' folders cannot be changed, with what to do.
+pub(super) fn refused(error: &OfflineError) -> Failure {
+    let failure = Failure::of(error);
+    match error {
+        OfflineError::TooFew { .. } | OfflineError::NoMajority { .. } => failure
+            .code(ApiErrorCode::StorageUnavailable)
+            .hint("mount or copy the folders of the others, then run this again"),
+        OfflineError::Folder(_) => failure.code(ApiErrorCode::Conflict),
+        _ => failure,
+    }
 }
 
 fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failure> {
     let plan = Plan::of(args)?;
-    let known = match plan.root.as_ref().map(|root| root.join("control.db")).filter(|database| database.exists()) {
-        Some(database) => Some(timelines_in(&database).map_err(|error| Failure::of(&error))?),
-        None => None,
-    };
+    let known = plan.root.as_deref().map(known_timelines).transpose()?.flatten();
     let mut timelines: Vec<TimelineReport> = Vec::new();
-    let done = |done: &RebuiltTimeline| {
-        output.note(&format!("{} up to {}, {}", done.timeline, done.end, bytes_text(done.wal_bytes)));
-        timelines.push(TimelineReport {
-            tenant: done.tenant,
-            timeline: done.timeline,
-            wal_bytes: done.wal_bytes,
-            end_lsn: done.end,
-        });
-    };
+    let done = |done: &CopiedTimeline| timelines.push(TimelineReport::of(output, done));
     // What control does not know any more was deleted while this one was away.
     let wanted = |timeline| known.as_ref().is_none_or(|known| known.contains(&timeline));
-    rebuild(&plan.lost, &plan.others, plan.members, wanted, done).map_err(|error| match &error {
-        RebuildError::TooFew { .. } => Failure::of(&error)
-            .code(ApiErrorCode::StorageUnavailable)
-            .hint("mount or copy the folders of the others, then run this again"),
-        RebuildError::Folder(_) => Failure::of(&error).code(ApiErrorCode::Conflict),
-        _ => Failure::of(&error),
-    })?;
+    rebuild(&plan.lost, &plan.others, plan.members, wanted, done).map_err(|error| refused(&error))?;
     if let (Some(root), Some(number)) = (&plan.root, args.number) {
         let index = usize::from(number) - 1;
         // From here on the old folder is not the one that was there, should it come back. Until the new one has its mark, neither is.

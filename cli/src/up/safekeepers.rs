@@ -72,8 +72,9 @@ pub fn addresses(place: &Place, wanted: Option<u8>) -> Result<Vec<ServiceAddr>, 
                 place.root.display(),
                 there.len()
             );
-            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
-                .hint(format!("start without --safekeepers, or begin a new folder with: ardent up --data-dir DIR --safekeepers {wanted}")));
+            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(format!(
+                "start without --safekeepers; to keep it on {wanted}: ardent reconfigure safekeepers {wanted}"
+            )));
         }
         (Some(there), _) => there.len(),
         (None, wanted) => {

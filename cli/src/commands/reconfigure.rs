@@ -1,0 +1,152 @@
+//! `ardent reconfigure`: what an installation was made with is changed, while no server runs.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_safekeeper::{CopiedTimeline, reconfigure};
+
+use super::recover::{TimelineReport, known_timelines, refused};
+use crate::args::{ReconfigureCommand, ReconfigureSafekeepersArgs};
+use crate::duration::bytes_text;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::up::data_lock::DataLock;
+use crate::up::{self, safekeepers};
+
+/// `schema_version` of what is printed.
+const SCHEMA_VERSION: u32 = 1;
+/// In the folder of one that is being added: what else is in it does not count yet.
+const JOINING_FILE: &str = "joining";
+
+/// Runs the command.
+pub fn run(output: &Output, command: &ReconfigureCommand) -> Result<(), Failure> {
+    match command {
+        ReconfigureCommand::Safekeepers(args) => safekeepers(output, args),
+    }
+}
+
+/// What `ardent reconfigure safekeepers` did.
+#[derive(Serialize)]
+struct Report {
+    schema_version: u32,
+    data_dir: String,
+    /// Their folders from now on.
+    safekeepers: Vec<String>,
+    /// What was copied to those that lacked it.
+    timelines: Vec<TimelineReport>,
+    wal_bytes: u64,
+    /// Folders that are not used any more.
+    left: Vec<String>,
+}
+
+fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
+    let root = up::data_dir(args.data_dir.as_ref())?;
+    let _lock = DataLock::take(&root)?;
+    let Some(marks) = safekeepers::recorded(&root)? else {
+        let message = format!("{} has no safekeepers yet", root.display());
+        return Err(Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
+            "begin with: ardent up --data-dir {} --safekeepers {}",
+            root.display(),
+            args.count
+        )));
+    };
+    let (before, after) = (marks.len(), usize::from(args.count));
+    let folder = |index: usize| safekeepers::folder(&root, index);
+    let there: Vec<usize> =
+        (0..before).filter(|index| safekeepers::mark_of(&root, *index).as_ref() == Some(&marks[*index])).collect();
+    if let Some(missing) = (0..before.min(after)).find(|index| !there.contains(index)) {
+        let number = missing + 1;
+        let message = format!("{}, which stays a safekeeper's, is not what it was", folder(missing).display());
+        return Err(Failure::from(ErrorInfo::new(ApiErrorCode::StorageUnavailable, message))
+            .hint(format!("mount its disk; if that is lost, run first: ardent recover safekeeper {number}")));
+    }
+    for index in before..after {
+        join(&folder(index))?;
+    }
+    let known = known_timelines(&root)?;
+    let wanted = |timeline| known.as_ref().is_none_or(|known| known.contains(&timeline));
+    let mut timelines: Vec<TimelineReport> = Vec::new();
+    let done = |copied: &CopiedTimeline| timelines.push(TimelineReport::of(output, copied));
+    let old: Vec<PathBuf> = there.iter().map(|index| folder(*index)).collect();
+    let new: Vec<PathBuf> = (0..after).map(folder).collect();
+    reconfigure(&old, before, &new, wanted, done).map_err(|error| refused(&error))?;
+
+    let joined = (before..after).map(|index| safekeepers::mark(&root, index)).collect::<Result<Vec<_>, _>>()?;
+    let marks: Vec<String> = marks.into_iter().take(after).chain(joined).collect();
+    // From here on they are the members.
+    safekeepers::record(&root, &marks)?;
+    for index in before..after {
+        remove_if_there(&folder(index).join(JOINING_FILE))?;
+    }
+    let texts = |indexes: std::ops::Range<usize>| indexes.map(|index| folder(index).display().to_string()).collect();
+    let report = Report {
+        schema_version: SCHEMA_VERSION,
+        data_dir: root.display().to_string(),
+        safekeepers: texts(0..after),
+        wal_bytes: timelines.iter().map(|timeline| timeline.wal_bytes).sum(),
+        timelines,
+        left: texts(after..before.max(after)),
+    };
+    output.data(&report, text)
+}
+
+fn text(report: &Report) -> String {
+    let count = report.safekeepers.len();
+    let mut out = format!(
+        "{} keeps its WAL on {count} safekeeper{} now, and {} must be up for a commit\n",
+        report.data_dir,
+        if count == 1 { "" } else { "s" },
+        count / 2 + 1
+    );
+    for folder in &report.safekeepers {
+        out.push_str(&format!("  {folder}\n"));
+    }
+    if !report.timelines.is_empty() {
+        let (timelines, bytes) = (report.timelines.len(), bytes_text(report.wal_bytes));
+        out.push_str(&format!("copied {timelines} timelines, {bytes} of WAL each time\n"));
+    }
+    for folder in &report.left {
+        out.push_str(&format!("not used any more, remove it when you like: {folder}\n"));
+    }
+    out.push_str("next: ardent up");
+    out
+}
+
+/// Makes a folder that is to hold a new one's WAL. Of an attempt that was cut off it keeps nothing: the log went on elsewhere since.
+fn join(folder: &Path) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::local(format!("{} cannot be made ready", folder.display()), &error);
+    fs::create_dir_all(folder).map_err(failed)?;
+    let joining = folder.join(JOINING_FILE);
+    let was_begun = joining.exists();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let (path, name) = (entry.path(), entry.file_name());
+        if name == JOINING_FILE || name == "lost+found" {
+            continue;
+        }
+        if !was_begun {
+            let message = format!("{} is to hold a new safekeeper's WAL, and has files in it", folder.display());
+            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
+                .hint("move them away first, or mount an empty disk there"));
+        }
+        if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.map_err(failed)?;
+    }
+    if !was_begun {
+        File::create(&joining).and_then(|file| file.sync_all()).map_err(failed)?;
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failure::local(format!("{} cannot be removed", path.display()), &error))
+        }
+        _ => Ok(()),
+    }
+}
