@@ -131,8 +131,8 @@ impl House {
         house
     }
 
-    /// The same, run by a user who may not do everything: permissions of files count.
-    pub fn start_unprivileged() -> House {
+    /// One for a user who may not do everything: permissions of files count. In a chroot without a sandbox.
+    pub fn prepare_unprivileged() -> House {
         let mut house = House::prepare();
         if geteuid().is_root() {
             let user = User::from_name("postgres").expect("the user database can be read");
@@ -142,8 +142,11 @@ impl House {
             let copy = house.root.path().join("ardent");
             fs::copy(&house.program, &copy).expect("the program can be copied");
             (house.program, house.user) = (copy, Some(user));
+            // There the kernel makes no user namespaces.
+            if is_chroot() {
+                house = house.with_arguments(&["--no-sandbox"]);
+            }
         }
-        house.up();
         house
     }
 
@@ -407,11 +410,24 @@ impl House {
 
     fn server_command(&self, arguments: &[String]) -> Command {
         let Some(bytes) = self.store_bytes else { return self.command(arguments) };
-        // In a mount namespace of its own; bubblewrap becomes the program.
         let store = self.data_dir().join("pageserver/store");
+        if is_chroot() {
+            return self.in_chroot_with_store_of(bytes, &store, arguments);
+        }
+        // In a mount namespace of its own; bubblewrap becomes the program.
         let mut command = clean_command(Path::new("bwrap"), self.root.path());
         command.args(["--dev-bind", "/", "/", "--size", &bytes.to_string(), "--tmpfs"]).arg(store);
         command.arg("--").arg(&self.program).args(arguments);
+        command
+    }
+
+    /// The same where bubblewrap can make no root: a chroot, in which tests are run by root.
+    fn in_chroot_with_store_of(&self, bytes: u64, store: &Path, arguments: &[String]) -> Command {
+        // The folder is made a mount of its own first: what is mounted in that is seen nowhere else.
+        let script = "mkdir -p \"$1\" && mount --bind \"$1\" \"$1\" && mount --make-private \"$1\" && mount -t tmpfs -o \"size=$2\" tmpfs \"$1\" && shift 2 && exec \"$@\"";
+        let mut command = clean_command(Path::new("unshare"), self.root.path());
+        command.args(["--mount", "--propagation", "unchanged", "sh", "-c", script, "sh"]);
+        command.arg(store).arg(bytes.to_string()).arg(&self.program).args(arguments);
         command
     }
 
@@ -496,6 +512,12 @@ fn beside_this_test() -> PathBuf {
     // target/PROFILE/deps/TEST
     let profile = test.parent().and_then(Path::parent).expect("cargo puts tests two folders deep");
     profile.join("ardent")
+}
+
+/// Whether tests run in a chroot: the root is no mount point then.
+pub fn is_chroot() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the kernel tells mounts");
+    !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/"))
 }
 
 pub(crate) fn pid_of(child: &Child) -> Pid {

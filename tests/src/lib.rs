@@ -30,7 +30,7 @@ pub use apart::Apart;
 pub use bank::Bank;
 pub use disk::{SlowFsync, SmallDisk};
 pub use extensions::Extension;
-pub use house::{Background, Finished, House, free_port};
+pub use house::{Background, Finished, House, free_port, is_chroot};
 pub use ledger::{Acknowledged, Ledger};
 pub use mcp::Mcp;
 pub use network::{Lost, Network};

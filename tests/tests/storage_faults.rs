@@ -152,7 +152,8 @@ fn set_writable(path: &Path, writable: bool) {
 #[test]
 fn an_object_store_that_cannot_be_written_loses_nothing() {
     let production = production();
-    let mut house = House::start_unprivileged();
+    let mut house = House::prepare_unprivileged();
+    house.up();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let branch = house.branch("work", "main");
     sql(&branch, "create table own as select generate_series(1, 1000) n");
