@@ -4,6 +4,7 @@ use ardent_api::addr::ServiceAddr;
 use ardent_pg_wire::{ConfigError, ConnectConfig, ConnectMode, Connection};
 use ardent_types::{TenantId, TimelineId};
 
+use crate::archive::Archive;
 use crate::error::ConnectorError;
 
 /// One connector.
@@ -19,6 +20,8 @@ pub struct ConnectorConfig {
     pub fast: bool,
     /// Most bytes per second of the base backup.
     pub max_rate_bytes: Option<u64>,
+    /// Where WAL is that production has removed.
+    pub archive: Option<Archive>,
     /// Page server.
     pub pageserver: ServiceAddr,
     /// Safekeepers.

@@ -11,6 +11,9 @@ use crate::tar_stream::TarError;
 const IMPORT_AGAIN: &str = "its branches stay as they are; connect production once more under another name (ardent connector create \
                             postgresql URL --name OTHER), and delete this connector when nobody needs its branches";
 
+/// What else may have it.
+const ARCHIVE: &str = "if production archives its WAL, start the server with --restore-command; else";
+
 /// A connector can't do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectorError {
@@ -80,7 +83,7 @@ pub enum ConnectorError {
     /// The slot is gone, and WAL with it.
     #[error(
         "the replication slot {slot} is not on production any more, and production has removed WAL that the root branch still needs: \
-         {IMPORT_AGAIN}"
+         {ARCHIVE} {IMPORT_AGAIN}"
     )]
     SlotMissing {
         /// Its name.
@@ -88,13 +91,34 @@ pub enum ConnectorError {
     },
     /// Production has removed WAL that was not fetched yet.
     #[error(
-        "production has removed WAL that the root branch still needs (slot {slot}: {message}): {IMPORT_AGAIN}, with a larger \
+        "production has removed WAL that the root branch still needs (slot {slot}: {message}): {ARCHIVE} {IMPORT_AGAIN}, with a larger \
          max_slot_wal_keep_size on production"
     )]
     SlotInvalidated {
         /// Its name.
         slot: String,
         /// What production said.
+        message: String,
+    },
+    /// Neither production nor its archive has WAL that was not fetched yet.
+    #[error(
+        "production has removed WAL that the root branch still needs, and the archive does not have {file} (--restore-command said: {message}): \
+         put it there and run ardent connector resume; if it is lost, {IMPORT_AGAIN}"
+    )]
+    NotArchived {
+        /// The first segment that is needed.
+        file: String,
+        /// What the command printed.
+        message: String,
+    },
+    /// The archive cannot be asked, or gave something else.
+    #[error(
+        "production's archive gave no usable {file}: {message}; see to --restore-command, then run ardent connector resume"
+    )]
+    Archive {
+        /// The segment.
+        file: String,
+        /// What is wrong.
         message: String,
     },
     /// The stream has a gap.
@@ -123,6 +147,11 @@ pub enum ConnectorError {
 }
 
 impl ConnectorError {
+    /// Whether WAL is gone from production that is needed.
+    pub(crate) fn means_missing_wal(&self) -> bool {
+        matches!(self, ConnectorError::SlotMissing { .. } | ConnectorError::SlotInvalidated { .. })
+    }
+
     /// Whether the same may succeed a little later, without anybody doing something.
     pub fn is_retryable(&self) -> bool {
         match self {

@@ -11,6 +11,7 @@ use ardent_pg_wire::{ReplicationMessage, ReplicationStream, StandbyStatus};
 use ardent_types::{Lsn, PgTli};
 use ardent_wal_client::{Proposer, ProposerConfig, TimelineSpec};
 
+use crate::archive::CaughtUp;
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
 use crate::source_stream::{End, Opened, open, timeline_status};
@@ -118,9 +119,9 @@ struct Follower<'a> {
     tli: Option<PgTli>,
 }
 
-struct Writer {
-    proposer: Proposer,
-    spec: TimelineSpec,
+pub(crate) struct Writer {
+    pub(crate) proposer: Proposer,
+    pub(crate) spec: TimelineSpec,
 }
 
 impl Writer {
@@ -171,7 +172,21 @@ impl Follower<'_> {
     /// One connection to production after another, for as long as each ends where another of its timelines goes on.
     async fn run(&mut self) -> Result<Infallible, ConnectorError> {
         loop {
-            self.follow_timeline().await?;
+            match self.follow_timeline().await {
+                Ok(()) => {}
+                Err(error) if error.means_missing_wal() => self.catch_up(error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Appends what production's archive has, if there is one; the error otherwise.
+    async fn catch_up(&self, error: ConnectorError) -> Result<(), ConnectorError> {
+        let (Some(archive), Some(writer)) = (&self.config.archive, &self.writer) else { return Err(error) };
+        tracing::warn!(error = %error.chain(), "production's archive is asked for what production has removed");
+        match archive.catch_up(self.config, writer).await? {
+            CaughtUp::UpTo(_) => Ok(()),
+            CaughtUp::Nothing { file, message } => Err(ConnectorError::NotArchived { file, message }),
         }
     }
 

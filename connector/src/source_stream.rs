@@ -110,7 +110,7 @@ async fn open_with_new_slot(
 }
 
 /// Whether the server at the connector's URL can be followed in place of the one that was followed: the same cluster, no standby, with a
-/// history that goes on where the root timeline's log ends. Its slot is there afterwards. Nobody may follow meanwhile.
+/// history that goes on where the root timeline's log ends, or an archive that does. Its slot is there afterwards, unless the archive is needed. Nobody may follow meanwhile.
 pub async fn can_follow(config: &ConnectorConfig) -> Result<(), ConnectorError> {
     Source::read(&mut config.replication().await?).await?;
     let status = timeline_status(config).await?;
@@ -125,6 +125,16 @@ pub async fn can_follow(config: &ConnectorConfig) -> Result<(), ConnectorError> 
                 if error.code == "55006" && Instant::now() < deadline =>
             {
                 tokio::time::sleep(POLL).await;
+            }
+            Err(error) if error.means_missing_wal() => {
+                let mut connection = config.replication().await?;
+                let history = connection.timeline_history(system.tli).await?;
+                drop(connection);
+                let tli = history.tli_of_segment(end.next, status.spec.wal_segment_size);
+                return match &config.archive {
+                    Some(archive) if archive.has(&status.spec, tli, end.next).await? => Ok(()),
+                    _ => Err(error),
+                };
             }
             opened => return opened.map(drop),
         }
@@ -191,7 +201,7 @@ async fn compare(
 }
 
 /// From where it can be compared, the best first. Before the segment of the end neither needs to have anything.
-fn compared_from(spec: &TimelineSpec, committed: Lsn) -> Vec<Lsn> {
+pub(crate) fn compared_from(spec: &TimelineSpec, committed: Lsn) -> Vec<Lsn> {
     let page = committed.get() - committed.page_offset();
     let best = Lsn::new(page.saturating_sub(COMPARED_BYTES)).max(spec.start_lsn);
     let segment = committed.segment_start(spec.wal_segment_size).max(spec.start_lsn);
@@ -202,7 +212,7 @@ fn compared_from(spec: &TimelineSpec, committed: Lsn) -> Vec<Lsn> {
 }
 
 /// What the safekeepers hold; `None` if they do not have it any more.
-async fn held(config: &ConnectorConfig, from: Lsn, to: Lsn) -> Result<Option<Vec<u8>>, ConnectorError> {
+pub(crate) async fn held(config: &ConnectorConfig, from: Lsn, to: Lsn) -> Result<Option<Vec<u8>>, ConnectorError> {
     let reader = WalReader::connect(&config.safekeepers, config.tenant, config.timeline, &config.token, from).await;
     let mut reader = match reader {
         Err(error) if error.code() == Some(ardent_api::wal_service::ErrorCode::LsnOutOfRange) => return Ok(None),

@@ -31,6 +31,7 @@ async fn checklist_67_now_is_what_production_has_flushed_and_holds_asynchronous_
         url: server.tcp_url("postgres", "postgres"),
         fast: true,
         max_rate_bytes: None,
+        archive: None,
         pageserver: ServiceAddr::Unix("unused".into()),
         safekeepers: vec![],
         token: String::new(),

@@ -124,6 +124,7 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
         url,
         fast: true,
         max_rate_bytes: None,
+        archive: None,
         pageserver: ServiceAddr::Unix(page_socket),
         safekeepers: vec![address],
         token: issuer.issue(&claims),

@@ -1,7 +1,9 @@
 //! Production misbehaves: what is wrong is said, with what to do, and nothing of it harms what is there.
 
+use std::fs::Permissions;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
@@ -234,6 +236,81 @@ fn a_slot_that_production_gave_up_means_import_again() {
     house.ok(&["branch", "delete", "before", "latest"]);
     house.ok(&["connector", "delete", "shop", "--yes"]);
     assert_eq!(slots(&production), "1");
+}
+
+/// Production's slot is given up, and its WAL removed; its archive has it.
+#[test]
+fn what_production_removed_comes_from_its_archive() {
+    let archive = temp_dir();
+    let (kept, away) = (archive.path().join("kept"), archive.path().join("away"));
+    std::fs::create_dir(&kept).expect("a folder can be made");
+    for folder in [archive.path(), &kept] {
+        std::fs::set_permissions(folder, Permissions::from_mode(0o777)).expect("own folders can be opened");
+    }
+    let options = production_options().initdb_arg("--wal-segsize=1").set("max_slot_wal_keep_size", "4MB");
+    let options = options.set("max_wal_size", "4MB").set("min_wal_size", "2MB").set("archive_mode", "on");
+    let production = TestPg::start(options.set("archive_command", &format!("cp %p {}/%f", kept.display())));
+    production.sql("create table t as select generate_series(1, 1000) n");
+    let restore = format!("cp {}/%f %p", kept.display());
+    let mut house = House::prepare().with_arguments(&["--restore-command", &restore]);
+    house.up();
+    house.connect("shop", &url(&production));
+    let before = house.branch("before", "shop");
+    house.stop();
+    let lose_wal = |rows: u32| {
+        for _ in 0..10 {
+            production.sql(&format!("insert into t select generate_series(1, {rows})"));
+            production.sql("select pg_switch_wal()");
+        }
+        wait_until("everything is archived", 60, || {
+            let waiting = "select count(*) from pg_ls_archive_statusdir() where name like '%.ready'";
+            (production.sql(waiting) == "0").then_some(())
+        });
+        production.sql("checkpoint");
+        assert_eq!(production.sql("select wal_status from pg_replication_slots"), "lost");
+    };
+    lose_wal(20000);
+    // It is not there at first.
+    std::fs::rename(&kept, &away).expect("a folder can be moved");
+    house.up();
+    let problem = wait_until("the status says what is missing", 60, || {
+        let status = house.json(&["connector", "status", "shop"]);
+        status["problem"].as_str().map(str::to_owned)
+    });
+    for word in ["the archive does not have 0000", "No such file", "ardent connector resume", "--name OTHER"] {
+        assert!(problem.contains(word), "no {word:?} in {problem}");
+    }
+    // Damaged, or another's.
+    std::fs::create_dir(&kept).expect("a folder can be made");
+    for entry in std::fs::read_dir(&away).expect("a folder can be listed") {
+        let entry = entry.expect("a folder can be listed");
+        std::fs::write(kept.join(entry.file_name()), vec![0; 1 << 20]).expect("a file can be written");
+    }
+    let resume = ["connector", "resume", "shop"];
+    house.ardent(&resume).refused(1, &["no usable 0000", "header of a WAL file"]);
+    // Of the same cluster, with another history.
+    for entry in std::fs::read_dir(&away).expect("a folder can be listed") {
+        let entry = entry.expect("a folder can be listed");
+        let mut bytes = std::fs::read(entry.path()).expect("a file can be read");
+        bytes.iter_mut().skip(40).for_each(|byte| *byte ^= 1);
+        std::fs::write(kept.join(entry.file_name()), bytes).expect("a file can be written");
+    }
+    house.ardent(&resume).refused(1, &["is not what the root branch holds"]);
+    assert_eq!(production.sql("select wal_status from pg_replication_slots"), "lost", "nothing was done to it");
+    std::fs::remove_dir_all(&kept).and_then(|()| std::fs::rename(&away, &kept)).expect("a folder can be moved");
+    house.ok(&resume);
+    let now = house.branch("now", "shop");
+    let count = |url: &str| sql(url, "select count(*) from t");
+    assert_eq!((count(&now), count(&before)), ("201000".into(), "1000".into()));
+    assert_eq!(production.sql("select wal_status from pg_replication_slots"), "reserved");
+    // From here on production sends it again; a slot that is gone is made anew.
+    production.sql("insert into t values (1)");
+    assert_eq!(count(&house.branch("later", "shop")), "201001");
+    house.stop();
+    lose_wal(1);
+    production.sql("select pg_drop_replication_slot(slot_name) from pg_replication_slots");
+    house.up();
+    assert_eq!(count(&house.branch("last", "shop")), "201011");
 }
 
 /// An address that leads to whichever server is wanted, as a name that moves does. Gives its port.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use ardent_api::addr::ServiceAddr;
+use ardent_connector::RestoreCommand;
 
 use super::history::{KeepArgs, RetentionArgs};
 use crate::duration::{parse_cache_size, parse_size};
@@ -113,11 +114,15 @@ pub struct ComputeArgs {
 }
 
 /// What is said of productions.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct SourcesArgs {
     /// Warn when a production that sets no limit (max_slot_wal_keep_size) keeps this much WAL for a connector
     #[arg(long, value_name = "SIZE", default_value = "10GB", value_parser = parse_size)]
     pub slot_warn: u64,
+    /// Shell command that fetches WAL which a production has removed from its archive, as Postgres's restore_command:
+    /// %f is the file, %p the path to put it at, %n the connector's name [default: none]
+    #[arg(long, value_name = "COMMAND")]
+    pub restore_command: Option<RestoreCommand>,
 }
 
 /// `ardent keys`.

@@ -99,7 +99,8 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (computes, api, front) = (&args.computes, args.api_listen, &args.front);
         let control =
-            start_control(&place, services, computes, (args.keep, args.sources), api, front, &mut metrics).await?;
+            start_control(&place, services, computes, (args.keep, args.sources.clone()), api, front, &mut metrics)
+                .await?;
         let metrics = metrics.serve(place.issuer.verifier());
         let announced = super::announce(output, args.no_login, control.control(), control.address());
         Ok((announced, async move {

@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, PreflightCheck, SlotInfo};
 use ardent_connector::{
-    ClusterCheck, ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase, MajorFacts,
-    PositionProbe,
+    Archive, ClusterCheck, ConnectorConfig, ConnectorError, FollowState, FollowStatus, HostFacts, ImportPhase,
+    MajorFacts, PositionProbe, RestoreCommand,
 };
 use ardent_control::deps::{ConnectorRuntime, ConnectorSpec, ImportProgress, Imported};
 use ardent_pg_format::PgMajor;
@@ -36,6 +36,8 @@ pub struct Connectors {
     host: Arc<HostFacts>,
     /// Of each root timeline that has been asked for.
     probes: Mutex<HashMap<TimelineId, Arc<PositionProbe>>>,
+    /// What fetches archived WAL.
+    restore_command: Option<RestoreCommand>,
     /// How far each root timeline that is followed is.
     followed: Followed,
 }
@@ -44,8 +46,20 @@ type Followed = Arc<Mutex<HashMap<TimelineId, watch::Receiver<FollowStatus>>>>;
 
 impl Connectors {
     /// Connectors whose preflight compares a source with this machine.
-    pub fn new(pg_bin_dirs: &BTreeMap<u32, PathBuf>) -> Self {
-        Connectors { host: Arc::new(host_facts(pg_bin_dirs)), probes: Mutex::default(), followed: Followed::default() }
+    pub fn new(pg_bin_dirs: &BTreeMap<u32, PathBuf>, restore_command: Option<RestoreCommand>) -> Self {
+        Connectors {
+            host: Arc::new(host_facts(pg_bin_dirs)),
+            probes: Mutex::default(),
+            restore_command,
+            followed: Followed::default(),
+        }
+    }
+
+    /// With the archive of its production.
+    fn config(&self, spec: ConnectorSpec) -> ConnectorConfig {
+        let connector = spec.name.clone();
+        let archive = self.restore_command.clone().map(|command| Archive { command, connector });
+        ConnectorConfig { archive, ..config(spec) }
     }
 
     /// What preflight compares a source with.
@@ -113,9 +127,9 @@ impl ConnectorRuntime for Connectors {
         let probe = self.probe(spec.timeline);
         let (status_in, mut status) = watch::channel(FollowStatus::default());
         let followed = Listed::new(&self.followed, spec.timeline, status.clone());
+        let config = self.config(spec);
         async move {
             let _followed = followed;
-            let config = config(spec);
             let mut tick = tokio::time::interval(PROBE_IDLE_MAX / 2);
             let follow = ardent_connector::follow(&config, cancel, status_in);
             tokio::pin!(follow);
@@ -165,7 +179,8 @@ impl ConnectorRuntime for Connectors {
     fn can_follow(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
         // What is asked from now on is asked there.
         self.probes.lock().remove(&spec.timeline);
-        async move { ardent_connector::can_follow(&config(spec)).await.map_err(|error| failed(&error)) }.boxed()
+        let config = self.config(spec);
+        async move { ardent_connector::can_follow(&config).await.map_err(|error| failed(&error)) }.boxed()
     }
 
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
@@ -181,6 +196,7 @@ pub(super) fn config(spec: ConnectorSpec) -> ConnectorConfig {
         url: spec.url,
         fast: spec.fast,
         max_rate_bytes: spec.max_rate_bytes,
+        archive: None,
         pageserver: spec.pageserver,
         safekeepers: spec.safekeepers,
         token: spec.token,

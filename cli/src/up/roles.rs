@@ -88,7 +88,8 @@ impl Roles {
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
         let (computes, api) = (&args.computes, args.api_listen);
         let started =
-            start_control(&place, services, computes, (args.keep, args.sources), api, &front, &mut metrics).await;
+            start_control(&place, services, computes, (args.keep, args.sources.clone()), api, &front, &mut metrics)
+                .await;
         let control = match started {
             Ok(control) => control,
             Err(failure) => {
@@ -198,7 +199,7 @@ pub async fn start_control(
     }
     let pg_bin_dirs: BTreeMap<u32, PathBuf> = computes.pg_bin.iter().cloned().collect();
     let manage = place.token(Service::Any, Rights::Manage);
-    let connectors = Arc::new(Connectors::new(&pg_bin_dirs));
+    let connectors = Arc::new(Connectors::new(&pg_bin_dirs, sources.restore_command));
     let logical = Arc::new(LogicalConnectors::new(connectors.host(), &pg_bin_dirs));
     let dependencies = Dependencies {
         page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),

@@ -106,6 +106,7 @@ pub async fn bootstrap(config: &LogicalConfig) -> Result<Imported, LogicalError>
         url: server.url(&likeness.superuser),
         fast: true,
         max_rate_bytes: None,
+        archive: None,
         ..config.connector.clone()
     };
     let imported = import_all(&local).await;

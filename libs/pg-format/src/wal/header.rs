@@ -88,6 +88,11 @@ impl WalPageHeader {
         })
     }
 
+    /// Reads a long header, such as a segment begins with; `None` if `bytes` are none.
+    pub fn read_long(bytes: &[u8]) -> Option<WalPageHeader> {
+        (bytes.len() == LONG_HEADER_LEN).then(|| Self::read(bytes).ok()).flatten()
+    }
+
     /// Appends its bytes, 24 or 40.
     pub fn write(&self, out: &mut Vec<u8>) {
         let mut bytes = [0; LONG_HEADER_LEN];

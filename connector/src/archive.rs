@@ -1,0 +1,247 @@
+//! Production's archived WAL, which a command of the operator's fetches: for what production itself has removed.
+
+use std::process::Stdio;
+
+use bytes::Bytes;
+use tokio::process::Command;
+
+use ardent_pg_format::segment::wal_file_name;
+use ardent_pg_format::wal::{LONG_HEADER_LEN, WalPageHeader};
+use ardent_types::{Lsn, PgTli};
+use ardent_wal_client::TimelineSpec;
+
+use crate::config::ConnectorConfig;
+use crate::error::ConnectorError;
+use crate::follow::Writer;
+use crate::position::drop_slot;
+use crate::source_stream::{compared_from, held};
+
+/// WAL goes to the safekeepers in pieces of this size.
+const PIECE_BYTES: usize = 128 << 10;
+/// From this exit code on the command did not run, or was ended: that says nothing about the file. As for Postgres's `restore_command`.
+const EXIT_CODE_FATAL: i32 = 126;
+/// How much of what the command printed goes into an error, in characters.
+const MESSAGE_LEN_MAX: usize = 500;
+
+/// A shell command that puts a file of an archive where it is told: `%f` is the file's name, `%p` the path to put it at, `%n` the
+/// connector's name and `%%` a percent sign.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreCommand(String);
+
+/// A command that cannot fetch a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreCommandError {
+    /// It does not say what to fetch and where to put it.
+    #[error("the command must contain %f, the file's name, and %p, the path to put it at")]
+    Missing,
+    /// A placeholder that does not exist.
+    #[error("%{0} means nothing here: write %f, %p, %n, or %% for a percent sign")]
+    Unknown(String),
+}
+
+impl std::str::FromStr for RestoreCommand {
+    type Err = RestoreCommandError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let command = RestoreCommand(text.to_owned());
+        let expanded = |file, path| command.expand(file, path, "");
+        if expanded("a", "")? == expanded("b", "")? || expanded("", "a")? == expanded("", "b")? {
+            return Err(RestoreCommandError::Missing);
+        }
+        Ok(command)
+    }
+}
+
+impl RestoreCommand {
+    fn expand(&self, file: &str, path: &str, connector: &str) -> Result<String, RestoreCommandError> {
+        let mut out = String::with_capacity(self.0.len() + path.len());
+        let mut rest = self.0.chars();
+        while let Some(next) = rest.next() {
+            if next != '%' {
+                out.push(next);
+                continue;
+            }
+            match rest.next() {
+                Some('f') => out.push_str(file),
+                Some('p') => out.push_str(path),
+                Some('n') => out.push_str(connector),
+                Some('%') => out.push('%'),
+                other => return Err(RestoreCommandError::Unknown(other.map(String::from).unwrap_or_default())),
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// The archive of one connector's production.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Archive {
+    /// What fetches a file.
+    pub command: RestoreCommand,
+    /// The connector's name.
+    pub connector: String,
+}
+
+/// What the archive gave.
+#[derive(Debug)]
+enum Fetched {
+    /// All bytes of a segment.
+    Segment(Bytes),
+    /// It does not have it; what the command printed.
+    Missing(String),
+}
+
+/// The end of the log was brought to where the archive ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CaughtUp {
+    /// Up to here.
+    UpTo(Lsn),
+    /// The first file that is needed is not in the archive; what the command printed.
+    Nothing { file: String, message: String },
+}
+
+impl Archive {
+    /// Appends what the archive has from the end of the log on. Before that the connector's slot is made anew, so that production keeps what
+    /// it has from now on; it stays as it is if the archive has nothing.
+    pub(crate) async fn catch_up(&self, config: &ConnectorConfig, writer: &Writer) -> Result<CaughtUp, ConnectorError> {
+        let mut connection = config.replication().await?;
+        let system = connection.identify_system().await?;
+        let history = connection.timeline_history(system.tli).await?;
+        // Production may have no more WAL senders, and is told to stop sometimes.
+        drop(connection);
+        let (spec, size) = (&writer.spec, writer.spec.wal_segment_size);
+        let tli_of = |lsn| history.tli_of_segment(lsn, size);
+        let (begin, committed) = (writer.proposer.next_lsn(), *writer.proposer.committed().borrow());
+        self.compare(config, spec, committed, tli_of).await?;
+        if let Fetched::Missing(message) = self.fetch(spec, tli_of(begin), begin).await? {
+            let file = wal_file_name(tli_of(begin), begin.segment_number(size), size);
+            return Ok(CaughtUp::Nothing { file, message });
+        }
+        let mut connection = config.replication().await?;
+        drop_slot(&mut connection, &config.slot_name()).await?;
+        connection.create_physical_slot(&config.slot_name()).await?;
+        drop(connection);
+        self.append_all(writer, tli_of).await
+    }
+
+    /// Whether it has the segment of `next`, on the timeline that production's history says.
+    pub(crate) async fn has(&self, spec: &TimelineSpec, tli: PgTli, next: Lsn) -> Result<bool, ConnectorError> {
+        Ok(matches!(self.fetch(spec, tli, next).await?, Fetched::Segment(_)))
+    }
+
+    async fn append_all(&self, writer: &Writer, tli_of: impl Fn(Lsn) -> PgTli) -> Result<CaughtUp, ConnectorError> {
+        let spec = &writer.spec;
+        loop {
+            let next = writer.proposer.next_lsn();
+            let segment = match self.fetch(spec, tli_of(next), next).await? {
+                Fetched::Segment(segment) => segment,
+                Fetched::Missing(_) => return Ok(CaughtUp::UpTo(next)),
+            };
+            let mut rest = segment.slice(next.segment_offset(spec.wal_segment_size) as usize..);
+            let mut at = next;
+            while !rest.is_empty() {
+                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                let length = piece.len() as u64;
+                tokio::select! {
+                    appended = writer.proposer.append(at, piece) => appended?,
+                    error = writer.proposer.closed() => return Err(error.into()),
+                }
+                at = at.advance(length);
+            }
+            tracing::info!(up_to = %at, "WAL came from production's archive");
+        }
+    }
+
+    /// Holds the end of the log against what the archive has there.
+    async fn compare(
+        &self,
+        config: &ConnectorConfig,
+        spec: &TimelineSpec,
+        committed: Lsn,
+        tli_of: impl Fn(Lsn) -> PgTli,
+    ) -> Result<(), ConnectorError> {
+        let size = spec.wal_segment_size;
+        // Within one segment.
+        let Some(from) = compared_from(spec, committed)
+            .into_iter()
+            .find(|from| from.segment_number(size) == Lsn::new(committed.get() - 1).segment_number(size))
+        else {
+            return Ok(());
+        };
+        let Fetched::Segment(segment) = self.fetch(spec, tli_of(from), from).await? else { return Ok(()) };
+        let Some(ours) = held(config, from, committed).await? else { return Ok(()) };
+        let begin = from.segment_offset(size) as usize;
+        if segment.get(begin..begin + ours.len()) != Some(&ours[..]) {
+            return Err(ConnectorError::OtherHistory { at: committed });
+        }
+        Ok(())
+    }
+
+    /// Fetches the segment of `lsn`, and looks whether it is that of this cluster.
+    async fn fetch(&self, spec: &TimelineSpec, tli: PgTli, lsn: Lsn) -> Result<Fetched, ConnectorError> {
+        let size = spec.wal_segment_size;
+        let file = wal_file_name(tli, lsn.segment_number(size), size);
+        let failed = |message: String| ConnectorError::Archive { file: file.clone(), message };
+        let folder = tempfile::Builder::new().prefix("ardent-restore-").tempdir();
+        let folder = folder.map_err(|error| failed(format!("no temporary folder can be made: {error}")))?;
+        let path = folder.path().join(&file);
+        let text = self.command.expand(&file, &path.to_string_lossy(), &self.connector);
+        let text = text.map_err(|error| failed(error.to_string()))?;
+        let output = Command::new("sh")
+            .args(["-c", &text])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(|error| failed(format!("the shell cannot be run: {error}")))?;
+        let printed: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MESSAGE_LEN_MAX).collect();
+        match output.status.code() {
+            Some(0) => {}
+            Some(code) if code < EXIT_CODE_FATAL => return Ok(Fetched::Missing(printed)),
+            _ => return Err(failed(format!("the command ended with {}: {printed}", output.status))),
+        }
+        let segment = match tokio::fs::read(&path).await {
+            Ok(segment) => Bytes::from(segment),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Fetched::Missing("the command succeeded, and put no file there".to_owned()));
+            }
+            Err(error) => return Err(failed(format!("it cannot be read: {error}"))),
+        };
+        if segment.len() as u64 != size.bytes() {
+            return Err(failed(format!("it has {} bytes where a segment has {}", segment.len(), size.bytes())));
+        }
+        let header = WalPageHeader::read_long(&segment[..LONG_HEADER_LEN]);
+        let header = header.ok_or_else(|| failed("it does not begin with a header of a WAL file".to_owned()))?;
+        let start = lsn.segment_start(size);
+        if header.address != start || header.tli != tli {
+            let (address, found) = (header.address, header.tli);
+            return Err(failed(format!("it begins at {address} on timeline {found}, not at {start} on {tli}")));
+        }
+        match header.long {
+            Some(long) if long.system_id == spec.system_id => Ok(Fetched::Segment(segment)),
+            long => {
+                let found = long.map(|long| long.system_id.to_string()).unwrap_or_default();
+                Err(failed(format!("it is of another cluster (system identifier {found}, not {})", spec.system_id)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_says_what_to_fetch_and_where_to_put_it() {
+        let command: RestoreCommand = "cp \"/archive/%n/%f\" \"%p\" # 100 %%".parse().expect("complete");
+        let expanded = command.expand("0001", "/tmp/x", "shop").expect("known placeholders");
+        assert_eq!(expanded, "cp \"/archive/shop/0001\" \"/tmp/x\" # 100 %");
+        let parse = |text: &str| text.parse::<RestoreCommand>().expect_err("incomplete").to_string();
+        assert!(parse("cp /archive/%f /tmp").contains("%p"));
+        assert!(parse("cp /archive/%%f %p").contains("%f"));
+        assert!(parse("cp %f %p %r").contains("%r"));
+        assert!(parse("cp %f %p %").contains("%%"));
+    }
+}
