@@ -91,7 +91,7 @@ impl EngineConfig {
             idle_unload_after: Duration::from_secs(300),
             compact_at_l0_files: 3,
             images_at_delta_files: 2,
-            images_at_deltas_per_key: 32,
+            images_at_deltas_per_key: 24,
             layer_file_bytes: 64 << 20,
             background: true,
             faults: Arc::new(FailPoints::new()),
