@@ -57,6 +57,7 @@ case "${1:-}" in
             ARDENT_KILL_ROUNDS=${ARDENT_KILL_ROUNDS:-25} ARDENT_ROUNDS=${ARDENT_ROUNDS:-100} \
             ARDENT_RESET_ROUNDS=${ARDENT_RESET_ROUNDS:-5} \
             cargo test -p ardent-tests -- --nocapture
+        ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-control --test random -- --nocapture
         # The short form of all, again and again.
         for round in $(seq "${ROUNDS:-10}"); do
             echo "round $round"
