@@ -155,6 +155,11 @@ async fn machine_code_reaches_nothing_outside() {
     // What is open in it is its own.
     let folder = world.compute_dir().display().to_string();
     for (name, _) in lines.iter().filter_map(|(name, result)| Some((name.strip_prefix("open_file:")?, result))) {
+        // What was opened before it was confined is named from the machine's root: in a chroot the test's own is below that.
+        let name = match name.find(&*folder).or_else(|| name.strip_suffix("/dev/null").map(str::len)) {
+            Some(at) if is_chroot() => &name[at..],
+            _ => name,
+        };
         let known = ["/ardent/", "/dev/", "/usr/", "/memfd:", "/SYSV", "/anon_hugepage"];
         // Its own log is what it may write to.
         let is_log = name.starts_with(&*folder) && name.ends_with("/postgres.log");

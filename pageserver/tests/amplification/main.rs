@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use ardent_api::wal_service::WalChunk;
 use ardent_object_store::{CountedStore, LocalFolder, Operation};
 use ardent_pageserver::Intake;
-use ardent_storage::{Engine, EngineConfig, ReadCost, Timeline};
+use ardent_storage::{Engine, EngineConfig, ReadCost, ReadError, Timeline};
 use ardent_types::{TenantId, TimelineId};
 use workload::{START, Workload, import_into};
 
@@ -63,8 +63,18 @@ impl Rig {
     }
 
     fn costs(&self, keys: &[ardent_types::Key]) -> Costs {
-        let lsn = self.root.last_record().end;
-        Costs::of(keys.iter().map(|key| self.root.read_cost(key, lsn).expect("its cost is known")))
+        Costs::of(keys.iter().map(|key| self.cost(key)))
+    }
+
+    fn cost(&self, key: &ardent_types::Key) -> ReadCost {
+        loop {
+            let lsn = self.root.last_record().end;
+            match self.root.read_cost(key, lsn) {
+                // This thread stood still for so long that garbage was collected up to there.
+                Err(ReadError::Retired { .. }) => {}
+                cost => return cost.expect("its cost is known"),
+            }
+        }
     }
 }
 
