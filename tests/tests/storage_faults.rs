@@ -159,6 +159,8 @@ fn an_object_store_that_cannot_be_written_loses_nothing() {
     sql(&branch, "create table own as select generate_series(1, 1000) n");
     let store = house.data_dir().join("pageserver/store");
 
+    // As a crash leaves it: it cannot be removed at the next start.
+    fs::write(store.join(".tmp/1-1"), "half of it").expect("a file can be written");
     set_writable(&store, false);
     let refused = house.ardent(&["branch", "create", "more", "--from", "main"]);
     refused.refused(1, &["object store", "write access"]);

@@ -83,7 +83,12 @@ impl LocalFolder {
         let failed = |error| io_error("open", &root.display().to_string(), error);
         fs::create_dir_all(&temp).map_err(failed)?;
         for entry in fs::read_dir(&temp).map_err(failed)? {
-            fs::remove_file(entry.map_err(failed)?.path()).map_err(failed)?;
+            match fs::remove_file(entry.map_err(failed)?.path()) {
+                // Where nothing can be written, as in a moment of an operator's, it stays: reading goes on, and writes say why they don't.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem) => {}
+                removed => removed.map_err(failed)?,
+            }
         }
         sync_folder(root).map_err(failed)?;
         Ok(LocalFolder {
@@ -106,11 +111,17 @@ impl LocalFolder {
 
     /// Writes `body` to a new file in `.tmp` and makes it durable.
     fn write_temp(&self, body: &[u8]) -> io::Result<TempFile> {
-        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         self.faults.pass("local.create")?;
-        let path = self.temp.join(format!("{}-{number}", std::process::id()));
-        let mut file = File::create_new(&path)?;
-        let temp = TempFile { path };
+        let (mut file, temp) = loop {
+            let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+            let path = self.temp.join(format!("{}-{number}", std::process::id()));
+            match File::create_new(&path) {
+                Ok(file) => break (file, TempFile { path }),
+                // A leftover of a process with the same id.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        };
         if let Err(error) = self.faults.pass("local.write") {
             // What a crash in the middle of a write leaves behind.
             file.write_all(&body[..body.len() / 2])?;
