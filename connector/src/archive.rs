@@ -1,8 +1,12 @@
 //! Production's archived WAL, which a command of the operator's fetches: for what production itself has removed.
 
+use std::io::{ErrorKind, SeekFrom};
 use std::process::Stdio;
 
 use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio::process::Command;
 
 use ardent_pg_format::segment::wal_file_name;
@@ -85,10 +89,33 @@ pub struct Archive {
 /// What the archive gave.
 #[derive(Debug)]
 enum Fetched {
-    /// All bytes of a segment.
-    Segment(Bytes),
+    /// A whole segment.
+    Segment(Segment),
     /// It does not have it; what the command printed.
     Missing(String),
+}
+
+/// A segment's file. It goes when this is dropped.
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    name: String,
+    _folder: TempDir,
+}
+
+impl Segment {
+    /// So many bytes from `offset` on.
+    async fn read(&mut self, offset: usize, length: usize) -> Result<Bytes, ConnectorError> {
+        let read = async {
+            self.file.seek(SeekFrom::Start(offset as u64)).await?;
+            let mut bytes = vec![0; length];
+            self.file.read_exact(&mut bytes).await.map(|_| Bytes::from(bytes))
+        };
+        read.await.map_err(|error| ConnectorError::Archive {
+            file: self.name.clone(),
+            message: format!("it cannot be read: {error}"),
+        })
+    }
 }
 
 /// The end of the log was brought to where the archive ends.
@@ -133,20 +160,21 @@ impl Archive {
         let spec = &writer.spec;
         loop {
             let next = writer.proposer.next_lsn();
-            let segment = match self.fetch(spec, tli_of(next), next).await? {
+            let mut segment = match self.fetch(spec, tli_of(next), next).await? {
                 Fetched::Segment(segment) => segment,
                 Fetched::Missing(_) => return Ok(CaughtUp::UpTo(next)),
             };
-            let mut rest = segment.slice(next.segment_offset(spec.wal_segment_size) as usize..);
+            let size = spec.wal_segment_size.bytes() as usize;
             let mut at = next;
-            while !rest.is_empty() {
-                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
-                let length = piece.len() as u64;
+            let mut offset = next.segment_offset(spec.wal_segment_size) as usize;
+            while offset < size {
+                let piece = segment.read(offset, PIECE_BYTES.min(size - offset)).await?;
+                let length = piece.len();
                 tokio::select! {
                     appended = writer.proposer.append(at, piece) => appended?,
                     error = writer.proposer.closed() => return Err(error.into()),
                 }
-                at = at.advance(length);
+                (at, offset) = (at.advance(length as u64), offset + length);
             }
             tracing::info!(up_to = %at, "WAL came from production's archive");
         }
@@ -168,10 +196,9 @@ impl Archive {
         else {
             return Ok(());
         };
-        let Fetched::Segment(segment) = self.fetch(spec, tli_of(from), from).await? else { return Ok(()) };
+        let Fetched::Segment(mut segment) = self.fetch(spec, tli_of(from), from).await? else { return Ok(()) };
         let Some(ours) = held(config, from, committed).await? else { return Ok(()) };
-        let begin = from.segment_offset(size) as usize;
-        if segment.get(begin..begin + ours.len()) != Some(&ours[..]) {
+        if segment.read(from.segment_offset(size) as usize, ours.len()).await? != ours {
             return Err(ConnectorError::OtherHistory { at: committed });
         }
         Ok(())
@@ -202,17 +229,19 @@ impl Archive {
             Some(code) if code < EXIT_CODE_FATAL => return Ok(Fetched::Missing(printed)),
             _ => return Err(failed(format!("the command ended with {}: {printed}", output.status))),
         }
-        let segment = match tokio::fs::read(&path).await {
-            Ok(segment) => Bytes::from(segment),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+        let opened = match File::open(&path).await {
+            Ok(file) => file.metadata().await.map(|facts| (file, facts.len())),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
                 return Ok(Fetched::Missing("the command succeeded, and put no file there".to_owned()));
             }
-            Err(error) => return Err(failed(format!("it cannot be read: {error}"))),
+            Err(error) => Err(error),
         };
-        if segment.len() as u64 != size.bytes() {
-            return Err(failed(format!("it has {} bytes where a segment has {}", segment.len(), size.bytes())));
+        let (opened, length) = opened.map_err(|error| failed(format!("it cannot be opened: {error}")))?;
+        if length != size.bytes() {
+            return Err(failed(format!("it has {length} bytes where a segment has {}", size.bytes())));
         }
-        let header = WalPageHeader::read_long(&segment[..LONG_HEADER_LEN]);
+        let mut segment = Segment { file: opened, name: file.clone(), _folder: folder };
+        let header = WalPageHeader::read_long(&segment.read(0, LONG_HEADER_LEN).await?);
         let header = header.ok_or_else(|| failed("it does not begin with a header of a WAL file".to_owned()))?;
         let start = lsn.segment_start(size);
         if header.address != start || header.tli != tli {
