@@ -45,15 +45,19 @@ struct Report {
 
 fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
     let root = up::data_dir(args.data_dir.as_ref())?;
-    let _lock = DataLock::take(&root)?;
-    let Some(marks) = safekeepers::recorded(&root)? else {
+    let nothing_there = || {
         let message = format!("{} has no safekeepers yet", root.display());
-        return Err(Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
+        Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
             "begin with: ardent up --data-dir {} --safekeepers {}",
             root.display(),
             args.count
-        )));
+        ))
     };
+    if !root.is_dir() {
+        return Err(nothing_there());
+    }
+    let _lock = DataLock::take(&root)?;
+    let marks = safekeepers::recorded(&root)?.ok_or_else(nothing_there)?;
     let (before, after) = (marks.len(), usize::from(args.count));
     let folder = |index: usize| safekeepers::folder(&root, index);
     let there: Vec<usize> =
