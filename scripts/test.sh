@@ -50,16 +50,31 @@ every_crate_has_an_area() {
     return $result
 }
 
+# One program's tests, one after the other: others run beside it. What it printed is shown at its end.
+run_program() { # crate, folder, program
+    local printed result=0
+    printed=$(mktemp)
+    (cd "$2" && CARGO_MANIFEST_DIR=$2 RUST_TEST_THREADS=1 "$3" --quiet </dev/null) >"$printed" 2>&1 || result=1
+    {
+        flock 9
+        echo "-- $1: $(basename "$3" | sed 's/-[0-9a-f]*$//')"
+        cat "$printed"
+        [ $result -eq 0 ] || echo "FAILED: $1 $3"
+    } 9<"$programs"
+    rm "$printed"
+    return $result
+}
+export -f run_program
+export programs
+
+# As many programs at once as there are processors: most have fewer tests than that.
 tests() { # area
-    local folder program result=0
+    local folder program
     for crate in ${crates[$1]}; do
         while read -r folder program; do
-            [ "$folder" = "$PWD/$crate" ] || continue
-            echo "-- $crate: $(basename "$program" | sed 's/-[0-9a-f]*$//')"
-            (cd "$folder" && CARGO_MANIFEST_DIR=$folder "$program" --quiet </dev/null) || { echo "FAILED: $crate $program" >&2; result=1; }
+            [ "$folder" != "$PWD/$crate" ] || printf '%s\0%s\0%s\0' "$crate" "$folder" "$program"
         done <"$programs"
-    done
-    return $result
+    done | xargs -0 -r -n 3 -P "$(nproc)" bash -c 'run_program "$@"' run_program
 }
 
 area build build

@@ -159,7 +159,7 @@ fn acknowledged_commits_and_money_survive_faults_and_there_is_progress_with_a_qu
     let mut chaos = Chaos { apart, network, slow: None };
     let (ledger, bank) = (Ledger::start(&branch), Bank::start(&branch));
 
-    let end = Instant::now() + Duration::from_secs(long.unwrap_or(5));
+    let end = Instant::now() + Duration::from_secs(long.unwrap_or(3));
     let mut pauses: BTreeMap<String, Vec<Duration>> = BTreeMap::new();
     while Instant::now() < end {
         let fault = Fault::any(&mut random, chaos.network.is_some());
