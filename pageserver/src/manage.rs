@@ -1,13 +1,13 @@
 //! Management: branches, facts, leases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
 use ardent_api::token::Rights;
-use ardent_storage::{Glance, Timeline, TimelineError};
+use ardent_storage::{CutError, CutRoot, Glance, Timeline, TimelineError};
 use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
 
 use crate::connection::{Bound, Connection, Failure};
@@ -15,7 +15,7 @@ use crate::description;
 use crate::import::{CONSISTENT_FROM, check_consistent, consistent_from, consistent_from_of};
 use crate::kept_state;
 use crate::limits;
-use crate::pages::{commit_failure, decode_size, timeline_failure};
+use crate::pages::{chain, code_of, commit_failure, decode_size, read_failure, timeline_failure};
 use crate::retention;
 
 impl Connection<'_> {
@@ -32,6 +32,14 @@ impl Connection<'_> {
             ManageRequest::CreateBranch { timeline, ancestor, at, description } => {
                 let metadata = description.map(description::entry).transpose()?;
                 self.create_branch(bound, timeline, ancestor, at, metadata.into_iter().collect())
+            }
+            ManageRequest::CutRoot { timeline, source, at, description } => {
+                let metadata = description.map(description::entry).transpose()?;
+                let metadata = metadata.into_iter().collect();
+                self.cut_root(
+                    bound,
+                    CutRoot { tenant: bound.tenant, timeline, source, at, without: BTreeSet::new(), metadata },
+                )
             }
             ManageRequest::Describe { timeline, description } => {
                 let timeline = self.timeline(bound, timeline, Rights::Manage)?;
@@ -129,6 +137,20 @@ impl Connection<'_> {
         self.wait_for_branch_point(&parent, at)?;
         let point = self.shared.engine.create_branch_with(bound.tenant, timeline, ancestor, at, metadata);
         let point = point.map_err(|error| timeline_failure(&error))?;
+        Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
+    }
+
+    fn cut_root(&mut self, bound: &Bound, mut cut: CutRoot) -> Result<ManageReply, Failure> {
+        bound.allow(cut.timeline, Rights::Manage)?;
+        let source = self.timeline(bound, cut.source, Rights::Manage)?;
+        self.wait_for_branch_point(&source, Some(cut.at))?;
+        // What no catalog names nobody meant to keep: a superuser could have a catalog name it. It is looked for first because reading
+        // catalogs waits for ancestors that have to catch up after a restart, which the copy does not.
+        let (_, point) = source.branch_point(Some(cut.at)).map_err(|error| timeline_failure(&error))?;
+        cut.without = self.unnamed_files_at(&source, point.lsn)?.into_iter().map(|file| file.rel).collect();
+        let (made, left_out) = (cut.timeline, cut.without.len());
+        let point = self.shared.engine.cut_root(cut).map_err(|error| cut_failure(&error))?;
+        tracing::info!(timeline = %made, source = %source.id(), at = %point.lsn, left_out, "a root was cut from a timeline's history");
         Ok(ManageReply::Branch { lsn: point.lsn, prev_lsn: point.prev_lsn })
     }
 
@@ -251,5 +273,13 @@ impl Connection<'_> {
         };
         let (_, point) = timeline.branch_point(Some(lsn)).map_err(|error| timeline_failure(&error))?;
         Ok(point.lsn)
+    }
+}
+
+fn cut_failure(error: &CutError) -> Failure {
+    match error {
+        CutError::Timeline(error) => timeline_failure(error),
+        CutError::Read(error) => read_failure(error),
+        other => Failure::new(code_of(other.kind(), ErrorCode::Unreadable), chain(other)),
     }
 }

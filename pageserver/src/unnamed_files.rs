@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ardent_api::page_service::{ErrorCode, UnnamedFiles, UnnamedRelation};
 use ardent_pg_ingest::{Unnamed, UnnamedError, UnnamedFile, unnamed_files};
 use ardent_storage::Timeline;
-use ardent_types::BLCKSZ;
+use ardent_types::{BLCKSZ, Lsn};
 
 use crate::connection::{Connection, Failure};
 use crate::import::check_consistent;
@@ -16,13 +16,7 @@ use crate::state::TimelineAt;
 impl Connection<'_> {
     pub(crate) fn find_unnamed_files(&self, timeline: &Arc<Timeline>) -> Result<UnnamedFiles, Failure> {
         let lsn = timeline.last_record().end;
-        check_consistent(timeline, lsn)?;
-        let found = self.read(timeline, |timeline| {
-            unnamed_files(&TimelineAt { timeline, lsn }).map_err(|error| match error {
-                UnnamedError::State(error) => ReadFailure::from(error),
-                damaged => Failure::new(ErrorCode::Unreadable, chain(&damaged)).into(),
-            })
-        })?;
+        let found = self.unnamed_files_at(timeline, lsn)?;
         let bytes =
             |file: &UnnamedFile| file.forks.iter().map(|(_, blocks)| u64::from(*blocks) * BLCKSZ as u64).sum::<u64>();
         let relation = |file: &UnnamedFile| UnnamedRelation {
@@ -37,6 +31,17 @@ impl Connection<'_> {
             found: found.len() as u64,
             bytes: found.iter().map(bytes).sum(),
             relations: found.iter().take(limits::UNNAMED_RELATIONS_MAX).map(relation).collect(),
+        })
+    }
+
+    /// All of them.
+    pub(crate) fn unnamed_files_at(&self, timeline: &Arc<Timeline>, lsn: Lsn) -> Result<Vec<UnnamedFile>, Failure> {
+        check_consistent(timeline, lsn)?;
+        self.read(timeline, |timeline| {
+            unnamed_files(&TimelineAt { timeline, lsn }).map_err(|error| match error {
+                UnnamedError::State(error) => ReadFailure::from(error),
+                damaged => Failure::new(ErrorCode::Unreadable, chain(&damaged)).into(),
+            })
         })
     }
 }

@@ -24,7 +24,7 @@ use crate::stats::EngineStats;
 use crate::timeline::Timeline;
 
 /// A place for one timeline in the table: its lock is held while the timeline is loaded, made, unloaded or deleted.
-type Slot = Arc<Mutex<Option<Arc<Timeline>>>>;
+pub(crate) type Slot = Arc<Mutex<Option<Arc<Timeline>>>>;
 
 /// What became of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl Engine {
         Ok(limit.max(newest.retained_from))
     }
 
-    fn first_manifest(
+    pub(crate) fn first_manifest(
         &self,
         names: TimelineNames,
         facts: TimelineFacts,
@@ -242,7 +242,11 @@ impl Engine {
         }
     }
 
-    fn create(&self, place: &mut Option<Arc<Timeline>>, manifest: Manifest) -> Result<Arc<Timeline>, TimelineError> {
+    pub(crate) fn create(
+        &self,
+        place: &mut Option<Arc<Timeline>>,
+        manifest: Manifest,
+    ) -> Result<Arc<Timeline>, TimelineError> {
         let names = TimelineNames { tenant: manifest.tenant, timeline: manifest.timeline };
         let Some(log) = ManifestLog::create(&self.shared, names, manifest)? else {
             return Err(TimelineError::Conflict { timeline: names.timeline, what: "page server making it" });
@@ -337,7 +341,7 @@ impl Engine {
         Ok(())
     }
 
-    fn slot(&self, names: TimelineNames) -> Slot {
+    pub(crate) fn slot(&self, names: TimelineNames) -> Slot {
         self.slots.lock().entry(names).or_default().clone()
     }
 
@@ -350,7 +354,7 @@ impl Engine {
         }
     }
 
-    fn load_into(
+    pub(crate) fn load_into(
         &self,
         place: &mut Option<Arc<Timeline>>,
         names: TimelineNames,

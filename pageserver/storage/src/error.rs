@@ -2,7 +2,7 @@
 
 use ardent_object_store::StoreError;
 use ardent_pg_redo::ReconstructError;
-use ardent_types::{Generation, Key, Lsn, TenantId, Term, TimelineId};
+use ardent_types::{Generation, Key, Lsn, RelTag, TenantId, Term, TimelineId};
 
 use crate::layer::{LayerCorrupt, LayerError};
 
@@ -274,6 +274,48 @@ impl PutError {
             PutError::Stalled { source, .. } => source.kind(),
             PutError::Commit(error) => error.kind(),
         }
+    }
+}
+
+/// A timeline could not be cut from its history.
+#[derive(Debug, thiserror::Error)]
+pub enum CutError {
+    /// The new root, or its source.
+    #[error(transparent)]
+    Timeline(#[from] TimelineError),
+    /// Something that exists there cannot be read.
+    #[error("what the new root is to be made of cannot be read")]
+    Read(#[from] ReadError),
+    /// A size is not what is stored as one.
+    #[error("the size of {rel} at {lsn} is stored in {length} bytes instead of 4")]
+    Size {
+        /// Whose.
+        rel: RelTag,
+        /// Where.
+        lsn: Lsn,
+        /// Bytes of it.
+        length: usize,
+    },
+    /// The copy could not be stored.
+    #[error(transparent)]
+    Put(#[from] PutError),
+}
+
+impl CutError {
+    /// What to do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            CutError::Timeline(error) => error.kind(),
+            CutError::Read(error) => error.kind(),
+            CutError::Size { .. } => ErrorKind::Corrupt,
+            CutError::Put(error) => error.kind(),
+        }
+    }
+}
+
+impl From<CommitError> for CutError {
+    fn from(error: CommitError) -> Self {
+        CutError::Put(error.into())
     }
 }
 

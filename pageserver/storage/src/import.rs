@@ -26,7 +26,6 @@ use crate::manifest::Manifest;
 use crate::mem_layer::MemLayer;
 use crate::merge::Merge;
 use crate::object_names::TimelineNames;
-use crate::position::RecordPosition;
 use crate::shared::Shared;
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::timeline::Timeline;
@@ -142,7 +141,7 @@ impl Timeline {
             tracing::warn!(%error, "the runs of a finished import stay until the next start");
         }
         *slot = None;
-        self.progress.advance(RecordPosition { end: self.facts.start_lsn, start: Lsn::INVALID });
+        self.progress.advance(self.durable_record());
         Ok(())
     }
 

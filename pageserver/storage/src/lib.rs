@@ -33,6 +33,8 @@
 //!   `clock_cache.rs`, `merge.rs`).
 //! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
 //!   at a limit (`debt.rs`, `put.rs`); unless compaction fails, which is told.
+//! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
+//!   no read of it or of its branches finds any (`cut.rs`, `tests/cut.rs`).
 //!
 //! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
 //! images), time (the caller turns a retention time into an LSN), or the network. Formats: `docs/formats/layers.md`,
@@ -45,6 +47,7 @@ mod branch;
 mod clock_cache;
 mod compact;
 mod config;
+mod cut;
 mod debt;
 mod delta_writer;
 mod engine;
@@ -84,9 +87,11 @@ extern crate self as ardent_storage;
 mod model_test;
 
 pub use config::{EngineConfig, PostgresRedo, Redo};
+pub use cut::CutRoot;
 pub use engine::{Change, Engine};
 pub use error::{
-    CommitError, CorruptFile, ErrorKind, KeptStateError, OpenError, PutError, ReadError, TimelineError, WaitError,
+    CommitError, CorruptFile, CutError, ErrorKind, KeptStateError, OpenError, PutError, ReadError, TimelineError,
+    WaitError,
 };
 pub use glance::Glance;
 pub use inspect::{

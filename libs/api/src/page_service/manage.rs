@@ -57,6 +57,19 @@ pub enum ManageRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         description: Option<serde_json::Value>,
     },
+    /// Makes a root timeline that holds what another holds at an LSN, and nothing else: no history, no ancestor, nothing that was
+    /// dropped or overwritten. Takes as long as reading all of it does. Idempotent. Answered with [`ManageReply::Branch`].
+    CutRoot {
+        /// Id of the new timeline.
+        timeline: TimelineId,
+        /// What it is made of.
+        source: TimelineId,
+        /// Of what it holds where: the last record of the source itself that ends at or below this.
+        at: Lsn,
+        /// As in [`ManageRequest::Describe`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        description: Option<serde_json::Value>,
+    },
     /// Keeps with the timeline what it is to whoever manages it, in place of what was kept before. It is never looked into.
     Describe {
         /// Which.
