@@ -7,6 +7,7 @@ mod history;
 mod inspect;
 mod log;
 mod logical;
+mod mask;
 mod mcp;
 mod reconfigure;
 mod recover;
@@ -30,6 +31,7 @@ pub use inspect::{
     UnnamedFilesArgs, VerifyRedoArgs, WalInspectArgs,
 };
 pub use log::{BranchBlameArgs, BranchLogArgs};
+pub use mask::{MaskCheckArgs, MaskCommand, MaskCreateArgs, MaskDeleteArgs};
 pub use mcp::{McpArgs, McpClient, McpCommand, McpInstallArgs};
 pub use reconfigure::{ReconfigureCommand, ReconfigureSafekeepersArgs};
 pub use recover::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
@@ -103,6 +105,9 @@ pub enum Command {
     /// Branches
     #[command(subcommand)]
     Branch(BranchCommand),
+    /// Data that is masked by rules, for branches that can be handed out
+    #[command(subcommand)]
+    Mask(MaskCommand),
     /// Open psql on a branch
     Psql(PsqlArgs),
     /// Give the same to coding agents and other programs, as tools of the Model Context Protocol

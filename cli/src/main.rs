@@ -69,6 +69,7 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Doctor(args) => commands::doctor::run(output, url, args),
         Command::Connector(command) => commands::connector::run(output, &Api::new(url)?, command),
         Command::Branch(command) => commands::branch::run(output, &Api::new(url)?, command),
+        Command::Mask(command) => commands::mask::run(output, &Api::new(url)?, command),
         Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
         Command::Inspect(command) => commands::inspect::run(output, url, command),
         Command::Recover(command) => commands::recover::run(output, command),

@@ -127,7 +127,16 @@ impl Control {
     }
 
     /// The branch that a new one starts from.
-    fn parent_of(&self, request: &CreateBranchRequest) -> Result<BranchRow, ErrorInfo> {
+    pub(crate) fn parent_of(&self, request: &CreateBranchRequest) -> Result<BranchRow, ErrorInfo> {
+        if let Some(template) = &request.masked {
+            if request.from.is_some() {
+                let message = "a branch is made from another branch or from a masked template, not from both";
+                return Err(
+                    ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint("leave --from or --masked out")
+                );
+            }
+            return self.template_to_branch(template);
+        }
         if let Some(from) = &request.from {
             let parent = self.find_branch(from)?;
             return match parent.state {
@@ -221,7 +230,8 @@ impl Control {
             )
             .with_hint("take another name"));
         }
-        if request.from.is_some() && existing.parent != Some(parent.id) {
+        // Least of all may one pass for masked that is not.
+        if (request.from.is_some() || request.masked.is_some()) && existing.parent != Some(parent.id) {
             return Err(ErrorInfo::new(
                 ApiErrorCode::AlreadyExists,
                 format!("branch {name} exists already, and was not made from {}", parent.name),
@@ -312,7 +322,7 @@ impl Control {
     }
 
     /// Takes back a branch that could not be made.
-    async fn undo(&self, branch: &BranchRow) {
+    pub(crate) async fn undo(&self, branch: &BranchRow) {
         let undone = async {
             // A branch that was never ready has no children.
             let _ = self.context.store.begin_delete_branch(branch.id)?;
@@ -400,6 +410,7 @@ impl Control {
             connector: row.connector.clone(),
             is_root: row.is_root(),
             parent,
+            masked: self.masked_by(row)?,
             branch_lsn: row.branch_lsn,
             tenant_id: row.tenant,
             timeline_id: row.timeline,

@@ -27,7 +27,7 @@ use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
 use crate::logical::progress_to;
 use crate::pgurl::PgUrl;
 use crate::service::Control;
-use crate::store::{BranchRow, ConnectorRow, iso8601, now_us};
+use crate::store::{BranchRow, ConnectorRow, iso8601, now_us, template_name_of};
 
 /// Pauses between attempts to follow a source after an error that waiting alone does not mend: doubled from the first to the last.
 const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -550,7 +550,7 @@ impl Control {
                     ApiErrorCode::Conflict,
                     format!("connector {name} has branches: {}", branches.join(", ")),
                 )
-                .with_hint(format!("delete them first: ardent branch delete {}", branches.join(" "))));
+                .with_hint(how_to_delete(&branches)));
             }
             let warning = control.finish_delete_connector(&row).await?;
             Ok(DeleteReply { schema_version: SCHEMA_VERSION, name, warning, kept_until: None })
@@ -637,6 +637,16 @@ pub(crate) fn root_row(row: &ConnectorRow, url: &PgUrl) -> BranchRow {
         expires_us: None,
         created_us: now_us(),
     }
+}
+
+/// The commands that delete the branches and masked templates whose rows have these names.
+fn how_to_delete(rows: &[String]) -> String {
+    let templates =
+        rows.iter().filter_map(|row| template_name_of(row)).map(|name| format!("ardent mask delete {name}"));
+    let branches: Vec<&str> = rows.iter().filter(|row| template_name_of(row).is_none()).map(String::as_str).collect();
+    // Branches first: they may be made from templates.
+    let branches = (!branches.is_empty()).then(|| format!("ardent branch delete {}", branches.join(" ")));
+    format!("delete them first: {}", branches.into_iter().chain(templates).collect::<Vec<_>>().join("; "))
 }
 
 pub(crate) fn url_context(tenant: TenantId) -> String {

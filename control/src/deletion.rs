@@ -83,7 +83,7 @@ impl Control {
     }
 
     /// Deletes a branch, and the deleted ones that were made from it, which cannot be without it.
-    async fn delete_for_good(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
+    pub(crate) async fn delete_for_good(&self, branch: &BranchRow) -> Result<(), ErrorInfo> {
         let children = self.context.store.children(branch.id)?;
         if !children.is_empty() {
             return Err(has_children(branch, &children));

@@ -109,6 +109,9 @@ pub trait WalService: Send + Sync {
     fn addrs(&self) -> Vec<ServiceAddr>;
     /// Makes a branch's timeline on a quorum. Gives those that are to be made to have it yet, by [`WalService::create_on`]. Idempotent.
     fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>>;
+    /// Makes a root like the ancestor, which it does not hang on: nothing before its start can be had from it. Otherwise as
+    /// [`WalService::create_branch`].
+    fn create_root(&self, root: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>>;
     /// Makes a timeline, that others have, on one that never had it: one that had it once and lost it must not get it again, as it
     /// would have forgotten what it promised.
     fn create_on<'a>(

@@ -25,6 +25,8 @@
 //!
 //! - CT-7: what a timeline is to users is in its manifest from the first one on, and what changes is told until the page server has
 //!   it (`descriptions.rs`); a lost store is made anew from that (`recovery.rs`).
+//! - CT-8: a masked template is a branch that only `masked.rs` finds; its timeline is a root that holds nothing but masked data, and no
+//!   name reaches anything of it before it is whole.
 //!
 //! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on
 //! no other service's crate: the page server, safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then
@@ -45,6 +47,7 @@ mod history;
 mod http;
 mod lineage;
 mod logical;
+mod masked;
 mod metrics;
 pub mod pgurl;
 mod point;

@@ -98,7 +98,7 @@ impl AtScrape {
             slot_safe_bytes: None,
         };
         for branch in control.context.store.branches()? {
-            counts.branches += i64::from(!branch.is_root() && !branch.hidden);
+            counts.branches += i64::from(!branch.is_root() && !branch.hidden && branch.template_name().is_none());
             let state = match control.pool.state(branch.id) {
                 ComputeState::Starting => "starting",
                 ComputeState::Running => "running",

@@ -201,7 +201,8 @@ fn read(found: &FoundTimeline) -> Result<TimelineRow, String> {
         Some(description) => (description.connector, description.branch, description.past),
         None => (None, None, None),
     };
-    if found.ancestor.is_none() && (connector.is_none() || branch.is_none()) {
+    let is_template = branch.as_ref().is_some_and(BranchDescription::is_template);
+    if found.ancestor.is_none() && !is_template && (connector.is_none() || branch.is_none()) {
         return Err("nothing says which connector it is the root of".to_owned());
     }
     Ok(TimelineRow {
@@ -248,7 +249,7 @@ fn settle_branches(rows: &mut BTreeMap<TimelineId, TimelineRow>) {
         let branch = row.branch.as_ref().expect("it has one");
         // Deleted branches have no name that could be taken.
         let is_taken = ids.contains(&branch.id) || (branch.deleted_us.is_none() && names.contains(&branch.name));
-        if is_taken && row.connector.is_none() {
+        if is_taken && row.ancestor.is_some() {
             row.branch = None;
             continue;
         }
@@ -308,11 +309,15 @@ fn find_parents(rows: &mut BTreeMap<TimelineId, TimelineRow>, roots: &BTreeMap<T
         })
         .collect();
     for row in rows.values_mut() {
-        let (Some(branch), Some((ancestor, _, _))) = (&mut row.branch, row.ancestor) else { continue };
+        let Some(branch) = row.branch.as_mut().filter(|_| row.connector.is_none()) else { continue };
         if branch.parent.is_some_and(|parent| ids.contains(&parent)) {
             continue;
         }
-        let owner = owners.get(&ancestor).copied().filter(|owner| ids.contains(owner) && *owner != branch.id);
+        // A template hangs on nothing.
+        let owner = row
+            .ancestor
+            .and_then(|(ancestor, _, _)| owners.get(&ancestor).copied())
+            .filter(|owner| ids.contains(owner) && *owner != branch.id);
         branch.parent = owner.or_else(|| roots.get(&row.tenant).map(|root| root.id));
     }
 }

@@ -152,6 +152,13 @@ pub struct SafekeepersAt {
     token: String,
 }
 
+/// Whether a timeline hangs on the one that it is made like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Hangs,
+    Root,
+}
+
 /// What each safekeeper said.
 type Answers<T> = Vec<(ServiceAddr, Result<T, StorageError>)>;
 
@@ -204,19 +211,44 @@ impl SafekeepersAt {
         }
     }
 
-    /// Makes a branch where its ancestor is: system identifier, segment size and major are the ancestor's.
-    async fn create_beside(&self, addr: &ServiceAddr, branch: WalBranch) -> Result<TimelineSpec, ClientError> {
+    /// Makes a branch, or a root, where its ancestor is: system identifier, segment size and major are the ancestor's.
+    async fn create_beside(
+        &self,
+        addr: &ServiceAddr,
+        branch: WalBranch,
+        origin: Origin,
+    ) -> Result<TimelineSpec, ClientError> {
         let mut client = self.connect(addr, branch.tenant).await?;
         let ancestor = client.status(branch.ancestor).await?.spec;
         let spec = TimelineSpec {
             timeline: branch.timeline,
             start_lsn: branch.start_lsn,
             prev_lsn: branch.prev_lsn,
-            ancestor: Some(Ancestor { timeline: branch.ancestor, lsn: branch.start_lsn }),
+            ancestor: match origin {
+                Origin::Hangs => Some(Ancestor { timeline: branch.ancestor, lsn: branch.start_lsn }),
+                Origin::Root => None,
+            },
             ..ancestor
         };
         client.create_timeline(spec).await?;
         Ok(spec)
+    }
+
+    async fn create(&self, branch: WalBranch, origin: Origin) -> Result<Vec<ServiceAddr>, StorageError> {
+        let made = self.ask_all(|addr| self.create_beside(addr, branch, origin).boxed()).await;
+        let spec = made.iter().find_map(|(_, said)| said.as_ref().ok()).copied();
+        let mut answers = Vec::with_capacity(made.len());
+        for (addr, said) in made {
+            let said = match (said, spec) {
+                // It was away when the ancestor was made, and has not been told of that yet.
+                (Err(error), Some(spec)) if error.kind == StorageErrorKind::NotFound => {
+                    self.ask(&addr, self.create_as(&addr, spec)).await
+                }
+                (said, _) => said.map(|_| ()),
+            };
+            answers.push((addr, said));
+        }
+        self.away(answers)
     }
 
     async fn create_as(&self, addr: &ServiceAddr, spec: TimelineSpec) -> Result<(), ClientError> {
@@ -253,23 +285,11 @@ impl WalService for SafekeepersAt {
     }
 
     fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
-        async move {
-            let made = self.ask_all(|addr| self.create_beside(addr, branch).boxed()).await;
-            let spec = made.iter().find_map(|(_, said)| said.as_ref().ok()).copied();
-            let mut answers = Vec::with_capacity(made.len());
-            for (addr, said) in made {
-                let said = match (said, spec) {
-                    // It was away when the ancestor was made, and has not been told of that yet.
-                    (Err(error), Some(spec)) if error.kind == StorageErrorKind::NotFound => {
-                        self.ask(&addr, self.create_as(&addr, spec)).await
-                    }
-                    (said, _) => said.map(|_| ()),
-                };
-                answers.push((addr, said));
-            }
-            self.away(answers)
-        }
-        .boxed()
+        self.create(branch, Origin::Hangs).boxed()
+    }
+
+    fn create_root(&self, root: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
+        self.create(root, Origin::Root).boxed()
     }
 
     fn create_on<'a>(

@@ -22,6 +22,8 @@ pub enum BranchCommand {
   ardent branch create feature-x
   ardent branch create feature-x --from staging --ttl 2h
   ardent branch create before-it-happened --at '2026-01-31T12:00:00Z'
+  ardent branch create for-the-agent --masked
+  ardent branch create feature-x --masked nightly --ttl 8h
   ardent branch create feature-x --reindex-collations
   ardent branch create for-the-agent --ttl 4h --max-rows-changed 10000 --statement-timeout 30s --expires 4h
   DATABASE_URL=$(ardent branch create feature-x --print-url)")]
@@ -176,6 +178,9 @@ pub struct BranchCreateArgs {
     /// The branch to start from [default: the only connector's root]
     #[arg(long, value_name = "BRANCH")]
     pub from: Option<String>,
+    /// Start from a masked template: nothing that was there before it was masked can be read [default: the only one]
+    #[arg(long, value_name = "TEMPLATE", num_args = 0..=1, default_missing_value = "", conflicts_with = "from")]
+    pub masked: Option<String>,
     /// latest, an LSN, or a time such as 2026-01-31T12:00:00Z [default: now, with all that is committed]
     #[arg(long, value_name = "POINT")]
     pub at: Option<String>,

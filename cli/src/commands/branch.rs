@@ -1,6 +1,6 @@
 //! `ardent branch ...`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use serde_json::json;
@@ -55,6 +55,7 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
     let request = CreateBranchRequest {
         name: name.as_str().to_owned(),
         from: args.from.clone(),
+        masked: args.masked.clone(),
         at: args.at.clone(),
         // "never" is what absence means.
         ttl_s: args.ttl.filter(|seconds| *seconds > 0),
@@ -126,6 +127,9 @@ pub fn branch_text(branch: &BranchInfo) -> String {
         (Some(parent), Some(lsn)) => lines.push(("from", format!("{parent} at {lsn}"))),
         (Some(parent), None) => lines.push(("from", parent.clone())),
         (None, _) => lines.push(("follows", format!("connector {} (read-only; branch from it)", branch.connector))),
+    }
+    if let Some(template) = &branch.masked {
+        lines.push(("masked", format!("by template {template}: ardent mask report {template}")));
     }
     lines.push(("compute", branch.compute.as_str().to_owned()));
     if let Some(problem) = &branch.compute_problem {
@@ -204,23 +208,28 @@ fn tree(branches: &[BranchInfo]) -> String {
     for branch in branches {
         children.entry(branch.parent.as_deref()).or_default().push(branch);
     }
+    // Masked templates are no branches, but what their branches stand below.
+    let names: BTreeSet<&str> = branches.iter().map(|branch| branch.name.as_str()).collect();
+    let templates = children.keys().flatten().filter(|name| !names.contains(*name)).map(|name| (*name, None));
+    let with_state = |branch: &BranchInfo| format!("{} ({})", branch.name, branch.compute.as_str());
+    let roots = children.get(&None).into_iter().flatten().map(|branch| (branch.name.as_str(), Some(*branch)));
     let mut out = String::new();
     // Depth first with a stack of our own: a chain of branches can be longer than a thread's stack likes.
-    let mut stack: Vec<(&BranchInfo, String, &str)> = Vec::new();
-    for root in children.get(&None).into_iter().flatten().rev() {
-        stack.push((root, String::new(), ""));
-    }
-    while let Some((branch, indent, mark)) = stack.pop() {
-        out.push_str(&format!("{indent}{mark}{} ({})\n", branch.name, branch.compute.as_str()));
+    let mut stack: Vec<(&str, Option<&BranchInfo>, String, &str)> =
+        roots.chain(templates).map(|(name, branch)| (name, branch, String::new(), "")).collect();
+    stack.reverse();
+    while let Some((name, branch, indent, mark)) = stack.pop() {
+        let text = branch.map_or_else(|| name.to_owned(), with_state);
+        out.push_str(&format!("{indent}{mark}{text}\n"));
         let below = match mark {
             "" => indent,
             "└── " => format!("{indent}    "),
             _ => format!("{indent}│   "),
         };
-        let made = children.get(&Some(branch.name.as_str())).map(Vec::as_slice).unwrap_or_default();
+        let made = children.get(&Some(name)).map(Vec::as_slice).unwrap_or_default();
         for (position, child) in made.iter().enumerate().rev() {
             let mark = if position + 1 == made.len() { "└── " } else { "├── " };
-            stack.push((child, below.clone(), mark));
+            stack.push((&child.name, Some(child), below.clone(), mark));
         }
     }
     out
@@ -392,6 +401,7 @@ mod tests {
             connector: "shop".into(),
             is_root: parent.is_none(),
             parent: parent.map(str::to_owned),
+            masked: None,
             branch_lsn: None,
             tenant_id: TenantId::NONE,
             timeline_id: TimelineId::NONE,
@@ -420,6 +430,8 @@ mod tests {
             branch("b", Some("a")),
             branch("c", Some("shop")),
             branch("d", Some("b")),
+            branch("e", Some("masked.a")),
+            branch("f", Some("e")),
             branch("shop", None),
         ];
         let expect = "shop (suspended)
@@ -427,6 +439,9 @@ mod tests {
 │   └── b (suspended)
 │       └── d (suspended)
 └── c (suspended)
+masked.a
+└── e (suspended)
+    └── f (suspended)
 ";
         assert_eq!(tree(&branches), expect);
     }

@@ -10,6 +10,7 @@ pub mod history;
 pub mod inspect;
 pub mod log;
 pub mod man;
+pub mod mask;
 mod pager;
 pub mod psql;
 pub mod rebase;

@@ -26,6 +26,7 @@ use ardent_api::control::{
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
 use ardent_diff::{DiffReport, Found, write_end, write_error, write_lines};
+use ardent_masking::{CheckMaskingRequest, CreateMaskedRequest, MaskEvent, MaskedInfo, MaskedList, MaskingCheck};
 use ardent_statement_log::{BlameReply, BlameRequest, LogRequest};
 
 use super::reply::{Body, LongLines, LongReply};
@@ -66,6 +67,9 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/blame", post(blame))
         .route("/v1/branches/{name}/rebase", post(rebase))
         .route("/v1/connectors/{name}/apply", post(apply))
+        .route("/v1/masked", get(list_masked).post(create_masked))
+        .route("/v1/masked/check", post(check_masking))
+        .route("/v1/masked/{name}", get(show_masked).delete(delete_masked))
         .route("/v1/branches/{name}/reset", post(reset))
         .route("/v1/branches/{name}/restore", post(restore))
         .route("/v1/branches/{name}/history", get(history))
@@ -426,14 +430,39 @@ async fn rebase(
     Ok(Reply(control.rebase_branch(&name, request).await?))
 }
 
+async fn list_masked(State(control): Shared) -> Result<MaskedList> {
+    Ok(Reply(MaskedList { schema_version: SCHEMA_VERSION, templates: control.list_masked()? }))
+}
+
+async fn show_masked(State(control): Shared, Path(name): Path<String>) -> Result<MaskedInfo> {
+    Ok(Reply(control.show_masked(&name)?))
+}
+
+async fn check_masking(State(control): Shared, Body(request): Body<CheckMaskingRequest>) -> Result<MaskingCheck> {
+    Ok(Reply(control.check_masking(request).await?))
+}
+
+async fn create_masked(
+    State(control): Shared,
+    Body(request): Body<CreateMaskedRequest>,
+) -> std::result::Result<LongLines<MaskEvent>, Failure> {
+    let (events, receiver) = tokio::sync::mpsc::channel(EVENTS_WAITING_MAX);
+    control.create_masked(request, events)?;
+    Ok(LongLines(receiver))
+}
+
+async fn delete_masked(State(control): Shared, Path(name): Path<String>) -> Result<DeleteReply> {
+    Ok(Reply(control.delete_masked(&name).await?))
+}
+
 #[derive(Deserialize)]
 struct ApplyQuery {
     /// An [`ApplyRequest`] as JSON: the body is the change set.
     request: String,
 }
 
-/// Lines of an apply that may wait for the network.
-const APPLY_EVENTS_WAITING_MAX: usize = 64;
+/// Lines of an apply or a masking that may wait for the network.
+const EVENTS_WAITING_MAX: usize = 64;
 
 async fn apply(
     State(control): Shared,
@@ -447,7 +476,7 @@ async fn apply(
     // Known before a long change set is sent and kept.
     control.show_connector(&name).await?;
     let content = if wanted.branch.is_some() { None } else { Some(receive(&control, request).await?) };
-    let (events, receiver) = tokio::sync::mpsc::channel(APPLY_EVENTS_WAITING_MAX);
+    let (events, receiver) = tokio::sync::mpsc::channel(EVENTS_WAITING_MAX);
     control.apply_to_production(&name, wanted, content, events)?;
     Ok(LongLines(receiver))
 }

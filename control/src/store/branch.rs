@@ -78,9 +78,9 @@ impl BranchRow {
         self.parent.is_none()
     }
 
-    /// Whether users see it: neither the server's own nor deleted.
+    /// Whether users see it as a branch: neither the server's own, nor deleted, nor a masked template.
     pub fn is_listed(&self) -> bool {
-        !self.hidden && self.deleted.is_none()
+        !self.hidden && self.deleted.is_none() && self.template_name().is_none()
     }
 
     /// The name that users know it by.

@@ -294,6 +294,11 @@ fn describe(connection: &Connection, timeline: TimelineId, half: Half) -> rusqli
 }
 
 impl BranchDescription {
+    /// Whether it is a masked template.
+    pub fn is_template(&self) -> bool {
+        super::masked::template_name_of(&self.name).is_some()
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let deleted_name: Option<String> = row.get("deleted_name")?;
         let (base, base_lsn) = (parsed_option(row, "base_timeline_id")?, parsed_option(row, "base_lsn")?);

@@ -8,6 +8,7 @@ mod compute;
 mod connector;
 mod deleted;
 mod description;
+mod masked;
 mod restore;
 mod role;
 mod schema;
@@ -33,6 +34,7 @@ pub use description::{
     BranchDescription, ConnectorDescription, CredentialDescription, DESCRIPTION_FORMAT, Description, PastDescription,
     Untold,
 };
+pub use masked::{MaskedRow, template_name_of};
 pub use restore::TimelineRow;
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;

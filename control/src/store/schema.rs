@@ -179,6 +179,13 @@ const MIGRATIONS: &[&str] = &[
         INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
         ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
     END;",
+    // 7 -> 8: how masked templates were made.
+    "CREATE TABLE masked_templates (
+        branch_id TEXT PRIMARY KEY REFERENCES branches(id) ON DELETE CASCADE,
+        rules TEXT NOT NULL,
+        source_lsn TEXT,
+        report TEXT
+    ) STRICT;",
 ];
 
 /// Version of the schema that this program writes.

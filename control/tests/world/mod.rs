@@ -304,6 +304,10 @@ impl WalService for Fakes {
         Box::pin(async move { answer })
     }
 
+    fn create_root(&self, root: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
+        self.create_branch(root)
+    }
+
     fn create_on<'a>(
         &'a self,
         safekeeper: &'a ServiceAddr,

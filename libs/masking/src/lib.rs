@@ -18,6 +18,7 @@
 //! branches. The rules are described for users in `docs/masking.md`. Start reading at [`Rules`], then [`plan()`], then [`Masking`].
 
 mod action;
+mod api;
 mod catalog;
 mod expression;
 mod name;
@@ -27,6 +28,7 @@ mod rules;
 mod run;
 
 pub use action::Action;
+pub use api::{CheckMaskingRequest, CreateMaskedRequest, MaskEvent, MaskedInfo, MaskedList, MaskingCheck};
 pub use catalog::{Column, Database, ForeignKey, Table, read_database};
 pub use name::{TableName, TableNameError};
 pub use plan::{Plan, PlanError, PlannedColumn, PlannedTable, Problem, Source, Unnamed, plan};

@@ -126,8 +126,8 @@ fn nothing_of_what_was_is_left_in_any_file() {
     server.sql("alter database other allow_connections false");
     let planted = found(&server);
     for place in [
-        "mail", "name", "blob", "dropped", "doc", "old", "new", "note", "lo", "setting", "single", "sub",
-        "server", "user", "table", "prepared", "other", "fit",
+        "mail", "name", "blob", "dropped", "doc", "old", "new", "note", "lo", "setting", "single", "sub", "server",
+        "user", "table", "prepared", "other", "fit",
     ] {
         assert!(planted.iter().any(|found| found == place), "the search finds {place}: {planted:?}");
     }

@@ -39,6 +39,9 @@ pub struct CreateBranchRequest {
     /// The branch to start from; absent: the only connector's root.
     #[serde(default)]
     pub from: Option<String>,
+    /// The masked template to start from, in place of a branch; empty: the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masked: Option<String>,
     /// `latest`, an LSN, or an ISO 8601 time; absent: now, including all that the parent had committed when the call came.
     #[serde(default)]
     pub at: Option<String>,
@@ -233,6 +236,9 @@ pub struct BranchInfo {
     pub is_root: bool,
     /// The branch it was made from; null for a root.
     pub parent: Option<String>,
+    /// The masked template that it comes from, itself or by the branches that it was made from.
+    #[serde(default)]
+    pub masked: Option<String>,
     /// Where it leaves its parent; null for a root.
     pub branch_lsn: Option<Lsn>,
     /// Tenant.
