@@ -11,7 +11,7 @@ use ardent_api::control::ApiErrorCode;
 use ardent_control::recovery::{FoundTimeline, RecoveryError, make_database};
 use ardent_control::secrets::Keyring;
 use ardent_control::store::{Store, StoreError};
-use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 use world::{World, until};
 
 const PREV: Lsn = Lsn::new(0xF00);
@@ -252,4 +252,44 @@ async fn a_database_that_is_there_stays_and_an_empty_store_makes_none() {
     make_database(&path, &keyring(&world), found(&world, tenant)).expect("made");
     let opened: Result<Store, StoreError> = Store::open(&path);
     assert!(opened.is_ok() && !path.with_extension("db.recovering").exists());
+}
+
+#[tokio::test]
+async fn a_masked_template_and_its_branches_come_back() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    told(&world).await;
+    let mut found = found(&world, tenant(&world).await);
+    let a = found.iter().find(|one| one.description.as_ref().is_some_and(|text| text["branch"]["name"] == "a"));
+    let a = a.expect("it is described").clone();
+    let like_a = |name: &str, parent: Option<BranchId>, ancestor: Option<TimelineId>| {
+        let mut one = FoundTimeline { timeline: TimelineId::generate(), ..a.clone() };
+        one.ancestor = ancestor.map(|timeline| (timeline, Lsn::new(0x3000), PREV));
+        let id = BranchId::generate();
+        let branch = &mut one.description.as_mut().expect("described")["branch"];
+        (branch["id"], branch["name"], branch["credentials"]) = (json!(id.to_string()), json!(name), json!([]));
+        if let Some(parent) = parent {
+            branch["parent"] = json!(parent.to_string());
+        }
+        (id, one)
+    };
+    let (template, of_template) = like_a("masked.nightly", None, None);
+    let (_, of_child) = like_a("safe", Some(template), Some(of_template.timeline));
+    // Whose parent is gone hangs on the connector's root.
+    let (_, of_orphan) = like_a("masked.orphan", Some(BranchId::generate()), None);
+    found.extend([of_template, of_child, of_orphan]);
+    let path = world.folder.path().join("other.db");
+    let recovered = make_database(&path, &keyring(&world), found).expect("made anew");
+    assert_eq!(recovered.left, []);
+    let store = Store::open(&path).expect("opened");
+    let row = |name: &str| store.branch(name).expect("read").expect(name);
+    let root = row("shop").id;
+    assert_eq!(
+        (row("masked.nightly").id, row("masked.nightly").parent, row("masked.nightly").ancestor),
+        (template, Some(root), None)
+    );
+    assert_eq!(row("masked.orphan").parent, Some(root));
+    assert_eq!((row("safe").parent, row("safe").branch_lsn), (Some(template), Some(Lsn::new(0x3000))));
+    assert!(!row("masked.nightly").is_listed() && row("masked.nightly").template_name() == Some("nightly"));
+    assert_eq!(store.masked(template).expect("read"), None, "how it was made is not known any more");
 }
