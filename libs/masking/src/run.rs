@@ -28,7 +28,9 @@ const ANY_DATABASE: &str = "template1";
 const SESSION: &str = "set session_replication_role = replica; set search_path = ''; set statement_timeout = 0;
     set lock_timeout = '1min'; set idle_in_transaction_session_timeout = 0; set default_transaction_read_only = off;
     set timezone = 'UTC'; set datestyle = 'ISO'; set intervalstyle = 'postgres'; set extra_float_digits = 1;
-    set bytea_output = 'hex'; set xmloption = 'content'; set row_security = on; set default_transaction_isolation = 'read committed'";
+    set bytea_output = 'hex'; set xmloption = 'content'; set row_security = on; set default_transaction_isolation = 'read committed';
+    select pg_catalog.set_config(name, '0', false) from pg_catalog.pg_settings
+        where name in ('idle_session_timeout', 'transaction_timeout')";
 
 /// What could still see rows as they were, or write them: workers of autovacuum, transactions, slots.
 const OTHERS: &str = "select count(*) from pg_stat_activity
@@ -210,7 +212,7 @@ impl<'a> Masking<'a> {
         let reload = "select pg_reload_conf(), (select count(pg_terminate_backend(pid)) from pg_stat_activity where backend_type = 'autovacuum worker')";
         client.query(reload, &[]).await.map_err(doing("autovacuum cannot be switched off"))?;
         wait_for_others(&client).await?;
-        let mut report = MaskReport { columns: Vec::new(), ..MaskReport::default() };
+        let mut report = MaskReport::default();
         report.secrets.prepared_transactions = self.roll_back_prepared(&client).await?;
         self.clear_shared(&client, &mut report.secrets).await?;
         let of = plan.tables.iter().filter(|table| table.statement.is_some()).count() as u64;
