@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 
 use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::disk::SmallDisk;
 use crate::house::{Finished, clean_command, free_port, pid_of, program};
 use crate::network::Network;
 use crate::processes::{Process, descendants, wait_until};
-use nix::unistd::Pid;
 
 struct Role {
     child: Child,
