@@ -1,7 +1,9 @@
 //! Production's archived WAL, which a command of the operator's fetches: for what production itself has removed.
 
 use std::io::{ErrorKind, SeekFrom};
+use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -11,21 +13,24 @@ use tokio::process::Command;
 
 use ardent_pg_format::segment::wal_file_name;
 use ardent_pg_format::wal::{LONG_HEADER_LEN, WalPageHeader};
-use ardent_types::{Lsn, PgTli};
+use ardent_pg_wire::{Connection, SystemIdentity, TimelineHistory};
+use ardent_types::{Lsn, PgTli, WalSegmentSize};
 use ardent_wal_client::TimelineSpec;
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
-use crate::follow::Writer;
+use crate::follow::{Progress, STALL_CHECK, Writer};
 use crate::position::drop_slot;
-use crate::source_stream::{compared_from, held};
+use crate::source_stream::{End, compared_from, held};
 
 /// WAL goes to the safekeepers in pieces of this size.
-const PIECE_BYTES: usize = 128 << 10;
+const PIECE_BYTES: u64 = 128 << 10;
 /// From this exit code on the command did not run, or was ended: that says nothing about the file. As for Postgres's `restore_command`.
 const EXIT_CODE_FATAL: i32 = 126;
-/// How much of what the command printed goes into an error, in characters.
-const MESSAGE_LEN_MAX: usize = 500;
+/// How much of what the command printed goes into an error.
+const MESSAGE_BYTES_MAX: u64 = 500;
+/// Longest time for one file.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A shell command that puts a file of an archive where it is told: `%f` is the file's name, `%p` the path to put it at, `%n` the
 /// connector's name and `%%` a percent sign.
@@ -105,9 +110,9 @@ struct Segment {
 
 impl Segment {
     /// So many bytes from `offset` on.
-    async fn read(&mut self, offset: usize, length: usize) -> Result<Bytes, ConnectorError> {
+    async fn read(&mut self, offset: u64, length: usize) -> Result<Bytes, ConnectorError> {
         let read = async {
-            self.file.seek(SeekFrom::Start(offset as u64)).await?;
+            self.file.seek(SeekFrom::Start(offset)).await?;
             let mut bytes = vec![0; length];
             self.file.read_exact(&mut bytes).await.map(|_| Bytes::from(bytes))
         };
@@ -118,66 +123,74 @@ impl Segment {
     }
 }
 
-/// The end of the log was brought to where the archive ends.
+/// Whether the archive has what comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum CaughtUp {
-    /// Up to here.
-    UpTo(Lsn),
-    /// The first file that is needed is not in the archive; what the command printed.
-    Nothing { file: String, message: String },
+pub(crate) enum Next {
+    /// It has it. Production has flushed up to here, and so has nothing to do with what the archive has behind that.
+    There { flushed: Lsn, history: TimelineHistory },
+    /// Not this file; what the command printed.
+    Missing { file: String, message: String },
 }
 
 impl Archive {
-    /// Appends what the archive has from the end of the log on. Before that the connector's slot is made anew, so that production keeps what
-    /// it has from now on; it stays as it is if the archive has nothing.
-    pub(crate) async fn catch_up(&self, config: &ConnectorConfig, writer: &Writer) -> Result<CaughtUp, ConnectorError> {
-        let mut connection = config.replication().await?;
-        let system = connection.identify_system().await?;
-        let history = connection.timeline_history(system.tli).await?;
-        // Production may have no more WAL senders, and is told to stop sometimes.
-        drop(connection);
-        let (spec, size) = (&writer.spec, writer.spec.wal_segment_size);
-        let tli_of = |lsn| history.tli_of_segment(lsn, size);
-        let (begin, committed) = (writer.proposer.next_lsn(), *writer.proposer.committed().borrow());
-        self.compare(config, spec, committed, tli_of).await?;
-        if let Fetched::Missing(message) = self.fetch(spec, tli_of(begin), begin).await? {
-            let file = wal_file_name(tli_of(begin), begin.segment_number(size), size);
-            return Ok(CaughtUp::Nothing { file, message });
-        }
-        let mut connection = config.replication().await?;
+    /// Appends what the archive has from the end of the log on, and says how far it is. Before that the connector's slot is made anew, so
+    /// that production keeps what it has from now on; it stays as it is if the archive has nothing.
+    pub(crate) async fn catch_up(
+        &self,
+        config: &ConnectorConfig,
+        writer: &Writer,
+        mut received: impl FnMut(Lsn),
+    ) -> Result<(), ConnectorError> {
+        let end = End { committed: *writer.proposer.committed().borrow(), next: writer.proposer.next_lsn() };
+        let (flushed, history) = match self.next(config, &writer.spec, end).await? {
+            Next::There { flushed, history } => (flushed, history),
+            Next::Missing { file, message } => return Err(ConnectorError::NotArchived { file, message }),
+        };
+        let (mut connection, _) = production(config, &writer.spec).await?;
         drop_slot(&mut connection, &config.slot_name()).await?;
         connection.create_physical_slot(&config.slot_name()).await?;
+        // It may have no more WAL senders, and is told to stop sometimes.
         drop(connection);
-        self.append_all(writer, tli_of).await
-    }
-
-    /// Whether it has the segment of `next`, on the timeline that production's history says.
-    pub(crate) async fn has(&self, spec: &TimelineSpec, tli: PgTli, next: Lsn) -> Result<bool, ConnectorError> {
-        Ok(matches!(self.fetch(spec, tli, next).await?, Fetched::Segment(_)))
-    }
-
-    async fn append_all(&self, writer: &Writer, tli_of: impl Fn(Lsn) -> PgTli) -> Result<CaughtUp, ConnectorError> {
-        let spec = &writer.spec;
+        let size = writer.spec.wal_segment_size;
+        let mut progress = Progress::new(writer);
         loop {
             let next = writer.proposer.next_lsn();
-            let mut segment = match self.fetch(spec, tli_of(next), next).await? {
-                Fetched::Segment(segment) => segment,
-                Fetched::Missing(_) => return Ok(CaughtUp::UpTo(next)),
-            };
-            let size = spec.wal_segment_size.bytes() as usize;
-            let mut at = next;
-            let mut offset = next.segment_offset(spec.wal_segment_size) as usize;
-            while offset < size {
-                let piece = segment.read(offset, PIECE_BYTES.min(size - offset)).await?;
-                let length = piece.len();
-                tokio::select! {
-                    appended = writer.proposer.append(at, piece) => appended?,
-                    error = writer.proposer.closed() => return Err(error.into()),
-                }
-                (at, offset) = (at.advance(length as u64), offset + length);
+            if segment_end(next, size) > flushed {
+                return Ok(());
             }
-            tracing::info!(up_to = %at, "WAL came from production's archive");
+            match self.fetch(&writer.spec, history.tli_of_segment(next, size), next).await? {
+                Fetched::Segment(segment) => append(writer, segment, next, &mut progress).await?,
+                Fetched::Missing(_) => return Ok(()),
+            }
+            let up_to = writer.proposer.next_lsn();
+            tracing::info!(%up_to, "WAL came from production's archive");
+            received(up_to);
         }
+    }
+
+    /// Whether it has the segment that comes next, on the timeline that production's history says, and of the history that is here.
+    pub(crate) async fn next(
+        &self,
+        config: &ConnectorConfig,
+        spec: &TimelineSpec,
+        end: End,
+    ) -> Result<Next, ConnectorError> {
+        let (mut connection, system) = production(config, spec).await?;
+        let history = connection.timeline_history(system.tli).await?;
+        drop(connection);
+        let size = spec.wal_segment_size;
+        let tli_of = |lsn| history.tli_of_segment(lsn, size);
+        self.compare(config, spec, end.committed, tli_of).await?;
+        let file = wal_file_name(tli_of(end.next), end.next.segment_number(size), size);
+        if let Fetched::Missing(message) = self.fetch(spec, tli_of(end.next), end.next).await? {
+            return Ok(Next::Missing { file, message });
+        }
+        // Asked after that was there: what production archives it has flushed before.
+        let (_, system) = production(config, spec).await?;
+        if segment_end(end.next, size) > system.flush_lsn {
+            return Err(ConnectorError::ArchiveAhead { file, production: system.flush_lsn });
+        }
+        Ok(Next::There { flushed: system.flush_lsn, history })
     }
 
     /// Holds the end of the log against what the archive has there.
@@ -198,7 +211,7 @@ impl Archive {
         };
         let Fetched::Segment(mut segment) = self.fetch(spec, tli_of(from), from).await? else { return Ok(()) };
         let Some(ours) = held(config, from, committed).await? else { return Ok(()) };
-        if segment.read(from.segment_offset(size) as usize, ours.len()).await? != ours {
+        if segment.read(from.segment_offset(size), ours.len()).await? != ours {
             return Err(ConnectorError::OtherHistory { at: committed });
         }
         Ok(())
@@ -214,20 +227,26 @@ impl Archive {
         let path = folder.path().join(&file);
         let text = self.command.expand(&file, &path.to_string_lossy(), &self.connector);
         let text = text.map_err(|error| failed(error.to_string()))?;
-        let output = Command::new("sh")
+        let messages = folder.path().join("messages");
+        let stderr = std::fs::File::create(&messages);
+        let stderr = stderr.map_err(|error| failed(format!("no temporary file can be made: {error}")))?;
+        let ended = Command::new("sh")
             .args(["-c", &text])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .kill_on_drop(true)
-            .output()
-            .await
-            .map_err(|error| failed(format!("the shell cannot be run: {error}")))?;
-        let printed: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MESSAGE_LEN_MAX).collect();
-        match output.status.code() {
+            .status();
+        let ended = tokio::time::timeout(COMMAND_DEADLINE, ended).await;
+        let ended =
+            ended.map_err(|_| failed(format!("the command did not end within {} s", COMMAND_DEADLINE.as_secs())))?;
+        let status = ended.map_err(|error| failed(format!("the shell cannot be run: {error}")))?;
+        let printed =
+            beginning(&messages).await.map_err(|error| failed(format!("what it printed is lost: {error}")))?;
+        match status.code() {
             Some(0) => {}
             Some(code) if code < EXIT_CODE_FATAL => return Ok(Fetched::Missing(printed)),
-            _ => return Err(failed(format!("the command ended with {}: {printed}", output.status))),
+            _ => return Err(failed(format!("the command ended with {status}: {printed}"))),
         }
         let opened = match File::open(&path).await {
             Ok(file) => file.metadata().await.map(|facts| (file, facts.len())),
@@ -256,6 +275,58 @@ impl Archive {
             }
         }
     }
+}
+
+/// Production, if it is the cluster that is followed still.
+async fn production(
+    config: &ConnectorConfig,
+    spec: &TimelineSpec,
+) -> Result<(Connection, SystemIdentity), ConnectorError> {
+    let mut connection = config.replication().await?;
+    let system = connection.identify_system().await?;
+    if system.system_id != spec.system_id {
+        return Err(ConnectorError::OtherCluster { expected: spec.system_id, found: system.system_id });
+    }
+    Ok((connection, system))
+}
+
+fn segment_end(lsn: Lsn, size: WalSegmentSize) -> Lsn {
+    lsn.segment_start(size).advance(size.bytes())
+}
+
+/// Appends a segment from `from` on.
+async fn append(
+    writer: &Writer,
+    mut segment: Segment,
+    from: Lsn,
+    progress: &mut Progress,
+) -> Result<(), ConnectorError> {
+    let size = writer.spec.wal_segment_size;
+    let end = segment_end(from, size);
+    let mut checks = tokio::time::interval(STALL_CHECK);
+    let mut at = from;
+    while at < end {
+        let length = PIECE_BYTES.min(end.saturating_sub(at));
+        let piece = segment.read(at.segment_offset(size), length as usize).await?;
+        // It waits as long as the quorum is behind.
+        let append = writer.proposer.append(at, piece);
+        tokio::pin!(append);
+        loop {
+            tokio::select! {
+                appended = &mut append => break appended?,
+                _ = checks.tick() => progress.check(writer)?,
+            }
+        }
+        at = at.advance(length);
+    }
+    Ok(())
+}
+
+/// What a file begins with, as text.
+async fn beginning(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path).await?.take(MESSAGE_BYTES_MAX).read_to_end(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
 }
 
 #[cfg(test)]

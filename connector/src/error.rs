@@ -121,6 +121,17 @@ pub enum ConnectorError {
         /// What is wrong.
         message: String,
     },
+    /// The archive has WAL that production never wrote, or has forgotten.
+    #[error(
+        "production's WAL ends at {production}, before the end of {file}, which its archive has: production was restored to an earlier \
+         point: {IMPORT_AGAIN}"
+    )]
+    ArchiveAhead {
+        /// The segment.
+        file: String,
+        /// Production's flush position.
+        production: Lsn,
+    },
     /// The stream has a gap.
     #[error("production sent WAL from {given} where {expected} was due")]
     Gap {

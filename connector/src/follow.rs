@@ -11,7 +11,6 @@ use ardent_pg_wire::{ReplicationMessage, ReplicationStream, StandbyStatus};
 use ardent_types::{Lsn, PgTli};
 use ardent_wal_client::{Proposer, ProposerConfig, TimelineSpec};
 
-use crate::archive::CaughtUp;
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
 use crate::source_stream::{End, Opened, open, timeline_status};
@@ -23,7 +22,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the quorum may take none of the WAL that it was given before production is let go.
 const STALL: Duration = Duration::from_secs(5);
 /// How often that is looked at.
-const STALL_CHECK: Duration = Duration::from_secs(1);
+pub(crate) const STALL_CHECK: Duration = Duration::from_secs(1);
 
 /// What following is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,18 +147,18 @@ enum Taken {
 }
 
 /// Since when the quorum has taken nothing.
-struct Progress {
+pub(crate) struct Progress {
     flushed: Lsn,
     since: Instant,
 }
 
 impl Progress {
-    fn new(writer: &Writer) -> Self {
+    pub(crate) fn new(writer: &Writer) -> Self {
         Progress { flushed: *writer.proposer.flushed().borrow(), since: Instant::now() }
     }
 
     /// An error if it was given WAL and has taken none for too long.
-    fn check(&mut self, writer: &Writer) -> Result<(), ConnectorError> {
+    pub(crate) fn check(&mut self, writer: &Writer) -> Result<(), ConnectorError> {
         let flushed = *writer.proposer.flushed().borrow();
         if flushed > self.flushed || flushed >= writer.proposer.next_lsn() {
             *self = Progress { flushed, since: Instant::now() };
@@ -184,10 +183,13 @@ impl Follower<'_> {
     async fn catch_up(&self, error: ConnectorError) -> Result<(), ConnectorError> {
         let (Some(archive), Some(writer)) = (&self.config.archive, &self.writer) else { return Err(error) };
         tracing::warn!(error = %error.chain(), "production's archive is asked for what production has removed");
-        match archive.catch_up(self.config, writer).await? {
-            CaughtUp::UpTo(_) => Ok(()),
-            CaughtUp::Nothing { file, message } => Err(ConnectorError::NotArchived { file, message }),
-        }
+        let received = |lsn| {
+            self.status.send_modify(|status| {
+                status.state = FollowState::Streaming;
+                status.received_lsn = lsn;
+            });
+        };
+        archive.catch_up(self.config, writer, received).await
     }
 
     /// One connection to production, up to its end, or to the end of one of its timelines: then all of that timeline is appended.

@@ -13,6 +13,7 @@ use ardent_pg_wire::{Connection, ReplicationMessage, ReplicationStream, SystemId
 use ardent_types::{Lsn, PgTli, WalSegmentSize};
 use ardent_wal_client::{ClientError, SafekeeperClient, TimelineSpec, TimelineStatus, WalReader};
 
+use crate::archive::Next;
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
 use crate::import::Source;
@@ -110,7 +111,8 @@ async fn open_with_new_slot(
 }
 
 /// Whether the server at the connector's URL can be followed in place of the one that was followed: the same cluster, no standby, with a
-/// history that goes on where the root timeline's log ends, or an archive that does. Its slot is there afterwards, unless the archive is needed. Nobody may follow meanwhile.
+/// history that goes on where the root timeline's log ends, or an archive that does. Its slot is there afterwards, unless the archive is
+/// needed. Nobody may follow meanwhile.
 pub async fn can_follow(config: &ConnectorConfig) -> Result<(), ConnectorError> {
     Source::read(&mut config.replication().await?).await?;
     let status = timeline_status(config).await?;
@@ -127,13 +129,10 @@ pub async fn can_follow(config: &ConnectorConfig) -> Result<(), ConnectorError> 
                 tokio::time::sleep(POLL).await;
             }
             Err(error) if error.means_missing_wal() => {
-                let mut connection = config.replication().await?;
-                let history = connection.timeline_history(system.tli).await?;
-                drop(connection);
-                let tli = history.tli_of_segment(end.next, status.spec.wal_segment_size);
-                return match &config.archive {
-                    Some(archive) if archive.has(&status.spec, tli, end.next).await? => Ok(()),
-                    _ => Err(error),
+                let Some(archive) = &config.archive else { return Err(error) };
+                return match archive.next(config, &status.spec, end).await? {
+                    Next::There { .. } => Ok(()),
+                    Next::Missing { file, message } => Err(ConnectorError::NotArchived { file, message }),
                 };
             }
             opened => return opened.map(drop),

@@ -298,10 +298,19 @@ fn what_production_removed_comes_from_its_archive() {
     house.ardent(&resume).refused(1, &["is not what the root branch holds"]);
     assert_eq!(production.sql("select wal_status from pg_replication_slots"), "lost", "nothing was done to it");
     std::fs::remove_dir_all(&kept).and_then(|()| std::fs::rename(&away, &kept)).expect("a folder can be moved");
+    // What is behind production's end is of no history of its. Its segment that is being written:
+    let current = production.sql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let number = |from: usize| u64::from_str_radix(&current[from..from + 8], 16).expect("hexadecimal digits");
+    let any = std::fs::read_dir(&kept).expect("a folder can be listed").next().expect("a file").expect("listed");
+    let mut ahead = std::fs::read(any.path()).expect("a file can be read");
+    ahead[8..16].copy_from_slice(&((number(8) << 32) + (number(16) << 20)).to_le_bytes());
+    std::fs::write(kept.join(&current), ahead).expect("a file can be written");
     house.ok(&resume);
     let now = house.branch("now", "shop");
     let count = |url: &str| sql(url, "select count(*) from t");
     assert_eq!((count(&now), count(&before)), ("201000".into(), "1000".into()));
+    // Production archives that one itself later.
+    std::fs::remove_file(kept.join(&current)).expect("a file can be removed");
     assert_eq!(production.sql("select wal_status from pg_replication_slots"), "reserved");
     // From here on production sends it again; a slot that is gone is made anew.
     production.sql("insert into t values (1)");
