@@ -8,9 +8,9 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_safekeeper::{CopiedTimeline, OfflineError, Safekeeper, rebuild, reconfigure};
 use ardent_types::Lsn;
-use ardent_wal_client::ProposerError;
+use ardent_wal_client::{Proposer, ProposerError};
 
-use support::{World, eventually, reached, read_up_to};
+use support::{WalSource, World, eventually, reached, read_up_to};
 
 struct Cluster {
     world: World,
@@ -49,6 +49,14 @@ impl Cluster {
         client.status(self.world.spec.timeline).await.expect("status").flush_lsn
     }
 
+    /// Sees to it that one gives all that was written, up to `end`.
+    async fn has_all(&self, number: usize, wal: &WalSource, end: Lsn) {
+        let start = self.world.spec.start_lsn;
+        let mut reader = self.world.reader(&self.addresses[number..=number], start).await;
+        let read = read_up_to(&mut reader, end).await;
+        assert!(read == wal.bytes()[..end.saturating_sub(start) as usize]);
+    }
+
     async fn shutdown(mut self) {
         for node in &mut self.nodes {
             if let Some(node) = node.take() {
@@ -56,6 +64,15 @@ impl Cluster {
             }
         }
     }
+}
+
+/// Sees to it that nobody listens to a writer from before.
+async fn is_refused(proposer: &Proposer, wal: &mut WalSource) {
+    let (start, data) = wal.take(1000);
+    let _ended_or_queued = proposer.append(start, data).await;
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
+    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
 }
 
 /// No append carries the last commit position: it has to go out before the connections end.
@@ -203,20 +220,13 @@ async fn one_that_lost_its_disk_gets_what_the_others_have_and_counts_again() {
     // The writer from before still counts what the lost one had acknowledged to it, which may be more than the rebuilt one has: not
     // one of the others may take its WAL.
     cluster.restart(lagging).await;
-    let (start, data) = wal.take(1000);
-    let _ended_or_queued = proposer.append(start, data).await;
-    let ended =
-        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
-    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    is_refused(&proposer, &mut wal).await;
     assert_eq!(*proposer.flushed().borrow(), acknowledged);
 
     cluster.restart(lost).await;
     let (next, elected) = cluster.world.elect(&cluster.addresses).await;
     assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
-    let mut reader = cluster.world.reader(&cluster.addresses[1..2], cluster.world.spec.start_lsn).await;
-    let read = read_up_to(&mut reader, acknowledged).await;
-    let length = acknowledged.saturating_sub(cluster.world.spec.start_lsn) as usize;
-    assert!(read == wal.bytes()[..length]);
+    cluster.has_all(1, &wal, acknowledged).await;
     next.shutdown().await;
     cluster.shutdown().await;
 }
@@ -243,11 +253,7 @@ async fn one_that_never_had_the_timeline_gets_it_with_the_lost_one() {
     assert_eq!(count, 1);
     cluster.restart(2).await;
     assert_eq!(cluster.flush_lsn(2).await, acknowledged);
-    let (start, data) = wal.take(1000);
-    let _ended_or_queued = proposer.append(start, data).await;
-    let ended =
-        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
-    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    is_refused(&proposer, &mut wal).await;
     assert_eq!(*proposer.flushed().borrow(), acknowledged);
     cluster.restart(1).await;
     let (next, elected) = cluster.world.elect(&cluster.addresses).await;
@@ -282,20 +288,13 @@ async fn one_becomes_three_of_which_any_two_have_all() {
     assert_eq!(reconfigure(&folders, 3, &folders, |_| true, again).expect("nothing to do"), 1);
 
     cluster.restart(0).await;
-    let (start, data) = wal.take(1000);
-    let _ended_or_queued = proposer.append(start, data).await;
-    let ended =
-        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
-    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    is_refused(&proposer, &mut wal).await;
     cluster.stop(0).await;
     cluster.restart(1).await;
     cluster.restart(2).await;
     let (next, elected) = cluster.world.elect(&cluster.addresses).await;
     assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
-    let mut reader = cluster.world.reader(&cluster.addresses[2..], cluster.world.spec.start_lsn).await;
-    let read = read_up_to(&mut reader, acknowledged).await;
-    let length = acknowledged.saturating_sub(cluster.world.spec.start_lsn) as usize;
-    assert!(read == wal.bytes()[..length]);
+    cluster.has_all(2, &wal, acknowledged).await;
     next.shutdown().await;
     cluster.shutdown().await;
 }
@@ -325,11 +324,7 @@ async fn three_become_one_which_was_away_when_the_last_was_written() {
 
     // Those that left promised not to listen to who counts on them.
     cluster.restart(1).await;
-    let (start, data) = wal.take(1000);
-    let _ended_or_queued = proposer.append(start, data).await;
-    let ended =
-        tokio::time::timeout(Duration::from_secs(20), proposer.closed()).await.expect("it is no writer any more");
-    assert!(matches!(ended, ProposerError::Fenced { .. }), "{ended}");
+    is_refused(&proposer, &mut wal).await;
     cluster.restart(0).await;
     let (next, elected) = cluster.world.elect(&cluster.addresses[..1]).await;
     assert_eq!(elected.end_lsn, acknowledged, "all that was acknowledged, and nothing else");
