@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
     PasswordRequest, RenameRequest, SCHEMA_VERSION, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::policy::BranchPolicy;
-use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
+use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind, WalBranch};
 use crate::point::{Point, PointSpec, unexpected_reply};
@@ -175,29 +174,11 @@ impl Control {
         request: &CreateBranchRequest,
     ) -> Result<(BranchRow, bool), ErrorInfo> {
         let row = BranchRow {
-            id: BranchId::generate(),
-            name: name.as_str().to_owned(),
-            state: BranchState::Creating,
-            connector: parent.connector.clone(),
-            parent: Some(parent.id),
-            tenant: parent.tenant,
-            timeline: TimelineId::generate(),
-            branch_lsn: None,
-            base_timeline: None,
-            ancestor: None,
-            start_lsn: None,
-            since_us: now_us(),
-            deleted: None,
-            retention_s: None,
-            hidden: false,
             policy: request.policy.clone().normalized(),
-            usage: Usage::default(),
-            roles_known: false,
             role: request.role.clone().unwrap_or_else(|| parent.role.clone()),
-            database: parent.database.clone(),
             idle_timeout_s: request.idle_timeout_s.unwrap_or(IDLE_TIMEOUT_DEFAULT_S),
             expires_us: request.ttl_s.map(expiry),
-            created_us: now_us(),
+            ..BranchRow::below(parent, name.as_str().to_owned())
         };
         let mut credential = self.context.new_credential(&row, &row.role)?;
         credential.expires_us = request.password_expires_s.filter(|seconds| *seconds > 0).map(expiry);
@@ -353,28 +334,15 @@ impl Control {
         at: Lsn,
         policy: BranchPolicy,
     ) -> Result<BranchRow, ErrorInfo> {
-        let id = BranchId::generate();
+        let below = BranchRow::below(parent, String::new());
         let row = BranchRow {
-            id,
             // A name that no user can give: a DNS label has no dot.
-            name: format!("hidden.{id}"),
-            state: BranchState::Creating,
-            parent: Some(parent.id),
-            timeline: TimelineId::generate(),
-            branch_lsn: None,
-            base_timeline: None,
+            name: format!("hidden.{}", below.id),
             ancestor: Some(ancestor),
-            start_lsn: None,
-            since_us: now_us(),
-            retention_s: None,
             hidden: true,
             policy,
-            usage: Usage::default(),
-            roles_known: false,
             idle_timeout_s: IDLE_TIMEOUT_DEFAULT_S,
-            expires_us: None,
-            created_us: now_us(),
-            ..parent.clone()
+            ..below
         };
         let credential = self.context.new_credential(&row, &row.role)?;
         match self.context.store.insert_branch(&row, &credential)? {
@@ -390,7 +358,7 @@ impl Control {
             self.undo(&row).await;
             return Err(error);
         }
-        Ok(self.context.store.branch_by_id(id)?.unwrap_or(row))
+        Ok(self.context.store.branch_by_id(row.id)?.unwrap_or(row))
     }
 
     /// A branch as the API shows it.

@@ -19,7 +19,6 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use ardent_api::compute::Usage;
 use ardent_api::control::{
     ApiErrorCode, BranchName, BranchState, CreateBranchRequest, DeleteReply, ErrorInfo, SCHEMA_VERSION, WakeReply,
 };
@@ -29,14 +28,14 @@ use ardent_masking::{
     CheckMaskingRequest, Connect, CreateMaskedRequest, MaskError, MaskEvent, MaskReport, MaskedInfo, Masking,
     MaskingCheck, Progress, RULES_LEN_MAX, Rules,
 };
-use ardent_types::{BranchId, Lsn, TimelineId};
+use ardent_types::{BranchId, Lsn};
 
 use crate::branches::{not_found, shutting_down};
 use crate::deps::WalBranch;
 use crate::diff::{chain, connect};
 use crate::point::{PointSpec, unexpected_reply};
 use crate::service::Control;
-use crate::store::{BranchRow, InsertBranch, iso8601, now_us};
+use crate::store::{BranchRow, InsertBranch, iso8601};
 
 impl Control {
     /// Says what rules would do to a branch's data, by a branch of it that is made for this and deleted. Goes on when the caller goes
@@ -90,7 +89,7 @@ impl Control {
         events: &mpsc::Sender<MaskEvent>,
     ) -> Result<MaskedInfo, ErrorInfo> {
         let parent = self.source_of(request.from.clone())?;
-        let row = template_row(name.as_str(), &parent);
+        let row = BranchRow::below(&parent, BranchRow::template_row_name(name.as_str()));
         match self.context.store.insert_template(&row, &request.rules)? {
             InsertBranch::Inserted { .. } => {}
             InsertBranch::ParentGone => return Err(not_found(&parent.name)),
@@ -330,28 +329,4 @@ fn progress_text(progress: &Progress) -> String {
 fn no_template(name: &str) -> ErrorInfo {
     ErrorInfo::new(ApiErrorCode::NotFound, format!("there is no masked template {name}"))
         .with_hint("ardent mask list shows which there are")
-}
-
-fn template_row(name: &str, parent: &BranchRow) -> BranchRow {
-    BranchRow {
-        id: BranchId::generate(),
-        name: BranchRow::template_row_name(name),
-        state: BranchState::Creating,
-        parent: Some(parent.id),
-        timeline: TimelineId::generate(),
-        branch_lsn: None,
-        base_timeline: None,
-        ancestor: None,
-        start_lsn: None,
-        since_us: now_us(),
-        deleted: None,
-        retention_s: None,
-        hidden: false,
-        policy: BranchPolicy::default(),
-        usage: Usage::default(),
-        roles_known: false,
-        expires_us: None,
-        created_us: now_us(),
-        ..parent.clone()
-    }
 }

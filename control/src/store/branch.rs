@@ -1,6 +1,6 @@
 //! Branches, their timelines and their roles' passwords.
 
-use rusqlite::{OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Usage;
@@ -10,7 +10,7 @@ use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
 use super::description::{self, Description};
 use super::wal_debt::{self, WalDuty};
-use super::{Store, StoreError, parsed, parsed_option};
+use super::{Store, StoreError, now_us, parsed, parsed_option};
 
 /// A branch with the facts of its timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +73,31 @@ pub struct Deleted {
 }
 
 impl BranchRow {
+    /// The row of a branch of `parent` that is about to be made, without limits; its role, database and idle time are the parent's.
+    pub fn below(parent: &BranchRow, name: String) -> BranchRow {
+        BranchRow {
+            id: BranchId::generate(),
+            name,
+            state: BranchState::Creating,
+            parent: Some(parent.id),
+            timeline: TimelineId::generate(),
+            branch_lsn: None,
+            base_timeline: None,
+            ancestor: None,
+            start_lsn: None,
+            since_us: now_us(),
+            deleted: None,
+            retention_s: None,
+            hidden: false,
+            policy: BranchPolicy::default(),
+            usage: Usage::default(),
+            roles_known: false,
+            expires_us: None,
+            created_us: now_us(),
+            ..parent.clone()
+        }
+    }
+
     /// A connector's root: no compute.
     pub fn is_root(&self) -> bool {
         self.parent.is_none()
@@ -247,15 +272,18 @@ pub(super) fn put_credential(
         .map(|_| ())
 }
 
+/// The row with this name.
+pub(super) fn by_name(connection: &Connection, name: &str) -> rusqlite::Result<Option<BranchRow>> {
+    let mut statement = connection.prepare_cached(&format!("{SELECT} WHERE b.name = ?1"))?;
+    statement.query_row(params![name], BranchRow::read).optional()
+}
+
 impl Store {
     /// Adds a branch that is being created, with its timeline and its role's password. Its parent must be there and stay: both are
     /// seen to in one transaction. It hangs on `row.ancestor`, or on the timeline that the parent is on at this moment.
     pub fn insert_branch(&self, row: &BranchRow, credential: &CredentialRow) -> Result<InsertBranch, StoreError> {
         self.write(|transaction| {
-            let existing = transaction
-                .query_row(&format!("{SELECT} WHERE b.name = ?1"), params![row.name], BranchRow::read)
-                .optional()?;
-            if let Some(existing) = existing {
+            if let Some(existing) = by_name(transaction, &row.name)? {
                 return Ok(InsertBranch::Exists(Box::new(existing)));
             }
             let parent = row.parent.map(|id| id.to_string());
@@ -286,12 +314,7 @@ impl Store {
 
     /// The branch with this name.
     pub fn branch(&self, name: &str) -> Result<Option<BranchRow>, StoreError> {
-        self.read(|connection| {
-            connection
-                .prepare_cached(&format!("{SELECT} WHERE b.name = ?1"))?
-                .query_row(params![name], BranchRow::read)
-                .optional()
-        })
+        self.read(|connection| by_name(connection, name))
     }
 
     /// The branch with this id.

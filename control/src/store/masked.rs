@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension as _, params};
 
 use ardent_types::{BranchId, Lsn};
 
-use super::branch::{self, BranchRow, InsertBranch, SELECT};
+use super::branch::{self, BranchRow, InsertBranch};
 use super::{Store, StoreError, parsed_option};
 
 /// What a template's row is named before its name: no user can give such a name, as a DNS label has no dot.
@@ -46,10 +46,7 @@ impl Store {
     /// nothing.
     pub fn insert_template(&self, row: &BranchRow, rules: &str) -> Result<InsertBranch, StoreError> {
         self.write(|transaction| {
-            let existing = transaction
-                .query_row(&format!("{SELECT} WHERE b.name = ?1"), params![row.name], BranchRow::read)
-                .optional()?;
-            if let Some(existing) = existing {
+            if let Some(existing) = branch::by_name(transaction, &row.name)? {
                 return Ok(InsertBranch::Exists(Box::new(existing)));
             }
             let has_parent: bool = transaction.query_row(
