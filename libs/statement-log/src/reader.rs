@@ -73,6 +73,8 @@ pub struct ReadSummary {
 #[derive(Clone, Debug)]
 struct Ended {
     outcome: Outcome,
+    /// The transaction's id; 0: it had none, or it is a part of a transaction.
+    xid: u64,
     at_us: i64,
     lsn: Option<Lsn>,
     first: u64,
@@ -142,6 +144,9 @@ pub fn read_log(
     if let Some(chapter) = files.first().and_then(|file| open(folder, file).ok()) {
         summary.begins_us = chapter.entries.first().map(|(_, at_us, _)| *at_us);
     }
+    // What failed may have ended in the segment before.
+    let before = first.checked_sub(1).and_then(|at| open(folder, &files[at]).ok());
+    let mut earlier = before.map(|chapter| last_ends(chapter.ends)).unwrap_or_default();
     for (at, file) in files.iter().enumerate().skip(first) {
         let chapter = match open(folder, file) {
             Ok(chapter) => chapter,
@@ -158,6 +163,7 @@ pub fn read_log(
                 entry.rows = Some(entry.rows.unwrap_or(0).saturating_add(*rows));
             }
             settle(&mut entry, key, &ends, &later[at + 1 - first..]);
+            leave_failed(&mut entry, key, &ends, &earlier);
             if !filter.wants(at_us, &entry) {
                 continue;
             }
@@ -170,6 +176,7 @@ pub fn read_log(
                 return Ok(summary);
             }
         }
+        earlier = last_ends(ends);
     }
     Ok(summary)
 }
@@ -220,14 +227,17 @@ pub fn statements_of(
     let mut found = Vec::new();
     let files = list(folder)?;
     let later = later_ends(folder, &files, 0);
+    let mut earlier = HashMap::new();
     for (at, file) in files.iter().enumerate() {
         let Ok(chapter) = open(folder, file) else { continue };
         for (key, _, mut entry) in chapter.entries {
             if key == session && numbers.contains(&entry.number) && entry.kind == EntryKind::Statement {
                 settle(&mut entry, key, &chapter.ends, &later[at + 1..]);
+                leave_failed(&mut entry, key, &chapter.ends, &earlier);
                 found.push(entry);
             }
         }
+        earlier = last_ends(chapter.ends);
     }
     Ok(found)
 }
@@ -304,6 +314,31 @@ fn settle(entry: &mut LogEntry, key: SessionKey, own: &HashMap<SessionKey, Ends>
     }
 }
 
+/// Says of a command which leaves a transaction that has failed what became of that: it was rolled back when it failed, not with the
+/// command, and has its id until then.
+fn leave_failed(
+    entry: &mut LogEntry,
+    key: SessionKey,
+    own: &HashMap<SessionKey, Ends>,
+    earlier: &HashMap<SessionKey, Ended>,
+) {
+    if entry.outcome != Outcome::Open {
+        return;
+    }
+    let own = own.get(&key).into_iter().flat_map(|ends| &ends.transactions);
+    let same = |ended: &&Ended| Some(ended.xid) == entry.xid && ended.last < entry.number;
+    if let Some(ended) = own.chain(earlier.get(&key)).find(same) {
+        entry.outcome = ended.outcome;
+        entry.ended_at = Some(iso8601(ended.at_us));
+        entry.end_lsn = ended.lsn;
+    }
+}
+
+/// The transaction of each session that ended last.
+fn last_ends(ends: HashMap<SessionKey, Ends>) -> HashMap<SessionKey, Ended> {
+    ends.into_iter().filter_map(|(key, mut ends)| Some((key, ends.transactions.pop()?))).collect()
+}
+
 /// A segment that is closed or dropped while we look has another name, or none.
 fn reopen(folder: &Path, file: &SegmentFile) -> Result<Segment, SegmentError> {
     let first = Segment::read(file);
@@ -344,11 +379,12 @@ fn open(folder: &Path, file: &SegmentFile) -> Result<Chapter, SegmentError> {
                     End::Prepared => Outcome::Prepared,
                 };
                 let lsn = Some(ended.lsn).filter(|lsn| lsn.is_valid());
-                let ended = Ended { outcome, at_us: ended.at_us, lsn, first: ended.first, last: ended.last };
+                let ended =
+                    Ended { outcome, xid: ended.xid, at_us: ended.at_us, lsn, first: ended.first, last: ended.last };
                 chapter.ends.entry(key).or_default().transactions.push(ended);
             }
             Record::Undone { at_us, first, last } => {
-                let ended = Ended { outcome: Outcome::RolledBack, at_us, lsn: None, first, last };
+                let ended = Ended { outcome: Outcome::RolledBack, xid: 0, at_us, lsn: None, first, last };
                 chapter.ends.entry(key).or_default().savepoints.push(ended);
             }
             Record::More { number, rows, .. } => *chapter.more.entry((key, number)).or_default() += rows,

@@ -144,6 +144,43 @@ fn statements_are_told_with_what_became_of_them() {
 }
 
 #[test]
+fn who_leaves_a_transaction_that_failed_is_told_that_it_was_rolled_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+    // It ends when a statement fails, and has its id until it is left.
+    let failed = |first: u64, xid: u64| {
+        [
+            (0, ran(first, "begin", 0)),
+            (0, ran(first + 1, "update", xid)),
+            (0, ended(End::RolledBack, xid, first, first + 2, b"")),
+        ]
+    };
+    append(&mut writer, &[(0, session(7))]);
+    append(&mut writer, &failed(1, 800));
+    append(&mut writer, &[(0, ran(4, "commit", 800)), (0, ran(5, "insert", 801))]);
+    append(&mut writer, &failed(6, 802));
+    drop(writer);
+    // The next segment begins between the failure and the command.
+    let mut writer = LogWriter::open(folder.path(), header(2, 700), LOG_LEN_MIN).expect("opened");
+    append(&mut writer, &[(0, session(7)), (0, ran(9, "rollback", 802)), (0, ran(10, "delete", 803))]);
+    let rolled_back =
+        |texts: &[&str]| texts.iter().map(|text| ((*text).to_owned(), Outcome::RolledBack)).collect::<Vec<_>>();
+    let open = |text: &str| vec![(text.to_owned(), Outcome::Open)];
+    let expect = [
+        rolled_back(&["begin", "update", "commit"]),
+        open("insert"),
+        rolled_back(&["begin", "update", "rollback"]),
+        open("delete"),
+    ]
+    .concat();
+    let all = LogFilter::default();
+    assert_eq!(told(&read(folder.path(), &all, Amount::All).0), expect);
+    assert_eq!(told(&read(folder.path(), &all, Amount::Newest(2)).0), expect[6..], "with the segment before");
+    let key = SessionKey { pid: 7, started_us: 10 };
+    assert_eq!(told(&statements_of(folder.path(), key, 1..=10).expect("read")), expect);
+}
+
+#[test]
 fn a_log_goes_on_after_a_crash_and_on_another_timeline() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
