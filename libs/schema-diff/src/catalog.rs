@@ -437,6 +437,16 @@ impl Catalog {
         self.objects.range(first..=last).map(|(_, object)| object)
     }
 
+    /// The columns of other tables that a column is inherited from, or would be.
+    pub(crate) fn columns_above<'a>(&'a self, column: &'a Object) -> impl Iterator<Item = &'a Object> {
+        let parents = self.parent(column).and_then(|table| table.s.get("parents")).and_then(Value::as_array);
+        parents.into_iter().flatten().filter_map(|oid| {
+            let oid = u32::try_from(oid.as_u64()?).ok()?;
+            let table = ObjectId { class: "pg_class".to_owned(), oid, sub: 0 };
+            self.columns(&table).find(|other| other.name == column.name)
+        })
+    }
+
     /// The whole that an object is a part of: itself if it is none.
     pub(crate) fn parent<'a>(&'a self, object: &Object) -> Option<&'a Object> {
         self.objects.get(&object.parent_id()?)

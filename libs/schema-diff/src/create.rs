@@ -20,7 +20,9 @@ impl Making<'_> {
         let mut statements = self.definition(object);
         statements.extend(self.properties(object));
         if matches!(object.kind, Kind::Table | Kind::ForeignTable) {
-            for column in self.catalog.columns(&object.id) {
+            // Those that are inherited may have yet to come.
+            let partition = object.text("partition_bound").is_some();
+            for column in self.catalog.columns(&object.id).filter(|column| partition || !is_inherited(column)) {
                 statements.extend(self.properties(column));
             }
         }
@@ -83,6 +85,7 @@ impl Making<'_> {
                     .map(|parent| format!("ALTER TABLE ONLY {parent} ATTACH PARTITION {name} {bound}"))
                     .collect()
             }
+            Kind::Column if is_inherited(object) => self.inherited_column(object),
             Kind::Column => self.added_column(object),
             Kind::ViewColumn => Vec::new(),
             Kind::Default => {
@@ -285,17 +288,30 @@ impl Making<'_> {
         }
         statements.extend(column_settings(&table, object));
         if object.flag("not_null") && !at_once {
-            let named = object.text("not_null_name").filter(|_| !object.flag("not_null_usual"));
-            statements.push(match named {
-                Some(constraint) => format!("ALTER TABLE {table} ADD CONSTRAINT {constraint} NOT NULL {name}"),
-                None => format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"),
-            });
+            statements.push(set_not_null(&table, object));
         }
         if let Some(kind) = identity_later {
             let (kind, options) = (kind.to_uppercase(), identity_options(object));
             statements
                 .push(format!("ALTER TABLE {table} ALTER COLUMN {name} ADD GENERATED {kind} AS IDENTITY ({options})"));
             statements.extend(identity_of_other_type(object));
+        }
+        statements
+    }
+
+    /// What a column that comes from another table has besides: that table's own statements make it, without the settings that it
+    /// has here alone.
+    fn inherited_column(&self, object: &Object) -> Vec<String> {
+        let table = whole_name(self.catalog, object);
+        let mut statements = column_settings(&table, object);
+        let above: Vec<&Object> = self.catalog.columns_above(object).filter(|column| column.flag("not_null")).collect();
+        match object.flag("not_null") {
+            true if above.is_empty() => statements.push(set_not_null(&table, object)),
+            // Since 18 it is a constraint, which a table has with what it inherits.
+            false if above.iter().any(|column| column.text("not_null_name").is_none()) => {
+                statements.push(format!("ALTER TABLE {table} ALTER COLUMN {} DROP NOT NULL", identifier(&object.name)));
+            }
+            _ => {}
         }
         statements
     }
@@ -459,6 +475,20 @@ fn not_null(column: &Object) -> String {
     name.map_or(" NOT NULL".to_owned(), |name| format!(" CONSTRAINT {name} NOT NULL"))
 }
 
+/// Whether a column is its table's only because another table has it.
+pub(crate) fn is_inherited(column: &Object) -> bool {
+    column.number("inherited") > 0 && !column.flag("local")
+}
+
+/// Holds a column that is there to it.
+fn set_not_null(table: &str, column: &Object) -> String {
+    let name = identifier(&column.name);
+    match column.text("not_null_name").filter(|_| !column.flag("not_null_usual")) {
+        Some(constraint) => format!("ALTER TABLE {table} ADD CONSTRAINT {constraint} NOT NULL {name}"),
+        None => format!("ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL"),
+    }
+}
+
 /// Storage, compression, statistics and options of a new column.
 fn column_settings(table: &str, column: &Object) -> Vec<String> {
     let alter = format!("ALTER TABLE ONLY {table} ALTER COLUMN {}", identifier(&column.name));
@@ -505,7 +535,8 @@ fn with_options(object: &Object) -> String {
 
 fn view_columns(object: &Object) -> String {
     let names: Vec<_> = object.rows("columns").iter().filter_map(|row| row.get(0)?.as_str()).collect();
-    format!(" ({})", names.join(", "))
+    // A view may have none.
+    if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
 }
 
 /// An attribute of a composite type: `[number, name, type, collation]`.

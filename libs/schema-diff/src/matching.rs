@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use crate::catalog::{Catalog, Kind, Object, ObjectId};
 
 /// Above all real OIDs of one catalog: what the other has no match for gets a number from here on.
@@ -94,6 +96,9 @@ impl Catalog {
         for object in self.objects.values() {
             let mut object = object.clone();
             object.id = new(&object.id);
+            if let Some(Value::Array(tables)) = object.s.get_mut("parents") {
+                tables.iter_mut().for_each(|table| renumber(table, map));
+            }
             object.parent = object.parent_id().map(|id| new(&id)).map(|id| (id.class, id.oid, id.sub));
             result.objects.insert(object.id.clone(), object);
         }
@@ -106,5 +111,14 @@ impl Catalog {
             result.made_after.entry(new(from)).or_default().extend(before);
         }
         result
+    }
+}
+
+/// A table's OID, where it is another one by now.
+fn renumber(table: &mut Value, map: &BTreeMap<ObjectId, ObjectId>) {
+    let oid = table.as_u64().and_then(|oid| u32::try_from(oid).ok());
+    let is_now = oid.and_then(|oid| map.get(&ObjectId { class: "pg_class".to_owned(), oid, sub: 0 }));
+    if let Some(id) = is_now {
+        *table = id.oid.into();
     }
 }

@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
-
 use crate::catalog::{Kind, Object, ObjectId};
+use crate::create::is_inherited;
 use crate::plan::{Planner, Touched};
 use crate::rename::Renames;
 
@@ -88,17 +87,9 @@ impl Planner<'_> {
 
     /// The column that an inherited one has its name and type from.
     fn column_above(&self, column: &Object) -> Option<ObjectId> {
-        if column.number("inherited") == 0 || column.flag("local") {
-            return None;
-        }
         let catalog = if self.new.objects.contains_key(&column.id) { self.new } else { self.old };
-        let table = catalog.parent(column)?;
-        let parents = table.s.get("parents").and_then(Value::as_array)?;
-        parents.iter().find_map(|oid| {
-            let oid = u32::try_from(oid.as_u64()?).ok()?;
-            let above = ObjectId { oid, ..table.id.clone() };
-            catalog.columns(&above).find(|other| other.name == column.name).map(|other| other.id.clone())
-        })
+        let mut above = catalog.columns_above(column).filter(|_| is_inherited(column));
+        above.next().map(|above| above.id.clone())
     }
 
     /// All that the plan changes, with what each part needs.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::alter::{Alteration, Change, retype};
 use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
-use crate::create::Making;
+use crate::create::{Making, is_inherited};
 use crate::drop;
 use crate::name::{literal, qualified};
 use crate::order::{self, Edges};
@@ -480,6 +480,15 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Whether an object is a column that its table gets from another, by statements for that one; it may have settings of its own then.
+    fn comes_by_itself(&self, id: &ObjectId) -> bool {
+        let object = &self.new.objects[id];
+        let table = self.new.parent(object);
+        let is_written =
+            table.is_some_and(|table| self.creates.contains(&table.id) && table.text("partition_bound").is_some());
+        object.kind == Kind::Column && is_inherited(object) && !is_written
+    }
+
     /// Statements that change and make things, in order, and what could not be put in order.
     fn ordered_makings(&self, done: &[ObjectId]) -> (Vec<Statement>, Vec<String>) {
         let mut nodes: BTreeSet<ObjectId> = BTreeSet::new();
@@ -488,7 +497,8 @@ impl<'a> Planner<'a> {
             if done.contains(id) {
                 continue;
             }
-            match self.creates.contains(id).then(|| self.comes_with(&self.new.objects[id])).flatten() {
+            let whole = self.creates.contains(id).then(|| self.comes_with(&self.new.objects[id])).flatten();
+            match whole.filter(|_| !self.comes_by_itself(id)) {
                 Some(whole) => {
                     stands_for.insert(id.clone(), whole);
                 }
@@ -502,8 +512,18 @@ impl<'a> Planner<'a> {
         for (from, needs) in self.new.needs.iter().chain(&self.new.made_after) {
             let Some(from) = stands_for.get(from) else { continue };
             for to in needs.iter().filter_map(|to| stands_for.get(to)).filter(|to| *to != from) {
+                // A table that is made does not wait for its own columns, whatever its other columns need of them.
+                if from.sub == 0 && (&from.class, from.oid) == (&to.class, to.oid) {
+                    continue;
+                }
                 edges.entry(from.clone()).or_default().insert(to.clone());
             }
+        }
+        for id in nodes.iter().filter(|id| self.creates.contains(id) && self.comes_by_itself(id)) {
+            let column = &self.new.objects[id];
+            let above = self.new.columns_above(column).map(|above| above.id.clone()).chain(column.parent_id());
+            let before = above.filter_map(|id| stands_for.get(&id).cloned());
+            edges.entry(id.clone()).or_default().extend(before);
         }
         // Columns in their order, all else by name.
         let rank = |id: &ObjectId| {

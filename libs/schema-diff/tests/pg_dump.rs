@@ -140,6 +140,42 @@ fn a_rich_schema_there_and_back() {
     check(&pg, "head", "nothing", Identity::Name, Exact::Whole);
 }
 
+/// From one schema to what changes make of it and back, by number and by name.
+fn there_and_back(base: &str, changes: &str) {
+    let pg = server();
+    pg.sql("create database base");
+    run(&pg, "base", base);
+    pg.sql("create database head template base");
+    run(&pg, "head", changes);
+    for identity in [Identity::Oid, Identity::Name] {
+        check(&pg, "base", "head", identity, Exact::ButForColumnOrder);
+        check(&pg, "head", "base", identity, Exact::ButForColumnOrder);
+    }
+}
+
+const INHERITED: &str =
+    "create table parent (a int, b text, c int); create table child (d int, e int generated always as (c + 1) stored) inherits (parent);
+     alter table child alter a set not null, alter b set statistics 50, alter b set storage external, alter a set default 7;
+     comment on column child.a is 'the child''s'; grant select (a) on child to reader; create view seen as select a from child;
+     create table parted (id int, k int, v text) partition by list (k); create table parted_1 partition of parted for values in (1);
+     alter table parted_1 alter id set not null, alter v set statistics 60; comment on column parted_1.id is 'the partition''s'";
+
+#[test]
+fn columns_that_come_with_those_of_another_table_have_their_own_settings() {
+    there_and_back(INHERITED, "drop view seen; alter table parent drop a, drop b; alter table parted drop id, drop v");
+}
+
+#[test]
+fn a_table_that_comes_with_columns_of_the_one_that_it_inherits_from_has_its_own_settings() {
+    there_and_back(INHERITED, "drop view seen; drop table child; alter table parent drop a");
+    there_and_back(INHERITED, "drop view seen; drop table child, parted_1; alter table parted drop id");
+}
+
+#[test]
+fn views_without_columns_come_and_go() {
+    there_and_back("create table nothing ()", "create view none as select * from nothing");
+}
+
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.
 #[test]
 fn random_changes_there_and_back() {
