@@ -36,6 +36,12 @@ fn changes_are_shown_applied_and_undone() {
     let statements = json["databases"][0]["schema"]["statements"].as_array().map_or(0, Vec::len);
     assert!(statements >= 4, "{json}");
     assert_eq!(house.ardent(&["branch", "diff", "work", "--exit-code", "--stat"]).code, 3);
+    let stat = house.json(&["branch", "diff", "work", "--stat"]);
+    let database = &stat["databases"][0];
+    assert_eq!(database["schema"]["statements"], statements, "{stat}");
+    let users = database["tables"].as_array().and_then(|tables| tables.iter().find(|table| table["name"] == "users"));
+    assert_eq!(users.map(|users| (&users["inserted"], &users["updated"])), Some((&1.into(), &1.into())), "{stat}");
+    assert!(!stat.to_string().contains("new@x"), "counts alone: {stat}");
     let file = house.data_dir().join("../work.changes");
     let undo = house.data_dir().join("../undo.changes");
     let (file, undo) = (file.to_str().expect("a plain path"), undo.to_str().expect("a plain path"));

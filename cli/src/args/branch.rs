@@ -43,6 +43,7 @@ pub enum BranchCommand {
     #[command(after_help = "Examples:
   ardent branch diff feature-x
   ardent branch diff feature-x --stat
+  ardent branch diff feature-x --stat --json | jq '.inserted + .updated + .deleted'
   ardent branch diff feature-x --table public.users --json
   ardent branch diff feature-x --against feature-y
   ardent branch diff feature-x --against 0/16B3748

@@ -84,7 +84,7 @@ pub struct BranchRehearseArgs {
     #[arg(long)]
     pub keep: bool,
     /// Of what is different afterwards, only count statements and rows per table
-    #[arg(long, conflicts_with_all = ["json", "full"])]
+    #[arg(long, conflicts_with = "full")]
     pub stat: bool,
     /// Show long values whole
     #[arg(long)]

@@ -4,7 +4,8 @@ use std::io::{self, IsTerminal as _, Write};
 
 use ardent_api::control::{DiffPart, DiffRequest};
 use ardent_change_set::{ChangeSetFile, script, write_file};
-use ardent_diff::{DiffReport, Style, render_people, render_stat};
+use ardent_diff::{DiffReport, DiffStat, Style, render_people, render_stat};
+use serde::Serialize;
 
 use super::{diff_lines, pager, path_name};
 use crate::api::Api;
@@ -78,7 +79,7 @@ fn keep(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(
 }
 
 /// Takes out what undoes it, which is for files.
-pub fn without_undo(report: &mut DiffReport) {
+fn without_undo(report: &mut DiffReport) {
     for set in &mut report.databases {
         set.schema.undo.clear();
         set.schema.undo_not_covered.clear();
@@ -90,19 +91,38 @@ pub fn without_undo(report: &mut DiffReport) {
     }
 }
 
+/// What `--json` prints of a diff.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Shown<'a> {
+    /// All of it, but for what undoes it.
+    Whole(&'a DiffReport),
+    /// With `--stat`: counts.
+    Stat(DiffStat<'a>),
+}
+
+impl<'a> Shown<'a> {
+    /// Everything, or counts alone.
+    pub fn of(report: &'a mut DiffReport, stat: bool) -> Result<Shown<'a>, Failure> {
+        if stat {
+            return DiffStat::of(report).map(Shown::Stat).map_err(|error| Failure::of(&error));
+        }
+        without_undo(report);
+        Ok(Shown::Whole(report))
+    }
+}
+
 fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Result<(), Failure> {
     if output.json {
-        without_undo(report);
+        let shown = Shown::of(report, args.stat)?;
+        return output.stream(|out| {
+            serde_json::to_writer(&mut *out, &shown)?;
+            writeln!(out)
+        });
     }
     let sets = &report.databases;
     if args.sql {
         return output.stream(|out| sets.iter().try_for_each(|set| script(out, set)));
-    }
-    if output.json {
-        return output.stream(|out| {
-            serde_json::to_writer(&mut *out, &report)?;
-            writeln!(out)
-        });
     }
     let terminal = io::stdout().is_terminal();
     let style = Style { color: terminal && output.colors_allowed, full: args.full };

@@ -19,6 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::diff::Shown;
 use super::{branch, diff, pager, wait_for_signal};
 use crate::api::Api;
 use crate::args::BranchRehearseArgs;
@@ -43,7 +44,7 @@ struct Reply<'a> {
     kept: bool,
     #[serde(flatten)]
     report: &'a RehearsalReport,
-    diff: Option<&'a DiffReport>,
+    diff: Option<Shown<'a>>,
 }
 
 /// Runs a migration on a branch that is made for it, tells what it did, and deletes the branch.
@@ -277,9 +278,7 @@ fn print(
     mut changes: Option<DiffReport>,
 ) -> Result<(), Failure> {
     if output.json {
-        if let Some(changes) = &mut changes {
-            diff::without_undo(changes);
-        }
+        let diff = changes.as_mut().map(|changes| Shown::of(changes, args.stat)).transpose()?;
         let reply = Reply {
             schema_version: SCHEMA_VERSION,
             file: &args.file,
@@ -288,7 +287,7 @@ fn print(
             branch_lsn: branch.branch_lsn,
             kept: args.keep,
             report,
-            diff: changes.as_ref(),
+            diff,
         };
         return output.stream(|out| {
             serde_json::to_writer(&mut *out, &reply)?;

@@ -200,6 +200,15 @@ pub struct RowCounts {
     pub deleted: u64,
 }
 
+impl RowCounts {
+    /// Takes another table's in.
+    pub fn add(&mut self, others: RowCounts) {
+        self.inserted += others.inserted;
+        self.updated += others.updated;
+        self.deleted += others.deleted;
+    }
+}
+
 impl TableChange {
     /// Counts its row changes.
     pub fn counts(&self) -> Result<RowCounts, SpoolError> {

@@ -35,6 +35,7 @@ mod report;
 mod scan;
 mod session;
 mod spool;
+mod stat;
 mod wanted;
 
 pub use ardent_schema_diff::Identity;
@@ -52,4 +53,5 @@ pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;
 pub use session::Session;
 pub use spool::{Item, MEMORY_BYTES_MAX, Spool, SpoolError, memory_bytes, spill_into};
+pub use stat::{ChangeSetStat, DiffStat, LargeObjectStat, ObjectStat, SchemaStat, TableStat};
 pub use wanted::{names, unknown};

@@ -1,12 +1,12 @@
 //! A change set as text for people.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use ardent_schema_diff::{Action, Statement};
+use ardent_schema_diff::Action;
 
-use crate::change_set::{ChangeSet, LargeObjectChange, RowChange, TableChange, TableState};
+use crate::change_set::{ChangeSet, LargeObjectChange, RowChange, RowCounts, TableChange, TableState};
+use crate::stat::{ChangeSetStat, ObjectStat, TableStat};
 
 /// How to show changes to people.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,24 +34,24 @@ const VALUE_LEN_MAX: usize = 60;
 /// The counts per table, one line each, and a sum. Rows are counted one by one, not held.
 pub fn render_stat(out: &mut dyn Write, sets: &[ChangeSet]) -> io::Result<()> {
     let mut lines = Vec::new();
-    let (mut inserted, mut updated, mut deleted) = (0, 0, 0);
+    let mut sum = RowCounts::default();
     for set in sets {
-        let count = set.schema.statements.len();
+        let stat = ChangeSetStat::of(set).map_err(io::Error::other)?;
+        sum.add(stat.rows());
+        let count = stat.schema.statements;
         if count > 0 {
             let name = if several(sets) { format!("schema of {}", set.database) } else { "schema".to_owned() };
             let plural = if count == 1 { "" } else { "s" };
             lines.push((name, format!("{count} statement{plural}")));
         }
-        lines.extend(objects(&set.schema.statements));
-        for what in &set.schema.not_covered {
+        lines.extend(
+            stat.schema.objects.iter().map(|object| (format!("  {}", visible(object.object)), changes(object))),
+        );
+        for what in stat.schema.not_covered {
             lines.push(("not covered".to_owned(), what.clone()));
         }
-        for table in &set.tables {
-            let counts = table.counts().map_err(io::Error::other)?;
-            inserted += counts.inserted;
-            updated += counts.updated;
-            deleted += counts.deleted;
-            let numbers = format!("+{} ~{} -{}", counts.inserted, counts.updated, counts.deleted);
+        for (table, TableStat { rows, .. }) in set.tables.iter().zip(&stat.tables) {
+            let numbers = format!("+{} ~{} -{}", rows.inserted, rows.updated, rows.deleted);
             lines.push((table_name(sets, set, table), format!("{numbers}{}", remarks(table))));
         }
         for sequence in &set.sequences {
@@ -69,30 +69,13 @@ pub fn render_stat(out: &mut dyn Write, sets: &[ChangeSet]) -> io::Result<()> {
     for (name, rest) in &lines {
         writeln!(out, " {name:<width$}  {rest}")?;
     }
-    writeln!(out, "{inserted} inserted, {updated} updated, {deleted} deleted")
+    writeln!(out, "{} inserted, {} updated, {} deleted", sum.inserted, sum.updated, sum.deleted)
 }
 
-/// What becomes of each object of the schema, by the names that parts are chosen by.
-fn objects(statements: &[Statement]) -> Vec<(String, String)> {
-    let mut lines: Vec<(String, BTreeSet<&str>)> = Vec::new();
-    for statement in statements {
-        let word = match statement.action {
-            Action::Create => "created",
-            Action::Drop => "dropped",
-            Action::Alter => "changed",
-            Action::Rename => "renamed",
-        };
-        match lines.iter_mut().find(|(part, _)| *part == statement.part) {
-            Some((_, words)) => drop(words.insert(word)),
-            None => lines.push((statement.part.clone(), BTreeSet::from([word]))),
-        }
-    }
-    let line = |(part, words): (String, BTreeSet<&str>)| {
-        let made_again = words.contains("created") && words.contains("dropped");
-        let text = if made_again { "made again".to_owned() } else { words.into_iter().collect::<Vec<_>>().join(", ") };
-        (format!("  {}", visible(&part)), text)
-    };
-    lines.into_iter().map(line).collect()
+/// What becomes of an object of the schema, in words.
+fn changes(object: &ObjectStat<'_>) -> String {
+    let made_again = object.changes.contains("created") && object.changes.contains("dropped");
+    if made_again { "made again".to_owned() } else { object.changes.iter().copied().collect::<Vec<_>>().join(", ") }
 }
 
 /// Text of a name or a statement, in which nothing moves a terminal's cursor or colours.
@@ -238,6 +221,7 @@ fn arrow(old: Option<i64>, new: Option<i64>) -> String {
 mod tests {
     use super::*;
     use crate::spool::Spool;
+    use ardent_schema_diff::Statement;
 
     fn sample() -> Vec<ChangeSet> {
         let text = |text: &str| Some(text.to_owned());
