@@ -49,6 +49,9 @@ case "${1:-}" in
         ;;
     diff)
         ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -- --nocapture
+        # 200 statements on a branch, and what the commands say of them.
+        cargo build --workspace --bins --tests
+        ARDENT_TRANSCRIPT=1 cargo test -p ardent-tests --test transcript -- --nocapture
         ;;
     e2e)
         cargo build --workspace --bins --tests
