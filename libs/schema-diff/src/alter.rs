@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::catalog::{Catalog, Kind, Object};
+use crate::catalog::{Catalog, Kind, Object, ObjectId};
 use crate::create::{
     attribute, column_type, enabling, identity_of_other_type, identity_options, identity_sequence, index_flags,
     sequence_options, set_option, table_flags,
@@ -63,7 +63,14 @@ impl Change<'_> {
         let mut statements = Vec::new();
         let what = phrase(self.new_catalog, self.new);
         let owner_changes = self.old.owner != self.new.owner && self.new.kind != Kind::Extension;
-        if let (Some(owner), true) = (&self.new.owner, owner_changes) {
+        // A sequence that belongs to a column has the owner of the table, and takes no other.
+        let is_owned = self.new.kind == Kind::Sequence && self.old.text("owned_by").is_some();
+        let stays_owned = is_owned && self.new.text("owned_by").is_some();
+        let follows_table = stays_owned && !self.differs("owned_by");
+        if let (Some(owner), true, false) = (&self.new.owner, owner_changes, follows_table) {
+            if stays_owned {
+                statements.push(format!("ALTER {what} OWNED BY NONE"));
+            }
             statements.push(format!("ALTER {what} OWNER TO {owner}"));
         }
         if self.old.acl != self.new.acl && self.new.kind != Kind::DefaultPrivileges {
@@ -87,15 +94,24 @@ impl Change<'_> {
                 before.extend(given);
             }
             statements.extend(privileges::change(&before, &after, owner, &target, column.as_deref()));
-            // What is taken back of a table is taken back of its columns too.
-            for part in self.new_catalog.columns(&self.new.id).filter(|_| !is_column) {
-                let name = identifier(&part.name);
-                let acl = part.acl.clone().unwrap_or_default();
-                statements.extend(privileges::change(&[], &acl, owner, &target, Some(&name)));
-            }
         }
         if self.old.comment != self.new.comment {
             statements.push(privileges::comment(&what, self.new.comment.as_deref()));
+        }
+        statements
+    }
+
+    /// What is taken back of a table is taken back of its columns too: gives it back to those that are there already.
+    pub fn column_privileges(&self, is_made: impl Fn(&ObjectId) -> bool) -> Vec<String> {
+        let is_column = matches!(self.new.kind, Kind::Column | Kind::ViewColumn);
+        if is_column || self.old.acl == self.new.acl {
+            return Vec::new();
+        }
+        let (target, owner) = (grant_target(self.new_catalog, self.new), self.new.owner.as_deref());
+        let mut statements = Vec::new();
+        for column in self.new_catalog.columns(&self.new.id).filter(|column| !is_made(&column.id)) {
+            let acl = column.acl.as_deref().unwrap_or_default();
+            statements.extend(privileges::change(&[], acl, owner, &target, Some(&identifier(&column.name))));
         }
         statements
     }

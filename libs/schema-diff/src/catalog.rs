@@ -352,7 +352,10 @@ impl Catalog {
                 s: take(&sequence.s),
             };
             self.objects.insert(id.clone(), object);
-            self.needs.entry(id).or_default().insert(ObjectId { class: "pg_class".to_owned(), oid, sub });
+            let column = ObjectId { class: "pg_class".to_owned(), oid, sub };
+            // Its table too: the two must have one owner by then.
+            let table = ObjectId { sub: 0, ..column.clone() };
+            self.needs.entry(id).or_default().extend([column, table]);
         }
     }
 

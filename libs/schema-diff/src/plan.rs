@@ -195,6 +195,14 @@ impl<'a> Planner<'a> {
                 statements.insert(0, retype(&table, was, column));
             }
         }
+        for (old, new) in self.kept().filter(|(old, _)| !replaced.contains(&old.id)) {
+            let change = Change { identity: self.identity, new_catalog: self.new, old, new };
+            let is_made = |id: &ObjectId| !self.old.objects.contains_key(id) || replaced.contains(id);
+            let again = change.column_privileges(is_made);
+            if !again.is_empty() {
+                self.altered.entry(old.id.clone()).or_default().extend(again);
+            }
+        }
         for id in replaced {
             self.altered.remove(&id);
             self.drops.insert(id.clone());

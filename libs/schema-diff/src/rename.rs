@@ -12,6 +12,8 @@ struct Rename {
     id: ObjectId,
     renamed: bool,
     moved: bool,
+    /// Its table takes it along to another schema.
+    carried: bool,
 }
 
 pub(crate) struct Renames {
@@ -47,10 +49,12 @@ impl Renames {
             }
             let schema = old.schema.as_ref().map(|schema| schemas.get(schema).unwrap_or(schema));
             let moves_alone = !matches!(old.kind, Kind::Index) && !moves_with_table(planner, id);
+            let elsewhere = schema != new.schema.as_ref();
             let rename = Rename {
                 id: id.clone(),
                 renamed: old.name != new.name,
-                moved: schema != new.schema.as_ref() && moves_alone,
+                moved: elsewhere && moves_alone,
+                carried: elsewhere && !moves_alone,
             };
             if rename.renamed || rename.moved {
                 all.push(rename);
@@ -93,13 +97,15 @@ impl Renames {
             for rename in &renames {
                 let (old, new) = (&planner.old.objects[&rename.id], &planner.new.objects[&rename.id]);
                 let in_the_way = occupied.contains(&self.place(planner, new, true));
-                if rename.renamed && (in_the_way || rename.moved) {
+                if rename.renamed && (in_the_way || rename.moved || rename.carried) {
                     let name = format!("ardent_new_{}_{}", rename.id.oid, rename.id.sub);
                     statements.extend(self.step(planner, old, &old.name, &name));
                     current.insert(rename.id.clone(), name);
                 }
             }
-            for rename in &renames {
+            // What is carried along is there once its table is.
+            let (carried, others): (Vec<_>, Vec<_>) = renames.into_iter().partition(|rename| rename.carried);
+            for rename in others.into_iter().chain(carried) {
                 let (old, new) = (&planner.old.objects[&rename.id], &planner.new.objects[&rename.id]);
                 let name = current.get(&rename.id).unwrap_or(&old.name).clone();
                 let mut moved = Object { name: name.clone(), ..old.clone() };
@@ -108,6 +114,9 @@ impl Renames {
                     let sql = format!("ALTER {} SET SCHEMA {}", phrase(planner.old, &moved), identifier(&schema));
                     statements.push(planner.statement(Section::BeforeRows, Action::Rename, planner.old, old, sql));
                     moved.schema = Some(schema);
+                }
+                if rename.carried {
+                    moved.schema = new.schema.as_deref().map(|schema| self.current_schema(schema));
                 }
                 if rename.renamed {
                     statements.extend(self.step(planner, &moved, &name, &new.name));

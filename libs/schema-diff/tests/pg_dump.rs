@@ -176,6 +176,42 @@ fn views_without_columns_come_and_go() {
     there_and_back("create table nothing ()", "create view none as select * from nothing");
 }
 
+#[test]
+fn privileges_of_a_table_change_while_columns_with_their_own_come_and_go() {
+    there_and_back(
+        "create table t (a int, b int, d int); grant update on t to reader; grant select (a, b, d) on t to reader;
+         create view v as select a from t; grant insert on v to writer; grant select (a) on v to writer",
+        "alter table t drop d, drop b, add c int, add d text; revoke all on t from reader;
+         grant delete on t to reader; grant insert (c), select (d) on t to reader, writer;
+         create or replace view v as select a, c from t; revoke all on v from writer; grant update (c) on v to writer",
+    );
+}
+
+#[test]
+fn sequences_follow_the_owner_of_the_table_that_they_belong_to() {
+    there_and_back(
+        "create table kept (id serial); create table from_here (id serial); create table to_there (id int);
+         create sequence alone; create table freed (id serial); create sequence taken; create table takes (id int);
+         alter table from_here owner to owner_a; alter sequence alone owner to owner_a",
+        "alter table kept owner to owner_b; alter table to_there owner to owner_b; alter sequence alone owner to owner_b;
+         alter table from_here alter id drop default;
+         alter sequence from_here_id_seq owned by none; alter sequence from_here_id_seq owner to owner_b;
+         alter sequence from_here_id_seq owned by to_there.id;
+         alter table freed alter id drop default; alter sequence freed_id_seq owned by none; alter sequence freed_id_seq owner to owner_a;
+         alter table takes owner to owner_a; alter sequence taken owner to owner_a; alter sequence taken owned by takes.id",
+    );
+}
+
+#[test]
+fn indexes_and_sequences_get_new_names_where_their_table_takes_them_along() {
+    there_and_back(
+        "create schema a; create schema b; create table a.t (id serial, n int); create index t_n on a.t (n);
+         create table b.u (n int); create index u_n on b.u (n)",
+        "alter table a.t set schema b; alter index b.u_n rename to u_other; alter index b.t_n rename to u_n;
+         alter sequence b.t_id_seq rename to counted",
+    );
+}
+
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.
 #[test]
 fn random_changes_there_and_back() {
