@@ -135,6 +135,12 @@ pub struct Object {
 }
 
 impl Object {
+    /// Whether it is a function whose body was parsed when it was made (`BEGIN ATOMIC`, `RETURN`).
+    pub(crate) fn has_parsed_body(&self) -> bool {
+        let body = self.s.get("definition").and_then(|definition| definition.get("prosqlbody"));
+        self.kind == Kind::Function && body.is_some_and(|body| !body.is_null())
+    }
+
     /// What it is.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -337,12 +337,32 @@ impl Making<'_> {
         statements
     }
 
+    /// The partitions' indexes that belong to a partitioned table's index, if Postgres could take others in: where a partition has two of one
+    /// definition.
+    fn parts_to_name(&self, object: &Object) -> Vec<&Object> {
+        let indexes = || self.catalog.objects.values().filter(|other| other.kind == Kind::Index);
+        let parts = self.catalog.made_after.get(&object.id).into_iter().flatten();
+        let parts = parts.filter_map(|id| self.catalog.objects.get(id));
+        let parts: Vec<&Object> = parts.filter(|part| part.kind == Kind::Index).collect();
+        let has_double = |part: &&Object| {
+            indexes().any(|other| {
+                other.id != part.id && other.parent == part.parent && index_method(other) == index_method(part)
+            })
+        };
+        if parts.iter().any(has_double) { parts } else { Vec::new() }
+    }
+
     fn index(&self, object: &Object, definition: String) -> Vec<String> {
         let table = whole_name(self.catalog, object);
         let name = full_name(object);
-        // The definition of a partitioned table's index says ONLY; without it the partitions' own are taken in.
-        let recursive = definition.replacen(" ON ONLY ", " ON ", 1);
-        let mut statements = vec![recursive];
+        let parts = self.parts_to_name(object);
+        let mut statements = if parts.is_empty() {
+            // The definition of a partitioned table's index says ONLY; without it the partitions' own are taken in.
+            vec![definition.replacen(" ON ONLY ", " ON ", 1)]
+        } else {
+            let attach = |part: &&Object| format!("ALTER INDEX {name} ATTACH PARTITION {}", full_name(part));
+            std::iter::once(definition).chain(parts.iter().map(attach)).collect()
+        };
         if let Some(space) = object.text("tablespace") {
             statements.push(format!("ALTER INDEX {name} SET TABLESPACE {space}"));
         }
@@ -354,6 +374,12 @@ impl Making<'_> {
         statements.extend(index_flags(&table, &identifier(&object.name), object));
         statements
     }
+}
+
+/// How an index is defined, but for its name and table.
+fn index_method(object: &Object) -> Option<(bool, &str)> {
+    let (_, method) = object.text("definition")?.split_once(" USING ")?;
+    Some((object.flag("unique"), method))
 }
 
 /// What default privileges call such objects.

@@ -218,7 +218,12 @@ impl<'a> Planner<'a> {
         let mut queue: Vec<(ObjectId, bool)> = replaced.iter().map(|id| (id.clone(), false)).collect();
         queue.extend(retyped.iter().map(|id| (id.clone(), true)));
         while let Some((id, is_retyped)) = queue.pop() {
-            let users = old_users.get(&id).into_iter().chain(new_users.get(&id)).flatten();
+            // A function with a parsed body that takes a row of a table holds on to the types of all of its columns.
+            let table = (is_retyped && id.sub != 0).then(|| ObjectId { sub: 0, ..id.clone() });
+            let of_rows = table.iter().flat_map(|table| old_users.get(table)).flatten().filter(|user| {
+                self.old.objects.get(**user).is_some_and(Object::has_parsed_body)
+            });
+            let users = old_users.get(&id).into_iter().chain(new_users.get(&id)).flatten().chain(of_rows);
             for user in users {
                 let (Some(object), true) = (self.old.objects.get(*user), self.new.objects.contains_key(*user)) else {
                     continue;

@@ -212,6 +212,28 @@ fn indexes_and_sequences_get_new_names_where_their_table_takes_them_along() {
     );
 }
 
+#[test]
+fn a_column_gets_another_type_though_a_function_takes_rows_of_its_table() {
+    there_and_back(
+        "create type mood as enum ('good', 'bad'); create table tree (id int, label text, c mood);
+         create function label_of(tree) returns text language sql stable begin atomic select $1.label; end;
+         create function plain(tree) returns text language sql stable as 'select $1.label'; create view seen as select label_of(t) from tree t",
+        "drop view seen; drop function label_of(tree); alter table tree alter c type text, alter id type bigint;
+         create function label_of(tree) returns text language sql stable begin atomic select $1.label; end;
+         create view seen as select label_of(t) from tree t",
+    );
+}
+
+#[test]
+fn of_two_equal_indexes_of_a_partition_the_one_that_belongs_to_the_whole_does() {
+    there_and_back(
+        "create table parted (k int, v text) partition by list (k); create table parted_1 partition of parted for values in (1);
+         create table parted_2 partition of parted for values in (2); create index parted_v on parted (v)",
+        "create index again on parted_1 (v); drop index parted_v; create index belongs on parted_1 (v); create index parted_w on only parted (v);
+         alter index parted_w attach partition belongs; create index other on parted_2 (v); alter index parted_w attach partition other",
+    );
+}
+
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.
 #[test]
 fn random_changes_there_and_back() {
