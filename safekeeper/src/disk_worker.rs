@@ -14,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
+use crate::archive::Archiver;
 use crate::control_file;
 use crate::failure::TimelineError;
 use crate::metrics::Metrics;
@@ -73,6 +74,7 @@ pub(crate) struct WorkerConfig {
     pub(crate) keep_bytes: u64,
     pub(crate) unload_after: Duration,
     pub(crate) metrics: Metrics,
+    pub(crate) archiver: Option<Archiver>,
 }
 
 enum Slot {
@@ -190,7 +192,7 @@ impl DiskWorker {
             None => Some(None),
         };
         if let Some(limit) = limit {
-            let timeline = Timeline::load(&self.dir(key), key.1, limit)?;
+            let timeline = Timeline::load(&self.dir(key), key.1, limit, self.config.archiver.as_ref())?;
             self.timelines.insert(key, Slot::Loaded(Box::new(timeline)));
         }
         match self.timelines.get_mut(&key) {
@@ -290,18 +292,26 @@ impl DiskWorker {
 
     fn followed(&mut self, key: Key, lsn: Lsn) {
         let keep_bytes = self.config.keep_bytes;
-        let result = self.loaded(key).and_then(|timeline| timeline.followed(lsn, keep_bytes));
+        let result = self.loaded(key).and_then(|timeline| {
+            timeline.followed(lsn);
+            timeline.trim(keep_bytes)
+        });
         if let Err(error) = result {
             self.fail(key, &error, None);
         }
     }
 
-    /// Writes down the commit positions of timelines that have come to rest, unloads those that nobody uses.
+    /// Trims what was archived meanwhile, writes down the commit positions of timelines that have come to rest, unloads those that nobody
+    /// uses.
     fn keep_house(&mut self) {
         let mut failed = Vec::new();
-        let unload_after = self.config.unload_after;
+        let (unload_after, keep_bytes) = (self.config.unload_after, self.config.keep_bytes);
         self.timelines.retain(|key, slot| {
             let Slot::Loaded(timeline) = slot else { return true };
+            if let Err(error) = timeline.trim(keep_bytes) {
+                failed.push((*key, error));
+                return true;
+            }
             let idle = timeline.last_used.elapsed();
             if idle >= HOUSEKEEPING_INTERVAL
                 && let Err(error) = timeline.save_commit()

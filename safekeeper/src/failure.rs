@@ -4,6 +4,7 @@ use ardent_api::wal_service::{ErrorCode, Response};
 use ardent_quorum::OutOfOrder;
 use ardent_types::{Lsn, TimelineId};
 
+use crate::archive::ArchiveError;
 use crate::control_file::ControlFileError;
 use crate::wal_files::WalFileError;
 
@@ -30,6 +31,19 @@ pub enum TimelineError {
         /// Why.
         #[source]
         source: WalFileError,
+    },
+    /// Its archived WAL.
+    #[error(
+        "timeline {timeline}: its WAL at {lsn} is not on this safekeeper any more, and cannot be read from the archive"
+    )]
+    Archive {
+        /// Which.
+        timeline: TimelineId,
+        /// What was to be read.
+        lsn: Lsn,
+        /// Why.
+        #[source]
+        source: ArchiveError,
     },
     /// Its major version.
     #[error("timeline {timeline} is of Postgres {pg_major}, which this build does not know")]
@@ -83,9 +97,11 @@ impl TimelineError {
             TimelineError::ControlFile { source: ControlFileError::Io { .. }, .. }
             | TimelineError::Wal { source: WalFileError::Io { .. }, .. }
             | TimelineError::Stopping => ErrorCode::Unavailable,
-            TimelineError::ControlFile { .. } | TimelineError::Wal { .. } | TimelineError::UnknownMajor { .. } => {
-                ErrorCode::Corrupt
-            }
+            TimelineError::Archive { source, .. } if !source.is_corruption() => ErrorCode::Unavailable,
+            TimelineError::ControlFile { .. }
+            | TimelineError::Wal { .. }
+            | TimelineError::Archive { .. }
+            | TimelineError::UnknownMajor { .. } => ErrorCode::Corrupt,
             TimelineError::OutOfOrder { .. } => ErrorCode::OutOfOrder,
             TimelineError::OutOfRange { .. } => ErrorCode::LsnOutOfRange,
             TimelineError::BadSpec { .. } => ErrorCode::Invalid,

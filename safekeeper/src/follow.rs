@@ -11,10 +11,12 @@ use ardent_api::token::{Claims, Rights, Service};
 use ardent_api::wal_service::{ErrorCode, Request, Response, WAL_LEN_MAX, WalChunk};
 use ardent_types::Lsn;
 
+use crate::archive::ArchivedWal;
 use crate::connection::{ConnectionError, Frames, Shared};
 use crate::disk_worker::{Command, Key};
 use crate::failure::TimelineError;
 use crate::timeline::TimelineView;
+use crate::wal_files::WalFileError;
 
 /// WAL this close to the commit position was written a moment ago and is in the page cache: reading it does not block.
 const CACHED_TAIL_BYTES: u64 = 4 << 20;
@@ -29,26 +31,29 @@ pub(crate) struct CommittedWal {
     view: Arc<TimelineView>,
     commit: watch::Receiver<Lsn>,
     at: Lsn,
+    /// Where it reads what is not here any more; absent until it does.
+    archived: Option<ArchivedWal>,
 }
 
 impl CommittedWal {
-    /// Starts at `from`, which must be kept and not past the commit position.
-    pub(crate) fn open(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
+    /// Starts at `from`, which must be kept, here or in the archive, and not past the commit position.
+    pub(crate) async fn open(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
         let commit = view.commit();
         let end_lsn = *commit.borrow();
         let oldest_lsn = view.oldest_lsn();
-        if from < oldest_lsn || from > end_lsn {
-            return Err(TimelineError::OutOfRange { timeline: view.spec.timeline, lsn: from, oldest_lsn, end_lsn });
+        let timeline = view.spec.timeline;
+        if from > end_lsn || (from < oldest_lsn && !is_archived(&view, from).await?) {
+            return Err(TimelineError::OutOfRange { timeline, lsn: from, oldest_lsn, end_lsn });
         }
-        Ok(CommittedWal { view, commit, at: from })
+        Ok(CommittedWal { view, commit, at: from, archived: None })
     }
 
     /// As [`CommittedWal::open`], but `from` may be as early as the start of the oldest segment: readers that store whole segments
     /// begin there, also where the timeline begins in the middle.
-    pub(crate) fn open_segment(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
-        let first = view.oldest_lsn();
+    pub(crate) async fn open_segment(view: Arc<TimelineView>, from: Lsn) -> Result<CommittedWal, TimelineError> {
+        let first = view.spec.start_lsn;
         let is_before_first = from < first && from >= first.segment_start(view.names.size());
-        let mut wal = Self::open(view, if is_before_first { first } else { from })?;
+        let mut wal = Self::open(view, if is_before_first { first } else { from }).await?;
         wal.at = from;
         Ok(wal)
     }
@@ -69,7 +74,37 @@ impl CommittedWal {
         Ok(WalChunk { start: at, commit_lsn, bytes })
     }
 
-    async fn read(&self, commit: Lsn, length: usize) -> Result<Bytes, TimelineError> {
+    async fn read(&mut self, commit: Lsn, length: usize) -> Result<Bytes, TimelineError> {
+        if self.at >= self.view.oldest_lsn().segment_start(self.view.names.size()) {
+            match self.read_here(commit, length).await {
+                // It was trimmed at this moment.
+                Err(TimelineError::Wal { source: WalFileError::Missing { .. }, .. })
+                    if self.view.archive().is_some() => {}
+                read => return read,
+            }
+        }
+        self.read_archived(length).await
+    }
+
+    /// Cancelled, it reads the block again next time.
+    async fn read_archived(&mut self, length: usize) -> Result<Bytes, TimelineError> {
+        let (at, view) = (self.at, &self.view);
+        let timeline = view.spec.timeline;
+        let missing = || {
+            let path = view.names.path(at.segment_number(view.names.size()));
+            TimelineError::Wal { timeline, source: WalFileError::Missing { lsn: at, path } }
+        };
+        let archive = view.archive().ok_or_else(missing)?;
+        let mut archived = self.archived.take().unwrap_or_else(|| ArchivedWal::new(Arc::clone(archive), view.spec));
+        let read = tokio::task::spawn_blocking(move || (archived.read(at, length), archived)).await;
+        let (read, archived) = read.map_err(|_| TimelineError::Stopping)?;
+        let read = read.map_err(|source| TimelineError::Archive { timeline, lsn: at, source })?;
+        let read = read.ok_or_else(missing);
+        self.archived = Some(archived);
+        read
+    }
+
+    async fn read_here(&self, commit: Lsn, length: usize) -> Result<Bytes, TimelineError> {
         let at = self.at;
         let read = if commit.saturating_sub(at) <= CACHED_TAIL_BYTES {
             self.view.names.read(at, length)
@@ -80,6 +115,29 @@ impl CommittedWal {
         };
         read.map_err(|source| TimelineError::Wal { timeline: self.view.spec.timeline, source })
     }
+}
+
+async fn is_archived(view: &Arc<TimelineView>, lsn: Lsn) -> Result<bool, TimelineError> {
+    let Some(archive) = view.archive().filter(|_| lsn >= view.spec.start_lsn) else { return Ok(false) };
+    let (archive, view) = (Arc::clone(archive), Arc::clone(view));
+    let asked = tokio::task::spawn_blocking(move || {
+        let timeline = view.spec.timeline;
+        archive.has(&view.spec, lsn).map_err(|source| TimelineError::Archive { timeline, lsn, source })
+    });
+    asked.await.map_err(|_| TimelineError::Stopping)?
+}
+
+/// The oldest position that can be read, here or in the archive: that of a segment's first byte, where the timeline does not begin in it.
+pub(crate) async fn oldest_readable(view: &Arc<TimelineView>) -> Result<Lsn, TimelineError> {
+    let here = view.oldest_lsn().segment_start(view.names.size());
+    let Some(archive) = view.archive().map(Arc::clone) else { return Ok(here) };
+    let view = Arc::clone(view);
+    let asked = tokio::task::spawn_blocking(move || {
+        let timeline = view.spec.timeline;
+        let oldest = archive.oldest_before(&view.spec, here);
+        oldest.map_err(|source| TimelineError::Archive { timeline, lsn: here, source })
+    });
+    asked.await.map_err(|_| TimelineError::Stopping)?
 }
 
 /// Streams from `from` until either side ends the connection.
@@ -96,7 +154,10 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut out = BytesMut::new();
-    let opened = shared.registry.open(key).await.and_then(|view| CommittedWal::open(view, from));
+    let opened = match shared.registry.open(key).await {
+        Ok(view) => CommittedWal::open(view, from).await,
+        Err(error) => Err(error),
+    };
     let mut wal = match opened {
         Ok(wal) => wal,
         Err(error) => return fail(&mut writer, error.response(0)).await,

@@ -102,7 +102,7 @@ impl<'a> Holders<'a> {
         for folder in folders {
             let dir = dir_of(folder, tenant, timeline);
             let failed = |source| OfflineError::Timeline { folder: folder.to_path_buf(), source };
-            loaded.push((folder.as_path(), Timeline::load(&dir, timeline, None).map_err(failed)?));
+            loaded.push((folder.as_path(), Timeline::load(&dir, timeline, None, None).map_err(failed)?));
         }
         let promised = loaded.iter().map(|(_, timeline)| timeline.state().term).max().unwrap_or(Term::new(0));
         Ok(Holders { tenant, timeline, loaded, term: Term::new(promised.get() + 1) })

@@ -6,7 +6,8 @@
 //!                                                └────── replies ──────┤ write, write, write, one fsync
 //!                                                                      ▼
 //!  page server ◄──────── committed WAL ──────── follow ◄── DATA/TENANT/TIMELINE/{state, wal/0000...}
-//!  pg_receivewal ◄── streaming replication ── replication ◄──┘
+//!  pg_receivewal ◄── streaming replication ── replication ◄──┤
+//!                                                            └── whole committed segments ──► archive: the object store
 //! ```
 //!
 //! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
@@ -15,13 +16,16 @@
 //!   append wakes one thread once. Readers read committed bytes, which never change, on threads that no fsync holds up.
 //! - Past the end of the log its files hold zeros only.
 //! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
+//! - With an archive nothing is trimmed that is not in it; readers go on there where this safekeeper's own files end.
 //! - Memory is bounded: what a connection has queued, what a batch writes, and only timelines in use are loaded.
 //!
 //! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers.
 //!
 //! Start reading with [`Safekeeper::start`], then `disk_worker`, `timeline`, `wal_files`. Formats:
-//! `docs/formats/safekeeper-state.md`, `docs/formats/wal-service.md`. Protocol: `docs/quorum.md`.
+//! `docs/formats/safekeeper-state.md`, `docs/formats/wal-service.md`, `docs/formats/wal-archive.md`. Protocol: `docs/quorum.md`.
 
+mod archive;
+mod archived_segment;
 mod connection;
 mod control_file;
 mod disk_worker;
@@ -38,6 +42,8 @@ mod socket;
 mod timeline;
 mod wal_files;
 
+pub use archive::ArchiveError;
+pub use archived_segment::SegmentFormatError;
 pub use control_file::ControlFileError;
 pub use failure::TimelineError;
 pub use holders::{CopiedTimeline, OfflineError};

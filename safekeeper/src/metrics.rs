@@ -13,6 +13,8 @@ pub(crate) struct Metrics {
     appended: Counter,
     flushes: Histogram,
     failures: Counter,
+    archived: Counter,
+    archive_failures: Counter,
     loaded: Gauge,
     connections: Gauge,
 }
@@ -24,6 +26,8 @@ impl Default for Metrics {
             // From 50 us to 1.6 s, each twice the one before.
             flushes: Histogram::new(exponential_buckets(50e-6, 2.0, 16)),
             failures: Counter::default(),
+            archived: Counter::default(),
+            archive_failures: Counter::default(),
             loaded: Gauge::default(),
             connections: Gauge::default(),
         }
@@ -38,6 +42,9 @@ impl Metrics {
         registry.register("appended_bytes", "WAL received from writers", self.appended.clone());
         registry.register_with_unit("flush", flushes, Unit::Seconds, self.flushes.clone());
         registry.register("failures", "Requests that failed, of writers that are fenced too", self.failures.clone());
+        registry.register("archived_bytes", "WAL put into the object store, before compression", self.archived.clone());
+        let failures = "Attempts to archive a WAL segment that failed; each is tried again";
+        registry.register("archive_failures", failures, self.archive_failures.clone());
         registry.register("timelines_loaded", "Timelines in memory", self.loaded.clone());
         registry.register("connections", "Open connections", self.connections.clone());
     }
@@ -52,6 +59,15 @@ impl Metrics {
 
     pub fn failed(&self) {
         self.failures.inc();
+    }
+
+    /// A segment is archived; `None` if another safekeeper has done it.
+    pub fn archived(&self, bytes: Option<u64>) {
+        self.archived.inc_by(bytes.unwrap_or(0));
+    }
+
+    pub fn archive_failed(&self) {
+        self.archive_failures.inc();
     }
 
     /// So many timelines more, or fewer.

@@ -33,7 +33,7 @@ struct Worker {
 
 impl Registry {
     /// Starts the workers.
-    pub(crate) fn start(config: &WorkerConfig, workers: usize) -> io::Result<(Registry, Vec<JoinHandle<()>>)> {
+    pub(crate) fn start(config: WorkerConfig, workers: usize) -> io::Result<(Registry, Vec<JoinHandle<()>>)> {
         let mut senders = Vec::with_capacity(workers);
         let mut threads = Vec::with_capacity(workers);
         for number in 0..workers {
@@ -51,7 +51,7 @@ impl Registry {
             };
             threads.push(thread.spawn(body)?);
         }
-        Ok((Registry { data_dir: config.data_dir.clone(), workers: senders }, threads))
+        Ok((Registry { data_dir: config.data_dir, workers: senders }, threads))
     }
 
     /// Gives a command to the timeline's worker.

@@ -16,7 +16,9 @@ use tokio_util::task::TaskTracker;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
+use ardent_object_store::ObjectStore;
 
+use crate::archive::{Archiver, ArchiverThread};
 use crate::connection::{self, Shared, Writer};
 use crate::disk_worker::WorkerConfig;
 use crate::metrics::{Connected, Metrics};
@@ -42,6 +44,9 @@ pub struct SafekeeperConfig {
     pub wal_keep_bytes: u64,
     /// A timeline that nobody has used for this long takes no memory.
     pub unload_after: Duration,
+    /// Where whole segments are archived before they are trimmed; absent: they are trimmed once the page server is durable past them.
+    /// Once there was an archive, it must stay: WAL that the page server has not taken yet may be nowhere else.
+    pub archive: Option<Arc<dyn ObjectStore>>,
     /// How long a follower that nobody waits for gets no more after a small piece of WAL, so that more of them come as one.
     pub follow_gather: Duration,
 }
@@ -57,6 +62,7 @@ impl SafekeeperConfig {
             disk_workers: 4,
             wal_keep_bytes: 32 << 20,
             unload_after: Duration::from_secs(60),
+            archive: None,
             follow_gather: Duration::from_millis(20),
         }
     }
@@ -108,6 +114,7 @@ pub struct Safekeeper {
     cancel: CancellationToken,
     tasks: TaskTracker,
     threads: Vec<JoinHandle<()>>,
+    archiver: Option<ArchiverThread>,
     metrics: Metrics,
     _lock: Flock<File>,
 }
@@ -124,13 +131,16 @@ impl Safekeeper {
             listeners.push(Listener::bind(address, Protocol::Replication).await?);
         }
         let metrics = Metrics::default();
+        let archiver = config.archive.map(|store| Archiver::start(store, &config.data_dir, metrics.clone()));
+        let (archiver, archiver_thread) = archiver.transpose().map_err(StartError::Thread)?.unzip();
         let worker = WorkerConfig {
+            archiver,
             metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
             keep_bytes: config.wal_keep_bytes,
             unload_after: config.unload_after,
         };
-        let (registry, threads) = Registry::start(&worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
+        let (registry, threads) = Registry::start(worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
         let shared = Arc::new(Shared {
             registry,
             verifier: config.verifier,
@@ -148,7 +158,16 @@ impl Safekeeper {
             tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
         }
         tasks.close();
-        Ok(Safekeeper { addresses, replication_addresses, cancel, tasks, threads, metrics, _lock: lock })
+        Ok(Safekeeper {
+            addresses,
+            replication_addresses,
+            cancel,
+            tasks,
+            threads,
+            archiver: archiver_thread,
+            metrics,
+            _lock: lock,
+        })
     }
 
     /// Adds what this safekeeper counts to `registry`.
@@ -176,12 +195,16 @@ impl Safekeeper {
     pub async fn join(self) {
         // The last connection drops the registry, and with it the queues that keep the threads going.
         self.tasks.wait().await;
-        let threads = self.threads;
+        let (threads, archiver) = (self.threads, self.archiver);
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 if thread.join().is_err() {
                     tracing::error!("a disk thread panicked");
                 }
+            }
+            // Their timelines were the last that could offer it anything.
+            if let Some(archiver) = archiver {
+                archiver.stop();
             }
         });
         if joined.await.is_err() {

@@ -16,6 +16,7 @@ use ardent_pg_format::PgMajor;
 use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, Configuration, MemberGeneration, OutOfOrder, Reply};
 use ardent_types::{Lsn, Term, TimelineId};
 
+use crate::archive::{Archiver, WalArchive};
 use crate::control_file;
 use crate::failure::TimelineError;
 use crate::wal_files::{SegmentNames, WalFileError, WalFiles};
@@ -32,6 +33,9 @@ pub(crate) struct TimelineView {
     commit: watch::Receiver<Lsn>,
     oldest: AtomicU64,
     durable: AtomicU64,
+    archive: Option<Arc<WalArchive>>,
+    /// The start of a segment: all before it is archived. Without an archive it stays what it is.
+    archived: AtomicU64,
 }
 
 impl TimelineView {
@@ -48,6 +52,25 @@ impl TimelineView {
     pub(crate) fn durable_lsn(&self) -> Lsn {
         Lsn::new(self.durable.load(Ordering::Acquire))
     }
+
+    /// Where older WAL is than is kept here, if it goes anywhere.
+    pub(crate) fn archive(&self) -> Option<&Arc<WalArchive>> {
+        self.archive.as_ref()
+    }
+
+    /// The start of the first segment that is not archived, as far as is known here.
+    pub(crate) fn archived_lsn(&self) -> Lsn {
+        Lsn::new(self.archived.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_archived(&self, lsn: Lsn) {
+        self.archived.fetch_max(lsn.get(), Ordering::AcqRel);
+    }
+
+    /// Whether the timeline was deleted, unloaded, or is being loaded again.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.commit.has_changed().is_err()
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +83,9 @@ pub(crate) struct Timeline {
     /// The connection that appended last.
     writer: Option<Replies>,
     dirty: bool,
+    archiver: Option<Archiver>,
+    /// The segment that the log had reached when the archiver was last told.
+    offered: u64,
     pub(crate) last_used: Instant,
 }
 
@@ -103,7 +129,12 @@ impl Timeline {
 
     /// Loads a timeline from its folder and brings it to a state in which all that it has is durable. After a failed write or
     /// fsync `limit` is the end of what was durable then: what lies behind may only seem to be on disk.
-    pub(crate) fn load(dir: &Path, timeline: TimelineId, limit: Option<Lsn>) -> Result<Timeline, TimelineError> {
+    pub(crate) fn load(
+        dir: &Path,
+        timeline: TimelineId,
+        limit: Option<Lsn>,
+        archiver: Option<&Archiver>,
+    ) -> Result<Timeline, TimelineError> {
         if !crate::wal_files::is_timeline_dir(dir) {
             return Err(TimelineError::NotFound(timeline));
         }
@@ -121,9 +152,12 @@ impl Timeline {
             commit: committed,
             oldest: AtomicU64::new(oldest.get()),
             durable: AtomicU64::new(0),
+            archive: archiver.map(|archiver| Arc::clone(archiver.archive())),
+            // What is no longer here was archived, or needed by nobody.
+            archived: AtomicU64::new(oldest.segment_start(spec.wal_segment_size).get()),
         };
         tracing::info!(%timeline, term = %state.term, commit = %state.commit.end, flush = %end, "timeline loaded");
-        Ok(Timeline {
+        let mut timeline = Timeline {
             dir: dir.to_owned(),
             acceptor: Acceptor::recover(state, end),
             files,
@@ -131,8 +165,22 @@ impl Timeline {
             commit,
             writer: None,
             dirty: false,
+            archiver: archiver.cloned(),
+            offered: oldest.segment_number(spec.wal_segment_size),
             last_used: Instant::now(),
-        })
+        };
+        timeline.offer();
+        Ok(timeline)
+    }
+
+    /// Tells the archiver that the log has gone past the end of a segment.
+    fn offer(&mut self) {
+        let Some(archiver) = &self.archiver else { return };
+        let reached = self.acceptor.state().commit.end.segment_number(self.view.spec.wal_segment_size);
+        if reached > self.offered {
+            self.offered = reached;
+            archiver.offer(Arc::clone(&self.view));
+        }
     }
 
     pub(crate) fn view(&self) -> Arc<TimelineView> {
@@ -235,6 +283,7 @@ impl Timeline {
                 }
                 AcceptorEffect::Committed(commit) => {
                     self.commit.send_replace(commit.end);
+                    self.offer();
                 }
                 AcceptorEffect::Reply(reply) => {
                     let response = self.response(reply);
@@ -296,14 +345,22 @@ impl Timeline {
         self.view.names.read(from, length).map_err(wal_failure(self.id()))
     }
 
-    /// A follower has made everything below `lsn` durable. Segments that neither it nor the other safekeepers need, and that are
-    /// further back than `keep_bytes`, are removed.
-    pub(crate) fn followed(&mut self, lsn: Lsn, keep_bytes: u64) -> Result<(), TimelineError> {
-        let commit = self.acceptor.state().commit.end;
-        let lsn = lsn.min(commit);
+    /// A follower has made everything below `lsn` durable.
+    pub(crate) fn followed(&mut self, lsn: Lsn) {
+        let lsn = lsn.min(self.acceptor.state().commit.end);
         self.view.durable.fetch_max(lsn.get(), Ordering::AcqRel);
+    }
+
+    /// Removes segments that the other safekeepers have, that are further back than `keep_bytes`, and that are archived; without an archive
+    /// those that the follower has made durable.
+    pub(crate) fn trim(&mut self, keep_bytes: u64) -> Result<(), TimelineError> {
+        let commit = self.acceptor.state().commit.end;
         let horizon = Lsn::new(commit.get().saturating_sub(keep_bytes));
-        let before = self.view.durable_lsn().min(horizon).min(self.acceptor.peers_lsn());
+        let kept_elsewhere = match self.view.archive {
+            Some(_) => self.view.archived_lsn(),
+            None => self.view.durable_lsn(),
+        };
+        let before = kept_elsewhere.min(horizon).min(self.acceptor.peers_lsn());
         if before.segment_start(self.view.spec.wal_segment_size) <= self.view.oldest_lsn() {
             return Ok(());
         }

@@ -31,6 +31,8 @@ pub struct Apart {
     ports: (u16, u16),
     /// Whether the safekeepers are reached over TCP, each at an address of its own.
     has_network: bool,
+    /// Whether the safekeepers archive WAL in the page server's store.
+    has_archive: bool,
     roles: BTreeMap<&'static str, Role>,
     /// The page server that control is told of.
     page_server: &'static str,
@@ -49,15 +51,20 @@ const SECOND_PAGE_SERVER: &str = "pageserver-2";
 impl Apart {
     /// Makes the keys and starts all roles.
     pub fn start() -> Apart {
-        Apart::make(false)
+        Apart::make(false, false)
+    }
+
+    /// The same with WAL archived in the page server's store.
+    pub fn start_with_archive() -> Apart {
+        Apart::make(false, true)
     }
 
     /// The same in a network of its own, where each safekeeper has an address and a small disk.
     pub fn start_in(_network: &Network) -> Apart {
-        Apart::make(true)
+        Apart::make(true, false)
     }
 
-    fn make(has_network: bool) -> Apart {
+    fn make(has_network: bool, has_archive: bool) -> Apart {
         let root = tempfile::Builder::new().prefix("ardent-apart-").tempdir().expect("a temp folder can be made");
         fs::set_permissions(root.path(), Permissions::from_mode(0o711)).expect("own folders can be opened");
         let mut apart = Apart {
@@ -65,6 +72,7 @@ impl Apart {
             root,
             ports: (free_port(), free_port()),
             has_network,
+            has_archive,
             roles: BTreeMap::new(),
             page_server: "pageserver",
         };
@@ -116,8 +124,12 @@ impl Apart {
         } else {
             arguments.push(format!("--key={}", self.path("data/keys/service.pub")));
         }
+        let store = format!("file:{}", self.path("pageserver/store"));
         if role == SECOND_PAGE_SERVER {
-            arguments.push(format!("--store=file:{}", self.path("pageserver/store")));
+            arguments.push(format!("--store={store}"));
+        }
+        if self.has_archive && SAFEKEEPERS.contains(&role) {
+            arguments.push(format!("--archive={store}"));
         }
         if matches!(role, "control" | "pageserver" | SECOND_PAGE_SERVER) {
             arguments.extend(SAFEKEEPERS.iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
@@ -203,6 +215,14 @@ impl Apart {
         let timelines = folders(self.root.path().join(safekeeper)).into_iter().flat_map(folders);
         let names = timelines.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         names.filter(|name| !name.starts_with('.')).collect()
+    }
+
+    /// The WAL files that a safekeeper has of a timeline, or that are archived of it (`pageserver/store/timelines`).
+    pub fn wal_files(&self, folder: &str, timeline: &str) -> usize {
+        let top = self.root.path().join(folder);
+        let tenants = fs::read_dir(top).into_iter().flatten().map(|entry| entry.expect("an entry").path());
+        let files = tenants.flat_map(|tenant| fs::read_dir(tenant.join(timeline).join("wal")).into_iter().flatten());
+        files.count()
     }
 
     /// What a role logged.

@@ -99,6 +99,49 @@ fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_tol
     apart.ok(&["branch", "delete", "three", "two", "one"]);
 }
 
+/// Nobody makes pages of it for a while: the safekeepers' disks do not fill, and nothing of it is lost.
+#[test]
+fn wal_that_no_page_server_takes_goes_to_the_store_and_comes_back_from_there() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key, filler text); insert into t values (0, repeat(md5('0'), 30))");
+    let mut apart = Apart::start_with_archive();
+    let url = production.tcp_url("postgres", "postgres");
+    apart.ok(&["connector", "create", "postgresql", &url, "--name", "main", "--fast"]);
+    let root = apart.timelines("safekeeper-1");
+    let branch = apart.ok(&["branch", "create", "one", "--from", "main", "--print-url"]);
+    // All that the rest of it needs to be there.
+    let write = |from: u32, to: u32| {
+        sql(&branch, &format!("insert into t select n, repeat(md5(n::text), 30) from generate_series({from}, {to}) n"));
+    };
+    write(1, 1000);
+    let held = "select count(*), sum(hashtext(filler)::bigint), sum(n::bigint) from t";
+    sql(&branch, held);
+    let timelines = apart.timelines("safekeeper-1");
+    let timeline = timelines.difference(&root).next().expect("the branch's").clone();
+
+    apart.kill("pageserver");
+    for at in 1..=8 {
+        write(at * 10_000, at * 10_000 + 9_999);
+    }
+    // Some 90 MB; two segments behind the one that is written to are kept, whoever has them.
+    let archived = "pageserver/store/timelines";
+    for safekeeper in ["safekeeper-1", "safekeeper-2", "safekeeper-3"] {
+        wait_until("a safekeeper trims what is archived", 60, || {
+            (apart.wal_files(safekeeper, &timeline) <= 4).then_some(())
+        });
+    }
+    assert!(apart.wal_files(archived, &timeline) >= 4, "{} segments", apart.wal_files(archived, &timeline));
+    apart.kill("safekeeper-1");
+    apart.up("safekeeper-1");
+    apart.up("pageserver");
+    let expected = sql(&branch, held);
+    let two = apart.ok(&["branch", "create", "two", "--from", "one", "--print-url"]);
+    assert_eq!(sql(&two, held), expected);
+    assert!(expected.starts_with("81001|"), "{expected}");
+    apart.ok(&["branch", "delete", "two", "one", "--for-good"]);
+    wait_until("its WAL goes with the branch", 60, || (apart.wal_files(archived, &timeline) == 0).then_some(()));
+}
+
 /// A server that is told to stop waits for its receivers to confirm what it has sent: ours must let go when it cannot.
 #[test]
 fn without_a_quorum_production_still_stops_and_nothing_of_it_is_lost() {

@@ -41,6 +41,10 @@ pub struct UpArgs {
     /// Where pages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// Whether WAL goes to the store too, a segment at a time, and is kept there as long as history: then the safekeepers' own disks hold
+    /// little even while pages cannot be made of it. Once on, it stays on [default: on with an S3 store, off with a folder]
+    #[arg(long, value_name = "on|off", value_parser = parse_on_off)]
+    pub wal_archive: Option<bool>,
     /// How long what was is kept.
     #[command(flatten)]
     pub keep: KeepArgs,
@@ -59,6 +63,14 @@ pub struct UpArgs {
     /// Write the log as JSON lines
     #[arg(long)]
     pub log_json: bool,
+}
+
+fn parse_on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".to_owned()),
+    }
 }
 
 /// Where branches are reached: the same for proxy and control, which prints it in URLs.
@@ -156,6 +168,13 @@ pub struct SafekeeperArgs {
     /// The installation's public key: service.pub, see ardent keys
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
+    /// The page server's --store: whole segments of WAL go there before they are removed here. Once given, always give it: WAL
+    /// may be there alone [default: none]
+    #[arg(long, value_name = "URL")]
+    pub archive: Option<StorePlace>,
+    /// Certificates (PEM) to trust for the archive, instead of this host's
+    #[arg(long, value_name = "FILE")]
+    pub archive_ca: Option<PathBuf>,
     /// Metrics and health.
     #[command(flatten)]
     pub metrics: MetricsArgs,

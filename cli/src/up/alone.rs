@@ -16,8 +16,10 @@ use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 use super::data_lock::DataLock;
 use super::keys::read_verifier;
 use super::metrics::Metrics;
-use super::roles::{PageKeeping, Place, Services, Task, bind_proxy, serve_proxy, start_control, start_page_server};
-use super::{data_dir, run_until_signal};
+use super::roles::{
+    PageKeeping, Place, Services, Task, bind_proxy, open_store, serve_proxy, start_control, start_page_server,
+};
+use super::{data_dir, object_store, run_until_signal};
 use crate::args::{ControlArgs, PageserverArgs, ProxyArgs, SafekeeperArgs};
 use crate::failure::Failure;
 use crate::output::{Output, pairs};
@@ -45,8 +47,11 @@ fn addresses(listen: &[ServiceAddr]) -> String {
 /// `ardent safekeeper`.
 pub fn safekeeper(output: &Output, args: &SafekeeperArgs) -> Result<(), Failure> {
     run_until_signal(output, args.log_json, async || {
+        let archive =
+            args.archive.as_ref().map(|place| object_store::open_archive(place, args.archive_ca.as_deref()));
         let config = SafekeeperConfig {
             listen_replication: args.listen_replication.clone(),
+            archive: archive.transpose()?,
             ..SafekeeperConfig::new(args.data_dir.clone(), args.listen.clone(), read_verifier(&args.key)?)
         };
         let verifier = config.verifier.clone();
@@ -71,11 +76,9 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
             .map_err(|error| Failure::local(format!("{} cannot be made", args.data_dir.display()), &error))?;
         let lock = DataLock::take(&args.data_dir)?;
         let verifier: TokenVerifier = read_verifier(&args.key)?;
-        let keeping = PageKeeping {
-            folder: args.data_dir.clone(),
-            store: args.store.clone(),
-            retention: args.history.retention(),
-        };
+        let (folder, retention) = (args.data_dir.clone(), args.history.retention());
+        let store = open_store(folder.clone(), args.store.clone()).await?;
+        let keeping = PageKeeping { folder, store, retention };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (listen, telling) = (&args.listen, verifier.clone());
         let server = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;

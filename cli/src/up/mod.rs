@@ -15,6 +15,7 @@ pub mod names;
 pub mod object_store;
 mod roles;
 pub mod safekeepers;
+mod wal_archive;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -57,6 +57,8 @@ impl StorePlace {
 pub struct OpenStore {
     /// The store, with its cache.
     pub store: Arc<dyn ObjectStore>,
+    /// The same without one, for what is read once.
+    pub uncached: Arc<dyn ObjectStore>,
     /// What it counts.
     pub metrics: StoreMetrics,
 }
@@ -79,7 +81,11 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
     let store = match &place {
         StorePlace::Folder(folder) => {
             let counted = count(Arc::new(LocalFolder::open(folder).map_err(|error| Failure::of(&error))?));
-            OpenStore { store: counted.clone(), metrics: StoreMetrics { counted, cache: None } }
+            OpenStore {
+                store: counted.clone(),
+                uncached: counted.clone(),
+                metrics: StoreMetrics { counted, cache: None },
+            }
         }
         StorePlace::S3(location) => {
             let far = count(open_s3(location, args)?);
@@ -91,7 +97,11 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
             let cache =
                 opened.map_err(|error| Failure::local("the cache in front of the store cannot be used", &error))?;
             let cache = Arc::new(cache);
-            OpenStore { store: cache.clone(), metrics: StoreMetrics { counted: far, cache: Some(cache) } }
+            OpenStore {
+                store: cache.clone(),
+                uncached: far.clone(),
+                metrics: StoreMetrics { counted: far, cache: Some(cache) },
+            }
         }
     };
     if known.is_none() {
@@ -151,6 +161,16 @@ pub fn attach(
             let options = S3Options { ca_file: ca_file.map(Path::to_owned), ..S3Options::default() };
             Ok(Arc::new(S3Store::open(&location, &options).map_err(|error| Failure::of(&error))?))
         }
+    }
+}
+
+/// The store of a page server in another process, for WAL beside its pages. A folder need not be there yet.
+pub fn open_archive(place: &StorePlace, ca_file: Option<&Path>) -> Result<Arc<dyn ObjectStore>, Failure> {
+    match place {
+        StorePlace::Folder(folder) if LocalFolder::attach(folder).is_err() => {
+            Ok(Arc::new(LocalFolder::open(folder).map_err(|error| Failure::of(&error))?))
+        }
+        _ => attach(Path::new(""), Some(place), ca_file),
     }
 }
 

@@ -27,8 +27,9 @@ use super::connectors::Connectors;
 use super::data_lock::DataLock;
 use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
+use super::object_store::{OpenStore, StorePlace};
 use super::safekeepers::{self, Safekeepers};
-use super::{keys, library, names, object_store};
+use super::{keys, library, names, object_store, wal_archive};
 use crate::args::{ComputeArgs, FrontArgs, KeepArgs, SourcesArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -64,17 +65,17 @@ impl Roles {
         proxy.register_metrics(metrics.registry());
         let port = proxy.local_addr().map_or(args.front.listen.port(), |address| address.port());
 
-        let safekeepers = Safekeepers::start(&place, &safekeeper_addrs).await?;
+        let folder = root.join("pageserver");
+        let store = open_store(folder.clone(), args.store.clone()).await?;
+        let is_far = matches!(args.store.store, Some(StorePlace::S3(_)));
+        let archive = wal_archive::chosen(root, args.wal_archive, is_far)?.then(|| store.uncached.clone());
+        let safekeepers = Safekeepers::start(&place, &safekeeper_addrs, archive).await?;
         safekeepers.register_metrics(metrics.registry());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
         if args.metrics.metrics_listen.is_some() {
             keys::metrics_token(&place)?;
         }
-        let keeping = PageKeeping {
-            folder: root.join("pageserver"),
-            store: args.store.clone(),
-            retention: args.keep.history.retention(),
-        };
+        let keeping = PageKeeping { folder, store, retention: args.keep.history.retention() };
         let listen = [page_server_addr.clone()];
         let started = start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token, &mut metrics).await;
         let page_server = match started {
@@ -268,9 +269,15 @@ pub struct PageKeeping {
     /// Its own folder.
     pub folder: PathBuf,
     /// Its store.
-    pub store: StoreArgs,
+    pub store: OpenStore,
     /// How long it keeps history.
     pub retention: Duration,
+}
+
+/// A page server's store, as the user chose it.
+pub async fn open_store(folder: PathBuf, args: StoreArgs) -> Result<OpenStore, Failure> {
+    let opening = tokio::task::spawn_blocking(move || object_store::open(&folder, &args));
+    opening.await.map_err(|error| Failure::local("the store could not be opened", &error))?
 }
 
 /// The page server.
@@ -282,9 +289,7 @@ pub async fn start_page_server(
     safekeeper_token: String,
     metrics: &mut Metrics,
 ) -> Result<Task, Failure> {
-    let (place, chosen) = (keeping.folder.clone(), keeping.store);
-    let opening = tokio::task::spawn_blocking(move || object_store::open(&place, &chosen));
-    let store = opening.await.map_err(|error| Failure::local("the store could not be opened", &error))??;
+    let store = keeping.store;
     let config = PageserverConfig {
         engine: EngineConfig::new(keeping.folder.join("local"), store.store),
         retention: keeping.retention,

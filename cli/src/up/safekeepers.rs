@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use tracing::warn;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_control::secrets::random_bytes;
+use ardent_object_store::ObjectStore;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
 use super::roles::Place;
@@ -27,14 +29,20 @@ pub const COUNT_MAX: usize = 9;
 pub struct Safekeepers(Vec<(usize, Safekeeper)>);
 
 impl Safekeepers {
-    /// Starts one for each address whose folder is there, or none.
-    pub async fn start(place: &Place, addresses: &[ServiceAddr]) -> Result<Self, Failure> {
+    /// Starts one for each address whose folder is there, or none. With `archive` whole segments of WAL go there.
+    pub async fn start(
+        place: &Place,
+        addresses: &[ServiceAddr],
+        archive: Option<Arc<dyn ObjectStore>>,
+    ) -> Result<Self, Failure> {
         let mut started = Safekeepers(Vec::with_capacity(addresses.len()));
         let there = if addresses.is_empty() { Vec::new() } else { present(&place.root)? };
         for index in there {
             let address = &addresses[index];
-            let config =
-                SafekeeperConfig::new(folder(&place.root, index), vec![address.clone()], place.issuer.verifier());
+            let config = SafekeeperConfig {
+                archive: archive.clone(),
+                ..SafekeeperConfig::new(folder(&place.root, index), vec![address.clone()], place.issuer.verifier())
+            };
             match Safekeeper::start(config, CancellationToken::new()).await {
                 Ok(safekeeper) => started.0.push((index, safekeeper)),
                 Err(error) => {
@@ -157,7 +165,7 @@ fn is_mark(text: &str) -> bool {
 }
 
 /// Under another name first: a crash leaves the old content or the new.
-fn write_durably(folder: &Path, name: &str, text: &str) -> Result<(), Failure> {
+pub(super) fn write_durably(folder: &Path, name: &str, text: &str) -> Result<(), Failure> {
     let (path, fresh) = (folder.join(name), folder.join(format!("{name}.new")));
     let write = || {
         let mut file = File::create(&fresh)?;

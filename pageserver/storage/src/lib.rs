@@ -42,6 +42,7 @@
 //!
 //! Start reading at [`Timeline`] in `timeline.rs`, then `put.rs`, `read.rs`, `flush.rs`, `layer_map.rs`.
 
+mod archived_wal;
 mod background;
 mod branch;
 mod clock_cache;

@@ -6,6 +6,7 @@
 //!                           /children/TIMELINE/LSN.PREV  pins LSN for a branch; an empty object
 //!                           /kept/head                   what the last compute left, and its parts
 //!                           /kept/TERM.LSN/NUMBER
+//!                           /wal/SEGMENT                 what safekeepers have archived, named as Postgres names WAL files
 //! ```
 
 use ardent_object_store::ObjectName;
@@ -50,6 +51,11 @@ impl TimelineNames {
     /// What the last compute left.
     pub(crate) fn kept(&self) -> String {
         format!("{}kept/", self.prefix())
+    }
+
+    /// WAL that safekeepers have archived.
+    pub(crate) fn wal(&self) -> String {
+        format!("{}wal/", self.prefix())
     }
 
     pub(crate) fn kept_head(&self) -> ObjectName {

@@ -67,6 +67,7 @@ impl Timeline {
                 *self.leases.write() = Arc::new(manifest.leases.clone());
             })?;
         }
+        self.give_up_archived_wal()?;
         // Listed after the limit is durable: whoever makes a branch writes its marker first and looks at the limit then.
         let mut pins: Vec<Lsn> = self.children()?.iter().map(|(_, point)| point.lsn).collect();
         pins.extend(self.leases.read().values().map(|lease| lease.lsn));

@@ -9,6 +9,7 @@ use ardent_object_store::{ErrorKind, ObjectMeta, ObjectName, ObjectStore, StoreE
 use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 use serde::Serialize;
 
+use crate::archived_wal::{is_given_up, is_segment_name};
 use crate::error::CorruptFile;
 use crate::kept_state::KeptStateHead;
 use crate::limits::OLD_MANIFESTS_KEPT;
@@ -31,6 +32,8 @@ pub enum OrphanKind {
     BranchMarker,
     /// Part of what a compute left, of a state that is not the one that is kept.
     KeptPart,
+    /// Archived WAL from before what is retained.
+    OldWal,
 }
 
 impl OrphanKind {
@@ -43,6 +46,7 @@ impl OrphanKind {
             OrphanKind::NoTimeline => "of no timeline",
             OrphanKind::BranchMarker => "pin of a branch that is not there",
             OrphanKind::KeptPart => "part of a state that is not kept",
+            OrphanKind::OldWal => "WAL from before what is retained",
         }
     }
 }
@@ -93,7 +97,7 @@ pub struct TimelineSurvey {
     pub layers: usize,
     /// Their size.
     pub layer_bytes: u64,
-    /// Everything of the timeline in the store: layers, manifests, pins.
+    /// Everything of the timeline in the store: layers, manifests, pins, archived WAL.
     pub stored_bytes: u64,
     /// Branches that hang on it.
     pub children: usize,
@@ -130,6 +134,7 @@ struct Folder {
     layers: Vec<ObjectMeta>,
     markers: Vec<ObjectMeta>,
     kept: Vec<ObjectMeta>,
+    wal: Vec<ObjectMeta>,
 }
 
 /// Looks through the whole store.
@@ -144,6 +149,7 @@ pub fn survey(store: &dyn ObjectStore) -> Result<Survey, StoreError> {
             Some((names, Place::Layer)) => folders.entry(names).or_default().layers.push(object),
             Some((names, Place::Marker)) => folders.entry(names).or_default().markers.push(object),
             Some((names, Place::Kept)) => folders.entry(names).or_default().kept.push(object),
+            Some((names, Place::Wal)) => folders.entry(names).or_default().wal.push(object),
             None => survey.unknown.push(object.name.to_string()),
         }
     }
@@ -219,8 +225,13 @@ impl Survey {
                 self.add(names, part, OrphanKind::KeptPart);
             }
         }
+        let size = manifest.facts.wal_segment_size;
+        for segment in folder.wal.iter().filter(|segment| is_given_up(&segment.name, size, manifest.retained_from)) {
+            self.add(names, segment, OrphanKind::OldWal);
+        }
         self.look_for_missing(store, names, folder, manifest)?;
-        let objects = folder.manifests.values().chain(&folder.layers).chain(&folder.markers).chain(&folder.kept);
+        let others = folder.layers.iter().chain(&folder.markers).chain(&folder.kept).chain(&folder.wal);
+        let objects = folder.manifests.values().chain(others);
         self.timelines.push(TimelineSurvey {
             tenant: names.tenant,
             timeline: names.timeline,
@@ -278,7 +289,7 @@ impl Survey {
 
     /// All objects of a folder, manifests last and the newest at the very end.
     fn add_all(&mut self, names: &TimelineNames, folder: &Folder, kind: OrphanKind) {
-        let others = folder.layers.iter().chain(&folder.markers).chain(&folder.kept);
+        let others = folder.layers.iter().chain(&folder.markers).chain(&folder.kept).chain(&folder.wal);
         for object in others.chain(folder.manifests.values()) {
             self.add(names, object, kind);
         }
@@ -340,6 +351,8 @@ fn still_unneeded(store: &dyn ObjectStore, names: &TimelineNames, orphan: &Orpha
     let newest = manifests.last_key_value();
     match orphan.kind {
         OrphanKind::DeletedTimeline => Ok(true),
+        // What is given up does not come back.
+        OrphanKind::OldWal => Ok(newest.is_some()),
         OrphanKind::NoTimeline => Ok(newest.is_none()),
         OrphanKind::OldManifest => Ok(newest.is_some_and(|(newest, _)| {
             parse_manifest(&name_of(&orphan.object)).is_some_and(|old| old.get() + OLD_MANIFESTS_KEPT < newest.get())
@@ -440,6 +453,7 @@ enum Place {
     Layer,
     Marker,
     Kept,
+    Wal,
 }
 
 /// What an object's name says that it is.
@@ -450,6 +464,7 @@ fn place_of(name: &ObjectName) -> Option<(TimelineNames, Place)> {
         ("manifest", file) if !file.contains('/') => Place::Manifest(parse_manifest(name)?),
         ("layers", file) if !file.contains('/') => Place::Layer,
         ("kept", _) => Place::Kept,
+        ("wal", file) if is_segment_name(file) => Place::Wal,
         ("children", _) => parse_child(name).map(|_| Place::Marker)?,
         _ => return None,
     };

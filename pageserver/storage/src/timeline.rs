@@ -46,6 +46,8 @@ pub struct Timeline {
     pub(crate) durable_record: RwLock<RecordPosition>,
     pub(crate) metadata: RwLock<Arc<BTreeMap<String, serde_json::Value>>>,
     pub(crate) retained_from: AtomicU64,
+    /// Archived WAL is gone before the segment with this number, as far as is known.
+    pub(crate) wal_kept_from: AtomicU64,
     pub(crate) leases: RwLock<Arc<BTreeMap<String, Lease>>>,
     pub(crate) importing: AtomicBool,
     pub(crate) import: Mutex<Option<Import>>,
@@ -119,6 +121,7 @@ impl Timeline {
         let last = manifest.last_record;
         let open = Arc::new(MemLayer::new(last.end, shared.memory.clone()));
         let import = manifest.importing.then(|| Import::new(shared, names));
+        let begins = manifest.ancestor.map_or(manifest.facts.start_lsn, |ancestor| ancestor.point.lsn);
         Ok(Arc::new_cyclic(|this| Timeline {
             this: this.clone(),
             shared: shared.clone(),
@@ -135,6 +138,8 @@ impl Timeline {
             durable_record: RwLock::new(last),
             metadata: RwLock::new(Arc::new(manifest.metadata.clone())),
             retained_from: AtomicU64::new(manifest.retained_from.get()),
+            // Nothing of it is older than itself.
+            wal_kept_from: AtomicU64::new(begins.segment_number(manifest.facts.wal_segment_size)),
             leases: RwLock::new(Arc::new(manifest.leases.clone())),
             importing: AtomicBool::new(manifest.importing),
             import: Mutex::new(import),

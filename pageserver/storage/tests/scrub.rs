@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
 use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
+use ardent_pg_format::segment::wal_file_name;
 use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, remove_orphans, survey};
 use ardent_test_s3::Seaweed;
 use ardent_types::TimelineId;
@@ -82,6 +83,68 @@ fn check(store: Arc<dyn ObjectStore>) {
     let problems = survey(&*store).unwrap().problems;
     assert_eq!(problems.len(), 1);
     assert!(problems[0].contains(layers[0].name.as_str()) && problems[0].contains("is missing"), "{problems:?}");
+}
+
+#[test]
+fn archived_wal_goes_with_the_history_that_it_belongs_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), &Arc::new(FailPoints::new()));
+    let store = config.store.clone();
+    let engine = Engine::open(config.clone()).unwrap();
+    let root = empty_root(&engine, 1);
+    let (size, tli) = (root.facts().wal_segment_size, root.facts().pg_tli);
+    let segment = |timeline: u8, number: u64| {
+        let file = wal_file_name(tli, number, size);
+        name(format!("timelines/{TENANT}/{}/wal/{file}", timeline_id(timeline)))
+    };
+    let there = |timeline: u8| -> Vec<ObjectName> {
+        let listed = list_all(&*store, &format!("timelines/{TENANT}/{}/wal/", timeline_id(timeline)), false).unwrap();
+        listed.objects.into_iter().map(|object| object.name).collect()
+    };
+    let archived = |timeline: u8, numbers: std::ops::Range<u64>| -> Vec<ObjectName> {
+        numbers.map(|number| segment(timeline, number)).collect()
+    };
+    for object in archived(1, 0..7) {
+        store.put(&object, b"wal").unwrap();
+    }
+    let in_segment = |number: u64| number * size.bytes() + 0x100;
+    root.put(vec![(block(0), lsn(in_segment(6)), image("a"))], at(in_segment(6))).unwrap();
+    root.flush().unwrap();
+    root.collect_garbage(lsn(in_segment(3))).unwrap();
+    assert_eq!(there(1), archived(1, 3..7), "the segment with the horizon is kept");
+    // Up to a segment's very end it is needed.
+    root.collect_garbage(lsn(5 * size.bytes() - 8)).unwrap();
+    assert_eq!(there(1), archived(1, 4..7));
+    root.collect_garbage(lsn(5 * size.bytes())).unwrap();
+    assert_eq!(there(1), archived(1, 5..7));
+
+    // One that comes late is a leftover; what is kept is none, and counts.
+    assert_eq!(survey(&*store).unwrap().orphans, []);
+    store.put(&segment(1, 2), b"late").unwrap();
+    let found = survey(&*store).unwrap();
+    let kinds: Vec<_> = found.orphans.iter().map(|orphan| (orphan.object.as_str(), orphan.kind)).collect();
+    assert_eq!(kinds, [(segment(1, 2).as_str(), OrphanKind::OldWal)]);
+    assert!(found.unknown.is_empty() && found.timelines[0].stored_bytes > found.timelines[0].layer_bytes + 10);
+    remove_orphans(&*store, &found, FAR_FUTURE_S).unwrap();
+    assert_eq!(there(1), archived(1, 5..7));
+
+    // What the process before has left is found by the next.
+    store.put(&segment(1, 4), b"late").unwrap();
+    drop((root, engine));
+    let engine = Engine::open(config).unwrap();
+    let root = engine.timeline(TENANT, timeline_id(1)).unwrap();
+    root.collect_garbage(lsn(5 * size.bytes())).unwrap();
+    assert_eq!(there(1), archived(1, 5..7));
+    engine.create_branch(TENANT, timeline_id(2), timeline_id(1), None).unwrap();
+    for object in archived(2, 6..9) {
+        store.put(&object, b"wal").unwrap();
+    }
+    // A retired timeline has no history of its own; a deleted one nothing.
+    root.retire().unwrap();
+    assert_eq!(there(1), []);
+    assert_eq!(there(2), archived(2, 6..9));
+    engine.delete_timeline(TENANT, timeline_id(2)).unwrap();
+    assert_eq!(there(2), []);
 }
 
 /// Writes what a page server writes first when it deletes a timeline, and dies.

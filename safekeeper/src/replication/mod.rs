@@ -24,7 +24,7 @@ use ardent_types::{Lsn, TenantId, TimelineId, WalSegmentSize};
 
 use crate::connection::Shared;
 use crate::disk_worker::Key;
-use crate::follow::CommittedWal;
+use crate::follow::{CommittedWal, oldest_readable};
 use crate::timeline::TimelineView;
 use command::Command;
 pub(crate) use wire::WireError;
@@ -145,17 +145,24 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         };
         if let Command::StartReplication { slot, start, tli } = command {
             let wanted = tli.unwrap_or(view.spec.pg_tli);
-            let checked = check_start(&view, slot.as_deref(), wanted);
-            let opened = checked.and_then(|()| {
-                CommittedWal::open_segment(view, start)
-                    .map_err(|error| Failure { code: "58P01", message: error.to_string() })
-            });
+            if let Err(failure) = check_start(&view, slot.as_deref(), wanted) {
+                return Ok(Err(failure));
+            }
+            let opened = CommittedWal::open_segment(view, start).await;
+            let opened = opened.map_err(|error| Failure { code: "58P01", message: error.to_string() });
             return match opened {
                 Ok(wal) => self.stream(wal, out).await.map(Ok),
                 Err(failure) => Ok(Err(failure)),
             };
         }
-        Ok(answer(&view, &command, out))
+        let oldest = match &command {
+            Command::ReadReplicationSlot(_) => oldest_readable(&view).await,
+            _ => Ok(view.oldest_lsn()),
+        };
+        match oldest {
+            Ok(oldest) => Ok(answer(&view, oldest, &command, out)),
+            Err(error) => Ok(Err(Failure { code: "58030", message: error.to_string() })),
+        }
     }
 
     /// Sends WAL until the client ends it; what is then left to send is in `out`.
@@ -213,7 +220,8 @@ fn check_start(view: &TimelineView, slot: Option<&str>, tli: ardent_types::PgTli
     Ok(())
 }
 
-fn answer(view: &TimelineView, command: &Command, out: &mut BytesMut) -> Result<(), Failure> {
+/// `oldest`: the oldest WAL that can be read.
+fn answer(view: &TimelineView, oldest: Lsn, command: &Command, out: &mut BytesMut) -> Result<(), Failure> {
     let spec = &view.spec;
     let tag = match command {
         Command::IdentifySystem => {
@@ -254,7 +262,7 @@ fn answer(view: &TimelineView, command: &Command, out: &mut BytesMut) -> Result<
         }
         Command::ReadReplicationSlot(name) => {
             let exists = name == OLDEST_SLOT;
-            let oldest = view.oldest_lsn().segment_start(spec.wal_segment_size);
+            let oldest = oldest.segment_start(spec.wal_segment_size);
             wire::put_row(
                 out,
                 &[

@@ -1,0 +1,371 @@
+//! Whole WAL segments in the object store: put there once they are committed, read from there once they are trimmed here.
+//!
+//! ```text
+//!  commit passes the end of a segment ──► Archiver: one thread ──put──► timelines/TENANT/TIMELINE/wal/SEGMENT
+//!                                             │ archived up to                        │
+//!                                             ▼                                       ▼
+//!  what is archived, far enough back and with all peers is trimmed here     ArchivedWal: a reader's block
+//! ```
+//!
+//! All safekeepers of a timeline put the same committed bytes under the same name. Who finds a segment there compares checksums and
+//! trims nothing if they differ. The page server's garbage collection removes what no history needs any more.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use ardent_api::wal_service::TimelineSpec;
+use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, StoreError, list_all};
+use ardent_pg_format::segment;
+use ardent_types::{Lsn, TimelineId};
+
+use crate::archived_segment::{BlockEntry, HEADER_LEN_MAX, SegmentFormatError, SegmentHeader, pack};
+use crate::metrics::Metrics;
+use crate::timeline::TimelineView;
+use crate::wal_files::{SegmentNames, WalFileError};
+
+/// The first and the longest pause after a failure.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
+/// File in the data folder that an object is made in.
+const SCRATCH_FILE: &str = "archiving";
+/// Added to the archiver's nice value: writers come first.
+const NICENESS: i32 = 5;
+
+/// The archive refused, or does not hold what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object.
+    #[error("archived WAL segment {object} cannot be used; if the page server has this WAL already, remove the object")]
+    Damaged {
+        /// Its name.
+        object: ObjectName,
+        /// Why.
+        source: SegmentFormatError,
+    },
+    /// Two safekeepers disagree about committed WAL, or two installations share a store.
+    #[error(
+        "{object} holds other WAL than this safekeeper has committed: nothing is trimmed here. \
+         See that no other installation uses this store's prefix"
+    )]
+    OtherContent {
+        /// The object.
+        object: ObjectName,
+    },
+    /// The segment here.
+    #[error(transparent)]
+    Local(#[from] WalFileError),
+    /// The file that the object is made in.
+    #[error("cannot write {path}")]
+    Scratch {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl ArchiveError {
+    /// Whether what is stored is wrong, and not the way to it.
+    pub(crate) fn is_corruption(&self) -> bool {
+        match self {
+            ArchiveError::Damaged { .. } | ArchiveError::OtherContent { .. } => true,
+            ArchiveError::Store(error) => matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::OutOfRange),
+            ArchiveError::Local(_) | ArchiveError::Scratch { .. } => false,
+        }
+    }
+}
+
+/// Where a safekeeper's segments go. Methods block.
+#[derive(Debug)]
+pub(crate) struct WalArchive {
+    store: Arc<dyn ObjectStore>,
+}
+
+impl WalArchive {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>) -> WalArchive {
+        WalArchive { store }
+    }
+
+    fn folder(spec: &TimelineSpec) -> String {
+        format!("timelines/{}/{}/wal/", spec.tenant, spec.timeline)
+    }
+
+    fn name(spec: &TimelineSpec, number: u64) -> ObjectName {
+        let file = segment::wal_file_name(spec.pg_tli, number, spec.wal_segment_size);
+        ObjectName::new(format!("{}{file}", Self::folder(spec))).expect("ids and numbers make good names")
+    }
+
+    /// The header of a segment; `None` if it is not archived.
+    fn header(&self, spec: &TimelineSpec, number: u64) -> Result<Option<SegmentHeader>, ArchiveError> {
+        let object = Self::name(spec, number);
+        let part = match self.store.get_part(&object, 0..HEADER_LEN_MAX as u64) {
+            Ok(part) => part.body,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let header = SegmentHeader::decode(&part, spec, number);
+        header.map(Some).map_err(|source| ArchiveError::Damaged { object, source })
+    }
+
+    fn block(&self, spec: &TimelineSpec, header: &SegmentHeader, block: usize) -> Result<Bytes, ArchiveError> {
+        let object = Self::name(spec, header.start.segment_number(spec.wal_segment_size));
+        let place = header.place_of(block).unwrap_or_default();
+        let stored = self.store.get_range(&object, place)?;
+        let bytes = header.unpack(block, &stored);
+        bytes.map(Bytes::from).map_err(|source| ArchiveError::Damaged { object, source })
+    }
+
+    /// Whether the WAL at `lsn` is archived.
+    pub(crate) fn has(&self, spec: &TimelineSpec, lsn: Lsn) -> Result<bool, ArchiveError> {
+        Ok(self.header(spec, lsn.segment_number(spec.wal_segment_size))?.is_some())
+    }
+
+    /// The first of the archived segments that follow each other without a gap up to `until`, the start of a segment; `until` itself if the
+    /// one before it is not archived.
+    pub(crate) fn oldest_before(&self, spec: &TimelineSpec, until: Lsn) -> Result<Lsn, ArchiveError> {
+        let size = spec.wal_segment_size;
+        let mut oldest = until.segment_number(size);
+        let objects = list_all(&*self.store, &Self::folder(spec), false)?.objects;
+        // Names sort as their numbers do.
+        for object in objects.iter().rev() {
+            let parsed = segment::parse_wal_file_name(object.name.file_name(), size);
+            let Some((_, number)) = parsed.filter(|(tli, number)| *tli == spec.pg_tli && *number < oldest) else {
+                continue;
+            };
+            if number + 1 < oldest {
+                break;
+            }
+            oldest = number;
+        }
+        Ok(Lsn::new(oldest * size.bytes()).max(spec.start_lsn.segment_start(size)))
+    }
+
+    /// Archives segment `number`, all of whose bytes are committed. False: it was there already, with the same content.
+    fn put(
+        &self,
+        names: &SegmentNames,
+        spec: &TimelineSpec,
+        number: u64,
+        scratch: &Path,
+    ) -> Result<bool, ArchiveError> {
+        let object = Self::name(spec, number);
+        let mut header = SegmentHeader::new(spec, number);
+        let read = |header: &SegmentHeader, block| names.read(header.block_start(block), header.block_len(block));
+        if let Some(there) = self.header(spec, number)? {
+            for block in 0..header.block_count() {
+                let crc = crc32c::crc32c(&read(&header, block)?);
+                header.blocks.push(BlockEntry { stored: 0, crc });
+            }
+            return if there.holds_the_same(&header) { Ok(false) } else { Err(ArchiveError::OtherContent { object }) };
+        }
+        let failed = |source| ArchiveError::Scratch { path: scratch.to_owned(), source };
+        let file = File::create(scratch).map_err(failed)?;
+        let mut out = BufWriter::new(&file);
+        out.seek(SeekFrom::Start(header.len() as u64)).map_err(failed)?;
+        for block in 0..header.block_count() {
+            let bytes = read(&header, block)?;
+            let packed = pack(&bytes).map_err(failed)?;
+            out.write_all(&packed).map_err(failed)?;
+            header.blocks.push(BlockEntry { stored: packed.len() as u32, crc: crc32c::crc32c(&bytes) });
+        }
+        out.flush().map_err(failed)?;
+        drop(out);
+        file.write_all_at(&header.encode(), 0).map_err(failed)?;
+        drop(file);
+        // Another safekeeper may do so at this moment, with the same bytes.
+        self.store.put_file(&object, scratch)?;
+        Ok(true)
+    }
+}
+
+/// A reader's place in the archive: the block that it reads.
+#[derive(Debug)]
+pub(crate) struct ArchivedWal {
+    archive: Arc<WalArchive>,
+    spec: TimelineSpec,
+    header: Option<SegmentHeader>,
+    /// Its first byte's position, and the bytes.
+    block: Option<(Lsn, Bytes)>,
+}
+
+impl ArchivedWal {
+    pub(crate) fn new(archive: Arc<WalArchive>, spec: TimelineSpec) -> ArchivedWal {
+        ArchivedWal { archive, spec, header: None, block: None }
+    }
+
+    /// Up to `length` bytes at `from`; fewer at the end of a block. `None`: they are not archived. Blocks.
+    pub(crate) fn read(&mut self, from: Lsn, length: usize) -> Result<Option<Bytes>, ArchiveError> {
+        let inside = |(start, bytes): &(Lsn, Bytes)| {
+            let offset = from.checked_sub(*start).filter(|offset| *offset < bytes.len() as u64)? as usize;
+            Some(bytes.slice(offset..bytes.len().min(offset.saturating_add(length))))
+        };
+        if let Some(bytes) = self.block.as_ref().and_then(inside) {
+            return Ok(Some(bytes));
+        }
+        let size = self.spec.wal_segment_size;
+        if self.header.as_ref().is_none_or(|header| header.start != from.segment_start(size)) {
+            self.header = self.archive.header(&self.spec, from.segment_number(size))?;
+        }
+        let Some(header) = &self.header else { return Ok(None) };
+        let block = (from.segment_offset(size) / header.block_bytes()) as usize;
+        let bytes = self.archive.block(&self.spec, header, block)?;
+        self.block = Some((header.block_start(block), bytes));
+        Ok(self.block.as_ref().and_then(inside))
+    }
+}
+
+/// The way to the thread that archives. It ends when all of these are gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Archiver {
+    archive: Arc<WalArchive>,
+    offers: Sender<Arc<TimelineView>>,
+}
+
+impl Archiver {
+    /// Starts the thread; `data_dir` is the safekeeper's.
+    pub(crate) fn start(
+        store: Arc<dyn ObjectStore>,
+        data_dir: &Path,
+        metrics: Metrics,
+    ) -> io::Result<(Archiver, ArchiverThread)> {
+        let (offers, offered) = mpsc::channel();
+        let archive = Arc::new(WalArchive::new(store));
+        let stopping = Arc::new(AtomicBool::new(false));
+        let worker = Worker {
+            archive: Arc::clone(&archive),
+            scratch: data_dir.join(SCRATCH_FILE),
+            metrics,
+            stopping: Arc::clone(&stopping),
+            pending: HashMap::new(),
+        };
+        let thread = std::thread::Builder::new().name("wal-archive".to_owned()).spawn(move || worker.run(&offered))?;
+        Ok((Archiver { archive, offers }, ArchiverThread { thread, stopping }))
+    }
+
+    pub(crate) fn archive(&self) -> &Arc<WalArchive> {
+        &self.archive
+    }
+
+    /// A timeline has whole committed segments, maybe, that are not archived.
+    pub(crate) fn offer(&self, timeline: Arc<TimelineView>) {
+        // Only a thread that is stopping does not take it; the next start does.
+        let _ = self.offers.send(timeline);
+    }
+}
+
+/// The thread, to be waited for.
+#[derive(Debug)]
+pub(crate) struct ArchiverThread {
+    thread: JoinHandle<()>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl ArchiverThread {
+    /// Ends it after the segment that it is at. Blocks.
+    pub(crate) fn stop(self) {
+        self.stopping.store(true, Ordering::Release);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that archives WAL panicked");
+        }
+    }
+}
+
+struct Pending {
+    timeline: Arc<TimelineView>,
+    due: Instant,
+    pause: Duration,
+}
+
+struct Worker {
+    archive: Arc<WalArchive>,
+    scratch: PathBuf,
+    metrics: Metrics,
+    stopping: Arc<AtomicBool>,
+    pending: HashMap<TimelineId, Pending>,
+}
+
+impl Worker {
+    fn run(mut self, offered: &Receiver<Arc<TimelineView>>) {
+        // Refused where limits forbid it, which then costs writers a little.
+        if let Err(error) = lower_priority() {
+            tracing::debug!(%error, "WAL is archived at the priority of writers");
+        }
+        while !self.stopping.load(Ordering::Acquire) {
+            let now = Instant::now();
+            let next = self.pending.values().map(|pending| pending.due).min();
+            let wait = next.map_or(Duration::from_secs(3600), |due| due.saturating_duration_since(now));
+            match offered.recv_timeout(wait) {
+                Ok(timeline) => self.take(timeline),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            while let Ok(timeline) = offered.try_recv() {
+                self.take(timeline);
+            }
+            let now = Instant::now();
+            let due: Vec<TimelineId> =
+                self.pending.iter().filter(|(_, pending)| pending.due <= now).map(|(id, _)| *id).collect();
+            // One segment of each, so that none waits for another's backlog.
+            for id in due {
+                if !self.stopping.load(Ordering::Acquire) {
+                    self.advance(id);
+                }
+            }
+        }
+        let _ = fs::remove_file(&self.scratch);
+    }
+
+    fn take(&mut self, timeline: Arc<TimelineView>) {
+        let fresh = Pending { timeline: Arc::clone(&timeline), due: Instant::now(), pause: RETRY_PAUSES[0] };
+        let pending = self.pending.entry(timeline.spec.timeline).or_insert(fresh);
+        // It may have been loaded anew.
+        pending.timeline = timeline;
+    }
+
+    fn advance(&mut self, id: TimelineId) {
+        let Some(pending) = self.pending.get_mut(&id) else { return };
+        let view = Arc::clone(&pending.timeline);
+        let size = view.spec.wal_segment_size;
+        let number = view.archived_lsn().segment_number(size);
+        let end = Lsn::new(number.saturating_add(1).saturating_mul(size.bytes()));
+        if view.is_gone() || end > *view.commit().borrow() {
+            self.pending.remove(&id);
+            return;
+        }
+        match self.archive.put(&view.names, &view.spec, number, &self.scratch) {
+            Ok(is_new) => {
+                pending.pause = RETRY_PAUSES[0];
+                view.set_archived(end);
+                self.metrics.archived(is_new.then_some(size.bytes()));
+            }
+            // It was deleted meanwhile, or is being loaded again and offered then.
+            Err(ArchiveError::Local(_)) if view.is_gone() => _ = self.pending.remove(&id),
+            Err(error) => {
+                self.metrics.archive_failed();
+                let start = end.saturating_sub(Lsn::new(size.bytes()));
+                tracing::warn!(timeline = %id, lsn = %Lsn::new(start), error = ?error, pause = ?pending.pause, "WAL is not archived; trying again");
+                pending.due = Instant::now() + pending.pause;
+                pending.pause = (pending.pause * 2).min(RETRY_PAUSES[1]);
+            }
+        }
+    }
+}
+
+/// Of this thread alone, as Linux has it.
+fn lower_priority() -> io::Result<()> {
+    // SAFETY: no memory is concerned; 0 is the calling thread.
+    let result = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICENESS) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

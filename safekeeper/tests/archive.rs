@@ -1,0 +1,316 @@
+//! WAL that goes to the object store: all of it can be read for good, and the safekeeper's own disk holds what is near.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+
+use ardent_api::addr::ServiceAddr;
+use ardent_api::wal_service::{ErrorCode, TimelineStatus};
+use ardent_object_store::{
+    ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
+    list_all,
+};
+use ardent_safekeeper::Safekeeper;
+use ardent_types::Lsn;
+use ardent_wal_client::{ClientError, Proposer, WalReader};
+
+use support::{WalSource, World, eventually, reached, read_up_to};
+
+/// What is kept behind the commit position, in bytes: two segments.
+const KEEP_BYTES: u64 = 2 << 20;
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+/// A store that can go away.
+#[derive(Debug, Default)]
+struct Flaky {
+    inner: MemoryStore,
+    calls_that_fail: AtomicU64,
+}
+
+impl Flaky {
+    fn call(&self, name: &str) -> Result<(), StoreError> {
+        let left = self.calls_that_fail.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err(StoreError::new(ErrorKind::Retry, "call", name, "the store is away")),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+impl ObjectStore for Flaky {
+    fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.put(name, body))
+    }
+    fn put_if_absent(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.put_if_absent(name, body))
+    }
+    fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.put_file(name, path))
+    }
+    fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.get(name))
+    }
+    fn get_part(&self, name: &ObjectName, range: std::ops::Range<u64>) -> Result<ObjectPart, StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.get_part(name, range))
+    }
+    fn head(&self, name: &ObjectName) -> Result<ObjectMeta, StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.head(name))
+    }
+    fn list(&self, request: &ListRequest) -> Result<ListPage, StoreError> {
+        self.call(&request.prefix).and_then(|()| self.inner.list(request))
+    }
+    fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
+        self.call(name.as_str()).and_then(|()| self.inner.delete(name))
+    }
+}
+
+async fn start(world: &World, dir: &Path, store: &Arc<Flaky>) -> Safekeeper {
+    let mut config = world.config(dir);
+    config.wal_keep_bytes = KEEP_BYTES;
+    config.archive = Some(Arc::clone(store) as Arc<dyn ObjectStore>);
+    Safekeeper::start(config, CancellationToken::new()).await.expect("the safekeeper starts")
+}
+
+async fn write(proposer: &Proposer, wal: &mut WalSource, length: usize) {
+    let (start, data) = wal.take(length);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+}
+
+async fn status(world: &World, address: &ServiceAddr) -> TimelineStatus {
+    world.client(address).await.status(world.spec.timeline).await.expect("status")
+}
+
+fn objects(world: &World, store: &Flaky) -> Vec<ObjectName> {
+    let folder = format!("timelines/{}/{}/wal/", world.spec.tenant, world.spec.timeline);
+    let listed = list_all(&store.inner, &folder, false).expect("listed").objects;
+    listed.into_iter().map(|object| object.name).collect()
+}
+
+/// Waits until only what is near is on the safekeeper's disk, and all before it in the store.
+async fn trimmed(world: &World, address: &ServiceAddr, end: Lsn) {
+    let near = Lsn::new(end.get() - KEEP_BYTES).segment_start(world.spec.wal_segment_size);
+    eventually("what is archived is trimmed", async || status(world, address).await.oldest_lsn == near).await;
+}
+
+fn local_segments(world: &World, dir: &Path) -> usize {
+    let spec = &world.spec;
+    let folder = dir.join("data").join(spec.tenant.to_string()).join(spec.timeline.to_string()).join("wal");
+    std::fs::read_dir(folder).expect("the folder").count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wal_that_nobody_has_followed_leaves_the_disk_and_can_be_read_from_its_beginning() {
+    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    // One that reads slowly finds its place trimmed.
+    let mut slow = world.reader(&addresses, world.spec.start_lsn).await;
+    for _ in 0..8 {
+        write(&proposer, &mut wal, SEGMENT_BYTES as usize).await;
+    }
+    trimmed(&world, &addresses[0], wal.end()).await;
+    assert!(local_segments(&world, dir.path()) <= 4, "{}", local_segments(&world, dir.path()));
+    let whole = wal.end().segment_number(world.spec.wal_segment_size)
+        - world.spec.start_lsn.segment_number(world.spec.wal_segment_size);
+    assert_eq!(objects(&world, &store).len() as u64, whole, "each whole segment, and no other");
+    assert!(read_up_to(&mut slow, wal.end()).await == wal.bytes(), "the slow reader got other bytes");
+    let mut late = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut late, wal.end()).await == wal.bytes(), "the late reader got other bytes");
+    drop((slow, late));
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+
+    // After a restart as well, and the writer goes on.
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let (proposer, again) = world.elect(&addresses).await;
+    assert_eq!(again.end_lsn, wal.end());
+    write(&proposer, &mut wal, 3 * SEGMENT_BYTES as usize).await;
+    trimmed(&world, &addresses[0], wal.end()).await;
+    let middle = Lsn::new(world.spec.start_lsn.get() + 5_000_000);
+    let mut reader = world.reader(&addresses, middle).await;
+    let offset = middle.checked_sub(world.spec.start_lsn).expect("after the start") as usize;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes()[offset..], "the reader got other bytes");
+    drop(reader);
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_store_is_away_writers_go_on_and_nothing_is_trimmed() {
+    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+    store.calls_that_fail.store(u64::MAX, Ordering::Release);
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
+    // A page server that has it all is no reason to trim what is not archived.
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    reader.send_position(wal.end()).await.expect("sent");
+    eventually("the position has arrived", async || status(&world, &addresses[0]).await.durable_lsn == wal.end()).await;
+    let failed = u64::MAX - store.calls_that_fail.load(Ordering::Acquire);
+    eventually("it is tried again", async || u64::MAX - store.calls_that_fail.load(Ordering::Acquire) > failed).await;
+    assert_eq!(status(&world, &addresses[0]).await.oldest_lsn, world.spec.start_lsn);
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    drop(reader);
+
+    store.calls_that_fail.store(0, Ordering::Release);
+    trimmed(&world, &addresses[0], wal.end()).await;
+    // Away again: what is only there cannot be read, what is here can, and both are when it is back.
+    store.calls_that_fail.store(u64::MAX, Ordering::Release);
+    let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+    assert!(matches!(&failure, ClientError::Answer { code: ErrorCode::Unavailable, .. }), "{failure:?}");
+    assert!(failure.to_string().contains("the store is away"), "{failure}");
+    let here = status(&world, &addresses[0]).await.oldest_lsn;
+    let mut reader = world.reader(&addresses, here).await;
+    let offset = here.checked_sub(world.spec.start_lsn).expect("after the start") as usize;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes()[offset..]);
+    store.calls_that_fail.store(0, Ordering::Release);
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    drop(reader);
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
+
+/// The error that a reader from `from` meets.
+async fn read_error(world: &World, addresses: &[ServiceAddr], from: Lsn) -> ClientError {
+    let spec = &world.spec;
+    let token = world.token(ardent_api::token::Rights::Read);
+    let reading = async {
+        let mut reader = WalReader::connect(addresses, spec.tenant, spec.timeline, &token, from).await?;
+        loop {
+            reader.next().await?;
+        }
+    };
+    let failure: Result<(), ClientError> =
+        tokio::time::timeout(Duration::from_secs(20), reading).await.expect("in time");
+    failure.expect_err("an error was expected")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_is_named_and_only_its_readers_are_concerned() {
+    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
+    trimmed(&world, &addresses[0], wal.end()).await;
+    let second = objects(&world, &store)[1].clone();
+    let good = store.inner.get(&second).expect("it is there");
+    let third = world.spec.start_lsn.segment_start(world.spec.wal_segment_size).advance(2 * SEGMENT_BYTES);
+    let mut damaged: Vec<Vec<u8>> = [5, 20, 45, good.len() / 2, good.len() - 1]
+        .into_iter()
+        .map(|at| {
+            let mut bad = good.to_vec();
+            bad[at] ^= 0x20;
+            bad
+        })
+        .collect();
+    damaged.push(good[..good.len() / 2].to_vec());
+    damaged.push(Vec::new());
+    for bad in damaged {
+        store.inner.put(&second, &bad).expect("put");
+        let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+        assert!(matches!(&failure, ClientError::Answer { code: ErrorCode::Corrupt, .. }), "{failure:?}");
+        assert!(failure.to_string().contains(second.file_name()), "{failure}");
+        let mut reader = world.reader(&addresses, third).await;
+        let offset = third.checked_sub(world.spec.start_lsn).expect("after the start") as usize;
+        assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes()[offset..]);
+    }
+    store.inner.delete(&second).expect("deleted");
+    let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+    assert!(failure.to_string().contains(second.file_name()), "{failure}");
+    store.inner.put(&second, &good).expect("put");
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    drop(reader);
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_share_an_archive_and_who_disagrees_with_it_trims_nothing() {
+    let (world, store) = (World::new(), Arc::new(Flaky::default()));
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a folder")).collect();
+    let mut safekeepers = Vec::new();
+    for dir in &dirs {
+        safekeepers.push(start(&world, dir.path(), &store).await);
+    }
+    let addresses: Vec<_> = safekeepers.iter().map(|safekeeper| safekeeper.addresses()[0].clone()).collect();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    write(&proposer, &mut wal, 4 * SEGMENT_BYTES as usize).await;
+    for address in &addresses {
+        trimmed(&world, address, wal.end()).await;
+    }
+    // Another installation, say, has put its own there: a segment of the future with other content.
+    let names = objects(&world, &store);
+    let size = world.spec.wal_segment_size;
+    let last = wal.end().segment_number(size);
+    let held = *proposer.committed().borrow();
+    proposer.shutdown().await;
+    for safekeeper in safekeepers {
+        safekeeper.shutdown().await;
+    }
+    let foreign = {
+        // The same timeline as it was written elsewhere.
+        let (dir, other) = (tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+        let safekeeper = start(&world, dir.path(), &other).await;
+        let addresses = safekeeper.addresses().to_vec();
+        world.create(&addresses).await;
+        let (proposer, elected) = world.elect(&addresses).await;
+        let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+        wal.random(2);
+        write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
+        trimmed(&world, &addresses[0], wal.end()).await;
+        proposer.shutdown().await;
+        safekeeper.shutdown().await;
+        let folder = names[0].as_str().rsplit_once('/').expect("a folder").0.to_owned();
+        let file = ardent_pg_format::segment::wal_file_name(world.spec.pg_tli, last, size);
+        let name = ObjectName::new(format!("{folder}/{file}")).expect("a name");
+        (name.clone(), other.inner.get(&name).expect("it is there"))
+    };
+    store.inner.put(&foreign.0, &foreign.1).expect("put");
+
+    let mut safekeepers = Vec::new();
+    for dir in &dirs {
+        safekeepers.push(start(&world, dir.path(), &store).await);
+    }
+    let (proposer, again) = world.elect(&addresses).await;
+    assert_eq!(again.end_lsn, held);
+    write(&proposer, &mut wal, 5 * SEGMENT_BYTES as usize).await;
+    // All but that segment and what follows it is trimmed; nothing was put over it.
+    let boundary = Lsn::new(last * SEGMENT_BYTES);
+    for address in &addresses {
+        eventually("what agrees is trimmed", async || status(&world, address).await.oldest_lsn == boundary).await;
+    }
+    assert!(store.inner.get(&foreign.0).expect("it is there") == foreign.1);
+    assert_eq!(objects(&world, &store).last(), Some(&foreign.0), "nothing after it is archived");
+    // Once it is taken away, all goes on.
+    store.inner.delete(&foreign.0).expect("deleted");
+    for address in &addresses {
+        trimmed(&world, address, wal.end()).await;
+    }
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    drop(reader);
+    proposer.shutdown().await;
+    for safekeeper in safekeepers {
+        safekeeper.shutdown().await;
+    }
+}
