@@ -4,14 +4,18 @@ mod support;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::Rights;
+use ardent_object_store::{MemoryStore, ObjectStore, list_all};
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::segment::wal_file_name;
 use ardent_pg_format::wal::RecordBoundaryTracker;
+use ardent_safekeeper::Safekeeper;
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program};
 use ardent_types::{Lsn, PgTli, SystemId, WalSegmentSize};
 
@@ -127,6 +131,61 @@ async fn pg_receivewal_gets_what_pg_waldump_reads() {
         }
     }
     assert!(waldump(received.path(), real.start, real.end) == expected, "what was received reads differently");
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+}
+
+/// Only the last segments are here; the rest comes from the store, where it can be had as plain files too.
+#[tokio::test(flavor = "multi_thread")]
+async fn pg_receivewal_gets_what_is_archived_from_its_beginning() {
+    let real = tokio::task::spawn_blocking(real_wal).await.expect("a server");
+    let mut world = World::new();
+    (world.spec.system_id, world.spec.start_lsn, world.spec.prev_lsn) = (real.system_id, real.start, Lsn::INVALID);
+    let (dir, store) = (tempfile::tempdir().expect("a folder"), Arc::new(MemoryStore::new()));
+    let mut config = world.config(dir.path());
+    config.wal_keep_bytes = 0;
+    config.archive = Some(Arc::clone(&store) as Arc<dyn ObjectStore>);
+    let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, _) = world.elect(&addresses).await;
+    proposer.append(real.start, Bytes::copy_from_slice(&real.bytes)).await.expect("appended");
+    reached(proposer.committed(), real.end).await;
+    let (timeline, size) = (world.spec.timeline, world.spec.wal_segment_size);
+    eventually("all but the last segment is trimmed", async || {
+        let mut client = world.client(&addresses[0]).await;
+        client.status(timeline).await.expect("status").oldest_lsn == real.end.segment_start(size)
+    })
+    .await;
+
+    let expected = waldump(&real.server.data_dir().join("pg_wal"), real.start, real.end);
+    let received = tempfile::tempdir().expect("a folder");
+    let address = safekeeper.replication_addresses()[0].clone();
+    let output =
+        receivewal(&address, &world, &world.token(Rights::Read), received.path(), Lsn::new(real.end.get() - 8));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for entry in std::fs::read_dir(received.path()).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            std::fs::rename(&path, path.with_extension("")).expect("renamed");
+        }
+    }
+    assert!(waldump(received.path(), real.start, real.end) == expected, "what was received reads differently");
+
+    // As docs/formats/wal-archive.md says.
+    let plain = tempfile::tempdir().expect("a folder");
+    let objects = list_all(&*store, "timelines/", false).expect("listed").objects;
+    assert!(objects.len() >= 5, "{} segments", objects.len());
+    for object in objects {
+        let bytes = store.get(&object.name).expect("it is there");
+        let blocks = u32::from_le_bytes(bytes[40..44].try_into().expect("four bytes")) as usize;
+        let segment = zstd::stream::decode_all(&bytes[44 + 8 * blocks + 4..]).expect("frames");
+        assert_eq!(segment.len() as u32, SEGMENT_BYTES);
+        std::fs::write(plain.path().join(object.name.file_name()), segment).expect("written");
+    }
+    let last = wal_file_name(PgTli::new(1), real.end.segment_number(size), size);
+    std::fs::copy(received.path().join(&last), plain.path().join(&last)).expect("copied");
+    assert!(waldump(plain.path(), real.start, real.end) == expected, "the archived files read differently");
     proposer.shutdown().await;
     safekeeper.shutdown().await;
 }

@@ -27,7 +27,7 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     production.sql("create table shop (id int primary key, name text); insert into shop values (1, 'one')");
     let store = tempfile::tempdir().expect("a folder");
     let url = format!("file:{}", store.path().join("pages").display());
-    let arguments = ["--store", &url, "--safekeepers", "3", "--keep-deleted", "1h"];
+    let arguments = ["--store", &url, "--safekeepers", "3", "--keep-deleted", "1h", "--wal-archive", "on"];
     let mut house = House::prepare().with_arguments(&arguments);
     house.up();
     house.connect("main", &production.tcp_url("postgres", "postgres"));

@@ -47,8 +47,7 @@ fn addresses(listen: &[ServiceAddr]) -> String {
 /// `ardent safekeeper`.
 pub fn safekeeper(output: &Output, args: &SafekeeperArgs) -> Result<(), Failure> {
     run_until_signal(output, args.log_json, async || {
-        let archive =
-            args.archive.as_ref().map(|place| object_store::open_archive(place, args.archive_ca.as_deref()));
+        let archive = args.archive.as_ref().map(|place| object_store::open_archive(place, args.archive_ca.as_deref()));
         let config = SafekeeperConfig {
             listen_replication: args.listen_replication.clone(),
             archive: archive.transpose()?,

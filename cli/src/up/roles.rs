@@ -19,6 +19,7 @@ use ardent_control::{
     Control, ControlConfig, DataDir, Dependencies, PageServerAt, PoolConfig, RunningControl, SafekeepersAt, StartError,
     StatementLogs,
 };
+use ardent_object_store::ObjectStore;
 use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_proxy::{Certificates, ControlSocket, HostNames, Proxy, ProxyConfig};
 use ardent_storage::EngineConfig;
@@ -67,8 +68,7 @@ impl Roles {
 
         let folder = root.join("pageserver");
         let store = open_store(folder.clone(), args.store.clone()).await?;
-        let is_far = matches!(args.store.store, Some(StorePlace::S3(_)));
-        let archive = wal_archive::chosen(root, args.wal_archive, is_far)?.then(|| store.uncached.clone());
+        let archive = choose_archive(root, store.uncached.clone(), args).await?;
         let safekeepers = Safekeepers::start(&place, &safekeeper_addrs, archive).await?;
         safekeepers.register_metrics(metrics.registry());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
@@ -278,6 +278,19 @@ pub struct PageKeeping {
 pub async fn open_store(folder: PathBuf, args: StoreArgs) -> Result<OpenStore, Failure> {
     let opening = tokio::task::spawn_blocking(move || object_store::open(&folder, &args));
     opening.await.map_err(|error| Failure::local("the store could not be opened", &error))?
+}
+
+/// Where safekeepers archive WAL, if they do.
+async fn choose_archive(
+    root: &Path,
+    store: Arc<dyn ObjectStore>,
+    args: &UpArgs,
+) -> Result<Option<Arc<dyn ObjectStore>>, Failure> {
+    let (wanted, is_far) = (args.wal_archive, matches!(args.store.store, Some(StorePlace::S3(_))));
+    let root = root.to_owned();
+    let choosing =
+        tokio::task::spawn_blocking(move || Ok(wal_archive::chosen(&root, &*store, wanted, is_far)?.then_some(store)));
+    choosing.await.map_err(|error| Failure::local("the store could not be asked", &error))?
 }
 
 /// The page server.

@@ -220,9 +220,11 @@ impl<'a> Planner<'a> {
         while let Some((id, is_retyped)) = queue.pop() {
             // A function with a parsed body that takes a row of a table holds on to the types of all of its columns.
             let table = (is_retyped && id.sub != 0).then(|| ObjectId { sub: 0, ..id.clone() });
-            let of_rows = table.iter().flat_map(|table| old_users.get(table)).flatten().filter(|user| {
-                self.old.objects.get(**user).is_some_and(Object::has_parsed_body)
-            });
+            let of_rows = table
+                .iter()
+                .flat_map(|table| old_users.get(table))
+                .flatten()
+                .filter(|user| self.old.objects.get(**user).is_some_and(Object::has_parsed_body));
             let users = old_users.get(&id).into_iter().chain(new_users.get(&id)).flatten().chain(of_rows);
             for user in users {
                 let (Some(object), true) = (self.old.objects.get(*user), self.new.objects.contains_key(*user)) else {

@@ -103,6 +103,7 @@ pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;
 pub use layer_map::ReadCost;
 pub use manifest::{Ancestor, Lease, TimelineFacts};
+pub use object_names::WAL_ARCHIVE_MARK;
 pub use position::{BranchPoint, RecordPosition};
 pub use read::ScanPart;
 pub use retention::Collected;

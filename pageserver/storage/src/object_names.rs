@@ -7,6 +7,7 @@
 //!                           /kept/head                   what the last compute left, and its parts
 //!                           /kept/TERM.LSN/NUMBER
 //!                           /wal/SEGMENT                 what safekeepers have archived, named as Postgres names WAL files
+//!  wal-archive                                           says that WAL is archived here
 //! ```
 
 use ardent_object_store::ObjectName;
@@ -14,6 +15,9 @@ use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 
 use crate::kept_state::KeptStateId;
 use crate::position::BranchPoint;
+
+/// An empty object that is there once safekeepers archive WAL in the store.
+pub const WAL_ARCHIVE_MARK: &str = "wal-archive";
 
 /// Names below one timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

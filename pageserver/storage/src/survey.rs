@@ -14,7 +14,7 @@ use crate::error::CorruptFile;
 use crate::kept_state::KeptStateHead;
 use crate::limits::OLD_MANIFESTS_KEPT;
 use crate::manifest::{Ancestor, Manifest};
-use crate::object_names::{TimelineNames, parse_child, parse_manifest};
+use crate::object_names::{TimelineNames, WAL_ARCHIVE_MARK, parse_child, parse_manifest};
 
 /// Why an object is a leftover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -150,6 +150,7 @@ pub fn survey(store: &dyn ObjectStore) -> Result<Survey, StoreError> {
             Some((names, Place::Marker)) => folders.entry(names).or_default().markers.push(object),
             Some((names, Place::Kept)) => folders.entry(names).or_default().kept.push(object),
             Some((names, Place::Wal)) => folders.entry(names).or_default().wal.push(object),
+            None if object.name.as_str() == WAL_ARCHIVE_MARK => {}
             None => survey.unknown.push(object.name.to_string()),
         }
     }

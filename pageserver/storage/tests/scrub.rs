@@ -9,7 +9,7 @@ use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
 use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
 use ardent_pg_format::segment::wal_file_name;
-use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, remove_orphans, survey};
+use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, WAL_ARCHIVE_MARK, remove_orphans, survey};
 use ardent_test_s3::Seaweed;
 use ardent_types::TimelineId;
 use support::*;
@@ -104,6 +104,7 @@ fn archived_wal_goes_with_the_history_that_it_belongs_to() {
     let archived = |timeline: u8, numbers: std::ops::Range<u64>| -> Vec<ObjectName> {
         numbers.map(|number| segment(timeline, number)).collect()
     };
+    store.put(&name(WAL_ARCHIVE_MARK.to_owned()), b"").unwrap();
     for object in archived(1, 0..7) {
         store.put(&object, b"wal").unwrap();
     }
