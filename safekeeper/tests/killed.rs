@@ -4,9 +4,11 @@ mod support;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::{Rights, TokenVerifier};
+use ardent_object_store::{LocalFolder, list_all};
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 use ardent_types::Lsn;
 use ardent_wal_client::SafekeeperClient;
@@ -14,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use support::{World, eventually, read_up_to};
 
+/// Below its folder: where it archives WAL, if that is there.
+const STORE: &str = "store";
 const DIR_VARIABLE: &str = "ARDENT_TEST_SAFEKEEPER_DIR";
 
 /// Does nothing, unless this process was started to be the safekeeper: then it runs until it is killed.
@@ -23,7 +27,11 @@ async fn be_the_safekeeper() {
     let dir = Path::new(&dir);
     let key = std::fs::read(dir.join("public-key")).expect("the key");
     let address = ServiceAddr::Unix(dir.join("sk.sock"));
-    let config = SafekeeperConfig::new(dir.join("data"), vec![address], TokenVerifier::from_public_key(key));
+    let mut config = SafekeeperConfig::new(dir.join("data"), vec![address], TokenVerifier::from_public_key(key));
+    if dir.join(STORE).exists() {
+        config.wal_keep_bytes = 0;
+        config.archive = Some(Arc::new(LocalFolder::open(&dir.join(STORE)).expect("a store")));
+    }
     let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
     safekeeper.join().await;
 }
@@ -84,15 +92,31 @@ async fn what_was_committed_when_the_writer_left_is_read_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_acknowledged_is_there_after_each_kill() {
-    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
-    std::fs::write(dir.path().join("public-key"), world.issuer.verifier().public_key()).expect("written");
-    let address = ServiceAddr::Unix(dir.path().join("sk.sock"));
+    let dir = tempfile::tempdir().expect("a folder");
+    kill_again_and_again(dir.path()).await;
+}
+
+/// The same where it archives and trims all the while.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_acknowledged_is_there_or_archived_after_each_kill() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(dir.path().join(STORE)).expect("made");
+    kill_again_and_again(dir.path()).await;
+    let store = LocalFolder::attach(&dir.path().join(STORE)).expect("a store");
+    let archived = list_all(&store, "timelines/", false).expect("listed").objects.len();
+    assert!(archived >= 3, "{archived} segments");
+}
+
+async fn kill_again_and_again(dir: &Path) {
+    let world = World::new();
+    std::fs::write(dir.join("public-key"), world.issuer.verifier().public_key()).expect("written");
+    let address = ServiceAddr::Unix(dir.join("sk.sock"));
     let addresses = [address.clone()];
     let start = world.spec.start_lsn;
     let mut log: Vec<u8> = Vec::new();
     let mut acknowledged = start;
     for round in 0..6_u64 {
-        let mut process = spawn(dir.path());
+        let mut process = spawn(dir);
         up(&world, &address).await;
         if round == 0 {
             world.create(&addresses).await;
@@ -109,7 +133,7 @@ async fn everything_acknowledged_is_there_after_each_kill() {
         let pieces = 20 + 10 * round;
         let mut record_ends: Vec<Lsn> = Vec::new();
         for piece in 0..pieces {
-            let length = 1 + wal.random(100_000) as usize;
+            let length = 1 + wal.random(400_000) as usize;
             let (at, data) = wal.take(length);
             proposer.append(at, data).await.expect("appended");
             record_ends.push(wal.end());

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use ardent_test_pg::{TestPg, bin_dir_of, other_majors};
+use ardent_test_pg::{StopMode, TestPg, bin_dir_of, other_majors, server_command_of, temp_dir};
 use ardent_tests::{House, Ledger, Load, Process, in_database, pg_program, production_options, sql, table_sums};
 
 const SHOP: &str = "
@@ -88,6 +88,64 @@ fn the_whole_job_for_each_other_major_beside_15() {
         assert_eq!(sql(&old_branch, "insert into scratch values (1); select count(*) from scratch"), "1");
         sql(&old_branch, "truncate scratch");
     }
+}
+
+/// `ARDENT_TEST_UPGRADES`: the majors to upgrade to, with a whole installation in `ARDENT_TEST_PG_<major>`; none without it. No package
+/// that tests may fetch has one: `pg_dump` of the clients of 16 and 18 writes what no other server understands when it is run by `pg_upgrade`.
+#[test]
+fn a_production_that_pg_upgrade_takes_to_a_new_major_is_imported_beside_the_old_one() {
+    let majors = std::env::var("ARDENT_TEST_UPGRADES").unwrap_or_default();
+    for major in majors.split_terminator(',').map(|major| major.parse().expect("ARDENT_TEST_UPGRADES holds numbers")) {
+        let mut house = House::prepare().with_server_of(major);
+        house.up();
+        let mut old = Shop::open(15);
+        old.connect(&house);
+        let old_branch = old.branch(&house);
+        let sums = table_sums(&old.url());
+        old.production.stop(StopMode::Fast);
+
+        let options = production_options().major(major);
+        let options = if major >= 18 { options.initdb_arg("--no-data-checksums") } else { options };
+        let mut upgraded = TestPg::start(options);
+        upgraded.stop(StopMode::Fast);
+        upgrade(&old.production, &upgraded, major);
+        upgraded.start_server();
+        let new = Shop { major, production: upgraded };
+        let to_new = ["connector", "move", &old.root(), &new.url()];
+        house.ardent(&to_new).refused(1, &["another cluster", "--name OTHER"]);
+        new.connect(&house);
+        let branch = new.branch(&house);
+        // Sums go by names and rows; unlogged tables are upgraded too.
+        assert_eq!(table_sums(&branch), sums);
+        assert_eq!(sql(&old_branch, "select count(*) from customers"), sql(&branch, "select count(*) from customers"));
+        let refused = house.ardent(&["branch", "create", "late", "--from", &old.root()]);
+        refused.refused(1, &["--at latest"]);
+        house.branch("as-it-was", "copy-15");
+        house.ok(&["branch", "create", "last", "--from", &old.root(), "--at", "latest"]);
+        house.stop();
+    }
+}
+
+/// Runs the new major's `pg_upgrade` from one stopped server's folder to another's.
+fn upgrade(old: &TestPg, new: &TestPg, major: u32) {
+    let folder = temp_dir();
+    let done = server_command_of(major, "pg_upgrade")
+        .current_dir(folder.path())
+        .arg("--old-bindir")
+        .arg(bin_dir_of(15))
+        .arg("--new-bindir")
+        .arg(bin_dir_of(major))
+        .arg("--old-datadir")
+        .arg(old.data_dir())
+        .arg("--new-datadir")
+        .arg(new.data_dir())
+        .args(["--username", "postgres", "--no-sync"])
+        .output()
+        .expect("pg_upgrade can be run");
+    let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).into_owned();
+    // It says which of its logs holds the cause.
+    let log = said.split('"').find(|text| text.ends_with(".log")).and_then(|path| std::fs::read_to_string(path).ok());
+    assert!(done.status.success(), "{said}\n{}", log.unwrap_or_default());
 }
 
 fn what_it_ran_is_known(house: &House, name: &str) {

@@ -140,6 +140,9 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
 
     // Whoever may do everything there finds nothing.
     let safe = house.ok(&["branch", "create", "safe", "--masked", "--print-url"]);
+    let made = house.mcp(&[], None).ok("create_branch", serde_json::json!({ "branch": "for-an-agent", "masked": "" }));
+    assert_eq!((&made["created"], &made["branch"]["masked"]), (&true.into(), &"nightly".into()), "{made}");
+    house.ok(&["branch", "delete", "for-an-agent", "--for-good"]);
     assert_eq!(sql(&safe, PAGES), "");
     assert_eq!(sql(&safe, FILES), "", "after all pages were read");
     assert!(!holds_secret_in_wal(&house, "safe"));

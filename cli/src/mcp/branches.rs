@@ -50,6 +50,9 @@ pub struct CreateArgs {
     pub branch: String,
     /// The branch to start from; absent: production's newest state
     pub from: Option<String>,
+    /// Start from a masked template of this name in place of a branch: nothing that was there before it was masked can be read; "" is the
+    /// only template
+    pub masked: Option<String>,
     /// "latest", an LSN, or a time such as 2026-01-31T12:00:00Z in that branch's history; absent: now
     pub at: Option<String>,
     /// Delete it after this long, such as "2h" or "3d"; absent: never
@@ -72,6 +75,8 @@ pub struct Branch {
     name: String,
     /// The branch that it was made from; null: it follows production
     parent: Option<String>,
+    /// The template by which its data is masked; null: it holds what production does
+    masked: Option<String>,
     /// Follows a production server: it cannot be connected to, branches are made from it
     is_root: bool,
     /// The connector to production that it descends from
@@ -103,6 +108,7 @@ impl From<BranchInfo> for Branch {
         Branch {
             name: info.name,
             parent: info.parent,
+            masked: info.masked,
             is_root: info.is_root,
             connector: info.connector,
             branch_lsn: info.branch_lsn.map(|lsn| lsn.to_string()),
@@ -179,6 +185,7 @@ pub async fn create(call: &Call, args: CreateArgs) -> Result<Created, Trouble> {
     let request = CreateBranchRequest {
         name: name.as_str().to_owned(),
         from: args.from,
+        masked: args.masked,
         at: args.at,
         ttl_s: number(args.ttl.as_deref(), parse_seconds)?.filter(|seconds| *seconds > 0),
         policy: BranchPolicy {

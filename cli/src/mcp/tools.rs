@@ -109,8 +109,8 @@ impl Name {
                 shaped::<BranchArgs, Branch>(described("Show one branch: parent, limits, state, children."))
             }
             Name::CreateBranch => shaped::<CreateArgs, Created>(described(
-                "Make a branch: an isolated database with all data of production, or of another branch, as of now or of a time in the \
-                 past. The same name again gives the same branch. Give it a ttl if it is for one piece of work.",
+                "Make a branch: an isolated database with all data of production, of another branch, or of a masked template, as of now or of a \
+                 time in the past. The same name again gives the same branch. Give it a ttl if it is for one piece of work.",
             )),
             Name::ConnectionString => shaped::<ConnectionArgs, Connection>(described(
                 "The connection string of a branch, with its password, for a program that connects by itself. To run SQL use query and \
