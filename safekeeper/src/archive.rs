@@ -22,6 +22,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use ardent_api::wal_service::TimelineSpec;
 use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, StoreError, list_all};
@@ -34,7 +35,7 @@ use crate::timeline::TimelineView;
 use crate::wal_files::{SegmentNames, WalFileError};
 
 /// The first and the longest pause after a failure.
-const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(30)];
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
 /// File in the data folder that an object is made in.
 const SCRATCH_FILE: &str = "archiving";
 /// Added to the archiver's nice value: writers come first.
@@ -111,11 +112,14 @@ impl WalArchive {
     fn header(&self, spec: &TimelineSpec, number: u64) -> Result<Option<SegmentHeader>, ArchiveError> {
         let object = Self::name(spec, number);
         let part = match self.store.get_part(&object, 0..HEADER_LEN_MAX as u64) {
-            Ok(part) => part.body,
+            Ok(part) => part,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let header = SegmentHeader::decode(&part, spec, number);
+        let header = SegmentHeader::decode(&part.body, spec, number).and_then(|header| {
+            let (found, expected) = (part.object_size_bytes, header.object_len());
+            if found == expected { Ok(header) } else { Err(SegmentFormatError::Length { found, expected }) }
+        });
         header.map(Some).map_err(|source| ArchiveError::Damaged { object, source })
     }
 
@@ -231,7 +235,11 @@ impl ArchivedWal {
 pub(crate) struct Archiver {
     archive: Arc<WalArchive>,
     offers: Sender<Arc<TimelineView>>,
+    done: Done,
 }
+
+/// How far timelines are archived, also those that are not loaded any more: what is known need not be asked of the store again.
+type Done = Arc<Mutex<HashMap<TimelineId, Lsn>>>;
 
 impl Archiver {
     /// Starts the thread; `data_dir` is the safekeeper's.
@@ -242,8 +250,9 @@ impl Archiver {
     ) -> io::Result<(Archiver, ArchiverThread)> {
         let (offers, offered) = mpsc::channel();
         let archive = Arc::new(WalArchive::new(store));
-        let stopping = Arc::new(AtomicBool::new(false));
+        let (stopping, done) = (Arc::new(AtomicBool::new(false)), Done::default());
         let worker = Worker {
+            done: Arc::clone(&done),
             archive: Arc::clone(&archive),
             scratch: data_dir.join(SCRATCH_FILE),
             metrics,
@@ -251,11 +260,21 @@ impl Archiver {
             pending: HashMap::new(),
         };
         let thread = std::thread::Builder::new().name("wal-archive".to_owned()).spawn(move || worker.run(&offered))?;
-        Ok((Archiver { archive, offers }, ArchiverThread { thread, stopping }))
+        Ok((Archiver { archive, offers, done }, ArchiverThread { thread, stopping }))
     }
 
     pub(crate) fn archive(&self) -> &Arc<WalArchive> {
         &self.archive
+    }
+
+    /// The start of the first segment of a timeline that is not known to be archived, if one before it is.
+    pub(crate) fn archived(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.done.lock().get(&timeline).copied()
+    }
+
+    /// A timeline was deleted.
+    pub(crate) fn forget(&self, timeline: TimelineId) {
+        self.done.lock().remove(&timeline);
     }
 
     /// A timeline has whole committed segments, maybe, that are not archived.
@@ -293,6 +312,7 @@ struct Worker {
     scratch: PathBuf,
     metrics: Metrics,
     stopping: Arc<AtomicBool>,
+    done: Done,
     pending: HashMap<TimelineId, Pending>,
 }
 
@@ -348,6 +368,10 @@ impl Worker {
             Ok(is_new) => {
                 pending.pause = RETRY_PAUSES[0];
                 view.set_archived(end);
+                // Of one that was deleted at this moment nothing is kept.
+                if !view.is_gone() {
+                    self.done.lock().insert(id, end);
+                }
                 self.metrics.archived(is_new.then_some(size.bytes()));
             }
             // It was deleted meanwhile, or is being loaded again and offered then.

@@ -28,6 +28,14 @@ pub enum SegmentFormatError {
     /// A later program wrote it.
     #[error("it has format version {0}, and this program reads {VERSION}: use the program that wrote it")]
     Version(u16),
+    /// A part of it is missing, or it goes on behind its end.
+    #[error("it has {found} bytes, and its header makes it {expected}")]
+    Length {
+        /// Bytes that there are.
+        found: u64,
+        /// Bytes that there should be.
+        expected: u64,
+    },
     /// It is a segment, but not the one that its name says.
     #[error("it is of another {0} than its name and timeline say")]
     Other(&'static str),
@@ -90,6 +98,11 @@ impl SegmentHeader {
     /// Length of the header of a whole object, in bytes.
     pub(crate) fn len(&self) -> usize {
         FIXED_LEN + ENTRY_LEN * self.block_count() + 4
+    }
+
+    /// Length of the whole object, in bytes.
+    pub(crate) fn object_len(&self) -> u64 {
+        self.len() as u64 + self.blocks.iter().map(|block| u64::from(block.stored)).sum::<u64>()
     }
 
     /// Where in the object a block is.

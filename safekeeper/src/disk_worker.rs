@@ -275,6 +275,9 @@ impl DiskWorker {
     fn delete(&mut self, key: Key) -> Result<(), TimelineError> {
         self.dirty.remove(&key);
         self.timelines.remove(&key);
+        if let Some(archiver) = &self.config.archiver {
+            archiver.forget(key.1);
+        }
         let dir = self.dir(key);
         let gone = dir.with_file_name(format!(".deleted-{}", key.1));
         let remove = || {

@@ -145,6 +145,7 @@ impl Timeline {
         let wal = wal_failure(timeline);
         let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit).map_err(&wal)?;
         let oldest = files.oldest(spec.start_lsn).map_err(&wal)?;
+        let known = archiver.and_then(|archiver| archiver.archived(timeline));
         let (commit, committed) = watch::channel(state.commit.end);
         let view = TimelineView {
             spec,
@@ -154,7 +155,7 @@ impl Timeline {
             durable: AtomicU64::new(0),
             archive: archiver.map(|archiver| Arc::clone(archiver.archive())),
             // What is no longer here was archived, or needed by nobody.
-            archived: AtomicU64::new(oldest.segment_start(spec.wal_segment_size).get()),
+            archived: AtomicU64::new(known.unwrap_or_default().max(oldest.segment_start(spec.wal_segment_size)).get()),
         };
         tracing::info!(%timeline, term = %state.term, commit = %state.commit.end, flush = %end, "timeline loaded");
         let mut timeline = Timeline {
@@ -166,7 +167,7 @@ impl Timeline {
             writer: None,
             dirty: false,
             archiver: archiver.cloned(),
-            offered: oldest.segment_number(spec.wal_segment_size),
+            offered: known.unwrap_or_default().max(oldest).segment_number(spec.wal_segment_size),
             last_used: Instant::now(),
         };
         timeline.offer();

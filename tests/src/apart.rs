@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Stdio};
 
+use ardent_test_pg::{bin_dir_of, test_major};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -123,6 +124,11 @@ impl Apart {
             arguments.push(format!("--listen=127.0.0.1:{}", self.ports.0));
         } else {
             arguments.push(format!("--key={}", self.path("data/keys/service.pub")));
+        }
+        // It starts the computes: those of Debian's major without being told where they are.
+        let major = test_major();
+        if role == "control" && major != 15 {
+            arguments.push(format!("--pg-bin={major}={}", bin_dir_of(major).display()));
         }
         let store = format!("file:{}", self.path("pageserver/store"));
         if role == SECOND_PAGE_SERVER {

@@ -23,6 +23,6 @@ pub use tempfile::TempDir;
 
 pub use pgbench_run::{PgbenchRun, PgbenchRunOptions};
 pub use programs::{
-    bin_dir, bin_dir_of, other_majors, program, server_command, server_command_of, temp_dir, test_major,
+    bin_dir, bin_dir_of, clients_dir_of, other_majors, program, server_command, server_command_of, temp_dir, test_major,
 };
 pub use server::{StopMode, TestPg, TestPgOptions};

@@ -76,6 +76,14 @@ pub fn bin_dir_of(major: u32) -> PathBuf {
     dir
 }
 
+/// The folder with a major's own client programs, of 16 and 18: where `scripts/setup-majors.sh clients` puts them.
+pub fn clients_dir_of(major: u32) -> PathBuf {
+    let dir = majors_dir().join(format!("clients/{major}/bin"));
+    let what = format!("no clients of Postgres {major} in {}: run scripts/setup-majors.sh clients", dir.display());
+    assert!(dir.join("pg_upgrade").exists(), "{what}");
+    dir
+}
+
 /// The majors besides 15 to test with: `$ARDENT_TEST_MAJORS`, numbers separated by commas, or 17 alone. All of them are tested with
 /// `make test-full AREA=majors`.
 pub fn other_majors() -> Vec<u32> {
