@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use ardent_api::token::{Claims, Rights, Service};
 use ardent_api::wal_service::{ErrorCode, Request, Response, WAL_LEN_MAX, WalChunk};
 use ardent_types::Lsn;
 
-use crate::archive::ArchivedWal;
+use crate::archive::{ArchiveError, ArchivedWal};
 use crate::connection::{ConnectionError, Frames, Shared};
 use crate::disk_worker::{Command, Key};
 use crate::failure::TimelineError;
@@ -31,9 +32,13 @@ pub(crate) struct CommittedWal {
     view: Arc<TimelineView>,
     commit: watch::Receiver<Lsn>,
     at: Lsn,
-    /// Where it reads what is not here any more; absent until it does.
+    /// Where it reads what is not here any more; absent until it does, and while it does.
     archived: Option<ArchivedWal>,
+    /// A read from there that is under way.
+    reading: Option<JoinHandle<ArchivedRead>>,
 }
+
+type ArchivedRead = (Result<Option<Bytes>, ArchiveError>, ArchivedWal);
 
 impl CommittedWal {
     /// Starts at `from`, which must be kept, here or in the archive, and not past the commit position.
@@ -45,7 +50,7 @@ impl CommittedWal {
         if from > end_lsn || (from < oldest_lsn && !is_archived(&view, from).await?) {
             return Err(TimelineError::OutOfRange { timeline, lsn: from, oldest_lsn, end_lsn });
         }
-        Ok(CommittedWal { view, commit, at: from, archived: None })
+        Ok(CommittedWal { view, commit, at: from, archived: None, reading: None })
     }
 
     /// As [`CommittedWal::open`], but `from` may be as early as the start of the oldest segment: readers that store whole segments
@@ -86,7 +91,7 @@ impl CommittedWal {
         self.read_archived(length).await
     }
 
-    /// Cancelled, it reads the block again next time.
+    /// Cancelled, it goes on with the same read next time: a store may take longer than a follower is silent.
     async fn read_archived(&mut self, length: usize) -> Result<Bytes, TimelineError> {
         let (at, view) = (self.at, &self.view);
         let timeline = view.spec.timeline;
@@ -95,9 +100,14 @@ impl CommittedWal {
             TimelineError::Wal { timeline, source: WalFileError::Missing { lsn: at, path } }
         };
         let archive = view.archive().ok_or_else(missing)?;
-        let mut archived = self.archived.take().unwrap_or_else(|| ArchivedWal::new(Arc::clone(archive), view.spec));
-        let read = tokio::task::spawn_blocking(move || (archived.read(at, length), archived)).await;
-        let (read, archived) = read.map_err(|_| TimelineError::Stopping)?;
+        let reading = self.reading.get_or_insert_with(|| {
+            let place = self.archived.take();
+            let mut place = place.unwrap_or_else(|| ArchivedWal::new(Arc::clone(archive), view.spec));
+            tokio::task::spawn_blocking(move || (place.read(at, length), place))
+        });
+        let done = reading.await;
+        self.reading = None;
+        let (read, archived) = done.map_err(|_| TimelineError::Stopping)?;
         let read = read.map_err(|source| TimelineError::Archive { timeline, lsn: at, source })?;
         let read = read.ok_or_else(missing);
         self.archived = Some(archived);

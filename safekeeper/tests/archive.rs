@@ -31,10 +31,13 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 struct Flaky {
     inner: MemoryStore,
     calls_that_fail: AtomicU64,
+    /// Milliseconds that each call takes.
+    delay_ms: AtomicU64,
 }
 
 impl Flaky {
     fn call(&self, name: &str) -> Result<(), StoreError> {
+        std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Acquire)));
         let left = self.calls_that_fail.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         match left {
             Ok(_) => Err(StoreError::new(ErrorKind::Retry, "call", name, "the store is away")),
@@ -197,6 +200,35 @@ async fn read_error(world: &World, addresses: &[ServiceAddr], from: Lsn) -> Clie
     let failure: Result<(), ClientError> =
         tokio::time::timeout(Duration::from_secs(20), reading).await.expect("in time");
     failure.expect_err("an error was expected")
+}
+
+/// Each message of its interrupts the wait for the next bytes; the store takes longer than it is ever silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_never_stops_talking_gets_on_with_a_slow_store() {
+    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
+    trimmed(&world, &addresses[0], wal.end()).await;
+    store.delay_ms.store(150, Ordering::Release);
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    let mut bytes = Vec::new();
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while reader.next_lsn() < wal.end() {
+        assert!(std::time::Instant::now() < until, "it got as far as {}", reader.next_lsn());
+        reader.send_await(wal.end()).await.expect("sent");
+        // Long enough for what is on its way, and shorter than a call.
+        if let Ok(chunk) = tokio::time::timeout(Duration::from_millis(20), reader.next()).await {
+            bytes.extend_from_slice(&chunk.expect("a chunk").bytes);
+        }
+    }
+    assert!(bytes == wal.bytes(), "the reader got other bytes");
+    drop(reader);
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
