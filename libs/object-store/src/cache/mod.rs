@@ -19,6 +19,7 @@
 //! - OC-2: readers of a chunk that is not here make one request between them (`index.rs`).
 //! - OC-3: a chunk that is being read is not evicted (`index.rs`).
 //! - OC-4: a cache that can't be written is a slow cache: reads go on.
+//! - OC-5: what was read of an object that was forgotten meanwhile is not used: its files may be others by then (`store.rs`).
 //!
 //! One process at a time uses a folder; whoever opens the cache holds a lock that sees to it. Names of objects that others replace must
 //! not be read in parts through a cache: what is replaced through the cache itself is noticed. Format of the files:

@@ -256,6 +256,10 @@ impl Shared {
             file.read_checked(chunk, length).map(|body| Bytes::from(body).slice(start as usize..end as usize))
         };
         let mut index = self.index.lock();
+        // Of one that was forgotten meanwhile the files may have been removed, and made anew, empty, by a request that was under way.
+        if !index.is_known(number) {
+            return None;
+        }
         if let Some(evicted) = index.unpin(number, chunk, read.is_ok()) {
             self.drop_on_disk(&mut index, evicted);
         }
@@ -396,5 +400,36 @@ impl ObjectStore for CachedStore {
 
     fn distrust(&self, name: &ObjectName) -> bool {
         self.shared.forget(name) | self.shared.inner.distrust(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::MemoryStore;
+
+    /// A reader that has found a chunk, an object that is forgotten, and a request for another chunk that ends then.
+    #[test]
+    fn what_was_forgotten_while_it_was_read_is_not_used() {
+        let (far, folder) = (MemoryStore::new(), tempfile::tempdir().expect("folder"));
+        let (name, body) = (ObjectName::new("o").expect("a name"), vec![7; 2 * CHUNK_BYTES as usize]);
+        far.put(&name, &body).expect("put");
+        let options = CacheOptions { folder: folder.path().to_owned(), bytes_max: 10 * CHUNK_BYTES };
+        let store = CachedStore::open(Arc::new(far), options).expect("opened");
+        assert!(store.get_range(&name, 0..100).expect("read") == body[..100]);
+        let shared = &store.shared;
+        let claims = {
+            let mut index = shared.index.lock();
+            (index.claim(&name, 0).0, index.claim(&name, 1).0)
+        };
+        let (Claim::Here { number, size_bytes, is_checked: true }, Claim::Fetch { fetch, .. }) = claims else {
+            panic!("{claims:?}");
+        };
+        assert!(store.distrust(&name));
+        let part = shared.inner.get_part(&name, fetch.range()).expect("read");
+        assert!(shared.keep(&name, number, &fetch, &part), "its files are there again");
+        assert_eq!(shared.read_here(number, size_bytes, 0, true, 0..100), None);
+        assert!(store.get_range(&name, 0..100).expect("read") == body[..100]);
+        fetch.abandon();
     }
 }
