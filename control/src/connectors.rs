@@ -12,15 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use ardent_api::compute::Usage;
 use ardent_api::control::{
-    ApiErrorCode, BranchName, BranchState, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState,
-    CreateConnectorRequest, DeleteReply, ErrorInfo, LogicalOptions, PreflightCheck, PreflightReply, SCHEMA_VERSION,
+    ApiErrorCode, BranchName, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState, CreateConnectorRequest,
+    DeleteReply, ErrorInfo, LogicalOptions, PreflightCheck, PreflightReply, SCHEMA_VERSION,
 };
 use ardent_api::page_service::ManageRequest;
-use ardent_api::policy::BranchPolicy;
 use ardent_api::token::{Claims, Rights, Service};
-use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
+use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::branches::shutting_down;
 use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
@@ -613,29 +611,9 @@ impl Control {
 /// A connector's root branch.
 pub(crate) fn root_row(row: &ConnectorRow, url: &PgUrl) -> BranchRow {
     BranchRow {
-        id: BranchId::generate(),
-        name: row.name.clone(),
-        state: BranchState::Ready,
-        connector: row.name.clone(),
-        parent: None,
-        tenant: row.tenant,
-        timeline: row.timeline,
-        branch_lsn: None,
-        base_timeline: None,
-        ancestor: None,
-        start_lsn: None,
-        since_us: now_us(),
-        deleted: None,
-        retention_s: None,
-        hidden: false,
-        policy: BranchPolicy::default(),
-        usage: Usage::default(),
-        roles_known: false,
         role: url.role.clone(),
         database: url.database.clone(),
-        idle_timeout_s: 0,
-        expires_us: None,
-        created_us: now_us(),
+        ..BranchRow::fresh(row.name.clone(), row.name.clone(), row.tenant, row.timeline)
     }
 }
 

@@ -75,12 +75,27 @@ pub struct Deleted {
 impl BranchRow {
     /// The row of a branch of `parent` that is about to be made, without limits; its role, database and idle time are the parent's.
     pub fn below(parent: &BranchRow, name: String) -> BranchRow {
+        let fresh = BranchRow::fresh(name, parent.connector.clone(), parent.tenant, TimelineId::generate());
+        BranchRow {
+            state: BranchState::Creating,
+            parent: Some(parent.id),
+            role: parent.role.clone(),
+            database: parent.database.clone(),
+            idle_timeout_s: parent.idle_timeout_s,
+            ..fresh
+        }
+    }
+
+    /// The row of a branch that is ready and has nothing to it: no parent, limits, role, database or end.
+    pub fn fresh(name: String, connector: String, tenant: TenantId, timeline: TimelineId) -> BranchRow {
         BranchRow {
             id: BranchId::generate(),
             name,
-            state: BranchState::Creating,
-            parent: Some(parent.id),
-            timeline: TimelineId::generate(),
+            state: BranchState::Ready,
+            connector,
+            parent: None,
+            tenant,
+            timeline,
             branch_lsn: None,
             base_timeline: None,
             ancestor: None,
@@ -92,9 +107,11 @@ impl BranchRow {
             policy: BranchPolicy::default(),
             usage: Usage::default(),
             roles_known: false,
+            role: String::new(),
+            database: String::new(),
+            idle_timeout_s: 0,
             expires_us: None,
             created_us: now_us(),
-            ..parent.clone()
         }
     }
 
