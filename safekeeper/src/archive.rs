@@ -11,10 +11,7 @@
 //! trims nothing if they differ. The page server's garbage collection removes what no history needs any more.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -36,8 +33,8 @@ use crate::wal_files::{SegmentNames, WalFileError};
 
 /// The first and the longest pause after a failure.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(8)];
-/// File in the data folder that an object is made in.
-const SCRATCH_FILE: &str = "archiving";
+/// How long the end of a safekeeper waits for what is on its way to the store, which may be away.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// Added to the archiver's nice value: writers come first.
 const NICENESS: i32 = 5;
 
@@ -67,11 +64,11 @@ pub enum ArchiveError {
     /// The segment here.
     #[error(transparent)]
     Local(#[from] WalFileError),
-    /// The file that the object is made in.
-    #[error("cannot write {path}")]
-    Scratch {
-        /// The file.
-        path: PathBuf,
+    /// Compression.
+    #[error("{object} cannot be compressed")]
+    Pack {
+        /// The object.
+        object: ObjectName,
         /// Why not.
         source: io::Error,
     },
@@ -83,7 +80,7 @@ impl ArchiveError {
         match self {
             ArchiveError::Damaged { .. } | ArchiveError::OtherContent { .. } => true,
             ArchiveError::Store(error) => matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::OutOfRange),
-            ArchiveError::Local(_) | ArchiveError::Scratch { .. } => false,
+            ArchiveError::Local(_) | ArchiveError::Pack { .. } => false,
         }
     }
 }
@@ -156,41 +153,39 @@ impl WalArchive {
         Ok(Lsn::new(oldest * size.bytes()).max(spec.start_lsn.segment_start(size)))
     }
 
-    /// Archives segment `number`, all of whose bytes are committed. False: it was there already, with the same content.
-    fn put(
-        &self,
-        names: &SegmentNames,
-        spec: &TimelineSpec,
-        number: u64,
-        scratch: &Path,
-    ) -> Result<bool, ArchiveError> {
+    /// Archives segment `number`, all of whose bytes are committed. False: it was there already, with the same content. The object is made in
+    /// memory: a disk that is full gets room by this.
+    fn put(&self, names: &SegmentNames, spec: &TimelineSpec, number: u64) -> Result<bool, ArchiveError> {
         let object = Self::name(spec, number);
+        let there = self.header(spec, number)?;
         let mut header = SegmentHeader::new(spec, number);
-        let read = |header: &SegmentHeader, block| names.read(header.block_start(block), header.block_len(block));
-        if let Some(there) = self.header(spec, number)? {
-            for block in 0..header.block_count() {
-                let crc = crc32c::crc32c(&read(&header, block)?);
-                header.blocks.push(BlockEntry { stored: 0, crc });
-            }
-            return if there.holds_the_same(&header) { Ok(false) } else { Err(ArchiveError::OtherContent { object }) };
-        }
-        let failed = |source| ArchiveError::Scratch { path: scratch.to_owned(), source };
-        let file = File::create(scratch).map_err(failed)?;
-        let mut out = BufWriter::new(&file);
-        out.seek(SeekFrom::Start(header.len() as u64)).map_err(failed)?;
+        let mut body = vec![0; header.len()];
         for block in 0..header.block_count() {
-            let bytes = read(&header, block)?;
-            let packed = pack(&bytes).map_err(failed)?;
-            out.write_all(&packed).map_err(failed)?;
-            header.blocks.push(BlockEntry { stored: packed.len() as u32, crc: crc32c::crc32c(&bytes) });
+            let bytes = names.read(header.block_start(block), header.block_len(block))?;
+            let before = body.len();
+            if there.is_none() {
+                let packed = pack(&bytes);
+                body.extend(packed.map_err(|source| ArchiveError::Pack { object: object.clone(), source })?);
+            }
+            let stored = (body.len() - before) as u32;
+            header.blocks.push(BlockEntry { stored, crc: crc32c::crc32c(&bytes) });
         }
-        out.flush().map_err(failed)?;
-        drop(out);
-        file.write_all_at(&header.encode(), 0).map_err(failed)?;
-        drop(file);
-        // Another safekeeper may do so at this moment, with the same bytes.
-        self.store.put_file(&object, scratch)?;
-        Ok(true)
+        if there.is_none() {
+            body[..header.len()].copy_from_slice(&header.encode());
+            match self.store.put_if_absent(&object, &body) {
+                // Another safekeeper was first.
+                Err(error) if error.kind() == ErrorKind::Precondition => {}
+                put => return put.map(|()| true).map_err(ArchiveError::from),
+            }
+        }
+        let there = match there {
+            Some(there) => Some(there),
+            None => self.header(spec, number)?,
+        };
+        match there {
+            Some(there) if there.holds_the_same(&header) => Ok(false),
+            _ => Err(ArchiveError::OtherContent { object }),
+        }
     }
 }
 
@@ -242,25 +237,24 @@ pub(crate) struct Archiver {
 type Done = Arc<Mutex<HashMap<TimelineId, Lsn>>>;
 
 impl Archiver {
-    /// Starts the thread; `data_dir` is the safekeeper's.
-    pub(crate) fn start(
-        store: Arc<dyn ObjectStore>,
-        data_dir: &Path,
-        metrics: Metrics,
-    ) -> io::Result<(Archiver, ArchiverThread)> {
+    /// Starts the thread.
+    pub(crate) fn start(store: Arc<dyn ObjectStore>, metrics: Metrics) -> io::Result<(Archiver, ArchiverThread)> {
         let (offers, offered) = mpsc::channel();
+        let (running, ended) = mpsc::channel();
         let archive = Arc::new(WalArchive::new(store));
         let (stopping, done) = (Arc::new(AtomicBool::new(false)), Done::default());
-        let worker = Worker {
+        let mut worker = Worker {
             done: Arc::clone(&done),
             archive: Arc::clone(&archive),
-            scratch: data_dir.join(SCRATCH_FILE),
             metrics,
             stopping: Arc::clone(&stopping),
             pending: HashMap::new(),
         };
-        let thread = std::thread::Builder::new().name("wal-archive".to_owned()).spawn(move || worker.run(&offered))?;
-        Ok((Archiver { archive, offers, done }, ArchiverThread { thread, stopping }))
+        let thread = std::thread::Builder::new().name("wal-archive".to_owned()).spawn(move || {
+            worker.run(&offered);
+            drop(running);
+        })?;
+        Ok((Archiver { archive, offers, done }, ArchiverThread { thread, stopping, ended }))
     }
 
     pub(crate) fn archive(&self) -> &Arc<WalArchive> {
@@ -289,12 +283,19 @@ impl Archiver {
 pub(crate) struct ArchiverThread {
     thread: JoinHandle<()>,
     stopping: Arc<AtomicBool>,
+    /// Closed when it has ended.
+    ended: Receiver<()>,
 }
 
 impl ArchiverThread {
-    /// Ends it after the segment that it is at. Blocks.
+    /// Ends it after the segment that it is at, or leaves it to itself if that takes long: an object is there whole or not at all, and the
+    /// next start puts it. Blocks.
     pub(crate) fn stop(self) {
         self.stopping.store(true, Ordering::Release);
+        if self.ended.recv_timeout(STOP_DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("a segment was still on its way to the archive; the next start archives it");
+            return;
+        }
         if self.thread.join().is_err() {
             tracing::error!("the thread that archives WAL panicked");
         }
@@ -309,7 +310,6 @@ struct Pending {
 
 struct Worker {
     archive: Arc<WalArchive>,
-    scratch: PathBuf,
     metrics: Metrics,
     stopping: Arc<AtomicBool>,
     done: Done,
@@ -317,7 +317,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, offered: &Receiver<Arc<TimelineView>>) {
+    fn run(&mut self, offered: &Receiver<Arc<TimelineView>>) {
         // Refused where limits forbid it, which then costs writers a little.
         if let Err(error) = lower_priority() {
             tracing::debug!(%error, "WAL is archived at the priority of writers");
@@ -344,7 +344,6 @@ impl Worker {
                 }
             }
         }
-        let _ = fs::remove_file(&self.scratch);
     }
 
     fn take(&mut self, timeline: Arc<TimelineView>) {
@@ -364,14 +363,16 @@ impl Worker {
             self.pending.remove(&id);
             return;
         }
-        match self.archive.put(&view.names, &view.spec, number, &self.scratch) {
+        match self.archive.put(&view.names, &view.spec, number) {
             Ok(is_new) => {
                 pending.pause = RETRY_PAUSES[0];
                 view.set_archived(end);
-                // Of one that was deleted at this moment nothing is kept.
+                // Of one that was deleted at this moment nothing is kept: it is gone before it is forgotten.
+                let mut done = self.done.lock();
                 if !view.is_gone() {
-                    self.done.lock().insert(id, end);
+                    done.insert(id, end);
                 }
+                drop(done);
                 self.metrics.archived(is_new.then_some(size.bytes()));
             }
             // It was deleted meanwhile, or is being loaded again and offered then.

@@ -131,7 +131,7 @@ impl Safekeeper {
             listeners.push(Listener::bind(address, Protocol::Replication).await?);
         }
         let metrics = Metrics::default();
-        let archiver = config.archive.map(|store| Archiver::start(store, &config.data_dir, metrics.clone()));
+        let archiver = config.archive.map(|store| Archiver::start(store, metrics.clone()));
         let (archiver, archiver_thread) = archiver.transpose().map_err(StartError::Thread)?.unzip();
         let worker = WorkerConfig {
             archiver,

@@ -3,8 +3,8 @@
 mod support;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,13 +31,39 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 struct Flaky {
     inner: MemoryStore,
     calls_that_fail: AtomicU64,
-    /// Milliseconds that each call takes.
-    delay_ms: AtomicU64,
+    gate: Gate,
+}
+
+/// Where calls wait while it is closed.
+#[derive(Debug, Default)]
+struct Gate {
+    /// Whether it is closed, and how many calls wait.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().expect("no panic");
+        state.1 += 1;
+        self.changed.notify_all();
+        let mut state = self.changed.wait_while(state, |state| state.0).expect("no panic");
+        state.1 -= 1;
+    }
+
+    fn set_closed(&self, is_closed: bool) {
+        self.state.lock().expect("no panic").0 = is_closed;
+        self.changed.notify_all();
+    }
+
+    fn waiting(&self) -> usize {
+        self.state.lock().expect("no panic").1
+    }
 }
 
 impl Flaky {
     fn call(&self, name: &str) -> Result<(), StoreError> {
-        std::thread::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Acquire)));
+        self.gate.pass();
         let left = self.calls_that_fail.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
         match left {
             Ok(_) => Err(StoreError::new(ErrorKind::Retry, "call", name, "the store is away")),
@@ -96,6 +122,57 @@ fn objects(world: &World, store: &Flaky) -> Vec<ObjectName> {
     listed.into_iter().map(|object| object.name).collect()
 }
 
+/// A safekeeper with an archive, and a writer that has written.
+struct House {
+    world: World,
+    dir: tempfile::TempDir,
+    store: Arc<Flaky>,
+    safekeeper: Safekeeper,
+    addresses: Vec<ServiceAddr>,
+    proposer: Proposer,
+    wal: WalSource,
+}
+
+impl House {
+    /// So many segments' WAL, all that can be of it archived and trimmed.
+    async fn with_wal_of(segments: u64) -> House {
+        let house = House::writing(Arc::new(Flaky::default()), segments).await;
+        trimmed(&house.world, &house.addresses[0], house.wal.end()).await;
+        house
+    }
+
+    async fn writing(store: Arc<Flaky>, segments: u64) -> House {
+        let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+        let safekeeper = start(&world, dir.path(), &store).await;
+        let addresses = safekeeper.addresses().to_vec();
+        world.create(&addresses).await;
+        let (proposer, elected) = world.elect(&addresses).await;
+        let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+        write(&proposer, &mut wal, (segments * SEGMENT_BYTES) as usize).await;
+        House { world, dir, store, safekeeper, addresses, proposer, wal }
+    }
+
+    async fn reader(&self, from: Lsn) -> WalReader {
+        self.world.reader(&self.addresses, from).await
+    }
+
+    /// Whether a reader from there gets what was written.
+    async fn reads_from(&self, from: Lsn) -> bool {
+        let offset = from.checked_sub(self.world.spec.start_lsn).expect("after the start") as usize;
+        let mut reader = self.reader(from).await;
+        read_up_to(&mut reader, self.wal.end()).await == self.wal.bytes()[offset..]
+    }
+
+    async fn status(&self) -> TimelineStatus {
+        status(&self.world, &self.addresses[0]).await
+    }
+
+    async fn close(self) {
+        self.proposer.shutdown().await;
+        self.safekeeper.shutdown().await;
+    }
+}
+
 /// Waits until only what is near is on the safekeeper's disk, and all before it in the store.
 async fn trimmed(world: &World, address: &ServiceAddr, end: Lsn) {
     let near = Lsn::new(end.get() - KEEP_BYTES).segment_start(world.spec.wal_segment_size);
@@ -150,41 +227,31 @@ async fn wal_that_nobody_has_followed_leaves_the_disk_and_can_be_read_from_its_b
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_writers_go_on_and_nothing_is_trimmed() {
-    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
+    let store = Arc::new(Flaky::default());
     store.calls_that_fail.store(u64::MAX, Ordering::Release);
-    let safekeeper = start(&world, dir.path(), &store).await;
-    let addresses = safekeeper.addresses().to_vec();
-    world.create(&addresses).await;
-    let (proposer, elected) = world.elect(&addresses).await;
-    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
-    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
+    let house = House::writing(Arc::clone(&store), 6).await;
+    let (start, end) = (house.world.spec.start_lsn, house.wal.end());
     // A page server that has it all is no reason to trim what is not archived.
-    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
-    reader.send_position(wal.end()).await.expect("sent");
-    eventually("the position has arrived", async || status(&world, &addresses[0]).await.durable_lsn == wal.end()).await;
+    let mut reader = house.reader(start).await;
+    reader.send_position(end).await.expect("sent");
+    eventually("the position has arrived", async || house.status().await.durable_lsn == end).await;
     let failed = u64::MAX - store.calls_that_fail.load(Ordering::Acquire);
     eventually("it is tried again", async || u64::MAX - store.calls_that_fail.load(Ordering::Acquire) > failed).await;
-    assert_eq!(status(&world, &addresses[0]).await.oldest_lsn, world.spec.start_lsn);
-    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    assert_eq!(house.status().await.oldest_lsn, start);
+    assert!(read_up_to(&mut reader, end).await == house.wal.bytes());
     drop(reader);
 
     store.calls_that_fail.store(0, Ordering::Release);
-    trimmed(&world, &addresses[0], wal.end()).await;
+    trimmed(&house.world, &house.addresses[0], end).await;
     // Away again: what is only there cannot be read, what is here can, and both are when it is back.
     store.calls_that_fail.store(u64::MAX, Ordering::Release);
-    let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+    let failure = read_error(&house.world, &house.addresses, start).await;
     assert!(matches!(&failure, ClientError::Answer { code: ErrorCode::Unavailable, .. }), "{failure:?}");
     assert!(failure.to_string().contains("the store is away"), "{failure}");
-    let here = status(&world, &addresses[0]).await.oldest_lsn;
-    let mut reader = world.reader(&addresses, here).await;
-    let offset = here.checked_sub(world.spec.start_lsn).expect("after the start") as usize;
-    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes()[offset..]);
+    assert!(house.reads_from(house.status().await.oldest_lsn).await);
     store.calls_that_fail.store(0, Ordering::Release);
-    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
-    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
-    drop(reader);
-    proposer.shutdown().await;
-    safekeeper.shutdown().await;
+    assert!(house.reads_from(start).await);
+    house.close().await;
 }
 
 /// The error that a reader from `from` meets.
@@ -202,48 +269,54 @@ async fn read_error(world: &World, addresses: &[ServiceAddr], from: Lsn) -> Clie
     failure.expect_err("an error was expected")
 }
 
-/// Each message of its interrupts the wait for the next bytes; the store takes longer than it is ever silent.
+/// Each message of a follower interrupts the wait for the next bytes: the call that fetches them goes on, and no other is made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_never_stops_talking_gets_on_with_a_slow_store() {
-    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
-    let safekeeper = start(&world, dir.path(), &store).await;
-    let addresses = safekeeper.addresses().to_vec();
-    world.create(&addresses).await;
-    let (proposer, elected) = world.elect(&addresses).await;
-    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
-    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
-    trimmed(&world, &addresses[0], wal.end()).await;
-    store.delay_ms.store(150, Ordering::Release);
-    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
-    let mut bytes = Vec::new();
-    let until = std::time::Instant::now() + Duration::from_secs(30);
-    while reader.next_lsn() < wal.end() {
-        assert!(std::time::Instant::now() < until, "it got as far as {}", reader.next_lsn());
-        reader.send_await(wal.end()).await.expect("sent");
-        // Long enough for what is on its way, and shorter than a call.
-        if let Ok(chunk) = tokio::time::timeout(Duration::from_millis(20), reader.next()).await {
-            bytes.extend_from_slice(&chunk.expect("a chunk").bytes);
-        }
+    let house = House::with_wal_of(6).await;
+    let mut reader = house.reader(house.world.spec.start_lsn).await;
+    house.store.gate.set_closed(true);
+    eventually("the store is asked for the first bytes", async || house.store.gate.waiting() == 1).await;
+    for _ in 0..20 {
+        reader.send_await(house.wal.end()).await.expect("sent");
     }
-    assert!(bytes == wal.bytes(), "the reader got other bytes");
+    // It is seen once all before it were taken.
+    reader.send_position(house.wal.end()).await.expect("sent");
+    eventually("all messages were taken", async || house.status().await.durable_lsn == house.wal.end()).await;
+    assert_eq!(house.store.gate.waiting(), 1);
+    house.store.gate.set_closed(false);
+    assert!(read_up_to(&mut reader, house.wal.end()).await == house.wal.bytes(), "the reader got other bytes");
     drop(reader);
+    house.close().await;
+}
+
+/// The store does not answer any more: the end of a safekeeper does not wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_safekeeper_stops_though_a_segment_is_on_its_way() {
+    let mut house = House::with_wal_of(3).await;
+    house.store.gate.set_closed(true);
+    write(&house.proposer, &mut house.wal, 2 * SEGMENT_BYTES as usize).await;
+    eventually("a segment is being archived", async || house.store.gate.waiting() == 1).await;
+    let House { world, dir, store, safekeeper, addresses, proposer, wal } = house;
     proposer.shutdown().await;
+    tokio::time::timeout(Duration::from_secs(20), safekeeper.shutdown()).await.expect("it ends by itself");
+    store.gate.set_closed(false);
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes(), "the reader got other bytes");
+    let size = world.spec.wal_segment_size;
+    let whole = wal.end().segment_number(size) - world.spec.start_lsn.segment_number(size);
+    eventually("the rest is archived", async || objects(&world, &store).len() as u64 == whole).await;
+    drop(reader);
     safekeeper.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_segment_is_named_and_only_its_readers_are_concerned() {
-    let (world, dir, store) = (World::new(), tempfile::tempdir().expect("a folder"), Arc::new(Flaky::default()));
-    let safekeeper = start(&world, dir.path(), &store).await;
-    let addresses = safekeeper.addresses().to_vec();
-    world.create(&addresses).await;
-    let (proposer, elected) = world.elect(&addresses).await;
-    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
-    write(&proposer, &mut wal, 6 * SEGMENT_BYTES as usize).await;
-    trimmed(&world, &addresses[0], wal.end()).await;
-    let second = objects(&world, &store)[1].clone();
-    let good = store.inner.get(&second).expect("it is there");
-    let third = world.spec.start_lsn.segment_start(world.spec.wal_segment_size).advance(2 * SEGMENT_BYTES);
+    let house = House::with_wal_of(6).await;
+    let (store, start) = (&house.store.inner, house.world.spec.start_lsn);
+    let second = objects(&house.world, &house.store)[1].clone();
+    let good = store.get(&second).expect("it is there");
+    let third = start.segment_start(house.world.spec.wal_segment_size).advance(2 * SEGMENT_BYTES);
     let mut damaged: Vec<Vec<u8>> = [5, 20, 45, good.len() / 2, good.len() - 1]
         .into_iter()
         .map(|at| {
@@ -255,23 +328,18 @@ async fn a_damaged_segment_is_named_and_only_its_readers_are_concerned() {
     damaged.push(good[..good.len() / 2].to_vec());
     damaged.push(Vec::new());
     for bad in damaged {
-        store.inner.put(&second, &bad).expect("put");
-        let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+        store.put(&second, &bad).expect("put");
+        let failure = read_error(&house.world, &house.addresses, start).await;
         assert!(matches!(&failure, ClientError::Answer { code: ErrorCode::Corrupt, .. }), "{failure:?}");
         assert!(failure.to_string().contains(second.file_name()), "{failure}");
-        let mut reader = world.reader(&addresses, third).await;
-        let offset = third.checked_sub(world.spec.start_lsn).expect("after the start") as usize;
-        assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes()[offset..]);
+        assert!(house.reads_from(third).await);
     }
-    store.inner.delete(&second).expect("deleted");
-    let failure = read_error(&world, &addresses, world.spec.start_lsn).await;
+    store.delete(&second).expect("deleted");
+    let failure = read_error(&house.world, &house.addresses, start).await;
     assert!(failure.to_string().contains(second.file_name()), "{failure}");
-    store.inner.put(&second, &good).expect("put");
-    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
-    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
-    drop(reader);
-    proposer.shutdown().await;
-    safekeeper.shutdown().await;
+    store.put(&second, &good).expect("put");
+    assert!(house.reads_from(start).await);
+    house.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

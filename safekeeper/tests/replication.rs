@@ -92,6 +92,23 @@ fn receivewal(address: &ServiceAddr, world: &World, password: &str, dir: &Path, 
     ]))
 }
 
+/// All WAL from the oldest that there is, as `pg_receivewal` stores it.
+fn received(safekeeper: &Safekeeper, world: &World, end: Lsn) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    let address = &safekeeper.replication_addresses()[0];
+    // It ends when it has received bytes past the end position.
+    let output = receivewal(address, world, &world.token(Rights::Read), dir.path(), Lsn::new(end.get() - 8));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // The last segment is not complete.
+    for entry in std::fs::read_dir(dir.path()).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            std::fs::rename(&path, path.with_extension("")).expect("renamed");
+        }
+    }
+    dir
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pg_receivewal_gets_what_pg_waldump_reads() {
     let real = tokio::task::spawn_blocking(real_wal).await.expect("a server");
@@ -117,19 +134,7 @@ async fn pg_receivewal_gets_what_pg_waldump_reads() {
     let own = dir.path().join("data").join(world.spec.tenant.to_string()).join(timeline.to_string()).join("wal");
     assert!(waldump(&own, real.start, real.end) == expected, "the safekeeper's own files read differently");
 
-    let received = tempfile::tempdir().expect("a folder");
-    let address = safekeeper.replication_addresses()[0].clone();
-    // It ends when it has received bytes past the end position.
-    let output =
-        receivewal(&address, &world, &world.token(Rights::Read), received.path(), Lsn::new(real.end.get() - 8));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    // The last segment is not complete.
-    for entry in std::fs::read_dir(received.path()).expect("the folder") {
-        let path = entry.expect("an entry").path();
-        if path.extension().is_some_and(|extension| extension == "partial") {
-            std::fs::rename(&path, path.with_extension("")).expect("renamed");
-        }
-    }
+    let received = received(&safekeeper, &world, real.end);
     assert!(waldump(received.path(), real.start, real.end) == expected, "what was received reads differently");
     proposer.shutdown().await;
     safekeeper.shutdown().await;
@@ -159,17 +164,7 @@ async fn pg_receivewal_gets_what_is_archived_from_its_beginning() {
     .await;
 
     let expected = waldump(&real.server.data_dir().join("pg_wal"), real.start, real.end);
-    let received = tempfile::tempdir().expect("a folder");
-    let address = safekeeper.replication_addresses()[0].clone();
-    let output =
-        receivewal(&address, &world, &world.token(Rights::Read), received.path(), Lsn::new(real.end.get() - 8));
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for entry in std::fs::read_dir(received.path()).expect("the folder") {
-        let path = entry.expect("an entry").path();
-        if path.extension().is_some_and(|extension| extension == "partial") {
-            std::fs::rename(&path, path.with_extension("")).expect("renamed");
-        }
-    }
+    let received = received(&safekeeper, &world, real.end);
     assert!(waldump(received.path(), real.start, real.end) == expected, "what was received reads differently");
 
     // As docs/formats/wal-archive.md says.
