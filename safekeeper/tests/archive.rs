@@ -34,6 +34,9 @@ struct Flaky {
     gate: Gate,
 }
 
+/// Longer than any test waits for something.
+const GATE_DEADLINE: Duration = Duration::from_secs(60);
+
 /// Where calls wait while it is closed.
 #[derive(Debug, Default)]
 struct Gate {
@@ -47,7 +50,8 @@ impl Gate {
         let mut state = self.state.lock().expect("no panic");
         state.1 += 1;
         self.changed.notify_all();
-        let mut state = self.changed.wait_while(state, |state| state.0).expect("no panic");
+        // A test that has failed opens it no more.
+        let (mut state, _) = self.changed.wait_timeout_while(state, GATE_DEADLINE, |state| state.0).expect("no panic");
         state.1 -= 1;
     }
 
