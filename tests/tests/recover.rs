@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, production_options, sql, try_sql};
+use ardent_tests::{House, production_options, sql, try_sql, wait_until};
 
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder can be made");
@@ -17,6 +17,15 @@ fn copy_folder(from: &Path, to: &Path) {
             fs::copy(&path, &to).expect("a file can be copied");
         }
     }
+}
+
+/// Whether a file below a folder holds a text. Files come and go meanwhile.
+fn is_stored(folder: &Path, text: &str) -> bool {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.into_iter().any(|path| {
+        let holds = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).contains(text);
+        if path.is_dir() { is_stored(&path, text) } else { fs::read(&path).is_ok_and(holds) }
+    })
 }
 
 /// The host with everything on it but the store and two of three safekeepers' disks: control's database and keys, the page server's
@@ -38,6 +47,8 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     sql(&one, "insert into shop values (2, 'two'); create table own as select generate_series(1, 5000) n");
     house.ok(&["branch", "policy", "two", "--read-only"]);
     sql(&two, "select 1");
+    // What changes about a branch is in its manifest a moment later.
+    wait_until("the limit is in the store", 20, || is_stored(store.path(), "\"read_only\":true").then_some(()));
     // The last commits are nowhere but on the safekeepers.
     house.kill_server();
 
