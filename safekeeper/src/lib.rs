@@ -17,7 +17,8 @@
 //! - Past the end of the log its files hold zeros only.
 //! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
 //! - With an archive nothing is trimmed that is not in it; readers go on there where this safekeeper's own files end.
-//! - Memory is bounded: what a connection has queued, what a batch writes, and only timelines in use are loaded.
+//! - Memory is bounded: what a connection has queued, what a batch writes, one segment while it is archived, a block of one for each
+//!   reader of the archive, and only timelines in use are loaded.
 //!
 //! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers.
 //!

@@ -20,6 +20,7 @@ use ardent_object_store::ObjectStore;
 
 use crate::archive::{Archiver, ArchiverThread};
 use crate::connection::{self, Shared, Writer};
+use crate::control_file::sync_dir;
 use crate::disk_worker::WorkerConfig;
 use crate::metrics::{Connected, Metrics};
 use crate::registry::Registry;
@@ -79,6 +80,14 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// It archived once, and is to go on without.
+    #[error(
+        "WAL of {path} is archived in an object store, and may be nowhere else: start this safekeeper with that store, --archive URL"
+    )]
+    ArchiveMissing {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process has it.
     #[error("another safekeeper uses the data folder {path}; stop that one first")]
     InUse {
@@ -123,6 +132,7 @@ impl Safekeeper {
     /// Starts serving. Everything ends when `cancel` is cancelled or [`Safekeeper::shutdown`] is called.
     pub async fn start(config: SafekeeperConfig, cancel: CancellationToken) -> Result<Safekeeper, StartError> {
         let lock = prepare_data_dir(&config.data_dir)?;
+        mark_archive(&config.data_dir, config.archive.is_some())?;
         let mut listeners = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
             listeners.push(Listener::bind(address, Protocol::Wal).await?);
@@ -233,6 +243,20 @@ pub(crate) fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
         Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| StartError::InUse { path: dir.to_owned() })?;
     remove_leftovers(dir).map_err(failed(dir))?;
     Ok(lock)
+}
+
+/// Remembers durably that a folder's WAL is archived; refuses to go on without, once it is.
+fn mark_archive(dir: &Path, has_archive: bool) -> Result<(), StartError> {
+    let path = dir.join("archived");
+    let failed = |source| StartError::DataDir { path: path.clone(), source };
+    match (has_archive, path.try_exists().map_err(failed)?) {
+        (false, true) => Err(StartError::ArchiveMissing { path: dir.to_owned() }),
+        (true, false) => {
+            let marked = File::create(&path).and_then(|mark| mark.sync_all()).and_then(|()| sync_dir(dir));
+            marked.map_err(failed)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn remove_leftovers(dir: &Path) -> io::Result<()> {

@@ -16,7 +16,7 @@ use ardent_object_store::{
     ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
     list_all,
 };
-use ardent_safekeeper::Safekeeper;
+use ardent_safekeeper::{Safekeeper, StartError};
 use ardent_types::Lsn;
 use ardent_wal_client::{ClientError, Proposer, WalReader};
 
@@ -256,6 +256,22 @@ async fn while_the_store_is_away_writers_go_on_and_nothing_is_trimmed() {
     store.calls_that_fail.store(0, Ordering::Release);
     assert!(house.reads_from(start).await);
     house.close().await;
+}
+
+/// What was trimmed may be needed yet, and is nowhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_archived_does_not_start_without() {
+    let House { world, dir, store, safekeeper, addresses, proposer, wal } = House::with_wal_of(4).await;
+    proposer.shutdown().await;
+    safekeeper.shutdown().await;
+    let refused = Safekeeper::start(world.config(dir.path()), CancellationToken::new()).await;
+    let refused = refused.expect_err("it has no archive");
+    assert!(matches!(refused, StartError::ArchiveMissing { .. }), "{refused}");
+    let safekeeper = start(&world, dir.path(), &store).await;
+    let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
+    assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());
+    drop(reader);
+    safekeeper.shutdown().await;
 }
 
 /// The error that a reader from `from` meets.
