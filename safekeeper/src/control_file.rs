@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
+use ardent_object_store::fault::FailPoints;
+
 use ardent_api::wal_service::{Ancestor, ProposerId, RecordEnd, TermStart, TimelineSpec};
 use ardent_quorum::{AcceptorState, TermHistory};
 use ardent_types::{Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
@@ -54,23 +56,38 @@ pub enum ControlFileError {
 }
 
 /// Makes `state` durable in folder `dir`.
-pub(crate) fn store(dir: &Path, spec: &TimelineSpec, state: &AcceptorState) -> Result<(), ControlFileError> {
+pub(crate) fn store(
+    dir: &Path,
+    spec: &TimelineSpec,
+    state: &AcceptorState,
+    faults: &FailPoints,
+) -> Result<(), ControlFileError> {
     let (path, fresh) = (dir.join(FILE_NAME), dir.join("state.new"));
     let at = |action, path: &Path| {
         let path = path.to_owned();
         move |source| ControlFileError::Io { action, path, source }
     };
-    let mut file = File::create(&fresh).map_err(at("create", &fresh))?;
-    file.write_all(&encode(spec, state)).map_err(at("write", &fresh))?;
-    file.sync_all().map_err(at("fsync", &fresh))?;
-    fs::rename(&fresh, &path).map_err(at("rename", &fresh))?;
-    sync_dir(dir).map_err(at("fsync", dir))
+    let pass = |point: &str| faults.pass(point);
+    let mut file = pass("state.create").and_then(|()| File::create(&fresh)).map_err(at("create", &fresh))?;
+    let body = encode(spec, state);
+    pass("state.write").and_then(|()| file.write_all(&body)).map_err(at("write", &fresh))?;
+    pass("state.fsync").and_then(|()| file.sync_all()).map_err(at("fsync", &fresh))?;
+    pass("state.rename").and_then(|()| fs::rename(&fresh, &path)).map_err(at("rename", &fresh))?;
+    pass("state.folder_fsync").and_then(|()| sync_dir(dir)).map_err(at("fsync", dir))
 }
 
 /// Writes `state` into the new folder `dir`, and gives the file, for the caller to fsync.
-pub(crate) fn create(dir: &Path, spec: &TimelineSpec, state: &AcceptorState) -> Result<File, ControlFileError> {
+pub(crate) fn create(
+    dir: &Path,
+    spec: &TimelineSpec,
+    state: &AcceptorState,
+    faults: &FailPoints,
+) -> Result<File, ControlFileError> {
     let path = dir.join(FILE_NAME);
-    let written = File::create_new(&path).and_then(|mut file| file.write_all(&encode(spec, state)).map(|()| file));
+    let created = faults.pass("state.create").and_then(|()| File::create_new(&path));
+    let written = created
+        .and_then(|file| faults.pass("state.write").map(|()| file))
+        .and_then(|mut file| file.write_all(&encode(spec, state)).map(|()| file));
     written.map_err(|source| ControlFileError::Io { action: "write", path, source })
 }
 
@@ -221,7 +238,7 @@ mod tests {
     fn a_state_is_read_back_as_written() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let (spec, state) = sample();
-        store(dir.path(), &spec, &state).expect("stored");
+        store(dir.path(), &spec, &state, &FailPoints::new()).expect("stored");
         assert_eq!(load(dir.path()).expect("loaded"), (spec, state));
     }
 

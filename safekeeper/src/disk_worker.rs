@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
+use ardent_object_store::fault::FailPoints;
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
 use crate::archive::Archiver;
@@ -75,6 +76,7 @@ pub(crate) struct WorkerConfig {
     pub(crate) unload_after: Duration,
     pub(crate) metrics: Metrics,
     pub(crate) archiver: Option<Archiver>,
+    pub(crate) faults: Arc<FailPoints>,
 }
 
 enum Slot {
@@ -192,7 +194,8 @@ impl DiskWorker {
             None => Some(None),
         };
         if let Some(limit) = limit {
-            let timeline = Timeline::load(&self.dir(key), key.1, limit, self.config.archiver.as_ref())?;
+            let (archiver, faults) = (self.config.archiver.as_ref(), &self.config.faults);
+            let timeline = Timeline::load(&self.dir(key), key.1, limit, archiver, faults)?;
             self.timelines.insert(key, Slot::Loaded(Box::new(timeline)));
         }
         match self.timelines.get_mut(&key) {
@@ -269,7 +272,7 @@ impl DiskWorker {
             let existing = self.loaded(key)?.status().spec;
             return if existing == *spec { Ok(()) } else { Err(TimelineError::Conflict(key.1)) };
         }
-        Timeline::create(&dir, spec, before)
+        Timeline::create(&dir, spec, before, &self.config.faults)
     }
 
     fn delete(&mut self, key: Key) -> Result<(), TimelineError> {
@@ -280,11 +283,15 @@ impl DiskWorker {
         }
         let dir = self.dir(key);
         let gone = dir.with_file_name(format!(".deleted-{}", key.1));
+        let faults = &self.config.faults;
         let remove = || {
             if dir.exists() {
+                faults.pass("delete.rename")?;
                 fs::rename(&dir, &gone)?;
+                faults.pass("delete.folder_fsync")?;
                 control_file::sync_dir(dir.parent().expect("a timeline's folder is in its tenant's"))?;
             }
+            faults.pass("delete.remove")?;
             if gone.exists() { fs::remove_dir_all(&gone) } else { Ok(()) }
         };
         remove().map_err(|source| TimelineError::ControlFile {

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 use ardent_api::wal_service::ProposerId;
+use ardent_object_store::fault::FailPoints;
 use ardent_quorum::AcceptorState;
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
@@ -89,6 +91,7 @@ pub(crate) struct Holders<'a> {
     loaded: Vec<(&'a Path, Timeline)>,
     /// Above what any of them had promised.
     term: Term,
+    faults: &'a Arc<FailPoints>,
 }
 
 impl<'a> Holders<'a> {
@@ -97,22 +100,23 @@ impl<'a> Holders<'a> {
         folders: &[&'a PathBuf],
         tenant: TenantId,
         timeline: TimelineId,
+        faults: &'a Arc<FailPoints>,
     ) -> Result<Holders<'a>, OfflineError> {
         let mut loaded = Vec::with_capacity(folders.len());
         for folder in folders {
             let dir = dir_of(folder, tenant, timeline);
             let failed = |source| OfflineError::Timeline { folder: folder.to_path_buf(), source };
-            loaded.push((folder.as_path(), Timeline::load(&dir, timeline, None, None).map_err(failed)?));
+            loaded.push((folder.as_path(), Timeline::load(&dir, timeline, None, None, faults).map_err(failed)?));
         }
         let promised = loaded.iter().map(|(_, timeline)| timeline.state().term).max().unwrap_or(Term::new(0));
-        Ok(Holders { tenant, timeline, loaded, term: Term::new(promised.get() + 1) })
+        Ok(Holders { tenant, timeline, loaded, term: Term::new(promised.get() + 1), faults })
     }
 
     /// Lets all of them promise a term above what any had promised: no writer from before is listened to.
     pub(crate) fn raise(&self) -> Result<(), OfflineError> {
         for (folder, holder) in &self.loaded {
             let dir = dir_of(folder, self.tenant, self.timeline);
-            control_file::store(&dir, holder.spec(), &self.promised(holder)).map_err(|source| {
+            control_file::store(&dir, holder.spec(), &self.promised(holder), self.faults).map_err(|source| {
                 let source = TimelineError::ControlFile { timeline: self.timeline, source };
                 OfflineError::Timeline { folder: folder.to_path_buf(), source }
             })?;
@@ -145,7 +149,7 @@ impl<'a> Holders<'a> {
         let state = self.promised(best);
         let mut wal_bytes = 0;
         for to in folders {
-            wal_bytes = install(to, &from, self.tenant, best, &state)?;
+            wal_bytes = self.install(to, &from, best, &state)?;
         }
         Ok(CopiedTimeline { tenant: self.tenant, timeline: self.timeline, wal_bytes, end: best.flush_lsn() })
     }
@@ -184,55 +188,60 @@ pub(crate) fn dir_of(folder: &Path, tenant: TenantId, timeline: TimelineId) -> P
     folder.join(tenant.to_string()).join(timeline.to_string())
 }
 
-/// Copies the log in `from`, and puts it in its place in the folder `to` with `state`, where it takes the place of what is there. Gives
-/// the bytes of its files.
-fn install(
-    to: &Path,
-    from: &Path,
-    tenant: TenantId,
-    source: &Timeline,
-    state: &AcceptorState,
-) -> Result<u64, OfflineError> {
-    let (timeline, parent) = (source.spec().timeline, to.join(tenant.to_string()));
-    let fresh = parent.join(format!(".creating-{timeline}"));
-    let io_error = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| OfflineError::Io { action, path, source }
-    };
-    if fresh.exists() {
-        fs::remove_dir_all(&fresh).map_err(io_error("remove", &fresh))?;
+impl Holders<'_> {
+    /// Copies the log in `from`, and puts it in its place in the folder `to` with `state`, where it takes the place of what is there. Gives
+    /// the bytes of its files.
+    fn install(&self, to: &Path, from: &Path, source: &Timeline, state: &AcceptorState) -> Result<u64, OfflineError> {
+        let (timeline, parent) = (self.timeline, to.join(self.tenant.to_string()));
+        let fresh = parent.join(format!(".creating-{timeline}"));
+        if fresh.exists() {
+            let failed = |source| OfflineError::Io { action: "remove", path: fresh.clone(), source };
+            fs::remove_dir_all(&fresh).map_err(failed)?;
+        }
+        self.at("copy.mkdir", "create", &fresh, || fs::create_dir_all(fresh.join("wal")))?;
+        let list_failed = |source| OfflineError::Io { action: "list", path: from.to_owned(), source };
+        let mut bytes = 0;
+        for entry in fs::read_dir(from.join("wal")).map_err(list_failed)? {
+            let entry = entry.map_err(list_failed)?;
+            let copy = fresh.join("wal").join(entry.file_name());
+            bytes += self.at("copy.write", "copy", &entry.path(), || fs::copy(entry.path(), &copy))?;
+            self.at("copy.fsync", "fsync", &copy, || File::open(&copy)?.sync_all())?;
+        }
+        let control = |source| OfflineError::Timeline {
+            folder: to.to_owned(),
+            source: TimelineError::ControlFile { timeline, source },
+        };
+        let file = control_file::create(&fresh, source.spec(), state, self.faults).map_err(control)?;
+        self.at("copy.fsync", "fsync", &fresh, || file.sync_all())?;
+        for folder in [&fresh.join("wal"), &fresh] {
+            self.at("copy.folder_fsync", "fsync", folder, || control_file::sync_dir(folder))?;
+        }
+        let dir = dir_of(to, self.tenant, timeline);
+        if dir.exists() {
+            // At no moment there is none. What was there has the name of a leftover then.
+            let exchange = || Ok(renameat2(AT_FDCWD, &fresh, AT_FDCWD, &dir, RenameFlags::RENAME_EXCHANGE)?);
+            self.at("copy.exchange", "replace", &dir, exchange)?;
+        } else {
+            self.at("copy.rename", "create", &dir, || fs::rename(&fresh, &dir))?;
+        }
+        for folder in [&parent, &to.to_owned()] {
+            self.at("copy.folder_fsync", "fsync", folder, || control_file::sync_dir(folder))?;
+        }
+        if fresh.exists() {
+            self.at("copy.remove", "remove", &fresh, || fs::remove_dir_all(&fresh))?;
+        }
+        Ok(bytes)
     }
-    fs::create_dir_all(fresh.join("wal")).map_err(io_error("create", &fresh))?;
-    let mut bytes = 0;
-    for entry in fs::read_dir(from.join("wal")).map_err(io_error("list", from))? {
-        let entry = entry.map_err(io_error("list", from))?;
-        let copy = fresh.join("wal").join(entry.file_name());
-        bytes += fs::copy(entry.path(), &copy).map_err(io_error("copy", &entry.path()))?;
-        File::open(&copy).and_then(|file| file.sync_all()).map_err(io_error("fsync", &copy))?;
+
+    /// Does something with the file system at a fail point.
+    fn at<T>(
+        &self,
+        point: &str,
+        action: &'static str,
+        path: &Path,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, OfflineError> {
+        let done = self.faults.pass(point).and_then(|()| work());
+        done.map_err(|source| OfflineError::Io { action, path: path.to_owned(), source })
     }
-    let control = |source| OfflineError::Timeline {
-        folder: to.to_owned(),
-        source: TimelineError::ControlFile { timeline, source },
-    };
-    let file = control_file::create(&fresh, source.spec(), state).map_err(control)?;
-    file.sync_all().map_err(io_error("fsync", &fresh))?;
-    for folder in [&fresh.join("wal"), &fresh] {
-        control_file::sync_dir(folder).map_err(io_error("fsync", folder))?;
-    }
-    let dir = dir_of(to, tenant, timeline);
-    if dir.exists() {
-        // At no moment there is none. What was there has the name of a leftover then.
-        renameat2(AT_FDCWD, &fresh, AT_FDCWD, &dir, RenameFlags::RENAME_EXCHANGE)
-            .map_err(io::Error::from)
-            .map_err(io_error("replace", &dir))?;
-    } else {
-        fs::rename(&fresh, &dir).map_err(io_error("create", &dir))?;
-    }
-    for folder in [&parent, &to.to_owned()] {
-        control_file::sync_dir(folder).map_err(io_error("fsync", folder))?;
-    }
-    if fresh.exists() {
-        fs::remove_dir_all(&fresh).map_err(io_error("remove", &fresh))?;
-    }
-    Ok(bytes)
 }

@@ -14,7 +14,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ardent_object_store::fault::FailPoints;
 use ardent_types::TimelineId;
 
 use crate::holders::{CopiedTimeline, Holders, OfflineError, dir_of, timelines_of};
@@ -28,7 +30,19 @@ pub fn rebuild(
     others: &[PathBuf],
     members: usize,
     wanted: impl Fn(TimelineId) -> bool,
+    done: impl FnMut(&CopiedTimeline),
+) -> Result<usize, OfflineError> {
+    rebuild_with_faults(lost, others, members, wanted, done, &Arc::default())
+}
+
+/// The same with fail points.
+pub fn rebuild_with_faults(
+    lost: &Path,
+    others: &[PathBuf],
+    members: usize,
+    wanted: impl Fn(TimelineId) -> bool,
     mut done: impl FnMut(&CopiedTimeline),
+    faults: &Arc<FailPoints>,
 ) -> Result<usize, OfflineError> {
     let needed = members / 2 + 1;
     if others.len() < needed || members < 2 {
@@ -44,7 +58,7 @@ pub fn rebuild(
         // The lost one comes last: while it lacks the timeline, all of this is done again.
         let lacking: Vec<&Path> =
             others.iter().filter(|other| !holders.contains(other)).map(PathBuf::as_path).chain([lost]).collect();
-        let holders = Holders::load(&holders, tenant, timeline)?;
+        let holders = Holders::load(&holders, tenant, timeline, faults)?;
         holders.raise()?;
         done(&holders.copy_to(&lacking)?);
         count += 1;

@@ -11,7 +11,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use ardent_object_store::fault::FailPoints;
 use ardent_types::TimelineId;
 
 use crate::holders::{CopiedTimeline, Holders, OfflineError, timelines_of};
@@ -25,7 +27,19 @@ pub fn reconfigure(
     members: usize,
     new: &[PathBuf],
     wanted: impl Fn(TimelineId) -> bool,
+    done: impl FnMut(&CopiedTimeline),
+) -> Result<usize, OfflineError> {
+    reconfigure_with_faults(old, members, new, wanted, done, &Arc::default())
+}
+
+/// The same with fail points.
+pub fn reconfigure_with_faults(
+    old: &[PathBuf],
+    members: usize,
+    new: &[PathBuf],
+    wanted: impl Fn(TimelineId) -> bool,
     mut done: impl FnMut(&CopiedTimeline),
+    faults: &Arc<FailPoints>,
 ) -> Result<usize, OfflineError> {
     let needed = members / 2 + 1;
     if old.len() < needed {
@@ -38,7 +52,7 @@ pub fn reconfigure(
         if !wanted(timeline) {
             continue;
         }
-        let holders = Holders::load(&holders, tenant, timeline)?;
+        let holders = Holders::load(&holders, tenant, timeline, faults)?;
         holders.raise()?;
         let lacking: Vec<&Path> = new.iter().map(PathBuf::as_path).filter(|folder| !holders.has_all(folder)).collect();
         if !lacking.is_empty() {

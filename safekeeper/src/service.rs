@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 use ardent_object_store::ObjectStore;
+use ardent_object_store::fault::FailPoints;
 
 use crate::archive::{Archiver, ArchiverThread};
 use crate::connection::{self, Shared, Writer};
@@ -50,6 +51,8 @@ pub struct SafekeeperConfig {
     pub archive: Option<Arc<dyn ObjectStore>>,
     /// How long a follower that nobody waits for gets no more after a small piece of WAL, so that more of them come as one.
     pub follow_gather: Duration,
+    /// Where tests make writes fail.
+    pub faults: Arc<FailPoints>,
 }
 
 impl SafekeeperConfig {
@@ -65,6 +68,7 @@ impl SafekeeperConfig {
             unload_after: Duration::from_secs(60),
             archive: None,
             follow_gather: Duration::from_millis(20),
+            faults: Arc::default(),
         }
     }
 }
@@ -132,7 +136,7 @@ impl Safekeeper {
     /// Starts serving. Everything ends when `cancel` is cancelled or [`Safekeeper::shutdown`] is called.
     pub async fn start(config: SafekeeperConfig, cancel: CancellationToken) -> Result<Safekeeper, StartError> {
         let lock = prepare_data_dir(&config.data_dir)?;
-        mark_archive(&config.data_dir, config.archive.is_some())?;
+        mark_archive(&config.data_dir, config.archive.is_some(), &config.faults)?;
         let mut listeners = Vec::with_capacity(config.listen.len());
         for address in &config.listen {
             listeners.push(Listener::bind(address, Protocol::Wal).await?);
@@ -145,6 +149,7 @@ impl Safekeeper {
         let (archiver, archiver_thread) = archiver.transpose().map_err(StartError::Thread)?.unzip();
         let worker = WorkerConfig {
             archiver,
+            faults: config.faults,
             metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
             keep_bytes: config.wal_keep_bytes,
@@ -246,14 +251,21 @@ pub(crate) fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
 }
 
 /// Remembers durably that a folder's WAL is archived; refuses to go on without, once it is.
-fn mark_archive(dir: &Path, has_archive: bool) -> Result<(), StartError> {
+fn mark_archive(dir: &Path, has_archive: bool, faults: &FailPoints) -> Result<(), StartError> {
     let path = dir.join("archived");
     let failed = |source| StartError::DataDir { path: path.clone(), source };
     match (has_archive, path.try_exists().map_err(failed)?) {
         (false, true) => Err(StartError::ArchiveMissing { path: dir.to_owned() }),
         (true, false) => {
-            let marked = File::create(&path).and_then(|mark| mark.sync_all()).and_then(|()| sync_dir(dir));
-            marked.map_err(failed)
+            let mark = || {
+                faults.pass("mark.create")?;
+                let mark = File::create(&path)?;
+                faults.pass("mark.fsync")?;
+                mark.sync_all()?;
+                faults.pass("mark.folder_fsync")?;
+                sync_dir(dir)
+            };
+            mark().map_err(failed)
         }
         _ => Ok(()),
     }

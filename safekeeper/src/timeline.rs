@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use ardent_api::wal_service::{
     Append, Begin, RecordEnd, Response, TimelineSpec, TimelineStatus, Vote, VoteReply, WAL_LEN_MAX,
 };
+use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
 use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, Configuration, MemberGeneration, OutOfOrder, Reply};
 use ardent_types::{Lsn, Term, TimelineId};
@@ -86,12 +87,18 @@ pub(crate) struct Timeline {
     archiver: Option<Archiver>,
     /// The segment that the log had reached when the archiver was last told.
     offered: u64,
+    faults: Arc<FailPoints>,
     pub(crate) last_used: Instant,
 }
 
 impl Timeline {
     /// Makes a new timeline's folder, durably. `before`: see [`WalFiles::create`].
-    pub(crate) fn create(dir: &Path, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), TimelineError> {
+    pub(crate) fn create(
+        dir: &Path,
+        spec: &TimelineSpec,
+        before: Option<&[u8]>,
+        faults: &Arc<FailPoints>,
+    ) -> Result<(), TimelineError> {
         let (io, wal) = (control_failure(spec.timeline), wal_failure(spec.timeline));
         let parent = dir.parent().expect("a timeline's folder is in its tenant's");
         let fresh = parent.join(format!(".creating-{}", spec.timeline));
@@ -99,17 +106,18 @@ impl Timeline {
             if fresh.exists() {
                 fs::remove_dir_all(&fresh)?;
             }
+            faults.pass("timeline.mkdir")?;
             fs::create_dir_all(fresh.join("wal"))
         };
         make().map_err(|source| io("create", &fresh, source))?;
         let names = SegmentNames::new(fresh.join("wal"), spec);
-        let mut files = WalFiles::create(names, spec, known_major(spec)?, before).map_err(&wal)?;
+        let mut files = WalFiles::create(names, spec, known_major(spec)?, before, faults).map_err(&wal)?;
         let start = RecordEnd { end: spec.start_lsn, start: spec.prev_lsn };
-        let state = control_file::create(&fresh, spec, &AcceptorState::new(start))
+        let state = control_file::create(&fresh, spec, &AcceptorState::new(start), faults)
             .map_err(|source| TimelineError::ControlFile { timeline: spec.timeline, source })?;
         // Both at once: a file system's journal takes them in one commit.
         let (state_synced, files_synced) = std::thread::scope(|scope| {
-            let state_synced = scope.spawn(|| state.sync_all());
+            let state_synced = scope.spawn(|| faults.pass("state.fsync").and_then(|()| state.sync_all()));
             let files_synced = files.sync();
             (state_synced.join(), files_synced)
         });
@@ -118,11 +126,16 @@ impl Timeline {
             Ok(synced) => synced.map_err(|source| io("fsync", &fresh, source))?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
-        control_file::sync_dir(&fresh).map_err(|source| io("fsync", &fresh, source))?;
-        fs::rename(&fresh, dir).map_err(|source| io("create", dir, source))?;
+        let sync = |folder: &Path| {
+            let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(folder));
+            synced.map_err(|source| io("fsync", folder, source))
+        };
+        sync(&fresh)?;
+        let renamed = faults.pass("timeline.rename").and_then(|()| fs::rename(&fresh, dir));
+        renamed.map_err(|source| io("create", dir, source))?;
         // The tenant's folder may be new as well.
         for folder in [Some(parent), parent.parent()].into_iter().flatten() {
-            control_file::sync_dir(folder).map_err(|source| io("fsync", folder, source))?;
+            sync(folder)?;
         }
         Ok(())
     }
@@ -134,6 +147,7 @@ impl Timeline {
         timeline: TimelineId,
         limit: Option<Lsn>,
         archiver: Option<&Archiver>,
+        faults: &Arc<FailPoints>,
     ) -> Result<Timeline, TimelineError> {
         if !crate::wal_files::is_timeline_dir(dir) {
             return Err(TimelineError::NotFound(timeline));
@@ -143,7 +157,7 @@ impl Timeline {
         let major = known_major(&spec)?;
         let names = SegmentNames::new(dir.join("wal"), &spec);
         let wal = wal_failure(timeline);
-        let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit).map_err(&wal)?;
+        let (files, end) = WalFiles::recover(names.clone(), &spec, major, state.commit, limit, faults).map_err(&wal)?;
         let oldest = files.oldest(spec.start_lsn).map_err(&wal)?;
         let known = archiver.and_then(|archiver| archiver.archived(timeline));
         let (commit, committed) = watch::channel(state.commit.end);
@@ -168,6 +182,7 @@ impl Timeline {
             dirty: false,
             archiver: archiver.cloned(),
             offered: known.unwrap_or_default().max(oldest).segment_number(spec.wal_segment_size),
+            faults: Arc::clone(faults),
             last_used: Instant::now(),
         };
         timeline.offer();
@@ -316,7 +331,7 @@ impl Timeline {
     }
 
     fn store(&self, state: &AcceptorState) -> Result<(), TimelineError> {
-        control_file::store(&self.dir, &self.view.spec, state)
+        control_file::store(&self.dir, &self.view.spec, state, &self.faults)
             .map_err(|source| TimelineError::ControlFile { timeline: self.id(), source })
     }
 

@@ -1,16 +1,19 @@
 //! A timeline's WAL as ordinary segment files, named and laid out as Postgres does: `pg_waldump` reads them.
 //!
 //! Every file has the full segment size; what is not written yet is zeros. Bytes past the end of the log are zeros too,
-//! always: [`WalFiles::truncate`] and recovery see to it, so that no old tail can be taken for WAL later.
+//! always: [`WalFiles::truncate`] and recovery see to it, so that no old tail can be taken for WAL later. Recovery alone may find a file
+//! that ends with the log: a kill in the middle of truncating leaves it.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use ardent_api::wal_service::{RecordEnd, TimelineSpec};
+use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::encode::WalStream;
 use ardent_pg_format::segment;
@@ -85,10 +88,24 @@ impl SegmentNames {
         Ok(segments)
     }
 
-    /// Reads up to `length` bytes at `from`, not past the end of the segment.
+    /// Reads up to `length` bytes at `from`, not past the end of the segment. A file that ends before is an error.
     pub(crate) fn read(&self, from: Lsn, length: usize) -> Result<Bytes, WalFileError> {
+        let length = self.within_segment(from, length);
+        let bytes = self.read_what_is_there(from, length)?;
+        if bytes.len() < length {
+            return Err(WalFileError::Missing { lsn: from, path: self.path(from.segment_number(self.size)) });
+        }
+        Ok(bytes)
+    }
+
+    fn within_segment(&self, from: Lsn, length: usize) -> usize {
+        length.min((self.size.bytes() - from.segment_offset(self.size)) as usize)
+    }
+
+    /// The same, but fewer bytes where the file ends before: who was killed while the log was cut off has left a file that ends with it.
+    fn read_what_is_there(&self, from: Lsn, length: usize) -> Result<Bytes, WalFileError> {
         let offset = from.segment_offset(self.size);
-        let length = length.min((self.size.bytes() - offset) as usize);
+        let length = self.within_segment(from, length);
         let path = self.path(from.segment_number(self.size));
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -98,13 +115,17 @@ impl SegmentNames {
             Err(source) => return Err(WalFileError::Io { action: "open", path, source }),
         };
         let mut bytes = BytesMut::zeroed(length);
-        match file.read_exact_at(&mut bytes, offset) {
-            Ok(()) => Ok(bytes.freeze()),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(WalFileError::Missing { lsn: from, path })
+        let mut filled = 0;
+        while filled < length {
+            match file.read_at(&mut bytes[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(WalFileError::Io { action: "read", path, source }),
             }
-            Err(source) => Err(WalFileError::Io { action: "read", path, source }),
         }
+        bytes.truncate(filled);
+        Ok(bytes.freeze())
     }
 }
 
@@ -116,6 +137,7 @@ pub(crate) struct WalFiles {
     /// Segments that were left behind since the last sync.
     unsynced: Vec<OpenSegment>,
     names_changed: bool,
+    faults: Arc<FailPoints>,
 }
 
 #[derive(Debug)]
@@ -130,20 +152,21 @@ struct OpenSegment {
 
 impl OpenSegment {
     /// Fills what follows the log's end at `offset`, if the log has reached what was filled before.
-    fn fill_ahead(&mut self, offset: u64, size: u64) -> io::Result<()> {
+    fn fill_ahead(&mut self, offset: u64, size: u64, faults: &FailPoints) -> io::Result<()> {
         if offset > self.filled {
             let until = (offset / FILL_STEP_BYTES + 1).saturating_mul(FILL_STEP_BYTES).min(size);
             let zeros = vec![0; until.saturating_sub(offset) as usize];
+            faults.pass("wal.fill")?;
             self.file.write_all_at(&zeros, offset)?;
             self.filled = until;
         }
         Ok(())
     }
 
-    fn sync(&mut self) -> Result<(), WalFileError> {
+    fn sync(&mut self, faults: &FailPoints) -> Result<(), WalFileError> {
         if self.dirty {
             let io = |source| WalFileError::Io { action: "fsync", path: self.path.clone(), source };
-            self.file.sync_data().map_err(io)?;
+            faults.pass("wal.fsync").and_then(|()| self.file.sync_data()).map_err(io)?;
             self.dirty = false;
         }
         Ok(())
@@ -151,6 +174,10 @@ impl OpenSegment {
 }
 
 impl WalFiles {
+    fn new(names: SegmentNames, faults: &Arc<FailPoints>) -> WalFiles {
+        WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false, faults: Arc::clone(faults) }
+    }
+
     /// Makes the first segment of a new timeline: up to `start_lsn` it holds `before`, the ancestor's bytes of that
     /// segment, or page headers that make the file readable from `start_lsn` on. Not durable before [`WalFiles::sync`].
     pub(crate) fn create(
@@ -158,8 +185,9 @@ impl WalFiles {
         spec: &TimelineSpec,
         major: PgMajor,
         before: Option<&[u8]>,
+        faults: &Arc<FailPoints>,
     ) -> Result<WalFiles, WalFileError> {
-        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let mut files = WalFiles::new(names, faults);
         let size = spec.wal_segment_size;
         let segment_start = spec.start_lsn.segment_start(size);
         let synthetic;
@@ -184,8 +212,9 @@ impl WalFiles {
         major: PgMajor,
         commit: RecordEnd,
         limit: Option<Lsn>,
+        faults: &Arc<FailPoints>,
     ) -> Result<(WalFiles, Lsn), WalFileError> {
-        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let mut files = WalFiles::new(names, faults);
         let end = files.scan(spec, major, commit, limit.unwrap_or(Lsn::MAX))?;
         files.sync_range(commit.end, end)?;
         files.truncate(end)?;
@@ -201,7 +230,8 @@ impl WalFiles {
         let limit = Lsn::new(limit.get() & !7);
         while at < limit {
             let step = SCAN_STEP_BYTES.min(limit.saturating_sub(at).min(usize::MAX as u64) as usize);
-            let bytes = match self.names.read(at, step) {
+            let bytes = match self.names.read_what_is_there(at, step) {
+                Ok(bytes) if bytes.is_empty() => break,
                 Ok(bytes) => bytes,
                 Err(WalFileError::Missing { .. }) => break,
                 Err(error) => return Err(error),
@@ -228,7 +258,7 @@ impl WalFiles {
     fn sync_range(&mut self, from: Lsn, to: Lsn) -> Result<(), WalFileError> {
         for number in from.segment_number(self.names.size)..=to.segment_number(self.names.size) {
             let path = self.names.path(number);
-            match File::open(&path).and_then(|file| file.sync_data()) {
+            match self.faults.pass("wal.found_fsync").and_then(|()| File::open(&path)?.sync_data()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(WalFileError::Io { action: "fsync", path, source }),
                 Ok(()) => {}
@@ -255,10 +285,11 @@ impl WalFiles {
         };
         let size = self.names.size.bytes();
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&path).map_err(io("open"))?;
+        options.read(true).write(true).create(true).truncate(false);
+        let file = self.faults.pass("wal.open").and_then(|()| options.open(&path)).map_err(io("open"))?;
         let is_whole = file.metadata().map_err(io("look at"))?.len() == size;
         if !is_whole {
-            file.set_len(size).map_err(io("extend"))?;
+            self.faults.pass("wal.extend").and_then(|()| file.set_len(size)).map_err(io("extend"))?;
             self.names_changed = true;
         }
         // A new length is as little durable as new bytes are.
@@ -275,7 +306,7 @@ impl WalFiles {
         let Some(open) = self.current.as_mut().filter(|open| open.number == end.segment_number(size)) else {
             return Ok(());
         };
-        let filled = open.fill_ahead(end.segment_offset(size), size.bytes());
+        let filled = open.fill_ahead(end.segment_offset(size), size.bytes(), &self.faults);
         filled.map_err(|source| WalFileError::Io { action: "fill", path: open.path.clone(), source })
     }
 
@@ -286,13 +317,18 @@ impl WalFiles {
             let size = self.names.size;
             let offset = at.segment_offset(size);
             let length = data.len().min((size.bytes() - offset) as usize);
+            let faults = Arc::clone(&self.faults);
             let open = self.segment(at.segment_number(size))?;
             open.dirty = true;
-            open.file.write_all_at(&data[..length], offset).map_err(|source| WalFileError::Io {
-                action: "write",
-                path: open.path.clone(),
-                source,
-            })?;
+            let write = || {
+                if let Err(error) = faults.pass("wal.write") {
+                    // What a write that was cut off leaves behind.
+                    open.file.write_all_at(&data[..length / 2], offset)?;
+                    return Err(error);
+                }
+                open.file.write_all_at(&data[..length], offset)
+            };
+            write().map_err(|source| WalFileError::Io { action: "write", path: open.path.clone(), source })?;
             at = at.advance(length as u64);
             data = &data[length..];
         }
@@ -302,18 +338,15 @@ impl WalFiles {
     /// Makes everything written durable.
     pub(crate) fn sync(&mut self) -> Result<(), WalFileError> {
         for open in &mut self.unsynced {
-            open.sync()?;
+            open.sync(&self.faults)?;
         }
         self.unsynced.clear();
         if let Some(open) = &mut self.current {
-            open.sync()?;
+            open.sync(&self.faults)?;
         }
         if self.names_changed {
-            sync_dir(&self.names.dir).map_err(|source| WalFileError::Io {
-                action: "fsync",
-                path: self.names.dir.clone(),
-                source,
-            })?;
+            let synced = self.faults.pass("wal.folder_fsync").and_then(|()| sync_dir(&self.names.dir));
+            synced.map_err(|source| WalFileError::Io { action: "fsync", path: self.names.dir.clone(), source })?;
             self.names_changed = false;
         }
         Ok(())
@@ -326,16 +359,18 @@ impl WalFiles {
         let size = self.names.size;
         let (last, offset) = (end.segment_number(size), end.segment_offset(size));
         for number in self.names.list()?.into_iter().filter(|number| *number > last) {
-            let path = self.names.path(number);
-            fs::remove_file(&path).map_err(|source| WalFileError::Io { action: "remove", path, source })?;
+            self.remove(number, "wal.remove")?;
             self.names_changed = true;
         }
         let path = self.names.path(last);
         if path.exists() {
             let cut = || {
                 let file = OpenOptions::new().write(true).open(&path)?;
+                self.faults.pass("wal.cut")?;
                 file.set_len(offset)?;
+                self.faults.pass("wal.uncut")?;
                 file.set_len(size.bytes())?;
+                self.faults.pass("wal.cut_fsync")?;
                 file.sync_all()
             };
             cut().map_err(|source| WalFileError::Io { action: "cut", path: path.clone(), source })?;
@@ -349,12 +384,17 @@ impl WalFiles {
         let keep_from = before.segment_number(size);
         let mut removed = false;
         for number in self.names.list()?.into_iter().filter(|number| *number < keep_from) {
-            let path = self.names.path(number);
-            fs::remove_file(&path).map_err(|source| WalFileError::Io { action: "remove", path, source })?;
+            self.remove(number, "wal.trim")?;
             removed = true;
         }
         self.names_changed |= removed;
         Ok(removed.then(|| before.segment_start(size)))
+    }
+
+    fn remove(&self, number: u64, point: &str) -> Result<(), WalFileError> {
+        let path = self.names.path(number);
+        let removed = self.faults.pass(point).and_then(|()| fs::remove_file(&path));
+        removed.map_err(|source| WalFileError::Io { action: "remove", path, source })
     }
 
     /// The oldest position that is kept.
@@ -414,7 +454,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let size = WalSegmentSize::DEFAULT;
         let names = SegmentNames { dir: dir.path().to_owned(), tli: PgTli::new(1), size };
-        let mut files = WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false };
+        let mut files = WalFiles::new(names, &Arc::default());
         let start = Lsn::new(3 * size.bytes() + 1000);
         files.append(start, &[7; 100]).expect("appended");
         files.sync().expect("durable");

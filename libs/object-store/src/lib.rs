@@ -17,13 +17,14 @@
 //! each error has a kind ([`ErrorKind`]) and the caller decides.
 //!
 //! Start reading at [`ObjectStore`], then [`LocalFolder`]; [`CachedStore`] keeps parts of a store that is far away on local disk,
-//! [`CountedStore`] counts the calls.
+//! [`CountedStore`] counts the calls, and [`FaultyStore`] fails them where a test says so.
 
 mod cache;
 pub mod conformance;
 mod counted;
 mod error;
 pub mod fault;
+mod faulty;
 mod local;
 mod memory;
 mod name;
@@ -33,6 +34,7 @@ mod store;
 pub use cache::{CacheOptions, CacheStats, CachedStore};
 pub use counted::{CountedStore, Operation, OperationStats};
 pub use error::{ErrorKind, StoreError};
+pub use faulty::FaultyStore;
 pub use local::LocalFolder;
 pub use memory::MemoryStore;
 pub use name::{NAME_LEN_MAX, NameError, ObjectName};

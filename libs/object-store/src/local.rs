@@ -90,7 +90,7 @@ impl LocalFolder {
                 removed => removed.map_err(failed)?,
             }
         }
-        sync_folder(root).map_err(failed)?;
+        faults.pass("local.folder_fsync").and_then(|()| sync_folder(root)).map_err(failed)?;
         Ok(LocalFolder {
             root: root.to_owned(),
             temp,
@@ -175,6 +175,7 @@ impl LocalFolder {
         self.faults.pass("local.folder_fsync")?;
         sync_folder(folder)?;
         for (made, making) in new {
+            self.faults.pass("local.folder_fsync")?;
             match made.parent().map_or(Ok(()), sync_folder) {
                 // Gone since, with what was made in it for an earlier try.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -212,7 +213,7 @@ impl LocalFolder {
         // Before it can be seen: whoever sees it knows what it still needs.
         let making = self.next_number.fetch_add(1, Ordering::Relaxed);
         self.unsynced().insert(folder.to_owned(), making);
-        match fs::create_dir(folder) {
+        match self.faults.pass("local.mkdir").and_then(|()| fs::create_dir(folder)) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // Somebody removed the parent as empty in between: the caller's loop makes it again.
@@ -230,8 +231,8 @@ impl LocalFolder {
     fn remove_empty_folders(&self, path: &Path) {
         let mut folder = path.parent();
         while let Some(at) = folder.filter(|at| *at != self.root) {
-            // Fails when it is not empty, which is the common case, and when another thread was faster.
-            if fs::remove_dir(at).is_err() {
+            // Fails when it is not empty, which is the common case, and when another thread was faster. One that stays is not listed.
+            if self.faults.pass("local.rmdir").and_then(|()| fs::remove_dir(at)).is_err() {
                 return;
             }
             folder = at.parent();
@@ -258,7 +259,10 @@ impl LocalFolder {
             } else if !name.starts_with(&request.prefix) {
                 continue;
             } else if is_folder && request.folded {
-                out.push(Found { sort: below, file: None });
+                // One without objects is what a crash in the middle of a write or of a deletion leaves.
+                if holds_objects(&entry.path())? {
+                    out.push(Found { sort: below, file: None });
+                }
             } else if is_folder {
                 self.walk(&entry.path(), &below, request, out)?;
             } else {
@@ -283,6 +287,21 @@ enum Entering {
 struct Found {
     sort: String,
     file: Option<(u64, u64)>,
+}
+
+/// Whether there is any object in `folder` or below.
+fn holds_objects(folder: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() || holds_objects(&entry.path())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn modified_s(meta: &fs::Metadata) -> u64 {
@@ -334,6 +353,7 @@ impl ObjectStore for LocalFolder {
             match self.enter(name, Entering::Rename, synced) {
                 Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
                     self.enter(name, Entering::Rename, || self.write_temp(&fs::read(path)?))?;
+                    self.faults.pass("local.unlink_source")?;
                     fs::remove_file(path)
                 }
                 done => done,

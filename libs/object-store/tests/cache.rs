@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 
+use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_object_store::{
     CacheOptions, CachedStore, ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart,
     ObjectStore, StoreError, conformance,
@@ -277,4 +278,60 @@ fn readers_evictions_and_deletes_at_once_never_give_wrong_bytes() {
         }
     });
     assert!(store.stats().bytes <= 10 * CHUNK);
+}
+
+/// Stores a file, reads more than there is room for, and deletes: whatever becomes of the cache's own files, what is read is right.
+fn use_it(store: &CachedStore, scratch: &Path) {
+    let objects = [(name("file"), body(2 * CHUNK + 777)), (name("a"), body(5 * CHUNK)), (name("b"), body(CHUNK / 2))];
+    let path = scratch.join("file");
+    std::fs::write(&path, &objects[0].1).unwrap();
+    store.put_file(&objects[0].0, &path).unwrap();
+    for (name, body) in &objects[1..] {
+        store.put(name, body).unwrap();
+    }
+    for _ in 0..2 {
+        for (name, body) in &objects {
+            for at in (0..body.len() as u64).step_by(CHUNK as usize / 2) {
+                let range = at..(at + 1000).min(body.len() as u64);
+                let expect = &body[range.start as usize..range.end as usize];
+                assert!(store.get_range(name, range.clone()).unwrap()[..] == *expect, "{name} {range:?}");
+            }
+        }
+    }
+    store.delete(&objects[2].0).unwrap();
+    assert_eq!(store.get_range(&objects[2].0, 0..10).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn death_and_errors_at_every_point_of_its_files_change_nothing_that_is_read() {
+    let scratch = tempfile::tempdir().unwrap();
+    let options = |folder: &Path| CacheOptions { folder: folder.to_owned(), bytes_max: 3 * CHUNK };
+    let run = |folder: &Path, faults: &Arc<FailPoints>| {
+        let far = Arc::new(Far::default());
+        let store = CachedStore::open_with_faults(far.clone(), options(folder), faults.clone()).unwrap();
+        use_it(&store, scratch.path());
+        drop(store);
+        far
+    };
+    let counting = Arc::new(FailPoints::new());
+    counting.record();
+    run(tempfile::tempdir().unwrap().path(), &counting);
+    let points = counting.passed();
+    let expected = ["create", "extend", "header", "hole", "link", "remove", "slot", "sums", "write"];
+    let expected = expected.map(|point| format!("cache.{point}"));
+    assert_eq!(points.keys().collect::<Vec<_>>(), expected.iter().collect::<Vec<_>>(), "every point is visited");
+    for (point, times) in points {
+        for strike in [1, 2, 3, times / 2] {
+            for action in [FaultAction::Die, FaultAction::Fail, FaultAction::DiskFull] {
+                let folder = tempfile::tempdir().unwrap();
+                let faults = Arc::new(FailPoints::new());
+                faults.arm(&point, strike, action);
+                let far = run(folder.path(), &faults);
+                let store = open(&far, folder.path(), 3 * CHUNK);
+                use_it(&store, scratch.path());
+                drop(store);
+                assert!(disk_bytes(folder.path()) <= 5 * CHUNK, "{point} {strike} {action:?}: nothing is left over");
+            }
+        }
+    }
 }

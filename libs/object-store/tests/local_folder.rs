@@ -33,6 +33,25 @@ fn a_store_that_dies_at_any_point_shows_the_old_object_or_the_new_one() {
 }
 
 #[test]
+fn folders_that_a_death_left_empty_are_not_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (name, other) = (ObjectName::new("a/b/c/d").unwrap(), ObjectName::new("a/e/f").unwrap());
+    let folded = |prefix: &str| list_all(&LocalFolder::open(folder.path()).unwrap(), prefix, true).unwrap().folders;
+    let faults = Arc::new(FailPoints::new());
+    let store = LocalFolder::open_with_faults(folder.path(), faults.clone()).unwrap();
+    store.put(&name, b"x").unwrap();
+    store.put(&other, b"x").unwrap();
+    assert_eq!(folded("a/"), ["a/b/", "a/e/"]);
+    faults.arm("local.rmdir", 1, FaultAction::Die);
+    store.delete(&name).unwrap();
+    assert!(faults.is_dead() && folder.path().join("a/b/c").exists());
+    assert_eq!(folded("a/"), ["a/e/"]);
+    assert_eq!(folded(""), ["a/"]);
+    LocalFolder::open(folder.path()).unwrap().put(&name, b"y").unwrap();
+    assert_eq!(folded("a/"), ["a/b/", "a/e/"]);
+}
+
+#[test]
 fn a_full_disk_is_worth_a_retry() {
     let folder = tempfile::tempdir().unwrap();
     let faults = Arc::new(FailPoints::new());

@@ -50,17 +50,18 @@ impl Engine {
     pub fn open(config: EngineConfig) -> Result<Arc<Engine>, OpenError> {
         let folder = config.local_dir.clone();
         let failed = |source| OpenError::Folder { path: folder.display().to_string(), source };
-        fs::create_dir_all(&folder).map_err(failed)?;
+        let faults = Arc::clone(&config.faults);
+        faults.pass("open.mkdir").and_then(|()| fs::create_dir_all(&folder)).map_err(failed)?;
         let lock = take_lock(&folder)?;
         let background = config.background;
         let shared = Arc::new(Shared::new(config));
         for leftovers in [shared.temp_folder(), folder.join("importing")] {
-            match fs::remove_dir_all(&leftovers) {
+            match faults.pass("open.clear").and_then(|()| fs::remove_dir_all(&leftovers)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
             }
         }
-        fs::create_dir_all(shared.temp_folder()).map_err(failed)?;
+        faults.pass("open.mkdir").and_then(|()| fs::create_dir_all(shared.temp_folder())).map_err(failed)?;
         let engine = Arc::new(Engine {
             shared: shared.clone(),
             slots: Mutex::default(),

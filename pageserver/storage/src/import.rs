@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{LocalFolder, ObjectName, ObjectStore};
 use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
@@ -46,11 +47,11 @@ impl Import {
         Import { folder, store: None, memory: None, runs: Vec::new() }
     }
 
-    fn discard(&mut self) -> std::io::Result<()> {
+    fn discard(&mut self, faults: &FailPoints) -> std::io::Result<()> {
         self.runs.clear();
         self.memory = None;
         self.store = None;
-        match std::fs::remove_dir_all(&self.folder) {
+        match faults.pass("import.clear").and_then(|()| std::fs::remove_dir_all(&self.folder)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -96,7 +97,7 @@ impl Timeline {
         let mut import = self.import.lock();
         let Some(import) = import.as_mut() else { return Ok(()) };
         let path = import.folder.display().to_string();
-        import.discard().map_err(|source| CommitError::Local { path, source })
+        import.discard(&self.shared.config.faults).map_err(|source| CommitError::Local { path, source })
     }
 
     fn spill(&self, import: &mut Import) -> Result<(), CommitError> {
@@ -137,7 +138,7 @@ impl Timeline {
             self.change_layers(|set| set.files = Arc::new(LayerMap::new(written.clone())));
             self.importing.store(false, Ordering::Release);
         })?;
-        if let Err(error) = import.discard() {
+        if let Err(error) = import.discard(&self.shared.config.faults) {
             tracing::warn!(%error, "the runs of a finished import stay until the next start");
         }
         *slot = None;

@@ -4,10 +4,12 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::CHUNK_BYTES;
+use crate::fault::FailPoints;
 use crate::name::{NAME_LEN_MAX, ObjectName};
 
 const MAGIC: &[u8; 8] = b"ARDCACHE";
@@ -33,6 +35,7 @@ pub(crate) fn chunk_len(size_bytes: u64, chunk: u32) -> u64 {
 pub(crate) struct ChunkFile {
     data: PathBuf,
     sums: PathBuf,
+    faults: Arc<FailPoints>,
 }
 
 /// What is known of a cached object after a restart.
@@ -45,8 +48,9 @@ pub(crate) struct Found {
 }
 
 impl ChunkFile {
-    pub(crate) fn new(folder: &Path, number: u64) -> Self {
-        ChunkFile { data: folder.join(format!("{number:016x}.data")), sums: folder.join(format!("{number:016x}.sums")) }
+    pub(crate) fn new(folder: &Path, number: u64, faults: &Arc<FailPoints>) -> Self {
+        let file = |extension| folder.join(format!("{number:016x}.{extension}"));
+        ChunkFile { data: file("data"), sums: file("sums"), faults: Arc::clone(faults) }
     }
 
     /// Where the bytes are.
@@ -61,7 +65,9 @@ impl ChunkFile {
 
     /// Makes both files, without chunks. A data file that is there already is kept.
     pub(crate) fn create(&self, name: &ObjectName, size_bytes: u64) -> io::Result<()> {
+        self.faults.pass("cache.create")?;
         let data = File::options().create(true).truncate(false).write(true).open(&self.data)?;
+        self.faults.pass("cache.extend")?;
         data.set_len(size_bytes)?;
         let mut header = Vec::with_capacity(HEADER_LEN);
         header.extend(MAGIC);
@@ -72,12 +78,22 @@ impl ChunkFile {
         header.extend(name.as_str().as_bytes());
         header.resize(HEADER_LEN - 4, 0);
         header.extend(crc32fast::hash(&header).to_le_bytes());
+        if let Err(error) = self.faults.pass("cache.header") {
+            // What a write that was cut off leaves behind.
+            fs::write(&self.sums, &header[..HEADER_LEN / 2])?;
+            return Err(error);
+        }
         fs::write(&self.sums, header)
     }
 
     /// Keeps a chunk.
     pub(crate) fn write(&self, chunk: u32, body: &[u8]) -> io::Result<()> {
-        File::options().write(true).open(&self.data)?.write_all_at(body, u64::from(chunk) * CHUNK_BYTES)?;
+        let (data, at) = (File::options().write(true).open(&self.data)?, u64::from(chunk) * CHUNK_BYTES);
+        if let Err(error) = self.faults.pass("cache.write") {
+            data.write_all_at(&body[..body.len() / 2], at)?;
+            return Err(error);
+        }
+        data.write_all_at(body, at)?;
         self.write_slot(chunk, crc32fast::hash(body), IS_THERE)
     }
 
@@ -92,6 +108,7 @@ impl ChunkFile {
             slots.extend(crc32fast::hash(body).to_le_bytes());
             slots.extend(IS_THERE.to_le_bytes());
         }
+        self.faults.pass("cache.sums")?;
         File::options().write(true).open(&self.sums)?.write_all_at(&slots, HEADER_LEN as u64)
     }
 
@@ -100,6 +117,7 @@ impl ChunkFile {
         slot[..4].copy_from_slice(&crc.to_le_bytes());
         slot[4..].copy_from_slice(&is_there.to_le_bytes());
         let at = HEADER_LEN as u64 + u64::from(chunk) * SLOT_LEN as u64;
+        self.faults.pass("cache.slot")?;
         File::options().write(true).open(&self.sums)?.write_all_at(&slot, at)
     }
 
@@ -128,13 +146,14 @@ impl ChunkFile {
         let data = File::options().write(true).open(&self.data)?;
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let at = i64::try_from(u64::from(chunk) * CHUNK_BYTES).map_err(io::Error::other)?;
+        self.faults.pass("cache.hole")?;
         Ok(fallocate(&data, hole, at, i64::try_from(length).map_err(io::Error::other)?)?)
     }
 
     /// Removes both files.
     pub(crate) fn remove(&self) -> io::Result<()> {
         for path in [&self.sums, &self.data] {
-            match fs::remove_file(path) {
+            match self.faults.pass("cache.remove").and_then(|()| fs::remove_file(path)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }

@@ -15,6 +15,7 @@ use super::chunk_file::{ChunkFile, chunk_count, chunk_len, find_all};
 use super::fetch::Fetch;
 use super::index::{Ahead, Claim, Evicted, Index};
 use crate::error::{ErrorKind, StoreError};
+use crate::fault::FailPoints;
 use crate::name::ObjectName;
 use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
 
@@ -60,6 +61,7 @@ pub struct CachedStore {
 struct Shared {
     inner: Arc<dyn ObjectStore>,
     options: CacheOptions,
+    faults: Arc<FailPoints>,
     index: Mutex<Index>,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -76,6 +78,15 @@ struct Job {
 impl CachedStore {
     /// Opens the cache, with what an earlier process left in it.
     pub fn open(inner: Arc<dyn ObjectStore>, options: CacheOptions) -> std::io::Result<CachedStore> {
+        Self::open_with_faults(inner, options, Arc::default())
+    }
+
+    /// The same with fail points in what it does to its own files.
+    pub fn open_with_faults(
+        inner: Arc<dyn ObjectStore>,
+        options: CacheOptions,
+        faults: Arc<FailPoints>,
+    ) -> std::io::Result<CachedStore> {
         std::fs::create_dir_all(&options.folder)?;
         let mut index = Index::default();
         for found in find_all(&options.folder)? {
@@ -84,6 +95,7 @@ impl CachedStore {
         let shared = Arc::new(Shared {
             inner,
             options,
+            faults,
             index: Mutex::new(index),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -196,7 +208,7 @@ impl Drop for Ending<'_> {
 
 impl Shared {
     fn file(&self, number: u64) -> ChunkFile {
-        ChunkFile::new(&self.options.folder, number)
+        ChunkFile::new(&self.options.folder, number, &self.faults)
     }
 
     /// Makes a request that was claimed.
@@ -323,6 +335,8 @@ impl Shared {
 
 impl ObjectStore for CachedStore {
     fn put(&self, name: &ObjectName, body: &[u8]) -> Result<(), StoreError> {
+        // Before as well: a process that dies in between leaves nothing of what is replaced.
+        self.shared.forget(name);
         let result = self.shared.inner.put(name, body);
         self.shared.forget(name);
         result
@@ -336,7 +350,9 @@ impl ObjectStore for CachedStore {
         let number = self.shared.index.lock().next_number();
         let kept = self.shared.file(number);
         // A second name for the file, which storing it takes the first one from. Across file systems there is none, and nothing is kept.
-        let is_linked = std::fs::hard_link(path, kept.data()).is_ok();
+        let link = || self.shared.faults.pass("cache.link").and_then(|()| std::fs::hard_link(path, kept.data()));
+        let is_linked = link().is_ok();
+        self.shared.forget(name);
         let result = self.shared.inner.put_file(name, path);
         if result.is_err() {
             self.shared.forget(name);
