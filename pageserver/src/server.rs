@@ -28,6 +28,10 @@ use crate::pages_sent::PagesSent;
 use crate::retention;
 use crate::socket::Socket;
 
+/// Why it listens nowhere else.
+const NOT_LOCAL: &str = "pages are served on this host alone, on Unix sockets and loopback addresses: computes are given connections that the \
+                         agent has made, and these do not leave a host";
+
 /// What a page server is made from.
 #[derive(Debug)]
 pub struct PageserverConfig {
@@ -152,8 +156,7 @@ impl Pageserver {
             ServiceAddr::Tcp(address) => {
                 let listener = TcpListener::bind(address).await?;
                 if !listener.local_addr()?.ip().is_loopback() {
-                    let reason = "only loopback addresses are served: between hosts TLS is needed, which the page service does not have yet";
-                    return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_LOCAL));
                 }
                 self.acceptors.spawn(async move {
                     while let Some(accepted) = cancel.run_until_cancelled(listener.accept()).await {
@@ -166,6 +169,7 @@ impl Pageserver {
                     }
                 });
             }
+            ServiceAddr::Tls(..) => return Err(io::Error::new(io::ErrorKind::InvalidInput, NOT_LOCAL)),
         }
         Ok(())
     }

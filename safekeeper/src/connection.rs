@@ -9,7 +9,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
 use ardent_api::frame::{DecodeError, Frame};
-use ardent_api::token::{Claims, Rights, Service, TokenVerifier};
+use ardent_api::token::{Claims, Rights, Service, TOKEN_LEN_MAX, TokenVerifier};
 use ardent_api::wal_service::{
     CAN_HURRY, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response,
 };
@@ -28,6 +28,10 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// WAL that one connection may have waiting for the disk, in bytes.
 const QUEUED_BYTES_MAX: usize = 8 << 20;
 const READ_BUFFER_LEN: usize = 64 << 10;
+/// Longest hello, in bytes: nobody knows yet who it is that asks for memory.
+const HELLO_LEN_MAX: usize = TOKEN_LEN_MAX + 1024;
+/// What a TLS client sends first: a handshake's record, of version 3 of what was SSL.
+const TLS_RECORD: [u8; 2] = [22, 3];
 
 /// What all connections share.
 #[derive(Debug)]
@@ -55,6 +59,8 @@ pub(crate) enum ConnectionError {
     Decode(#[from] DecodeError),
     #[error("no hello came in time")]
     NoHello,
+    #[error("the client speaks TLS, which this address does not")]
+    Encrypted,
     #[error("{0}")]
     Refused(String),
     #[error("request failed: {0}")]
@@ -86,18 +92,41 @@ impl<R: AsyncRead + Unpin> Frames<R> {
             }
         }
     }
+
+    /// The first frame, of a client that may be anybody.
+    async fn first(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        let length = loop {
+            if let Some(length) = self.buffer.first_chunk::<4>() {
+                break u32::from_le_bytes(*length) as usize;
+            }
+            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+                return Ok(None);
+            }
+        };
+        match length {
+            0..=HELLO_LEN_MAX => self.next().await,
+            _ if self.buffer.starts_with(&TLS_RECORD) => Err(ConnectionError::Encrypted),
+            _ => Err(DecodeError::BadLength(length).into()),
+        }
+    }
 }
 
 /// Serves one connection until either side ends it, or until it turns out to be a writer's.
 pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<Writer>, ConnectionError> {
     let (reader, mut writer) = tokio::io::split(socket);
     let mut frames = Frames::new(reader);
-    let hello = match tokio::time::timeout(HELLO_TIMEOUT, frames.next()).await {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, frames.first()).await {
         Err(_) => return Err(ConnectionError::NoHello),
-        Ok(frame) => match frame? {
-            None => return Ok(None),
-            Some(frame) => Request::decode(frame)?,
-        },
+        Ok(Ok(None)) => return Ok(None),
+        Ok(Ok(Some(frame))) => Request::decode(frame)?,
+        Ok(Err(error)) => {
+            if matches!(error, ConnectionError::Encrypted) {
+                // No TLS: that is what it has to understand of it.
+                let message = "TLS is not spoken at this address".to_owned();
+                send(&mut writer, &Response::Error { id: 0, code: ErrorCode::Refused, message }).await?;
+            }
+            return Err(error);
+        }
     };
     let session = match Session::open(shared, hello) {
         Ok(session) => session,
@@ -147,8 +176,14 @@ impl Writer {
 async fn send<W: AsyncWrite + Unpin>(writer: &mut W, response: &Response) -> Result<(), ConnectionError> {
     let mut out = BytesMut::new();
     response.encode(&mut out);
-    writer.write_all(&out).await?;
+    send_all(writer, &out).await?;
     Ok(())
+}
+
+/// Sends it, also what a stream that encrypts would keep until later.
+pub(crate) async fn send_all<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> std::io::Result<()> {
+    writer.write_all(bytes).await?;
+    writer.flush().await
 }
 
 /// A connection after its hello.
@@ -208,7 +243,7 @@ impl Session {
                     loop {
                         answer.encode(&mut out);
                         if let Some(failure) = failure_that_closes(&answer) {
-                            writer.write_all(&out).await?;
+                            send_all(&mut writer, &out).await?;
                             return Err(failure);
                         }
                         match self.answers.try_recv() {
@@ -216,7 +251,7 @@ impl Session {
                             Err(_) => break,
                         }
                     }
-                    writer.write_all(&out).await?;
+                    send_all(&mut writer, &out).await?;
                     out.clear();
                 }
                 frame = frames.next() => {

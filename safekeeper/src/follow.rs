@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
@@ -13,7 +13,7 @@ use ardent_api::wal_service::{ErrorCode, Request, Response, WAL_LEN_MAX, WalChun
 use ardent_types::Lsn;
 
 use crate::archive::{ArchiveError, ArchivedWal};
-use crate::connection::{ConnectionError, Frames, Shared};
+use crate::connection::{ConnectionError, Frames, Shared, send_all};
 use crate::disk_worker::{Command, Key};
 use crate::failure::TimelineError;
 use crate::timeline::TimelineView;
@@ -178,7 +178,7 @@ where
     let mut not_before = Instant::now();
     let mut awaited = Lsn::INVALID;
     loop {
-        writer.write_all(&out).await?;
+        send_all(&mut writer, &out).await?;
         out.clear();
         let gathered = async {
             if wal.at >= awaited {
@@ -228,7 +228,7 @@ fn position(shared: &Shared, key: Key, claims: &Claims, request: Request) -> Opt
 async fn fail<W: AsyncWrite + Unpin>(writer: &mut W, response: Response) -> Result<(), ConnectionError> {
     let mut out = BytesMut::new();
     response.encode(&mut out);
-    writer.write_all(&out).await?;
+    send_all(writer, &out).await?;
     let Response::Error { message, .. } = response else { return Ok(()) };
     Err(ConnectionError::Failed(message))
 }

@@ -17,8 +17,9 @@
 //! - Past the end of the log its files hold zeros only.
 //! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
 //! - With an archive nothing is trimmed that is not in it; readers go on there where this safekeeper's own files end.
-//! - Memory is bounded: what a connection has queued, what a batch writes, one segment while it is archived, a block of one for each
-//!   reader of the archive, and only timelines in use are loaded.
+//! - What other hosts reach is encrypted, and proves who it is before a client sends its token (`ardent_service_tls`).
+//! - Memory is bounded: what a stranger sends before its token, handshakes under way, what a connection has queued, what a batch
+//!   writes, one segment while it is archived, a block of one for each reader of the archive, and only timelines in use are loaded.
 //!
 //! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers.
 //!
@@ -32,7 +33,9 @@ mod control_file;
 mod disk_worker;
 mod failure;
 mod follow;
+mod handshake;
 mod holders;
+mod listener;
 mod metrics;
 mod rebuild;
 mod reconfigure;

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::net::ToSocketAddrs as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,34 +9,37 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use prometheus_client::registry::Registry as MetricsRegistry;
-use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use ardent_api::addr::ServiceAddr;
+use ardent_api::addr::{ListenAddr, ServiceAddr};
 use ardent_api::token::TokenVerifier;
 use ardent_object_store::ObjectStore;
 use ardent_object_store::fault::FailPoints;
+use ardent_service_tls::{Identity, IdentityError};
 
 use crate::archive::{Archiver, ArchiverThread};
 use crate::connection::{self, Shared, Writer};
 use crate::control_file::sync_dir;
 use crate::disk_worker::WorkerConfig;
+use crate::listener::{Accepted, Encryption, Listener, Protocol};
 use crate::metrics::{Connected, Metrics};
 use crate::registry::Registry;
 use crate::replication;
-use crate::socket::Socket;
 
 /// How a safekeeper runs.
 #[derive(Clone, Debug)]
 pub struct SafekeeperConfig {
     /// Its folder; made if it is not there. One process at a time.
     pub data_dir: PathBuf,
-    /// Where it listens; TCP only on this host. Port 0 is any free one, see [`Safekeeper::addresses`].
-    pub listen: Vec<ServiceAddr>,
+    /// Where it listens; TCP only on this host, TLS anywhere. Port 0 is any free one, see [`Safekeeper::addresses`].
+    pub listen: Vec<ListenAddr>,
     /// Where it serves Postgres's streaming replication protocol, for `pg_receivewal` and its like; may be empty. libpq finds a
     /// Unix socket only if it is named `.s.PGSQL.PORT`.
-    pub listen_replication: Vec<ServiceAddr>,
+    pub listen_replication: Vec<ListenAddr>,
+    /// Host names and IP addresses that its certificate is for, besides those that it listens at. Only clients that verify certificates
+    /// (`pg_receivewal`) look at them; all others know its key.
+    pub tls_names: Vec<String>,
     /// Checks tokens.
     pub verifier: TokenVerifier,
     /// Threads that write and fsync.
@@ -57,11 +59,12 @@ pub struct SafekeeperConfig {
 
 impl SafekeeperConfig {
     /// A configuration with everything but the necessary at its default.
-    pub fn new(data_dir: PathBuf, listen: Vec<ServiceAddr>, verifier: TokenVerifier) -> Self {
+    pub fn new(data_dir: PathBuf, listen: Vec<impl Into<ListenAddr>>, verifier: TokenVerifier) -> Self {
         SafekeeperConfig {
             data_dir,
-            listen,
+            listen: listen.into_iter().map(Into::into).collect(),
             listen_replication: Vec::new(),
+            tls_names: Vec::new(),
             verifier,
             disk_workers: 4,
             wal_keep_bytes: 32 << 20,
@@ -102,18 +105,19 @@ pub enum StartError {
     #[error("cannot listen on {address}")]
     Listen {
         /// Which.
-        address: ServiceAddr,
+        address: ListenAddr,
         /// Why.
         source: io::Error,
     },
-    /// An address that others can reach.
-    #[error(
-        "{address} is not on this host; the WAL service is not encrypted and listens on loopback and Unix sockets only"
-    )]
+    /// An address that others can reach, without encryption.
+    #[error("other hosts can reach {host_port}, and tcp: is not encrypted: listen on tls:{host_port} instead")]
     OffHost {
         /// Which.
-        address: ServiceAddr,
+        host_port: String,
     },
+    /// What it encrypts with.
+    #[error("it cannot encrypt")]
+    Identity(#[source] IdentityError),
     /// A thread.
     #[error("cannot start a disk thread")]
     Thread(#[source] io::Error),
@@ -138,11 +142,12 @@ impl Safekeeper {
         let lock = prepare_data_dir(&config.data_dir)?;
         mark_archive(&config.data_dir, config.archive.is_some(), &config.faults)?;
         let mut listeners = Vec::with_capacity(config.listen.len());
+        let encryption = encryption(&config)?;
         for address in &config.listen {
-            listeners.push(Listener::bind(address, Protocol::Wal).await?);
+            listeners.push(Listener::bind(address, Protocol::Wal, encryption.as_ref()).await?);
         }
         for address in &config.listen_replication {
-            listeners.push(Listener::bind(address, Protocol::Replication).await?);
+            listeners.push(Listener::bind(address, Protocol::Replication, encryption.as_ref()).await?);
         }
         let metrics = Metrics::default();
         let archiver = config.archive.map(|store| Archiver::start(store, metrics.clone()));
@@ -165,12 +170,12 @@ impl Safekeeper {
         let tasks = TaskTracker::new();
         let cancel = cancel.child_token();
         let addresses_of = |protocol| {
-            let speaking = listeners.iter().filter(|listener| listener.protocol == protocol);
-            speaking.map(|listener| listener.address.clone()).collect()
+            let speaking = listeners.iter().filter(|listener| listener.protocol() == protocol);
+            speaking.map(|listener| listener.address().clone()).collect()
         };
         let (addresses, replication_addresses) = (addresses_of(Protocol::Wal), addresses_of(Protocol::Replication));
         for listener in listeners {
-            tasks.spawn(listener.accept_all(Arc::clone(&shared), tasks.clone(), cancel.clone()));
+            tasks.spawn(accept_all(listener, Arc::clone(&shared), tasks.clone(), cancel.clone()));
         }
         tasks.close();
         Ok(Safekeeper {
@@ -234,6 +239,16 @@ impl Safekeeper {
     }
 }
 
+/// With its key, made at the first start with an address that asks for one; absent if none does.
+fn encryption(config: &SafekeeperConfig) -> Result<Option<Encryption>, StartError> {
+    let listen: Vec<_> = config.listen.iter().chain(&config.listen_replication).cloned().collect();
+    if !listen.iter().any(|address| matches!(address, ListenAddr::Tls(_))) {
+        return Ok(None);
+    }
+    let identity = Identity::load_or_make(&config.data_dir).map_err(StartError::Identity)?;
+    Encryption::new(&identity, &listen, &config.tls_names).map(Some)
+}
+
 /// Makes the folder, takes its lock, removes what an interrupted creation or deletion left.
 pub(crate) fn prepare_data_dir(dir: &Path) -> Result<Flock<File>, StartError> {
     let failed = |path: &Path| {
@@ -290,85 +305,37 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-enum Listening {
-    Unix(UnixListener),
-    Tcp(TcpListener),
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Protocol {
-    Wal,
-    Replication,
-}
-
-struct Listener {
-    address: ServiceAddr,
-    protocol: Protocol,
-    socket: Listening,
-}
-
-impl Listener {
-    async fn bind(address: &ServiceAddr, protocol: Protocol) -> Result<Listener, StartError> {
-        let failed = |source| StartError::Listen { address: address.clone(), source };
-        match address {
-            ServiceAddr::Unix(path) => {
-                // A socket that a killed process left behind; the folder's lock says that no other is alive.
-                if let Err(error) = fs::remove_file(path)
-                    && error.kind() != io::ErrorKind::NotFound
-                {
-                    return Err(failed(error));
-                }
-                let socket = UnixListener::bind(path).map_err(failed)?;
-                Ok(Listener { address: address.clone(), protocol, socket: Listening::Unix(socket) })
+async fn accept_all(listener: Listener, shared: Arc<Shared>, tasks: TaskTracker, cancel: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = cancel.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(client) => {
+                let serving = run(listener.protocol(), Arc::clone(&shared), client, tasks.clone(), cancel.clone());
+                tasks.spawn(serving);
             }
-            ServiceAddr::Tcp(host_port) => {
-                let resolved: Vec<_> = host_port.to_socket_addrs().map_err(failed)?.collect();
-                if !resolved.iter().all(|at| at.ip().is_loopback()) {
-                    return Err(StartError::OffHost { address: address.clone() });
-                }
-                let socket = TcpListener::bind(&resolved[..]).await.map_err(failed)?;
-                let address = ServiceAddr::Tcp(socket.local_addr().map_err(failed)?.to_string());
-                Ok(Listener { address, protocol, socket: Listening::Tcp(socket) })
-            }
-        }
-    }
-
-    async fn accept_all(self, shared: Arc<Shared>, tasks: TaskTracker, cancel: CancellationToken) {
-        loop {
-            let accepted = tokio::select! {
-                () = cancel.cancelled() => return,
-                accepted = self.accept_one(&shared, &tasks, &cancel) => accepted,
-            };
-            if let Err(error) = accepted {
+            Err(error) => {
                 // Out of file descriptors, mostly: give connections time to end.
-                tracing::warn!(%error, address = %self.address, "cannot accept");
+                tracing::warn!(%error, address = %listener.address(), "cannot accept");
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
-
-    async fn accept_one(
-        &self,
-        shared: &Arc<Shared>,
-        tasks: &TaskTracker,
-        cancel: &CancellationToken,
-    ) -> io::Result<()> {
-        let socket = match &self.socket {
-            Listening::Unix(listener) => Socket::Unix(listener.accept().await?.0.try_into()?),
-            Listening::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Socket::Tcp(stream)
-            }
-        };
-        tasks.spawn(run(self.protocol, Arc::clone(shared), socket, tasks.clone(), cancel.clone()));
-        Ok(())
-    }
 }
 
-async fn run(protocol: Protocol, shared: Arc<Shared>, socket: Socket, tasks: TaskTracker, cancel: CancellationToken) {
+async fn run(protocol: Protocol, shared: Arc<Shared>, client: Accepted, tasks: TaskTracker, cancel: CancellationToken) {
     let connected = shared.metrics.connected();
     let serving = async {
+        let socket = match client {
+            Accepted::Open(socket) => socket,
+            // Boxed: what it needs would be a part of every connection for as long as that lasts.
+            Accepted::ToEncrypt(handshake) => match Box::pin(handshake.run()).await {
+                Ok(socket) => socket,
+                Err(error) => return tracing::info!(error = ?error, "a client is not served"),
+            },
+        };
         match protocol {
             Protocol::Wal => match connection::serve(shared, socket).await {
                 Ok(None) => {}

@@ -73,11 +73,23 @@ fn waldump(dir: &Path, start: Lsn, end: Lsn) -> String {
 }
 
 fn receivewal(address: &ServiceAddr, world: &World, password: &str, dir: &Path, end: Lsn) -> Output {
-    let ServiceAddr::Tcp(host_port) = address else { panic!("TCP is what was asked for") };
+    receivewal_with("", address, world, password, dir, end)
+}
+
+/// `security`: of the connection, as libpq writes it.
+fn receivewal_with(
+    security: &str,
+    address: &ServiceAddr,
+    world: &World,
+    password: &str,
+    dir: &Path,
+    end: Lsn,
+) -> Output {
+    let (ServiceAddr::Tcp(host_port) | ServiceAddr::Tls(host_port, _)) = address else { panic!("it is on TCP") };
     let (host, port) = host_port.rsplit_once(':').expect("host:port");
     let spec = &world.spec;
     let connection = format!(
-        "host={host} port={port} user=reader password={password} \
+        "host={host} port={port} user=reader password={password} {security} \
          options='-c ardent.tenant={} -c ardent.timeline={}'",
         spec.tenant, spec.timeline
     );
@@ -198,5 +210,66 @@ async fn a_reader_without_the_right_token_gets_nothing() {
         assert!(!output.status.success() && message.contains("token"), "{message}");
     }
     assert_eq!(std::fs::read_dir(received.path()).expect("the folder").count(), 0);
+    safekeeper.shutdown().await;
+}
+
+/// As from another host: libpq knows no keys, and verifies by the safekeeper's authority and names.
+#[tokio::test(flavor = "multi_thread")]
+async fn pg_receivewal_verifies_who_it_receives_from() {
+    let (world, dir) = (World::new(), tempfile::tempdir().expect("a folder"));
+    let mut config = world.config(dir.path());
+    config.listen_replication = vec!["tls:127.0.0.1:0".parse().expect("an address")];
+    config.tls_names = vec!["wal.example.com".to_owned()];
+    let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
+    let addresses = safekeeper.addresses().to_vec();
+    world.create(&addresses).await;
+    let (proposer, elected) = world.elect(&addresses).await;
+    let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(3 << 20);
+    proposer.append(start, data).await.expect("appended");
+    reached(proposer.committed(), wal.end()).await;
+
+    let (address, token) = (safekeeper.replication_addresses()[0].clone(), world.token(Rights::Read));
+    let end = Lsn::new(wal.end().get() - 8);
+    let ca = dir.path().join("data/tls-ca.pem");
+    let verified = format!("sslmode=verify-full sslrootcert={}", ca.display());
+    // The client connects to 127.0.0.1 and holds the name against the certificate: libpq takes the two apart.
+    let named = |name: &str| match &address {
+        ServiceAddr::Tls(at, pin) => {
+            let (_, port) = at.rsplit_once(':').expect("a port");
+            ServiceAddr::Tls(format!("{name}:{port}"), *pin)
+        }
+        other => panic!("TLS is asked for, not {other}"),
+    };
+    let at_host = |security: &str| format!("{security} hostaddr=127.0.0.1");
+    for (security, address) in [(verified.clone(), address.clone()), (at_host(&verified), named("wal.example.com"))] {
+        let received = tempfile::tempdir().expect("a folder");
+        let output = receivewal_with(&security, &address, &world, &token, received.path(), end);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let size = world.spec.wal_segment_size;
+        let second = wal_file_name(PgTli::new(1), start.segment_number(size) + 1, size);
+        let file = std::fs::read(received.path().join(second)).expect("a whole segment");
+        let from = size.bytes() as usize - start.segment_offset(size) as usize;
+        assert!(file == wal.bytes()[from..from + file.len()], "other bytes came");
+    }
+
+    // Neither another name, nor another authority, nor a client that does not encrypt.
+    let other = tempfile::tempdir().expect("a folder");
+    let mut strangers = world.config(other.path());
+    strangers.listen_replication = vec!["tls:127.0.0.1:0".parse().expect("an address")];
+    let stranger = Safekeeper::start(strangers, CancellationToken::new()).await.expect("starts");
+    let foreign = format!("sslmode=verify-full sslrootcert={}", other.path().join("data/tls-ca.pem").display());
+    let check = |security: &str, address: &ServiceAddr, expect: &str| {
+        let received = tempfile::tempdir().expect("a folder");
+        let output = receivewal_with(security, address, &world, &token, received.path(), end);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && message.contains(expect), "{security}: {message}");
+        assert_eq!(std::fs::read_dir(received.path()).expect("the folder").count(), 0);
+    };
+    check(&at_host(&verified), &named("other.example.com"), "does not match host name");
+    check(&foreign, &address, "certificate verify failed");
+    check("sslmode=disable", &address, "only TLS is spoken");
+    stranger.shutdown().await;
+    proposer.shutdown().await;
     safekeeper.shutdown().await;
 }

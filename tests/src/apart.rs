@@ -24,13 +24,17 @@ struct Role {
     _stdout: BufReader<ChildStdout>,
 }
 
-/// Three safekeepers, a page server, control and a proxy, each a process, on one folder.
+/// Three safekeepers, two of which are reached over TLS, a page server, control and a proxy, each a process, on one folder.
 pub struct Apart {
     // Unmounted before the folder is removed.
     disks: BTreeMap<&'static str, SmallDisk>,
     root: TempDir,
     ports: (u16, u16),
-    /// Whether the safekeepers are reached over TCP, each at an address of its own.
+    /// The ports of the safekeepers that are reached over TLS.
+    safekeeper_ports: [u16; 3],
+    /// By what each safekeeper says that it is reached.
+    safekeepers: BTreeMap<&'static str, String>,
+    /// Whether the safekeepers are on other hosts, each at an address of its own.
     has_network: bool,
     /// Whether the safekeepers archive WAL in the page server's store.
     has_archive: bool,
@@ -72,6 +76,8 @@ impl Apart {
             disks: BTreeMap::new(),
             root,
             ports: (free_port(), free_port()),
+            safekeeper_ports: [(); 3].map(|()| free_port()),
+            safekeepers: BTreeMap::new(),
             has_network,
             has_archive,
             roles: BTreeMap::new(),
@@ -116,7 +122,7 @@ impl Apart {
             safekeeper => vec![
                 "safekeeper".to_owned(),
                 format!("--data-dir={}", self.path(safekeeper)),
-                format!("--listen={}", self.socket(safekeeper)),
+                format!("--listen={}", self.safekeeper_listens(safekeeper)),
             ],
         };
         if matches!(role, "control" | "proxy") {
@@ -138,7 +144,7 @@ impl Apart {
             arguments.push(format!("--archive={store}"));
         }
         if matches!(role, "control" | "pageserver" | SECOND_PAGE_SERVER) {
-            arguments.extend(SAFEKEEPERS.iter().map(|safekeeper| format!("--safekeeper={}", self.socket(safekeeper))));
+            arguments.extend(self.safekeepers.values().map(|address| format!("--safekeeper={address}")));
         }
         let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
         let mut child = clean_command(&program(), self.root.path())
@@ -155,6 +161,13 @@ impl Apart {
                 let status = child.wait();
                 panic!("{role} ended ({status:?}): {}", self.log(role));
             }
+        }
+        if SAFEKEEPERS.contains(&role) {
+            line.clear();
+            stdout.read_line(&mut line).expect("a pipe can be read");
+            let address = line.strip_prefix("address").expect("it says where it is").trim().to_owned();
+            let former = self.safekeepers.insert(role, address.clone());
+            assert!(former.is_none_or(|former| former == address), "{role} is at {address} now");
         }
         let former = self.roles.insert(role, Role { child, _stdout: stdout });
         assert!(former.is_none(), "{role} ran already");
@@ -195,7 +208,7 @@ impl Apart {
     /// A safekeeper's address in such a network.
     pub fn host(safekeeper: &str) -> Ipv4Addr {
         let number = SAFEKEEPERS.iter().position(|name| *name == safekeeper).expect("it is a safekeeper");
-        Ipv4Addr::new(127, 0, 1, u8::try_from(number + 1).expect("there are three"))
+        Network::hosts()[number]
     }
 
     /// Runs a command to its end.
@@ -245,10 +258,16 @@ impl Apart {
     }
 
     fn socket(&self, role: &str) -> String {
-        if self.has_network && SAFEKEEPERS.contains(&role) {
-            return format!("tcp:{}:7431", Apart::host(role));
-        }
         format!("unix:{}.sock", self.path(role))
+    }
+
+    fn safekeeper_listens(&self, safekeeper: &str) -> String {
+        let number = SAFEKEEPERS.iter().position(|name| *name == safekeeper).expect("it is a safekeeper");
+        match number {
+            _ if self.has_network => format!("tls:{}:7431", Apart::host(safekeeper)),
+            0 => self.socket(safekeeper),
+            _ => format!("tls:127.0.0.1:{}", self.safekeeper_ports[number]),
+        }
     }
 }
 

@@ -18,7 +18,10 @@ pub enum Lost {
     Some,
 }
 
-/// The calling thread's network: a loopback device with its own rules. Gone with the last process in it.
+/// From where hosts are reached.
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 77, 1, 100);
+
+/// The calling thread's network: a loopback device with its own rules and addresses. Gone with the last process in it.
 #[derive(Debug)]
 pub struct Network(());
 
@@ -30,10 +33,22 @@ impl Network {
             .expect("root can make a network and mounts of its own");
         run("mount", &["--make-rprivate", "/"]);
         run("ip", &["link", "set", "lo", "up"]);
+        // Whoever connects to a host does so from an address of its own: otherwise both directions would look the same.
+        run("ip", &["address", "add", &format!("{CLIENT}/32"), "dev", "lo"]);
+        for host in Network::hosts().map(|host| host.to_string()) {
+            run("ip", &["address", "add", &format!("{host}/32"), "dev", "lo"]);
+            let route = ["table", "local", "scope", "host", "src", &CLIENT.to_string()];
+            run("ip", &[&["route", "replace", "local", &host, "dev", "lo"], &route[..]].concat());
+        }
         let network = Network(());
         network.nft("add table ip faults");
         network.nft("add chain ip faults arriving { type filter hook input priority 0 ; }");
         network
+    }
+
+    /// The addresses of three hosts in it: what goes there must be encrypted, as they are not loopback's.
+    pub fn hosts() -> [Ipv4Addr; 3] {
+        [1, 2, 3].map(|number| Ipv4Addr::new(10, 77, 1, number))
     }
 
     /// Loses packets of `host` on their way, without a word to who sent them.

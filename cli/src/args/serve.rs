@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use ardent_api::addr::ServiceAddr;
+use ardent_api::addr::{ListenAddr, ServiceAddr};
 use ardent_connector::RestoreCommand;
 
 use super::history::{KeepArgs, RetentionArgs};
@@ -153,18 +153,25 @@ pub struct KeysArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ardent safekeeper --data-dir /srv/wal-1 --listen unix:/run/ardent/wal-1.sock --key /srv/ardent/keys/service.pub
+  ardent safekeeper --data-dir /srv/wal --listen tls:10.0.0.2:7431 --key service.pub
 
-It is not encrypted, and so listens on Unix sockets and loopback only.")]
+On TLS it prints its address with the key by which it is known, tls:HOST:PORT/KEY: control and page
+server are given all of it. The key is tls.key in its folder: who has a copy can stand in for it.")]
 pub struct SafekeeperArgs {
     /// Its own folder, for WAL
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Where it serves: unix:PATH or tcp:HOST:PORT; may be repeated
+    /// Where it serves: unix:PATH, tcp:HOST:PORT (on this host only) or tls:HOST:PORT; may be repeated
     #[arg(long, value_name = "ADDR", required = true)]
-    pub listen: Vec<ServiceAddr>,
-    /// Where it serves streaming replication, for pg_receivewal; the socket's name must be .s.PGSQL.PORT
+    pub listen: Vec<ListenAddr>,
+    /// Where it serves streaming replication, for pg_receivewal: as --listen; the socket's name must be .s.PGSQL.PORT. Over TLS,
+    /// sslmode=verify-full works with tls-ca.pem in its folder
     #[arg(long, value_name = "ADDR")]
-    pub listen_replication: Vec<ServiceAddr>,
+    pub listen_replication: Vec<ListenAddr>,
+    /// Another name or IP address by which it is reached, for sslmode=verify-full; may be repeated [default: the hosts that it
+    /// listens at, and this host's own names]
+    #[arg(long, value_name = "NAME")]
+    pub tls_name: Vec<String>,
     /// The installation's public key: service.pub, see ardent keys
     #[arg(long, value_name = "FILE")]
     pub key: PathBuf,
@@ -192,10 +199,10 @@ pub struct PageserverArgs {
     /// Its own folder, for layers
     #[arg(long, value_name = "DIR")]
     pub data_dir: PathBuf,
-    /// Where it serves: unix:PATH or tcp:HOST:PORT; may be repeated
-    #[arg(long, value_name = "ADDR", required = true)]
+    /// Where it serves the computes of this host: unix:PATH or tcp:HOST:PORT; may be repeated
+    #[arg(long, value_name = "ADDR", required = true, value_parser = parse_local_addr)]
     pub listen: Vec<ServiceAddr>,
-    /// Each safekeeper; repeated
+    /// Each safekeeper: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT/KEY; repeated
     #[arg(long, value_name = "ADDR", required = true)]
     pub safekeeper: Vec<ServiceAddr>,
     /// The installation's public key: service.pub, see ardent keys
@@ -229,9 +236,9 @@ pub struct ControlArgs {
     #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
     /// The page server: unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = parse_local_addr)]
     pub pageserver: ServiceAddr,
-    /// Each safekeeper; repeated, always the same ones
+    /// Each safekeeper: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT/KEY; repeated, always the same ones
     #[arg(long, value_name = "ADDR", required = true)]
     pub safekeeper: Vec<ServiceAddr>,
     /// Where branches are reached.
@@ -287,6 +294,16 @@ pub struct AgentArgs {
     /// What to run
     #[arg(long, value_name = "FILE")]
     pub spec: PathBuf,
+}
+
+/// The page service gives computes connections of this host.
+fn parse_local_addr(text: &str) -> Result<ServiceAddr, String> {
+    if text.starts_with("tls:") {
+        return Err(
+            "the page server is on the host of its computes: write unix:/path/to.sock or tcp:HOST:PORT".to_owned()
+        );
+    }
+    text.parse().map_err(|_| format!("{text:?} is not unix:/path/to.sock or tcp:HOST:PORT"))
 }
 
 /// A number of safekeepers: odd, since another one would not let one more fail.

@@ -50,6 +50,7 @@ pub fn safekeeper(output: &Output, args: &SafekeeperArgs) -> Result<(), Failure>
         let archive = args.archive.as_ref().map(|place| object_store::open_archive(place, args.archive_ca.as_deref()));
         let config = SafekeeperConfig {
             listen_replication: args.listen_replication.clone(),
+            tls_names: args.tls_name.clone(),
             archive: archive.transpose()?,
             ..SafekeeperConfig::new(args.data_dir.clone(), args.listen.clone(), read_verifier(&args.key)?)
         };

@@ -38,6 +38,7 @@ impl PageStream {
                 }
                 Ok(PageStream::Tcp(stream))
             }
+            ServiceAddr::Tls(..) => Err(PageError::OffHost { addr: addr.clone() }),
         }
     }
 }

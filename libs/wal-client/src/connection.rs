@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::frame::Frame;
 use ardent_api::wal_service::{Hello, PROTOCOL_VERSION, Request, Response};
+use ardent_service_tls::ConnectError;
 use ardent_types::{TenantId, TimelineId};
 use ardent_unix_stream::QuietStream;
 
@@ -82,6 +83,17 @@ async fn open(address: &ServiceAddr) -> Result<(ReadHalf, WriteHalf), ClientErro
             let (read, write) = stream.into_split();
             Ok((Box::new(read), Box::new(write)))
         }
+        ServiceAddr::Tls(host_port, pin) => match ardent_service_tls::connect(host_port, *pin).await {
+            Ok(stream) => {
+                let (read, write) = tokio::io::split(stream);
+                Ok((Box::new(read), Box::new(write)))
+            }
+            Err(ConnectError::Io(source)) => Err(failed(source)),
+            Err(ConnectError::NotTls) => Err(ClientError::NotTls { address: address.clone() }),
+            Err(ConnectError::WrongKey(wrong)) => {
+                Err(ClientError::WrongKey { address: address.clone(), shown: wrong.shown })
+            }
+        },
     }
 }
 
@@ -106,6 +118,8 @@ impl Receiver {
             match self.stream.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(lost(None)),
                 Ok(_) => {}
+                // Closed as well, without TLS's farewell.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(lost(None)),
                 Err(error) => return Err(lost(Some(Arc::new(error)))),
             }
         }
@@ -134,8 +148,12 @@ impl Sender {
 
     /// Sends what is queued. Not cancel-safe.
     pub(crate) async fn flush(&mut self) -> Result<(), ClientError> {
-        let sent = self.stream.write_all(&self.buffer).await;
+        let mut sent = self.stream.write_all(&self.buffer).await;
         self.buffer.clear();
+        if sent.is_ok() {
+            // What is encrypted may be with the stream yet.
+            sent = self.stream.flush().await;
+        }
         sent.map_err(|error| ClientError::Lost { address: self.address.clone(), source: Some(Arc::new(error)) })
     }
 

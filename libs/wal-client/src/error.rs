@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ardent_api::addr::ServiceAddr;
+use ardent_api::addr::{KeyPin, ServiceAddr};
 use ardent_api::frame::DecodeError;
 use ardent_api::wal_service::ErrorCode;
 use ardent_types::{Lsn, Term, TimelineId};
@@ -45,8 +45,31 @@ pub enum ClientError {
         message: String,
     },
     /// It is on another host, and tokens and WAL are not sent off this host in the clear.
-    #[error("the safekeeper at {address} is not on this host; use a Unix socket or a loopback address")]
+    #[error(
+        "the safekeeper at {address} is on another host, and tcp: is not encrypted: start it with --listen tls:HOST:PORT, \
+         and give its address as it then prints it"
+    )]
     OffHost {
+        /// Which.
+        address: ServiceAddr,
+    },
+    /// Somebody answers there who does not hold the key that the address names. Nothing was sent to him.
+    #[error(
+        "whoever answers at {address} holds another key, {shown}: if the safekeeper there is a new one, give its address as it \
+         prints it when it starts; if not, it is somebody else"
+    )]
+    WrongKey {
+        /// Which.
+        address: ServiceAddr,
+        /// The key that was shown.
+        shown: KeyPin,
+    },
+    /// Somebody answers there, without encryption.
+    #[error(
+        "nobody speaks TLS at {address}: start the safekeeper there with --listen tls:HOST:PORT; one on this host is also \
+         reached without TLS, as tcp:HOST:PORT or unix:PATH"
+    )]
+    NotTls {
         /// Which.
         address: ServiceAddr,
     },
@@ -63,7 +86,10 @@ impl ClientError {
     pub fn is_retryable(&self) -> bool {
         match self {
             ClientError::Connect { .. } | ClientError::Lost { .. } => true,
-            ClientError::Protocol { .. } | ClientError::OffHost { .. } => false,
+            ClientError::Protocol { .. }
+            | ClientError::OffHost { .. }
+            | ClientError::WrongKey { .. }
+            | ClientError::NotTls { .. } => false,
             ClientError::Answer { code, .. } => code.is_retryable(),
         }
     }

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Invariants: what `flushed` says is durable on a quorum; `committed` is a record end at or below it; memory is bounded (an append
-//! waits while too much is unacknowledged); a [`Proposer`] that says [`ProposerError::Fenced`] has stopped for good.
+//! waits while too much is unacknowledged); a [`Proposer`] that says [`ProposerError::Fenced`] has stopped for good; off this host, no
+//! token is sent before who gets it has proved to be the safekeeper (`ardent_service_tls`).
 //!
 //! Not known here: Postgres's replication protocol, what happens to a compute whose proposer has ended.
 //!

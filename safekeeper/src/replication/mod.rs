@@ -10,6 +10,7 @@
 //! looked at. One slot is always there: `oldest`, which stands for the oldest WAL that is kept and holds nothing back.
 
 mod command;
+mod encryption;
 mod wire;
 
 use std::collections::HashMap;
@@ -17,16 +18,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use ardent_api::token::{Rights, Service};
 use ardent_types::{Lsn, TenantId, TimelineId, WalSegmentSize};
 
-use crate::connection::Shared;
+use crate::connection::{Shared, send_all};
 use crate::disk_worker::Key;
 use crate::follow::{CommittedWal, oldest_readable};
 use crate::timeline::TimelineView;
 use command::Command;
+pub(crate) use encryption::agree_on_tls;
 pub(crate) use wire::WireError;
 use wire::{BYTEA, INT4, Messages, Opening, TEXT};
 
@@ -53,7 +55,7 @@ where
         Err(WireError::Refused(message)) => {
             let mut out = BytesMut::new();
             wire::put_error(&mut out, "FATAL", "28000", &message);
-            writer.write_all(&out).await?;
+            send_all(&mut writer, &out).await?;
             Err(WireError::Refused(message))
         }
         Err(error) => Err(error),
@@ -69,13 +71,13 @@ where
     let parameters = loop {
         match messages.opening().await? {
             None => return Ok(None),
-            Some(Opening::Encryption) => writer.write_all(b"N").await?,
+            Some(Opening::Encryption) => send_all(writer, b"N").await?,
             Some(Opening::Startup(parameters)) => break parameters,
         }
     };
     let mut out = BytesMut::new();
     wire::put_password_request(&mut out);
-    writer.write_all(&out).await?;
+    send_all(writer, &out).await?;
     out.clear();
     let token = match messages.next().await? {
         None => return Ok(None),
@@ -89,7 +91,7 @@ where
     allowed.map_err(|error| WireError::Refused(error.to_string()))?;
     let opened = shared.registry.open(key).await.map_err(|error| WireError::Refused(error.to_string()))?;
     wire::put_welcome(&mut out, &format!("{}.0", opened.spec.pg_major));
-    writer.write_all(&out).await?;
+    send_all(writer, &out).await?;
     Ok(Some(key))
 }
 
@@ -129,7 +131,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
                 }
                 _ => return Err(WireError::Protocol("only simple queries are understood")),
             }
-            self.writer.write_all(&out).await?;
+            send_all(&mut self.writer, &out).await?;
         }
         Ok(())
     }
@@ -174,7 +176,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         });
         put_keepalive(out, wal.commit_lsn());
         loop {
-            self.writer.write_all(out).await?;
+            send_all(&mut self.writer, out).await?;
             out.clear();
             tokio::select! {
                 chunk = wal.next() => match chunk {

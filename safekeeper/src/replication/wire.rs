@@ -6,12 +6,35 @@ use std::collections::HashMap;
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// `SSLRequest` and `GSSENCRequest`: refused with one byte.
+/// `SSLRequest` and `GSSENCRequest`: answered with one byte.
 const SSL_REQUEST: u32 = 80_877_103;
 const GSSENC_REQUEST: u32 = 80_877_104;
 const PROTOCOL_3: u32 = 3 << 16;
 /// Longest startup packet or message of a client, in bytes. Longer ones have no meaning here.
 const MESSAGE_LEN_MAX: usize = 16 << 10;
+
+/// Bytes of such a request.
+pub(crate) const REQUEST_LEN: usize = 8;
+
+/// What a client asks for with its first packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Tls,
+    /// Encryption by GSSAPI, which is not offered.
+    Gss,
+    /// No encryption: this is the beginning of something else.
+    Nothing,
+}
+
+/// Reads the beginning of a client's first packet.
+pub(crate) fn asked(packet: &[u8; REQUEST_LEN]) -> Asked {
+    let mut fields = &packet[..];
+    match (fields.get_u32() as usize, fields.get_u32()) {
+        (REQUEST_LEN, SSL_REQUEST) => Asked::Tls,
+        (REQUEST_LEN, GSSENC_REQUEST) => Asked::Gss,
+        _ => Asked::Nothing,
+    }
+}
 
 /// `int4`, `text` and `bytea` as type OIDs.
 pub(crate) const INT4: u32 = 23;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use ardent_api::addr::ServiceAddr;
+use ardent_api::addr::{ListenAddr, ServiceAddr};
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::encode::{RecordBuilder, WalStream, WalWriter};
@@ -54,7 +54,7 @@ impl World {
     pub fn config(&self, dir: &Path) -> SafekeeperConfig {
         let address = ServiceAddr::Unix(dir.join("sk.sock"));
         let mut config = SafekeeperConfig::new(dir.join("data"), vec![address], self.issuer.verifier());
-        config.listen_replication = vec![ServiceAddr::Tcp("127.0.0.1:0".to_owned())];
+        config.listen_replication = vec![ListenAddr::Tcp("127.0.0.1:0".to_owned())];
         config
     }
 
