@@ -121,6 +121,14 @@ pub fn bytes_text(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A time in the largest unit of which it has two.
+pub fn seconds_text(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(86_400, "days"), (3600, "h"), (60, "min")];
+    let unit = UNITS.into_iter().find(|(length, _)| seconds >= 2 * length);
+    let (length, name) = unit.unwrap_or((1, "s"));
+    format!("{} {name}", seconds / length)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +142,7 @@ mod tests {
         assert!(parse_milliseconds("never").is_err() && parse_milliseconds("ms").is_err());
         assert_eq!((parse_count("7"), parse_count("none")), (Ok(7), Ok(0)));
         assert!(parse_count("0").is_err() && parse_switch("maybe").is_err());
+        assert_eq!([0, 119, 120, 7199, 200_000].map(seconds_text), ["0 s", "119 s", "2 min", "119 min", "2 days"]);
         assert_eq!((milliseconds_text(1500), milliseconds_text(30_000)), ("1500 ms".to_owned(), "30 s".to_owned()));
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply};
 use ardent_api::page_service::{ManageReply, ManageRequest};
+use ardent_api::wal_service::SafekeeperStatus;
 use ardent_types::{Lsn, TenantId, TimelineId};
 
 /// How a storage service failed, as far as control acts differently on it.
@@ -135,6 +136,8 @@ pub trait WalService: Send + Sync {
     ) -> BoxFuture<'a, Result<(), StorageError>>;
     /// Up to where a quorum holds the timeline's WAL; `None` if the timeline is not there.
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
+    /// How each of them is, in their order.
+    fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>>;
 }
 
 /// One connector, as its runtime needs to know it.

@@ -53,6 +53,7 @@ pub mod pgurl;
 mod point;
 mod rebase;
 pub mod recovery;
+mod safekeepers;
 pub mod scram;
 pub mod secrets;
 pub mod service;

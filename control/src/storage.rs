@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest};
-use ardent_api::wal_service;
+use ardent_api::wal_service::{self, SafekeeperStatus};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use ardent_wal_client::{Ancestor, ClientError, SafekeeperClient, TimelineSpec};
@@ -347,6 +347,17 @@ impl WalService for SafekeepersAt {
                 Some(error) if answered < self.quorum() => Err(error),
                 _ => Ok(newest),
             }
+        }
+        .boxed()
+    }
+
+    fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>> {
+        async move {
+            let status =
+                |addr| async move { self.connect(addr, TenantId::NONE).await?.safekeeper_status().await }.boxed();
+            let mut answers = self.ask_all(status).await;
+            answers.sort_by_key(|(answered, _)| self.addrs.iter().position(|addr| addr == answered));
+            answers
         }
         .boxed()
     }

@@ -88,6 +88,12 @@ async fn the_openapi_document_is_true() {
     };
     check("CreatedBranch", &created);
     check("Status", &world.get("/v1/status").await);
+    let timeline = world.fakes.state.lock().safekeeper.keys().next().copied().expect("the branch's");
+    world.fakes.state.lock().archive_stalls.push(world::stall(timeline));
+    let safekeepers = world.get("/v1/safekeepers").await;
+    check("SafekeeperList", &safekeepers);
+    check("Safekeeper", &safekeepers["safekeepers"][0]);
+    check("ArchiveStall", &safekeepers["safekeepers"][0]["archive_stalls"][0]);
     check("Whoami", &world.get("/v1/whoami").await);
     let connectors = world.get("/v1/connectors").await;
     check("ConnectorList", &connectors);

@@ -9,7 +9,7 @@ use serde_json::json;
 use ardent_api::control::{ApiErrorCode, SlotInfo};
 use ardent_control::compute::ProcessIdentity;
 use ardent_control::store::Store;
-use ardent_types::Lsn;
+use ardent_types::{Lsn, TimelineId};
 use world::{SOURCE, World, until};
 
 #[tokio::test]
@@ -338,6 +338,29 @@ async fn a_safekeeper_that_was_away_is_told_what_it_missed_even_after_a_restart(
     world.fakes.state.lock().second_away = false;
     world.start().await;
     until("the housekeeper has told it", || state(&world) == (1, true, 1)).await;
+}
+
+#[tokio::test]
+async fn how_the_safekeepers_are_is_shown_with_the_names_of_branches() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    let shown = world.get("/v1/safekeepers").await["safekeepers"].clone();
+    let up = |number: usize| (shown[number]["number"].as_u64(), shown[number]["is_up"].as_bool());
+    assert_eq!((up(0), up(1)), ((Some(1), Some(true)), (Some(2), Some(true))));
+    let branch = world.fakes.state.lock().safekeeper.keys().next().copied().expect("the branch's");
+    {
+        let mut state = world.fakes.state.lock();
+        state.archive_stalls = vec![world::stall(branch), world::stall(TimelineId::generate())];
+        state.second_away = true;
+    }
+    let shown = world.get("/v1/safekeepers").await["safekeepers"].clone();
+    let stalls = &shown[0]["archive_stalls"];
+    assert_eq!(
+        (&stalls[0]["branch"], &stalls[1]["branch"], &stalls[0]["for_s"]),
+        (&json!("a"), &json!(null), &json!(90))
+    );
+    assert_eq!((shown[1]["is_up"].as_bool(), &shown[1]["disk_free_bytes"]), (Some(false), &json!(null)));
+    assert!(shown[1]["error"].as_str().expect("why").contains("second safekeeper"), "{shown}");
 }
 
 #[tokio::test]

@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use ardent_api::wal_service::TimelineSpec;
+use ardent_api::wal_service::{ARCHIVE_STALLS_MAX, ArchiveStall, TimelineSpec};
 use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, StoreError, list_all};
 use ardent_pg_format::segment;
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::archived_segment::{BlockEntry, HEADER_LEN_MAX, SegmentFormatError, SegmentHeader, pack};
+use crate::failure::with_causes;
 use crate::metrics::Metrics;
 use crate::timeline::TimelineView;
 use crate::wal_files::{SegmentNames, WalFileError};
@@ -128,11 +129,6 @@ impl WalArchive {
         bytes.map(Bytes::from).map_err(|source| ArchiveError::Damaged { object, source })
     }
 
-    /// Whether the WAL at `lsn` is archived.
-    pub(crate) fn has(&self, spec: &TimelineSpec, lsn: Lsn) -> Result<bool, ArchiveError> {
-        Ok(self.header(spec, lsn.segment_number(spec.wal_segment_size))?.is_some())
-    }
-
     /// The first of the archived segments that follow each other without a gap up to `until`, the start of a segment; `until` itself if the
     /// one before it is not archived.
     pub(crate) fn oldest_before(&self, spec: &TimelineSpec, until: Lsn) -> Result<Lsn, ArchiveError> {
@@ -204,6 +200,15 @@ impl ArchivedWal {
         ArchivedWal { archive, spec, header: None, block: None }
     }
 
+    /// Whether the WAL at `lsn` is archived. Blocks.
+    pub(crate) fn has(&mut self, lsn: Lsn) -> Result<bool, ArchiveError> {
+        let size = self.spec.wal_segment_size;
+        if self.header.as_ref().is_none_or(|header| header.start != lsn.segment_start(size)) {
+            self.header = self.archive.header(&self.spec, lsn.segment_number(size))?;
+        }
+        Ok(self.header.is_some())
+    }
+
     /// Up to `length` bytes at `from`; fewer at the end of a block. `None`: they are not archived. Blocks.
     pub(crate) fn read(&mut self, from: Lsn, length: usize) -> Result<Option<Bytes>, ArchiveError> {
         let inside = |(start, bytes): &(Lsn, Bytes)| {
@@ -213,12 +218,8 @@ impl ArchivedWal {
         if let Some(bytes) = self.block.as_ref().and_then(inside) {
             return Ok(Some(bytes));
         }
-        let size = self.spec.wal_segment_size;
-        if self.header.as_ref().is_none_or(|header| header.start != from.segment_start(size)) {
-            self.header = self.archive.header(&self.spec, from.segment_number(size))?;
-        }
-        let Some(header) = &self.header else { return Ok(None) };
-        let block = (from.segment_offset(size) / header.block_bytes()) as usize;
+        let Some(header) = self.has(from)?.then_some(self.header.as_ref()).flatten() else { return Ok(None) };
+        let block = (from.segment_offset(self.spec.wal_segment_size) / header.block_bytes()) as usize;
         let bytes = self.archive.block(&self.spec, header, block)?;
         self.block = Some((header.block_start(block), bytes));
         Ok(self.block.as_ref().and_then(inside))
@@ -231,10 +232,73 @@ pub(crate) struct Archiver {
     archive: Arc<WalArchive>,
     offers: Sender<Arc<TimelineView>>,
     done: Done,
+    stalls: Stalls,
 }
 
 /// How far timelines are archived, also those that are not loaded any more: what is known need not be asked of the store again.
 type Done = Arc<Mutex<HashMap<TimelineId, Lsn>>>;
+
+/// A timeline whose next segment could not be archived.
+#[derive(Debug)]
+struct Stall {
+    tenant: TenantId,
+    /// The segment's start.
+    lsn: Lsn,
+    since: Instant,
+    message: String,
+}
+
+/// What cannot be archived at present. Clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stalls(Arc<Mutex<HashMap<TimelineId, Stall>>>);
+
+impl Stalls {
+    fn note(&self, view: &TimelineView, lsn: Lsn, error: &ArchiveError) {
+        let mut stalls = self.0.lock();
+        // As with what is done: of one that was deleted at this moment nothing is kept.
+        if view.is_gone() {
+            return;
+        }
+        let message = with_causes(error);
+        let tenant = view.spec.tenant;
+        let stall = Stall { tenant, lsn, since: Instant::now(), message: String::new() };
+        let stall = stalls.entry(view.spec.timeline).or_insert(stall);
+        (stall.lsn, stall.message) = (lsn, message);
+    }
+
+    fn clear(&self, timeline: TimelineId) {
+        self.0.lock().remove(&timeline);
+    }
+
+    /// The oldest of them, and how many there are.
+    pub(crate) fn told(&self) -> (Vec<ArchiveStall>, u64) {
+        let stalls = self.0.lock();
+        let told = |(timeline, stall): (&TimelineId, &Stall)| ArchiveStall {
+            tenant: stall.tenant,
+            timeline: *timeline,
+            lsn: stall.lsn,
+            for_s: stall.since.elapsed().as_secs(),
+            message: stall.message.clone(),
+        };
+        let mut oldest: Vec<_> = stalls.iter().collect();
+        oldest.sort_by_key(|(_, stall)| stall.since);
+        (oldest.into_iter().take(ARCHIVE_STALLS_MAX).map(told).collect(), stalls.len() as u64)
+    }
+
+    /// The same for people.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let (oldest, count) = self.told();
+        let more = count - oldest.len() as u64;
+        let text = |stall: ArchiveStall| {
+            format!("WAL of timeline {} at {} is not archived: {}", stall.timeline, stall.lsn, stall.message)
+        };
+        let mut problems: Vec<String> = oldest.into_iter().map(text).collect();
+        if more > 0 {
+            problems.push(format!("WAL of {more} more timelines is not archived"));
+        }
+        problems
+    }
+}
 
 impl Archiver {
     /// Starts the thread.
@@ -242,9 +306,10 @@ impl Archiver {
         let (offers, offered) = mpsc::channel();
         let (running, ended) = mpsc::channel();
         let archive = Arc::new(WalArchive::new(store));
-        let (stopping, done) = (Arc::new(AtomicBool::new(false)), Done::default());
+        let (stopping, done, stalls) = (Arc::new(AtomicBool::new(false)), Done::default(), Stalls::default());
         let mut worker = Worker {
             done: Arc::clone(&done),
+            stalls: stalls.clone(),
             archive: Arc::clone(&archive),
             metrics,
             stopping: Arc::clone(&stopping),
@@ -254,7 +319,7 @@ impl Archiver {
             worker.run(&offered);
             drop(running);
         })?;
-        Ok((Archiver { archive, offers, done }, ArchiverThread { thread, stopping, ended }))
+        Ok((Archiver { archive, offers, done, stalls }, ArchiverThread { thread, stopping, ended }))
     }
 
     pub(crate) fn archive(&self) -> &Arc<WalArchive> {
@@ -266,9 +331,15 @@ impl Archiver {
         self.done.lock().get(&timeline).copied()
     }
 
+    /// What cannot be archived at present.
+    pub(crate) fn stalls(&self) -> &Stalls {
+        &self.stalls
+    }
+
     /// A timeline was deleted.
     pub(crate) fn forget(&self, timeline: TimelineId) {
         self.done.lock().remove(&timeline);
+        self.stalls.clear(timeline);
     }
 
     /// A timeline has whole committed segments, maybe, that are not archived.
@@ -313,6 +384,7 @@ struct Worker {
     metrics: Metrics,
     stopping: Arc<AtomicBool>,
     done: Done,
+    stalls: Stalls,
     pending: HashMap<TimelineId, Pending>,
 }
 
@@ -361,11 +433,13 @@ impl Worker {
         let end = Lsn::new(number.saturating_add(1).saturating_mul(size.bytes()));
         if view.is_gone() || end > *view.commit().borrow() {
             self.pending.remove(&id);
+            self.stalls.clear(id);
             return;
         }
         match self.archive.put(&view.names, &view.spec, number) {
             Ok(is_new) => {
                 pending.pause = RETRY_PAUSES[0];
+                self.stalls.clear(id);
                 view.set_archived(end);
                 // Of one that was deleted at this moment nothing is kept: it is gone before it is forgotten.
                 let mut done = self.done.lock();
@@ -376,11 +450,15 @@ impl Worker {
                 self.metrics.archived(is_new.then_some(size.bytes()));
             }
             // It was deleted meanwhile, or is being loaded again and offered then.
-            Err(ArchiveError::Local(_)) if view.is_gone() => _ = self.pending.remove(&id),
+            Err(ArchiveError::Local(_)) if view.is_gone() => {
+                self.pending.remove(&id);
+                self.stalls.clear(id);
+            }
             Err(error) => {
                 self.metrics.archive_failed();
-                let start = end.saturating_sub(Lsn::new(size.bytes()));
-                tracing::warn!(timeline = %id, lsn = %Lsn::new(start), error = ?error, pause = ?pending.pause, "WAL is not archived; trying again");
+                let start = Lsn::new(number * size.bytes());
+                self.stalls.note(&view, start, &error);
+                tracing::warn!(timeline = %id, lsn = %start, error = ?error, pause = ?pending.pause, "WAL is not archived; trying again");
                 pending.due = Instant::now() + pending.pause;
                 pending.pause = (pending.pause * 2).min(RETRY_PAUSES[1]);
             }

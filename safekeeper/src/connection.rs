@@ -11,16 +11,18 @@ use tokio::sync::{Semaphore, mpsc};
 use ardent_api::frame::{DecodeError, Frame};
 use ardent_api::token::{Claims, Rights, Service, TOKEN_LEN_MAX, TokenVerifier};
 use ardent_api::wal_service::{
-    CAN_HURRY, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response,
+    CAN_HURRY, CAN_TELL_STATUS, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response,
 };
-use ardent_types::TimelineId;
+use ardent_types::{TenantId, TimelineId};
 
+use crate::archive::Stalls;
 use crate::disk_worker::{Command, Key};
-use crate::failure::TimelineError;
+use crate::failure::{TimelineError, with_causes};
 use crate::follow;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
 use crate::socket::{Detached, Socket};
+use crate::status::{StatusError, status};
 use crate::timeline::Replies;
 
 /// A client must have said hello after this long.
@@ -37,6 +39,8 @@ const TLS_RECORD: [u8; 2] = [22, 3];
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) registry: Registry,
+    /// Absent without an archive.
+    pub(crate) archive_stalls: Option<Stalls>,
     pub(crate) verifier: TokenVerifier,
     pub(crate) metrics: Metrics,
     pub(crate) follow_gather: Duration,
@@ -136,7 +140,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<
             return Err(ConnectionError::Refused(message));
         }
     };
-    send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities: CAN_HURRY }).await?;
+    let capabilities = CAN_HURRY | CAN_TELL_STATUS;
+    send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities }).await?;
     session.run(frames, writer).await
 }
 
@@ -221,7 +226,11 @@ impl Session {
     }
 
     fn check_rights(&self, timeline: TimelineId, rights: Rights) -> Result<(), Response> {
-        self.claims.allow(Service::Safekeeper, self.key.0, timeline, rights).map_err(|error| Response::Error {
+        self.check_tenant_rights(self.key.0, timeline, rights)
+    }
+
+    fn check_tenant_rights(&self, tenant: TenantId, timeline: TimelineId, rights: Rights) -> Result<(), Response> {
+        self.claims.allow(Service::Safekeeper, tenant, timeline, rights).map_err(|error| Response::Error {
             id: 0,
             code: ErrorCode::Refused,
             message: error.to_string(),
@@ -304,7 +313,15 @@ impl Session {
                 let permit = permit.expect("the semaphore is never closed");
                 Command::Append { append, to: to(), permit }
             }
-            Request::ReadWal { id, term, from, to: end } => Command::ReadWal { id, term, from, to: end, replies: to() },
+            Request::ReadWal { id, term, from, to: end } => {
+                self.check_rights(key.1, Rights::Write)?;
+                let read = self.shared.registry.read_for_writer(key, term, from, end).await;
+                let _ = self.replies.send(match read {
+                    Ok(bytes) => Response::Wal { id, start: from, bytes },
+                    Err(error) => error.response(id),
+                });
+                return Ok(Next::Continue);
+            }
             Request::Position { durable_lsn } => Command::Followed(durable_lsn),
             Request::Await { .. } => return Err(invalid(0, "a wait for WAL by one who does not follow it")),
         };
@@ -344,6 +361,18 @@ impl Session {
                     })
                 })?;
                 Ok(ManageReply::Timelines { timelines })
+            }
+            ManageRequest::SafekeeperStatus => {
+                self.check_tenant_rights(TenantId::NONE, TimelineId::NONE, Rights::Read)?;
+                let status = status(registry, self.shared.archive_stalls.as_ref()).await;
+                status.map(ManageReply::Safekeeper).map_err(|error| match error {
+                    StatusError::Timelines(error) => ManageFailure::Timeline(error),
+                    disk @ StatusError::Disk { .. } => ManageFailure::Response(Response::Error {
+                        id: 0,
+                        code: ErrorCode::Unavailable,
+                        message: with_causes(&disk),
+                    }),
+                })
             }
         }
     }

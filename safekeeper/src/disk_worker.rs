@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use ardent_api::wal_service::{Append, Begin, Response, TimelineSpec, TimelineStatus, Vote};
+use ardent_api::wal_service::{Append, Begin, TimelineSpec, TimelineStatus, Vote};
 use ardent_object_store::fault::FailPoints;
 use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
@@ -19,7 +19,7 @@ use crate::archive::Archiver;
 use crate::control_file;
 use crate::failure::TimelineError;
 use crate::metrics::Metrics;
-use crate::timeline::{Replies, Timeline, TimelineView};
+use crate::timeline::{Keep, Replies, Timeline, TimelineView, WalForWriter};
 
 /// Most bytes written between two fsyncs, so that the first of many appends does not wait for all.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -57,12 +57,13 @@ pub(crate) enum Command {
         permit: OwnedSemaphorePermit,
     },
     ReadWal {
-        id: u64,
         term: Term,
         from: Lsn,
         to: Lsn,
-        replies: Replies,
+        answer: Answer<WalForWriter>,
     },
+    /// How many bytes this worker's loaded timelines keep only since another safekeeper lacks them. The key says nothing.
+    KeptForOthers(Answer<u64>),
     Followed(Lsn),
     /// Its connection has ended.
     WriterLeft,
@@ -72,7 +73,7 @@ pub(crate) enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerConfig {
     pub(crate) data_dir: PathBuf,
-    pub(crate) keep_bytes: u64,
+    pub(crate) keep: Keep,
     pub(crate) unload_after: Duration,
     pub(crate) metrics: Metrics,
     pub(crate) archiver: Option<Archiver>,
@@ -97,6 +98,7 @@ pub(crate) struct DiskWorker {
     batch_bytes: usize,
     /// How many timelines the metrics know of.
     counted_timelines: usize,
+    counted_kept_bytes: u64,
 }
 
 impl DiskWorker {
@@ -108,6 +110,7 @@ impl DiskWorker {
             left: HashSet::new(),
             batch_bytes: 0,
             counted_timelines: 0,
+            counted_kept_bytes: 0,
         }
     }
 
@@ -121,7 +124,7 @@ impl DiskWorker {
                 // Commands can come without end; this is ready once a second.
                 _ = housekeeping.tick() => {
                     self.keep_house();
-                    self.count_loaded();
+                    self.count();
                 }
                 command = commands.recv() => {
                     let Some((key, command)) = command else { break };
@@ -170,12 +173,11 @@ impl DiskWorker {
                 }
                 drop(permit);
             }
-            Command::ReadWal { id, term, from, to, replies } => {
-                let read = self.loaded(key).and_then(|timeline| timeline.read_for_writer(term, from, to));
-                let _ = replies.send(match read {
-                    Ok(bytes) => Response::Wal { id, start: from, bytes },
-                    Err(error) => error.response(id),
-                });
+            Command::ReadWal { term, from, to, answer } => {
+                let _ = answer.send(self.loaded(key).and_then(|timeline| timeline.read_for_writer(term, from, to)));
+            }
+            Command::KeptForOthers(answer) => {
+                let _ = answer.send(Ok(self.kept_for_others_bytes()));
             }
             Command::Followed(lsn) => self.followed(key, lsn),
             Command::WriterLeft => _ = self.left.insert(key),
@@ -258,12 +260,22 @@ impl DiskWorker {
         }
     }
 
-    fn count_loaded(&mut self) {
+    /// Brings the metrics up to date, which all workers share.
+    fn count(&mut self) {
         let loaded = self.timelines.len();
-        if loaded != self.counted_timelines {
-            self.config.metrics.loaded_changed(loaded as i64 - self.counted_timelines as i64);
-            self.counted_timelines = loaded;
-        }
+        self.config.metrics.loaded_changed(loaded as i64 - self.counted_timelines as i64);
+        self.counted_timelines = loaded;
+        let kept_bytes = self.kept_for_others_bytes();
+        self.config.metrics.kept_for_others_changed(kept_bytes as i64 - self.counted_kept_bytes as i64);
+        self.counted_kept_bytes = kept_bytes;
+    }
+
+    fn kept_for_others_bytes(&self) -> u64 {
+        let kept = self.timelines.values().map(|slot| match slot {
+            Slot::Loaded(timeline) => timeline.kept_for_others_bytes(self.config.keep),
+            Slot::Failed { .. } => 0,
+        });
+        kept.sum()
     }
 
     fn create(&mut self, key: Key, spec: &TimelineSpec, before: Option<&[u8]>) -> Result<(), TimelineError> {
@@ -301,10 +313,10 @@ impl DiskWorker {
     }
 
     fn followed(&mut self, key: Key, lsn: Lsn) {
-        let keep_bytes = self.config.keep_bytes;
+        let keep = self.config.keep;
         let result = self.loaded(key).and_then(|timeline| {
             timeline.followed(lsn);
-            timeline.trim(keep_bytes)
+            timeline.trim(keep)
         });
         if let Err(error) = result {
             self.fail(key, &error, None);
@@ -315,10 +327,10 @@ impl DiskWorker {
     /// uses.
     fn keep_house(&mut self) {
         let mut failed = Vec::new();
-        let (unload_after, keep_bytes) = (self.config.unload_after, self.config.keep_bytes);
+        let (unload_after, keep) = (self.config.unload_after, self.config.keep);
         self.timelines.retain(|key, slot| {
             let Slot::Loaded(timeline) = slot else { return true };
-            if let Err(error) = timeline.trim(keep_bytes) {
+            if let Err(error) = timeline.trim(keep) {
                 failed.push((*key, error));
                 return true;
             }

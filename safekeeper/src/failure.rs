@@ -111,15 +111,20 @@ impl TimelineError {
 
     /// The message for the client, with its causes: the other side has no other way to learn them.
     pub fn response(&self, id: u64) -> Response {
-        let mut message = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(source) = cause {
-            let text = source.to_string();
-            if !message.contains(&text) {
-                message = format!("{message}: {text}");
-            }
-            cause = source.source();
-        }
-        Response::Error { id, code: self.code(), message }
+        Response::Error { id, code: self.code(), message: with_causes(self) }
     }
+}
+
+/// An error's text, with its causes.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let text = source.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = source.source();
+    }
+    message
 }

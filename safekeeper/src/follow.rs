@@ -47,10 +47,11 @@ impl CommittedWal {
         let end_lsn = *commit.borrow();
         let oldest_lsn = view.oldest_lsn();
         let timeline = view.spec.timeline;
-        if from > end_lsn || (from < oldest_lsn && !is_archived(&view, from).await?) {
+        let archived = if from < oldest_lsn { archived_at(&view, from).await? } else { None };
+        if from > end_lsn || (from < oldest_lsn && archived.is_none()) {
             return Err(TimelineError::OutOfRange { timeline, lsn: from, oldest_lsn, end_lsn });
         }
-        Ok(CommittedWal { view, commit, at: from, archived: None, reading: None })
+        Ok(CommittedWal { view, commit, at: from, archived, reading: None })
     }
 
     /// As [`CommittedWal::open`], but `from` may be as early as the start of the oldest segment: readers that store whole segments
@@ -127,14 +128,28 @@ impl CommittedWal {
     }
 }
 
-async fn is_archived(view: &Arc<TimelineView>, lsn: Lsn) -> Result<bool, TimelineError> {
-    let Some(archive) = view.archive().filter(|_| lsn >= view.spec.start_lsn) else { return Ok(false) };
-    let (archive, view) = (Arc::clone(archive), Arc::clone(view));
+/// A place in the archive at `lsn`, if that is archived.
+async fn archived_at(view: &Arc<TimelineView>, lsn: Lsn) -> Result<Option<ArchivedWal>, TimelineError> {
+    let Some(archive) = view.archive().filter(|_| lsn >= view.spec.start_lsn) else { return Ok(None) };
+    let kept = view.take_place();
+    let mut place = kept.unwrap_or_else(|| ArchivedWal::new(Arc::clone(archive), view.spec));
+    let timeline = view.spec.timeline;
     let asked = tokio::task::spawn_blocking(move || {
-        let timeline = view.spec.timeline;
-        archive.has(&view.spec, lsn).map_err(|source| TimelineError::Archive { timeline, lsn, source })
+        let has = place.has(lsn).map_err(|source| TimelineError::Archive { timeline, lsn, source })?;
+        Ok(has.then_some(place))
     });
     asked.await.map_err(|_| TimelineError::Stopping)?
+}
+
+/// Some of the committed WAL in `[from, to)`, from the archive as far as it is not here any more. Who asks for what follows is served from the same block.
+pub(crate) async fn read_committed(view: Arc<TimelineView>, from: Lsn, to: Lsn) -> Result<Bytes, TimelineError> {
+    let mut wal = CommittedWal::open(Arc::clone(&view), from).await?;
+    let mut bytes = wal.next().await?.bytes;
+    bytes.truncate(usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX));
+    if let Some(place) = wal.archived.take() {
+        view.put_place(place);
+    }
+    Ok(bytes)
 }
 
 /// The oldest position that can be read, here or in the archive: that of a segment's first byte, where the timeline does not begin in it.

@@ -16,7 +16,8 @@
 //!   append wakes one thread once. Readers read committed bytes, which never change, on threads that no fsync holds up.
 //! - Past the end of the log its files hold zeros only.
 //! - After a failed write or fsync the timeline starts over from what was durable before; others go on.
-//! - With an archive nothing is trimmed that is not in it; readers go on there where this safekeeper's own files end.
+//! - With an archive nothing is trimmed that is not in it; readers, and writers for a safekeeper that lags, go on there where this safekeeper's own
+//!   files end.
 //! - What other hosts reach is encrypted, and proves who it is before a client sends its token (`ardent_service_tls`).
 //! - Memory is bounded: what a stranger sends before its token, handshakes under way, what a connection has queued, what a batch
 //!   writes, one segment while it is archived, a block of one for each reader of the archive, and only timelines in use are loaded.
@@ -43,6 +44,7 @@ mod registry;
 mod replication;
 mod service;
 mod socket;
+mod status;
 mod timeline;
 mod wal_files;
 

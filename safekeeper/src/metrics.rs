@@ -16,6 +16,7 @@ pub(crate) struct Metrics {
     archived: Counter,
     archive_failures: Counter,
     loaded: Gauge,
+    kept_for_others: Gauge,
     connections: Gauge,
 }
 
@@ -29,6 +30,7 @@ impl Default for Metrics {
             archived: Counter::default(),
             archive_failures: Counter::default(),
             loaded: Gauge::default(),
+            kept_for_others: Gauge::default(),
             connections: Gauge::default(),
         }
     }
@@ -46,6 +48,8 @@ impl Metrics {
         let failures = "Attempts to archive a WAL segment that failed; each is tried again";
         registry.register("archive_failures", failures, self.archive_failures.clone());
         registry.register("timelines_loaded", "Timelines in memory", self.loaded.clone());
+        let kept = "WAL that is on this disk only since another safekeeper lacks it";
+        registry.register("kept_for_others_bytes", kept, self.kept_for_others.clone());
         registry.register("connections", "Open connections", self.connections.clone());
     }
 
@@ -73,6 +77,11 @@ impl Metrics {
     /// So many timelines more, or fewer.
     pub fn loaded_changed(&self, by: i64) {
         self.loaded.inc_by(by);
+    }
+
+    /// So many bytes more, or fewer.
+    pub fn kept_for_others_changed(&self, by: i64) {
+        self.kept_for_others.inc_by(by);
     }
 
     /// A connection is open for as long as what this gives is kept.

@@ -1,7 +1,7 @@
 //! Which worker owns which timeline; requests to workers as async calls.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -10,11 +10,12 @@ use tokio::sync::{mpsc, oneshot};
 
 use ardent_api::wal_service::{TimelineSpec, TimelineStatus};
 use ardent_pg_format::PgMajor;
-use ardent_types::{TenantId, TimelineId};
+use ardent_types::{Lsn, TenantId, Term, TimelineId};
 
 use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
 use crate::failure::TimelineError;
-use crate::timeline::TimelineView;
+use crate::follow::read_committed;
+use crate::timeline::{TimelineView, WalForWriter};
 use crate::wal_files::{ancestor_bytes, is_timeline_dir};
 
 /// The way to all timelines. When it is dropped, the workers save what they have and end.
@@ -54,6 +55,10 @@ impl Registry {
         Ok((Registry { data_dir: config.data_dir, workers: senders }, threads))
     }
 
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
     /// Gives a command to the timeline's worker.
     pub(crate) fn send(&self, key: Key, command: Command) -> Result<(), TimelineError> {
         self.worker(key).commands.send((key, command)).map_err(|_| TimelineError::Stopping)
@@ -86,6 +91,34 @@ impl Registry {
 
     pub(crate) async fn status(&self, key: Key) -> Result<TimelineStatus, TimelineError> {
         self.ask(key, Command::Status).await
+    }
+
+    /// Durable WAL from `from` on, up to `to` at most, for a writer of `term`.
+    pub(crate) async fn read_for_writer(
+        &self,
+        key: Key,
+        term: Term,
+        from: Lsn,
+        to: Lsn,
+    ) -> Result<Bytes, TimelineError> {
+        match self.ask(key, |answer| Command::ReadWal { term, from, to, answer }).await? {
+            WalForWriter::Here(bytes) => Ok(bytes),
+            // The store may take its time: not on the timeline's thread.
+            WalForWriter::Archived(view) => read_committed(view, from, to).await,
+        }
+    }
+
+    /// How many bytes all loaded timelines keep only since another safekeeper lacks them.
+    pub(crate) async fn kept_for_others_bytes(&self) -> Result<u64, TimelineError> {
+        let mut all = 0_u64;
+        for worker in &self.workers {
+            let (sender, answer) = oneshot::channel();
+            let no_timeline = (TenantId::NONE, TimelineId::NONE);
+            let sent = worker.commands.send((no_timeline, Command::KeptForOthers(sender)));
+            sent.map_err(|_| TimelineError::Stopping)?;
+            all = all.saturating_add(answer.await.map_err(|_| TimelineError::Stopping)??);
+        }
+        Ok(all)
     }
 
     pub(crate) async fn delete(&self, key: Key) -> Result<(), TimelineError> {

@@ -18,7 +18,7 @@ use ardent_object_store::ObjectStore;
 use ardent_object_store::fault::FailPoints;
 use ardent_service_tls::{Identity, IdentityError};
 
-use crate::archive::{Archiver, ArchiverThread};
+use crate::archive::{Archiver, ArchiverThread, Stalls};
 use crate::connection::{self, Shared, Writer};
 use crate::control_file::sync_dir;
 use crate::disk_worker::WorkerConfig;
@@ -26,6 +26,7 @@ use crate::listener::{Accepted, Encryption, Listener, Protocol};
 use crate::metrics::{Connected, Metrics};
 use crate::registry::Registry;
 use crate::replication;
+use crate::timeline::Keep;
 
 /// How a safekeeper runs.
 #[derive(Clone, Debug)]
@@ -46,6 +47,9 @@ pub struct SafekeeperConfig {
     pub disk_workers: usize,
     /// WAL this close to the commit position is kept even where nobody needs it any more, in bytes.
     pub wal_keep_bytes: u64,
+    /// What is archived and another safekeeper lacks is kept up to this far behind the commit position, in bytes of one timeline; what lies further back it
+    /// gets from the archive. Without an archive all that another lacks is kept.
+    pub keep_for_others_bytes: u64,
     /// A timeline that nobody has used for this long takes no memory.
     pub unload_after: Duration,
     /// Where whole segments are archived before they are trimmed; absent: they are trimmed once the page server is durable past them.
@@ -68,6 +72,7 @@ impl SafekeeperConfig {
             verifier,
             disk_workers: 4,
             wal_keep_bytes: 32 << 20,
+            keep_for_others_bytes: 1 << 30,
             unload_after: Duration::from_secs(60),
             archive: None,
             follow_gather: Duration::from_millis(20),
@@ -132,6 +137,7 @@ pub struct Safekeeper {
     tasks: TaskTracker,
     threads: Vec<JoinHandle<()>>,
     archiver: Option<ArchiverThread>,
+    archive_stalls: Option<Stalls>,
     metrics: Metrics,
     _lock: Flock<File>,
 }
@@ -152,17 +158,19 @@ impl Safekeeper {
         let metrics = Metrics::default();
         let archiver = config.archive.map(|store| Archiver::start(store, metrics.clone()));
         let (archiver, archiver_thread) = archiver.transpose().map_err(StartError::Thread)?.unzip();
+        let archive_stalls = archiver.as_ref().map(|archiver| archiver.stalls().clone());
         let worker = WorkerConfig {
             archiver,
             faults: config.faults,
             metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
-            keep_bytes: config.wal_keep_bytes,
+            keep: Keep { near_bytes: config.wal_keep_bytes, for_others_bytes: config.keep_for_others_bytes },
             unload_after: config.unload_after,
         };
         let (registry, threads) = Registry::start(worker, config.disk_workers.max(1)).map_err(StartError::Thread)?;
         let shared = Arc::new(Shared {
             registry,
+            archive_stalls: archive_stalls.clone(),
             verifier: config.verifier,
             metrics: metrics.clone(),
             follow_gather: config.follow_gather,
@@ -185,6 +193,7 @@ impl Safekeeper {
             tasks,
             threads,
             archiver: archiver_thread,
+            archive_stalls,
             metrics,
             _lock: lock,
         })
@@ -193,6 +202,12 @@ impl Safekeeper {
     /// Adds what this safekeeper counts to `registry`.
     pub fn register_metrics(&self, registry: &mut MetricsRegistry) {
         self.metrics.register(registry);
+    }
+
+    /// What does not work at present: timelines whose WAL cannot be archived.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+        let stalls = self.archive_stalls.clone();
+        move || stalls.as_ref().map(Stalls::problems).unwrap_or_default()
     }
 
     /// Where it listens, with real port numbers.

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use ardent_api::wal_service::{
@@ -17,13 +18,33 @@ use ardent_pg_format::PgMajor;
 use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, Configuration, MemberGeneration, OutOfOrder, Reply};
 use ardent_types::{Lsn, Term, TimelineId};
 
-use crate::archive::{Archiver, WalArchive};
+use crate::archive::{ArchivedWal, Archiver, WalArchive};
 use crate::control_file;
 use crate::failure::TimelineError;
 use crate::wal_files::{SegmentNames, WalFileError, WalFiles};
 
 /// Where answers for a connection go.
 pub(crate) type Replies = mpsc::UnboundedSender<Response>;
+
+/// How long a place in the archive is kept for who reads there next.
+const PLACE_KEPT_FOR: Duration = Duration::from_secs(10);
+
+/// What stays on this disk although it may go, in bytes behind the commit position.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    /// Always.
+    pub(crate) near_bytes: u64,
+    /// What other safekeepers lack. Where it is archived they get it from there.
+    pub(crate) for_others_bytes: u64,
+}
+
+/// Durable WAL, for a writer.
+#[derive(Debug)]
+pub(crate) enum WalForWriter {
+    Here(Bytes),
+    /// Committed, and not here any more.
+    Archived(Arc<TimelineView>),
+}
 
 /// What readers see of a loaded timeline. Holding one keeps it loaded.
 #[derive(Debug)]
@@ -37,6 +58,8 @@ pub(crate) struct TimelineView {
     archive: Option<Arc<WalArchive>>,
     /// The start of a segment: all before it is archived. Without an archive it stays what it is.
     archived: AtomicU64,
+    /// Where a safekeeper that catches up from the archive was read for, with the block of it: its next request goes on there.
+    place: Mutex<Option<(Instant, ArchivedWal)>>,
 }
 
 impl TimelineView {
@@ -66,6 +89,22 @@ impl TimelineView {
 
     pub(crate) fn set_archived(&self, lsn: Lsn) {
         self.archived.fetch_max(lsn.get(), Ordering::AcqRel);
+    }
+
+    /// The place that [`TimelineView::put_place`] was given last.
+    pub(crate) fn take_place(&self) -> Option<ArchivedWal> {
+        self.place.lock().take().map(|(_, place)| place)
+    }
+
+    pub(crate) fn put_place(&self, place: ArchivedWal) {
+        *self.place.lock() = Some((Instant::now(), place));
+    }
+
+    fn drop_old_place(&self) {
+        let mut place = self.place.lock();
+        if place.as_ref().is_some_and(|(put_at, _)| put_at.elapsed() >= PLACE_KEPT_FOR) {
+            *place = None;
+        }
     }
 
     /// Whether the timeline was deleted, unloaded, or is being loaded again.
@@ -170,6 +209,7 @@ impl Timeline {
             archive: archiver.map(|archiver| Arc::clone(archiver.archive())),
             // What is no longer here was archived, or needed by nobody.
             archived: AtomicU64::new(known.unwrap_or_default().max(oldest.segment_start(spec.wal_segment_size)).get()),
+            place: Mutex::default(),
         };
         tracing::info!(%timeline, term = %state.term, commit = %state.commit.end, flush = %end, "timeline loaded");
         let mut timeline = Timeline {
@@ -345,20 +385,24 @@ impl Timeline {
     }
 
     /// Durable WAL from `from` on, for a writer of `term`; empty when there is none.
-    pub(crate) fn read_for_writer(&self, term: Term, from: Lsn, to: Lsn) -> Result<Bytes, TimelineError> {
+    pub(crate) fn read_for_writer(&self, term: Term, from: Lsn, to: Lsn) -> Result<WalForWriter, TimelineError> {
         if !self.acceptor.may_read(term) {
             let last_term = self.acceptor.state().term;
             return Err(out_of_order(self.id())(OutOfOrder::NotBegun { term, last_term }));
         }
         let (oldest_lsn, end_lsn) = (self.view.oldest_lsn(), self.acceptor.flush_lsn());
         if from < oldest_lsn {
+            // It is committed, and so the same in the log of every later term, whatever is promised while the archive is read.
+            if self.view.archive.is_some() {
+                return Ok(WalForWriter::Archived(self.view()));
+            }
             return Err(TimelineError::OutOfRange { timeline: self.id(), lsn: from, oldest_lsn, end_lsn });
         }
         let length = to.min(end_lsn).saturating_sub(from).min(WAL_LEN_MAX as u64) as usize;
         if length == 0 {
-            return Ok(Bytes::new());
+            return Ok(WalForWriter::Here(Bytes::new()));
         }
-        self.view.names.read(from, length).map_err(wal_failure(self.id()))
+        self.view.names.read(from, length).map(WalForWriter::Here).map_err(wal_failure(self.id()))
     }
 
     /// A follower has made everything below `lsn` durable.
@@ -367,16 +411,39 @@ impl Timeline {
         self.view.durable.fetch_max(lsn.get(), Ordering::AcqRel);
     }
 
-    /// Removes segments that the other safekeepers have, that are further back than `keep_bytes`, and that are archived; without an archive
-    /// those that the follower has made durable.
-    pub(crate) fn trim(&mut self, keep_bytes: u64) -> Result<(), TimelineError> {
-        let commit = self.acceptor.state().commit.end;
-        let horizon = Lsn::new(commit.get().saturating_sub(keep_bytes));
+    /// Up to where WAL may go, as far as this safekeeper is concerned: further back than what is near, and archived; without an archive what the
+    /// follower has made durable.
+    fn own_horizon(&self, keep: Keep) -> Lsn {
         let kept_elsewhere = match self.view.archive {
             Some(_) => self.view.archived_lsn(),
             None => self.view.durable_lsn(),
         };
-        let before = kept_elsewhere.min(horizon).min(self.acceptor.peers_lsn());
+        kept_elsewhere.min(self.behind_commit(keep.near_bytes))
+    }
+
+    fn behind_commit(&self, bytes: u64) -> Lsn {
+        Lsn::new(self.acceptor.state().commit.end.get().saturating_sub(bytes))
+    }
+
+    /// Up to where the other safekeepers need nothing from this disk. One that stays away must not fill it: what is archived it gets from
+    /// there when it is back.
+    fn others_horizon(&self, keep: Keep) -> Lsn {
+        let has_archive = self.view.archive.is_some();
+        let bound = if has_archive { self.behind_commit(keep.for_others_bytes) } else { Lsn::INVALID };
+        self.acceptor.peers_lsn().max(bound)
+    }
+
+    /// WAL that is on this disk only since another safekeeper lacks it, or has not said yet that it has it, in bytes.
+    pub(crate) fn kept_for_others_bytes(&self, keep: Keep) -> u64 {
+        let (size, oldest) = (self.view.spec.wal_segment_size, self.view.oldest_lsn());
+        let goes = |horizon: Lsn| horizon.segment_start(size).max(oldest);
+        goes(self.own_horizon(keep)).saturating_sub(goes(self.others_horizon(keep)))
+    }
+
+    /// Removes segments that nobody needs from this disk.
+    pub(crate) fn trim(&mut self, keep: Keep) -> Result<(), TimelineError> {
+        self.view.drop_old_place();
+        let before = self.own_horizon(keep).min(self.others_horizon(keep));
         if before.segment_start(self.view.spec.wal_segment_size) <= self.view.oldest_lsn() {
             return Ok(());
         }

@@ -7,23 +7,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{ErrorCode, TimelineStatus};
+use ardent_api::frame::Frame;
+use ardent_api::token::Rights;
+use ardent_api::wal_service::{ErrorCode, Hello, PROTOCOL_VERSION, Request, Response, TimelineStatus};
 use ardent_object_store::{
     ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
     list_all,
 };
 use ardent_safekeeper::{Safekeeper, StartError};
-use ardent_types::Lsn;
-use ardent_wal_client::{ClientError, Proposer, WalReader};
+use ardent_types::{Lsn, Term};
+use ardent_wal_client::{ClientError, Elected, Proposer, WalReader};
 
 use support::{WalSource, World, eventually, reached, read_up_to};
 
 /// What is kept behind the commit position, in bytes: two segments.
 const KEEP_BYTES: u64 = 2 << 20;
+/// What is kept for one that is away: four segments.
+const KEEP_FOR_OTHERS_BYTES: u64 = 4 << 20;
 const SEGMENT_BYTES: u64 = 1 << 20;
 
 /// A store that can go away.
@@ -106,6 +112,7 @@ impl ObjectStore for Flaky {
 async fn start(world: &World, dir: &Path, store: &Arc<Flaky>) -> Safekeeper {
     let mut config = world.config(dir);
     config.wal_keep_bytes = KEEP_BYTES;
+    config.keep_for_others_bytes = KEEP_FOR_OTHERS_BYTES;
     config.archive = Some(Arc::clone(store) as Arc<dyn ObjectStore>);
     Safekeeper::start(config, CancellationToken::new()).await.expect("the safekeeper starts")
 }
@@ -179,7 +186,11 @@ impl House {
 
 /// Waits until only what is near is on the safekeeper's disk, and all before it in the store.
 async fn trimmed(world: &World, address: &ServiceAddr, end: Lsn) {
-    let near = Lsn::new(end.get() - KEEP_BYTES).segment_start(world.spec.wal_segment_size);
+    trimmed_to(world, address, end, KEEP_BYTES).await;
+}
+
+async fn trimmed_to(world: &World, address: &ServiceAddr, end: Lsn, keep_bytes: u64) {
+    let near = Lsn::new(end.get() - keep_bytes).segment_start(world.spec.wal_segment_size);
     eventually("what is archived is trimmed", async || status(world, address).await.oldest_lsn == near).await;
 }
 
@@ -244,9 +255,14 @@ async fn while_the_store_is_away_writers_go_on_and_nothing_is_trimmed() {
     assert_eq!(house.status().await.oldest_lsn, start);
     assert!(read_up_to(&mut reader, end).await == house.wal.bytes());
     drop(reader);
+    let problems = house.safekeeper.problems();
+    assert!(matches!(&problems()[..], [problem] if problem.contains("the store is away")), "{:?}", problems());
+    let told = house.world.safekeeper_status(&house.addresses[0]).await;
+    assert!(matches!(&told.archive_stalls[..], [stall] if stall.message.contains("the store is away")), "{told:?}");
 
     store.calls_that_fail.store(0, Ordering::Release);
     trimmed(&house.world, &house.addresses[0], end).await;
+    assert_eq!(problems(), Vec::<String>::new());
     // Away again: what is only there cannot be read, what is here can, and both are when it is back.
     store.calls_that_fail.store(u64::MAX, Ordering::Release);
     let failure = read_error(&house.world, &house.addresses, start).await;
@@ -277,7 +293,7 @@ async fn who_has_archived_does_not_start_without() {
 /// The error that a reader from `from` meets.
 async fn read_error(world: &World, addresses: &[ServiceAddr], from: Lsn) -> ClientError {
     let spec = &world.spec;
-    let token = world.token(ardent_api::token::Rights::Read);
+    let token = world.token(Rights::Read);
     let reading = async {
         let mut reader = WalReader::connect(addresses, spec.tenant, spec.timeline, &token, from).await?;
         loop {
@@ -362,6 +378,204 @@ async fn a_damaged_segment_is_named_and_only_its_readers_are_concerned() {
     house.close().await;
 }
 
+/// Three safekeepers with one archive.
+struct Trio {
+    world: World,
+    store: Arc<Flaky>,
+    dirs: Vec<tempfile::TempDir>,
+    safekeepers: Vec<Option<Safekeeper>>,
+    addresses: Vec<ServiceAddr>,
+}
+
+impl Trio {
+    async fn start() -> Trio {
+        let (world, store) = (World::new(), Arc::new(Flaky::default()));
+        let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().expect("a folder")).collect();
+        let (mut safekeepers, mut addresses) = (Vec::new(), Vec::new());
+        for dir in &dirs {
+            let safekeeper = start(&world, dir.path(), &store).await;
+            addresses.push(safekeeper.addresses()[0].clone());
+            safekeepers.push(Some(safekeeper));
+        }
+        world.create(&addresses).await;
+        Trio { world, store, dirs, safekeepers, addresses }
+    }
+
+    async fn stop(&mut self, number: usize) {
+        self.safekeepers[number].take().expect("it runs").shutdown().await;
+    }
+
+    async fn restart(&mut self, number: usize) {
+        self.safekeepers[number] = Some(start(&self.world, self.dirs[number].path(), &self.store).await);
+    }
+
+    /// A writer that asks again soon.
+    async fn elect(&self) -> (Proposer, Elected) {
+        let mut config = self.world.proposer_config(&self.addresses);
+        config.limits.resend_after_us = 200_000;
+        // What a safekeeper that was away lacks is not to be had from the writer.
+        config.limits.laggard_bytes_max = SEGMENT_BYTES;
+        Proposer::elect(config, CancellationToken::new()).await.expect("elected")
+    }
+
+    async fn flush_lsn(&self, number: usize) -> Lsn {
+        status(&self.world, &self.addresses[number]).await.flush_lsn
+    }
+
+    /// Whether one of them has, alone, what was written.
+    async fn has_all(&self, number: usize, wal: &WalSource) -> bool {
+        let mut reader = self.world.reader(&self.addresses[number..=number], self.world.spec.start_lsn).await;
+        read_up_to(&mut reader, wal.end()).await == wal.bytes()
+    }
+
+    async fn kept_for_others(&self, number: usize) -> u64 {
+        self.world.safekeeper_status(&self.addresses[number]).await.kept_for_others_bytes
+    }
+
+    async fn close(mut self) {
+        for safekeeper in self.safekeepers.iter_mut().filter_map(Option::take) {
+            safekeeper.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_stays_away_fills_no_disk_and_catches_up_from_the_archive() {
+    let mut trio = Trio::start().await;
+    let (proposer, elected) = trio.elect().await;
+    let mut wal = trio.world.wal(elected.end_lsn, elected.prev_lsn);
+    write(&proposer, &mut wal, SEGMENT_BYTES as usize).await;
+    eventually("it has the beginning", async || trio.flush_lsn(2).await == wal.end()).await;
+    let before = wal.end();
+    trio.stop(2).await;
+    // Within the bound the others keep what it lacks.
+    write(&proposer, &mut wal, 4 * SEGMENT_BYTES as usize).await;
+    for number in 0..2 {
+        trimmed_to(&trio.world, &trio.addresses[number], wal.end(), 4 * SEGMENT_BYTES).await;
+        assert_eq!(trio.kept_for_others(number).await, 2 * SEGMENT_BYTES);
+        assert!(status(&trio.world, &trio.addresses[number]).await.oldest_lsn <= before);
+    }
+    for _ in 0..12 {
+        write(&proposer, &mut wal, SEGMENT_BYTES as usize).await;
+    }
+    for number in 0..2 {
+        trimmed_to(&trio.world, &trio.addresses[number], wal.end(), KEEP_FOR_OTHERS_BYTES).await;
+        assert_eq!(trio.kept_for_others(number).await, KEEP_FOR_OTHERS_BYTES - KEEP_BYTES);
+        assert!(status(&trio.world, &trio.addresses[number]).await.oldest_lsn > before);
+    }
+
+    // The store is away when it is back: it waits, writers go on.
+    trio.store.calls_that_fail.store(u64::MAX, Ordering::Release);
+    trio.restart(2).await;
+    write(&proposer, &mut wal, 1000).await;
+    let term = status(&trio.world, &trio.addresses[0]).await.term;
+    eventually("it takes part", async || status(&trio.world, &trio.addresses[2]).await.term == term).await;
+    let failed = || u64::MAX - trio.store.calls_that_fail.load(Ordering::Acquire);
+    let failed_before = failed();
+    eventually("it is tried again", async || failed() > failed_before + 1).await;
+    assert_eq!(trio.flush_lsn(2).await, before);
+    trio.store.calls_that_fail.store(0, Ordering::Release);
+    eventually("it has everything", async || trio.flush_lsn(2).await == wal.end()).await;
+    write(&proposer, &mut wal, 1000).await;
+    assert!(trio.has_all(2, &wal).await);
+    for number in 0..3 {
+        trimmed(&trio.world, &trio.addresses[number], wal.end()).await;
+        eventually("nothing is kept", async || trio.kept_for_others(number).await == 0).await;
+    }
+    proposer.shutdown().await;
+    trio.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_election_completes_one_that_was_away_from_the_archive() {
+    let mut trio = Trio::start().await;
+    let (proposer, elected) = trio.elect().await;
+    let mut wal = trio.world.wal(elected.end_lsn, elected.prev_lsn);
+    trio.stop(2).await;
+    for _ in 0..10 {
+        write(&proposer, &mut wal, SEGMENT_BYTES as usize).await;
+    }
+    trimmed_to(&trio.world, &trio.addresses[0], wal.end(), KEEP_FOR_OTHERS_BYTES).await;
+    proposer.shutdown().await;
+    // Of the quorum that is left one has nothing: it decides only once it has all.
+    trio.stop(1).await;
+    trio.restart(2).await;
+    let (proposer, elected) = trio.elect().await;
+    assert_eq!((elected.end_lsn, trio.flush_lsn(2).await), (wal.end(), wal.end()));
+    write(&proposer, &mut wal, 1000).await;
+    assert!(trio.has_all(2, &wal).await);
+    proposer.shutdown().await;
+    trio.close().await;
+}
+
+/// A writer's connection, message by message.
+struct RawWriter {
+    stream: UnixStream,
+    buffer: BytesMut,
+}
+
+impl RawWriter {
+    async fn connect(world: &World, address: &ServiceAddr) -> RawWriter {
+        let ServiceAddr::Unix(path) = address else { panic!("{address} is no Unix socket") };
+        let stream = UnixStream::connect(path).await.expect("connects");
+        let mut writer = RawWriter { stream, buffer: BytesMut::new() };
+        let (tenant, timeline, token) = (world.spec.tenant, world.spec.timeline, world.token(Rights::Write));
+        let hello = Hello { version: PROTOCOL_VERSION, capabilities: 0, tenant, timeline, token };
+        let answer = writer.ask(&Request::Hello(hello)).await;
+        assert!(matches!(answer, Response::HelloOk { .. }), "{answer:?}");
+        writer
+    }
+
+    async fn ask(&mut self, request: &Request) -> Response {
+        let mut out = BytesMut::new();
+        request.encode(&mut out);
+        self.stream.write_all(&out).await.expect("sent");
+        loop {
+            if let Some(frame) = Frame::take(&mut self.buffer).expect("a frame") {
+                return Response::decode(frame).expect("a response");
+            }
+            let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read_buf(&mut self.buffer)).await;
+            assert_ne!(read.expect("in time").expect("read"), 0, "the safekeeper has closed the connection");
+        }
+    }
+
+    async fn read(&mut self, term: Term, from: Lsn, to: Lsn) -> Result<Bytes, ErrorCode> {
+        match self.ask(&Request::ReadWal { id: 7, term, from, to }).await {
+            Response::Wal { id: 7, start, bytes } if start == from => Ok(bytes),
+            Response::Error { id: 7, code, .. } => Err(code),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A writer that was replaced gets no archived WAL either, nor does one get what was never there.
+#[tokio::test(flavor = "multi_thread")]
+async fn archived_wal_is_read_for_the_writer_of_the_promised_term_only() {
+    let house = House::with_wal_of(6).await;
+    let (world, start) = (&house.world, house.world.spec.start_lsn);
+    let term = house.status().await.term;
+    let read = async |term: Term, from: Lsn, to: Lsn| {
+        let mut writer = RawWriter::connect(world, &house.addresses[0]).await;
+        writer.read(term, from, to).await
+    };
+    let to = start.advance(3000);
+    assert_eq!(read(term, start, to).await.as_deref(), Ok(&house.wal.bytes()[..3000]));
+    assert_eq!(read(Term::new(term.get() - 1), start, to).await, Err(ErrorCode::OutOfOrder));
+    let before = Lsn::new(start.get() - 8);
+    assert_eq!(read(term, before, to).await, Err(ErrorCode::LsnOutOfRange));
+    // In pieces, each from where the one before ends, over blocks, segments and into what is here.
+    let mut writer = RawWriter::connect(world, &house.addresses[0]).await;
+    let (mut at, mut bytes) = (start, Vec::new());
+    while at < house.wal.end() {
+        let piece = writer.read(term, at, at.advance(300_000)).await.expect("it is archived or here");
+        assert!(!piece.is_empty() && piece.len() <= 300_000);
+        at = at.advance(piece.len() as u64);
+        bytes.extend_from_slice(&piece);
+    }
+    assert!(bytes == house.wal.bytes());
+    house.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn three_share_an_archive_and_who_disagrees_with_it_trims_nothing() {
     let (world, store) = (World::new(), Arc::new(Flaky::default()));
@@ -420,11 +634,24 @@ async fn three_share_an_archive_and_who_disagrees_with_it_trims_nothing() {
         eventually("what agrees is trimmed", async || status(&world, address).await.oldest_lsn == boundary).await;
     }
     assert!(store.inner.get(&foreign.0).expect("it is there") == foreign.1);
+    for address in &addresses {
+        let told = world.safekeeper_status(address).await;
+        let [stall] = &told.archive_stalls[..] else { panic!("one timeline's WAL cannot be archived: {told:?}") };
+        assert_eq!((stall.timeline, stall.tenant, stall.lsn), (world.spec.timeline, world.spec.tenant, boundary));
+        assert!(
+            stall.message.contains(foreign.0.as_str()) && stall.message.contains("other installation"),
+            "{stall:?}"
+        );
+        assert_eq!((told.archives, told.archive_stalls_total), (true, 1));
+        assert!(told.disk_free_bytes <= told.disk_size_bytes && told.disk_size_bytes > 0, "{told:?}");
+    }
     assert_eq!(objects(&world, &store).last(), Some(&foreign.0), "nothing after it is archived");
     // Once it is taken away, all goes on.
     store.inner.delete(&foreign.0).expect("deleted");
     for address in &addresses {
         trimmed(&world, address, wal.end()).await;
+        let told = world.safekeeper_status(address).await;
+        assert_eq!((told.archive_stalls, told.archive_stalls_total), (Vec::new(), 0));
     }
     let mut reader = world.reader(&addresses, world.spec.start_lsn).await;
     assert!(read_up_to(&mut reader, wal.end()).await == wal.bytes());

@@ -238,6 +238,10 @@ async fn without_the_right_token_nothing_is_served() {
     world.create(std::slice::from_ref(&address)).await;
     let spec = world.spec;
     let refused = |error: ClientError| assert_eq!(error.code(), Some(ErrorCode::Refused), "{error}");
+    // Of all tenants' timelines those hear who may ask about all tenants.
+    refused(world.client(&address).await.safekeeper_status().await.expect_err("one tenant's rights"));
+    let told = world.safekeeper_status(&address).await;
+    assert_eq!((told.archives, told.kept_for_others_bytes), (false, 0));
 
     let foreign = stranger.issuer.issue(&Claims {
         service: Service::Any,

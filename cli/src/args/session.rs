@@ -22,12 +22,15 @@ pub struct LoginArgs {
 /// `ardent status`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  ardent status\n  psql \"$(ardent branch info feature-x --print-url)&sslrootcert=$(ardent status --ca)\""
+    after_help = "Examples:\n  ardent status\n  ardent status --exit-code >/dev/null || echo 'look at the safekeepers'\n  psql \"$(ardent branch info feature-x --print-url)&sslrootcert=$(ardent status --ca)\""
 )]
 pub struct StatusArgs {
     /// Print only the path of the CA certificate, for sslmode=verify-full
     #[arg(long)]
     pub ca: bool,
+    /// Exit with code 3 if a safekeeper is away, or something is warned of
+    #[arg(long)]
+    pub exit_code: bool,
 }
 
 /// `ardent doctor`.

@@ -10,6 +10,7 @@ use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
 use ardent_pg_format::PgMajor;
 
+use super::safekeepers::{self, Concern};
 use crate::api::Api;
 use crate::args::{DoctorArgs, StoreArgs};
 use crate::failure::Failure;
@@ -32,7 +33,7 @@ pub fn run(output: &Output, url_flag: Option<&str>, args: &DoctorArgs) -> Result
     checks.push(psql());
     checks.push(host_names());
     checks.extend(args.store.store.as_ref().map(|place| store(place, &args.store)));
-    checks.push(server(url_flag));
+    checks.extend(server(url_flag));
     let passed = checks.iter().all(|check| check.outcome != CheckOutcome::Failed);
     let report = Report { schema_version: SCHEMA_VERSION, passed, checks };
     output.data(&report, |report| {
@@ -161,12 +162,35 @@ fn store(place: &StorePlace, args: &StoreArgs) -> PreflightCheck {
     }
 }
 
-fn server(url_flag: Option<&str>) -> PreflightCheck {
-    let asked = Api::new(url_flag).and_then(|api| Ok((api.get::<StatusReply>("/v1/status")?, api.url().to_owned())));
-    match asked {
-        Ok((status, url)) => check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None),
-        Err(failure) => check("server", CheckOutcome::Warning, failure.info.message, failure.info.hint.as_deref()),
+/// The server, and how its safekeepers are.
+fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
+    let asked = Api::new(url_flag).and_then(|api| {
+        let status = api.get::<StatusReply>("/v1/status")?;
+        Ok((status, api.url().to_owned(), safekeepers::ask(&api)))
+    });
+    let failed = |name: &str, failure: Failure| {
+        check(name, CheckOutcome::Warning, failure.info.message, failure.info.hint.as_deref())
+    };
+    let (status, url, safekeepers) = match asked {
+        Ok(told) => told,
+        Err(failure) => return vec![failed("server", failure)],
+    };
+    let mut checks = vec![check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None)];
+    let safekeepers = match safekeepers {
+        Ok(safekeepers) => safekeepers,
+        Err(failure) => {
+            checks.push(failed("safekeepers", failure));
+            return checks;
+        }
+    };
+    let concerns = safekeepers::concerns(&safekeepers);
+    if concerns.is_empty() {
+        checks.push(check("safekeepers", CheckOutcome::Ok, safekeepers::summary(&safekeepers), None));
     }
+    let warning =
+        |concern: Concern| check("safekeepers", CheckOutcome::Warning, concern.message, Some(concern.fix.as_str()));
+    checks.extend(concerns.into_iter().map(warning));
+    checks
 }
 
 fn first_line(program: &Path, arguments: &[&str]) -> Option<String> {

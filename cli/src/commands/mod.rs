@@ -17,6 +17,7 @@ pub mod rebase;
 pub mod reconfigure;
 pub mod recover;
 pub mod rehearse;
+mod safekeepers;
 pub mod session;
 
 use ardent_api::control::{BranchName, ErrorInfo};

@@ -2,13 +2,24 @@
 
 use std::io::Read as _;
 
-use ardent_api::control::{ApiErrorCode, DeleteReply, ErrorInfo, StatusReply, WhoamiReply};
+use serde::Serialize;
 
+use ardent_api::control::{ApiErrorCode, DeleteReply, ErrorInfo, SafekeeperInfo, StatusReply, WhoamiReply};
+
+use super::safekeepers;
 use crate::api::Api;
 use crate::args::{LoginArgs, StatusArgs};
 use crate::config::{Session, UserConfig};
 use crate::failure::Failure;
 use crate::output::{Output, pairs};
+
+/// What `ardent status` tells.
+#[derive(Serialize)]
+struct Told {
+    #[serde(flatten)]
+    status: StatusReply,
+    safekeepers: Vec<SafekeeperInfo>,
+}
 
 /// `ardent login`.
 pub fn login(output: &Output, url_flag: Option<&str>, args: &LoginArgs) -> Result<(), Failure> {
@@ -74,7 +85,13 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     if args.ca && !output.json {
         return output.line(&status.ca_file);
     }
-    output.data(&status, |status| {
+    let safekeepers = safekeepers::ask(&api)?;
+    let concerns = safekeepers::concerns(&safekeepers);
+    for concern in &concerns {
+        output.warning(&format!("{}; {}", concern.message, concern.fix));
+    }
+    let told = Told { status, safekeepers };
+    output.data(&told, |Told { status, safekeepers }| {
         let branches_at = if status.proxy_wildcard {
             format!("NAME.{}:{}", status.proxy_host, status.proxy_port)
         } else {
@@ -88,6 +105,8 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             ("connectors", status.connectors.to_string()),
             ("branches", status.branches.to_string()),
             ("running", status.computes_running.to_string()),
+            ("safekeepers", safekeepers::summary(safekeepers)),
         ])
-    })
+    })?;
+    if args.exit_code && !concerns.is_empty() { Err(Failure::differences()) } else { Ok(()) }
 }

@@ -59,6 +59,7 @@ pub fn safekeeper(output: &Output, args: &SafekeeperArgs) -> Result<(), Failure>
         let safekeeper =
             Safekeeper::start(config, CancellationToken::new()).await.map_err(|error| Failure::of(&error))?;
         safekeeper.register_metrics(metrics.registry());
+        metrics.check(safekeeper.problems());
         let metrics = metrics.serve(verifier);
         let announced = announce(output, "safekeeper", addresses(safekeeper.addresses()));
         Ok((announced, async move {

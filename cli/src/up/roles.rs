@@ -71,6 +71,7 @@ impl Roles {
         let archive = choose_archive(root, store.uncached.clone(), args).await?;
         let safekeepers = Safekeepers::start(&place, &safekeeper_addrs, archive).await?;
         safekeepers.register_metrics(metrics.registry());
+        metrics.check(safekeepers.problems());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
         if args.metrics.metrics_listen.is_some() {
             keys::metrics_token(&place)?;

@@ -62,6 +62,18 @@ impl Safekeepers {
         }
     }
 
+    /// What does not work of them at present.
+    pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+        let all: Vec<_> = self.0.iter().map(|(index, safekeeper)| (index + 1, safekeeper.problems())).collect();
+        move || {
+            let mut found = Vec::new();
+            for (number, problems) in &all {
+                found.extend(problems().into_iter().map(|problem| format!("safekeeper {number}: {problem}")));
+            }
+            found
+        }
+    }
+
     /// Ends all, with what is in memory saved.
     pub async fn shutdown(self) {
         for (_, safekeeper) in self.0 {

@@ -20,8 +20,8 @@ use ardent_api::control::{
     ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
     CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
     MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply, RenameRequest, ResetRequest,
-    RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, StatusReply, SwitchReply, UndeleteRequest,
-    UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
+    RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, SafekeepersReply, StatusReply, SwitchReply,
+    UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -45,6 +45,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
     Router::new()
         .route("/v1/openapi.json", get(describe))
         .route("/v1/status", get(status))
+        .route("/v1/safekeepers", get(safekeepers))
         .route("/v1/whoami", get(whoami))
         .route("/v1/token", delete(revoke_token))
         .route("/v1/connectors", get(list_connectors).post(create_connector))
@@ -130,6 +131,10 @@ async fn describe() -> Reply<serde_json::Value> {
 
 async fn status(State(control): Shared) -> Result<StatusReply> {
     Ok(Reply(control.status()?))
+}
+
+async fn safekeepers(State(control): Shared) -> Result<SafekeepersReply> {
+    Ok(Reply(control.safekeepers().await?))
 }
 
 async fn whoami(request: Request) -> Result<WhoamiReply> {

@@ -24,6 +24,7 @@ use ardent_api::control::{
     ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
+use ardent_api::wal_service::{ArchiveStall, SafekeeperStatus};
 use ardent_control::deps::{
     ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, PageService, RootBranch,
     StorageError, StorageErrorKind, WalBranch, WalService,
@@ -56,6 +57,7 @@ pub struct FakeState {
     /// A second safekeeper, which the quorum does not need.
     pub second: BTreeSet<TimelineId>,
     pub second_away: bool,
+    pub archive_stalls: Vec<ArchiveStall>,
     pub production_down: bool,
     pub preflight_fails: bool,
     pub import_fails: bool,
@@ -273,6 +275,12 @@ impl Fakes {
     }
 }
 
+/// A timeline whose WAL cannot be archived.
+pub fn stall(timeline: TimelineId) -> ArchiveStall {
+    let message = "it holds other WAL".to_owned();
+    ArchiveStall { tenant: TenantId::generate(), timeline, lsn: Lsn::new(0x0100_0000), for_s: 90, message }
+}
+
 fn second() -> ServiceAddr {
     ServiceAddr::Unix("/fake/safekeeper-2.sock".into())
 }
@@ -342,6 +350,21 @@ impl WalService for Fakes {
             }
         };
         Box::pin(async move { answer })
+    }
+
+    fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>> {
+        let state = self.state.lock();
+        let first = SafekeeperStatus {
+            disk_free_bytes: 1 << 30,
+            disk_size_bytes: 2 << 30,
+            kept_for_others_bytes: 0,
+            archives: true,
+            archive_stalls_total: state.archive_stalls.len() as u64,
+            archive_stalls: state.archive_stalls.clone(),
+        };
+        let of_second = if state.second_away { Err(down("second safekeeper")) } else { Ok(first.clone()) };
+        let both = self.addrs().into_iter().zip([Ok(first), of_second]).collect();
+        Box::pin(async move { both })
     }
 
     fn delete_on<'a>(

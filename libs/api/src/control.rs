@@ -9,6 +9,7 @@ mod branch_name;
 mod connector;
 mod error;
 mod internal;
+mod safekeeper;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ pub use branch_name::{BranchName, BranchNameError};
 pub use connector::*;
 pub use error::{ApiErrorCode, ErrorInfo, ErrorReply};
 pub use internal::{AuthInfo, AuthQuery, WakeReply, WakeRequest};
+pub use safekeeper::*;
 
 /// `schema_version` of every object here.
 pub const SCHEMA_VERSION: u32 = 1;

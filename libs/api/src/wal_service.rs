@@ -16,7 +16,10 @@ use ardent_types::{TenantId, TimelineId};
 
 pub use append::{Append, AppendReply, WalChunk};
 pub use election::{Begin, BeginReply, ProposerId, RecordEnd, TermStart, Vote, VoteReply};
-pub use manage::{Ancestor, ManageReply, ManageRequest, TimelineSpec, TimelineStatus};
+pub use manage::{
+    ARCHIVE_STALLS_MAX, Ancestor, ArchiveStall, ManageReply, ManageRequest, SafekeeperStatus, TimelineSpec,
+    TimelineStatus,
+};
 pub use request::Request;
 pub use response::Response;
 
@@ -34,6 +37,9 @@ pub const HISTORY_LEN_MAX: usize = 1 << 20;
 
 /// A safekeeper's ability to send what a follower waits for at once ([`Request::Await`]).
 pub const CAN_HURRY: u32 = 1;
+
+/// A safekeeper's ability to say how it is as a whole ([`ManageRequest::SafekeeperStatus`]).
+pub const CAN_TELL_STATUS: u32 = 2;
 
 /// The first message of a connection.
 #[derive(Clone, PartialEq, Eq)]

@@ -33,7 +33,7 @@ pub(crate) struct Receiver {
     address: ServiceAddr,
     stream: ReadHalf,
     buffer: BytesMut,
-    /// What the safekeeper can do ([`CAN_HURRY`](ardent_api::wal_service::CAN_HURRY)).
+    /// What the safekeeper can do, such as [`CAN_HURRY`](ardent_api::wal_service::CAN_HURRY).
     capabilities: u32,
 }
 

@@ -1,7 +1,9 @@
 //! Timelines of a safekeeper: create, delete, look at.
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{ManageReply, ManageRequest, Request, Response, TimelineSpec, TimelineStatus};
+use ardent_api::wal_service::{
+    CAN_TELL_STATUS, ManageReply, ManageRequest, Request, Response, SafekeeperStatus, TimelineSpec, TimelineStatus,
+};
 use ardent_types::{TenantId, TimelineId};
 
 use crate::connection::{Binding, Receiver, Sender, connect};
@@ -68,11 +70,61 @@ impl SafekeeperClient {
         }
     }
 
+    /// Facts about the safekeeper as a whole, with a token that is bound to no tenant. One of an older version, which cannot tell them, is not asked.
+    pub async fn safekeeper_status(&mut self) -> Result<SafekeeperStatus, ClientError> {
+        if !self.receiver.peer_can(CAN_TELL_STATUS) {
+            let what = "its version is older, and cannot tell how it is".to_owned();
+            return Err(ClientError::Protocol { address: self.address.clone(), what });
+        }
+        match self.ask(ManageRequest::SafekeeperStatus).await? {
+            ManageReply::Safekeeper(status) => Ok(status),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
     /// The tenant's timelines.
     pub async fn list(&mut self) -> Result<Vec<TimelineId>, ClientError> {
         match self.ask(ManageRequest::ListTimelines).await? {
             ManageReply::Timelines { timelines } => Ok(timelines),
             _ => Err(ClientError::unexpected(&self.address)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use ardent_api::frame::Frame;
+    use ardent_api::wal_service::{CAN_HURRY, PROTOCOL_VERSION};
+    use bytes::BytesMut;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixListener;
+
+    #[tokio::test]
+    async fn a_safekeeper_of_an_older_version_is_not_asked_what_it_does_not_know() {
+        let path = std::env::temp_dir().join(format!("ardent-{}.sock", TimelineId::generate()));
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let older = async {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut buffer = BytesMut::new();
+            while Frame::take(&mut buffer).expect("a frame").is_none() {
+                stream.read_buf(&mut buffer).await.expect("read");
+            }
+            let mut hello = BytesMut::new();
+            Response::HelloOk { version: PROTOCOL_VERSION, capabilities: CAN_HURRY }.encode(&mut hello);
+            stream.write_all(&hello).await.expect("sent");
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).await.expect("read");
+            rest
+        };
+        let address = ServiceAddr::Unix(path.clone());
+        let asking = async {
+            let mut client = SafekeeperClient::connect(&address, TenantId::NONE, "token").await.expect("connects");
+            client.safekeeper_status().await.expect_err("it cannot tell")
+        };
+        let (sent, error) = tokio::join!(older, asking);
+        assert!(sent.is_empty() && error.to_string().contains("its version is older"), "{error}");
+        std::fs::remove_file(path).expect("removed");
     }
 }

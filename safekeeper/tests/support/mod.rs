@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::{ListenAddr, ServiceAddr};
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer};
+use ardent_api::wal_service::SafekeeperStatus;
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::encode::{RecordBuilder, WalStream, WalWriter};
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
@@ -64,6 +65,14 @@ impl World {
 
     pub async fn client(&self, address: &ServiceAddr) -> SafekeeperClient {
         SafekeeperClient::connect(address, self.spec.tenant, &self.token(Rights::Manage)).await.expect("connects")
+    }
+
+    /// How a safekeeper is, as one asks who may ask about all tenants.
+    pub async fn safekeeper_status(&self, address: &ServiceAddr) -> SafekeeperStatus {
+        let (service, rights) = (Service::Safekeeper, Rights::Read);
+        let token = self.issuer.issue(&Claims { service, tenant: None, timeline: None, rights, expires_at_s: None });
+        let client = SafekeeperClient::connect(address, TenantId::NONE, &token).await;
+        client.expect("connects").safekeeper_status().await.expect("a status")
     }
 
     /// Makes the timeline on all these safekeepers.

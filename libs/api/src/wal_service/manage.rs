@@ -57,6 +57,8 @@ pub enum ManageRequest {
     },
     /// The ids of all timelines of the connection's tenant.
     ListTimelines,
+    /// Facts about the safekeeper as a whole. Needs read rights that are bound to no tenant.
+    SafekeeperStatus,
 }
 
 /// Answer to a [`ManageRequest`].
@@ -72,6 +74,43 @@ pub enum ManageReply {
         /// In no order.
         timelines: Vec<TimelineId>,
     },
+    /// The safekeeper.
+    Safekeeper(SafekeeperStatus),
+}
+
+/// Most timelines in [`SafekeeperStatus::archive_stalls`].
+pub const ARCHIVE_STALLS_MAX: usize = 16;
+
+/// Facts about a safekeeper as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SafekeeperStatus {
+    /// Free on the disk of its folder, in bytes.
+    pub disk_free_bytes: u64,
+    /// Size of that disk, in bytes.
+    pub disk_size_bytes: u64,
+    /// WAL of timelines in use that it keeps only since another safekeeper lacks it, in bytes.
+    pub kept_for_others_bytes: u64,
+    /// Whether WAL goes to an archive.
+    pub archives: bool,
+    /// Timelines whose WAL could not be archived when that was last tried; the oldest [`ARCHIVE_STALLS_MAX`].
+    pub archive_stalls: Vec<ArchiveStall>,
+    /// How many there are of these.
+    pub archive_stalls_total: u64,
+}
+
+/// A timeline whose WAL cannot be archived. Nothing of it from there on is trimmed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveStall {
+    /// Tenant.
+    pub tenant: TenantId,
+    /// Timeline.
+    pub timeline: TimelineId,
+    /// The start of the segment that was tried.
+    pub lsn: Lsn,
+    /// For how long it has been tried, in seconds.
+    pub for_s: u64,
+    /// Why it failed.
+    pub message: String,
 }
 
 /// Facts about a timeline at one safekeeper.
