@@ -266,7 +266,8 @@ impl Apart {
         match number {
             _ if self.has_network => format!("tls:{}:7431", Apart::host(safekeeper)),
             0 => self.socket(safekeeper),
-            _ => format!("tls:127.0.0.1:{}", self.safekeeper_ports[number]),
+            // Not where clients connect from: while it is down, one of theirs could take its port.
+            _ => format!("tls:127.0.1.{number}:{}", self.safekeeper_ports[number]),
         }
     }
 }

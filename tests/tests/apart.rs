@@ -37,6 +37,14 @@ fn a_safekeeper_and_the_page_server_die_and_no_commit_is_lost() {
     let child = apart.ok(&["branch", "create", "two", "--from", "one", "--print-url"]);
     assert_eq!(sql(&child, held), "1004|5004");
     apart.ok(&["branch", "delete", "two", "one"]);
+
+    // What is between hosts is known by its key, and computes take pages from this host alone.
+    let (key, token, folder) = ("--key=none", "--token-file=none", "--data-dir=none");
+    let without_key = apart.ardent(&["pageserver", folder, key, token, "--listen=unix:none", "--safekeeper=tls:h:1"]);
+    without_key.refused(2, &["tls:h:1", "64 digits"]);
+    let elsewhere = apart.ardent(&["pageserver", folder, key, token, "--listen=tls:h:1", "--safekeeper=unix:none"]);
+    elsewhere.refused(2, &["the host of its computes"]);
+    apart.ardent(&["control", "--pageserver=tls:h:1"]).refused(2, &["the host of its computes"]);
 }
 
 #[test]
