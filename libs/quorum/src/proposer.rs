@@ -304,9 +304,12 @@ impl Proposer {
             peer.phase = Phase::Answered;
             self.higher_term(now_us, reply.term, out);
         } else if !reply.granted {
-            // Another proposer holds this very term here: outbid it, or be fenced by it.
+            // Another proposer holds this very term here: outbid it, or be fenced by it. Where we are elected in it the other cannot be: this
+            // acceptor is as good as away, as long as a quorum is there without it.
             peer.phase = Phase::Answered;
-            self.higher_term(now_us, reply.term, out);
+            if !self.is_announced() || !self.is_quorum(|peer| peer.phase == Phase::Streaming) {
+                self.higher_term(now_us, reply.term, out);
+            }
         } else {
             peer.phase = Phase::Granted;
             peer.vote = Some(reply);

@@ -112,7 +112,8 @@ fn members_that_change_keep_their_promises() {
 }
 
 /// Seeds that once failed, as (nodes, spares, seed).
-const ONCE_FAILED: [(usize, usize, u64); 5] = [(5, 0, 30), (3, 0, 1164), (5, 0, 5667), (1, 0, 47), (1, 3, 226)];
+const ONCE_FAILED: [(usize, usize, u64); 6] =
+    [(5, 0, 30), (3, 0, 1164), (5, 0, 5667), (1, 0, 47), (1, 3, 226), (3, 4, 10990)];
 
 #[test]
 fn seeds_that_once_failed_hold() {
