@@ -112,6 +112,7 @@ fn filter(request: &LogRequest) -> Result<LogFilter, ErrorInfo> {
         until_us: time("until", &request.until)?,
         role: request.role.clone(),
         application: request.application.clone(),
+        client: request.client,
         database: request.database.clone(),
         failed: request.failed,
         writes: request.writes,

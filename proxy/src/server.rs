@@ -121,7 +121,7 @@ impl<C: ControlPlane> Proxy<C> {
             let started = self.sessions.run(tcp, move |tcp| async move {
                 let _place = place;
                 let counted = Counted::new(&shared.metrics);
-                let result = session::serve(&shared, tcp).await;
+                let result = session::serve(&shared, tcp, peer).await;
                 counted.end(&result);
                 log_end(peer, result);
             });

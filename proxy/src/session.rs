@@ -1,6 +1,7 @@
 //! One client's life: startup, TLS, route, SCRAM, wake, relay. Read top down.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -55,14 +56,15 @@ impl From<message::ReadError> for SessionError {
 }
 
 /// Serves one TCP connection until it ends.
-pub async fn serve<C: ControlPlane>(shared: &Shared<C>, tcp: TcpStream) -> Result<(), SessionError> {
+pub async fn serve<C: ControlPlane>(shared: &Shared<C>, tcp: TcpStream, peer: SocketAddr) -> Result<(), SessionError> {
     tcp.set_nodelay(true)?;
     let handshake = timeout(limits::HANDSHAKE_TIMEOUT, authenticate(shared, tcp));
     let Some(client) = handshake.await.map_err(|_| SessionError::Dropped("no password within the time allowed"))??
     else {
         return Ok(());
     };
-    let Client { mut stream, route } = client;
+    let Client { mut stream, mut route } = client;
+    route.parameters.set_client_address(peer);
     let began = Instant::now();
     match connect_compute(shared, &route).await {
         Ok(compute) => {

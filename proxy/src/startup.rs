@@ -2,6 +2,9 @@
 //!
 //! Source: PostgreSQL documentation, "Message Formats" (StartupMessage, SSLRequest, GSSENCRequest, CancelRequest).
 
+use std::net::SocketAddr;
+
+use ardent_api::compute::CLIENT_ADDRESS_SETTING;
 use bytes::{BufMut, Bytes, BytesMut};
 
 const CANCEL_REQUEST_CODE: u32 = 80_877_102;
@@ -111,6 +114,14 @@ impl StartupParameters {
         }
     }
 
+    /// Says to the compute where the client is, in place of whatever the client said of that itself: the compute's library takes this
+    /// parameter for the branch's log. It stands last, and counts for more than `options`.
+    pub fn set_client_address(&mut self, peer: SocketAddr) {
+        self.parameters.retain(|(key, _)| !key.eq_ignore_ascii_case(CLIENT_ADDRESS_SETTING));
+        let address = SocketAddr::new(peer.ip().to_canonical(), peer.port());
+        self.parameters.push((CLIENT_ADDRESS_SETTING.to_owned(), address.to_string()));
+    }
+
     /// The protocol extensions that the client asked for, by name. None is supported.
     pub fn protocol_extensions(&self) -> impl Iterator<Item = &str> {
         self.parameters.iter().map(|(name, _)| name.as_str()).filter(|name| name.starts_with("_pq_."))
@@ -172,6 +183,22 @@ mod tests {
         check(&[0, 3, 0, 0, b'u', 0, 0xFF, 0, 0], StartupError::Layout);
         check(&[0, 3, 0, 0, 0, 1], StartupError::Layout);
         check(&[4, 0xD2, 0x16, 0x2F, 0], StartupError::Length);
+    }
+
+    #[test]
+    fn what_a_client_says_of_its_address_is_replaced() {
+        let check = |peer: &str, expect: &str| {
+            let mut startup = sample();
+            for name in ["ardent.client_address", "Ardent.CLIENT_address"] {
+                startup.parameters.push((name.to_owned(), "203.0.113.9:1".to_owned()));
+            }
+            startup.set_client_address(peer.parse().expect("an address"));
+            let expect = [sample().parameters, vec![("ardent.client_address".to_owned(), expect.to_owned())]].concat();
+            assert_eq!(startup.parameters, expect);
+        };
+        check("192.0.2.1:50000", "192.0.2.1:50000");
+        check("[2001:db8::1]:50000", "[2001:db8::1]:50000");
+        check("[::ffff:192.0.2.1]:50000", "192.0.2.1:50000");
     }
 
     proptest! {

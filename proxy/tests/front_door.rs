@@ -134,6 +134,9 @@ fn libpq_reaches_a_branch_by_every_route_and_verifies_the_certificate() {
     house.check("host=127.0.0.1 user=app options=branch=fix sslmode=require", who, Ok("app@app"));
     house.check("host=127.0.0.1 user=app.fix sslmode=require", who, Ok("app@app"));
     house.check("host=fix.localhost user=app.fix dbname=postgres sslmode=require", who, Ok("app@postgres"));
+    let port = "select current_setting('ardent.client_address') like '127.0.0.1:_%'";
+    let forged = "options='-c ardent.client_address=203.0.113.9:1 branch=fix'";
+    house.check(&format!("host=127.0.0.1 user=app sslmode=require {forged}"), port, Ok("t"));
     let options = "options='-c work_mem=77MB branch=fix'";
     house.check(&format!("host=127.0.0.1 user=app sslmode=require {options}"), "show work_mem", Ok("77MB"));
 }

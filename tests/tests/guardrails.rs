@@ -308,6 +308,11 @@ fn what_a_branch_ran_is_recorded_and_rows_are_traced_to_statements() {
     assert_eq!(compute_state(&house, "dev"), "suspended");
     assert_eq!(log(&house, &["--failed", "--limit", "1"]), expect[6..7]);
     assert_eq!(log(&house, &["--application", "AGENT-7"]), expect[..2]);
+    // Where the client was: this host, whatever it says itself.
+    assert_eq!(log(&house, &["--client", "127.0.0.1", "--role", "postgres", "--all"]), expect);
+    assert_eq!(log(&house, &["--client", "192.0.2.1"]), []);
+    let entry = &house.json(&["branch", "log", "dev", "--limit", "1"])["entries"][0];
+    assert!(entry["client_address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1:")), "{entry}");
     let lines = house.ok(&["branch", "log", "dev", "--grep", "missing", "--ndjson"]);
     assert!(lines.contains("\"sqlstate\":\"42P01\"") && lines.contains("\"type\":\"end\""), "{lines}");
     let table = house.ok(&["branch", "log", "dev", "--writes"]);

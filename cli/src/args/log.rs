@@ -1,5 +1,7 @@
 //! Flags of what shows what a branch ran.
 
+use std::net::IpAddr;
+
 use clap::Args;
 
 /// `ardent branch blame`.
@@ -34,6 +36,9 @@ pub struct BranchLogArgs {
     /// Of sessions with this in their application_name
     #[arg(long, value_name = "TEXT")]
     pub application: Option<String>,
+    /// Of clients at this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<IpAddr>,
     /// In this database
     #[arg(long)]
     pub database: Option<String>,

@@ -29,6 +29,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchLogArgs) -> Result<(), Failu
         until: args.until.as_deref().map(time).transpose()?,
         role: args.role.clone(),
         application: args.application.clone(),
+        client: args.client,
         database: args.database.clone(),
         failed: args.failed,
         writes: args.writes,
@@ -265,6 +266,11 @@ fn columns(entry: &LogEntry) -> [String; COLUMNS] {
         session => format!("{} (as {})", or_dash(session), or_dash(&entry.role)),
     };
     let application = if entry.is_own { "(ardent)".to_owned() } else { or_dash(&entry.application_name) };
+    // That a client is on the server's own host is what is expected.
+    let application = match entry.client_ip().filter(|address| !address.is_loopback()) {
+        Some(address) => format!("{application} at {address}"),
+        None => application,
+    };
     let duration = entry.duration_us.map_or("-".to_owned(), duration_text);
     let rows = match entry.kind {
         EntryKind::Lost => None,
@@ -340,6 +346,7 @@ mod tests {
             session_role: "app".into(),
             role: "app".into(),
             application_name: "psql".into(),
+            client_address: None,
             is_own: false,
             statement: "select  1,\n\t2".into(),
             statement_bytes: 13,

@@ -123,3 +123,40 @@ async fn each_statement_of_a_client_is_one_entry_whatever_it_runs_by_itself() {
     assert_eq!(stray, None);
     assert!(entries.iter().all(|entry| entry.kind == EntryKind::Statement && !entry.is_own), "{entries:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_where_the_proxy_says_and_no_session_says_so_itself() {
+    let world = World::new(TestPgOptions::default(), SOURCE).await;
+    let mut spec = world.spec();
+    let log = StatementLog::new(&mut spec);
+    let mut agent = world.start_with(spec).await;
+    let said = agent.connect_with("-c ardent.client_address=192.0.2.7:50000").await;
+    said.sql("select 'by the proxy'").await.expect("answered");
+    for sql in [
+        "set ardent.client_address = '203.0.113.9:1'",
+        "select set_config('ardent.client_address', '203.0.113.9:1', true)",
+        "alter role app set ardent.client_address = '203.0.113.9:1'",
+        "alter system set ardent.client_address = '203.0.113.9:1'",
+    ] {
+        assert!(said.sql(sql).await.is_err(), "{sql}");
+    }
+    said.sql("set application_name = 'other'; select 'still'").await.expect("answered");
+    assert_eq!(said.sql("show ardent.client_address").await.expect("shown"), "192.0.2.7:50000");
+    // From within the sandbox, where whoever is a superuser runs what they like.
+    said.sql("create extension dblink").await.expect("made");
+    let forged = "host=%s user=postgres dbname=postgres options=''-c ardent.client_address=203.0.113.9:1''";
+    said.sql(&format!(
+        "select dblink_exec(format('{forged}', current_setting('unix_socket_directories')), 'create table forged()')"
+    ))
+    .await
+    .expect("a branch's own processes may connect");
+    agent.connect().await.sql("select 'past the proxy'").await.expect("answered");
+    let (clean, _) = agent.stop(DEADLINE).await;
+    assert!(clean);
+
+    let entries = log.entries();
+    let client = |statement: &str| only(&entries, statement).client_address.clone();
+    let said = Some("192.0.2.7:50000".to_owned());
+    assert_eq!((client("select 'by the proxy'"), client("select 'still'")), (said.clone(), said));
+    assert_eq!((client("create table forged()"), client("select 'past the proxy'")), (None, None));
+}

@@ -10,6 +10,8 @@ use crate::storage_hooks;
 
 /// Default of `ardent.fetch_timeout`.
 const FETCH_TIMEOUT_DEFAULT_MS: c_int = 60_000;
+/// [`ardent_api::compute::CLIENT_ADDRESS_SETTING`] for C.
+const CLIENT_ADDRESS_NAME: &CStr = c"ardent.client_address";
 /// Most blocks that read-ahead asks for at once.
 pub const READ_AHEAD_BLOCKS_MAX: u32 = 128;
 
@@ -20,6 +22,7 @@ static mut POLICY: *mut c_char = std::ptr::null_mut();
 static mut ROLES_SOCKET: *mut c_char = std::ptr::null_mut();
 static mut STATEMENT_RINGS: *mut c_char = std::ptr::null_mut();
 static mut STATEMENT_BELL: *mut c_char = std::ptr::null_mut();
+static mut CLIENT_ADDRESS: *mut c_char = std::ptr::null_mut();
 static mut COUNTERS: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
@@ -82,6 +85,12 @@ pub fn statement_rings() -> &'static CStr {
 pub fn statement_bell() -> &'static CStr {
     // SAFETY: single-threaded process.
     unsafe { text(&raw const STATEMENT_BELL) }
+}
+
+/// `ardent.client_address`: where the proxy says that the session's client is; whoever connects past the proxy may say anything.
+pub fn client_address() -> &'static CStr {
+    // SAFETY: single-threaded process; it is set when the session begins, and never after (PGC_BACKEND).
+    unsafe { text(&raw const CLIENT_ADDRESS) }
 }
 
 /// The branch's name, for errors: the agent sets it as `cluster_name`.
@@ -220,6 +229,14 @@ pub unsafe fn define() {
         &raw mut STATEMENT_BELL,
         fixed,
         pg::GUC_NOT_IN_SAMPLE,
+        None,
+    );
+    string(
+        CLIENT_ADDRESS_NAME,
+        c"Address and port of the client, said by the proxy when the session begins.",
+        &raw mut CLIENT_ADDRESS,
+        pg::PGC_BACKEND,
+        pg::GUC_NOT_IN_SAMPLE | pg::GUC_DISALLOW_IN_FILE,
         None,
     );
     string(

@@ -19,6 +19,7 @@ use ardent_types::Lsn;
 
 use crate::agent_login;
 use crate::pg;
+use crate::settings;
 use crate::statement_ring::{self, NOTHING, bytes, now, unix_us};
 
 /// Parameters that are shown of a statement, and bytes of each.
@@ -83,6 +84,8 @@ struct Known {
     role_name: Name,
     database: Name,
     application: Name,
+    /// Where the client is; `None`: it was not looked at yet.
+    client: Option<Name>,
 }
 
 /// This session.
@@ -127,6 +130,7 @@ static mut STATE: State = State {
         role_name: Name::NONE,
         database: Name::NONE,
         application: Name::NONE,
+        client: None,
     },
 };
 
@@ -681,6 +685,7 @@ unsafe fn tell_session() {
             role = session_role;
             database = bytes(port.database_name);
         }
+        let client = *known.client.get_or_insert_with(|| client_of(port));
         statement_ring::tell(&Record::Session(Session {
             pid: pg::process_id().unsigned_abs(),
             started_us: unix_us((&raw const pg::MyStartTimestamp).read()),
@@ -689,9 +694,31 @@ unsafe fn tell_session() {
             session_role,
             role,
             application: known.application.get(),
+            client: client.get(),
         }));
         known.is_told = true;
     }
+}
+
+/// Where the proxy says that the client is; nothing where it was not the proxy that connected.
+fn client_of(port: Option<&pg::Port>) -> Name {
+    if agent_login::is_agent_session() || !port.is_some_and(|port| is_from_outside(port.sock)) {
+        return Name::NONE;
+    }
+    Name::copy(settings::client_address().to_bytes())
+}
+
+/// Whether a process outside of the sandbox has connected: one that this namespace has no number for, or another user's. The branch's
+/// own processes can connect as well, and would say what they like.
+fn is_from_outside(socket: c_int) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `peer` is as long as `len` says.
+    let got =
+        unsafe { libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, (&raw mut peer).cast(), &raw mut len) };
+    // SAFETY: takes nothing, and always succeeds.
+    let own = unsafe { libc::geteuid() };
+    got == 0 && (peer.pid == 0 || peer.uid != own)
 }
 
 impl Name {

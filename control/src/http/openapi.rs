@@ -453,6 +453,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("session_role", "string"),
             ("role", "string"),
             ("application_name", "string"),
+            ("client_address", "string?"),
             ("is_own", "boolean"),
             ("statement", "string"),
             ("statement_bytes", "integer"),

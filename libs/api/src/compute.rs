@@ -16,6 +16,10 @@ use crate::policy::BranchPolicy;
 /// as a name can be, so that the real name fits in its place; only the user that runs the agent is let in under it.
 pub const AGENT_ROLE: &str = "ardent-agent---------------------------------------------------";
 
+/// The setting in which the proxy tells a compute's library, when a session begins, where its client is: address and port as
+/// `SocketAddr` writes them. The library believes it only of connections that come from outside of the sandbox.
+pub const CLIENT_ADDRESS_SETTING: &str = "ardent.client_address";
+
 /// Everything an agent needs to run one compute. Kept in a file with mode 0600: it holds the token.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeSpec {

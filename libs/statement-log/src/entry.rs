@@ -1,5 +1,7 @@
 //! What is told of a log: one entry for each statement, as JSON and for filters.
 
+use std::net::{IpAddr, SocketAddr};
+
 use serde::{Deserialize, Serialize};
 
 use ardent_types::{Lsn, TimelineId};
@@ -71,6 +73,10 @@ pub struct LogEntry {
     pub role: String,
     /// The session's `application_name`.
     pub application_name: String,
+    /// Address and port of the client, as the proxy saw them (`192.0.2.1:50000`, `[2001:db8::1]:50000`); absent where the session
+    /// did not come through it, and of what was recorded before this was.
+    #[serde(default)]
+    pub client_address: Option<String>,
     /// Of the server's own session.
     pub is_own: bool,
     /// The text, as far as it is kept.
@@ -104,6 +110,11 @@ pub struct LogEntry {
 }
 
 impl LogEntry {
+    /// The client's address without its port.
+    pub fn client_ip(&self) -> Option<IpAddr> {
+        self.client_address.as_deref()?.parse::<SocketAddr>().ok().map(|address| address.ip())
+    }
+
     /// Whether the statement wrote anything that its transaction has to commit.
     pub fn is_write(&self) -> bool {
         self.xid.is_some() && self.lsn_to.is_some()
@@ -125,6 +136,9 @@ pub struct LogFilter {
     /// With this in its `application_name`.
     #[serde(default)]
     pub application: Option<String>,
+    /// From this address, whatever the port.
+    #[serde(default)]
+    pub client: Option<IpAddr>,
     /// In this database.
     #[serde(default)]
     pub database: Option<String>,
@@ -158,6 +172,7 @@ impl LogFilter {
             && (entry.kind == EntryKind::Lost
                 || (self.role.as_ref().is_none_or(|role| *role == entry.role || *role == entry.session_role)
                     && self.application.as_deref().is_none_or(|part| contains(&entry.application_name, part))
+                    && self.client.is_none_or(|address| entry.client_ip() == Some(address))
                     && self.database.as_ref().is_none_or(|database| *database == entry.database)
                     && (!self.failed || entry.outcome == Outcome::Failed)
                     && (!self.writes || entry.is_write() || entry.kind == EntryKind::NoStatement)

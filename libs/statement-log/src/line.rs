@@ -1,5 +1,7 @@
 //! What control answers when it is asked for a log: JSON values, one a line.
 
+use std::net::IpAddr;
+
 use ardent_api::control::ErrorInfo;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,9 @@ pub struct LogRequest {
     /// With this in its `application_name`.
     #[serde(default)]
     pub application: Option<String>,
+    /// From this address, whatever the port. Not sent where it is not wanted: older servers refuse what they do not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<IpAddr>,
     /// In this database.
     #[serde(default)]
     pub database: Option<String>,

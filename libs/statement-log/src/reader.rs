@@ -449,6 +449,7 @@ fn blank(key: SessionKey, session: &Session<'_>, at_us: i64, timeline_id: Timeli
         session_role: text(session.session_role),
         role: text(session.role),
         application_name: text(session.application),
+        client_address: Some(text(session.client)).filter(|address| !address.is_empty()),
         is_own: session.is_own,
         statement: String::new(),
         statement_bytes: 0,

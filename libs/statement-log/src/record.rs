@@ -51,6 +51,8 @@ pub struct Session<'a> {
     pub role: &'a [u8],
     /// `application_name`.
     pub application: &'a [u8],
+    /// Address and port of the client that came through the proxy, as `SocketAddr` writes them; empty: it did not.
+    pub client: &'a [u8],
 }
 
 /// What Postgres said when a statement failed.
@@ -159,12 +161,14 @@ pub enum Record<'a> {
 
 /// Kinds of records.
 mod kind {
-    pub(super) const SESSION: u8 = 1;
+    /// As version 1 had it: without the client's address.
+    pub(super) const SESSION_1: u8 = 1;
     pub(super) const STATEMENT: u8 = 2;
     pub(super) const TRANSACTION: u8 = 3;
     pub(super) const UNDONE: u8 = 4;
     pub(super) const MORE: u8 = 5;
     pub(super) const LOST: u8 = 6;
+    pub(super) const SESSION: u8 = 7;
 }
 
 /// Stands for "no rows".
@@ -181,7 +185,8 @@ impl<'a> Record<'a> {
                 out.put(&session.pid.to_le_bytes())?;
                 out.put(&session.started_us.to_le_bytes())?;
                 out.byte(session.is_own.into())?;
-                for name in [session.database, session.session_role, session.role, session.application] {
+                let Session { database, session_role, role, application, client, .. } = *session;
+                for name in [database, session_role, role, application, client] {
                     out.text(name, NAME_MAX)?;
                 }
             }
@@ -239,7 +244,7 @@ impl<'a> Record<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, RecordError> {
         let mut rest = In { bytes, at: 0 };
         let record = match rest.byte()? {
-            kind::SESSION => Record::Session(Session {
+            kind @ (kind::SESSION | kind::SESSION_1) => Record::Session(Session {
                 pid: rest.u32()?,
                 started_us: rest.i64()?,
                 is_own: rest.byte()? != 0,
@@ -247,6 +252,7 @@ impl<'a> Record<'a> {
                 session_role: rest.text()?,
                 role: rest.text()?,
                 application: rest.text()?,
+                client: if kind == kind::SESSION { rest.text()? } else { b"" },
             }),
             kind::STATEMENT => {
                 let number = rest.u64()?;
@@ -428,6 +434,7 @@ pub(crate) mod tests {
             session_role: b"app",
             role: b"boss",
             application: b"psql",
+            client: b"192.0.2.1:5",
         };
         check(Record::Session(session));
         check(Record::Statement(statement(1, b"select 1")));
@@ -481,6 +488,29 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_session_of_version_1_has_no_address() {
+        let text = |text: &[u8]| [&[text.len() as u8, 0], text].concat();
+        let names = [text(b"shop"), text(b"app"), text(b"boss"), text(b"psql")].concat();
+        let rest = [&[7, 0, 0, 0][..], &[5, 0, 0, 0, 0, 0, 0, 0], &[1], &names].concat();
+        let session = Session {
+            pid: 7,
+            started_us: 5,
+            is_own: true,
+            database: b"shop",
+            session_role: b"app",
+            role: b"boss",
+            application: b"psql",
+            client: b"",
+        };
+        assert_eq!(Record::decode(&[&[1], &rest[..]].concat()), Ok(Record::Session(session)));
+        let session = Session { client: b"[::1]:5", ..session };
+        let expect = [&[7], &rest[..], &text(b"[::1]:5")].concat();
+        let mut out = [0; RECORD_MAX];
+        let len = Record::Session(session).encode(&mut out).expect("there is room");
+        assert_eq!(out[..len], expect);
+    }
+
+    #[test]
     fn texts_are_cut_between_characters_and_the_longest_record_fits() {
         assert_eq!(cut("aä".as_bytes(), 2), b"a");
         assert_eq!(cut("aä".as_bytes(), 3), "aä".as_bytes());
@@ -498,7 +528,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..8_u8) {
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), kind in 0..9_u8) {
             let _ = Record::decode(&bytes);
             let _ = Record::decode(&[&[kind], &bytes[..]].concat());
         }

@@ -11,8 +11,12 @@ use std::path::{Path, PathBuf};
 
 use ardent_types::TimelineId;
 
-/// `ARDSLOG` and the version.
-const MAGIC: [u8; 8] = *b"ARDSLOG\x01";
+/// `ARDSLOG`; the version follows it.
+const MAGIC: [u8; 7] = *b"ARDSLOG";
+/// The version that is written.
+const VERSION: u8 = 2;
+/// The oldest that is read: its sessions have no address.
+const VERSION_MIN: u8 = 1;
 /// Bytes of a segment's header.
 pub(crate) const HEADER_LEN: usize = 48;
 /// Bytes before a block: its length and its checksum.
@@ -63,7 +67,8 @@ pub struct SegmentHeader {
 impl SegmentHeader {
     pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
-        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[..7].copy_from_slice(&MAGIC);
+        bytes[7] = VERSION;
         bytes[8..24].copy_from_slice(self.timeline.as_bytes());
         bytes[24..32].copy_from_slice(&self.first_xid.to_le_bytes());
         let checksum = crc32fast::hash(&bytes[..44]);
@@ -74,7 +79,8 @@ impl SegmentHeader {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; HEADER_LEN] = bytes.get(..HEADER_LEN)?.try_into().ok()?;
         let checksum = u32::from_le_bytes(bytes[44..].try_into().ok()?);
-        if bytes[..8] != MAGIC || crc32fast::hash(&bytes[..44]) != checksum {
+        let is_known = bytes[..7] == MAGIC && (VERSION_MIN..=VERSION).contains(&bytes[7]);
+        if !is_known || crc32fast::hash(&bytes[..44]) != checksum {
             return None;
         }
         let timeline = TimelineId::from_bytes(bytes[8..24].try_into().ok()?);
@@ -107,6 +113,8 @@ pub struct SegmentFile {
 pub struct Segment {
     /// What it says of itself.
     pub header: SegmentHeader,
+    /// It has the version that is written: more can be appended.
+    pub(crate) is_current: bool,
     /// Blocks that are whole, without their headers, one after the other.
     entries: Vec<u8>,
     /// Bytes of the file up to the end of the last whole block.
@@ -164,10 +172,11 @@ impl Segment {
             return Err(damaged(longest, "its end"));
         }
         let header = SegmentHeader::decode(&bytes).ok_or_else(|| damaged(0, "a segment's header"))?;
+        let is_current = bytes[7] == VERSION;
         let body = &bytes[HEADER_LEN..];
         if !file.is_closed {
             let (entries, whole_len) = whole_blocks(body);
-            return Ok(Segment { header, entries, whole_len: (HEADER_LEN + whole_len) as u64 });
+            return Ok(Segment { header, is_current, entries, whole_len: (HEADER_LEN + whole_len) as u64 });
         }
         let at = HEADER_LEN as u64;
         let word = |at: usize| Some(u32::from_le_bytes(body.get(at..at + 4)?.try_into().ok()?));
@@ -187,7 +196,7 @@ impl Segment {
         if whole_len != blocks.len() {
             return Err(damaged(at + BLOCK_HEADER_LEN as u64, "whole blocks"));
         }
-        Ok(Segment { header, entries, whole_len: bytes.len() as u64 })
+        Ok(Segment { header, is_current, entries, whole_len: bytes.len() as u64 })
     }
 
     /// The entries: whose, and the record.

@@ -32,6 +32,7 @@ fn session(pid: u32) -> Vec<u8> {
         session_role: b"app",
         role: b"app",
         application: b"psql",
+        client: b"192.0.2.1:50000",
     }))
 }
 
@@ -116,6 +117,7 @@ fn statements_are_told_with_what_became_of_them() {
     assert_eq!((summary.shown, summary.has_earlier, summary.is_cut), (9, false, false));
     let first = &entries[0];
     assert_eq!((first.pid, &first.role[..], &first.application_name[..]), (7, "app", "psql"));
+    assert_eq!(first.client_address.as_deref(), Some("192.0.2.1:50000"));
     assert_eq!((&first.at[..], first.rows, first.xid), ("1970-01-01T00:00:01.000000Z", Some(3), None));
     assert_eq!((entries[3].lsn_from, entries[3].end_lsn), (Some(Lsn::new(400)), Some(Lsn::new(860))));
     assert_eq!(entries[2].error.as_deref(), Some("relation \"x\" does not exist"));
@@ -127,6 +129,9 @@ fn statements_are_told_with_what_became_of_them() {
     assert_eq!(filtered(LogFilter { role: Some("boss".into()), ..all.clone() }), 0);
     assert_eq!(filtered(LogFilter { application: Some("PSQL".into()), ..all.clone() }), 9);
     assert_eq!(filtered(LogFilter { database: Some("other".into()), ..all.clone() }), 0);
+    for (address, expect) in [("192.0.2.1", 9), ("192.0.2.10", 0), ("::1", 0)] {
+        assert_eq!(filtered(LogFilter { client: address.parse().ok(), ..all.clone() }), expect, "{address}");
+    }
     assert_eq!(filtered(LogFilter { since_us: Some(2_000_000), until_us: Some(4_000_000), ..all.clone() }), 2);
     let (newest, summary) = read(folder.path(), &all, Amount::Newest(2));
     assert_eq!((newest[0].statement.as_str(), newest.len(), summary.has_earlier), ("insert into t", 2, true));
@@ -290,4 +295,33 @@ proptest! {
         let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
         prop_assert_eq!(entries.last().map(|entry| entry.number), Some(2));
     }
+}
+
+#[test]
+fn a_segment_of_version_1_is_read_and_another_one_begun() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+    append(&mut writer, &[(0, session(7)), (0, ran(1, "select 1", 0))]);
+    drop(writer);
+    let first = segments(folder.path()).expect("listed").remove(0).path;
+    let mut bytes = std::fs::read(&first).expect("read");
+    assert_eq!(&bytes[..8], b"ARDSLOG\x02");
+    bytes[7] = 1;
+    let checksum = crc32fast::hash(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
+    std::fs::write(&first, &bytes).expect("written");
+
+    let mut writer = LogWriter::open(folder.path(), header(1, 800), LOG_LEN_MIN).expect("opened");
+    append(&mut writer, &[(0, session(7)), (0, ran(2, "select 2", 0))]);
+    let numbers: Vec<(u64, bool)> =
+        segments(folder.path()).expect("listed").iter().map(|file| (file.number, file.is_closed)).collect();
+    assert_eq!(numbers, [(1, true), (2, false)]);
+    let (entries, summary) = read(folder.path(), &LogFilter::default(), Amount::All);
+    assert_eq!(told(&entries).iter().map(|(text, _)| &text[..]).collect::<Vec<_>>(), ["select 1", "select 2"]);
+    assert!(summary.damaged.is_empty(), "{summary:?}");
+    // Of a later version nothing is known.
+    bytes[7] = 3;
+    let checksum = crc32fast::hash(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
+    assert_eq!(SegmentHeader::decode(&bytes), None);
 }

@@ -59,7 +59,7 @@ impl LogWriter {
         let last = files.last();
         if let Some(last) = last.filter(|last| !last.is_closed) {
             match Segment::read(last) {
-                Ok(segment) if segment.header == header => {
+                Ok(segment) if segment.header == header && segment.is_current => {
                     let file = OpenOptions::new().read(true).write(true).open(&last.path)?;
                     file.set_len(segment.whole_len)?;
                     return Ok(Self::of(folder, header, last.number, file, segment.whole_len, len_max));

@@ -65,6 +65,7 @@ impl Plain {
             ("xid", Value::Number(_)) => number_of(&mut self.transactions, value),
             ("pid", Value::Number(_)) => number_of(&mut self.processes, value),
             ("timeline_id", _) => "TIMELINE".into(),
+            ("client_address", _) => "ADDRESS".into(),
             ("bytes" | "wal_bytes", Value::Number(_)) => "SIZE".into(),
             ("changed_blocks" | "pages_read_branch_point" | "pages_read_head", Value::Number(_)) => "COUNT".into(),
             (name, Value::Number(_)) if name.ends_with("_us") => "DURATION".into(),
