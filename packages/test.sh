@@ -59,7 +59,7 @@ in_copy dpkg --install /tmp/ardent.deb >"$work/log" 2>&1 || { cat "$work/log" >&
 in_copy getent passwd ardent | grep -q ':/var/lib/ardent:' || fail "there is no user ardent"
 [ "$(in_copy stat -c '%U %a' /var/lib/ardent)" = "ardent 700" ] || fail "/var/lib/ardent is not the user's alone"
 in_copy bash -n /usr/share/bash-completion/completions/ardent || fail "bash cannot read the completions"
-in_copy bash -c '. /usr/share/bash-completion/completions/ardent; COMP_WORDS=(ardent branch cr); COMP_CWORD=2; _ardent ardent cr branch; echo "${COMPREPLY[*]}"' |
+in_copy bash -c '. /usr/share/bash-completion/completions/ardent; COMP_WORDS=(ardent branch cr); COMP_CWORD=2; _clap_complete_ardent ardent cr branch; echo "${COMPREPLY[*]}"' |
     grep -q create || fail "bash does not complete"
 in_copy man -l /usr/share/man/man1/ardent.1.gz 2>/dev/null | grep -q "branches" || in_copy zcat /usr/share/man/man1/ardent.1.gz | grep -q "^.TH" || fail "there is no manual page"
 if command -v systemd-analyze >/dev/null; then

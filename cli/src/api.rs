@@ -23,12 +23,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Api {
     agent: ureq::Agent,
     session: Session,
+    /// Longest wait for an answer that is no long one.
+    patience: Duration,
 }
 
 impl Api {
     /// A client with the settings that apply here.
     pub fn new(url_flag: Option<&str>) -> Result<Self, Failure> {
         Ok(Self::with_session(Session::resolve(url_flag)?))
+    }
+
+    /// The same, which waits for an answer no longer than this.
+    pub fn impatient(url_flag: Option<&str>, patience: Duration) -> Result<Self, Failure> {
+        Ok(Api { patience, ..Self::new(url_flag)? })
     }
 
     /// A client for this server and token.
@@ -38,7 +45,7 @@ impl Api {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             // The server is this host's or a private one: a proxy for the web has no part in it, and must not see the token.
             .proxy(None);
-        Api { agent: config.build().into(), session }
+        Api { agent: config.build().into(), session, patience: ANSWER_TIMEOUT }
     }
 
     /// The server's address.
@@ -157,7 +164,7 @@ impl Api {
     }
 
     fn prepare<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        let request = request.config().timeout_global(Some(ANSWER_TIMEOUT)).build();
+        let request = request.config().timeout_global(Some(self.patience)).build();
         match &self.session.token {
             Some(token) => request.header("authorization", format!("Bearer {token}")),
             None => request,

@@ -121,7 +121,7 @@ pub enum Command {
     /// Change what an installation was made with; for operators
     #[command(subcommand)]
     Reconfigure(ReconfigureCommand),
-    /// Print a completion script for a shell
+    /// Print a shell's completion script: of commands, flags, and the server's branches, connectors and templates
     #[command(after_help = "Examples:
   ardent completions bash > ~/.local/share/bash-completion/completions/ardent
   ardent completions zsh > ~/.zfunc/_ardent

@@ -15,6 +15,7 @@ mod agent;
 mod api;
 mod args;
 mod commands;
+mod completion;
 mod config;
 mod duration;
 mod failure;
@@ -26,7 +27,7 @@ mod up;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use crate::api::Api;
 use crate::args::{Cli, Command, GlobalArgs};
@@ -34,6 +35,7 @@ use crate::failure::Failure;
 use crate::output::Output;
 
 fn main() -> ExitCode {
+    completion::answer_shell();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return wrong_usage(&error),
@@ -76,15 +78,10 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Reconfigure(command) => commands::reconfigure::run(output, command),
         Command::Mcp(args) => mcp::run(output, url, args),
         Command::Man(args) => commands::man::run(output, args),
-        Command::Completions(args) => completions(args.shell),
+        Command::Completions(args) => completion::print_script(args.shell),
         // Handled before there is an output: its standard output speaks another language.
         Command::Agent(_) => Ok(()),
     }
-}
-
-fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
-    clap_complete::generate(shell, &mut Cli::command(), "ardent", &mut std::io::stdout());
-    Ok(())
 }
 
 /// What clap says about the arguments: help goes to standard output with 0, everything else is wrong usage.

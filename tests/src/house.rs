@@ -254,6 +254,18 @@ impl House {
         Finished::of(self.command(&arguments).output().expect("the program can be run"))
     }
 
+    /// What the shell of whoever uses it would complete a line to, by the script that the command prints.
+    pub fn completed(&self, words: &[&str]) -> Vec<String> {
+        const PRESS: &str = r#"source <(ardent completions bash) && COMP_WORDS=("$@") && COMP_CWORD=$(($# - 1)) && COMP_TYPE=9 &&
+            _clap_complete_ardent ardent "${@: -1}" "${@: -2:1}" && printf '%s\n' "${COMPREPLY[@]}""#;
+        let mut command = clean_command(Path::new("bash"), self.root.path());
+        let folder = self.program.parent().expect("a program is in a folder").display().to_string();
+        command.env("PATH", format!("{folder}:/usr/bin:/bin")).args(["-c", PRESS, "bash"]).args(words);
+        let finished = Finished::of(command.output().expect("bash can be run"));
+        assert_eq!((finished.code, finished.stderr.as_str()), (0, ""), "{words:?}: {finished:?}");
+        finished.stdout.lines().filter(|line| !line.is_empty()).map(|line| line.trim_end().to_owned()).collect()
+    }
+
     /// Starts a command and does not wait for it.
     pub fn background(&self, arguments: &[&str]) -> Background {
         let arguments: Vec<String> = arguments.iter().map(|&word| word.to_owned()).collect();

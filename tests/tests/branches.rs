@@ -33,6 +33,18 @@ fn branches_are_apart_and_give_their_names_back() {
     sql(&child, "insert into t values (4001)");
     assert_eq!(sql(&one, held), "980|21|1000");
 
+    // What a shell offers: names, flags, and nothing at all, not even a complaint, where no server is.
+    let names = |words: &[&str]| -> Vec<String> {
+        house.completed(words).into_iter().filter(|word| !word.starts_with('-')).collect()
+    };
+    assert_eq!(names(&["ardent", "branch", "info", "t"]), ["two"]);
+    assert_eq!(names(&["ardent", "psql", ""]), ["child", "main", "one", "two"]);
+    assert_eq!(names(&["ardent", "branch", "rename", "o"]), ["one"]);
+    assert_eq!(names(&["ardent", "branch", "create", "x", "--from", "ma"]), ["main"]);
+    assert_eq!(names(&["ardent", "connector", "status", ""]), ["main"]);
+    assert_eq!(house.completed(&["ardent", "branch", "create", "--max-r"]), ["--max-rows-changed"]);
+    assert_eq!(house.completed(&["ardent", "--url", "http://127.0.0.1:1", "branch", "info", "t"]), [""; 0]);
+
     let refused = house.ardent(&["branch", "delete", "one"]);
     assert_eq!(refused.code, 6, "a branch with children stays: {}", refused.stderr);
     house.ok(&["branch", "delete", "child"]);

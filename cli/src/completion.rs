@@ -1,0 +1,181 @@
+//! What shells complete: commands and flags out of the command line's definition, and names out of the server's lists.
+//!
+//! A shell's script starts this program with [`VARIABLE`] set at every press of the key. It must be quick then, and have nothing to say:
+//! a server that is not there, or takes longer than [`PATIENCE`], has no names.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use ardent_api::control::{BranchList, ConnectorList};
+use ardent_masking::MaskedList;
+use clap::CommandFactory as _;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::env::Shells;
+use clap_complete::{CompleteEnv, Shell};
+
+use crate::api::Api;
+use crate::args::Cli;
+use crate::failure::Failure;
+
+/// Set by the scripts, to the shell's name.
+const VARIABLE: &str = "ARDENT_COMPLETE";
+/// Longest wait for a server's list.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// Whose names an argument takes.
+#[derive(Clone, Copy, Debug)]
+enum Names {
+    Branches,
+    /// Those that are deleted and can be had back.
+    DeletedBranches,
+    Connectors,
+    Templates,
+}
+
+/// The arguments that take a name: the command, the argument.
+const ARGUMENTS: &[(&[&str], &str, Names)] = &[
+    (&["psql"], "branch", Names::Branches),
+    (&["branch", "info"], "name", Names::Branches),
+    (&["branch", "switch"], "name", Names::Branches),
+    (&["branch", "create"], "from", Names::Branches),
+    (&["branch", "create"], "masked", Names::Templates),
+    (&["branch", "diff"], "name", Names::Branches),
+    (&["branch", "diff"], "against", Names::Branches),
+    (&["branch", "log"], "name", Names::Branches),
+    (&["branch", "blame"], "row", Names::Branches),
+    (&["branch", "apply"], "source", Names::Branches),
+    (&["branch", "apply"], "to", Names::Connectors),
+    (&["branch", "rebase"], "name", Names::Branches),
+    (&["branch", "rehearse"], "from", Names::Branches),
+    (&["branch", "set"], "name", Names::Branches),
+    (&["branch", "policy"], "name", Names::Branches),
+    (&["branch", "password"], "name", Names::Branches),
+    (&["branch", "wake"], "name", Names::Branches),
+    (&["branch", "suspend"], "name", Names::Branches),
+    (&["branch", "reset"], "name", Names::Branches),
+    (&["branch", "restore"], "name", Names::Branches),
+    (&["branch", "history"], "name", Names::Branches),
+    (&["branch", "rename"], "name", Names::Branches),
+    (&["branch", "delete"], "names", Names::Branches),
+    (&["branch", "undelete"], "name", Names::DeletedBranches),
+    (&["connector", "status"], "name", Names::Connectors),
+    (&["connector", "move"], "name", Names::Connectors),
+    (&["connector", "verify"], "name", Names::Connectors),
+    (&["connector", "add-tables"], "name", Names::Connectors),
+    (&["connector", "resume"], "name", Names::Connectors),
+    (&["connector", "delete"], "name", Names::Connectors),
+    (&["mask", "create"], "from", Names::Branches),
+    (&["mask", "check"], "from", Names::Branches),
+    (&["mask", "report"], "name", Names::Templates),
+    (&["mask", "delete"], "name", Names::Templates),
+    (&["inspect", "unnamed-files"], "branch", Names::Branches),
+];
+
+/// Answers a shell's question and ends the process, if that is what it was started for.
+pub fn answer_shell() {
+    CompleteEnv::with_factory(command).var(VARIABLE).complete();
+}
+
+/// Prints the script that makes a shell ask this program.
+pub fn print_script(shell: Shell) -> Result<(), Failure> {
+    let name = shell.to_string();
+    let shells = Shells::builtins();
+    let completer = shells.completer(&name).ok_or_else(|| Failure::usage(format!("{name} cannot be completed for")))?;
+    let mut script = Vec::new();
+    let written = completer.write_registration(VARIABLE, "ardent", "ardent", "ardent", &mut script);
+    written.and_then(|()| std::io::stdout().write_all(&script)).map_err(|error| Failure::of(&error))
+}
+
+/// The command line, whose arguments know the names that they take.
+fn command() -> clap::Command {
+    ARGUMENTS
+        .iter()
+        .fold(Cli::command(), |command, (path, argument, names)| with_names(command, path, argument, *names))
+}
+
+fn with_names(command: clap::Command, path: &[&str], argument: &str, names: Names) -> clap::Command {
+    match path.split_first() {
+        Some((first, rest)) => command.mut_subcommand(first, |sub| with_names(sub, rest, argument, names)),
+        // All of them in place: a single one that is changed comes last among its command's, where places count.
+        None => command.mut_args(|known| match known.get_id() == argument {
+            true => known.add(ArgValueCandidates::new(move || candidates(names))),
+            false => known,
+        }),
+    }
+}
+
+fn candidates(names: Names) -> Vec<CompletionCandidate> {
+    let words: Vec<String> = std::env::args().skip_while(|word| word != "--").collect();
+    // An error would be written over what is being typed: there are no names then.
+    let found = Api::impatient(url_of(&words), PATIENCE).and_then(|api| list(&api, names)).unwrap_or_default();
+    found.into_iter().map(CompletionCandidate::new).collect()
+}
+
+fn list(api: &Api, names: Names) -> Result<Vec<String>, Failure> {
+    let branches =
+        |path: &str| Ok(api.get::<BranchList>(path)?.branches.into_iter().map(|branch| branch.name).collect());
+    match names {
+        Names::Branches => branches("/v1/branches"),
+        Names::DeletedBranches => branches("/v1/branches?deleted=true"),
+        Names::Connectors => {
+            let list: ConnectorList = api.get("/v1/connectors")?;
+            Ok(list.connectors.into_iter().map(|connector| connector.name).collect())
+        }
+        Names::Templates => {
+            let list: MaskedList = api.get("/v1/masked")?;
+            Ok(list.templates.into_iter().map(|template| template.name).collect())
+        }
+    }
+}
+
+/// The server that the line to be completed names.
+fn url_of(words: &[String]) -> Option<&str> {
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        if word == "--url" {
+            return words.next().map(String::as_str);
+        }
+        if let Some(url) = word.strip_prefix("--url=") {
+            return Some(url);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_argument_of_the_list_is_one_of_the_command_line() {
+        command().debug_assert();
+        for (path, argument, _) in ARGUMENTS {
+            let mut at = Cli::command();
+            for name in *path {
+                at = at.find_subcommand(name).unwrap_or_else(|| panic!("{path:?}")).clone();
+            }
+            assert!(at.get_arguments().any(|known| known.get_id() == *argument), "{path:?} {argument}");
+            let mut changed = command();
+            for name in *path {
+                changed = changed.find_subcommand(name).unwrap_or_else(|| panic!("{path:?}")).clone();
+            }
+            let order = |command: &clap::Command| -> Vec<clap::Id> {
+                command.get_arguments().map(|known| known.get_id().clone()).collect()
+            };
+            assert_eq!(order(&changed), order(&at), "{path:?}");
+            let known = changed.get_arguments().find(|known| known.get_id() == *argument);
+            assert!(known.is_some_and(|known| known.get::<ArgValueCandidates>().is_some()), "{path:?} {argument}");
+        }
+    }
+
+    #[test]
+    fn the_server_is_the_one_that_the_line_names() {
+        let check = |words: &[&str], expect: Option<&str>| {
+            let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+            assert_eq!(url_of(&words), expect);
+        };
+        check(&["--", "ardent", "--url", "http://a", "branch"], Some("http://a"));
+        check(&["--", "ardent", "branch", "--url=http://b"], Some("http://b"));
+        check(&["--", "ardent", "branch", "--url"], None);
+    }
+}
