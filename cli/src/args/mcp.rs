@@ -36,9 +36,14 @@ pub enum McpCommand {
   ardent mcp install claude-code
   ardent mcp install codex --read-only
   ardent mcp install vscode --print
+  ardent mcp install cursor --http http://127.0.0.1:7481/mcp
 
 claude-code and vscode are set up for the current folder, the others for the user. Other entries and comments stay; what a
-file was is kept beside it, as FILE.before-ardent.")]
+file was is kept beside it, as FILE.before-ardent.
+
+With --http the program connects to a running ardent mcp --listen. The token is not in the file: it
+comes from ARDENT_TOKEN in the program's environment, and vscode asks for it. Only zed has it in its
+file, as it knows no other way.")]
     Install(McpInstallArgs),
 }
 
@@ -51,6 +56,9 @@ pub struct McpInstallArgs {
     /// Offer it no tool that changes anything
     #[arg(long)]
     pub read_only: bool,
+    /// Connect over HTTP to ardent mcp --listen at this URL, instead of starting this command
+    #[arg(long, value_name = "URL", conflicts_with = "read_only")]
+    pub http: Option<String>,
     /// Print what would be written, and write nothing
     #[arg(long)]
     pub print: bool,

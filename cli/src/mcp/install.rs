@@ -1,4 +1,4 @@
-//! `ardent mcp install CLIENT`: puts this program into the configuration of a program that starts it.
+//! `ardent mcp install CLIENT`: puts this program into the configuration of a program that starts it, or that connects to it.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::jsonc;
+use super::remote::{self, Remote};
 use crate::args::{McpClient, McpInstallArgs};
 use crate::config::home;
 use crate::failure::Failure;
@@ -20,7 +21,7 @@ const NAME: &str = "ardent";
 
 /// How a client's file is written.
 enum Format {
-    /// An object of servers in this member of a JSON file, which may have comments; each has these members besides.
+    /// An object of servers in this member of a JSON file, which may have comments; each that is started has these members besides.
     Json { section: &'static str, more: &'static [(&'static str, &'static str)] },
     /// Tables of a TOML file.
     Toml,
@@ -30,6 +31,14 @@ enum Format {
 struct Place {
     file: PathBuf,
     format: Format,
+}
+
+/// What a client is to do.
+enum Server {
+    /// Start this program with these words.
+    Started { program: String, words: Vec<String> },
+    /// Connect to it.
+    Remote(Remote),
 }
 
 /// What was done.
@@ -46,17 +55,12 @@ struct Reply {
 /// Runs the command.
 pub fn run(output: &Output, url: Option<&str>, args: &McpInstallArgs) -> Result<(), Failure> {
     let place = place(args.client)?;
-    let mut words = Vec::new();
-    if let Some(url) = url {
-        words.extend(["--url".to_owned(), url.to_owned()]);
-    }
-    words.push("mcp".to_owned());
-    if args.read_only {
-        words.push("--read-only".to_owned());
-    }
-    let program = program()?;
+    let server = match &args.http {
+        Some(http) => Server::Remote(Remote::new(args.client, http, url)?),
+        None => Server::Started { program: program()?, words: words(url, args.read_only) },
+    };
     if args.print {
-        let (file, text) = (place.file.display(), changed(&place.format, "", &program, &words));
+        let (file, text) = (place.file.display(), changed(&place.format, "", &server.without_secret()));
         output.note(&format!("for {file}:"));
         return output.line(text.map_err(|why| cannot(&place.file, &why))?.unwrap_or_default().trim_end());
     }
@@ -65,11 +69,11 @@ pub fn run(output: &Output, url: Option<&str>, args: &McpInstallArgs) -> Result<
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(Failure::local(format!("{} cannot be read", place.file.display()), &error)),
     };
-    let text = changed(&place.format, before.as_deref().unwrap_or_default(), &program, &words)
+    let text = changed(&place.format, before.as_deref().unwrap_or_default(), &server)
         .map_err(|why| cannot(&place.file, &why))?;
     let mut backup = None;
     if let Some(text) = &text {
-        backup = write(&place.file, before.as_deref(), text)
+        backup = write(&place.file, before.as_deref(), text, server.has_secret())
             .map_err(|error| Failure::local(format!("{} cannot be written", place.file.display()), &error))?;
     }
     let reply = Reply {
@@ -83,7 +87,33 @@ pub fn run(output: &Output, url: Option<&str>, args: &McpInstallArgs) -> Result<
         (false, _) => format!("{} has it already", reply.file),
         (true, None) => format!("wrote {}; start the program again", reply.file),
         (true, Some(backup)) => format!("changed {} (before: {backup}); start the program again", reply.file),
-    })
+    })?;
+    if let Server::Remote(remote) = &server {
+        output.note(remote.about_token());
+    }
+    Ok(())
+}
+
+fn words(url: Option<&str>, read_only: bool) -> Vec<String> {
+    let url = url.map(|url| ["--url".to_owned(), url.to_owned()]);
+    let mut words: Vec<String> = url.into_iter().flatten().collect();
+    words.push("mcp".to_owned());
+    words.extend(read_only.then(|| "--read-only".to_owned()));
+    words
+}
+
+impl Server {
+    fn has_secret(&self) -> bool {
+        matches!(self, Server::Remote(remote) if remote.has_secret())
+    }
+
+    /// The same, to be shown.
+    fn without_secret(&self) -> Server {
+        match self {
+            Server::Started { program, words } => Server::Started { program: program.clone(), words: words.clone() },
+            Server::Remote(remote) => Server::Remote(remote.without_secret()),
+        }
+    }
 }
 
 fn cannot(file: &Path, why: &str) -> Failure {
@@ -135,23 +165,32 @@ fn place(client: McpClient) -> Result<Place, Failure> {
 }
 
 /// The text with the entry; nothing if it has it already.
-fn changed(format: &Format, text: &str, program: &str, words: &[String]) -> Result<Option<String>, String> {
-    match format {
-        Format::Json { section, more } => {
+fn changed(format: &Format, text: &str, server: &Server) -> Result<Option<String>, String> {
+    match (format, server) {
+        (Format::Json { section, more }, Server::Started { program, words }) => {
             let mut entry: Map<String, Value> =
                 more.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
             entry.insert("command".to_owned(), json!(program));
             entry.insert("args".to_owned(), json!(words));
-            jsonc::set(text, section, NAME, &entry).map_err(|error| error.to_string())
+            jsonc::set(text, section, NAME, &entry, &remote::MEMBERS).map_err(|error| error.to_string())
         }
-        Format::Toml => changed_toml(text, program, words),
+        (Format::Json { section, .. }, Server::Remote(remote)) => {
+            let stale = [&remote::MEMBERS[..], &["command", "args", "source"]].concat();
+            let set = jsonc::set(text, section, NAME, &remote.members(), &stale).map_err(|error| error.to_string())?;
+            let Some(input) = remote.input() else { return Ok(set) };
+            let added = jsonc::add(set.as_deref().unwrap_or(text), "inputs", &input);
+            Ok(added.map_err(|error| error.to_string())?.or(set))
+        }
+        (Format::Toml, Server::Started { program, words }) => {
+            changed_toml(text, &[format!("command = {}", json!(program)), format!("args = {}", json!(words))])
+        }
+        (Format::Toml, Server::Remote(remote)) => changed_toml(text, &remote.lines()),
     }
 }
 
 /// TOML's basic strings are JSON's, but for one control character.
-fn changed_toml(text: &str, program: &str, words: &[String]) -> Result<Option<String>, String> {
+fn changed_toml(text: &str, lines: &[String]) -> Result<Option<String>, String> {
     let table = format!("[mcp_servers.{NAME}]");
-    let lines = [format!("command = {}", json!(program)), format!("args = {}", json!(words))];
     let mut found = text.lines().skip_while(|line| line.trim() != table);
     if found.next().is_some() {
         let there: Vec<&str> = found.take_while(|line| !line.trim_start().starts_with('[')).map(str::trim).collect();
@@ -172,8 +211,8 @@ fn changed_toml(text: &str, program: &str, words: &[String]) -> Result<Option<St
     Ok(Some(format!("{text}{end}{gap}{table}\n{}\n", lines.join("\n"))))
 }
 
-/// Writes a file whole; what it was goes beside it first. A link to it stays a link.
-fn write(file: &Path, before: Option<&str>, text: &str) -> io::Result<Option<PathBuf>> {
+/// Writes a file whole; what it was goes beside it first. A link to it stays a link. One with a secret is its owner's alone.
+fn write(file: &Path, before: Option<&str>, text: &str, has_secret: bool) -> io::Result<Option<PathBuf>> {
     let file = if before.is_some() { file.canonicalize()? } else { file.to_owned() };
     let beside = |end: &str| {
         let mut name = file.file_name().unwrap_or_default().to_owned();
@@ -190,7 +229,7 @@ fn write(file: &Path, before: Option<&str>, text: &str) -> io::Result<Option<Pat
             None
         }
         Some(_) => {
-            mode = fs::metadata(&file)?.permissions().mode() & 0o777;
+            mode = fs::metadata(&file)?.permissions().mode() & if has_secret { 0o700 } else { 0o777 };
             let backup = beside(".before-ardent");
             fs::copy(&file, &backup)?;
             Some(backup)
@@ -210,12 +249,12 @@ mod tests {
 
     #[test]
     fn toml_gets_a_table_once() {
-        let words = ["mcp".to_owned()];
+        let lines = ["command = \"ardent\"".to_owned(), "args = [\"mcp\"]".to_owned()];
         let table = "[mcp_servers.ardent]\ncommand = \"ardent\"\nargs = [\"mcp\"]\n";
         let check = |text: &str, expect: &str| {
-            let changed = changed_toml(text, "ardent", &words).expect("it can be").expect("it changes");
+            let changed = changed_toml(text, &lines).expect("it can be").expect("it changes");
             assert_eq!(changed, expect);
-            assert_eq!(changed_toml(&changed, "ardent", &words), Ok(None), "twice is once");
+            assert_eq!(changed_toml(&changed, &lines), Ok(None), "twice is once");
         };
         check("", table);
         check("model = \"x\" # mine", &format!("model = \"x\" # mine\n\n{table}"));
@@ -226,7 +265,7 @@ mod tests {
             "[mcp_servers.\"ardent\"]\ncommand = \"ardent\"",
             "mcp_servers . ardent . command = \"x\"",
         ] {
-            assert!(changed_toml(text, "ardent", &words).is_err(), "{text}");
+            assert!(changed_toml(text, &lines).is_err(), "{text}");
         }
     }
 
@@ -234,16 +273,46 @@ mod tests {
     fn a_file_is_changed_whole_and_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let (file, link) = (folder.path().join("below").join("x.json"), folder.path().join("link.json"));
-        assert_eq!(write(&file, None, "{}\n").expect("written"), None);
+        assert_eq!(write(&file, None, "{}\n", false).expect("written"), None);
         assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).expect("own file");
         std::os::unix::fs::symlink(&file, &link).expect("a link");
-        let backup = write(&link, Some("{}\n"), "{ }\n").expect("written").expect("kept");
+        let backup = write(&link, Some("{}\n"), "{ }\n", false).expect("written").expect("kept");
         assert_eq!(
             (fs::read_to_string(&backup).expect("there"), fs::read_to_string(&link).expect("there")),
             ("{}\n".into(), "{ }\n".into())
         );
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
         assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o640);
+        write(&link, Some("{ }\n"), "{}\n", true).expect("written");
+        assert_eq!(fs::metadata(&file).expect("there").permissions().mode() & 0o777, 0o600, "a secret is in it");
+    }
+
+    #[test]
+    fn one_that_was_started_is_connected_to_and_back() {
+        let format = Format::Json { section: "servers", more: &[("type", "stdio")] };
+        let started = Server::Started { program: "ardent".to_owned(), words: vec!["mcp".to_owned()] };
+        let remote = Remote { client: McpClient::Vscode, url: "http://127.0.0.1:1/mcp".to_owned(), token: None };
+        let remote = Server::Remote(remote);
+        let first = changed(&format, "", &started).expect("it can be").expect("it changes");
+        let second = changed(&format, &first, &remote).expect("it can be").expect("it changes");
+        let expect = json!({
+            "servers": { "ardent": {
+                "type": "http",
+                "url": "http://127.0.0.1:1/mcp",
+                "headers": { "Authorization": "Bearer ${input:ardent-token}" },
+            } },
+            "inputs": [{
+                "type": "promptString",
+                "id": "ardent-token",
+                "description": "Token of the ardent server",
+                "password": true,
+            }],
+        });
+        assert_eq!(serde_json::from_str::<Value>(&second).expect("JSON"), expect);
+        assert_eq!(changed(&format, &second, &remote), Ok(None), "twice is once");
+        let third = changed(&format, &second, &started).expect("it can be").expect("it changes");
+        let entry = serde_json::from_str::<Value>(&third).expect("JSON")["servers"]["ardent"].clone();
+        assert_eq!(entry, json!({ "type": "stdio", "command": "ardent", "args": ["mcp"] }));
     }
 }

@@ -18,8 +18,14 @@ pub struct Malformed {
 }
 
 /// Sets `section.name`, in a text that is an object or nothing. Members of an entry that is there already and that `entry` does
-/// not have stay. Gives nothing if it is so already.
-pub fn set(text: &str, section: &str, name: &str, entry: &Map<String, Value>) -> Result<Option<String>, Malformed> {
+/// not have stay, but for those that are `stale`. Gives nothing if it is so already.
+pub fn set(
+    text: &str,
+    section: &str,
+    name: &str,
+    entry: &Map<String, Value>,
+    stale: &[&str],
+) -> Result<Option<String>, Malformed> {
     let reader = Reader { text };
     let start = reader.skip(0)?;
     if start == text.len() {
@@ -43,13 +49,36 @@ pub fn set(text: &str, section: &str, name: &str, entry: &Map<String, Value>) ->
     let Value::Object(members) = &mut there else {
         return Err(reader.malformed(range.start, "an object was expected here"));
     };
-    if entry.iter().all(|(name, value)| members.get(name) == Some(value)) {
+    let is_stale = |name: &String| stale.contains(&name.as_str()) && !entry.contains_key(name);
+    if entry.iter().all(|(name, value)| members.get(name) == Some(value)) && !members.keys().any(is_stale) {
         return Ok(None);
     }
+    members.retain(|name, _| !is_stale(name));
     members.extend(entry.clone());
     let mut changed = text.to_owned();
     changed.replace_range(range, &pretty(&there, indent, 2));
     Ok(Some(changed))
+}
+
+/// Puts an entry before all others of the list in this member, in a text that is an object, unless one with the same `id` is there.
+pub fn add(text: &str, list: &str, entry: &Map<String, Value>) -> Result<Option<String>, Malformed> {
+    let reader = Reader { text };
+    let root = reader.object(reader.skip(0)?)?;
+    let indent = root.indent(text);
+    let Some(range) = root.member(list) else {
+        let value = serde_json::json!([entry]);
+        return Ok(Some(insert(text, &root, list, &value, indent, 1)));
+    };
+    let Value::Array(there) = reader.plain(&range)? else {
+        return Err(reader.malformed(range.start, "a list was expected here"));
+    };
+    if there.iter().any(|one| one.get("id") == entry.get("id")) {
+        return Ok(None);
+    }
+    let end = if there.is_empty() { format!("\n{indent}") } else { ",".to_owned() };
+    let added = format!("\n{}{}{end}", indent.repeat(2), pretty(&Value::Object(entry.clone()), indent, 2));
+    let at = range.start + 1;
+    Ok(Some(format!("{}{added}{}", &text[..at], &text[at..])))
 }
 
 /// Puts a member before all others of an object.
@@ -241,9 +270,9 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expect: &str) {
-        let changed = set(text, "mcpServers", "ardent", &entry()).expect("it is JSON").expect("it changes");
+        let changed = set(text, "mcpServers", "ardent", &entry(), &["url"]).expect("it is JSON").expect("it changes");
         assert_eq!(changed, expect);
-        assert_eq!(set(&changed, "mcpServers", "ardent", &entry()), Ok(None), "twice is once");
+        assert_eq!(set(&changed, "mcpServers", "ardent", &entry(), &["url"]), Ok(None), "twice is once");
     }
 
     #[test]
@@ -257,9 +286,28 @@ mod tests {
             "// mine\n{\n\t\"a\": [1, 2,], // that\n\t\"mcpServers\": {\n\t\t\"ardent\": {\n\t\t\t\"args\": [\n\t\t\t\t\"mcp\"\n\t\t\t],\n\t\t\t\"command\": \"ardent\"\n\t\t},\n\t\t/* x */ \"other\": { \"command\": \"}\" },\n\t},\n}\n",
         );
         check(
-            "{\"mcpServers\": {\"ardent\": {\"command\": \"/old\", \"env\": {\"A\": \"b\",}, /* c */ }}, \"z\": null}",
+            "{\"mcpServers\": {\"ardent\": {\"command\": \"/old\", \"url\": \"/x\", \"env\": {\"A\": \"b\",}, /* c */ }}, \"z\": null}",
             "{\"mcpServers\": {\"ardent\": {\n      \"args\": [\n        \"mcp\"\n      ],\n      \"command\": \"ardent\",\n      \"env\": {\n        \"A\": \"b\"\n      }\n    }}, \"z\": null}",
         );
+    }
+
+    #[test]
+    fn a_list_gets_an_entry_once() {
+        let entry = json!({ "id": "token", "password": true }).as_object().expect("an object").clone();
+        let check = |text: &str, expect: &str| {
+            let changed = add(text, "inputs", &entry).expect("it is JSON").expect("it changes");
+            assert_eq!(changed, expect);
+            assert_eq!(add(&changed, "inputs", &entry), Ok(None), "twice is once");
+        };
+        let own = "{\n      \"id\": \"token\",\n      \"password\": true\n    }";
+        check("{\"a\": 1}", &format!("{{\n  \"inputs\": [\n    {own}\n  ],\"a\": 1}}"));
+        check("{\n  \"inputs\": []\n}", &format!("{{\n  \"inputs\": [\n    {own}\n  ]\n}}"));
+        check(
+            "{\n  \"inputs\": [ // mine\n    {\"id\": \"x\"}\n  ]\n}",
+            &format!("{{\n  \"inputs\": [\n    {own}, // mine\n    {{\"id\": \"x\"}}\n  ]\n}}"),
+        );
+        assert!(add("{\"inputs\": 7}", "inputs", &entry).is_err());
+        assert!(add("", "inputs", &entry).is_err());
     }
 
     #[test]
@@ -276,9 +324,9 @@ mod tests {
             ("{\"a\": 1 \"b\": 2}", 1),
             ("{\"ä\\\": ö", 1),
         ] {
-            assert_eq!(set(text, "mcpServers", "ardent", &entry()).expect_err(text).line, line, "{text}");
+            assert_eq!(set(text, "mcpServers", "ardent", &entry(), &["url"]).expect_err(text).line, line, "{text}");
         }
         let deep = format!("{{\"a\": {}", "[".repeat(100_000));
-        assert!(set(&deep, "mcpServers", "ardent", &entry()).is_err());
+        assert!(set(&deep, "mcpServers", "ardent", &entry(), &[]).is_err());
     }
 }

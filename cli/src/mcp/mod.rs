@@ -28,6 +28,7 @@ mod http;
 mod install;
 mod jsonc;
 mod rehearsal;
+mod remote;
 mod server;
 mod sql;
 mod tools;
