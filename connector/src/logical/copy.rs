@@ -15,7 +15,9 @@ use ardent_pg_wire::{ConnectMode, Connection, LogicalSlot, SlotLifetime};
 
 use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::{connect_root, connect_source, literal, qualified, quoted};
+use crate::logical::relation::root_columns;
+use crate::logical::row_format::SourceColumns;
+use crate::logical::session::{connect_root, connect_source, literal, qualified};
 use crate::logical::state::{LogicalState, TableState};
 
 /// Tables that are copied at the same time.
@@ -140,23 +142,18 @@ impl Copier {
         table: &TableState,
     ) -> Result<(), LogicalError> {
         let name = qualified(&table.schema, &table.name);
-        let columns = production
-            .query(
-                "select attname::text from pg_catalog.pg_attribute \
-                 where attrelid = $1 and attnum > 0 and not attisdropped and attgenerated = '' order by attnum",
-                &[&oid],
-            )
-            .await
-            .map_err(source("listing a table's columns"))?;
-        let columns: Vec<String> = columns.iter().map(|row| quoted(row.get(0))).collect();
-        let list = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+        let columns = SourceColumns::read(production, oid).await?;
+        let list = columns.list();
+        let is_binary = columns.are_binary(&root_columns(client, &table.schema, &table.name).await?);
+        let (out_options, in_options) =
+            if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
         let doing = |what: &str| format!("{what} table {name}");
-        let rows = production.copy_out(&format!("copy {name}{list} to stdout")).await;
+        let rows = production.copy_out(&format!("copy {name}{list} to stdout{out_options}")).await;
         let rows = rows.map_err(source("reading a table"))?;
         let begin = format!("begin; truncate only {name}");
         client.batch_execute(&begin).await.map_err(root(doing("emptying")))?;
         // In the transaction that emptied it, so its rows are frozen: no branch will have to look at who wrote them.
-        let sink = client.copy_in(&format!("copy {name}{list} from stdin (freeze)")).await;
+        let sink = client.copy_in(&format!("copy {name}{list} from stdin ({in_options})")).await;
         let sink = sink.map_err(root(doing("filling")))?;
         tokio::pin!(rows, sink);
         let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);

@@ -36,6 +36,17 @@ pub(crate) fn weight(statement: &str) -> Weight {
     if needed { Weight::Needed } else { Weight::Wished }
 }
 
+/// Whether a statement makes an index, or a key and its index, of one table: it needs no other statement of that kind.
+pub(crate) fn makes_index(statement: &str) -> bool {
+    let upper: String = statement.chars().take(400).collect::<String>().to_ascii_uppercase();
+    upper.starts_with("CREATE INDEX ")
+        || upper.starts_with("CREATE UNIQUE INDEX ")
+        || (upper.starts_with("ALTER TABLE ONLY ")
+            && [" PRIMARY KEY (", " UNIQUE ("].iter().any(|words| upper.contains(words))
+            && upper.contains("ADD CONSTRAINT ")
+            && !upper.contains("FOREIGN KEY"))
+}
+
 /// A statement as it is right on a root branch, whose rows come with everything that triggers did on production. Triggers and rules
 /// that fire for replicated changes would do it again: those that fire for ordinary sessions as well become ordinary ones (`None`:
 /// they are so when they are made), the others are turned off, as they are for production's ordinary sessions.
@@ -115,6 +126,22 @@ mod tests {
             ("GRANT SELECT ON TABLE s.t TO x", Weight::Wished),
         ] {
             assert_eq!(weight(statement), expect, "{statement}");
+        }
+        for statement in [
+            "CREATE INDEX i ON s.t USING btree (a)",
+            "CREATE UNIQUE INDEX i ON ONLY s.t USING btree (a)",
+            "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (a)",
+            "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT t_key UNIQUE (a)",
+        ] {
+            assert!(makes_index(statement), "{statement}");
+        }
+        for statement in [
+            "ALTER INDEX s.i ATTACH PARTITION s.j",
+            "ALTER TABLE ONLY s.t REPLICA IDENTITY USING INDEX i",
+            "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.u(a)",
+            "CREATE TRIGGER x AFTER INSERT ON s.t FOR EACH ROW EXECUTE FUNCTION s.f()",
+        ] {
+            assert!(!makes_index(statement), "{statement}");
         }
         assert_eq!(
             extension_of("CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" WITH SCHEMA public").as_deref(),

@@ -31,6 +31,8 @@ mod error;
 mod preflight;
 pub(crate) mod program;
 mod relation;
+mod root_sessions;
+mod row_format;
 mod run;
 mod schema;
 mod sequences;

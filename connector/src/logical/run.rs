@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
@@ -15,8 +16,9 @@ use ardent_types::Lsn;
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
-use crate::logical::dump_statement::{Weight, for_root, summary, weight};
+use crate::logical::dump_statement::{Weight, for_root, makes_index, summary, weight};
 use crate::logical::error::{LogicalError, root, source};
+use crate::logical::root_sessions::RootSessions;
 use crate::logical::session::{connect_root, connect_source, qualified, quoted};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::stream::Stream;
@@ -210,6 +212,7 @@ impl LogicalRun {
             state,
         };
         import.tell();
+        let is_resumed = import.state.phase == LogicalPhase::Index;
         if import.state.phase == LogicalPhase::Schema {
             let moment = import.begin().await?;
             import.copy(Some(moment)).await?;
@@ -218,7 +221,7 @@ impl LogicalRun {
             import.copy(None).await?;
         }
         if import.state.phase == LogicalPhase::Index {
-            import.index().await?;
+            import.index(is_resumed).await?;
         }
         let mut stream = Stream::start(config, branch, &import.database, &import.state, &self.status).await?;
         if import.state.phase == LogicalPhase::CatchUp {
@@ -275,6 +278,20 @@ impl Import<'_> {
 
     /// Publication, slot, and the schema as it was when the slot was made. Whatever an interrupted attempt left is replaced.
     async fn begin(&mut self) -> Result<Moment, LogicalError> {
+        let waking = self.branch.wake();
+        let waking = async { waking.await.map_err(LogicalError::Branch) };
+        // The root's Postgres starts while production is asked.
+        let (at, (moment, seen, dump)) = try_join(waking, self.begin_on_production()).await?;
+        schema::make_database(&seen, &at, &self.database, &mut self.state.left_out).await?;
+        let client = connect_root(&at, &self.database).await?;
+        schema::load_before_rows(&client, &dump.before_rows, &mut self.state.left_out).await?;
+        self.branch.save_script(&dump.after_rows).map_err(LogicalError::Branch)?;
+        self.finish_phase(LogicalPhase::Copy)?;
+        Ok(moment)
+    }
+
+    /// The moment that rows are copied as of, a session that sees it, and the schema as it was.
+    async fn begin_on_production(&mut self) -> Result<(Moment, Client, schema::Dump), LogicalError> {
         let connector = &self.config.connector;
         let production = connect_source(&connector.url).await?;
         let name = connector.slot_name();
@@ -309,13 +326,7 @@ impl Import<'_> {
             .map_err(source("asking for its version"))?;
         let major = u32::try_from(major.get::<_, i32>(0)).unwrap_or_default();
         let dump = schema::dump(self.config, major, &moment.slot.snapshot).await?;
-        let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
-        schema::make_database(&seen, &at, &self.database, &mut self.state.left_out).await?;
-        let client = connect_root(&at, &self.database).await?;
-        schema::load_before_rows(&client, &dump.before_rows, &mut self.state.left_out).await?;
-        self.branch.save_script(&dump.after_rows).map_err(LogicalError::Branch)?;
-        self.finish_phase(LogicalPhase::Copy)?;
-        Ok(moment)
+        Ok((moment, seen, dump))
     }
 
     /// The tables' rows. Those that are left after an interruption are copied as of another moment.
@@ -348,35 +359,48 @@ impl Import<'_> {
         self.finish_phase(LogicalPhase::Index)
     }
 
-    /// Indexes, keys, triggers: all of the script but foreign keys.
-    async fn index(&mut self) -> Result<(), LogicalError> {
+    /// Indexes, keys, triggers: all of the script but foreign keys. Indexes and keys that follow one another are made side by side.
+    /// `is_resumed`: an interruption may have come before what was done was remembered.
+    async fn index(&mut self, is_resumed: bool) -> Result<(), LogicalError> {
         let script = self.branch.script().map_err(LogicalError::Branch)?;
         let all = Script::parse(script.as_bytes(), PsqlCommands::Skipped)?;
-        let client = self.root().await?;
-        let mut is_first = true;
-        for (index, statement) in all.statements().enumerate() {
+        let mut sessions = RootSessions::new(self.branch, &self.database).await?;
+        let total = all.len() as u64;
+        let done = self.state.script_done;
+        let mut steps = all.statements().enumerate().peekable();
+        let mut may_be_there = is_resumed;
+        while let Some((index, statement)) = steps.next() {
             let kind = weight(statement);
-            if index < self.state.script_done && kind != Weight::Setting {
+            if kind == Weight::Setting {
+                sessions.set(statement).await?;
+            }
+            if index < done || matches!(kind, Weight::Setting | Weight::ForeignKey) {
                 continue;
             }
-            let wanted = for_root(statement).filter(|_| kind != Weight::ForeignKey);
-            let Some(wanted) = wanted else { continue };
-            // An interruption may have come before what was done was remembered.
-            let may_be_there = is_first && self.state.script_done > 0;
-            let left_out = self.state.left_out.len();
-            match schema::run(&client, &wanted, &mut self.state.left_out).await {
-                Err(LogicalError::Schema { source, .. }) if may_be_there && says_already(&source) => {}
-                done => done?,
+            let mut last = index;
+            let mut together: Vec<String> = for_root(statement).into_iter().collect();
+            if makes_index(statement) {
+                while let Some((index, statement)) = steps.next_if(|(_, statement)| makes_index(statement)) {
+                    together.extend(for_root(statement));
+                    last = index;
+                }
             }
-            if may_be_there && self.state.left_out.last().is_some_and(|text| text.ends_with("already exists")) {
-                self.state.left_out.truncate(left_out);
+            self.status.send_modify(|status| status.progress = (index as u64, total));
+            let tell = || self.status.send_modify(|status| status.progress.0 += 1);
+            for outcome in sessions.run(&together, &tell).await? {
+                match outcome {
+                    Err(LogicalError::Schema { source, .. }) if may_be_there && says_already(&source) => {}
+                    outcome => {
+                        let left_out = outcome?.into_iter();
+                        self.state
+                            .left_out
+                            .extend(left_out.filter(|text| !may_be_there || !text.ends_with("already exists")));
+                    }
+                }
             }
-            if kind != Weight::Setting {
-                is_first = false;
-                self.state.script_done = index + 1;
-                self.save()?;
-            }
-            self.status.send_modify(|status| status.progress = (index as u64 + 1, all.len() as u64));
+            may_be_there = false;
+            self.state.script_done = last + 1;
+            self.save()?;
         }
         self.finish_phase(LogicalPhase::CatchUp)
     }
@@ -402,8 +426,23 @@ impl Import<'_> {
         self.fill_views(&client).await?;
         let production = connect_source(&self.config.connector.url).await?;
         sequences::bring_up(&production, &client, &self.config.options).await?;
-        client.batch_execute("analyze").await.map_err(root("counting rows"))?;
+        self.analyze(&client).await?;
         self.finish_phase(LogicalPhase::Follow)
+    }
+
+    /// Counts rows and values of all tables, as `ANALYZE` without a table does, several tables at a time.
+    async fn analyze(&mut self, client: &Client) -> Result<(), LogicalError> {
+        const TABLES: &str = "select n.nspname::text, c.relname::text from pg_catalog.pg_class c \
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm', 'p') \
+             order by c.relpages desc, c.oid";
+        let tables = client.query(TABLES, &[]).await.map_err(root("listing tables"))?;
+        let statements: Vec<String> =
+            tables.iter().map(|row| format!("analyze {}", qualified(row.get(0), row.get(1)))).collect();
+        let mut sessions = RootSessions::new(self.branch, &self.database).await?;
+        for outcome in sessions.run(&statements, &|| ()).await? {
+            self.state.left_out.extend(outcome?);
+        }
+        Ok(())
     }
 
     /// Fills materialized views that production has filled, each after those that it reads.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::try_join;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -43,8 +44,8 @@ pub(crate) async fn dump(config: &LogicalConfig, major: u32, snapshot: &str) -> 
     let mut before = section("pre-data");
     // With what belongs to the database itself.
     before.arg("--create");
-    let before = program::output(before, &pg_dump).await?;
-    let after = program::output(section("post-data"), &pg_dump).await?;
+    let after = section("post-data");
+    let (before, after) = try_join(program::output(before, &pg_dump), program::output(after, &pg_dump)).await?;
     let text =
         |bytes| String::from_utf8(bytes).map_err(|_| LogicalError::State("pg_dump's output is not UTF-8".into()));
     Ok(Dump { before_rows: text(before)?, after_rows: text(after)? })
