@@ -22,8 +22,8 @@ pub use branch::{
 };
 pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
 pub use connector::{
-    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorResumeArgs,
-    ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
+    ConnectorAddTablesArgs, ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs,
+    ConnectorResumeArgs, ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
 };
 pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs};
 pub use inspect::{

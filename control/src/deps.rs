@@ -11,7 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply};
+use ardent_api::control::{
+    AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
+};
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::wal_service::SafekeeperStatus;
 use ardent_types::{Lsn, TenantId, TimelineId};
@@ -308,6 +310,13 @@ pub trait LogicalRuntime: Send + Sync {
         root: Arc<dyn RootBranch>,
         sql: String,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// Takes over tables that are new on the source: those with these names, or all.
+    fn add_tables(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        names: Vec<String>,
+    ) -> BoxFuture<'static, Result<AddTablesReply, ErrorInfo>>;
     /// Whether the server at the URL has the connector's slot and publication, and all changes that follow on those up to `applied`.
     fn can_follow(&self, spec: ConnectorSpec, applied: Option<Lsn>) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Drops slot and publication on the source. Fine if they are not there.

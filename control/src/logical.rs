@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use ardent_api::control::{
-    ApiErrorCode, ConnectorEvent, ConnectorInfo, ConnectorState, ErrorInfo, LogicalInfo, ResumeConnectorRequest,
-    VerifyReply,
+    AddTablesReply, AddTablesRequest, ApiErrorCode, ConnectorEvent, ConnectorInfo, ConnectorState, ErrorInfo,
+    LogicalInfo, ResumeConnectorRequest, VerifyReply,
 };
 use ardent_api::page_service::ManageRequest;
 use ardent_types::{BranchId, Lsn};
@@ -220,6 +220,34 @@ impl Control {
         let root = self.logical_root(name)?;
         let reply = self.context.logical.verify(self.connector_spec_of(&row)?, root).await?;
         Ok(VerifyReply { name: name.to_owned(), ..reply })
+    }
+
+    /// Takes over tables that are new on production.
+    pub async fn add_tables(
+        self: &Arc<Self>,
+        name: &str,
+        request: AddTablesRequest,
+    ) -> Result<AddTablesReply, ErrorInfo> {
+        let (control, name) = (self.clone(), name.to_owned());
+        let task = self.tasks.spawn(async move {
+            let lock = control.name_lock(&name);
+            let _guard = lock.lock().await;
+            let row = control.find_ready_connector(&name)?;
+            if row.logical.is_none() {
+                let message =
+                    format!("connector {name} follows by physical replication: all tables are there by themselves");
+                return Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
+                    .with_hint("only connectors made with --logical have tables added"));
+            }
+            let root = control.logical_root(&name)?;
+            let adding = control.context.logical.add_tables(control.connector_spec_of(&row)?, root, request.tables);
+            let reply = tokio::select! {
+                reply = adding => reply?,
+                () = control.cancel.cancelled() => return Err(shutting_down()),
+            };
+            Ok(AddTablesReply { name, ..reply })
+        });
+        task.await.map_err(|_| shutting_down())?
     }
 
     /// Tries again at once what could not go on, after `sql` was run on the root branch.

@@ -95,6 +95,19 @@ async fn only_logical_connectors_are_verified() {
 }
 
 #[tokio::test]
+async fn tables_are_added_to_logical_connectors_alone() {
+    let world = World::connected().await;
+    let path = "/v1/connectors/shop/tables";
+    world.fails("POST", path, Some(json!({})), ApiErrorCode::InvalidArguments).await;
+    let world = World::new().await;
+    connect(&world).await;
+    let (status, reply) = world.call("POST", path, Some(json!({ "tables": ["a.b"] }))).await;
+    assert_eq!((status, &reply["name"], &reply["added"]), (200, &json!("shop"), &json!(["a.b"])), "{reply}");
+    world.fails("POST", path, Some(json!({ "table": "a.b" })), ApiErrorCode::InvalidArguments).await;
+    world.fails("POST", "/v1/connectors/other/tables", Some(json!({})), ApiErrorCode::NotFound).await;
+}
+
+#[tokio::test]
 async fn a_connector_is_resumed_after_sql_on_its_root() {
     let world = World::connected().await;
     let path = "/v1/connectors/shop/resume";

@@ -201,6 +201,61 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
     assert_eq!(house.compute_processes(), [], "its compute is gone");
 }
 
+/// Tables that are new on production come whole, while they are written, or not at all.
+fn new_tables_are_taken_over(house: &House, production: &TestPg) {
+    production.sql_in(
+        "shop",
+        "set role app;
+         create table fresh (id serial primary key, t_id int references t, note text);
+         create index fresh_note on fresh (note);
+         insert into fresh (t_id, note) select n, 'n' from generate_series(1, 10) n;
+         create table parts (id int, kind text, primary key (kind, id)) partition by list (kind);
+         create table parts_a partition of parts for values in ('a');
+         insert into parts values (1, 'a');
+         create type mood as enum ('sad', 'happy');
+         create table moody (id int primary key, m mood)",
+    );
+    let writer = Writer::start(
+        production,
+        "insert into fresh (t_id, note) values (1, 'w'); update fresh set note = note || '.' where id = 1;
+         insert into parts select max(id) + 1, 'a' from parts; insert into moody select count(*), 'sad' from moody;",
+    );
+    // What one needs is not there: none is taken, and everything else goes on as before.
+    house.ardent(&["connector", "add-tables", "shop"]).refused(1, &["moody", "mood"]);
+    production.sql_in("shop", "update t set last = last");
+    let finished = house.ardent(&["--json", "connector", "verify", "shop"]);
+    let verified: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    let not_followed = serde_json::json!(["public.keyless", "public.fresh", "public.parts_a", "public.moody"]);
+    assert_eq!(verified["not_followed"], not_followed, "{verified}");
+    assert_eq!(verified["tables"][0]["equal"], true, "{verified}");
+    assert_eq!(verified["sequences_behind"], serde_json::json!(["public.fresh_id_seq"]), "{verified}");
+    house.ok(&[
+        "connector",
+        "resume",
+        "shop",
+        "--sql",
+        "create type mood as enum ('sad', 'happy'); alter type mood owner to app",
+    ]);
+    let reply = house.json(&["connector", "add-tables", "shop"]);
+    assert_eq!(reply["added"], serde_json::json!(["public.fresh", "public.parts_a", "public.moody"]), "{reply}");
+    assert_eq!(reply["skipped"][0]["table"], "public.keyless", "{reply}");
+    assert_eq!(reply["left_out"], serde_json::json!([]), "{reply}");
+    production.sql_in("shop", "set role app; create table parts_b partition of parts for values in ('b')");
+    production.sql_in("shop", "insert into parts values (1, 'b')");
+    house.ok(&["connector", "add-tables", "shop", "--table", "public.parts_b"]);
+    drop(writer);
+    let verified = assert_equal(house);
+    assert_eq!(verified["not_followed"], serde_json::json!(["public.keyless"]), "{verified}");
+    assert_eq!(verified["schema_differences"], serde_json::json!([]), "{verified}");
+    house.ardent(&["connector", "add-tables", "shop", "--table", "public.keyless"]).refused(1, &["replica identity"]);
+    house.ardent(&["connector", "add-tables", "shop", "--table", "public.t"]).refused(1, &["public.t", "SCHEMA.NAME"]);
+    let branch = house.branch("with-new", "shop");
+    assert_eq!(sql(&branch, "insert into fresh (t_id) values (2) returning id > 10"), "t");
+    assert!(try_sql(&branch, "insert into fresh (t_id) values (1000)").unwrap_err().contains("foreign key"));
+    assert_eq!(sql(&branch, "select count(*) > 1, count(*) filter (where kind = 'b') from parts"), "t|1");
+    house.ok(&["branch", "delete", "with-new"]);
+}
+
 /// Rows enough that a copy of them at the rate that tests set takes some seconds.
 const LARGE: &str = "
     set role app;
@@ -319,6 +374,7 @@ fn changes_of_tables_are_followed_or_said() {
     assert_eq!(verified["not_followed"], serde_json::json!(["public.keyless"]), "{verified}");
     let branch = house.branch("dev", "shop");
     assert_eq!(sql(&branch, "select count(*), min(more), sum(last) from t where id <= 10"), "10|it's|55");
+    new_tables_are_taken_over(&house, &production);
     // One column under another name, or two columns: nobody can say. Nothing is applied from there on.
     production.sql_in(
         "shop",

@@ -52,6 +52,17 @@ server goes on.")]
 Every row of every table that is followed is read on both sides, as of the same moment. Writing
 goes on meanwhile. Exit code 3: something differs.")]
     Verify(OptionalNameArgs),
+    /// Take over tables that are new on production, with their rows
+    #[command(after_help = "Examples:
+  ardent connector add-tables shop
+  ardent connector add-tables shop --table sales.refunds --table sales.returns
+  ardent connector add-tables shop --json | jq '.skipped'
+
+For a connector in logical mode. Definitions and rows come as of one moment, in one transaction;
+nothing else is applied while they are copied. What they need besides (types, functions, schemas
+that are new, too) is made first with ardent connector resume NAME --sql. Exit code 1: a table that
+was named cannot be followed.")]
+    AddTables(ConnectorAddTablesArgs),
     /// Go on at once where following has stopped, after SQL on the root branch if need be
     #[command(after_help = "Examples:
   ardent connector resume shop
@@ -125,6 +136,17 @@ pub struct ConnectorStatusArgs {
     /// Exit with code 3 if production is not followed, or something is warned of
     #[arg(long)]
     pub exit_code: bool,
+}
+
+/// `ardent connector add-tables`.
+#[derive(Debug, Args)]
+pub struct ConnectorAddTablesArgs {
+    /// The connector.
+    #[command(flatten)]
+    pub name: OptionalNameArgs,
+    /// This table, as SCHEMA.NAME; may be given more than once [default: all that can be followed]
+    #[arg(long = "table", value_name = "TABLE")]
+    pub tables: Vec<String>,
 }
 
 /// `ardent connector resume`.

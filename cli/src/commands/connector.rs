@@ -6,15 +6,16 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
-    ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList, CreateConnectorRequest, DeleteReply,
-    ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest, ResumeConnectorRequest, SlotInfo, VerifyReply,
+    AddTablesReply, AddTablesRequest, ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList,
+    CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest,
+    ResumeConnectorRequest, SlotInfo, VerifyReply,
 };
 
 use super::path_name;
 use crate::api::Api;
 use crate::args::{
-    ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs, ConnectorResumeArgs,
-    ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
+    ConnectorAddTablesArgs, ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs,
+    ConnectorResumeArgs, ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
 };
 use crate::duration::bytes_text;
 use crate::failure::Failure;
@@ -30,6 +31,7 @@ pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(),
         ConnectorCommand::Create(args) => create(output, api, args),
         ConnectorCommand::List => list(output, api),
         ConnectorCommand::Status(args) => status(output, api, args),
+        ConnectorCommand::AddTables(args) => add_tables(output, api, args),
         ConnectorCommand::Resume(args) => resume(output, api, args),
         ConnectorCommand::Move(args) => move_to(output, api, args),
         ConnectorCommand::Verify(args) => verify(output, api, args),
@@ -314,6 +316,32 @@ fn resume(output: &Output, api: &Api, args: &ConnectorResumeArgs) -> Result<(), 
         None => Ok(()),
         Some(problem) => {
             let message = format!("connector {} does not go on: {problem}", connector.name);
+            Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).into())
+        }
+    }
+}
+
+fn add_tables(output: &Output, api: &Api, args: &ConnectorAddTablesArgs) -> Result<(), Failure> {
+    let name = named(api, &args.name)?;
+    let request = AddTablesRequest { tables: args.tables.clone() };
+    // Rows are copied: it takes as long as it takes.
+    let reply: AddTablesReply = api.post_long(&format!("/v1/connectors/{}/tables", path_name(&name)?), &request)?;
+    for text in &reply.left_out {
+        output.warning(&format!("left out: {text}"));
+    }
+    output.data(&reply, |reply| {
+        let mut lines: Vec<String> = reply.added.iter().map(|table| format!("added {table}")).collect();
+        lines.extend(reply.skipped.iter().map(|skipped| format!("not followed: {}: {}", skipped.table, skipped.why)));
+        match reply.at_lsn {
+            Some(lsn) => lines.push(format!("followed from production's {lsn} on")),
+            None => lines.push("there is no new table that can be followed".to_owned()),
+        }
+        lines.join("\n")
+    })?;
+    match reply.skipped.iter().find(|skipped| args.tables.contains(&skipped.table)) {
+        None => Ok(()),
+        Some(skipped) => {
+            let message = format!("{} is not followed: {}", skipped.table, skipped.why);
             Err(ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message).into())
         }
     }

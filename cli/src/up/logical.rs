@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use ardent_agent::ServerPrograms;
-use ardent_api::control::{ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
+use ardent_api::control::{AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
 use ardent_connector::HostFacts;
 use ardent_connector::logical::{
-    LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, bootstrap, bring_current,
+    LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, add_tables, bootstrap, bring_current,
     can_follow_logical, delete_logical, logical_connector, preflight_logical, run_on_root, verify,
 };
 use ardent_control::deps::{ConnectorSpec, Imported, LogicalRuntime, LogicalStatus, RootBranch};
@@ -168,6 +168,21 @@ impl LogicalRuntime for LogicalConnectors {
         async move {
             let config = logical_config(spec, &programs);
             run_on_root(&config, &Root(root), &sql).await.map_err(|error| failed(&error))
+        }
+        .boxed()
+    }
+
+    fn add_tables(
+        &self,
+        spec: ConnectorSpec,
+        root: Arc<dyn RootBranch>,
+        names: Vec<String>,
+    ) -> BoxFuture<'static, Result<AddTablesReply, ErrorInfo>> {
+        let handle = self.handle(spec.timeline);
+        let programs = self.programs.clone();
+        async move {
+            let config = logical_config(spec, &programs);
+            add_tables(&config, &handle?, &Root(root), &names).await.map_err(|error| failed(&error))
         }
         .boxed()
     }

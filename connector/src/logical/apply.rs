@@ -3,7 +3,7 @@
 //! Transactions that come close after one another become one on the root. Its commit carries how far production's log was applied
 //! (a replication origin): what was applied is not applied again, whatever is sent again after an interruption.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -82,6 +82,8 @@ pub(crate) struct Applier {
     origin: String,
     root: Arc<dyn RootBranch>,
     tables: HashMap<u32, TableState>,
+    /// Tables that are published and not followed.
+    passed_over: BTreeSet<u32>,
     session: Option<RootSession>,
     /// What the root's origin says, once it was asked.
     applied: Lsn,
@@ -102,6 +104,7 @@ impl Applier {
             origin: origin.to_owned(),
             root,
             tables: state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect(),
+            passed_over: state.passed_over.clone(),
             session: None,
             applied: Lsn::INVALID,
             targets: HashMap::new(),
@@ -159,6 +162,13 @@ impl Applier {
         Ok(client)
     }
 
+    /// Takes note of which tables are followed from here on; how many they are.
+    pub fn learn(&mut self, state: &LogicalState) -> usize {
+        self.tables = state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect();
+        self.passed_over = state.passed_over.clone();
+        self.tables.len()
+    }
+
     /// Takes one message.
     pub async fn take(&mut self, message: Message) -> Result<(), LogicalError> {
         match message {
@@ -214,7 +224,9 @@ impl Applier {
         if *transaction.is_known.get_or_insert(final_lsn < applied) {
             return Ok(None);
         }
-        let Some(table) = self.tables.get(&oid) else { return Err(self.unknown(oid)) };
+        let Some(table) = self.tables.get(&oid) else {
+            return if self.passed_over.contains(&oid) { Ok(None) } else { Err(self.unknown(oid)) };
+        };
         // What the copy shows already.
         if table.copied_at.is_none_or(|copied_at| final_lsn < copied_at) {
             return Ok(None);

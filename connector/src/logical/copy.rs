@@ -68,8 +68,7 @@ struct Copier {
     moment: Moment,
     state: Arc<Mutex<LogicalState>>,
     waiting: Mutex<VecDeque<u32>>,
-    progress: Arc<CopyProgress>,
-    rate: tokio::sync::Mutex<Rate>,
+    pace: Pace,
 }
 
 /// Copies the tables that are not copied yet, the largest first. Each is remembered as soon as the root has it.
@@ -97,8 +96,7 @@ pub(crate) async fn copy_tables(
         moment,
         state: state.clone(),
         waiting: Mutex::new(waiting.into_iter().map(|(_, oid)| oid).collect()),
-        progress: progress.clone(),
-        rate: tokio::sync::Mutex::new(Rate::new(config.connector.max_rate_bytes)),
+        pace: Pace { progress: progress.clone(), ..Pace::new(config.connector.max_rate_bytes) },
     });
     // Dropped with this future, they end.
     let mut running = JoinSet::new();
@@ -142,33 +140,60 @@ impl Copier {
         table: &TableState,
     ) -> Result<(), LogicalError> {
         let name = qualified(&table.schema, &table.name);
-        let columns = SourceColumns::read(production, oid).await?;
-        let list = columns.list();
-        let is_binary = columns.are_binary(&root_columns(client, &table.schema, &table.name).await?);
-        let (out_options, in_options) =
-            if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
         let doing = |what: &str| format!("{what} table {name}");
-        let rows = production.copy_out(&format!("copy {name}{list} to stdout{out_options}")).await;
-        let rows = rows.map_err(source("reading a table"))?;
         let begin = format!("begin; truncate only {name}");
         client.batch_execute(&begin).await.map_err(root(doing("emptying")))?;
-        // In the transaction that emptied it, so its rows are frozen: no branch will have to look at who wrote them.
-        let sink = client.copy_in(&format!("copy {name}{list} from stdin ({in_options})")).await;
-        let sink = sink.map_err(root(doing("filling")))?;
-        tokio::pin!(rows, sink);
-        let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
-        while let Some(row) = rows.next().await {
-            let row = row.map_err(source("reading a table"))?;
-            piece.extend_from_slice(&row);
-            if piece.len() >= PIECE_LEN {
-                self.count(piece.len()).await;
-                sink.send(piece.split().freeze()).await.map_err(root(doing("filling")))?;
-            }
-        }
-        self.count(piece.len()).await;
-        sink.send(piece.freeze()).await.map_err(root(doing("filling")))?;
-        sink.finish().await.map_err(root(doing("filling")))?;
+        copy_rows(production, client, oid, (&table.schema, &table.name), &self.pace).await?;
         client.batch_execute("commit").await.map_err(root(doing("filling")))
+    }
+}
+
+/// Copies the rows of one of production's tables, as its session sees them, to the root's table of this schema and name. The root's
+/// session is in the transaction that made or emptied the table, so the rows are frozen: no branch will have to look at who wrote them.
+pub(crate) async fn copy_rows(
+    production: &Client,
+    client: &Client,
+    oid: u32,
+    (schema, name): (&str, &str),
+    pace: &Pace,
+) -> Result<(), LogicalError> {
+    let columns = SourceColumns::read(production, oid).await?;
+    let list = columns.list();
+    let is_binary = columns.are_binary(&root_columns(client, schema, name).await?);
+    let (out_options, in_options) =
+        if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
+    let name = qualified(schema, name);
+    let filling = || root(format!("filling table {name}"));
+    let rows = production.copy_out(&format!("copy {name}{list} to stdout{out_options}")).await;
+    let rows = rows.map_err(source("reading a table"))?;
+    let sink = client.copy_in(&format!("copy {name}{list} from stdin ({in_options})")).await;
+    let sink = sink.map_err(filling())?;
+    tokio::pin!(rows, sink);
+    let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
+    while let Some(row) = rows.next().await {
+        let row = row.map_err(source("reading a table"))?;
+        piece.extend_from_slice(&row);
+        if piece.len() >= PIECE_LEN {
+            pace.count(piece.len()).await;
+            sink.send(piece.split().freeze()).await.map_err(filling())?;
+        }
+    }
+    pace.count(piece.len()).await;
+    sink.send(piece.freeze()).await.map_err(filling())?;
+    sink.finish().await.map_err(filling())?;
+    Ok(())
+}
+
+/// Counts what is copied, and keeps all copies together to a rate.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    progress: Arc<CopyProgress>,
+    rate: tokio::sync::Mutex<Rate>,
+}
+
+impl Pace {
+    pub fn new(bytes_per_s: Option<u64>) -> Pace {
+        Pace { progress: Arc::default(), rate: tokio::sync::Mutex::new(Rate::new(bytes_per_s)) }
     }
 
     async fn count(&self, bytes: usize) {

@@ -14,6 +14,7 @@
 //!   what lies below is skipped.
 //! - LG-2: a table's changes are applied from the moment on that its copy shows, so tables that were copied at different moments agree
 //!   once all of these are reached; only then is the root branch shown to anybody.
+//!   Tables that are added later come whole, in one transaction of a root that is at exactly their moment.
 //! - LG-3: what cannot be applied is never passed over: an error names the table, and nothing behind it is applied.
 //! - LG-4: on production there are a slot and a publication of ours, and nothing else is changed.
 //! - LG-5: production is told that a change is flushed only after a quorum has the root's commit of it.
@@ -28,6 +29,7 @@ mod ddl;
 mod drift;
 mod dump_statement;
 mod error;
+mod new_tables;
 mod preflight;
 pub(crate) mod program;
 mod relation;
@@ -47,6 +49,7 @@ mod verify;
 pub use bootstrap::bootstrap;
 pub use config::{LogicalConfig, RootAt, RootBranch, RootFuture};
 pub use error::LogicalError;
+pub use new_tables::add_tables;
 pub use preflight::preflight_logical;
 pub use run::{LogicalHandle, LogicalRun, LogicalStatus, logical_connector};
 pub use slot::{can_follow_logical, delete_logical};

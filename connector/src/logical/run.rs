@@ -199,11 +199,7 @@ impl LogicalRun {
     }
 
     async fn attempt(&mut self, config: &LogicalConfig, branch: &Arc<dyn RootBranch>) -> Result<(), LogicalError> {
-        let kept = branch.saved().map_err(LogicalError::Branch)?;
-        let state = match kept {
-            Some(text) => serde_json::from_str(&text).map_err(|error| LogicalError::State(error.to_string()))?,
-            None => LogicalState::default(),
-        };
+        let state = LogicalState::read(branch.as_ref())?;
         let mut import = Import {
             config,
             branch,
@@ -320,11 +316,7 @@ impl Import<'_> {
             self.state.tables.insert(table.oid, kept);
         }
         let seen = moment.session(&connector.url).await?;
-        let major = seen
-            .query_one("select current_setting('server_version_num')::int / 10000", &[])
-            .await
-            .map_err(source("asking for its version"))?;
-        let major = u32::try_from(major.get::<_, i32>(0)).unwrap_or_default();
+        let major = schema::major(&seen).await?;
         let dump = schema::dump(self.config, major, &moment.slot.snapshot).await?;
         Ok((moment, seen, dump))
     }

@@ -25,6 +25,22 @@ pub(crate) struct Dump {
 
 /// Dumps the schema as it was when the snapshot was made.
 pub(crate) async fn dump(config: &LogicalConfig, major: u32, snapshot: &str) -> Result<Dump, LogicalError> {
+    let mut chosen: Vec<String> =
+        config.options.schemas.iter().map(|schema| format!("--schema={}", quoted(schema))).collect();
+    if !chosen.is_empty() {
+        chosen.push("--extension=*".to_owned());
+    }
+    // With what belongs to the database itself.
+    dump_sections(config, major, snapshot, &["--create"], &chosen).await
+}
+
+async fn dump_sections(
+    config: &LogicalConfig,
+    major: u32,
+    snapshot: &str,
+    before_alone: &[&str],
+    chosen: &[String],
+) -> Result<Dump, LogicalError> {
     let pg_dump = program::find("pg_dump", &program_folders(&config.programs, major), major)?;
     let environment = config.connector.connect_config()?.libpq_environment();
     let section = |name: &str| {
@@ -32,23 +48,36 @@ pub(crate) async fn dump(config: &LogicalConfig, major: u32, snapshot: &str) -> 
         command.envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
         command.args(["--schema-only", "--no-publications", "--no-subscriptions", "--no-tablespaces"]);
         command.args(["--encoding=UTF8", "--lock-wait-timeout=60s", "--no-password", "--no-security-labels"]);
-        command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}"));
-        for schema in &config.options.schemas {
-            command.arg(format!("--schema={}", quoted(schema)));
-        }
-        if !config.options.schemas.is_empty() {
-            command.arg("--extension=*");
-        }
+        command.arg(format!("--section={name}")).arg(format!("--snapshot={snapshot}")).args(chosen);
         command
     };
     let mut before = section("pre-data");
-    // With what belongs to the database itself.
-    before.arg("--create");
+    before.args(before_alone);
     let after = section("post-data");
     let (before, after) = try_join(program::output(before, &pg_dump), program::output(after, &pg_dump)).await?;
     let text =
         |bytes| String::from_utf8(bytes).map_err(|_| LogicalError::State("pg_dump's output is not UTF-8".into()));
     Ok(Dump { before_rows: text(before)?, after_rows: text(after)? })
+}
+
+/// Dumps the definitions of some tables, by their quoted names, as they were when the snapshot was made.
+pub(crate) async fn dump_tables(
+    config: &LogicalConfig,
+    major: u32,
+    snapshot: &str,
+    tables: &[String],
+) -> Result<Dump, LogicalError> {
+    let chosen: Vec<String> = tables.iter().map(|table| format!("--table={table}")).collect();
+    dump_sections(config, major, snapshot, &[], &chosen).await
+}
+
+/// The major version of a session's server.
+pub(crate) async fn major(production: &Client) -> Result<u32, LogicalError> {
+    let major = production
+        .query_one("select current_setting('server_version_num')::int / 10000", &[])
+        .await
+        .map_err(source("asking for its version"))?;
+    Ok(u32::try_from(major.get::<_, i32>(0)).unwrap_or_default())
 }
 
 /// Makes the database on the root anew, as production has it, with production's roles. Passwords are not production's.

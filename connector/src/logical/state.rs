@@ -1,9 +1,12 @@
 //! How far a logical import is, as it is kept over restarts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_types::Lsn;
 use serde::{Deserialize, Serialize};
+
+use crate::logical::config::RootBranch;
+use crate::logical::error::LogicalError;
 
 /// The steps, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub(crate) struct LogicalState {
     pub phase: LogicalPhase,
     /// By the OID that they have on the source.
     pub tables: BTreeMap<u32, TableState>,
+    /// Tables that are published and not followed: they are being taken over, or that was interrupted. Their changes are passed over.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub passed_over: BTreeSet<u32>,
     /// Statements of the script that were run.
     pub script_done: usize,
     /// What could not be made on the root, each with why.
@@ -62,6 +68,14 @@ pub(crate) struct TableState {
 }
 
 impl LogicalState {
+    /// What is kept of the connector of a root branch; nothing yet: where it begins.
+    pub fn read(branch: &dyn RootBranch) -> Result<LogicalState, LogicalError> {
+        match branch.saved().map_err(LogicalError::Branch)? {
+            Some(text) => serde_json::from_str(&text).map_err(|error| LogicalError::State(error.to_string())),
+            None => Ok(LogicalState::default()),
+        }
+    }
+
     /// Where all tables are of one moment.
     pub fn consistent_from(&self) -> Lsn {
         self.tables.values().filter_map(|table| table.copied_at).max().unwrap_or(Lsn::INVALID)
@@ -85,12 +99,15 @@ mod tests {
         let state = LogicalState {
             phase: LogicalPhase::Copy,
             tables: [(1, table(Some(Lsn::new(0x10)))), (2, table(None))].into(),
+            passed_over: [9].into(),
             script_done: 3,
             left_out: vec!["x".into()],
         };
         let text = serde_json::to_string(&state).expect("plain data");
         assert_eq!(serde_json::from_str::<LogicalState>(&text).expect("reads"), state);
         assert!(text.contains(r#""phase":"copy""#), "{text}");
+        let older = text.replace(r#""passed_over":[9],"#, "");
+        assert!(serde_json::from_str::<LogicalState>(&older).expect("reads").passed_over.is_empty());
         assert_eq!((state.consistent_from(), state.bytes()), (Lsn::new(0x10), (7, 14)));
     }
 }

@@ -30,6 +30,7 @@ const SEQUENCES_INTERVAL: Duration = Duration::from_secs(2);
 /// A running stream.
 pub(crate) struct Stream<'a> {
     config: &'a LogicalConfig,
+    branch: &'a Arc<dyn RootBranch>,
     replication: ReplicationStream,
     applier: Applier,
     status: &'a watch::Sender<LogicalStatus>,
@@ -51,7 +52,7 @@ impl<'a> Stream<'a> {
     /// Starts where production was told that all before is on the root; what comes twice is not applied twice.
     pub async fn start(
         config: &'a LogicalConfig,
-        branch: &Arc<dyn RootBranch>,
+        branch: &'a Arc<dyn RootBranch>,
         database: &str,
         state: &LogicalState,
         status: &'a watch::Sender<LogicalStatus>,
@@ -69,6 +70,7 @@ impl<'a> Stream<'a> {
         });
         Ok(Stream {
             config,
+            branch,
             replication,
             applier,
             status,
@@ -208,7 +210,20 @@ impl<'a> Stream<'a> {
             if let Ok(lsn) = while_alive(&mut self.replication, status, until).await? {
                 self.holding = Some((lsn, held));
             }
+            self.learn()?;
         }
+        Ok(())
+    }
+
+    /// Who stopped it may have added tables.
+    fn learn(&mut self) -> Result<(), LogicalError> {
+        let state = LogicalState::read(self.branch.as_ref())?;
+        let tables = self.applier.learn(&state);
+        self.sequences.forget();
+        self.status.send_modify(|status| {
+            status.tables = tables;
+            status.left_out = state.left_out;
+        });
         Ok(())
     }
 
@@ -220,6 +235,7 @@ impl<'a> Stream<'a> {
             let status = self.standby_status(false);
             // It is let go by being dropped.
             let _ = while_alive(&mut self.replication, status, released).await?;
+            self.learn()?;
         }
         Ok(())
     }

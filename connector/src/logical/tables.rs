@@ -28,6 +28,11 @@ impl SourceTable {
     pub fn quoted(&self) -> String {
         qualified(&self.schema, &self.name)
     }
+
+    /// Schema and name, for messages.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
 }
 
 /// Tables of chosen schemas that are no extension's. The parameter: the schemas; none: all.

@@ -58,6 +58,13 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         Some("ResumeConnector"),
         "Connector",
     ),
+    (
+        "post",
+        "/v1/connectors/{name}/tables",
+        "Take over tables that are new on production, with their rows, into a connector in logical mode",
+        Some("AddTables"),
+        "AddedTables",
+    ),
     ("delete", "/v1/connectors/{name}", "Delete a connector that has no branches", None, "Deleted"),
     (
         "get",
@@ -257,6 +264,19 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
         "VerifiedTable",
         &[("table", "string"), ("production_rows", "integer"), ("root_rows", "integer"), ("equal", "boolean")],
     ),
+    ("AddTables", &[("tables", "[string]?")]),
+    (
+        "AddedTables",
+        &[
+            ("schema_version", "integer"),
+            ("name", "string"),
+            ("at_lsn", "Lsn?"),
+            ("added", "[string]"),
+            ("skipped", "[SkippedTable]"),
+            ("left_out", "[string]"),
+        ],
+    ),
+    ("SkippedTable", &[("table", "string"), ("why", "string")]),
     ("PreflightCheck", &[("name", "string"), ("outcome", "CheckOutcome"), ("message", "string"), ("fix", "string?")]),
     ("PreflightReport", &[("schema_version", "integer"), ("passed", "boolean"), ("checks", "[PreflightCheck]")]),
     (
@@ -416,6 +436,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("until", "Time?"),
             ("role", "string?"),
             ("application", "string?"),
+            ("client", "string?"),
             ("database", "string?"),
             ("failed", "boolean?"),
             ("writes", "boolean?"),

@@ -17,11 +17,12 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use ardent_api::control::{
-    ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent, ConnectorInfo, ConnectorList,
-    CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
-    MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply, RenameRequest, ResetRequest,
-    RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, SafekeepersReply, StatusReply, SwitchReply,
-    UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
+    AddTablesReply, AddTablesRequest, ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent,
+    ConnectorInfo, ConnectorList, CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply,
+    DiffRequest, ErrorInfo, MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply,
+    RenameRequest, ResetRequest, RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, SafekeepersReply, StatusReply,
+    SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply,
+    WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -54,6 +55,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/connectors/{name}/verify", post(verify_connector))
         .route("/v1/connectors/{name}/move", post(move_connector))
         .route("/v1/connectors/{name}/resume", post(resume_connector))
+        .route("/v1/connectors/{name}/tables", post(add_tables))
         .route("/v1/branches", get(list_branches).post(create_branch))
         .route("/v1/branches/{name}", get(show_branch).patch(update_branch).delete(delete_branch))
         .route("/v1/branches/{name}/url", get(branch_url))
@@ -183,6 +185,14 @@ async fn resume_connector(
     Body(request): Body<ResumeConnectorRequest>,
 ) -> Result<ConnectorInfo> {
     Ok(Reply(control.resume_connector(&name, request).await?))
+}
+
+async fn add_tables(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<AddTablesRequest>,
+) -> Result<AddTablesReply> {
+    Ok(Reply(control.add_tables(&name, request).await?))
 }
 
 async fn move_connector(

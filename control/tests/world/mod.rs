@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::Sandbox;
 use ardent_api::control::{
-    ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
+    AddTablesReply, ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
 use ardent_api::wal_service::{ArchiveStall, SafekeeperStatus};
@@ -436,6 +436,23 @@ impl LogicalRuntime for Fakes {
         let down = self.state.lock().production_down;
         let refused = ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "connection refused");
         Box::pin(async move { if down { Err(refused) } else { Ok(()) } })
+    }
+
+    fn add_tables(
+        &self,
+        _spec: ConnectorSpec,
+        _root: Arc<dyn RootBranch>,
+        names: Vec<String>,
+    ) -> BoxFuture<'static, Result<AddTablesReply, ErrorInfo>> {
+        let reply = AddTablesReply {
+            schema_version: 1,
+            name: String::new(),
+            at_lsn: None,
+            added: names,
+            skipped: Vec::new(),
+            left_out: Vec::new(),
+        };
+        Box::pin(async move { Ok(reply) })
     }
 
     fn verify(

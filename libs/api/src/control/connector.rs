@@ -84,6 +84,41 @@ pub struct ResumeConnectorRequest {
     pub sql: Option<String>,
 }
 
+/// Body of `POST /v1/connectors/{name}/tables`: take over tables that are new on production.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddTablesRequest {
+    /// Which, as `schema.name`; none: all that are not followed and can be.
+    #[serde(default)]
+    pub tables: Vec<String>,
+}
+
+/// Answer to [`AddTablesRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddTablesReply {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The connector.
+    pub name: String,
+    /// The position of production's log that their rows were copied as of; absent: there was nothing to add.
+    pub at_lsn: Option<Lsn>,
+    /// Tables that are followed from there on.
+    pub added: Vec<String>,
+    /// Tables that cannot be followed.
+    pub skipped: Vec<SkippedTable>,
+    /// What of the added tables the root branch has not, each with why.
+    pub left_out: Vec<String>,
+}
+
+/// A table that cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SkippedTable {
+    /// Schema and name.
+    pub table: String,
+    /// Why.
+    pub why: String,
+}
+
 /// What [`VerifyReply`] says of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifiedTable {

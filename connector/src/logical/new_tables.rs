@@ -1,0 +1,318 @@
+//! Takes over tables that are new on production: their definitions, their rows as of a moment, and every change from then on.
+//!
+//! ```text
+//!  nothing is applied ─► published ─► moment ─► root held there ─► one transaction: tables, rows, indexes ─► remembered ─► it goes on
+//! ```
+//!
+//! Whatever is interrupted leaves the root as it was. That tables are published whose changes are to be passed over is remembered before
+//! they are: up to the end they are not followed, as before, and are taken over when this is asked for again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use ardent_api::control::{AddTablesReply, SCHEMA_VERSION, SkippedTable};
+use ardent_pg_wire::SlotLifetime;
+use ardent_sql_script::{PsqlCommands, Script};
+use ardent_types::Lsn;
+
+use crate::logical::config::{LogicalConfig, RootBranch};
+use crate::logical::copy::{Moment, Pace, copy_rows, encode};
+use crate::logical::dump_statement::{Weight, for_root, summary, weight};
+use crate::logical::error::{LogicalError, passes, root, source};
+use crate::logical::run::LogicalHandle;
+use crate::logical::schema::{self, Dump};
+use crate::logical::sequences;
+use crate::logical::session::{connect_root, connect_source, qualified, quoted};
+use crate::logical::state::{LogicalPhase, LogicalState, TableState};
+use crate::logical::tables::{SourceTable, tables};
+
+/// How long production may take for a snapshot: it waits for the transactions that run.
+const MOMENT_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Partitioned tables of chosen schemas: they have no rows of their own, and their partitions need them. The parameter: the schemas; none:
+/// all.
+const PARTITIONED: &str = "
+    select n.nspname::text, c.relname::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relkind = 'p' and n.nspname !~ '^pg_' and (cardinality($1::text[]) = 0 or n.nspname = any ($1)) order by c.oid";
+const HERE: &str = "
+    select n.nspname::text, c.relname::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where c.relkind in ('r', 'p')";
+
+/// A schema and a name.
+type Named = (String, String);
+
+/// What is to be taken over.
+struct Wanted {
+    tables: Vec<SourceTable>,
+    /// Partitioned tables that the root has not.
+    partitioned: Vec<Named>,
+    /// Tables that the root has, and that are not followed: what is in them is not production's.
+    replaced: Vec<Named>,
+    skipped: Vec<SkippedTable>,
+}
+
+/// Takes over the tables that are not followed: those with these names (`schema.name`, or all).
+pub async fn add_tables(
+    config: &LogicalConfig,
+    handle: &LogicalHandle,
+    branch: &dyn RootBranch,
+    names: &[String],
+) -> Result<AddTablesReply, LogicalError> {
+    let state = LogicalState::read(branch)?;
+    if state.phase != LogicalPhase::Follow {
+        return Err(LogicalError::Refused(
+            "the connector is still being made: tables can be added when it follows".into(),
+        ));
+    }
+    let production = connect_source(&config.connector.url).await?;
+    let at = branch.wake().await.map_err(LogicalError::Branch)?;
+    let database = config.connector.connect_config()?.database().to_owned();
+    let client = connect_root(&at, &database).await?;
+    let wanted = Wanted::find(config, &production, &client, &state, names).await?;
+    let mut reply = AddTablesReply {
+        schema_version: SCHEMA_VERSION,
+        name: String::new(),
+        at_lsn: None,
+        added: Vec::new(),
+        skipped: wanted.skipped.clone(),
+        left_out: Vec::new(),
+    };
+    if wanted.tables.is_empty() {
+        return Ok(reply);
+    }
+    let paused = handle.pause().await?;
+    let mut state = LogicalState::read(branch)?;
+    state.passed_over.extend(wanted.tables.iter().map(|table| table.oid));
+    branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
+    publish(&production, &config.connector.slot_name(), &wanted.tables).await?;
+    // After the publication: what began before has ended by this moment, so its rows show, and all later changes are sent.
+    let name = format!("{}_add", config.connector.slot_name());
+    let moment = tokio::time::timeout(MOMENT_PATIENCE, Moment::take(config, &name, SlotLifetime::Temporary)).await;
+    let moment = moment.map_err(|_| {
+        let seconds = MOMENT_PATIENCE.as_secs();
+        LogicalError::Refused(format!(
+            "production gave no snapshot within {seconds} s: transactions that began before must end first"
+        ))
+    })??;
+    let copied_at = moment.slot.consistent_lsn;
+    let seen = moment.session(&config.connector.url).await?;
+    let dump = wanted.dump(config, &seen, &moment).await?;
+    let held = paused.hold_at(copied_at).await?;
+    let mut taking = Taking { seen: &seen, client: &client, left_out: &mut reply.left_out };
+    taking.all(config, &wanted, &dump).await?;
+    for table in &wanted.tables {
+        state.passed_over.remove(&table.oid);
+        let SourceTable { oid, schema, name, bytes, .. } = table.clone();
+        state.tables.insert(oid, TableState { schema, name, bytes, copied_at: Some(copied_at) });
+        reply.added.push(table.full_name());
+    }
+    state.left_out.extend(reply.left_out.iter().cloned());
+    branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
+    drop(held);
+    reply.at_lsn = Some(copied_at).filter(|lsn| *lsn > Lsn::INVALID);
+    Ok(reply)
+}
+
+impl Wanted {
+    async fn find(
+        config: &LogicalConfig,
+        production: &Client,
+        client: &Client,
+        state: &LogicalState,
+        names: &[String],
+    ) -> Result<Wanted, LogicalError> {
+        let named = |rows: Vec<tokio_postgres::Row>| -> Vec<Named> {
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+        };
+        let here = named(client.query(HERE, &[]).await.map_err(root("listing its tables"))?);
+        let partitioned = production.query(PARTITIONED, &[&config.options.schemas]).await;
+        let partitioned = named(partitioned.map_err(source("listing its partitioned tables"))?);
+        let mut wanted = Wanted {
+            tables: Vec::new(),
+            partitioned: partitioned.into_iter().filter(|table| !here.contains(table)).collect(),
+            replaced: Vec::new(),
+            skipped: Vec::new(),
+        };
+        let new = tables(production, &config.options).await?.into_iter();
+        let new: Vec<SourceTable> = new.filter(|table| !state.tables.contains_key(&table.oid)).collect();
+        if let Some(unknown) = names.iter().find(|name| !new.iter().any(|table| table.full_name() == **name)) {
+            return Err(LogicalError::Refused(format!(
+                "{unknown} is no table of production's that is not followed yet, in the schemas that were chosen; write it as SCHEMA.NAME"
+            )));
+        }
+        for table in new {
+            let full_name = table.full_name();
+            if !names.is_empty() && !names.contains(&full_name) {
+                continue;
+            }
+            // One that was dropped on production and made anew: what hangs on the old one cannot be known to fit the new one.
+            let is_followed = state.tables.values().any(|old| (&old.schema, &old.name) == (&table.schema, &table.name));
+            match why_not(&table, is_followed) {
+                Some(why) => wanted.skipped.push(SkippedTable { table: full_name, why }),
+                None => {
+                    let key = (table.schema.clone(), table.name.clone());
+                    wanted.replaced.extend(here.contains(&key).then_some(key));
+                    wanted.tables.push(table);
+                }
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The definitions, as of the moment.
+    async fn dump(&self, config: &LogicalConfig, seen: &Client, moment: &Moment) -> Result<Dump, LogicalError> {
+        let of_tables = self.tables.iter().map(|table| qualified(&table.schema, &table.name));
+        let of_partitioned = self.partitioned.iter().map(|(schema, name)| qualified(schema, name));
+        let names: Vec<String> = of_tables.chain(of_partitioned).collect();
+        schema::dump_tables(config, schema::major(seen).await?, &moment.slot.snapshot, &names).await
+    }
+}
+
+/// Why a table cannot be followed.
+fn why_not(table: &SourceTable, is_followed_under_its_name: bool) -> Option<String> {
+    let owner = &table.owner;
+    let why = if is_followed_under_its_name {
+        "another table of this name is followed: it was dropped on production and made anew. Connect production once more under \
+         another name"
+            .to_owned()
+    } else if !table.is_logged {
+        "it is unlogged, so its changes are not sent".to_owned()
+    } else if !table.has_identity {
+        "it has no primary key or other replica identity".to_owned()
+    } else if !table.is_owned {
+        format!("publishing it takes its ownership: GRANT {} TO the role of the connector's URL", quoted(owner))
+    } else if !table.is_readable {
+        "the role of the connector's URL may not read all of its rows".to_owned()
+    } else {
+        return None;
+    };
+    Some(why)
+}
+
+async fn publish(production: &Client, publication: &str, tables: &[SourceTable]) -> Result<(), LogicalError> {
+    const PUBLISHED: &str = "select r.prrelid from pg_catalog.pg_publication_rel r \
+         join pg_catalog.pg_publication p on p.oid = r.prpubid where p.pubname = $1";
+    let published = production.query(PUBLISHED, &[&publication]).await.map_err(source("reading the publication"))?;
+    let published: Vec<u32> = published.iter().map(|row| row.get(0)).collect();
+    let missing = tables.iter().filter(|table| !published.contains(&table.oid));
+    let missing: Vec<String> = missing.map(|table| format!("only {}", table.quoted())).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let add = format!("alter publication {} add table {}", quoted(publication), missing.join(", "));
+    production.batch_execute(&add).await.map_err(source("adding to the publication"))
+}
+
+/// The transaction on the root.
+struct Taking<'a> {
+    seen: &'a Client,
+    client: &'a Arc<Client>,
+    left_out: &'a mut Vec<String>,
+}
+
+impl Taking<'_> {
+    async fn all(&mut self, config: &LogicalConfig, wanted: &Wanted, dump: &Dump) -> Result<(), LogicalError> {
+        let before = Script::parse(dump.before_rows.as_bytes(), PsqlCommands::Skipped)?;
+        let after = Script::parse(dump.after_rows.as_bytes(), PsqlCommands::Skipped)?;
+        let made_before: Vec<&str> = before.statements().filter(|statement| !attaches(statement)).collect();
+        let made_after: Vec<&str> = after.statements().filter(|statement| !attaches(statement)).collect();
+        let is_foreign_key = |statement: &&&str| weight(statement) == Weight::ForeignKey;
+        self.needed("begin").await?;
+        for (schema, name) in &wanted.replaced {
+            self.needed(&format!("drop table {}", qualified(schema, name))).await?;
+        }
+        for statement in made_before {
+            self.made(statement).await?;
+        }
+        let pace = Pace::new(config.connector.max_rate_bytes);
+        for table in &wanted.tables {
+            copy_rows(self.seen, self.client, table.oid, (&table.schema, &table.name), &pace).await?;
+        }
+        for statement in made_after.iter().filter(|statement| !is_foreign_key(statement)) {
+            self.made(statement).await?;
+        }
+        // With their indexes there, partitions are attached with these; before, they would get others.
+        for statement in before.statements().chain(after.statements()).filter(|statement| attaches(statement)) {
+            self.made(statement).await?;
+        }
+        for statement in made_after.iter().filter(is_foreign_key) {
+            self.made(statement).await?;
+        }
+        for table in &wanted.tables {
+            self.needed(&format!("analyze {}", table.quoted())).await?;
+        }
+        let production = connect_source(&config.connector.url).await?;
+        sequences::bring_up(&production, self.client, &config.options).await?;
+        self.needed("commit").await
+    }
+
+    /// Runs a statement that `pg_dump` wrote. What rows do without may be refused: that is noted.
+    async fn made(&mut self, statement: &str) -> Result<(), LogicalError> {
+        let Some(statement) = for_root(statement) else { return Ok(()) };
+        let kind = weight(&statement);
+        if kind == Weight::Needed {
+            return self.needed(&statement).await;
+        }
+        self.needed("savepoint wished").await?;
+        match self.client.batch_execute(&statement).await {
+            Ok(()) => self.needed("release wished").await,
+            Err(error) if passes(&error) => Err(LogicalError::Schema { statement: summary(&statement), source: error }),
+            Err(error) => {
+                self.needed("rollback to wished; release wished").await?;
+                // Newer programs set what older servers do not know.
+                if kind != Weight::Setting {
+                    let why = error.as_db_error().map_or_else(String::new, |error| error.message().to_owned());
+                    self.left_out.push(format!("{}: {why}", summary(&statement)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn needed(&mut self, statement: &str) -> Result<(), LogicalError> {
+        let done = self.client.batch_execute(statement).await;
+        done.map_err(|source| LogicalError::Schema { statement: summary(statement), source })
+    }
+}
+
+/// Whether a statement makes a table or an index a partition.
+fn attaches(statement: &str) -> bool {
+    let upper = statement.to_ascii_uppercase();
+    upper.starts_with("ALTER ") && upper.contains(" ATTACH PARTITION ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_followed_whole_is_taken() {
+        let table = SourceTable {
+            oid: 1,
+            schema: "s".into(),
+            name: "t".into(),
+            bytes: 0,
+            is_logged: true,
+            has_identity: true,
+            is_owned: true,
+            owner: "boss".into(),
+            is_readable: true,
+        };
+        assert_eq!(why_not(&table, false), None);
+        assert!(why_not(&table, true).is_some_and(|why| why.contains("made anew")));
+        for (other, word) in [
+            (SourceTable { is_logged: false, ..table.clone() }, "unlogged"),
+            (SourceTable { has_identity: false, ..table.clone() }, "replica identity"),
+            (SourceTable { is_owned: false, ..table.clone() }, "GRANT \"boss\""),
+            (SourceTable { is_readable: false, ..table }, "read"),
+        ] {
+            let why = why_not(&other, false).expect("it cannot be");
+            assert!(why.contains(word), "{why}");
+        }
+        assert!(attaches("ALTER TABLE ONLY s.p ATTACH PARTITION s.c FOR VALUES IN (1)"));
+        assert!(attaches("ALTER INDEX s.p_pkey ATTACH PARTITION s.c_pkey"));
+        assert!(!attaches("CREATE TABLE s.t (note text DEFAULT ' ATTACH PARTITION ')"));
+    }
+}
