@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
     ["storage"]="libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
-    ["quorum"]="libs/unix-stream libs/quorum libs/wal-client safekeeper"
+    ["quorum"]="libs/unix-stream libs/service-tls libs/quorum libs/wal-client safekeeper"
     ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking cli tests"
 )
 declare -A minutes=(["build"]=12 ["formats and redo"]=4 ["storage"]=4 ["quorum"]=2 ["end to end"]=8)

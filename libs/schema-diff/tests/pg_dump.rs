@@ -254,7 +254,7 @@ fn random_changes_there_and_back() {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds: Vec<u64> = match number("ARDENT_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=number("ARDENT_SEEDS").unwrap_or(6)).collect(),
+        None => (1..=number("ARDENT_SEEDS").unwrap_or(4)).collect(),
     };
     let pg = server();
     for seed in seeds {
