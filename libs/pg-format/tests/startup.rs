@@ -96,10 +96,12 @@ fn check_start_of(major: u32, size_mb: u32, place: impl Fn(Lsn, WalSegmentSize) 
 /// `pg_waldump` reads our record too. There is none for other majors here.
 fn check_waldump(server: &TestPg, start: Lsn) {
     let flushed: Lsn = server.sql("select pg_current_wal_flush_lsn()").parse().unwrap();
+    // Told which files: by itself it looks at the first one that the folder lists, which may not be written yet.
+    let [first, last] = [start, flushed].map(|at| server.sql(&format!("select pg_walfile_name('{at}')")));
     let dump = server_command(program("pg_waldump"))
         .arg("-p")
         .arg(server.data_dir().join("pg_wal"))
-        .args(["-s", &start.to_string(), "-e", &flushed.to_string()])
+        .args(["-s", &start.to_string(), "-e", &flushed.to_string(), &first, &last])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&dump.stdout);

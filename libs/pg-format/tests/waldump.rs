@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
+use ardent_pg_format::segment::wal_file_name;
 use ardent_pg_format::{DecodedRecord, OwnedRecord, PgMajor, WalDecoder, restore_image, rmgr};
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program, server_command};
-use ardent_types::{ForkNumber, Lsn, WalSegmentSize};
+use ardent_types::{ForkNumber, Lsn, PgTli, WalSegmentSize};
 
 /// Statements that make WAL of most resource managers.
 const WORKLOAD: &str = "
@@ -57,11 +58,14 @@ fn segments(server: &TestPg) -> Vec<PathBuf> {
     files
 }
 
-fn waldump(server: &TestPg, start: Lsn, end: Lsn) -> Vec<String> {
+fn waldump(server: &TestPg, size: WalSegmentSize, start: Lsn, end: Lsn) -> Vec<String> {
+    // Told which files: by itself it takes the segments' size from the first one that the folder lists, which may not be written yet.
+    let [first, last] =
+        [start, Lsn::new(end.get() - 1)].map(|at| wal_file_name(PgTli::new(1), at.segment_number(size), size));
     let output = server_command(program("pg_waldump"))
         .arg("-p")
         .arg(server.data_dir().join("pg_wal"))
-        .args(["-s", &start.to_string(), "-e", &end.to_string()])
+        .args(["-s", &start.to_string(), "-e", &end.to_string(), &first, &last])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -151,7 +155,7 @@ fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
     let (start, wal) = read_wal(&segments(&server), size);
     let records = decode(WalDecoder::at_page(start, PgMajor::V15, size), &wal, 1 << 20, end);
     let records: Vec<_> = records.iter().map(OwnedRecord::get).collect();
-    let expect = waldump(&server, records[0].start_lsn, end);
+    let expect = waldump(&server, size, records[0].start_lsn, end);
     assert_eq!(records.len(), expect.len());
     for (record, expect) in records.iter().zip(&expect) {
         assert_eq!(&show(record), expect);
