@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
@@ -18,6 +19,10 @@ use crate::socket_filter;
 
 /// Among the first to go when the host's memory runs out, before the server that many branches need.
 const OOM_SCORE: &std::ffi::CStr = c"500";
+
+/// How long a postmaster may outlive its sandbox, and how often it is looked at.
+const GONE_PATIENCE: Duration = Duration::from_secs(5);
+const GONE_POLL: Duration = Duration::from_millis(1);
 
 /// A started server. Dropping it kills whatever still runs.
 #[derive(Debug)]
@@ -135,11 +140,27 @@ impl Postmaster {
 
     /// Waits for the end. Cancel-safe, and gives the same status ever after.
     pub(crate) async fn exited(&mut self) -> ExitStatus {
-        loop {
+        let status = loop {
             if let Some(status) = *self.exit.borrow_and_update() {
-                return status;
+                break status;
             }
             self.exit.changed().await.expect("the waiting thread tells the status before it ends");
+        };
+        self.server_gone().await;
+        status
+    }
+
+    /// Waits until the postmaster is gone. A sandbox that is killed may end a moment before what is in it, and whoever starts again in
+    /// this folder must not meet that.
+    async fn server_gone(&self) {
+        let Some(server) = &self.server else { return };
+        let deadline = Instant::now() + GONE_PATIENCE;
+        while server.is_there() {
+            if Instant::now() >= deadline {
+                tracing::warn!(pid = server.pid, "the sandbox has ended, and the postmaster in it has not");
+                return;
+            }
+            tokio::time::sleep(GONE_POLL).await;
         }
     }
 }
@@ -235,6 +256,13 @@ impl PidFd {
         // SAFETY: the descriptor is ours and open; a null siginfo is allowed.
         let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal as i32, none, 0) };
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether it has not ended and been waited for.
+    fn is_there(&self) -> bool {
+        let (fd, none) = (self.fd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: the descriptor is ours and open; signal 0 is sent to nobody.
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, none, 0) == 0 }
     }
 }
 
