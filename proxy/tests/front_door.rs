@@ -204,9 +204,9 @@ fn a_cancel_request_ends_the_query_of_its_own_session_only() {
         let token = victim.cancel_token();
         let sleeping = victim.query_one("select pg_sleep(60)", &[]);
         let cancelling = async {
-            // Only a query that runs can be cancelled.
+            // Only a query that runs can be cancelled: while it is prepared, it shows as active too.
             let running =
-                "select count(*) from pg_stat_activity where query like 'select pg_sleep(60)%' and state = 'active'";
+                "select count(*) from pg_stat_activity where query like 'select pg_sleep(60)%' and wait_event = 'PgSleep'";
             while bystander.query_one(running, &[]).await.expect("asked").get::<_, i64>(0) == 0 {}
             token.cancel_query(tls).await.expect("sent");
         };
