@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
 use crate::error::ComputeError;
@@ -20,9 +23,8 @@ use crate::socket_filter;
 /// Among the first to go when the host's memory runs out, before the server that many branches need.
 const OOM_SCORE: &std::ffi::CStr = c"500";
 
-/// How long a postmaster may outlive its sandbox, and how often it is looked at.
+/// How long what runs in it may outlive its first process.
 const GONE_PATIENCE: Duration = Duration::from_secs(5);
-const GONE_POLL: Duration = Duration::from_millis(1);
 
 /// A started server. Dropping it kills whatever still runs.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(crate) struct Postmaster {
     /// In a sandbox, its first process as seen from outside.
     sandbox_init: Option<u32>,
     exit: watch::Receiver<Option<ExitStatus>>,
+    /// Its other end is open in the postmaster and all that it starts.
+    lifeline: pipe::Receiver,
     /// Goes last: it can be removed only when it is empty.
     _group: Option<ControlGroup>,
 }
@@ -58,6 +62,9 @@ impl Postmaster {
         let log_copy = || log.try_clone().map_err(failed);
         command.stdin(std::process::Stdio::null()).stdout(log_copy()?).stderr(log_copy()?);
         let (info_read, info_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let (lifeline, held) = nix::unistd::pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
+        let lifeline = pipe::Receiver::from_owned_fd(lifeline).map_err(failed)?;
+        let held_fd = held.as_raw_fd();
         let agent = nix::unistd::getpid();
         let filter = if sandboxed { Some(socket_filter::file().map_err(failed)?) } else { None };
         let (info_fd, filter_fd) = (info_write.as_raw_fd(), filter.as_ref().map_or(-1, File::as_raw_fd));
@@ -81,6 +88,10 @@ impl Postmaster {
                     libc::write(score, OOM_SCORE.as_ptr().cast(), OOM_SCORE.count_bytes());
                     libc::close(score);
                 }
+                // A copy that stays open over exec; the sandbox's own processes close it, and what they run has it.
+                if libc::fcntl(held_fd, libc::F_DUPFD, FREE_FD) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
                 if !sandboxed {
                     return Ok(());
                 }
@@ -96,10 +107,10 @@ impl Postmaster {
             });
         }
         let (spawned, exit) = spawn_on_own_thread(command).await.map_err(failed)?;
-        drop(info_write);
+        drop((info_write, held));
         let sandbox_init = if sandboxed { Some(read_sandbox_info(info_read).await?) } else { None };
         let server = if sandboxed { None } else { Some(PidFd::open(spawned.pid).map_err(failed)?) };
-        Ok(Postmaster { spawned, server, sandbox_init, exit, _group: group })
+        Ok(Postmaster { spawned, server, sandbox_init, exit, lifeline, _group: group })
     }
 
     /// The postmaster's process id as seen from outside the sandbox. `inner` is what it calls itself.
@@ -146,21 +157,26 @@ impl Postmaster {
             }
             self.exit.changed().await.expect("the waiting thread tells the status before it ends");
         };
-        self.server_gone().await;
+        self.all_gone().await;
         status
     }
 
-    /// Waits until the postmaster is gone. A sandbox that is killed may end a moment before what is in it, and whoever starts again in
-    /// this folder must not meet that.
-    async fn server_gone(&self) {
-        let Some(server) = &self.server else { return };
-        let deadline = Instant::now() + GONE_PATIENCE;
-        while server.is_there() {
-            if Instant::now() >= deadline {
-                tracing::warn!(pid = server.pid, "the sandbox has ended, and the postmaster in it has not");
-                return;
+    /// Waits until nothing of it runs any more. A sandbox that is killed may end a moment before what is in it; without one, sessions
+    /// outlive a postmaster that is killed until they notice. They still hand over what they did, and whoever starts again in this folder
+    /// must not meet them.
+    async fn all_gone(&mut self) {
+        let gone = async {
+            if let Some(server) = &self.server {
+                server.ended().await?;
             }
-            tokio::time::sleep(GONE_POLL).await;
+            // Whatever is written there: it ends when the last of them has closed it.
+            while self.lifeline.read(&mut [0; 64]).await? > 0 {}
+            io::Result::Ok(())
+        };
+        match tokio::time::timeout(GONE_PATIENCE, gone).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "whether processes of Postgres's are left cannot be told"),
+            Err(_) => tracing::warn!("processes of Postgres's outlive it"),
         }
     }
 }
@@ -258,11 +274,12 @@ impl PidFd {
         if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Whether it has not ended and been waited for.
-    fn is_there(&self) -> bool {
-        let (fd, none) = (self.fd.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
-        // SAFETY: the descriptor is ours and open; signal 0 is sent to nobody.
-        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, none, 0) == 0 }
+    /// Waits for its end.
+    async fn ended(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is borrowed from us for as long as it is registered, and its number stays its own.
+        let fd = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)? };
+        let ended = fd.readable().await.map(drop);
+        ended
     }
 }
 
