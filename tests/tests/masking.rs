@@ -74,7 +74,7 @@ fn holds_secret_in_wal(house: &House, branch: &str) -> bool {
 #[test]
 fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     let production = TestPg::start(production_options().set("autovacuum", "off"));
-    let house = House::start();
+    let mut house = House::start();
     production.sql("create table early (a int)");
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     // After the base backup: all of it is in WAL as well.
@@ -124,6 +124,9 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     house.ardent(&["branch", "create", "safe", "--masked"]).refused(5, &["ardent mask create"]);
     assert_eq!(house.json(&["mask", "list"])["templates"], serde_json::json!([]));
 
+    let rules_of_others = house.data_dir().join("others.json");
+    let rules_of_others = rules_of_others.to_str().expect("UTF-8");
+    fs::copy(rules, rules_of_others).expect("copied");
     fs::write(rules, RULES).expect("written");
     let checked = house.json(&["mask", "check", rules]);
     assert_eq!(checked["columns"].as_array().map(Vec::len), Some(11), "{checked}");
@@ -206,6 +209,33 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     house.ardent(&["branch", "create", "x", "--masked", "--at", "0/1000028"]).refused(2, &[]);
     house.ardent(&["mask", "delete", "nightly", "--yes"]).refused(6, &["safe"]);
     house.ardent(&["connector", "delete", "main", "--yes"]).refused(6, &["ardent mask delete nightly"]);
+
+    // All of it is known again from the store alone, when the server's database is lost.
+    let seen = |house: &House| {
+        let mut info = house.json(&["branch", "info", "safe"]);
+        // Whether a compute runs is not what the branch is.
+        for field in ["state", "compute"] {
+            info.as_object_mut().expect("an object").remove(field);
+        }
+        (info, house.json(&["mask", "report", "nightly"]), house.json(&["mask", "list"]))
+    };
+    let before = seen(&house);
+    house.stop();
+    for file in ["control.db", "control.db-wal", "control.db-shm"].map(|file| house.data_dir().join(file)) {
+        if file.exists() {
+            fs::remove_file(file).expect("removed");
+        }
+    }
+    let dir = house.data_dir().to_string_lossy().into_owned();
+    let recovered = house.ok(&["recover", "control", "--data-dir", &dir]);
+    assert!(recovered.contains("masked.nightly") && recovered.contains("ardent mask list"), "{recovered}");
+    house.up();
+    assert_eq!(seen(&house), before);
+    let other = house.ok(&["branch", "create", "other", "--masked", "nightly", "--print-url"]);
+    assert_eq!(sql(&other, PAGES), "");
+    house.ok(&["branch", "delete", "other", "--for-good"]);
+    assert_eq!(house.json(&["mask", "create", "nightly", "--rules", rules])["name"], "nightly", "by the same rules");
+    house.ardent(&["mask", "create", "nightly", "--rules", rules_of_others]).refused(6, &["not made by these rules"]);
 
     // A branch of the branch, a reset, a cold start.
     house.ok(&["branch", "suspend", "safe"]);
