@@ -90,8 +90,10 @@ case "${1:-}" in
         ARDENT_DRIVERS=$PWD/target/drivers cargo test -p ardent-tests --test drivers -- --nocapture
         ;;
     packages)
+        scripts/setup-shells.sh
         # Of the program that all tests run.
         cargo build --workspace --bins --tests
+        ARDENT_SHELLS=1 cargo test -p ardent-tests --test shells -- --nocapture
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)
