@@ -89,11 +89,17 @@ impl Control {
             Search::Found(located) => self.name_statement(&mut reply, &branch, &version, located).await?,
             Search::Before(oldest) => {
                 reply.found = BlameFound::Unchanged;
-                reply.message = match oldest {
-                    Some(since) => {
+                let kept = self.kept_by_last_rebase(&branch)?;
+                reply.message = match (oldest, kept) {
+                    (Some(_), Some(kept)) => format!(
+                        "as the last rebase left it, or the state that it went onto: its version is of transaction {xmin}. What changed it before: ardent branch blame {kept} {} {}",
+                        version.table,
+                        request.key.join(",")
+                    ),
+                    (Some(since), None) => {
                         format!("unchanged since {since}: its version is of transaction {xmin}, before that")
                     }
-                    None => "nothing is recorded of the branch or of those that it was made from".to_owned(),
+                    (None, _) => "nothing is recorded of the branch or of those that it was made from".to_owned(),
                 };
                 if reply.message.starts_with("nothing") {
                     reply.found = BlameFound::Unknown;
