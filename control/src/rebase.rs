@@ -26,6 +26,8 @@ use crate::store::{BranchRow, now_us};
 
 /// Longest name of a branch: a DNS label.
 const NAME_LEN_MAX: usize = 63;
+/// What stands between a branch's name and the number of a state that it left.
+const KEPT_WORD: &str = "-before-rebase-";
 /// Most old states that are kept of one branch by number.
 const KEPT_MAX: u32 = 1000;
 /// Most attempts, if the branch was written to meanwhile: also by Postgres itself, which tidies pages when they are read.
@@ -193,6 +195,25 @@ impl Control {
         Ok((is_newer && !is_switched).then_some(kept.name))
     }
 
+    /// The branches that have been on the same timelines by rebases: the one that was rebased, and the states that it left.
+    pub(crate) fn rebase_family(&self, branch: &BranchRow) -> Result<Vec<BranchRow>, ErrorInfo> {
+        let stem = branch.name.rsplit_once(KEPT_WORD);
+        let rebased = match stem {
+            Some((name, number)) if number.parse::<u32>().is_ok() => self.context.store.branch(name)?,
+            _ => Some(branch.clone()),
+        };
+        let Some(rebased) = rebased else { return Ok(Vec::new()) };
+        let mut family = Vec::new();
+        for number in 1..=KEPT_MAX {
+            match self.context.store.branch(&kept_name(&rebased.name, number))? {
+                Some(row) => family.push(row),
+                None => break,
+            }
+        }
+        family.push(rebased);
+        Ok(family)
+    }
+
     /// The last state that a rebase kept.
     fn last_kept(&self, branch: &BranchRow) -> Result<Option<BranchRow>, ErrorInfo> {
         let mut last = None;
@@ -228,7 +249,7 @@ impl Control {
 const FIRST_USER_FILE: u32 = 16_384;
 
 fn kept_name(name: &str, number: u32) -> String {
-    let ending = format!("-before-rebase-{number}");
+    let ending = format!("{KEPT_WORD}{number}");
     // A name is ASCII.
     let stem: String = name.chars().take(NAME_LEN_MAX - ending.len()).collect();
     format!("{}{ending}", stem.trim_end_matches('-'))

@@ -308,7 +308,7 @@ async fn a_masked_template_and_its_branches_come_back() {
     assert_eq!(store.masked(row("masked.orphan").id).expect("read"), None, "its manifest did not say");
     let known: Vec<_> = recovered.branches.iter().map(|one| (one.name.as_str(), one.has_report)).collect();
     let expect = [("a", None), ("masked.nightly", Some(true)), ("masked.orphan", Some(false)), ("safe", None)];
-    let mut expect = [&expect[..], &[(&pretender_name, None)]].concat();
+    let mut expect = [&expect[..], &[(pretender_name.as_str(), None)]].concat();
     expect.sort();
     assert_eq!(known, expect);
 }
