@@ -67,10 +67,27 @@ use_program
 
 step="stock servers"
 declare -A port_of=()
-for name in big peer ceiling; do port_of[$name]=$(free_port); done
-make_production big "$scale" peer ceiling
+for name in big peer ceiling standby; do port_of[$name]=$(free_port); done
+make_production big "$scale" peer ceiling standby
 # As fast as this server can be: nothing is waited for, and no page is in its WAL.
-printf '%s\n' "fsync = off" "full_page_writes = off" >>"$work/stock/ceiling/postgresql.conf"
+fast=("fsync = off" "full_page_writes = off")
+printf '%s\n' "${fast[@]}" >>"$work/stock/ceiling/postgresql.conf"
+# The same with commits that wait for a synchronous standby: Postgres's own program, which fsyncs what it is sent.
+await_receiver="synchronous_standby_names = pg_receivewal"
+printf '%s\n' "${fast[@]}" "$await_receiver" >>"$work/stock/standby/postgresql.conf"
+
+receive() { # name of a stock server, folder: keeps its WAL until it stops
+    mkdir -p "$2"
+    "$pg_bin/pg_receivewal" --synchronous --no-loop -h "$work/stock" -p "${port_of[$1]}" -U shop -D "$2" 2>>"$work/$1.receive.log" &
+    echo $! >"$work/running/$1.receive"
+    wait_for $! 10 psql -Xq -h "$work/stock" -p "${port_of[$1]}" -d postgres -v ON_ERROR_STOP=1 \
+        -c "select 1 / count(*) from pg_stat_replication where sync_state = 'sync'"
+}
+
+received() { # name: its server has stopped
+    end "$(cat "$work/running/$1.receive")"
+    rm "$work/running/$1.receive"
+}
 
 # ---- Ardent ----
 
@@ -188,16 +205,22 @@ case_one() {
     install one "$work/one" 1
     stock peer start -w
     stock ceiling start -w
+    stock standby start -w
+    receive standby "$work/received"
     warm "${socket[@]}"
-    for kind in peer ceiling; do warm -h "$work/stock" -p "${port_of[$kind]}"; done
-    tpcb_in_turns one ours halted peer ceiling
+    for kind in peer ceiling standby; do warm -h "$work/stock" -p "${port_of[$kind]}"; done
+    tpcb_in_turns one ours halted peer ceiling standby
     for clients in "${clients_of[@]}"; do
         tpcb_row one ours "tpcb-like, $clients clients, one safekeeper" "$clients" "$(target_of "$clients")"
         tpcb_row one halted "... without ingest" "$clients" "$(target_of "$clients")"
         row "... beside the ceiling" "$(median <"$work/one.ours.$clients") tps" "$(median <"$work/one.ceiling.$clients") tps (no fsync, no images, no standby)" \
             "$(pair_ratio "$work/one.ours.$clients" "$work/one.ceiling.$clients")" "goal 0.9"
+        row "... beside Postgres's own standby" "$(median <"$work/one.ours.$clients") tps" "$(median <"$work/one.standby.$clients") tps (pg_receivewal)" \
+            "$(pair_ratio "$work/one.ours.$clients" "$work/one.standby.$clients")" -
     done
-    for kind in peer ceiling; do stock "$kind" stop -w; done
+    for kind in peer ceiling standby; do stock "$kind" stop -w; done
+    received standby
+    rm -rf "$work/received"
     uninstall one
 }
 
@@ -216,9 +239,9 @@ case_three() {
 }
 
 # A commit with next to nothing in it, by one client: with the way to the safekeeper and back, and without. The safekeeper's folder is in
-# memory, where an fsync costs nothing.
+# memory, where an fsync costs nothing. The peer is the same difference on a stock server with pg_receivewal, whose files are in memory, too.
 case_hop() {
-    local round of times
+    local round of
     [ -w /dev/shm ] || { echo "bench: /dev/shm is not there: leave the case hop out" >&2; return 1; }
     shm=$(mktemp -d /dev/shm/ardent-bench.XXXXXX)
     chmod 711 "$shm"
@@ -230,19 +253,30 @@ case_hop() {
     install hop "$shm/hop" 1
     port_of[big]=$big
     echo "select pg_logical_emit_message(true, 'bench', 'x')" >"$work/commit.sql"
-    commits() { # synchronous_commit: each commit's microseconds
+    commits() { # synchronous_commit, where: each commit's microseconds
         rm -f "$work"/times.*
         PGOPTIONS="-c synchronous_commit=$1" "$pg_bin/pgbench" -n -f "$work/commit.sql" -c 1 -T "$seconds" -l --log-prefix="$work/times" \
-            "${socket[@]}" >"$work/pgbench.log" 2>&1
+            "${@:2}" >"$work/pgbench.log" 2>&1
         cut -d' ' -f3 "$work"/times.*
     }
-    for round in $(seq "$rounds"); do
-        for of in $(in_turn "$round" on local); do commits "$of" | median >>"$work/hop.$of"; done
-    done
-    times=$(paste "$work/hop.on" "$work/hop.local" | awk '{ print $1 - $2 }' | median)
-    row "a commit's way to the safekeeper and back, without fsync, median" "$times us" "$(median <"$work/hop.local") us (the same commit without it)" - "<= 100 us"
+    ways() { # name, where: appends the median way of each round
+        for round in $(seq "$rounds"); do
+            for of in $(in_turn "$round" on local); do commits "$of" "${@:2}" | median >>"$work/$1.$of"; done
+        done
+        paste "$work/$1.on" "$work/$1.local" | awk '{ print $1 - $2 }' >"$work/$1.way"
+    }
+    ways hop "${socket[@]}"
     uninstall hop
     stock tiny stop -w
+    printf '%s\n' "${fast[@]}" "$await_receiver" >>"$work/stock/tiny/postgresql.conf"
+    stock tiny start -w
+    receive tiny "$shm/received"
+    ways standby-hop -h "$work/stock" -p "${port_of[tiny]}"
+    stock tiny stop -w
+    received tiny
+    row "a commit's way to the safekeeper and back, without fsync, median" "$(median <"$work/hop.way") us" \
+        "$(median <"$work/standby-hop.way") us (pg_receivewal)" "$(pair_ratio "$work/hop.way" "$work/standby-hop.way")" "<= 100 us"
+    row "... the same commit without it" "$(median <"$work/hop.local") us" "$(median <"$work/standby-hop.local") us" - -
     rm -rf "$shm"
 }
 
