@@ -219,7 +219,7 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
         }
         (info, house.json(&["mask", "report", "nightly"]), house.json(&["mask", "list"]))
     };
-    let before = seen(&house);
+    let mut before = seen(&house);
     house.stop();
     for file in ["control.db", "control.db-wal", "control.db-shm"].map(|file| house.data_dir().join(file)) {
         if file.exists() {
@@ -230,6 +230,11 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     let recovered = house.ok(&["recover", "control", "--data-dir", &dir]);
     assert!(recovered.contains("masked.nightly") && recovered.contains("ardent mask list"), "{recovered}");
     house.up();
+    // But for where a template begins, which nobody needs any more.
+    for template in [&mut before.1, &mut before.2["templates"][0]] {
+        assert!(template["lsn"].is_string(), "{template}");
+        template["lsn"] = serde_json::Value::Null;
+    }
     assert_eq!(seen(&house), before);
     let other = house.ok(&["branch", "create", "other", "--masked", "nightly", "--print-url"]);
     assert_eq!(sql(&other, PAGES), "");
