@@ -1,11 +1,14 @@
 //! A writer at rest: what the acceptors keep for each other goes without new WAL.
 
-use ardent_api::wal_service::{Append, AppendReply, BeginReply, ProposerId, RecordEnd, VoteReply};
+use ardent_api::wal_service::{Append, AppendReply, BeginReply, ProposerId, RecordEnd};
 use ardent_quorum::{Configuration, DiskId, Proposer, ProposerEffect, ProposerInput, ProposerLimits, Voter};
-use ardent_types::{Lsn, Term, WalSegmentSize};
+use ardent_types::{Lsn, Term};
 use bytes::Bytes;
 
-const START: Lsn = Lsn::new(1000);
+use support::{START, vote_reply};
+
+mod support;
+
 const END: Lsn = Lsn::new(1100);
 const LATE: usize = 2;
 
@@ -26,7 +29,7 @@ impl Cluster {
                     ProposerEffect::SendVote(peer, vote) => {
                         let voter = Voter { disk: DiskId::new(peer as u128), configuration: Configuration::default() };
                         let granted = vote.term > Term::new(0);
-                        inputs.push(ProposerInput::Vote(peer, answer(vote.attempt, vote.term, granted), voter));
+                        inputs.push(ProposerInput::Vote(peer, vote_reply(vote.attempt, vote.term, granted), voter));
                     }
                     ProposerEffect::SendBegin(peer, begin) => {
                         let (attempt, term) = (begin.attempt, begin.term);
@@ -48,22 +51,6 @@ impl Cluster {
     fn at_rest(&mut self) -> Vec<(usize, Append)> {
         self.now_us += ProposerLimits::default().resend_after_us;
         self.step(ProposerInput::Tick)
-    }
-}
-
-fn answer(attempt: u32, term: Term, granted: bool) -> VoteReply {
-    let at = RecordEnd { end: START, start: Lsn::INVALID };
-    VoteReply {
-        attempt,
-        term,
-        granted,
-        history: Vec::new(),
-        flush_lsn: START,
-        commit: at,
-        start: at,
-        oldest_lsn: START,
-        pg_major: 15,
-        wal_segment_size: WalSegmentSize::new(1 << 20).expect("1 MiB is allowed"),
     }
 }
 
