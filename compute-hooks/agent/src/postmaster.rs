@@ -278,8 +278,7 @@ impl PidFd {
     async fn ended(&self) -> io::Result<()> {
         // SAFETY: the descriptor is borrowed from us for as long as it is registered, and its number stays its own.
         let fd = unsafe { AsyncFd::register_with_interest(self.fd.as_fd(), Interest::READABLE)? };
-        let ended = fd.readable().await.map(drop);
-        ended
+        fd.readable().await.map(drop)
     }
 }
 
