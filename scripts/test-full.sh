@@ -2,6 +2,24 @@
 # The long runs, one area at a time. Commit the summary that they print under docs/verification/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/test-programs.sh
+trap 'rm -f "$programs"' EXIT
+
+# Test programs one after the other, with what they print. All are run, also after one that failed.
+run_tests() { # as of test_programs_of, then, after --, arguments of the programs
+    local wanted=() crate folder program result=0
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do wanted+=("$1"); shift; done
+    [ $# -eq 0 ] || shift
+    for crate in "${wanted[@]}"; do
+        # A name that nothing has is a mistake in this file.
+        [ "$(test_programs_of "$crate" | wc -c)" -gt 0 ] || { echo "test-full: no test program $crate" >&2; return 2; }
+    done
+    while IFS= read -rd '' crate && IFS= read -rd '' folder && IFS= read -rd '' program; do
+        echo "-- $crate: $(test_program_name "$program")"
+        (cd "$folder" && CARGO_MANIFEST_DIR=$folder "$program" "$@" </dev/null) || { echo "FAILED: $crate $program"; result=1; }
+    done < <(test_programs_of "${wanted[@]}")
+    return $result
+}
 
 echo "area ${1:-}: commit $(git rev-parse --short HEAD), $(date -u +%F)"
 case "${1:-}" in
@@ -10,17 +28,18 @@ case "${1:-}" in
         # Each run begins the dice elsewhere; the seed is printed to repeat it.
         export ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM} ARDENT_FUZZ_CASES=${ARDENT_FUZZ_CASES:-2000000}
         echo "ARDENT_SEED=$ARDENT_SEED"
-        cargo test -p ardent-pg-redo -p ardent-redo-oracle -p ardent-pg-ingest
+        build_test_programs
+        run_tests libs/pg-redo libs/redo-oracle libs/pg-ingest
         ;;
     majors)
         majors=${ARDENT_TEST_MAJORS:-16,17,18}
         scripts/setup-majors.sh ${majors//,/ } clients packages
         compute-hooks/extension/build.sh "$ARDENT_COMPUTE_LIB_DIR"
-        cargo build --workspace --bins --tests
+        build_test_programs
         export ARDENT_TEST_MAJORS=$majors ARDENT_SEEDS=${ARDENT_SEEDS:-20} ARDENT_SEED=${ARDENT_SEED:-$RANDOM$RANDOM}
         echo "ARDENT_SEED=$ARDENT_SEED"
-        cargo test -p ardent-redo-oracle --test other_majors
-        cargo test -p ardent-pg-format -p ardent-pg-ingest -p ardent-connector
+        run_tests libs/redo-oracle:other_majors
+        run_tests libs/pg-format libs/pg-ingest connector
         # The newest minors of those that have some: their heap records reference the visibility map's pages.
         newest=()
         for major in ${majors//,/ }; do case $major in 17 | 18) newest+=("$major") ;; esac; done
@@ -29,62 +48,63 @@ case "${1:-}" in
             (
                 eval "$servers"
                 ARDENT_TEST_MAJORS=$(IFS=,; echo "${newest[*]}")
-                cargo test -p ardent-redo-oracle --test other_majors
-                cargo test -p ardent-pg-format -p ardent-pg-ingest
+                run_tests libs/redo-oracle:other_majors
+                run_tests libs/pg-format libs/pg-ingest
             )
         fi
-        cargo test -p ardent-tests --test majors -- --nocapture
+        run_tests tests:majors -- --nocapture
         # Extensions that do not come with Postgres, with 15; pgvector with those of the others that have it.
-        ARDENT_TEST_PACKAGES=postgis,wal2json cargo test -p ardent-tests --test import -- --nocapture
+        ARDENT_TEST_PACKAGES=postgis,wal2json run_tests tests:import -- --nocapture
         # What 15 is judged by, with servers of each other major and each area's own seeds.
         unset ARDENT_SEED ARDENT_SEEDS
         for major in ${majors//,/ }; do
             echo "major $major"
             export ARDENT_TEST_MAJOR=$major
             case $major in 16 | 18) export ARDENT_TEST_PACKAGES=vector ;; *) unset ARDENT_TEST_PACKAGES ;; esac
-            cargo test -p ardent-extension-tests -p ardent-agent --tests
-            cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -p ardent-rehearsal --tests
-            cargo test -p ardent-tests -- --nocapture
+            run_tests compute-hooks/extension-tests compute-hooks/agent
+            run_tests libs/schema-diff libs/diff libs/change-set libs/rehearsal
+            run_tests tests -- --nocapture
         done
         ;;
     storage)
-        ARDENT_SEEDS=${ARDENT_SEEDS:-3000} cargo test -p ardent-storage -p ardent-object-store -p ardent-object-store-s3 -- --nocapture
+        build_test_programs
+        ARDENT_SEEDS=${ARDENT_SEEDS:-3000} run_tests pageserver/storage libs/object-store libs/object-store-s3 -- --nocapture
         # About ten minutes on two cores, and 5 GB under the temporary folder.
         ARDENT_UPDATES_WAL_MB=${ARDENT_UPDATES_WAL_MB:-10240} ARDENT_UPDATES_TABLE_MB=${ARDENT_UPDATES_TABLE_MB:-1024} \
-            cargo test -p ardent-pageserver --test amplification -- --nocapture
-        cargo build --workspace --bins --tests
-        ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} cargo test -p ardent-tests --test s3 -- --nocapture
+            run_tests pageserver:amplification -- --nocapture
+        ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} run_tests tests:s3 -- --nocapture
         ;;
     quorum)
-        ARDENT_MODEL=full ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} cargo test -p ardent-quorum -- --nocapture
-        cargo test -p ardent-safekeeper -p ardent-wal-client
+        build_test_programs
+        ARDENT_MODEL=full ARDENT_SIMULATION_SEEDS=${ARDENT_SIMULATION_SEEDS:-10000} run_tests libs/quorum -- --nocapture
+        run_tests safekeeper libs/wal-client
         ;;
     diff)
-        ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-schema-diff -p ardent-diff -p ardent-change-set -- --nocapture
+        build_test_programs
+        ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests libs/schema-diff libs/diff libs/change-set -- --nocapture
         # 200 statements on a branch, and what the commands say of them.
-        cargo build --workspace --bins --tests
-        ARDENT_TRANSCRIPT=1 cargo test -p ardent-tests --test transcript -- --nocapture
+        ARDENT_TRANSCRIPT=1 run_tests tests:transcript -- --nocapture
         ;;
     e2e)
-        cargo build --workspace --bins --tests
+        build_test_programs
         # The long form of each test, once.
         ARDENT_DIFF_TABLE_MB=${ARDENT_DIFF_TABLE_MB:-1024} ARDENT_AWAKE=${ARDENT_AWAKE:-50} ARDENT_SLEEPS=${ARDENT_SLEEPS:-100} \
             ARDENT_KILL_ROUNDS=${ARDENT_KILL_ROUNDS:-25} ARDENT_ROUNDS=${ARDENT_ROUNDS:-100} \
             ARDENT_RESET_ROUNDS=${ARDENT_RESET_ROUNDS:-5} \
-            cargo test -p ardent-tests -- --nocapture
-        ARDENT_SEEDS=${ARDENT_SEEDS:-200} cargo test -p ardent-control --test random -- --nocapture
+            run_tests tests -- --nocapture
+        ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests control:random -- --nocapture
         # The short form of all, again and again.
         for round in $(seq "${ROUNDS:-10}"); do
             echo "round $round"
-            cargo test -p ardent-agent -p ardent-extension-tests -p ardent-tests
+            run_tests compute-hooks/agent compute-hooks/extension-tests tests
         done
         ;;
     chaos)
         # Faults of processes, networks and disks, from several seeds. Needs root: each run has a network and mounts of its own.
         scripts/setup-chaos.sh
-        cargo build --workspace --bins --tests
+        build_test_programs
         for seed in ${ARDENT_SEED:-1 2 3 4}; do
-            ARDENT_SEED=$seed ARDENT_CHAOS_S=${ARDENT_CHAOS_S:-180} cargo test -p ardent-tests --test chaos -- --nocapture
+            ARDENT_SEED=$seed ARDENT_CHAOS_S=${ARDENT_CHAOS_S:-180} run_tests tests:chaos -- --nocapture
         done
         ;;
     mcp)
@@ -92,20 +112,20 @@ case "${1:-}" in
         python=target/mcp-client
         [ -x $python/bin/python ] || python3 -m venv $python
         $python/bin/pip install --quiet --disable-pip-version-check 'mcp==2.3.0'
-        cargo build --workspace --bins --tests
-        cargo test -p ardent-tests --test mcp
-        ARDENT_MCP_PYTHON=$PWD/$python/bin/python cargo test -p ardent-tests --test mcp_client -- --nocapture
+        build_test_programs
+        run_tests tests:mcp
+        ARDENT_MCP_PYTHON=$PWD/$python/bin/python run_tests tests:mcp_client -- --nocapture
         ;;
     drivers)
         scripts/setup-drivers.sh
-        cargo build --workspace --bins --tests
-        ARDENT_DRIVERS=$PWD/target/drivers cargo test -p ardent-tests --test drivers -- --nocapture
+        build_test_programs
+        ARDENT_DRIVERS=$PWD/target/drivers run_tests tests:drivers -- --nocapture
         ;;
     packages)
         scripts/setup-shells.sh
         # Of the program that all tests run.
-        cargo build --workspace --bins --tests
-        ARDENT_SHELLS=1 cargo test -p ardent-tests --test shells -- --nocapture
+        build_test_programs
+        ARDENT_SHELLS=1 run_tests tests:shells -- --nocapture
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)

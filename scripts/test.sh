@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
 # Runs every test, area by area, and prints what each took beside its budget.
-#
-# Everything is compiled once, for the whole workspace. The test programs are then run as they are: asking cargo for some of
-# the crates would choose other features for what they share, and compile that again.
 set -uo pipefail
 cd "$(dirname "$0")/.."
+. scripts/test-programs.sh
 
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
@@ -27,7 +25,6 @@ if [ -z "${TMPDIR:-}" ] && [ "$(df --output=avail -B 1G /dev/shm 2>/dev/null | t
     export TMPDIR=$memory
 fi
 
-programs=$(mktemp)
 trap 'rm -rf "$programs" "$memory"' EXIT
 lines=()
 failed=0
@@ -41,13 +38,7 @@ area() { # name, command...
 }
 
 build() {
-    every_crate_has_an_area && cargo fmt --all --check || return 1
-    # The program with the tests: alone it would be compiled with other features, and all that it is made of once more.
-    # One line a test program: the crate's folder and the program.
-    cargo build --workspace --bins --tests --quiet --message-format=json-render-diagnostics |
-        sed -n '/"overflow_checks":[a-z]*,"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' |
-        sort -u >"$programs"
-    [ "${PIPESTATUS[0]}" -eq 0 ] && [ -s "$programs" ]
+    every_crate_has_an_area && cargo fmt --all --check && build_test_programs
 }
 
 # Said before anything is compiled.
@@ -66,24 +57,21 @@ run_program() { # crate, folder, program
     (cd "$2" && CARGO_MANIFEST_DIR=$2 RUST_TEST_THREADS=1 "$3" --quiet </dev/null) >"$printed" 2>&1 || result=1
     {
         flock 9
-        echo "-- $1: $(basename "$3" | sed 's/-[0-9a-f]*$//')"
+        echo "-- $1: $(test_program_name "$3")"
         cat "$printed"
         [ $result -eq 0 ] || echo "FAILED: $1 $3"
     } 9<"$programs"
     rm "$printed"
     return $result
 }
-export -f run_program
+export -f run_program test_program_name
 export programs
 
 # As many programs at once as there are processors: most have fewer tests than that.
 tests() { # area
-    local folder program
-    for crate in ${crates[$1]}; do
-        while read -r folder program; do
-            [ "$folder" != "$PWD/$crate" ] || printf '%s\0%s\0%s\0' "$crate" "$folder" "$program"
-        done <"$programs"
-    done | xargs -0 -r -n 3 -P "$(nproc)" bash -c 'run_program "$@"' run_program
+    local folders
+    read -ra folders <<<"${crates[$1]}"
+    test_programs_of "${folders[@]}" | xargs -0 -r -n 3 -P "$(nproc)" bash -c 'run_program "$@"' run_program
 }
 
 area build build

@@ -19,6 +19,8 @@ use crate::failure::Failure;
 
 /// Set by the scripts, to the shell's name.
 const VARIABLE: &str = "ARDENT_COMPLETE";
+/// Set by most scripts, to the place of the word at which the key was pressed.
+const INDEX: &str = "_CLAP_COMPLETE_INDEX";
 /// Longest wait for a server's list.
 const PATIENCE: Duration = Duration::from_millis(800);
 
@@ -94,9 +96,43 @@ pub fn print_script(shell: Shell) -> Result<(), Failure> {
 
 /// The command line, whose arguments know the names that they take.
 fn command() -> clap::Command {
-    ARGUMENTS
+    let command = ARGUMENTS
         .iter()
-        .fold(Cli::command(), |command, (path, argument, names)| with_names(command, path, argument, *names))
+        .fold(Cli::command(), |command, (path, argument, names)| with_names(command, path, argument, *names));
+    match nothing_typed(&asked_words(), std::env::var(INDEX).ok().as_deref()) {
+        true => without_flags(command),
+        false => command,
+    }
+}
+
+/// What a shell's script hands over: the line's words, the program's first.
+fn asked_words() -> Vec<String> {
+    std::env::args_os()
+        .skip_while(|word| word != "--")
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Whether the word to be completed has no letter yet. Shells that don't say which one it is mean the last.
+fn nothing_typed(words: &[String], index: Option<&str>) -> bool {
+    let word = match index.and_then(|index| index.parse::<usize>().ok()) {
+        Some(index) => words.get(index),
+        None => words.last(),
+    };
+    word.is_none_or(String::is_empty)
+}
+
+/// Flags are offered where there's nothing else, or once a dash is typed; otherwise they'd stand among the names.
+fn without_flags(command: clap::Command) -> clap::Command {
+    command
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .mut_args(|known| match known.is_positional() {
+            true => known,
+            false => known.hide(true),
+        })
+        .mut_subcommands(without_flags)
 }
 
 fn with_names(command: clap::Command, path: &[&str], argument: &str, names: Names) -> clap::Command {
@@ -111,7 +147,7 @@ fn with_names(command: clap::Command, path: &[&str], argument: &str, names: Name
 }
 
 fn candidates(names: Names) -> Vec<CompletionCandidate> {
-    let words: Vec<String> = std::env::args().skip_while(|word| word != "--").collect();
+    let words = asked_words();
     // An error would be written over what is being typed: there are no names then.
     let found = Api::impatient(url_of(&words), PATIENCE).and_then(|api| list(&api, names)).unwrap_or_default();
     found.into_iter().map(CompletionCandidate::new).collect()
@@ -172,6 +208,25 @@ mod tests {
             let known = changed.get_arguments().find(|known| known.get_id() == *argument);
             assert!(known.is_some_and(|known| known.get::<ArgValueCandidates>().is_some()), "{path:?} {argument}");
         }
+    }
+
+    #[test]
+    fn flags_are_left_out_where_nothing_is_typed() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        assert!(nothing_typed(&words("ardent branch info "), Some("3")));
+        assert!(nothing_typed(&words("ardent branch info"), Some("3")), "a script may leave the empty word out");
+        assert!(!nothing_typed(&words("ardent branch info -"), Some("3")));
+        assert!(!nothing_typed(&words("ardent branch info  --json"), Some("4")));
+        assert!(nothing_typed(&words("ardent branch info "), None));
+
+        let mut bare = without_flags(Cli::command());
+        bare.build();
+        let mut at = &bare;
+        for name in ["branch", "info"] {
+            at = at.find_subcommand(name).expect("it is there");
+        }
+        let shown: Vec<_> = at.get_arguments().filter(|known| !known.is_hide_set()).map(clap::Arg::get_id).collect();
+        assert_eq!(shown, ["name"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use ardent_api::control::{ApiErrorCode, DiffRequest, ErrorInfo};
-use ardent_change_set::{ApplyError, ApplyEvent, ApplyRequest, ChangeSetFile, RemoteApplied, apply};
+use ardent_change_set::{ApplyError, ApplyEvent, ApplyRequest, ChangeSetFile, RemoteApplied, apply, elsewhere};
 use ardent_diff::{ChangeSet, DiffReport};
 use ardent_pg_wire::driver;
 
@@ -70,6 +70,10 @@ impl Control {
         let connection = tokio::spawn(connection);
         let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;
         let (mut wanted, others): (Vec<_>, Vec<_>) = databases.into_iter().partition(|set| set.database == database);
+        if let Some(message) = elsewhere(&database, &others).filter(|_| wanted.is_empty()) {
+            return Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
+                .with_hint(format!("choose: --database {}", others[0].database)));
+        }
         let set = wanted.pop().unwrap_or_else(|| ChangeSet { database, ..ChangeSet::default() });
         // A line that there is no room for is not missed.
         let progress = |line: &str| drop(events.try_send(ApplyEvent::Progress(line.to_owned())));
@@ -78,8 +82,10 @@ impl Control {
         let _ = connection.await;
         let applied = applied.map_err(|error| match error {
             ApplyError::Choice { what, hint } => ErrorInfo::new(ApiErrorCode::InvalidArguments, what).with_hint(hint),
-            error => ErrorInfo::new(ApiErrorCode::Internal, chain(&error))
-                .with_hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks"),
+            error => {
+                let code = if error.is_timeout() { ApiErrorCode::Timeout } else { ApiErrorCode::Internal };
+                ErrorInfo::new(code, chain(&error)).with_hint(error.hint())
+            }
         })?;
         let other_databases = others.into_iter().map(|set| set.database).collect();
         Ok(RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied })

@@ -563,6 +563,12 @@ impl Control {
             );
             branch = self.find_branch(name)?;
         }
+        if let Some(expired) = branch.expires_us.filter(|at_us| *at_us <= now_us()) {
+            let message = format!("branch {name} has expired at {}", iso8601(expired));
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint(format!(
+                "it is there for the branches that were made from it; ardent branch set {name} --ttl 4h takes it up again"
+            )));
+        }
         self.wake_branch(&branch, began).await
     }
 

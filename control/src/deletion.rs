@@ -290,7 +290,12 @@ impl Control {
             };
         }
         let has_expired = row.state == BranchState::Ready && row.expires_us.is_some_and(|at| at <= now);
-        if !has_expired || !self.context.store.children(row.id)?.is_empty() {
+        if !has_expired {
+            return Ok(());
+        }
+        // Branches that were made from it need its history, and nobody its compute.
+        if !self.context.store.children(row.id)?.is_empty() {
+            self.pool.suspend(row.id).await?;
             return Ok(());
         }
         info!(branch = %row.name, "has expired");

@@ -341,6 +341,9 @@ impl Control {
             let compared = compare_in_pieces(&old.session, &open.session, open.oid, &changed, &options, found).await;
             compared.map_err(|error| failed(&error))?;
         }
+        // Dropped on the branch, or renamed there.
+        let gone = old.databases.iter().filter(|old| !head.databases.iter().any(|open| open.name == old.name));
+        skipped.extend(gone.map(|old| old.name.clone()));
         let (read_head, read_base) = tokio::try_join!(self.pages_sent(branch), self.pages_sent(base))?;
         Ok(DiffEnd {
             schema_version: SCHEMA_VERSION,

@@ -198,6 +198,20 @@ impl Context {
         tenant: TenantId,
         timestamp_us: i64,
     ) -> Result<Lsn, ErrorInfo> {
+        // What production was before the copy of it nobody has, and no commit before it is known that would show that.
+        if parent.ancestor.is_none() && timestamp_us < parent.since_us {
+            let status = self.timeline_status(tenant, parent.timeline).await?;
+            if status.oldest_commit_us.is_none() {
+                let message = format!(
+                    "branch {} is there since {}, and {} is before that",
+                    parent.name,
+                    iso8601(parent.since_us),
+                    iso8601(timestamp_us)
+                );
+                let outside = StorageError::new(StorageErrorKind::OutOfRange, message);
+                return Err(self.with_range(parent, outside).await);
+            }
+        }
         let request = ManageRequest::LsnForTimestamp { timeline: parent.timeline, timestamp_us };
         match self.page_service.manage(tenant, request).await {
             Ok(ManageReply::LsnForTimestamp { lsn }) => Ok(lsn),

@@ -79,11 +79,11 @@ impl Control {
         let report = self.diff(branch, &DiffRequest::default()).await?;
         if !report.databases_not_compared.is_empty() {
             let message = format!(
-                "databases were made on branch {name}, which cannot be taken along: {}",
+                "databases were made, renamed or dropped on branch {name}, which cannot be taken along: {}",
                 report.databases_not_compared.join(", ")
             );
             return Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
-                .with_hint("dump and drop them first, or apply the branch's changes elsewhere: ardent branch apply"));
+                .with_hint("undo that first (dump and drop those that are new), or apply the branch's changes elsewhere: ardent branch apply"));
         }
         let at = self.newest(parent).await?;
         // Made for its owner: it is his, with his limits, once it has taken the branch's place.

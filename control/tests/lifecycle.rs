@@ -275,7 +275,17 @@ async fn deleting_a_running_branch_leaves_nothing() {
 #[tokio::test]
 async fn an_expired_branch_is_deleted_once_its_children_are() {
     let world = World::connected().await;
-    world.create_branch(json!({ "name": "a", "ttl_s": 0 })).await;
+    world.create_branch(json!({ "name": "a", "ttl_s": 3600 })).await;
+    world.create_branch(json!({ "name": "child", "from": "a" })).await;
+    world.call("POST", "/v1/branches/a/wake", None).await;
+    world.call("PATCH", "/v1/branches/a", Some(json!({ "ttl_s": 1 }))).await;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while world.get("/v1/branches/a").await["compute"] != "suspended" {
+        assert!(std::time::Instant::now() < deadline, "the expired one is suspended");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    world.fails("POST", "/v1/branches/a/wake", None, ApiErrorCode::Conflict).await;
+    assert_eq!(world.call("DELETE", "/v1/branches/child", None).await.0, 200);
     world.create_branch(json!({ "name": "b", "ttl_s": 3600 })).await;
     until("the expired one is gone", || world.control().find_branch("a").is_err()).await;
     let (_, kept) = world.call("PATCH", "/v1/branches/b", Some(json!({ "ttl_s": 0, "idle_timeout_s": 7 }))).await;

@@ -52,7 +52,8 @@ fn histories_that_part_are_compared_from_where_they_did() {
     production.sql(
         "create table t (id int primary key, v text, filler text); insert into t select n, 'value ' || n, repeat('x', 700) from generate_series(1, 300) n;
          create table prepared (id int primary key, v text); insert into prepared values (1, 'one'), (2, 'two');
-         create table untouched (id int primary key, v text); insert into untouched values (1, 'x')",
+         create table untouched (id int primary key, v text); insert into untouched values (1, 'x');
+         create table renamed (id int primary key, old_name text); insert into renamed values (1, 'one'), (2, null)",
     );
     // It is known where a transaction began, to within the thousand transactions that came before it.
     production.sql("create table big as select n, repeat('x', 900) as filler from generate_series(1, 24000) n");
@@ -71,7 +72,8 @@ fn histories_that_part_are_compared_from_where_they_did() {
 
     sql(
         &a,
-        "update t set v = 'a' where id in (2, 4); alter table untouched add column of_a int default 1; create table made (id int primary key)",
+        "update t set v = 'a' where id in (2, 4); alter table untouched add column of_a int default 1;
+         alter table renamed rename old_name to new_name; create table made (id int primary key)",
     );
     sql(
         &b,
@@ -100,6 +102,8 @@ fn histories_that_part_are_compared_from_where_they_did() {
     assert_eq!(short(&report), expect, "{report}");
     assert!(pages_read(&report) < 2_500, "the table of 3,000 pages, which nobody touched, is not read: {report}");
     assert_eq!(rows(&report, "prepared"), json!([update(json!(["1", "ONE"]), json!(["1", "one"]))]));
+    // By name the column is a new one, with values that rows have had all along.
+    assert_eq!(rows(&report, "renamed"), json!([update(json!(["1", null]), json!(["1", "one"]))]));
     let people = house.ok(&["branch", "diff", "a", "--against", "b", "--table", "untouched"]);
     assert!(people.contains("new column of_a") && people.contains("dropped column of_b"), "{people}");
     assert!(!people.contains("RENAME"), "{people}");

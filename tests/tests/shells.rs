@@ -46,6 +46,8 @@ fn zsh_and_fish_complete_commands_and_names_of_branches() {
     for name in ["main", "one", "two", "two-more"] {
         assert!(offered.contains(&name), "{name}: {offered:?}");
     }
+    assert!(!offered.iter().any(|word| word.starts_with('-')), "flags stand among names: {offered:?}");
+    becomes("ardent branch info one --js", "ardent branch info one --json ");
 
     // Sourced, as a line of a .zshrc has it.
     let sourced = "autoload -Uz compinit && compinit -D -u && source <(ardent completions zsh)";

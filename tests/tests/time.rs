@@ -62,6 +62,9 @@ fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     // Points of the parent, and points that nobody has.
     let past = house.ok(&["branch", "create", "past", "--from", "main", "--at", &time, "--print-url"]);
     assert_eq!(sql(&past, COUNT), "1000");
+    // Before production was copied there is nothing, and its first commit since is no answer.
+    let early = house.ardent(&["branch", "create", "x", "--from", "main", "--at", "2020-01-01T00:00:00Z"]);
+    early.refused(2, &["2020-01-01", "is before that"]);
     let create = |at: &str| house.ardent(&["branch", "create", "x", "--from", "work", "--at", at]);
     create(&time).refused(2, &["the history of branch work goes from 0/", "last commit"]);
     create("FF/0").refused(2, &["the history of branch work goes from 0/"]);

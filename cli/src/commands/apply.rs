@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ardent_api::control::{ApiErrorCode, BranchName, ConnectorInfo, DiffRequest, ErrorInfo, SCHEMA_VERSION};
 use ardent_change_set::{
     Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply,
-    read_file, write_file,
+    elsewhere, read_file, write_file,
 };
 use ardent_diff::{ChangeSet, Part};
 use ardent_pg_wire::{ConfigError, driver};
@@ -86,8 +87,8 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
             Some(path)
         }
         (_, Some(path)) => {
-            // Nothing was changed: there is nothing to undo, and an empty file is no change set.
-            let _ = fs::remove_file(path);
+            // Nothing was changed: there is nothing to undo.
+            give_back(path);
             None
         }
         _ => None,
@@ -101,7 +102,17 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
 
 /// Makes the file that the inverse is going to be in.
 pub fn reserve(path: &Path) -> Result<(), Failure> {
-    fs::write(path, []).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
+    let opened = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+    opened.map(drop).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
+}
+
+/// Takes away what [`reserve`] made.
+fn give_back(path: &Path) {
+    let is_empty = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0);
+    if is_empty {
+        // It stays then, and is no change set, as whoever applies it is told.
+        let _ = fs::remove_file(path);
+    }
 }
 
 /// Writes what undoes that which was applied.
@@ -200,6 +211,9 @@ fn here(api: &Api, wish: &Wish<'_>, url: &str, told: &Told<'_>) -> Result<Remote
     let database = wish.database.or(target.config.get_dbname()).unwrap_or("postgres").to_owned();
     let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;
     let (mut wanted, others): (Vec<_>, Vec<_>) = databases.into_iter().partition(|set| set.database == database);
+    if let Some(message) = elsewhere(&database, &others).filter(|_| wanted.is_empty()) {
+        return Err(Failure::usage(message).hint(format!("choose: --database {}", others[0].database)));
+    }
     let set = wanted.pop().unwrap_or_else(|| ChangeSet { database, ..ChangeSet::default() });
     let applied = run_apply(target, &set, &wish.options, told.say)?;
     let other_databases = others.into_iter().map(|set| set.database).collect();
@@ -294,8 +308,11 @@ fn run_apply(target: Reached, set: &ChangeSet, options: &ApplyOptions, say: &dyn
         let _ = connection.await;
         applied.map_err(|error| match error {
             ApplyError::Choice { what, hint } => Failure::usage(what).hint(hint),
-            error => Failure::of(&error)
-                .hint("nothing was changed; --dry-run shows what would be, --lock-timeout waits longer for locks"),
+            error if error.is_timeout() => {
+                let info = Failure::of(&error).info;
+                Failure::from(ErrorInfo::new(ApiErrorCode::Timeout, info.message)).hint(error.hint())
+            }
+            error => Failure::of(&error).hint(error.hint()),
         })
     })
 }

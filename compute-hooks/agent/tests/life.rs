@@ -192,7 +192,7 @@ async fn settings_of_the_source_are_carried_and_guards_hold() {
     for (name, value) in [("work_mem", "5MB"), ("synchronous_standby_names", ""), ("fsync", "on")] {
         spec.settings.insert(name.into(), value.into());
     }
-    spec.settings.insert("shared_preload_libraries".into(), "pg_stat_statements, no_such_library".into());
+    spec.settings.insert("shared_preload_libraries".into(), "pg_stat_statements, pg_prewarm, no_such_library".into());
     let mut agent = world.start_with(spec).await;
     let client = agent.connect().await;
     for name in ["synchronous_standby_names", "fsync", "restart_after_crash"] {
@@ -212,7 +212,11 @@ async fn settings_of_the_source_are_carried_and_guards_hold() {
         assert_eq!(client.sql(&format!("show {name}")).await.expect("shown"), value, "{name}");
     }
     let libraries = client.sql("show shared_preload_libraries").await.expect("shown");
-    assert!(libraries.ends_with(",pg_stat_statements") && !libraries.contains("no_such"), "{libraries}");
+    assert!(libraries.ends_with(",pg_stat_statements,pg_prewarm") && !libraries.contains("no_such"), "{libraries}");
+    // Which starts a worker with the server by itself, as schedulers of jobs do.
+    assert_eq!(client.sql("show pg_prewarm.autoprewarm").await.expect("shown"), "on");
+    let workers = "select count(*) from pg_stat_activity where backend_type = 'autoprewarm leader'";
+    assert_eq!(client.sql(workers).await.expect("counted"), "0", "a library's worker runs");
     assert_eq!(agent.ready().missing_libraries, ["no_such_library"]);
     drop(client);
     assert!(agent.stop(DEADLINE).await.0);

@@ -5,6 +5,10 @@
 //! cancellation arrives (user, statement and lock timeout, autovacuum), is kept blocked; the kernel delivers it afterwards.
 //! A termination is let through: there Postgres itself shuts off the output before it gives up the wait, and the client
 //! sees a lost connection.
+//!
+//! `synchronous_commit = local` and `remote_write`, which production may have for a role, a database or everywhere, mean the disk of one
+//! host there. A compute has no disk that counts: during a commit they mean the quorum's, like `on`. `off` stays what it is in Postgres:
+//! the client asks not to wait, and what was committed in the last moment may be lost with the compute.
 
 use std::ffi::c_void;
 use std::mem::MaybeUninit;
@@ -17,6 +21,9 @@ use crate::roles;
 static mut HOLDING: bool = false;
 /// A cancellation that was pending already and could not be served before the commit.
 static mut HELD_BACK: bool = false;
+
+/// What the session has set `synchronous_commit` to, while it is another for a commit.
+static mut SET_BY_SESSION: Option<i32> = None;
 
 /// Registers for the events of transactions.
 ///
@@ -34,6 +41,7 @@ unsafe extern "C-unwind" fn on_transaction_event(event: pg::XactEvent, _: *mut c
             pg::XACT_EVENT_PRE_COMMIT | pg::XACT_EVENT_PRE_PREPARE => {
                 policy::before_commit();
                 hold();
+                wait_for_quorum();
             }
             pg::XACT_EVENT_COMMIT => {
                 release();
@@ -71,9 +79,26 @@ pub unsafe fn hold() {
     }
 }
 
+/// Makes this commit wait for the quorum if it would wait for this host alone.
+fn wait_for_quorum() {
+    // SAFETY: single-threaded; the variable is the setting's own, which nothing reads between here and `release` but the commit.
+    unsafe {
+        let level = &raw mut pg::synchronous_commit;
+        let wished = level.read();
+        let here_alone = [pg::SYNCHRONOUS_COMMIT_LOCAL_FLUSH, pg::SYNCHRONOUS_COMMIT_REMOTE_WRITE];
+        if here_alone.iter().any(|level| i64::from(*level) == i64::from(wished)) {
+            SET_BY_SESSION = Some(wished);
+            level.write(pg::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32);
+        }
+    }
+}
+
 fn release() {
     // SAFETY: as for `hold`.
     unsafe {
+        if let Some(wished) = (&raw mut SET_BY_SESSION).replace(None) {
+            (&raw mut pg::synchronous_commit).write(wished);
+        }
         if !HOLDING {
             return;
         }

@@ -40,6 +40,7 @@
 //! authenticated. Start reading in `storage_hooks.rs`.
 
 mod agent_login;
+mod background_jobs;
 mod chunk_locks;
 mod claims;
 mod commands;
@@ -156,6 +157,7 @@ unsafe extern "C-unwind" fn on_shmem_request() {
         if let Some(next) = (&raw const NEXT_SHMEM_REQUEST).read() {
             next();
         }
+        background_jobs::leave_out();
     }
     chunk_locks::request();
 }

@@ -7,7 +7,7 @@ mod sequences;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_diff::{ChangeSet, Part, SchemaChange, TableChange, TableState};
-use ardent_schema_diff::{Catalog, Identity, Section, Statement, identifier, literal, plan, qualified};
+use ardent_schema_diff::{Catalog, Identity, Section, Statement, Touched, identifier, literal, plan, qualified};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -190,9 +190,18 @@ impl<'a> Run<'a> {
     fn check_schema(&mut self, there: &BTreeMap<String, String>) {
         let touched = &self.set.schema.touched;
         let known: BTreeSet<&String> = touched.iter().map(|touched| &touched.path).collect();
+        // Names that the branch takes from what had them, which is looked at for itself; its parts' names with it.
+        let goes =
+            |touched: &&Touched| touched.old.is_some() && (touched.new.is_none() || touched.new_path != touched.path);
+        let freed: BTreeSet<&str> = touched.iter().filter(goes).map(|touched| touched.path.as_str()).collect();
+        let is_freed = |path: &str| {
+            let wholes = path.match_indices(" of ").map(|(at, of)| &path[at + of.len()..]);
+            freed.contains(path) || wholes.into_iter().any(|whole| freed.contains(whole))
+        };
         for one in touched {
             let now = there.get(&one.path);
             let why = match (&one.old, now) {
+                (None, Some(_)) if is_freed(&one.path) => "",
                 (None, Some(_)) => "both made it",
                 (Some(_), None) => "the branch changed or dropped it; the target has none",
                 (Some(old), Some(now)) if old != now && one.old == one.new => {
@@ -532,7 +541,11 @@ impl<'a> Run<'a> {
         let views = self.set.tables.iter();
         for view in views.filter(|change| change.materialized_view && change.state == TableState::Kept) {
             let name = qualified(&view.schema, &view.name);
-            self.target.run(&format!("REFRESH MATERIALIZED VIEW {name}")).await?;
+            // One that the branch emptied stays empty.
+            let populated = format!("select relispopulated from pg_class where oid = {}::regclass", literal(&name));
+            if self.target.rows(&populated).await? == [[Some("t".to_owned())]] {
+                self.target.run(&format!("REFRESH MATERIALIZED VIEW {name}")).await?;
+            }
         }
         Ok(())
     }

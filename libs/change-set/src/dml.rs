@@ -34,6 +34,16 @@ pub(crate) fn delete(table: &str, key: &[(&str, &Option<String>)]) -> String {
     format!("DELETE FROM ONLY {table} WHERE {}", condition(key))
 }
 
+/// Whether a column has the value that its type's output function writes so. Not every type has an equality, and a composite of nulls is no
+/// null.
+pub(crate) fn looks_like(column: &str, value: Option<&str>) -> String {
+    let column = identifier(column);
+    match value {
+        Some(value) => format!("(num_nulls({column}) = 0 AND format('%s', {column}) = {})", literal(value)),
+        None => format!("num_nulls({column}) = 1"),
+    }
+}
+
 fn condition(key: &[(&str, &Option<String>)]) -> String {
     let parts: Vec<String> = key.iter().map(|(name, v)| format!("{} = {}", identifier(name), value(v))).collect();
     parts.join(" AND ")

@@ -1,8 +1,9 @@
 //! The file: a header and compressed JSON (`docs/formats/change-set.md`). Written and read as a stream: what is in it need not fit
 //! into memory.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use ardent_diff::ChangeSet;
@@ -56,12 +57,23 @@ pub enum FileError {
     Io(#[from] io::Error),
 }
 
-/// Writes a file: whole, or not at all. What was there under this name stays until then.
+/// Writes a file that its owner alone can read: it has rows of a database in it. Whole, or not at all: what was there under this name
+/// stays until then. Symbolic links are followed, and what is no regular file (a pipe, a device) is written into.
 pub fn write_file(path: &Path, content: &ChangeSetFile) -> Result<(), FileError> {
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
+        let mut whole = tempfile::tempfile()?;
+        write(&mut whole, content)?;
+        whole.seek(SeekFrom::Start(0))?;
+        io::copy(&mut whole, &mut OpenOptions::new().write(true).open(path)?)?;
+        return Ok(());
+    }
+    let followed = std::fs::canonicalize(path);
+    let path = followed.as_deref().unwrap_or(path);
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.part", std::process::id()));
     let part = path.with_file_name(name);
-    let written = File::create(&part).map_err(FileError::Io).and_then(|file| {
+    let created = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
+    let written = created.map_err(FileError::Io).and_then(|file| {
         let mut out = BufWriter::with_capacity(BUFFER_LEN, file);
         write(&mut out, content)?;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
@@ -204,6 +216,29 @@ mod tests {
         }
         let longer = [bytes, vec![0]].concat();
         assert!(read(&mut Cursor::new(&longer)).is_err(), "something behind it");
+    }
+
+    #[test]
+    fn what_the_path_names_is_kept_unless_it_is_a_file() {
+        use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("file"), "old").expect("written");
+        std::os::unix::fs::symlink(at("file"), at("link")).expect("linked");
+        write_file(&at("link"), &sample()).expect("written");
+        assert!(std::fs::symlink_metadata(at("link")).expect("there").is_symlink());
+        assert_eq!(read_file(&at("file")).expect("read"), sample());
+        let mode = std::fs::metadata(at("file")).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "others may not read rows");
+
+        let made = std::process::Command::new("mkfifo").arg(at("pipe")).status().expect("mkfifo runs");
+        assert!(made.success());
+        let pipe = at("pipe");
+        let reader = std::thread::spawn(move || std::fs::read(pipe).expect("read"));
+        write_file(&at("pipe"), &sample()).expect("written");
+        assert_eq!(reader.join().expect("joined"), bytes_of(&sample()));
+        assert!(std::fs::symlink_metadata(at("pipe")).expect("there").file_type().is_fifo());
     }
 
     #[test]

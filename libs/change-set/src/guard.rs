@@ -1,6 +1,6 @@
 //! Compares what a change set changes with what the target has, before anything is changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, SpoolError, TableChange, TableState};
 use ardent_schema_diff::{MISSING, MISSING_IN_PARTITIONS, identifier, literal, qualified};
@@ -159,6 +159,24 @@ pub(crate) async fn table<'a>(
         });
         return Ok(guarded);
     }
+    let columns = format!(
+        "select attname::text from pg_attribute where attrelid = to_regclass({}) and attnum > 0 and not attisdropped",
+        literal(&name)
+    );
+    let there: BTreeSet<String> = target.rows(&columns).await?.into_iter().flatten().flatten().collect();
+    let missing: Vec<&str> = columns_read(change).into_iter().filter(|column| !there.contains(*column)).collect();
+    for column in &missing {
+        applied.conflict(Conflict::Schema {
+            object: format!("column {} of table {name}", identifier(column)),
+            why: "the branch changed rows of its table; the target has no such column".to_owned(),
+            base: None,
+            branch: None,
+            target: None,
+        });
+    }
+    if !missing.is_empty() {
+        return Ok(guarded);
+    }
     let key = key_places(change);
     if change.state == TableState::Dropped {
         target.run(&format!("lock table only {name} in access exclusive mode")).await?;
@@ -190,10 +208,13 @@ pub(crate) async fn table<'a>(
 }
 
 /// The columns that are read: those of the branch point, those that the branch dropped, and those that the change set does not know.
-fn select_list(change: &TableChange) -> String {
+fn columns_read(change: &TableChange) -> Vec<&str> {
     let kept = base_columns(change).into_iter().map(|(_, name)| name);
-    let unknown = change.columns_dropped.iter().chain(&change.columns_left).map(String::as_str);
-    let all: Vec<String> = kept.chain(unknown).map(identifier).collect();
+    kept.chain(change.columns_dropped.iter().chain(&change.columns_left).map(String::as_str)).collect()
+}
+
+fn select_list(change: &TableChange) -> String {
+    let all: Vec<String> = columns_read(change).into_iter().map(identifier).collect();
     if all.is_empty() { "null".to_owned() } else { all.join(", ") }
 }
 

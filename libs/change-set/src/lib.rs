@@ -42,5 +42,5 @@ pub use choice::{NotARow, RowChoice};
 pub use file::{ChangeSetFile, FileError, read, read_file, write, write_file};
 pub use guard::Prefer;
 pub use outcome::{Applied, ApplyError, CONFLICTS_MAX, ColumnConflict, Conflict};
-pub use remote::{ApplyEvent, ApplyRequest, RebaseReply, RebaseRequest, RemoteApplied};
+pub use remote::{ApplyEvent, ApplyRequest, RebaseReply, RebaseRequest, RemoteApplied, elsewhere};
 pub use script::script;

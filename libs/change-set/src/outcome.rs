@@ -2,6 +2,7 @@
 
 use ardent_diff::{ChangeSet, RowCounts};
 use serde::{Deserialize, Serialize};
+use tokio_postgres::error::SqlState;
 
 /// A column that both sides changed, in different ways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,11 +135,35 @@ pub enum ApplyError {
 }
 
 impl ApplyError {
+    /// Whether the target gave up waiting: for a lock, or for a statement's end.
+    pub fn is_timeout(&self) -> bool {
+        let timeouts = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
+        self.sql_state().is_some_and(|state| timeouts.contains(state))
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            ApplyError::Choice { hint, .. } => hint.clone(),
+            _ if self.is_timeout() => {
+                "nothing was changed; --lock-timeout and --statement-timeout give it more time".to_owned()
+            }
+            _ if self.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                "nothing was changed; apply as a role that owns what is to be changed".to_owned()
+            }
+            _ => "nothing was changed; --dry-run shows what would be".to_owned(),
+        }
+    }
+
+    fn sql_state(&self) -> Option<&SqlState> {
+        match self {
+            ApplyError::Statement { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+
     /// Class 22: data exception, which is all that a value can be refused with by a type that it is none of.
     pub(crate) fn is_about_values(&self) -> bool {
-        match self {
-            ApplyError::Statement { source, .. } => source.code().is_some_and(|code| code.code().starts_with("22")),
-            _ => false,
-        }
+        self.sql_state().is_some_and(|state| state.code().starts_with("22"))
     }
 }

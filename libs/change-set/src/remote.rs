@@ -1,7 +1,7 @@
 //! What a server is asked to do with change sets, and what it says: control's and the command line's common words.
 
 use ardent_api::control::ErrorInfo;
-use ardent_diff::RowCounts;
+use ardent_diff::{ChangeSet, RowCounts};
 use ardent_types::Lsn;
 use serde::{Deserialize, Serialize};
 
@@ -95,4 +95,10 @@ pub struct RebaseReply {
     pub conflicts_left_out: u64,
     /// What is not, or not wholly, taken along.
     pub notes: Vec<String>,
+}
+
+/// What to say where a database has no changes and others have: nobody asks for that.
+pub fn elsewhere(database: &str, others: &[ChangeSet]) -> Option<String> {
+    let names: Vec<&str> = others.iter().map(|set| set.database.as_str()).collect();
+    (!names.is_empty()).then(|| format!("nothing was changed in database {database}, but in {}", names.join(", ")))
 }

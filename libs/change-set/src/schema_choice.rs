@@ -39,6 +39,8 @@ pub(crate) struct SchemaChoice<'a> {
     states: Vec<State>,
     by_path: BTreeMap<&'a str, Vec<usize>>,
     by_new_path: BTreeMap<&'a str, Vec<usize>>,
+    /// What statements belong to. Some objects only bring others along: a view, the comments of its columns.
+    parts: BTreeSet<&'a str>,
     /// What was taken along without being wanted itself.
     pub taken_along: Vec<String>,
     /// How many changes are wanted that the target has made too.
@@ -59,8 +61,9 @@ impl<'a> SchemaChoice<'a> {
             by_new_path.entry(&touched.new_path).or_default().push(index);
         }
         let states = vec![State::Left; change.touched.len()];
+        let parts = change.statements.iter().map(|statement| statement.part.as_str()).collect();
         let mut choice =
-            SchemaChoice { change, states, by_path, by_new_path, taken_along: Vec::new(), already_there: 0 };
+            SchemaChoice { change, states, by_path, by_new_path, parts, taken_along: Vec::new(), already_there: 0 };
         let present = there.map(|there| choice.present(there)).unwrap_or_default();
         let chosen = choice.chosen(wanted, &present)?;
         let differs = |touched: &Touched| touched.old != touched.new;
@@ -92,21 +95,45 @@ impl<'a> SchemaChoice<'a> {
     /// The path of the object whose statements bring `touched` about.
     fn whole_of(&self, touched: &'a Touched) -> &'a str {
         match &touched.with {
-            Some(whole) if self.by_path.contains_key(whole.as_str()) => whole,
+            Some(whole) if self.by_path.contains_key(whole.as_str()) || self.parts.contains(whole.as_str()) => whole,
             _ => &touched.path,
         }
     }
 
     /// Parts that the target has as the branch has them.
     fn present(&self, there: &BTreeMap<String, String>) -> BTreeSet<&'a str> {
+        // Of the objects that had or get a name.
+        let of = |paths: &BTreeMap<&str, Vec<usize>>, path: &str| -> Vec<&Touched> {
+            paths.get(path).into_iter().flatten().map(|index| &self.change.touched[*index]).collect()
+        };
+        let is_old = |path: &str| {
+            let now = there.get(path);
+            now.is_some() && of(&self.by_path, path).iter().any(|touched| touched.old.as_ref() == now)
+        };
         let made = |touched: &Touched| {
-            there.get(&touched.new_path) == touched.new.as_ref()
-                && (touched.new.is_some() || !there.contains_key(&touched.path))
+            let now = there.get(&touched.new_path);
+            if touched.new.is_some() && touched.path == touched.new_path {
+                return now == touched.new.as_ref();
+            }
+            let comes_again = of(&self.by_new_path, &touched.path).iter().any(|other| other.new.is_some());
+            let old_name_is_free = there.get(&touched.path).is_none() || (comes_again && !is_old(&touched.path));
+            old_name_is_free && (touched.new.is_none() || now == touched.new.as_ref())
+        };
+        let alike = |path: &str| {
+            is_old(path) && of(&self.by_new_path, path).iter().any(|touched| touched.new.as_ref() == there.get(path))
         };
         let differing = || self.change.touched.iter().filter(|touched| touched.old != touched.new);
         let (mut made_ones, mut others) = (BTreeSet::new(), BTreeSet::new());
         for touched in differing() {
-            if made(touched) { &mut made_ones } else { &mut others }.insert(self.whole_of(touched));
+            let whole = self.whole_of(touched);
+            // What has the name in the target may be what had it at the branch point: that can't be told if the two are alike, and is
+            // nothing to go by for what they are parts of.
+            let is_alike = alike(&touched.path) || alike(&touched.new_path);
+            if !is_alike && made(touched) {
+                made_ones.insert(whole);
+            } else if !is_alike || whole == touched.path {
+                others.insert(whole);
+            }
         }
         // What an older program wrote is one part.
         if !self.knows_parts() && !others.is_empty() {
@@ -137,8 +164,10 @@ impl<'a> SchemaChoice<'a> {
             if found.is_empty() {
                 return Err(self.not_changed(object));
             }
-            let own = found.iter().filter(|touched| self.whole_of(touched) == touched.path);
-            queue.extend(own.map(|touched| touched.path.as_str()));
+            // What only brings others along is chosen with each of them.
+            let is_own = |whole: &str, touched: &Touched| whole == touched.path || !self.by_path.contains_key(whole);
+            let own = found.iter().map(|touched| (self.whole_of(touched), touched));
+            queue.extend(own.filter(|(whole, touched)| is_own(whole, touched)).map(|(whole, _)| whole));
             let parts: Vec<&str> = queue.clone();
             let foreign = found.iter().map(|touched| (touched.path.as_str(), self.whole_of(touched)));
             missing.extend(foreign.filter(|(_, whole)| !parts.contains(whole) && !present.contains(whole)));

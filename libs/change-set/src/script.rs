@@ -6,21 +6,31 @@ use ardent_diff::{ChangeSet, RowChange, TableState};
 use ardent_schema_diff::{Section, Statement, identifier, literal, qualified};
 
 use crate::dml;
-use crate::guard::{base_columns, base_table, key_places};
+use crate::guard::{base_columns, key_places};
+use crate::target::SETTINGS;
 
 /// The script that turns the branch point's database into the branch's, in one transaction. It is not guarded: it expects a
 /// database as it was at the branch point.
 pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
     writeln!(out, "\\connect {}", identifier(&set.database))?;
-    writeln!(out, "BEGIN;\nSET LOCAL search_path = pg_catalog;\nSET LOCAL check_function_bodies = off;")?;
+    writeln!(out, "BEGIN;")?;
+    for setting in SETTINGS.split("; ") {
+        writeln!(out, "{};", setting.trim())?;
+    }
     for what in &set.schema.not_covered {
         writeln!(out, "-- not covered: {what}")?;
     }
     statements(out, &set.schema.statements, Section::BeforeRows)?;
     let tables: Vec<_> =
         set.tables.iter().filter(|table| !table.materialized_view && table.state != TableState::Dropped).collect();
-    if tables.iter().any(|table| !table.rows.is_empty()) {
+    let has_rows = tables.iter().any(|table| !table.rows.is_empty());
+    if has_rows {
         writeln!(out, "SET CONSTRAINTS ALL DEFERRED;")?;
+        writeln!(
+            out,
+            "-- What triggers, rules and foreign keys did on the branch is among the rows. This needs a superuser."
+        )?;
+        writeln!(out, "SET LOCAL session_replication_role = replica;")?;
     }
     for table in &tables {
         let name = qualified(&table.schema, &table.name);
@@ -32,15 +42,14 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
             match row.map_err(io::Error::other)? {
                 RowChange::Delete { old } if key.is_empty() => {
                     let columns = base_columns(table);
-                    let all: Vec<String> =
-                        columns.iter().map(|(place, _)| identifier(&table.columns[*place])).collect();
-                    let values: Vec<String> = columns.iter().map(|(place, _)| dml::value(&old[*place])).collect();
-                    let same: Vec<String> =
-                        all.iter().zip(&values).map(|(a, b)| format!("{a} IS NOT DISTINCT FROM {b}")).collect();
+                    let same: Vec<String> = columns
+                        .iter()
+                        .map(|(place, _)| dml::looks_like(&table.columns[*place], old[*place].as_deref()))
+                        .collect();
+                    let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
                     writeln!(
                         out,
-                        "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {} LIMIT 1);",
-                        same.join(" AND ")
+                        "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {same} LIMIT 1);"
                     )?;
                 }
                 RowChange::Delete { old } => {
@@ -71,9 +80,17 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
             writeln!(out, "{};", dml::insert(&name, &columns, [values]))?;
         }
     }
+    if has_rows {
+        writeln!(out, "SET LOCAL session_replication_role = origin;")?;
+    }
     statements(out, &set.schema.statements, Section::AfterRows)?;
     for view in set.tables.iter().filter(|table| table.materialized_view && table.state == TableState::Kept) {
-        writeln!(out, "REFRESH MATERIALIZED VIEW {};", base_table(view))?;
+        let refresh = format!("REFRESH MATERIALIZED VIEW {}", qualified(&view.schema, &view.name));
+        // One that the branch emptied stays empty.
+        let empties = format!("{refresh} WITH NO DATA");
+        if !set.schema.statements.iter().any(|statement| statement.sql == empties) {
+            writeln!(out, "{refresh};")?;
+        }
     }
     for object in &set.large_objects {
         writeln!(out, "-- not covered: large object {}: ardent branch apply brings it over", object.oid)?;

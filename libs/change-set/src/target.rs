@@ -7,8 +7,8 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::outcome::ApplyError;
 
-/// As a diff's own settings, so that equal values have equal texts.
-const SETTINGS: &str = "set local search_path = pg_catalog; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres'; \
+/// As a diff's own settings, for one transaction, so that equal values have equal texts.
+pub(crate) const SETTINGS: &str = "set local search_path = pg_catalog; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres'; \
      set local timezone = 'UTC'; set local bytea_output = 'hex'; set local extra_float_digits = 1; set local xmlbinary = 'base64'; \
      set local lc_monetary = 'C'; set local row_security = off; set local check_function_bodies = off; \
      set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on";

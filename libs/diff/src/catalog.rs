@@ -18,6 +18,8 @@ pub(crate) struct Table {
     pub file: (u32, u32),
     /// Whether it is a materialised view, whose rows follow from those of others.
     pub materialized: bool,
+    /// Whether it can be read: a materialised view without data can't, and has no rows.
+    pub populated: bool,
     /// Whether its rows are in the WAL.
     pub logged: bool,
     pub columns: Vec<Column>,
@@ -59,7 +61,8 @@ pub(crate) struct Catalog {
 /// user would call a change, and is not compared.
 const RELATIONS: &str = "
     select c.oid, n.nspname::text, c.relname::text, c.relkind::text,
-           coalesce(nullif(c.reltablespace, 0), d.dattablespace)::oid, c.relfilenode, c.relpersistence = 'p'
+           coalesce(nullif(c.reltablespace, 0), d.dattablespace)::oid, c.relfilenode, c.relpersistence = 'p',
+           c.relispopulated
       from pg_class c
       join pg_namespace n on n.oid = c.relnamespace
       join pg_database d on d.datname = current_database()
@@ -135,6 +138,7 @@ impl Catalog {
                         file,
                         materialized: kind == "m",
                         logged: field(session, &row, 6)?,
+                        populated: field(session, &row, 7)?,
                         columns: Vec::new(),
                         key: Vec::new(),
                     },

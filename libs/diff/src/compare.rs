@@ -236,8 +236,13 @@ impl TablePlan {
     /// Whether there is anything to compare.
     fn settle(&mut self, old: &Catalog, new: &Catalog) -> bool {
         if let (Some(before), Some(after)) = self.tables(old, new) {
-            let same = |column: &Column| {
-                before.columns.iter().find(|old| old.name == column.name).is_none_or(|old| old == column)
+            // A column that got another name on one side is a new one by name, with values in rows that nobody changed. With another
+            // type the table would have another file, or the number is that of two columns which were added on both sides.
+            let may_be_renamed = |old: &Column, new: &Column| old.attnum == new.attnum && old.type_of == new.type_of;
+            let is_new = |column: &Column| !before.columns.iter().any(|old| may_be_renamed(old, column));
+            let same = |column: &Column| match before.columns.iter().find(|old| old.name == column.name) {
+                Some(old) => old == column,
+                None => is_new(column),
             };
             if !after.columns.iter().all(same) {
                 self.extent = Extent::Whole;
@@ -341,8 +346,8 @@ async fn compare_table(
     let columns = Columns { shown, before, identity: options.identity };
     let key = columns.key();
     let side = |session, table: &Table, expressions| Side { session, table: qualified(table), expressions };
-    let old = before.map(|table| side(base, table, columns.old_values(table)));
-    let new = after.map(|table| side(head, table, columns.new_values()));
+    let old = before.filter(|table| table.populated).map(|table| side(base, table, columns.old_values(table)));
+    let new = after.filter(|table| table.populated).map(|table| side(head, table, columns.new_values()));
     let mut pairing = Pairing::new(key.clone(), options.memory_bytes);
     scan::pair(old.as_ref(), new.as_ref(), extent, &mut pairing).await?;
     let names = |columns: Vec<&Column>| columns.into_iter().map(|column| column.name.clone()).collect();

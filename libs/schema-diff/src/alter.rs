@@ -138,7 +138,7 @@ impl Change<'_> {
             Kind::Enum => self.labels(),
             Kind::Domain => self.domain(),
             Kind::Composite => self.attributes(),
-            Kind::Server => replace_if(self.any(&["type", "version", "wrapper", "foreign_options"])),
+            Kind::Server => self.server(),
             Kind::Sequence => {
                 let fields = ["type", "start", "increment", "min", "max", "cache", "cycle"];
                 let mut statements = Vec::new();
@@ -222,6 +222,45 @@ impl Change<'_> {
                 false => in_place(None),
             },
         }
+    }
+
+    fn server(&self) -> Alteration {
+        let alter = format!("ALTER SERVER {}", full_name(self.new));
+        // A version cannot be taken away.
+        let version = self.new.text("version");
+        if self.any(&["type", "wrapper"]) || (self.differs("version") && version.is_none()) {
+            return Alteration::Replace;
+        }
+        let mut statements = Vec::new();
+        if let Some(version) = version.filter(|_| self.differs("version")) {
+            statements.push(format!("{alter} VERSION {}", literal(version)));
+        }
+        statements.extend(self.foreign_options(&alter));
+        Alteration::InPlace(statements)
+    }
+
+    /// The statement that begins so and changes the options of a foreign thing, if they differ.
+    fn foreign_options(&self, alter: &str) -> Option<String> {
+        let options = |object: &Object| -> Vec<(String, String)> {
+            let split =
+                |option: &String| option.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+            object.list("foreign_options").iter().filter_map(split).collect()
+        };
+        let (old, new) = (options(self.old), options(self.new));
+        let value_of = |list: &[(String, String)], name: &str| {
+            list.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+        };
+        let gone = old.iter().filter(|(name, _)| value_of(&new, name).is_none());
+        let mut changes: Vec<String> = gone.map(|(name, _)| format!("DROP {}", identifier(name))).collect();
+        for (name, value) in &new {
+            let word = match value_of(&old, name) {
+                None => "ADD",
+                Some(was) if was != *value => "SET",
+                Some(_) => continue,
+            };
+            changes.push(format!("{word} {} {}", identifier(name), literal(value)));
+        }
+        (!changes.is_empty()).then(|| format!("{alter} OPTIONS ({})", changes.join(", ")))
     }
 
     fn labels(&self) -> Alteration {
@@ -354,8 +393,8 @@ impl Change<'_> {
 
     fn table(&self) -> Alteration {
         let name = full_name(self.new);
-        if self.any(&["partition_key", "of_type", "server", "foreign_options"]) {
-            return Alteration::Impossible("its partition key, row type, server or foreign options changed".to_owned());
+        if self.any(&["partition_key", "of_type", "server"]) {
+            return Alteration::Impossible("its partition key, row type or server changed".to_owned());
         }
         let mut statements = Vec::new();
         if self.new.text("partition_bound").is_none() && self.old.text("partition_bound").is_none() {
@@ -385,6 +424,7 @@ impl Change<'_> {
             ));
         }
         statements.extend(self.options("TABLE"));
+        statements.extend(self.foreign_options(&format!("ALTER FOREIGN TABLE {name}")));
         statements.extend(table_flags(self.new, Some(self.old)));
         Alteration::InPlace(statements)
     }
@@ -413,11 +453,21 @@ impl Change<'_> {
             statements.push(retype(&table, Some(self.old), self.new));
         }
         if self.any(&["generated", "virtual"]) {
-            match self.new.text("generated") {
-                None if !self.old.flag("virtual") => statements.push(format!("{alter} DROP EXPRESSION")),
-                _ => return Alteration::Impossible("how it is generated changed".to_owned()),
+            let expressions = (self.old.text("generated"), self.new.text("generated"));
+            match expressions {
+                (_, None) if !self.old.flag("virtual") => statements.push(format!("{alter} DROP EXPRESSION")),
+                // Its values would be lost with it.
+                (_, None) => return Alteration::Impossible("how it is generated changed".to_owned()),
+                // The same column has another expression only where there is a statement for that: since 17.
+                (Some(_), Some(expression)) if self.identity == Identity::Oid && !self.differs("virtual") => {
+                    statements.push(format!("{alter} SET EXPRESSION AS ({expression})"));
+                }
+                // Its values follow from the other columns.
+                (_, Some(_)) => return Alteration::Replace,
             }
         }
+        let foreign = format!("ALTER FOREIGN TABLE {table} ALTER COLUMN {name}");
+        statements.extend(self.foreign_options(&foreign));
         let identity = (self.old.text("identity"), self.new.text("identity"));
         match identity {
             (Some(_), None) => statements.push(format!("{alter} DROP IDENTITY")),

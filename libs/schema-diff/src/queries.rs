@@ -101,7 +101,7 @@ fn types() -> [String; 4] {
         ),
         format!(
             "select jsonb_build_object({}, 'd', jsonb_build_object('type', format_type(t.typbasetype, t.typtypmod), \
-               'default', t.typdefault, 'not_null', t.typnotnull, \
+               'default', pg_get_expr(t.typdefaultbin, 'pg_type'::regclass), 'not_null', t.typnotnull, \
                'collation', (select format('%I.%I', {}, l.collname) from pg_collation l, pg_type b \
                              where l.oid = t.typcollation and b.oid = t.typbasetype and b.typcollation <> t.typcollation)), \
                's', jsonb_build_object('type', jsonb_build_array(t.typbasetype::bigint, t.typtypmod, t.typcollation::bigint), \

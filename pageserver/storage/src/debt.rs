@@ -6,8 +6,8 @@
 //!                      a quarter at three quarters, ...
 //! ```
 //!
-//! Whenever a writer waits, [`crate::plan`] has a job that brings debt down; and as writers never get past the hard limits, those
-//! limits bound what a read visits and applies.
+//! Whenever a writer waits, [`crate::plan`] has a job that brings debt down; and as a writer gets past the hard limits with no more than
+//! one batch in ten seconds, those limits bound what a read visits and applies while compaction takes seconds.
 
 use std::time::Duration;
 

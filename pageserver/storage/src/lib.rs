@@ -32,7 +32,7 @@
 //! - PS-8: memory is bounded: writers wait for flushes, caches have sizes, merges hold one group per input (`put.rs`,
 //!   `clock_cache.rs`, `merge.rs`).
 //! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
-//!   at a limit (`debt.rs`, `put.rs`); unless compaction fails, which is told.
+//!   at a limit (`debt.rs`, `put.rs`), each batch for ten seconds at most; unless compaction fails, which is told.
 //! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
 //!   no read of it or of its branches finds any (`cut.rs`, `tests/cut.rs`).
 //!

@@ -1,6 +1,7 @@
 //! Applied to a copy of the branch point, a change set gives the branch's state; its inverse gives the original back; what a
 //! concurrent change of the target makes a conflict of is reported, and nothing else.
 
+mod again;
 mod choice;
 mod columns;
 mod concurrent;

@@ -160,7 +160,7 @@ impl Pair {
             database,
             "select string_agg(format('select %L, (select coalesce(string_agg(r, E''\\n'' order by r collate \"C\"), '''') from (select row(%s)::text as r from only %s) x)', c.oid::regclass,
                 (select string_agg(quote_ident(attname), ', ' order by attname) from pg_attribute a where a.attrelid = c.oid and attnum > 0 and not attisdropped), c.oid::regclass), ' union all ' order by c.oid::regclass::text)
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm') and c.oid >= 16384",
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm') and c.relispopulated and c.oid >= 16384",
         );
         if queries.is_empty() { String::new() } else { self.pg.sql_in(database, &queries) }
     }

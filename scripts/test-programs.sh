@@ -1,0 +1,31 @@
+# How the scripts that run tests compile and run them; sourced, from the checkout. Sets `programs`, a file that the caller removes.
+#
+# Everything is compiled once, for the whole workspace. The test programs are then run as they are: asking cargo for some of
+# the crates would choose other features for what they share, and compile that again.
+
+programs=$(mktemp)
+
+# The program with the tests: alone it would be compiled with other features, and all that it is made of once more.
+build_test_programs() {
+    # One line a test program: the crate's folder and the program.
+    cargo build --workspace --bins --tests --quiet --message-format=json-render-diagnostics |
+        sed -n '/"overflow_checks":[a-z]*,"test":true/s/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1 \2/p' |
+        sort -u >"$programs"
+    [ "${PIPESTATUS[0]}" -eq 0 ] && [ -s "$programs" ]
+}
+
+# The crate, its folder and the program of each test program of these crates, each ended by a zero byte. CRATE is a folder, or
+# CRATE:NAME for the one whose file in tests/ is NAME.
+test_programs_of() { # crates...
+    local wanted crate name folder program
+    for wanted in "$@"; do
+        crate=${wanted%%:*} name=${wanted#"$crate"}
+        while read -r folder program; do
+            [ "$folder" = "$PWD/$crate" ] || continue
+            case $name in "" | ":$(test_program_name "$program")") printf '%s\0%s\0%s\0' "$crate" "$folder" "$program" ;; esac
+        done <"$programs"
+    done
+}
+
+# Without what cargo adds to a program's file.
+test_program_name() { basename "$1" | sed 's/-[0-9a-f]*$//'; }
