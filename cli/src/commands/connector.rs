@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
     AddTablesReply, AddTablesRequest, ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList,
-    CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest,
+    CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, NewTables, PreflightReply, PreflightRequest,
     ResumeConnectorRequest, SlotInfo, VerifyReply,
 };
 
@@ -208,7 +208,16 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         lines.push(("tables", logical.tables.to_string()));
         let applied = logical.applied_lsn.map_or_else(|| "not known yet".to_owned(), |lsn| lsn.to_string());
         lines.push(("applied", applied));
+        let new_tables = match logical.options.new_tables {
+            NewTables::Report => "reported",
+            NewTables::Add => "added",
+        };
+        lines.push(("new tables", new_tables.to_owned()));
         lines.extend(logical.left_out.iter().map(|missing| ("left out", missing.clone())));
+        lines.extend(logical.new_tables.iter().map(|table| ("new", table.clone())));
+        let not_followed = logical.not_followed.iter().map(|skipped| format!("{}: {}", skipped.table, skipped.why));
+        lines.extend(not_followed.map(|text| ("not followed", text)));
+        lines.extend(logical.schema_changes.iter().map(|change| ("changed", change.clone())));
     }
     pairs(&lines)
 }

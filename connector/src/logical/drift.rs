@@ -1,12 +1,16 @@
-//! What changed in production's schema and is not followed: everything but the columns of tables.
+//! What changed in production's schema and is not followed: everything but the names and columns of tables.
 
-use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Kind, plan};
+use std::collections::BTreeMap;
+
+use ardent_schema_diff::{Action, Catalog, CatalogQueries, Identity, Kind, Statement, plan};
 use tokio_postgres::Client;
 
 use ardent_api::control::LogicalOptions;
 
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::quoted;
+use crate::logical::session::{qualified, quoted};
+use crate::logical::state::LogicalState;
+use crate::logical::tables::SourceTable;
 
 /// What the root has otherwise on purpose: triggers and rules that would fire for the rows that are applied.
 const ON_PURPOSE: [&str; 2] = [" ENABLE ALWAYS ", " ENABLE REPLICA "];
@@ -17,6 +21,27 @@ pub(crate) async fn schema_differences(
     client: &Client,
     options: &LogicalOptions,
 ) -> Result<Vec<String>, LogicalError> {
+    let differing = differing(production, client, options).await?;
+    Ok(differing.into_iter().map(|statement| statement.sql).collect())
+}
+
+/// The same for somebody who is to act on it while changes are still to come: names and columns, which follow by themselves or stop
+/// what follows, are told in words, and tables that are not followed are left out. `found`: production's tables.
+pub(crate) async fn changes(
+    production: &Client,
+    client: &Client,
+    options: &LogicalOptions,
+    found: &[SourceTable],
+    state: &LogicalState,
+) -> Result<Vec<String>, LogicalError> {
+    Ok(tell(&differing(production, client, options).await?, found, state))
+}
+
+async fn differing(
+    production: &Client,
+    client: &Client,
+    options: &LogicalOptions,
+) -> Result<Vec<Statement>, LogicalError> {
     let theirs = catalog(production).await.map_err(source("reading its catalogs"))?;
     let ours = catalog(client).await.map_err(root("reading its catalogs"))?;
     let read = |answers: Vec<Vec<String>>| {
@@ -31,7 +56,89 @@ pub(crate) async fn schema_differences(
             && is_of_schemas(&statement.object)
             && !ON_PURPOSE.iter().any(|words| statement.sql.contains(words))
     });
-    Ok(differing.map(|statement| statement.sql).collect())
+    Ok(differing.collect())
+}
+
+/// Columns of a table that are on one side only.
+#[derive(Default)]
+struct OtherColumns {
+    new: Vec<String>,
+    gone: Vec<String>,
+}
+
+fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) -> Vec<String> {
+    let mut told = Vec::new();
+    // What is said of these here, or elsewhere, is not said again.
+    let mut spoken_for: Vec<String> = Vec::new();
+    for table in found {
+        match state.tables.get(&table.oid) {
+            Some(kept) if (&kept.schema, &kept.name) != (&table.schema, &table.name) => {
+                let old = format!("{}.{}", kept.schema, kept.name);
+                told.push(format!(
+                    "table {old} is called {} now: it gets that name here with its next change",
+                    table.full_name()
+                ));
+                spoken_for.extend([old, table.full_name()]);
+            }
+            Some(_) => {}
+            None => {
+                let is_new = |statement: &Statement| {
+                    statement.action == Action::Create && statement.object == format!("table {}", table.full_name())
+                };
+                spoken_for.extend(differing.iter().any(is_new).then(|| table.full_name()));
+            }
+        }
+    }
+    let mut columns: BTreeMap<String, OtherColumns> = BTreeMap::new();
+    for statement in differing.iter().filter(|statement| statement.kind == Kind::Column.word()) {
+        let column = statement.object.strip_prefix("column ").and_then(|rest| rest.rsplit_once(" of table "));
+        let Some((column, table)) = column else { continue };
+        if !state.tables.values().any(|kept| format!("{}.{}", kept.schema, kept.name) == table) {
+            continue;
+        }
+        match statement.action {
+            Action::Create => columns.entry(table.to_owned()).or_default().new.push(column.to_owned()),
+            Action::Drop => columns.entry(table.to_owned()).or_default().gone.push(column.to_owned()),
+            Action::Alter | Action::Rename => {}
+        }
+    }
+    columns.retain(|table, _| !spoken_for.contains(table));
+    told.extend(columns.iter().map(|(table, columns)| tell_columns(table, columns, state)));
+    let is_said = |statement: &Statement| {
+        let is_of_column = [Kind::Column.word(), Kind::Default.word()].contains(&statement.kind.as_str());
+        spoken_for.iter().any(|table| is_about(statement, table))
+            || (is_of_column && columns.keys().any(|table| is_about(statement, table)))
+    };
+    told.extend(differing.iter().filter(|statement| !is_said(statement)).map(|statement| statement.sql.clone()));
+    told
+}
+
+fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &LogicalState) -> String {
+    let list = |names: &[String]| names.join(", ");
+    let comes = "with its next change, if what rows hold is known";
+    match (new.as_slice(), gone.as_slice()) {
+        (new, []) => format!("table {table} has column {} now: it is added here {comes}", list(new)),
+        ([], gone) => format!("table {table} has column {} no more: it is dropped here {comes}", list(gone)),
+        (new, gone) => {
+            let kept = state.tables.values().find(|kept| format!("{}.{}", kept.schema, kept.name) == table);
+            let name = kept.map_or_else(|| table.to_owned(), |kept| qualified(&kept.schema, &kept.name));
+            format!(
+                "table {table} has column {} no more, and column {} now: nothing is applied from its next change on, unless the table \
+                 here has that form by then: if it is one column under another name, run alter table {name} rename column {} to {}",
+                list(gone),
+                list(new),
+                quoted(&gone[0]),
+                quoted(&new[0])
+            )
+        }
+    }
+}
+
+/// Whether a statement is for a table, or something of it.
+fn is_about(statement: &Statement, table: &str) -> bool {
+    let whole = format!("table {table}");
+    let part = format!(" of {whole}");
+    [&statement.object, &statement.part].iter().any(|path| **path == whole || path.ends_with(&part))
 }
 
 /// `column note of table shop.users` is of `shop`.
@@ -58,6 +165,49 @@ async fn catalog(client: &Client) -> Result<Vec<Vec<String>>, tokio_postgres::Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logical::state::TableState;
+    use ardent_types::Lsn;
+
+    fn statement(action: Action, kind: &str, object: &str, sql: &str) -> Statement {
+        let (kind, object, sql) = (kind.to_owned(), object.to_owned(), sql.to_owned());
+        Statement { section: ardent_schema_diff::Section::BeforeRows, action, kind, object, part: String::new(), sql }
+    }
+
+    #[test]
+    fn what_would_lose_rows_is_told_in_words() {
+        let table = |oid: u32, name: &str| SourceTable {
+            oid,
+            schema: "s".into(),
+            name: name.into(),
+            bytes: 0,
+            is_logged: true,
+            has_identity: true,
+            is_owned: true,
+            owner: "o".into(),
+            is_readable: true,
+        };
+        let kept =
+            |name: &str| TableState { schema: "s".into(), name: name.into(), bytes: 0, copied_at: Some(Lsn::new(1)) };
+        let state = LogicalState { tables: [(1, kept("t")), (2, kept("old"))].into(), ..LogicalState::default() };
+        let found = [table(1, "t"), table(2, "new"), table(3, "fresh")];
+        let differing = [
+            statement(Action::Drop, "table", "table s.old", "DROP TABLE s.old"),
+            statement(Action::Create, "table", "table s.new", "CREATE TABLE s.new ()"),
+            statement(Action::Create, "table", "table s.fresh", "CREATE TABLE s.fresh ()"),
+            statement(Action::Create, "index", "index s.i of table s.fresh", "CREATE INDEX i ON s.fresh (a)"),
+            statement(Action::Drop, "column", "column a of table s.t", "ALTER TABLE s.t DROP COLUMN a"),
+            statement(Action::Create, "column", "column b of table s.t", "ALTER TABLE s.t ADD COLUMN b"),
+            statement(Action::Create, "index", "index s.j of table s.t", "CREATE INDEX j ON s.t (a)"),
+            statement(Action::Drop, "table", "table s.gone", "DROP TABLE s.gone"),
+        ];
+        let told = tell(&differing, &found, &state);
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert!(told[0].contains("table s.old is called s.new now"), "{told:?}");
+        assert!(told[1].contains(r#"alter table "s"."t" rename column "a" to "b""#), "{told:?}");
+        assert_eq!(told[2..], ["CREATE INDEX j ON s.t (a)", "DROP TABLE s.gone"]);
+        let told = tell(&differing[5..6], &found, &state);
+        assert!(told.iter().any(|text| text.contains("added here with its next change")), "{told:?}");
+    }
 
     #[test]
     fn objects_are_known_by_their_schema() {
