@@ -12,8 +12,8 @@ pub enum ReconfigureCommand {
   ardent reconfigure safekeepers 3
   ardent reconfigure safekeepers 1 --data-dir /srv/ardent --json
 
-The server must not run. The new ones get the folders safekeeper-2, safekeeper-3 and so on: mount each one's own disk there
-first. With fewer than before those with the lowest numbers stay; the folders of the others are left as they are, and can be
+The server must not run. The new ones get the folders safekeeper-2, safekeeper-3 and so on: mount each one's own disk there \
+first. With fewer than before those with the lowest numbers stay; the folders of the others are left as they are, and can be \
 removed. As many of the present ones as make a majority must be there.")]
     Safekeepers(ReconfigureSafekeepersArgs),
 }
