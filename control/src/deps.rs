@@ -280,6 +280,8 @@ pub struct LogicalStatus {
     pub not_followed: Vec<SkippedTable>,
     /// What else changed in production's schema, each with what to do.
     pub schema_changes: Vec<String>,
+    /// Why production's schema cannot be looked at, where that has failed for a while.
+    pub look_error: Option<String>,
 }
 
 /// What runs connectors in logical mode.

@@ -343,6 +343,12 @@ fn warnings(name: &str, wanted: NewTables, status: &LogicalStatus) -> Vec<String
             why.replace(" NAME ", &format!(" {name} "))
         ));
     }
+    if let Some(why) = &status.look_error {
+        warnings.push(format!(
+            "production's schema cannot be looked at, so what changes there is not said before it stops something: {why}; \
+             ardent connector verify {name} compares all"
+        ));
+    }
     if !status.schema_changes.is_empty() {
         warnings.push(format!(
             "production's schema has changed, and the root branch's has not ({}): ardent connector status {name} lists what, and ardent \
@@ -375,6 +381,7 @@ mod tests {
         let refused = SkippedTable { table: "s.c".into(), why: "run ardent connector resume NAME --sql".into() };
         let skipped = LogicalStatus { not_followed: vec![refused], ..LogicalStatus::default() };
         let changed = LogicalStatus { schema_changes: vec!["DROP TABLE s.d".into()], ..LogicalStatus::default() };
+        let blind = LogicalStatus { look_error: Some("no answer".into()), ..LogicalStatus::default() };
         for (status, wanted, words) in [
             (LogicalStatus::default(), NewTables::Report, None),
             (new.clone(), NewTables::Report, Some("(s.a, s.b): ardent connector add-tables shop takes")),
@@ -385,6 +392,7 @@ mod tests {
                 NewTables::Report,
                 Some("table s.c is new on production, and not followed: run ardent connector resume shop"),
             ),
+            (blind, NewTables::Report, Some("no answer; ardent connector verify shop")),
             (changed, NewTables::Add, Some("(1): ardent connector status shop")),
         ] {
             let said = warnings("shop", wanted, &status);

@@ -281,6 +281,69 @@ fn a_copy_and_following_go_on_where_a_killed_server_left_them() {
     assert!(verified["tables"][0]["root_rows"].as_u64().is_some_and(|rows| rows >= 30_000), "{verified}");
 }
 
+/// Rows enough that some are still to be read whatever fits into buffers on their way; one of the tables would have rows twice without
+/// anybody saying no.
+const NEW: &str = "
+    set role app;
+    create table big (id int primary key, filler text);
+    create table twice (n int);
+    alter table twice replica identity full;
+    insert into big select n, repeat(md5(n::text), 30) from generate_series(1, 30000) n;
+    insert into twice select generate_series(1, 100);
+";
+
+#[test]
+fn taking_over_new_tables_goes_on_where_a_killed_server_left_it() {
+    let production = managed("shop");
+    production.sql_in("shop", "set role app; create table first (id serial primary key, n int)");
+    let mut house = House::start();
+    house.connect_logical(&production, &["--max-rate", "4M"]);
+    production.sql_in("shop", NEW);
+    let writer = Writer::start(
+        &production,
+        "insert into first (n) values (1); insert into twice values (1000); update big set filler = 'w' where id = (random() * 29999)::int + 1; \
+         delete from big where id = (random() * 29999)::int + 1;",
+    );
+    let add = ["connector", "add-tables", "shop"];
+    let is_true = |production: &TestPg, question: &str| {
+        (production.sql_in("shop", &format!("select exists ({question})")).trim() == "t").then_some(())
+    };
+    let slot = "select from pg_replication_slots where slot_name ~ '_add$'";
+    for moment in [
+        slot,
+        "select from pg_stat_progress_copy where relid = 'big'::regclass and bytes_processed between 1000000 and 20000000",
+    ] {
+        let adding = house.background(&add);
+        wait_until(moment, 60, || is_true(&production, moment));
+        house.kill_server();
+        drop(adding);
+        wait_until("the slot is gone", 60, || is_true(&production, &format!("select where not exists ({slot})")));
+        house.up();
+        // Everything else goes on; of these there is nothing.
+        let branch = wait_until("it follows", 60, || {
+            let made = house.ardent(&["branch", "create", "meanwhile", "--from", "shop", "--print-url"]);
+            (made.code == 0).then(|| made.stdout.trim().to_owned())
+        });
+        assert_eq!(sql(&branch, "select count(*) > 0, to_regclass('big'), to_regclass('twice') from first"), "t||");
+        house.ok(&["branch", "delete", "meanwhile"]);
+    }
+    // As if it had been killed when the rows were there, and that was not noted yet.
+    house.ok(&["connector", "resume", "shop", "--sql", "create table twice (n int); insert into twice values (1)"]);
+    let reply = house.json(&add);
+    assert_eq!(reply["added"], serde_json::json!(["public.big", "public.twice"]), "{reply}");
+    for _ in 0..2 {
+        house.kill_server();
+        house.up();
+        wait_until("it follows", 60, || {
+            (house.json(&["connector", "status", "shop"])["following"] == true).then_some(())
+        });
+    }
+    drop(writer);
+    let verified = house.assert_equal_to_production();
+    assert_eq!(verified["tables"].as_array().map(Vec::len), Some(3), "{verified}");
+    assert_eq!(verified["schema_differences"], serde_json::json!([]), "{verified}");
+}
+
 #[test]
 fn preflight_names_what_is_missing_and_the_sql() {
     let options = TestPgOptions { hba: Some(MANAGED_HBA.to_owned()), ..TestPgOptions::default() };

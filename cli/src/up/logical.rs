@@ -135,6 +135,7 @@ impl LogicalRuntime for LogicalConnectors {
             adding_error: status.adding_error,
             not_followed: status.not_followed,
             schema_changes: status.schema_changes,
+            look_error: status.look_error,
         })
     }
 

@@ -381,6 +381,10 @@ impl Applier {
             table.schema.clone_from(&relation.schema);
             table.name.clone_from(&relation.name);
         }
+        // What was prepared by the old name would be another table's, once it has that name.
+        if let Some(session) = &mut self.session {
+            session.prepared.clear();
+        }
         self.is_altered = true;
         Ok(())
     }
@@ -435,13 +439,12 @@ impl Applier {
         let statement = match known {
             Some(statement) => statement,
             None => {
-                let doing = format!("preparing {sql}");
                 let statement = match client.prepare(&sql).await {
                     Ok(statement) => statement,
                     Err(error) => {
                         // What was refused before says more than what is refused because of that.
                         self.finish_under_way(0).await?;
-                        return Err(root(doing)(error));
+                        return self.look(Err(error), expect);
                     }
                 };
                 if let Some(session) = &mut self.session {

@@ -9,7 +9,7 @@ use ardent_api::control::LogicalOptions;
 
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::session::{qualified, quoted};
-use crate::logical::state::LogicalState;
+use crate::logical::state::{LogicalState, TableState};
 use crate::logical::tables::SourceTable;
 
 /// What the root has otherwise on purpose: triggers and rules that would fire for the rows that are applied.
@@ -69,48 +69,94 @@ struct OtherColumns {
 fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) -> Vec<String> {
     let mut told = Vec::new();
     // What is said of these here, or elsewhere, is not said again.
-    let mut spoken_for: Vec<String> = Vec::new();
+    let mut spoken_for: Vec<&SourceTable> = Vec::new();
+    let mut old_names: Vec<String> = Vec::new();
     for table in found {
         match state.tables.get(&table.oid) {
             Some(kept) if (&kept.schema, &kept.name) != (&table.schema, &table.name) => {
-                let old = format!("{}.{}", kept.schema, kept.name);
+                let old = full_name(kept);
                 told.push(format!(
                     "table {old} is called {} now: it gets that name here with its next change",
                     table.full_name()
                 ));
-                spoken_for.extend([old, table.full_name()]);
+                old_names.push(old);
+                spoken_for.push(table);
             }
             Some(_) => {}
             None => {
-                let is_new = |statement: &Statement| {
-                    statement.action == Action::Create && statement.object == format!("table {}", table.full_name())
-                };
-                spoken_for.extend(differing.iter().any(is_new).then(|| table.full_name()));
+                let name = table.full_name();
+                spoken_for
+                    .extend(differing.iter().any(|statement| makes(statement, Kind::Table, &name)).then_some(table));
             }
         }
     }
+    let new_names = spoken_for.iter().map(|table| table.full_name());
+    let names: Vec<String> = old_names.into_iter().chain(new_names).collect();
+    // A sequence that is as new as its table comes with it.
+    let mut sequences: Vec<&str> = Vec::new();
+    for statement in differing.iter().filter(|statement| spoken_for.iter().any(|table| is_owner(statement, table))) {
+        let sequence = statement.object.rsplit_once(" of sequence ").map(|(_, sequence)| sequence);
+        let is_new = |name: &&str| differing.iter().any(|other| makes(other, Kind::Sequence, name));
+        sequences.extend(sequence.filter(is_new));
+    }
     let mut columns: BTreeMap<String, OtherColumns> = BTreeMap::new();
     for statement in differing.iter().filter(|statement| statement.kind == Kind::Column.word()) {
-        let column = statement.object.strip_prefix("column ").and_then(|rest| rest.rsplit_once(" of table "));
-        let Some((column, table)) = column else { continue };
-        if !state.tables.values().any(|kept| format!("{}.{}", kept.schema, kept.name) == table) {
+        let Some((column, table)) = statement.object.rsplit_once(" of table ") else { continue };
+        if names.iter().any(|name| name == table) || !state.tables.values().any(|kept| full_name(kept) == table) {
             continue;
         }
+        let entry = columns.entry(table.to_owned()).or_default();
+        // Making one takes a statement more where it has a comment or privileges.
         match statement.action {
-            Action::Create => columns.entry(table.to_owned()).or_default().new.push(column.to_owned()),
-            Action::Drop => columns.entry(table.to_owned()).or_default().gone.push(column.to_owned()),
-            Action::Alter | Action::Rename => {}
+            Action::Create if !entry.new.iter().any(|new| new == column) => entry.new.push(column.to_owned()),
+            Action::Drop => entry.gone.push(column.to_owned()),
+            Action::Create | Action::Alter | Action::Rename => {}
         }
     }
-    columns.retain(|table, _| !spoken_for.contains(table));
+    columns.retain(|_, columns| !columns.new.is_empty() || !columns.gone.is_empty());
     told.extend(columns.iter().map(|(table, columns)| tell_columns(table, columns, state)));
     let is_said = |statement: &Statement| {
-        let is_of_column = [Kind::Column.word(), Kind::Default.word()].contains(&statement.kind.as_str());
-        spoken_for.iter().any(|table| is_about(statement, table))
-            || (is_of_column && columns.keys().any(|table| is_about(statement, table)))
+        names.iter().any(|table| is_about(statement, &format!("table {table}")))
+            || spoken_for.iter().any(|table| is_owner(statement, table))
+            || sequences.iter().any(|sequence| is_about(statement, &format!("sequence {sequence}")))
+            || columns.iter().any(|(table, columns)| is_of_columns(statement, table, columns))
     };
     told.extend(differing.iter().filter(|statement| !is_said(statement)).map(|statement| statement.sql.clone()));
     told
+}
+
+/// As statements name it.
+fn full_name(table: &TableState) -> String {
+    format!("{}.{}", table.schema, table.name)
+}
+
+fn makes(statement: &Statement, kind: Kind, name: &str) -> bool {
+    statement.action == Action::Create && statement.kind == kind.word() && statement.object == name
+}
+
+/// Whether a statement makes a column of the table the owner of a sequence.
+fn is_owner(statement: &Statement, table: &SourceTable) -> bool {
+    let Some((_, owner)) = statement.sql.rsplit_once(" OWNED BY ") else { return false };
+    let rest = |text: &str, name: &str| {
+        [quoted(name), name.to_owned()]
+            .iter()
+            .find_map(|name| Some(text.strip_prefix(name)?.strip_prefix('.')?.to_owned()))
+    };
+    statement.kind == Kind::OwnedBy.word()
+        && rest(owner, &table.schema).is_some_and(|owner| rest(&owner, &table.name).is_some())
+}
+
+/// Whether a statement makes or drops one of these columns, or is for its default.
+fn is_of_columns(statement: &Statement, table: &str, OtherColumns { new, gone }: &OtherColumns) -> bool {
+    let is_one = |name: &str| new.iter().chain(gone).any(|column| column == name);
+    match statement.object.rsplit_once(" of table ") {
+        Some((column, of)) if statement.kind == Kind::Column.word() => of == table && is_one(column),
+        // A default is its column's.
+        Some((default, of)) if statement.kind == Kind::Default.word() => {
+            of == table && default.rsplit_once(" of column ").is_some_and(|(_, column)| is_one(column))
+        }
+        _ => false,
+    }
 }
 
 fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &LogicalState) -> String {
@@ -120,7 +166,7 @@ fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &
         (new, []) => format!("table {table} has column {} now: it is added here {comes}", list(new)),
         ([], gone) => format!("table {table} has column {} no more: it is dropped here {comes}", list(gone)),
         (new, gone) => {
-            let kept = state.tables.values().find(|kept| format!("{}.{}", kept.schema, kept.name) == table);
+            let kept = state.tables.values().find(|kept| full_name(kept) == table);
             let name = kept.map_or_else(|| table.to_owned(), |kept| qualified(&kept.schema, &kept.name));
             format!(
                 "table {table} has column {} no more, and column {} now: nothing is applied from its next change on, unless the table \
@@ -134,11 +180,11 @@ fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &
     }
 }
 
-/// Whether a statement is for a table, or something of it.
-fn is_about(statement: &Statement, table: &str) -> bool {
-    let whole = format!("table {table}");
-    let part = format!(" of {whole}");
-    [&statement.object, &statement.part].iter().any(|path| **path == whole || path.ends_with(&part))
+/// Whether a statement is for a whole (`table shop.users`), or something of it.
+fn is_about(statement: &Statement, whole: &str) -> bool {
+    let path = format!("{} {}", statement.kind, statement.object);
+    let of_whole = format!(" of {whole}");
+    [&path, &statement.part].iter().any(|path| **path == whole || path.ends_with(&of_whole))
 }
 
 /// `column note of table shop.users` is of `shop`.
@@ -190,23 +236,38 @@ mod tests {
             |name: &str| TableState { schema: "s".into(), name: name.into(), bytes: 0, copied_at: Some(Lsn::new(1)) };
         let state = LogicalState { tables: [(1, kept("t")), (2, kept("old"))].into(), ..LogicalState::default() };
         let found = [table(1, "t"), table(2, "new"), table(3, "fresh")];
+        let owned = |action, of: &str| {
+            let sql = format!("ALTER SEQUENCE s.{of}_seq OWNED BY s.{of}.id");
+            statement(action, "owner of sequence", &format!("s.{of}_seq of sequence s.{of}_seq"), &sql)
+        };
         let differing = [
-            statement(Action::Drop, "table", "table s.old", "DROP TABLE s.old"),
-            statement(Action::Create, "table", "table s.new", "CREATE TABLE s.new ()"),
-            statement(Action::Create, "table", "table s.fresh", "CREATE TABLE s.fresh ()"),
-            statement(Action::Create, "index", "index s.i of table s.fresh", "CREATE INDEX i ON s.fresh (a)"),
-            statement(Action::Drop, "column", "column a of table s.t", "ALTER TABLE s.t DROP COLUMN a"),
-            statement(Action::Create, "column", "column b of table s.t", "ALTER TABLE s.t ADD COLUMN b"),
-            statement(Action::Create, "index", "index s.j of table s.t", "CREATE INDEX j ON s.t (a)"),
-            statement(Action::Drop, "table", "table s.gone", "DROP TABLE s.gone"),
+            statement(Action::Drop, "table", "s.old", "DROP TABLE s.old"),
+            statement(Action::Create, "table", "s.new", "CREATE TABLE s.new ()"),
+            owned(Action::Alter, "new"),
+            statement(Action::Create, "sequence", "s.fresh_seq", "CREATE SEQUENCE s.fresh_seq"),
+            statement(Action::Create, "table", "s.fresh", "CREATE TABLE s.fresh ()"),
+            owned(Action::Create, "fresh"),
+            statement(Action::Create, "index", "i of table s.fresh", "CREATE INDEX i ON s.fresh (a)"),
+            statement(Action::Drop, "column", "a of table s.t", "ALTER TABLE s.t DROP COLUMN a"),
+            statement(Action::Create, "column", "b of table s.t", "ALTER TABLE s.t ADD COLUMN b int"),
+            statement(Action::Create, "column", "b of table s.t", "COMMENT ON COLUMN s.t.b IS 'x'"),
+            statement(Action::Create, "default", "b of column b of table s.t", "ALTER TABLE s.t ALTER b SET DEFAULT 1"),
+            statement(Action::Create, "index", "j of table s.t", "CREATE INDEX j ON s.t (a)"),
+            statement(Action::Alter, "column", "c of table s.t", "ALTER TABLE s.t ALTER c SET NOT NULL"),
+            statement(Action::Alter, "default", "d of column d of table s.t", "ALTER TABLE s.t ALTER d SET DEFAULT 2"),
+            statement(Action::Create, "sequence", "s.alone_seq", "CREATE SEQUENCE s.alone_seq"),
+            owned(Action::Create, "t"),
+            statement(Action::Drop, "table", "s.gone", "DROP TABLE s.gone"),
         ];
         let told = tell(&differing, &found, &state);
-        assert_eq!(told.len(), 4, "{told:?}");
+        let left = [11, 12, 13, 14, 15, 16].map(|index: usize| differing[index].sql.clone());
+        assert_eq!(told.len(), 2 + left.len(), "{told:#?}");
         assert!(told[0].contains("table s.old is called s.new now"), "{told:?}");
+        assert!(told[1].contains("column a no more, and column b now"), "{told:?}");
         assert!(told[1].contains(r#"alter table "s"."t" rename column "a" to "b""#), "{told:?}");
-        assert_eq!(told[2..], ["CREATE INDEX j ON s.t (a)", "DROP TABLE s.gone"]);
-        let told = tell(&differing[5..6], &found, &state);
-        assert!(told.iter().any(|text| text.contains("added here with its next change")), "{told:?}");
+        assert_eq!(told[2..], left);
+        let told = tell(&differing[8..10], &found, &state);
+        assert!(told.iter().any(|text| text.contains("column b now: it is added here")), "{told:?}");
     }
 
     #[test]

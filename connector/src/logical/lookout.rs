@@ -26,6 +26,8 @@ use crate::logical::tables::tables;
 const INTERVAL: Duration = Duration::from_secs(15);
 /// How long the root may take to have what was committed before the look.
 const REACH_PATIENCE: Duration = Duration::from_secs(30);
+/// So many looks in a row that fail are no interruption any more: it is said.
+const FAILURES_MAX: u32 = 4;
 /// How long after one attempt to take tables over failed the next one begins.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -66,6 +68,14 @@ struct Looked {
     alterations: u64,
 }
 
+/// What a look has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compared {
+    Both,
+    /// The root has yet to have what production had.
+    Nothing,
+}
+
 /// Looks for as long as production is followed.
 pub(crate) struct Lookout<'a> {
     config: &'a LogicalConfig,
@@ -74,6 +84,8 @@ pub(crate) struct Lookout<'a> {
     status: &'a watch::Sender<LogicalStatus>,
     production: Option<Client>,
     looked: Option<Looked>,
+    /// Looks that have failed since one did not.
+    failures: u32,
     /// Tables that can be taken over, as of the last look and of the one before it.
     ripe: Vec<String>,
     ripening: Vec<String>,
@@ -89,21 +101,39 @@ impl<'a> Lookout<'a> {
         status: &'a watch::Sender<LogicalStatus>,
     ) -> Self {
         let (ripe, ripening) = (Vec::new(), Vec::new());
-        Lookout { config, branch, handle, status, production: None, looked: None, ripe, ripening, again_at: None }
+        let (production, looked, failures, again_at) = (None, None, 0, None);
+        Lookout { config, branch, handle, status, production, looked, failures, ripe, ripening, again_at }
     }
 
-    /// Looks until dropped. A look that fails is made again: following says by itself what is in its way.
+    /// Looks until dropped. A look that fails is made again; where all fail, that is said.
     pub async fn run(mut self) -> Infallible {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            if let Err(error) = self.look().await {
-                tracing::debug!(error = %error.chain(), "production's schema cannot be looked at");
-                self.looked = None;
+            match self.look().await {
+                Ok(()) => {
+                    self.tell_failure(None);
+                    self.add().await;
+                }
+                Err(error) => {
+                    let why = error.chain();
+                    tracing::debug!(error = %why, "production's schema cannot be looked at");
+                    self.looked = None;
+                    self.tell_failure(Some(why));
+                }
             }
-            self.add().await;
         }
+    }
+
+    fn tell_failure(&mut self, why: Option<String>) {
+        self.failures = if why.is_some() { self.failures.saturating_add(1) } else { 0 };
+        let told = why.filter(|_| self.failures >= FAILURES_MAX);
+        self.status.send_if_modified(|status| {
+            let is_news = status.look_error != told;
+            status.look_error = told;
+            is_news
+        });
     }
 
     async fn look(&mut self) -> Result<(), LogicalError> {
@@ -114,10 +144,10 @@ impl<'a> Lookout<'a> {
         self.ripe = self.ripening.clone();
         let before = self.fingerprint(&production).await?;
         if self.looked.as_ref() != Some(&before) {
-            self.compare(&production).await?;
+            let compared = self.compare(&production).await?;
             // What changed meanwhile is looked at next time.
             let after = self.fingerprint(&production).await?;
-            self.looked = Some(after).filter(|after| *after == before);
+            self.looked = Some(after).filter(|after| compared == Compared::Both && *after == before);
         }
         self.production = Some(production);
         Ok(())
@@ -130,7 +160,7 @@ impl<'a> Lookout<'a> {
     }
 
     /// Holds production's catalogs against the root's, which has all that was committed before.
-    async fn compare(&mut self, production: &Client) -> Result<(), LogicalError> {
+    async fn compare(&mut self, production: &Client) -> Result<Compared, LogicalError> {
         const SNAPSHOT: &str = "begin isolation level repeatable read read only";
         production.batch_execute(SNAPSHOT).await.map_err(source("beginning a snapshot"))?;
         let compared = self.compare_in_snapshot(production).await;
@@ -138,13 +168,16 @@ impl<'a> Lookout<'a> {
         compared
     }
 
-    async fn compare_in_snapshot(&mut self, production: &Client) -> Result<(), LogicalError> {
+    async fn compare_in_snapshot(&mut self, production: &Client) -> Result<Compared, LogicalError> {
         let found = tables(production, &self.config.options).await?;
         let lsn = production.query_one("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
         let lsn: String = lsn.map_err(source("asking where its log is"))?.get(0);
         let lsn = lsn.parse().map_err(|_| LogicalError::State(format!("production's log is at {lsn:?}")))?;
-        let reached = tokio::time::timeout(REACH_PATIENCE, self.handle.reach(lsn)).await;
-        reached.map_err(|_| LogicalError::Refused("the root branch is behind".into()))??;
+        // How far it is behind is said elsewhere.
+        let Ok(reached) = tokio::time::timeout(REACH_PATIENCE, self.handle.reach(lsn)).await else {
+            return Ok(Compared::Nothing);
+        };
+        reached?;
         let state = LogicalState::read(self.branch.as_ref())?;
         let new = NewOnProduction::of(&found, &state);
         let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
@@ -159,7 +192,7 @@ impl<'a> Lookout<'a> {
             status.not_followed = new.skipped;
             status.schema_changes = changes;
         });
-        Ok(())
+        Ok(Compared::Both)
     }
 
     /// Takes over what was there at two looks, so that a migration under way has time to end; where that was asked for.

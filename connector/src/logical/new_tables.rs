@@ -20,7 +20,7 @@ use ardent_types::Lsn;
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{Moment, Pace, copy_rows, encode};
 use crate::logical::dump_statement::{Weight, for_root, summary, weight};
-use crate::logical::error::{LogicalError, passes, root, source};
+use crate::logical::error::{LogicalError, passes, reading, root, source};
 use crate::logical::run::LogicalHandle;
 use crate::logical::schema::{self, Dump};
 use crate::logical::sequences;
@@ -94,7 +94,7 @@ pub async fn add_tables(
     let at = branch.wake().await.map_err(LogicalError::Branch)?;
     let database = config.connector.connect_config()?.database().to_owned();
     let client = connect_root(&at, &database).await?;
-    let mut wanted = Wanted::find(config, &production, &client, &state, names).await?;
+    let wanted = Wanted::find(config, &production, &client, &state, names).await?;
     let mut reply = AddTablesReply {
         schema_version: SCHEMA_VERSION,
         name: String::new(),
@@ -107,9 +107,16 @@ pub async fn add_tables(
         return Ok(reply);
     }
     let paused = handle.pause().await?;
+    // Whoever had it stopped before may have taken some over: those are followed by now, and are left alone.
     let mut state = LogicalState::read(branch)?;
-    wanted.tables.retain(|table| !state.tables.contains_key(&table.oid));
+    let still_new = wanted.tables.iter().filter(|table| !state.tables.contains_key(&table.oid));
+    let names: Vec<String> = still_new.map(SourceTable::full_name).collect();
+    if names.is_empty() {
+        return Ok(reply);
+    }
+    let wanted = Wanted::find(config, &production, &client, &state, &names).await?;
     if wanted.tables.is_empty() {
+        reply.skipped.extend(wanted.skipped);
         return Ok(reply);
     }
     state.passed_over.extend(wanted.tables.iter().map(|table| table.oid));
@@ -126,6 +133,7 @@ pub async fn add_tables(
     })??;
     let copied_at = moment.slot.consistent_lsn;
     let mut seen = moment.reader(&config.connector.connect_config()?).await?;
+    wanted.are_as_found(&mut seen).await?;
     let dump = wanted.dump(config, &production, &moment).await?;
     let held = paused.hold_at(copied_at).await?;
     let mut taking = Taking { seen: &mut seen, client: &client, left_out: &mut reply.left_out };
@@ -187,6 +195,28 @@ impl Wanted {
             }
         }
         Ok(wanted)
+    }
+
+    /// Makes sure that at the moment these tables had the names that they were found by: another one in the place of one of them is not
+    /// what was published.
+    async fn are_as_found(&self, seen: &mut Connection) -> Result<(), LogicalError> {
+        let oids: Vec<String> = self.tables.iter().map(|table| table.oid.to_string()).collect();
+        let sql = format!(
+            "select c.oid, n.nspname, c.relname from pg_catalog.pg_class c \
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid in ({})",
+            oids.join(", ")
+        );
+        let found = seen.query(&sql).await.map_err(reading("looking for the new tables"))?;
+        for table in &self.tables {
+            let row = [table.oid.to_string(), table.schema.clone(), table.name.clone()].map(Some);
+            if !found.rows.iter().any(|found| found[..] == row) {
+                return Err(LogicalError::Refused(format!(
+                    "table {} was dropped or renamed on production while it was taken over: nothing was changed here, try it again",
+                    table.full_name()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// The definitions, as of the moment.

@@ -66,6 +66,8 @@ pub struct LogicalStatus {
     pub not_followed: Vec<SkippedTable>,
     /// What else changed in production's schema, each with what to do.
     pub schema_changes: Vec<String>,
+    /// Why production's schema cannot be looked at, where that has failed for a while.
+    pub look_error: Option<String>,
     /// How often the root's tables have been made to follow production's.
     pub(crate) alterations: u64,
     /// Why the last attempt ended.
@@ -252,6 +254,8 @@ impl LogicalRun {
         let mut stream = Stream::start(config, branch, &import.database, &import.state, &self.status).await?;
         if import.state.phase == LogicalPhase::CatchUp {
             stream.follow(&mut self.requests, Some(import.state.consistent_from())).await?;
+            // Names that tables were given meanwhile are kept there.
+            import.state = LogicalState::read(branch.as_ref())?;
             import.finish_phase(LogicalPhase::Constraints)?;
         }
         if import.state.phase == LogicalPhase::Constraints {
