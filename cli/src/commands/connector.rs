@@ -126,7 +126,8 @@ fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), 
 struct Progress {
     bar: Option<ProgressBar>,
     plain: bool,
-    last: Option<(Instant, String)>,
+    /// When a line was printed last, of which phase, and whether anything was counted in it.
+    last: Option<(Instant, String, bool)>,
 }
 
 impl Progress {
@@ -152,9 +153,12 @@ impl Progress {
             bar.set_position(done);
             return;
         }
+        let is_counted = total > 0 || done > 0;
         let due = match &self.last {
             None => true,
-            Some((at, last_phase)) => at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase,
+            Some((at, last_phase, was_counted)) => {
+                at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase || (is_counted && !was_counted)
+            }
         };
         if self.plain && due {
             let name = phase.replace('_', " ");
@@ -164,7 +168,7 @@ impl Progress {
                 (0, 0) => eprintln!("{name}"),
                 _ => eprintln!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate)),
             }
-            self.last = Some((Instant::now(), phase.to_owned()));
+            self.last = Some((Instant::now(), phase.to_owned(), is_counted));
         }
     }
 

@@ -191,6 +191,10 @@ impl<'a> Lookout<'a> {
             status.new_tables = self.ripening.clone();
             status.not_followed = new.skipped;
             status.schema_changes = changes;
+            // Somebody else has taken over what could not be, or it is gone.
+            if status.new_tables.is_empty() {
+                status.adding_error = None;
+            }
         });
         Ok(Compared::Both)
     }
