@@ -483,6 +483,13 @@ impl Control {
         self.connector_info(row, status.as_ref(), production)
     }
 
+    /// What will hurt if nothing is done.
+    pub(crate) fn connector_warnings(&self, row: &ConnectorRow) -> Vec<String> {
+        let mut warnings = self.slot_warnings(&row.name);
+        warnings.extend(self.logical_warnings(row));
+        warnings
+    }
+
     fn connector_info(
         &self,
         row: &ConnectorRow,
@@ -523,7 +530,7 @@ impl Control {
             lag_seconds,
             logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
             slot: self.slots.last(&row.name),
-            warnings: self.slot_warnings(&row.name),
+            warnings: self.connector_warnings(row),
             branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
                 as u64,
             logical,

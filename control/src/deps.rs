@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{
-    AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
+    AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SkippedTable, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::wal_service::SafekeeperStatus;
@@ -272,6 +272,16 @@ pub struct LogicalStatus {
     pub lag: Option<Duration>,
     /// What production has and the root branch has not.
     pub left_out: Vec<String>,
+    /// Tables that are new on production, and can be taken over.
+    pub new_tables: Vec<String>,
+    /// Why they could not be, where that was tried.
+    pub adding_error: Option<String>,
+    /// Tables that are new on production, and cannot be taken over as they are.
+    pub not_followed: Vec<SkippedTable>,
+    /// What else changed in production's schema, each with what to do.
+    pub schema_changes: Vec<String>,
+    /// Why production's schema cannot be looked at, where that has failed for a while.
+    pub look_error: Option<String>,
 }
 
 /// What runs connectors in logical mode.

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use ardent_api::control::{
     AddTablesReply, AddTablesRequest, ApiErrorCode, ConnectorEvent, ConnectorInfo, ConnectorState, ErrorInfo,
-    LogicalInfo, ResumeConnectorRequest, VerifyReply,
+    LogicalInfo, NewTables, ResumeConnectorRequest, SkippedTable, VerifyReply,
 };
 use ardent_api::page_service::ManageRequest;
 use ardent_types::{BranchId, Lsn};
@@ -22,7 +22,7 @@ use crate::branches::shutting_down;
 use crate::compute::ComputePool;
 use crate::connectors::Creation;
 use crate::context::Context;
-use crate::deps::{ConnectorSpec, ImportProgress, PostgresAt, RootBranch};
+use crate::deps::{ConnectorSpec, ImportProgress, LogicalStatus, PostgresAt, RootBranch};
 use crate::pgurl::PgUrl;
 use crate::service::Control;
 use crate::store::{BranchRow, ConnectorRow};
@@ -195,7 +195,18 @@ impl Control {
             tables: status.tables,
             applied_lsn: status.applied_lsn,
             left_out: status.left_out,
+            new_tables: status.new_tables,
+            not_followed: status.not_followed,
+            schema_changes: status.schema_changes,
         })
+    }
+
+    /// What of production is not on the root branch of a connector in logical mode, and will not come by itself.
+    pub(crate) fn logical_warnings(&self, row: &ConnectorRow) -> Vec<String> {
+        let (Some(options), Some(status)) = (&row.logical, self.context.logical.status(row.timeline)) else {
+            return Vec::new();
+        };
+        warnings(&row.name, options.new_tables, &status)
     }
 
     /// Lets production say how far it is, so that what is shown is of this moment. Whatever goes wrong shows in the status itself.
@@ -311,6 +322,43 @@ impl Control {
     }
 }
 
+/// What there is to say of a connector, with the commands to type.
+fn warnings(name: &str, wanted: NewTables, status: &LogicalStatus) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let tables = status.new_tables.join(", ");
+    match (&status.adding_error, wanted) {
+        _ if status.new_tables.is_empty() => {}
+        (Some(why), NewTables::Add) => warnings.push(format!(
+            "tables that are new on production are not on the root branch yet ({tables}), as they could not be taken over: {why}; when that \
+             is seen to, they are, or at once by ardent connector add-tables {name}"
+        )),
+        (_, NewTables::Add) => {}
+        (_, NewTables::Report) => warnings.push(format!(
+            "tables that are new on production are not on the root branch ({tables}): ardent connector add-tables {name} takes them over"
+        )),
+    }
+    for SkippedTable { table, why } in &status.not_followed {
+        warnings.push(format!(
+            "table {table} is new on production, and not followed: {}",
+            why.replace(" NAME ", &format!(" {name} "))
+        ));
+    }
+    if let Some(why) = &status.look_error {
+        warnings.push(format!(
+            "production's schema cannot be looked at, so what changes there is not said before it stops something: {why}; \
+             ardent connector verify {name} compares all"
+        ));
+    }
+    if !status.schema_changes.is_empty() {
+        warnings.push(format!(
+            "production's schema has changed, and the root branch's has not ({}): ardent connector status {name} lists what, and ardent \
+             connector resume {name} --sql STATEMENTS brings it over",
+            status.schema_changes.len()
+        ));
+    }
+    warnings
+}
+
 /// Tells listeners how far it is.
 pub(crate) fn progress_to(listeners: &watch::Sender<Creation>) -> impl Fn(ImportProgress) {
     let began = Instant::now();
@@ -319,5 +367,37 @@ pub(crate) fn progress_to(listeners: &watch::Sender<Creation>) -> impl Fn(Import
         let ImportProgress { phase, bytes_done, bytes_total } = progress;
         let event = ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms };
         listeners.send_modify(|creation| creation.progress = Some(event));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_come_by_itself_is_said_with_the_command() {
+        let new = LogicalStatus { new_tables: vec!["s.a".into(), "s.b".into()], ..LogicalStatus::default() };
+        let failed = LogicalStatus { adding_error: Some("no slot".into()), ..new.clone() };
+        let refused = SkippedTable { table: "s.c".into(), why: "run ardent connector resume NAME --sql".into() };
+        let skipped = LogicalStatus { not_followed: vec![refused], ..LogicalStatus::default() };
+        let changed = LogicalStatus { schema_changes: vec!["DROP TABLE s.d".into()], ..LogicalStatus::default() };
+        let blind = LogicalStatus { look_error: Some("no answer".into()), ..LogicalStatus::default() };
+        for (status, wanted, words) in [
+            (LogicalStatus::default(), NewTables::Report, None),
+            (new.clone(), NewTables::Report, Some("(s.a, s.b): ardent connector add-tables shop takes")),
+            (new, NewTables::Add, None),
+            (failed, NewTables::Add, Some("no slot")),
+            (
+                skipped,
+                NewTables::Report,
+                Some("table s.c is new on production, and not followed: run ardent connector resume shop"),
+            ),
+            (blind, NewTables::Report, Some("no answer; ardent connector verify shop")),
+            (changed, NewTables::Add, Some("(1): ardent connector status shop")),
+        ] {
+            let said = warnings("shop", wanted, &status);
+            assert_eq!(said.len(), usize::from(words.is_some()), "{said:?}");
+            assert!(said.concat().contains(words.unwrap_or_default()), "{said:?}");
+        }
     }
 }

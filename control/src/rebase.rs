@@ -26,7 +26,7 @@ use crate::store::{BranchRow, now_us};
 
 /// Longest name of a branch: a DNS label.
 const NAME_LEN_MAX: usize = 63;
-/// What stands between a branch's name and the number of a state that it left.
+/// What stands between a branch's name and the number of a state that it left, in the name of that. It is not known by its name.
 const KEPT_WORD: &str = "-before-rebase-";
 /// Most old states that are kept of one branch by number.
 const KEPT_MAX: u32 = 1000;
@@ -197,33 +197,18 @@ impl Control {
 
     /// The branches that have been on the same timelines by rebases: the one that was rebased, and the states that it left.
     pub(crate) fn rebase_family(&self, branch: &BranchRow) -> Result<Vec<BranchRow>, ErrorInfo> {
-        let stem = branch.name.rsplit_once(KEPT_WORD);
-        let rebased = match stem {
-            Some((name, number)) if number.parse::<u32>().is_ok() => self.context.store.branch(name)?,
-            _ => Some(branch.clone()),
-        };
-        let Some(rebased) = rebased else { return Ok(Vec::new()) };
-        let mut family = Vec::new();
-        for number in 1..=KEPT_MAX {
-            match self.context.store.branch(&kept_name(&rebased.name, number))? {
-                Some(row) => family.push(row),
-                None => break,
-            }
+        let mut family = self.context.store.kept_states(branch.id)?;
+        if let Some(rebased) = branch.kept_of {
+            family.extend(self.context.store.kept_states(rebased)?);
+            family.extend(self.context.store.branch_by_id(rebased)?);
         }
-        family.push(rebased);
         Ok(family)
     }
 
-    /// The last state that a rebase kept.
+    /// The last state that a rebase kept. Names do not count: whoever makes a branch may call it as a rebase would.
     fn last_kept(&self, branch: &BranchRow) -> Result<Option<BranchRow>, ErrorInfo> {
-        let mut last = None;
-        for number in 1..=KEPT_MAX {
-            match self.context.store.branch(&kept_name(&branch.name, number))? {
-                Some(row) if row.parent == branch.parent => last = Some(row),
-                _ => break,
-            }
-        }
-        Ok(last)
+        let kept = self.context.store.kept_states(branch.id)?;
+        Ok(kept.into_iter().rfind(|row| row.parent == branch.parent))
     }
 
     /// Takes the last rebase back: the branch gets the state from before, which keeps what the rebase made.

@@ -297,6 +297,7 @@ fn name_the_nameless(
             deleted_us: None,
             retention_s: None,
             hidden: false,
+            kept_of: None,
             policy: BranchPolicy::default(),
             rows_changed: 0,
             rows_counted_to: None,

@@ -3,11 +3,8 @@
 use std::process::{Child, Stdio};
 
 use ardent_test_pg::{TestPg, TestPgOptions};
-use ardent_tests::{House, pg_program, sql, try_sql, wait_until};
+use ardent_tests::{House, MANAGED_HBA, managed, managed_url, pg_program, sql, try_sql, wait_until};
 use serde_json::Value;
-
-/// Who may come in: everybody, but nobody for physical replication.
-const HBA: &str = "local replication all reject\nhost replication all all reject\nlocal all all trust\nhost all all 127.0.0.1/32 trust\n";
 
 const SHOP: &str = "
     create schema sales authorization app;
@@ -68,32 +65,6 @@ const SHOP: &str = "
     refresh materialized view sales.totals;
 ";
 
-/// A production server as a managed service gives it, with a database `shop` of role `app`.
-fn managed(database: &str) -> TestPg {
-    let options = TestPgOptions { hba: Some(HBA.to_owned()), ..TestPgOptions::default() };
-    let production = TestPg::start(options.with_tcp().set("wal_level", "logical"));
-    production.sql("create role app login replication");
-    production.sql(&format!("create database {database} owner app"));
-    production
-}
-
-fn source_url(production: &TestPg, database: &str) -> String {
-    production.tcp_url("app", database)
-}
-
-fn connect(house: &House, production: &TestPg, arguments: &[&str]) -> String {
-    let url = source_url(production, "shop");
-    house.ok(&[&["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical"], arguments].concat())
-}
-
-/// Proves that production and the root are equal; what was said.
-#[track_caller]
-fn assert_equal(house: &House) -> Value {
-    let finished = house.ardent(&["--json", "connector", "verify", "shop"]);
-    assert_eq!(finished.code, 0, "{finished:?}\n{}", house.log());
-    serde_json::from_str(&finished.stdout).expect("JSON")
-}
-
 /// Statements that are run over and over until it is dropped.
 struct Writer {
     child: Child,
@@ -103,7 +74,7 @@ impl Writer {
     fn start(production: &TestPg, statements: &str) -> Writer {
         let script = format!("{statements}\n\\watch 0.02\n");
         let mut child = pg_program("psql")
-            .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", &source_url(production, "shop")])
+            .args(["-Xq", "-v", "ON_ERROR_STOP=1", "-d", &managed_url(production, "shop")])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -128,14 +99,14 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
     let production = managed("shop");
     production.sql_in("shop", SHOP);
     let house = House::start();
-    let url = source_url(&production, "shop");
+    let url = managed_url(&production, "shop");
     let writer = Writer::start(
         &production,
         "insert into sales.orders (note) values ('written'); update sales.orders set note = note || '.' where id % 50 = 0;",
     );
-    connect(&house, &production, &[]);
+    house.connect_logical(&production, &[]);
     drop(writer);
-    assert_equal(&house);
+    house.assert_equal_to_production();
 
     // Keys that change, values out of line that don't, partitions that rows move between, rows that are the same, quotes.
     production.sql_in(
@@ -153,7 +124,7 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
          begin; savepoint a; insert into sales.orders (note) values ('not this'); rollback to a;
          insert into sales.orders (note) values ('this'); commit;",
     );
-    let verified = assert_equal(&house);
+    let verified = house.assert_equal_to_production();
     let tables = verified["tables"].as_array().expect("a list");
     assert_eq!(tables.len(), 9, "{verified}");
 
@@ -189,10 +160,10 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
     let by_name = url.replace("127.0.0.1", "localhost");
     house.ok(&["connector", "move", "shop", &by_name]);
     production.sql("create database other");
-    let to_other = ["connector", "move", "shop", &source_url(&production, "other")];
+    let to_other = ["connector", "move", "shop", &managed_url(&production, "other")];
     house.ardent(&to_other).refused(1, &["no slot and publication"]);
     production.sql_in("shop", "insert into sales.orders (note) values ('after the move')");
-    assert_equal(&house);
+    house.assert_equal_to_production();
     assert!(house.json(&["connector", "status", "shop"])["source"].to_string().contains("localhost"));
     house.ok(&["branch", "delete", "dev"]);
     house.ok(&["connector", "delete", "shop", "--yes"]);
@@ -244,7 +215,7 @@ fn new_tables_are_taken_over(house: &House, production: &TestPg) {
     production.sql_in("shop", "insert into parts values (1, 'b')");
     house.ok(&["connector", "add-tables", "shop", "--table", "public.parts_b"]);
     drop(writer);
-    let verified = assert_equal(house);
+    let verified = house.assert_equal_to_production();
     assert_eq!(verified["not_followed"], serde_json::json!(["public.keyless"]), "{verified}");
     assert_eq!(verified["schema_differences"], serde_json::json!([]), "{verified}");
     house.ardent(&["connector", "add-tables", "shop", "--table", "public.keyless"]).refused(1, &["replica identity"]);
@@ -270,10 +241,9 @@ const LARGE: &str = "
 #[test]
 fn a_copy_and_following_go_on_where_a_killed_server_left_them() {
     let production = managed("shop");
-    production.sql_in("shop", "grant create on schema public to app");
     production.sql_in("shop", LARGE);
     let mut house = House::start();
-    let url = source_url(&production, "shop");
+    let url = managed_url(&production, "shop");
     let create = ["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical", "--max-rate", "2M"];
     let writer = Writer::start(
         &production,
@@ -281,17 +251,22 @@ fn a_copy_and_following_go_on_where_a_killed_server_left_them() {
          delete from b where id = (random() * 2999)::int + 1;",
     );
     let waiting = house.background(&create);
-    wait_until("a table is copied", 60, || {
-        let copied = house.log().contains("table is copied");
-        copied.then_some(())
-    });
+    let copied = |house: &House, name: &str| {
+        let is_of = |line: &&str| line.contains("table is copied") && line.ends_with(&format!("name={name}"));
+        house.log().lines().filter(is_of).count()
+    };
+    wait_until("a table is copied", 60, || (copied(&house, "small") == 1).then_some(()));
     house.kill_server();
+    assert_eq!((copied(&house, "a"), copied(&house, "b")), (0, 0), "it is in the middle of their rows");
     drop(waiting);
     house.up();
-    // The same command joins what goes on.
-    wait_until("the copy is done", 60, || (house.ardent(&create).code == 0).then_some(()));
-    assert!(house.log().matches("table is copied").count() <= 4, "what was copied stays: {}", house.log());
-    assert_equal(&house);
+    // The same command joins what goes on, from where it is.
+    let joined = wait_until("the copy is done", 60, || Some(house.ardent(&create)).filter(|joined| joined.code == 0));
+    for name in ["small", "a", "b"] {
+        assert_eq!(copied(&house, name), 1, "what was copied stays, the others are copied anew: {}", house.log());
+    }
+    assert!(joined.stderr.contains("copy: ") && !joined.stderr.contains("copy: 0 "), "{joined:?}");
+    house.assert_equal_to_production();
     for _ in 0..2 {
         house.kill_server();
         house.up();
@@ -302,13 +277,76 @@ fn a_copy_and_following_go_on_where_a_killed_server_left_them() {
     // A transaction that is larger than what is kept under way.
     production.sql_in("shop", "insert into a select n, repeat('x', 500) from generate_series(10001, 40000) n; update a set filler = filler || 'y' where id > 20000");
     drop(writer);
-    let verified = assert_equal(&house);
+    let verified = house.assert_equal_to_production();
     assert!(verified["tables"][0]["root_rows"].as_u64().is_some_and(|rows| rows >= 30_000), "{verified}");
+}
+
+/// Rows enough that some are still to be read whatever fits into buffers on their way; one of the tables would have rows twice without
+/// anybody saying no.
+const NEW: &str = "
+    set role app;
+    create table big (id int primary key, filler text);
+    create table twice (n int);
+    alter table twice replica identity full;
+    insert into big select n, repeat(md5(n::text), 30) from generate_series(1, 30000) n;
+    insert into twice select generate_series(1, 100);
+";
+
+#[test]
+fn taking_over_new_tables_goes_on_where_a_killed_server_left_it() {
+    let production = managed("shop");
+    production.sql_in("shop", "set role app; create table first (id serial primary key, n int)");
+    let mut house = House::start();
+    house.connect_logical(&production, &["--max-rate", "4M"]);
+    production.sql_in("shop", NEW);
+    let writer = Writer::start(
+        &production,
+        "insert into first (n) values (1); insert into twice values (1000); update big set filler = 'w' where id = (random() * 29999)::int + 1; \
+         delete from big where id = (random() * 29999)::int + 1;",
+    );
+    let add = ["connector", "add-tables", "shop"];
+    let is_true = |production: &TestPg, question: &str| {
+        (production.sql_in("shop", &format!("select exists ({question})")).trim() == "t").then_some(())
+    };
+    let slot = "select from pg_replication_slots where slot_name ~ '_add$'";
+    for moment in [
+        slot,
+        "select from pg_stat_progress_copy where relid = 'big'::regclass and bytes_processed between 1000000 and 20000000",
+    ] {
+        let adding = house.background(&add);
+        wait_until(moment, 60, || is_true(&production, moment));
+        house.kill_server();
+        drop(adding);
+        wait_until("the slot is gone", 60, || is_true(&production, &format!("select where not exists ({slot})")));
+        house.up();
+        // Everything else goes on; of these there is nothing.
+        let branch = wait_until("it follows", 60, || {
+            let made = house.ardent(&["branch", "create", "meanwhile", "--from", "shop", "--print-url"]);
+            (made.code == 0).then(|| made.stdout.trim().to_owned())
+        });
+        assert_eq!(sql(&branch, "select count(*) > 0, to_regclass('big'), to_regclass('twice') from first"), "t||");
+        house.ok(&["branch", "delete", "meanwhile"]);
+    }
+    // As if it had been killed when the rows were there, and that was not noted yet.
+    house.ok(&["connector", "resume", "shop", "--sql", "create table twice (n int); insert into twice values (1)"]);
+    let reply = house.json(&add);
+    assert_eq!(reply["added"], serde_json::json!(["public.big", "public.twice"]), "{reply}");
+    for _ in 0..2 {
+        house.kill_server();
+        house.up();
+        wait_until("it follows", 60, || {
+            (house.json(&["connector", "status", "shop"])["following"] == true).then_some(())
+        });
+    }
+    drop(writer);
+    let verified = house.assert_equal_to_production();
+    assert_eq!(verified["tables"].as_array().map(Vec::len), Some(3), "{verified}");
+    assert_eq!(verified["schema_differences"], serde_json::json!([]), "{verified}");
 }
 
 #[test]
 fn preflight_names_what_is_missing_and_the_sql() {
-    let options = TestPgOptions { hba: Some(HBA.to_owned()), ..TestPgOptions::default() };
+    let options = TestPgOptions { hba: Some(MANAGED_HBA.to_owned()), ..TestPgOptions::default() };
     let production = TestPg::start(options.with_tcp().set("wal_level", "replica"));
     production.sql("create role app login; create role other");
     production.sql("create database shop");
@@ -319,7 +357,7 @@ fn preflight_names_what_is_missing_and_the_sql() {
          select lo_create(0);",
     );
     let house = House::start();
-    let url = source_url(&production, "shop");
+    let url = managed_url(&production, "shop");
     let finished = house.ardent(&[
         "--json",
         "connector",
@@ -357,10 +395,9 @@ fn preflight_names_what_is_missing_and_the_sql() {
 #[test]
 fn changes_of_tables_are_followed_or_said() {
     let production = managed("shop");
-    production.sql_in("shop", "grant create on schema public to app");
     production.sql_in("shop", "set role app; create table t (id int primary key, gone text, kept int); insert into t select n, 'g', n from generate_series(1, 10) n; create table keyless (a int)");
     let house = House::start();
-    connect(&house, &production, &["--keyless", "empty"]);
+    house.connect_logical(&production, &["--keyless", "empty"]);
     production.sql_in(
         "shop",
         "set role app; alter table t add column more text default 'it''s' not null; insert into t values (11, 'x', 1, 'y');
@@ -370,7 +407,7 @@ fn changes_of_tables_are_followed_or_said() {
         "shop",
         "set role app; alter table t add column last int; insert into t values (14, 2, 'z', 3); update t set last = id",
     );
-    let verified = assert_equal(&house);
+    let verified = house.assert_equal_to_production();
     assert_eq!(verified["not_followed"], serde_json::json!(["public.keyless"]), "{verified}");
     let branch = house.branch("dev", "shop");
     assert_eq!(sql(&branch, "select count(*), min(more), sum(last) from t where id <= 10"), "10|it's|55");
@@ -396,7 +433,7 @@ fn changes_of_tables_are_followed_or_said() {
     // What else changed on production is named.
     production
         .sql_in("shop", "set role app; create index on t (more); alter table t add constraint positive check (id > 0)");
-    let verified = assert_equal(&house);
+    let verified = house.assert_equal_to_production();
     let named = verified["schema_differences"].to_string();
     assert!(named.contains("CREATE INDEX") && named.contains("positive"), "{verified}");
     assert!(!named.contains("keyless"), "{verified}");

@@ -29,6 +29,11 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
         "update users set name = 'production' where id in (7, 300); insert into users values (2000, 'theirs', null)",
     );
 
+    // A branch of somebody's, under a name that a rebase would give: it is no state that was kept.
+    let lookalike = house.branch("work-before-rebase-1", "main");
+    sql(&lookalike, "delete from users");
+    house.ardent(&["branch", "rebase", "work", "--undo"]).refused(5, &["no state of work"]);
+
     let refused = house.ardent(&["branch", "rebase", "work"]);
     refused.refused(6, &["1 conflict"]);
     assert!(refused.stdout.contains("name: was user 7, branch branch, parent production"), "{}", refused.stdout);
@@ -43,6 +48,7 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
         "{reply}"
     );
     let kept = reply["kept_as"].as_str().expect("a name").to_owned();
+    assert_eq!(kept, "work-before-rebase-2", "the other name is taken");
     let seen = "select string_agg(concat_ws('|', id, name, mail, age), ',' order by id) from users where id in (7, 8, 9, 20, 21, 300, 1000, 2000)";
     let expect = "7|branch|7@x|5,8|branch|8@x|5,20|user 20|21@x|5,21|user 21|20@x|5,300|production|300@x|5,1000|new|new@x|5,2000|theirs|5";
     assert_eq!(sql(&branch, seen), expect, "the same connection string");
@@ -69,6 +75,7 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
     assert_eq!((&again["rebased"], &again["rows"]["updated"]), (&true.into(), &4.into()), "{again}");
     assert_eq!(sql(&branch, seen), expect);
     house.ok(&["branch", "rebase", "work", "--dry-run"]);
+    assert_eq!(sql(&lookalike, "select count(*) from users"), "0", "left alone by all of that");
 
     // Into production, by its connector: nobody is asked without a terminal.
     let undo = house.data_dir().join("../undo.changes");

@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 
-use ardent_api::control::{KeylessTables, LogicalOptions};
+use ardent_api::control::{KeylessTables, LogicalOptions, NewTables};
 
 /// How a source is followed.
 #[derive(Clone, Debug, Args)]
@@ -16,6 +16,9 @@ pub struct LogicalArgs {
     /// With --logical: what becomes of tables without a primary key or other replica identity
     #[arg(long, value_enum, default_value_t = Keyless::Refuse, requires = "logical")]
     pub keyless: Keyless,
+    /// With --logical: what becomes of tables that are new on production later
+    #[arg(long, value_enum, default_value_t = New::Report, requires = "logical")]
+    pub new_tables: New,
 }
 
 /// What becomes of tables without a replica identity.
@@ -27,6 +30,15 @@ pub enum Keyless {
     Empty,
 }
 
+/// What becomes of tables that are new on production.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum New {
+    /// They are named, with the command that takes them over
+    Report,
+    /// They are taken over by themselves, if they have a replica identity
+    Add,
+}
+
 impl LogicalArgs {
     /// As the API has it.
     pub fn options(&self) -> Option<LogicalOptions> {
@@ -35,6 +47,10 @@ impl LogicalArgs {
             keyless: match self.keyless {
                 Keyless::Refuse => KeylessTables::Refuse,
                 Keyless::Empty => KeylessTables::Empty,
+            },
+            new_tables: match self.new_tables {
+                New::Report => NewTables::Report,
+                New::Add => NewTables::Add,
             },
         })
     }

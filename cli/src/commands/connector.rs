@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use ardent_api::control::{
     AddTablesReply, AddTablesRequest, ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList,
-    CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, PreflightReply, PreflightRequest,
+    CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, NewTables, PreflightReply, PreflightRequest,
     ResumeConnectorRequest, SlotInfo, VerifyReply,
 };
 
@@ -126,7 +126,8 @@ fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), 
 struct Progress {
     bar: Option<ProgressBar>,
     plain: bool,
-    last: Option<(Instant, String)>,
+    /// When a line was printed last, of which phase, and whether anything was counted in it.
+    last: Option<(Instant, String, bool)>,
 }
 
 impl Progress {
@@ -152,9 +153,12 @@ impl Progress {
             bar.set_position(done);
             return;
         }
+        let is_counted = total > 0 || done > 0;
         let due = match &self.last {
             None => true,
-            Some((at, last_phase)) => at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase,
+            Some((at, last_phase, was_counted)) => {
+                at.elapsed() >= PLAIN_PROGRESS_PERIOD || last_phase != phase || (is_counted && !was_counted)
+            }
         };
         if self.plain && due {
             let name = phase.replace('_', " ");
@@ -164,7 +168,7 @@ impl Progress {
                 (0, 0) => eprintln!("{name}"),
                 _ => eprintln!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate)),
             }
-            self.last = Some((Instant::now(), phase.to_owned()));
+            self.last = Some((Instant::now(), phase.to_owned(), is_counted));
         }
     }
 
@@ -208,7 +212,16 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         lines.push(("tables", logical.tables.to_string()));
         let applied = logical.applied_lsn.map_or_else(|| "not known yet".to_owned(), |lsn| lsn.to_string());
         lines.push(("applied", applied));
+        let new_tables = match logical.options.new_tables {
+            NewTables::Report => "reported",
+            NewTables::Add => "added",
+        };
+        lines.push(("new tables", new_tables.to_owned()));
         lines.extend(logical.left_out.iter().map(|missing| ("left out", missing.clone())));
+        lines.extend(logical.new_tables.iter().map(|table| ("new", table.clone())));
+        let not_followed = logical.not_followed.iter().map(|skipped| format!("{}: {}", skipped.table, skipped.why));
+        lines.extend(not_followed.map(|text| ("not followed", text)));
+        lines.extend(logical.schema_changes.iter().map(|change| ("changed", change.clone())));
     }
     pairs(&lines)
 }

@@ -4,7 +4,9 @@ use std::io::Read as _;
 
 use serde::Serialize;
 
-use ardent_api::control::{ApiErrorCode, DeleteReply, ErrorInfo, SafekeeperInfo, StatusReply, WhoamiReply};
+use ardent_api::control::{
+    ApiErrorCode, ConnectorList, DeleteReply, ErrorInfo, SafekeeperInfo, StatusReply, WhoamiReply,
+};
 
 use super::safekeepers;
 use crate::api::Api;
@@ -90,6 +92,14 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     for concern in &concerns {
         output.warning(&format!("{}; {}", concern.message, concern.fix));
     }
+    let connectors: ConnectorList = api.get("/v1/connectors")?;
+    let mut is_warned = !concerns.is_empty();
+    for connector in &connectors.connectors {
+        for warning in &connector.warnings {
+            output.warning(&format!("connector {}: {warning}", connector.name));
+            is_warned = true;
+        }
+    }
     let told = Told { status, safekeepers };
     output.data(&told, |Told { status, safekeepers }| {
         let branches_at = if status.proxy_wildcard {
@@ -108,5 +118,5 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             ("safekeepers", safekeepers::summary(safekeepers)),
         ])
     })?;
-    if args.exit_code && !concerns.is_empty() { Err(Failure::differences()) } else { Ok(()) }
+    if args.exit_code && is_warned { Err(Failure::differences()) } else { Ok(()) }
 }

@@ -131,6 +131,11 @@ impl LogicalRuntime for LogicalConnectors {
             applied_lsn: Some(status.applied_lsn).filter(|lsn| *lsn > Lsn::INVALID),
             lag: status.lag(),
             left_out: status.left_out,
+            new_tables: status.new_tables,
+            adding_error: status.adding_error,
+            not_followed: status.not_followed,
+            schema_changes: status.schema_changes,
+            look_error: status.look_error,
         })
     }
 

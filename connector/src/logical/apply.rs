@@ -16,9 +16,9 @@ use ardent_types::Lsn;
 
 use crate::logical::config::RootBranch;
 use crate::logical::ddl;
-use crate::logical::error::{LogicalError, root, source};
-use crate::logical::relation::{compare, root_columns, shape};
-use crate::logical::session::{connect_root, connect_source, literal, qualified};
+use crate::logical::error::{LogicalError, passes, root, source};
+use crate::logical::relation::{compare, is_on_root, root_columns, shape};
+use crate::logical::session::{connect_root, connect_source, literal, qualified, quoted};
 use crate::logical::state::{LogicalState, TableState};
 use crate::logical::statements::{NoStatement, Prepared, Shape};
 
@@ -31,13 +31,30 @@ const TOGETHER_TIME: Duration = Duration::from_millis(200);
 /// Texts of statements that are kept prepared.
 const PREPARED_MAX: usize = 1000;
 
+/// What is emptied together with tables, as foreign keys lead to them: tables that are not followed, whose rows are nobody's, and
+/// partitioned tables, all of whose followed partitions are emptied. Parameters: quoted names of these tables, and of those that are
+/// followed.
+const REACHED: &str = "
+    with recursive reached (oid) as (
+        select pg_catalog.to_regclass(name)::oid from unnest($1::text[]) name
+        union select k.conrelid from pg_catalog.pg_constraint k join reached r on k.confrelid = r.oid where k.contype = 'f'),
+    emptied (oid) as (select pg_catalog.to_regclass(name)::oid from unnest($1::text[]) name),
+    followed (oid) as (select pg_catalog.to_regclass(name)::oid from unnest($2::text[]) name)
+    select case when c.relkind = 'r' then 'only ' else '' end || pg_catalog.format('%I.%I', n.nspname, c.relname)
+    from reached r join pg_catalog.pg_class c on c.oid = r.oid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    where not exists (select 1 from emptied e where e.oid = r.oid) and not exists (select 1 from followed f where f.oid = r.oid)
+        and not exists (select 1 from pg_catalog.pg_partition_tree(c.oid) t join followed f on f.oid = t.relid
+            where not exists (select 1 from emptied e where e.oid = t.relid))";
+
 type Running = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
 
 /// What an update or delete must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expect {
+    /// One row of this relation.
     One(u32, &'static str),
-    Any,
+    /// Of this relation, whatever there is.
+    Any(u32),
 }
 
 struct UnderWay {
@@ -94,6 +111,8 @@ pub(crate) struct Applier {
     under_way_bytes: usize,
     /// All of production's log below is on the root.
     position: Lsn,
+    /// Tables were changed on the root, as production changed them.
+    is_altered: bool,
 }
 
 impl Applier {
@@ -113,7 +132,24 @@ impl Applier {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             position: Lsn::INVALID,
+            is_altered: false,
         }
+    }
+
+    /// Whether tables were changed on the root since their names were told.
+    pub fn is_altered(&self) -> bool {
+        self.is_altered
+    }
+
+    /// Tells the names that tables have on the root.
+    pub fn tell_names(&mut self, state: &mut LogicalState) {
+        for (oid, table) in &self.tables {
+            if let Some(kept) = state.tables.get_mut(oid) {
+                kept.schema.clone_from(&table.schema);
+                kept.name.clone_from(&table.name);
+            }
+        }
+        self.is_altered = false;
     }
 
     /// All of production's log below is on the root.
@@ -269,13 +305,14 @@ impl Applier {
     async fn look_at(&mut self, relation: Relation) -> Result<(), LogicalError> {
         let oid = relation.oid;
         let Some(table) = self.tables.get(&oid).cloned() else { return Err(self.unknown(oid)) };
-        let full_name = format!("{}.{}", table.schema, table.name);
-        let changed = |change: String| LogicalError::TableChanged { table: full_name.clone(), change };
-        if (&relation.schema, &relation.name) != (&table.schema, &table.name) {
-            return Err(changed(format!("it is called {}.{} now", relation.schema, relation.name)));
-        }
         // What is under way is of the table as it was.
         self.finish_under_way(0).await?;
+        if (&relation.schema, &relation.name) != (&table.schema, &table.name) {
+            self.rename(&table, &relation).await?;
+        }
+        let table = &relation;
+        let full_name = format!("{}.{}", table.schema, table.name);
+        let changed = |change: String| LogicalError::TableChanged { table: full_name.clone(), change };
         let client = self.session().await?;
         let names = type_names(&self.url, &relation).await?;
         let type_name = |oid: u32| names.get(&oid).cloned();
@@ -289,6 +326,7 @@ impl Applier {
                 let done = client.batch_execute(statement).await;
                 done.map_err(|source| LogicalError::Schema { statement: statement.clone(), source })?;
             }
+            self.is_altered = true;
             // Plans of what was prepared are of the table as it was.
             if let Some(session) = &mut self.session {
                 session.prepared.clear();
@@ -303,10 +341,58 @@ impl Applier {
         Ok(())
     }
 
+    /// Gives a table the name that production has given it: by its OID it is the same one.
+    async fn rename(&mut self, table: &TableState, relation: &Relation) -> Result<(), LogicalError> {
+        let client = self.session().await?;
+        let is_anothers = self
+            .tables
+            .iter()
+            .any(|(oid, other)| *oid != relation.oid && (&other.schema, &other.name) == (&table.schema, &table.name));
+        let has_old = !is_anothers && is_on_root(&client, &table.schema, &table.name).await?;
+        let has_new = is_on_root(&client, &relation.schema, &relation.name).await?;
+        match (has_old, has_new) {
+            (true, false) => {
+                let mut statements = Vec::new();
+                if relation.schema != table.schema {
+                    let old = qualified(&table.schema, &table.name);
+                    statements.push(format!("alter table {old} set schema {}", quoted(&relation.schema)));
+                }
+                if relation.name != table.name {
+                    let old = qualified(&relation.schema, &table.name);
+                    statements.push(format!("alter table {old} rename to {}", quoted(&relation.name)));
+                }
+                for statement in statements {
+                    tracing::info!(statement, "production renamed a table: the root follows");
+                    let done = client.batch_execute(&statement).await;
+                    done.map_err(|source| LogicalError::Schema { statement, source })?;
+                }
+            }
+            // Somebody has done it here.
+            (false, true) => {}
+            _ => {
+                let here = if has_old { "which another table is called here" } else { "and is not here" };
+                return Err(LogicalError::TableChanged {
+                    table: format!("{}.{}", table.schema, table.name),
+                    change: format!("it is called {}.{} now, {here}", relation.schema, relation.name),
+                });
+            }
+        }
+        if let Some(table) = self.tables.get_mut(&relation.oid) {
+            table.schema.clone_from(&relation.schema);
+            table.name.clone_from(&relation.name);
+        }
+        // What was prepared by the old name would be another table's, once it has that name.
+        if let Some(session) = &mut self.session {
+            session.prepared.clear();
+        }
+        self.is_altered = true;
+        Ok(())
+    }
+
     async fn insert(&mut self, change: &Change) -> Result<(), LogicalError> {
         let Some(shape) = self.target(change.relation).await? else { return Ok(()) };
         let made = shape.insert(&change.row).map_err(|why| no_statement(&shape, why))?;
-        self.run(made, Expect::Any).await
+        self.run(made, Expect::Any(change.relation)).await
     }
 
     async fn update(&mut self, update: &Update) -> Result<(), LogicalError> {
@@ -326,18 +412,23 @@ impl Applier {
 
     async fn truncate(&mut self, truncate: &Truncate) -> Result<(), LogicalError> {
         let mut names = Vec::new();
+        let mut first = None;
         for &oid in &truncate.relations {
             if let Some(shape) = self.target(oid).await? {
-                names.push(format!("only {}", qualified(&shape.schema, &shape.name)));
+                names.push(qualified(&shape.schema, &shape.name));
+                first = first.or(Some(oid));
             }
         }
-        if names.is_empty() {
-            return Ok(());
-        }
+        let Some(first) = first else { return Ok(()) };
         self.finish_under_way(0).await?;
         let client = self.session().await?;
-        // Those that a CASCADE reached are named as well; sequences are kept ahead by themselves.
-        client.batch_execute(&format!("truncate {}", names.join(", "))).await.map_err(root("emptying tables"))
+        // Those that a CASCADE reached are named as well, if they are followed; sequences are kept ahead by themselves.
+        let followed: Vec<String> = self.tables.values().map(|table| qualified(&table.schema, &table.name)).collect();
+        let reached = client.query(REACHED, &[&names, &followed]).await.map_err(root("emptying tables"))?;
+        let only = names.iter().map(|name| format!("only {name}"));
+        let all: Vec<String> = only.chain(reached.iter().map(|row| row.get(0))).collect();
+        let done = client.batch_execute(&format!("truncate {}", all.join(", "))).await;
+        self.look(done.map(|()| 0), Expect::Any(first))
     }
 
     /// Sends a statement on its way; its outcome is looked at later.
@@ -348,8 +439,14 @@ impl Applier {
         let statement = match known {
             Some(statement) => statement,
             None => {
-                let doing = format!("preparing {sql}");
-                let statement = client.prepare(&sql).await.map_err(root(doing))?;
+                let statement = match client.prepare(&sql).await {
+                    Ok(statement) => statement,
+                    Err(error) => {
+                        // What was refused before says more than what is refused because of that.
+                        self.finish_under_way(0).await?;
+                        return self.look(Err(error), expect);
+                    }
+                };
                 if let Some(session) = &mut self.session {
                     if session.prepared.len() >= PREPARED_MAX {
                         session.prepared.clear();
@@ -387,13 +484,24 @@ impl Applier {
     }
 
     fn look(&self, done: Result<u64, tokio_postgres::Error>, expect: Expect) -> Result<(), LogicalError> {
-        let rows = done.map_err(root("applying a change"))?;
-        match expect {
-            Expect::One(oid, action) if rows != 1 => {
-                let table = self.tables.get(&oid).map(|table| format!("{}.{}", table.schema, table.name));
-                Err(LogicalError::Diverged { table: table.unwrap_or_default(), action })
-            }
-            _ => Ok(()),
+        let (Expect::One(oid, _) | Expect::Any(oid)) = expect;
+        let table = || {
+            let table = self.tables.get(&oid).map(|table| format!("{}.{}", table.schema, table.name));
+            table.unwrap_or_default()
+        };
+        match (done, expect) {
+            (Err(error), _) => Err(match error.as_db_error() {
+                Some(said) if !passes(&error) => {
+                    let cause = match said.detail() {
+                        Some(detail) => format!("{} ({detail})", said.message()),
+                        None => said.message().to_owned(),
+                    };
+                    LogicalError::Unfit { table: table(), cause, code: said.code().code().to_owned() }
+                }
+                _ => root("applying a change")(error),
+            }),
+            (Ok(rows), Expect::One(_, action)) if rows != 1 => Err(LogicalError::Diverged { table: table(), action }),
+            (Ok(_), _) => Ok(()),
         }
     }
 }

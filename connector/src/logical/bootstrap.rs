@@ -1,4 +1,5 @@
-//! An empty cluster of the source's major, encoding and locale, imported as any production server is: the root branch begins with it.
+//! An empty cluster of the source's major, encoding and locale, with an empty database by the name of the source's, imported as any
+//! production server is: the root branch begins with it.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -21,13 +22,15 @@ use crate::import::{Imported, import, read_settings};
 use crate::logical::config::LogicalConfig;
 use crate::logical::error::{LogicalError, source};
 use crate::logical::program;
-use crate::logical::session::connect_source;
+use crate::logical::session::{connect_source, quoted};
 
 /// How long the empty server may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the page server may take to ingest the little that the empty server writes.
 const INGEST_PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// The database that every cluster has.
+const MAINTENANCE_DATABASE: &str = "postgres";
 /// Its socket's number.
 const PORT: u16 = 5432;
 /// Settings of production that are about its size, not about what sessions see.
@@ -163,22 +166,34 @@ impl EmptyServer {
         let failed = |source| LogicalError::Program { program: postgres.clone(), source };
         let child = command.stdout(Stdio::null()).stderr(file).spawn().map_err(failed)?;
         let mut server = EmptyServer { child, folder: folder.to_owned() };
-        server.wait_until_ready(&likeness.superuser, &log).await?;
+        let mut connection = server.wait_until_ready(&likeness.superuser, &log).await?;
+        server.make_database(&mut connection, config.connector.connect_config()?.database()).await?;
         Ok(server)
+    }
+
+    /// Here it is a copy of files. On a root branch it would be pages fetched one by one, and written to its log.
+    async fn make_database(&self, connection: &mut Connection, name: &str) -> Result<(), LogicalError> {
+        if name == MAINTENANCE_DATABASE {
+            return Ok(());
+        }
+        let create = format!("create database {} template template0 strategy file_copy", quoted(name));
+        let made = connection.query(&create).await;
+        made.map(drop)
+            .map_err(|error| LogicalError::Failed { program: "postgres".to_owned(), message: error.to_string() })
     }
 
     fn url(&self, superuser: &str) -> String {
         let encode = |text: &str| -> String { text.bytes().map(|byte| format!("%{byte:02X}")).collect() };
         let folder = encode(&self.folder.to_string_lossy());
-        format!("postgresql://{}@{folder}:{PORT}/postgres", encode(superuser))
+        format!("postgresql://{}@{folder}:{PORT}/{MAINTENANCE_DATABASE}", encode(superuser))
     }
 
-    async fn wait_until_ready(&mut self, superuser: &str, log: &Path) -> Result<(), LogicalError> {
+    async fn wait_until_ready(&mut self, superuser: &str, log: &Path) -> Result<Connection, LogicalError> {
         let config = ardent_pg_wire::ConnectConfig::parse(&self.url(superuser))?;
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             let error = match Connection::connect(&config, ConnectMode::Sql).await {
-                Ok(_) => return Ok(()),
+                Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
             if self.child.try_wait().ok().flatten().is_some() || Instant::now() >= deadline {

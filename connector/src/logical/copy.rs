@@ -6,18 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::SinkExt as _;
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use ardent_pg_wire::{ConnectMode, Connection, LogicalSlot, SlotLifetime};
+use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, LogicalSlot, SlotLifetime};
 
 use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
-use crate::logical::error::{LogicalError, root, source};
+use crate::logical::error::{LogicalError, reading, root, source};
 use crate::logical::relation::root_columns;
 use crate::logical::row_format::SourceColumns;
-use crate::logical::session::{connect_root, connect_source, literal, qualified};
+use crate::logical::session::{connect_root, connect_source, literal, qualified, read_source};
 use crate::logical::state::{LogicalState, TableState};
 
 /// Tables that are copied at the same time.
@@ -44,12 +44,20 @@ impl Moment {
     /// A session on production that sees what was committed before this moment.
     pub async fn session(&self, url: &str) -> Result<Client, LogicalError> {
         let client = connect_source(url).await?;
-        let begin = format!(
-            "begin isolation level repeatable read read only; set transaction snapshot {}",
-            literal(&self.slot.snapshot)
-        );
-        client.batch_execute(&begin).await.map_err(source("reading as of one moment"))?;
+        client.batch_execute(&self.begin()).await.map_err(source("reading as of one moment"))?;
         Ok(client)
+    }
+
+    /// The same, to read tables in bulk.
+    pub async fn reader(&self, connect: &ConnectConfig) -> Result<Connection, LogicalError> {
+        let mut reader = read_source(connect).await?;
+        reader.query(&self.begin()).await.map_err(reading("reading as of one moment"))?;
+        Ok(reader)
+    }
+
+    fn begin(&self) -> String {
+        let snapshot = literal(&self.slot.snapshot);
+        format!("begin isolation level repeatable read read only; set transaction snapshot {snapshot}")
     }
 }
 
@@ -112,13 +120,13 @@ pub(crate) async fn copy_tables(
 
 impl Copier {
     async fn work(&self) -> Result<(), LogicalError> {
-        let production = self.moment.session(&self.config.connector.url).await?;
+        let mut production = self.moment.reader(&self.config.connector.connect_config()?).await?;
         let client = connect_root(&self.at, &self.database).await?;
         loop {
             let Some(oid) = self.waiting.lock().pop_front() else { return Ok(()) };
             let table = self.state.lock().tables.get(&oid).cloned();
             let Some(table) = table else { continue };
-            self.copy(&production, &client, oid, &table).await?;
+            self.copy(&mut production, &client, oid, &table).await?;
             // Durable on the root first: a table that is there and not remembered is copied again.
             let text = {
                 let mut state = self.state.lock();
@@ -134,7 +142,7 @@ impl Copier {
 
     async fn copy(
         &self,
-        production: &Client,
+        production: &mut Connection,
         client: &Client,
         oid: u32,
         table: &TableState,
@@ -151,7 +159,7 @@ impl Copier {
 /// Copies the rows of one of production's tables, as its session sees them, to the root's table of this schema and name. The root's
 /// session is in the transaction that made or emptied the table, so the rows are frozen: no branch will have to look at who wrote them.
 pub(crate) async fn copy_rows(
-    production: &Client,
+    production: &mut Connection,
     client: &Client,
     oid: u32,
     (schema, name): (&str, &str),
@@ -165,21 +173,19 @@ pub(crate) async fn copy_rows(
     let name = qualified(schema, name);
     let filling = || root(format!("filling table {name}"));
     let rows = production.copy_out(&format!("copy {name}{list} to stdout{out_options}")).await;
-    let rows = rows.map_err(source("reading a table"))?;
+    let mut rows = rows.map_err(reading("reading a table"))?;
     let sink = client.copy_in(&format!("copy {name}{list} from stdin ({in_options})")).await;
     let sink = sink.map_err(filling())?;
-    tokio::pin!(rows, sink);
+    tokio::pin!(sink);
     let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
-    while let Some(row) = rows.next().await {
-        let row = row.map_err(source("reading a table"))?;
-        piece.extend_from_slice(&row);
-        if piece.len() >= PIECE_LEN {
-            pace.count(piece.len()).await;
-            sink.send(piece.split().freeze()).await.map_err(filling())?;
+    loop {
+        let more_may_come = rows.fill(&mut piece, PIECE_LEN).await.map_err(reading("reading a table"))?;
+        pace.count(piece.len()).await;
+        sink.send(piece.split().freeze()).await.map_err(filling())?;
+        if !more_may_come {
+            break;
         }
     }
-    pace.count(piece.len()).await;
-    sink.send(piece.freeze()).await.map_err(filling())?;
     sink.finish().await.map_err(filling())?;
     Ok(())
 }

@@ -1,12 +1,16 @@
-//! What changed in production's schema and is not followed: everything but the columns of tables.
+//! What changed in production's schema and is not followed: everything but the names and columns of tables.
 
-use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Kind, plan};
+use std::collections::BTreeMap;
+
+use ardent_schema_diff::{Action, Catalog, CatalogQueries, Identity, Kind, Statement, plan};
 use tokio_postgres::Client;
 
 use ardent_api::control::LogicalOptions;
 
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::quoted;
+use crate::logical::session::{qualified, quoted};
+use crate::logical::state::{LogicalState, TableState};
+use crate::logical::tables::SourceTable;
 
 /// What the root has otherwise on purpose: triggers and rules that would fire for the rows that are applied.
 const ON_PURPOSE: [&str; 2] = [" ENABLE ALWAYS ", " ENABLE REPLICA "];
@@ -17,6 +21,27 @@ pub(crate) async fn schema_differences(
     client: &Client,
     options: &LogicalOptions,
 ) -> Result<Vec<String>, LogicalError> {
+    let differing = differing(production, client, options).await?;
+    Ok(differing.into_iter().map(|statement| statement.sql).collect())
+}
+
+/// The same for somebody who is to act on it while changes are still to come: names and columns, which follow by themselves or stop
+/// what follows, are told in words, and tables that are not followed are left out. `found`: production's tables.
+pub(crate) async fn changes(
+    production: &Client,
+    client: &Client,
+    options: &LogicalOptions,
+    found: &[SourceTable],
+    state: &LogicalState,
+) -> Result<Vec<String>, LogicalError> {
+    Ok(tell(&differing(production, client, options).await?, found, state))
+}
+
+async fn differing(
+    production: &Client,
+    client: &Client,
+    options: &LogicalOptions,
+) -> Result<Vec<Statement>, LogicalError> {
     let theirs = catalog(production).await.map_err(source("reading its catalogs"))?;
     let ours = catalog(client).await.map_err(root("reading its catalogs"))?;
     let read = |answers: Vec<Vec<String>>| {
@@ -31,7 +56,135 @@ pub(crate) async fn schema_differences(
             && is_of_schemas(&statement.object)
             && !ON_PURPOSE.iter().any(|words| statement.sql.contains(words))
     });
-    Ok(differing.map(|statement| statement.sql).collect())
+    Ok(differing.collect())
+}
+
+/// Columns of a table that are on one side only.
+#[derive(Default)]
+struct OtherColumns {
+    new: Vec<String>,
+    gone: Vec<String>,
+}
+
+fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) -> Vec<String> {
+    let mut told = Vec::new();
+    // What is said of these here, or elsewhere, is not said again.
+    let mut spoken_for: Vec<&SourceTable> = Vec::new();
+    let mut old_names: Vec<String> = Vec::new();
+    for table in found {
+        match state.tables.get(&table.oid) {
+            Some(kept) if (&kept.schema, &kept.name) != (&table.schema, &table.name) => {
+                let old = full_name(kept);
+                told.push(format!(
+                    "table {old} is called {} now: it gets that name here with its next change",
+                    table.full_name()
+                ));
+                old_names.push(old);
+                spoken_for.push(table);
+            }
+            Some(_) => {}
+            None => {
+                let name = table.full_name();
+                spoken_for
+                    .extend(differing.iter().any(|statement| makes(statement, Kind::Table, &name)).then_some(table));
+            }
+        }
+    }
+    let new_names = spoken_for.iter().map(|table| table.full_name());
+    let names: Vec<String> = old_names.into_iter().chain(new_names).collect();
+    // A sequence that is as new as its table comes with it.
+    let mut sequences: Vec<&str> = Vec::new();
+    for statement in differing.iter().filter(|statement| spoken_for.iter().any(|table| is_owner(statement, table))) {
+        let sequence = statement.object.rsplit_once(" of sequence ").map(|(_, sequence)| sequence);
+        let is_new = |name: &&str| differing.iter().any(|other| makes(other, Kind::Sequence, name));
+        sequences.extend(sequence.filter(is_new));
+    }
+    let mut columns: BTreeMap<String, OtherColumns> = BTreeMap::new();
+    for statement in differing.iter().filter(|statement| statement.kind == Kind::Column.word()) {
+        let Some((column, table)) = statement.object.rsplit_once(" of table ") else { continue };
+        if names.iter().any(|name| name == table) || !state.tables.values().any(|kept| full_name(kept) == table) {
+            continue;
+        }
+        let entry = columns.entry(table.to_owned()).or_default();
+        // Making one takes a statement more where it has a comment or privileges.
+        match statement.action {
+            Action::Create if !entry.new.iter().any(|new| new == column) => entry.new.push(column.to_owned()),
+            Action::Drop => entry.gone.push(column.to_owned()),
+            Action::Create | Action::Alter | Action::Rename => {}
+        }
+    }
+    columns.retain(|_, columns| !columns.new.is_empty() || !columns.gone.is_empty());
+    told.extend(columns.iter().map(|(table, columns)| tell_columns(table, columns, state)));
+    let is_said = |statement: &Statement| {
+        names.iter().any(|table| is_about(statement, &format!("table {table}")))
+            || spoken_for.iter().any(|table| is_owner(statement, table))
+            || sequences.iter().any(|sequence| is_about(statement, &format!("sequence {sequence}")))
+            || columns.iter().any(|(table, columns)| is_of_columns(statement, table, columns))
+    };
+    told.extend(differing.iter().filter(|statement| !is_said(statement)).map(|statement| statement.sql.clone()));
+    told
+}
+
+/// As statements name it.
+fn full_name(table: &TableState) -> String {
+    format!("{}.{}", table.schema, table.name)
+}
+
+fn makes(statement: &Statement, kind: Kind, name: &str) -> bool {
+    statement.action == Action::Create && statement.kind == kind.word() && statement.object == name
+}
+
+/// Whether a statement makes a column of the table the owner of a sequence.
+fn is_owner(statement: &Statement, table: &SourceTable) -> bool {
+    let Some((_, owner)) = statement.sql.rsplit_once(" OWNED BY ") else { return false };
+    let rest = |text: &str, name: &str| {
+        [quoted(name), name.to_owned()]
+            .iter()
+            .find_map(|name| Some(text.strip_prefix(name)?.strip_prefix('.')?.to_owned()))
+    };
+    statement.kind == Kind::OwnedBy.word()
+        && rest(owner, &table.schema).is_some_and(|owner| rest(&owner, &table.name).is_some())
+}
+
+/// Whether a statement makes or drops one of these columns, or is for its default.
+fn is_of_columns(statement: &Statement, table: &str, OtherColumns { new, gone }: &OtherColumns) -> bool {
+    let is_one = |name: &str| new.iter().chain(gone).any(|column| column == name);
+    match statement.object.rsplit_once(" of table ") {
+        Some((column, of)) if statement.kind == Kind::Column.word() => of == table && is_one(column),
+        // A default is its column's.
+        Some((default, of)) if statement.kind == Kind::Default.word() => {
+            of == table && default.rsplit_once(" of column ").is_some_and(|(_, column)| is_one(column))
+        }
+        _ => false,
+    }
+}
+
+fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &LogicalState) -> String {
+    let list = |names: &[String]| names.join(", ");
+    let comes = "with its next change, if what rows hold is known";
+    match (new.as_slice(), gone.as_slice()) {
+        (new, []) => format!("table {table} has column {} now: it is added here {comes}", list(new)),
+        ([], gone) => format!("table {table} has column {} no more: it is dropped here {comes}", list(gone)),
+        (new, gone) => {
+            let kept = state.tables.values().find(|kept| full_name(kept) == table);
+            let name = kept.map_or_else(|| table.to_owned(), |kept| qualified(&kept.schema, &kept.name));
+            format!(
+                "table {table} has column {} no more, and column {} now: nothing is applied from its next change on, unless the table \
+                 here has that form by then: if it is one column under another name, run alter table {name} rename column {} to {}",
+                list(gone),
+                list(new),
+                quoted(&gone[0]),
+                quoted(&new[0])
+            )
+        }
+    }
+}
+
+/// Whether a statement is for a whole (`table shop.users`), or something of it.
+fn is_about(statement: &Statement, whole: &str) -> bool {
+    let path = format!("{} {}", statement.kind, statement.object);
+    let of_whole = format!(" of {whole}");
+    [&path, &statement.part].iter().any(|path| **path == whole || path.ends_with(&of_whole))
 }
 
 /// `column note of table shop.users` is of `shop`.
@@ -58,6 +211,64 @@ async fn catalog(client: &Client) -> Result<Vec<Vec<String>>, tokio_postgres::Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logical::state::TableState;
+    use ardent_types::Lsn;
+
+    fn statement(action: Action, kind: &str, object: &str, sql: &str) -> Statement {
+        let (kind, object, sql) = (kind.to_owned(), object.to_owned(), sql.to_owned());
+        Statement { section: ardent_schema_diff::Section::BeforeRows, action, kind, object, part: String::new(), sql }
+    }
+
+    #[test]
+    fn what_would_lose_rows_is_told_in_words() {
+        let table = |oid: u32, name: &str| SourceTable {
+            oid,
+            schema: "s".into(),
+            name: name.into(),
+            bytes: 0,
+            is_logged: true,
+            has_identity: true,
+            is_owned: true,
+            owner: "o".into(),
+            is_readable: true,
+        };
+        let kept =
+            |name: &str| TableState { schema: "s".into(), name: name.into(), bytes: 0, copied_at: Some(Lsn::new(1)) };
+        let state = LogicalState { tables: [(1, kept("t")), (2, kept("old"))].into(), ..LogicalState::default() };
+        let found = [table(1, "t"), table(2, "new"), table(3, "fresh")];
+        let owned = |action, of: &str| {
+            let sql = format!("ALTER SEQUENCE s.{of}_seq OWNED BY s.{of}.id");
+            statement(action, "owner of sequence", &format!("s.{of}_seq of sequence s.{of}_seq"), &sql)
+        };
+        let differing = [
+            statement(Action::Drop, "table", "s.old", "DROP TABLE s.old"),
+            statement(Action::Create, "table", "s.new", "CREATE TABLE s.new ()"),
+            owned(Action::Alter, "new"),
+            statement(Action::Create, "sequence", "s.fresh_seq", "CREATE SEQUENCE s.fresh_seq"),
+            statement(Action::Create, "table", "s.fresh", "CREATE TABLE s.fresh ()"),
+            owned(Action::Create, "fresh"),
+            statement(Action::Create, "index", "i of table s.fresh", "CREATE INDEX i ON s.fresh (a)"),
+            statement(Action::Drop, "column", "a of table s.t", "ALTER TABLE s.t DROP COLUMN a"),
+            statement(Action::Create, "column", "b of table s.t", "ALTER TABLE s.t ADD COLUMN b int"),
+            statement(Action::Create, "column", "b of table s.t", "COMMENT ON COLUMN s.t.b IS 'x'"),
+            statement(Action::Create, "default", "b of column b of table s.t", "ALTER TABLE s.t ALTER b SET DEFAULT 1"),
+            statement(Action::Create, "index", "j of table s.t", "CREATE INDEX j ON s.t (a)"),
+            statement(Action::Alter, "column", "c of table s.t", "ALTER TABLE s.t ALTER c SET NOT NULL"),
+            statement(Action::Alter, "default", "d of column d of table s.t", "ALTER TABLE s.t ALTER d SET DEFAULT 2"),
+            statement(Action::Create, "sequence", "s.alone_seq", "CREATE SEQUENCE s.alone_seq"),
+            owned(Action::Create, "t"),
+            statement(Action::Drop, "table", "s.gone", "DROP TABLE s.gone"),
+        ];
+        let told = tell(&differing, &found, &state);
+        let left = [11, 12, 13, 14, 15, 16].map(|index: usize| differing[index].sql.clone());
+        assert_eq!(told.len(), 2 + left.len(), "{told:#?}");
+        assert!(told[0].contains("table s.old is called s.new now"), "{told:?}");
+        assert!(told[1].contains("column a no more, and column b now"), "{told:?}");
+        assert!(told[1].contains(r#"alter table "s"."t" rename column "a" to "b""#), "{told:?}");
+        assert_eq!(told[2..], left);
+        let told = tell(&differing[8..10], &found, &state);
+        assert!(told.iter().any(|text| text.contains("column b now: it is added here")), "{told:?}");
+    }
 
     #[test]
     fn objects_are_known_by_their_schema() {

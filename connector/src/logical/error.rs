@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use tokio_postgres::error::SqlState;
+
 use ardent_api::control::ErrorInfo;
 use ardent_pg_wire::{ConfigError, WireError};
 use ardent_pgoutput::DecodeError;
@@ -23,6 +25,15 @@ pub enum LogicalError {
         /// Cause.
         #[source]
         source: tokio_postgres::Error,
+    },
+    /// A table of production's can't be read, or production says no.
+    #[error("production, {action}")]
+    Reading {
+        /// What was being done.
+        action: &'static str,
+        /// Cause.
+        #[source]
+        source: WireError,
     },
     /// Its replication stream ended, or production says no.
     #[error("production's changes")]
@@ -99,6 +110,18 @@ pub enum LogicalError {
         /// `updated` or `deleted`.
         action: &'static str,
     },
+    /// The root's table refuses a change.
+    #[error(
+        "a change of table {table} does not fit the root branch: {cause}. Nothing is applied from there on. {RESUME}"
+    )]
+    Unfit {
+        /// Schema and name.
+        table: String,
+        /// What the root's Postgres said.
+        cause: String,
+        /// Its SQLSTATE.
+        code: String,
+    },
     /// What is kept of the import cannot be read.
     #[error("what was remembered of the import cannot be read: {0}")]
     State(String),
@@ -108,12 +131,18 @@ pub enum LogicalError {
 }
 
 impl LogicalError {
+    /// Whether a row has a value that the root cannot read, as a label is that its enum has not.
+    pub(crate) fn is_unknown_label(&self) -> bool {
+        matches!(self, LogicalError::Unfit { code, .. } if code == SqlState::INVALID_TEXT_REPRESENTATION.code())
+    }
+
     /// Whether the same may succeed a little later, without anybody doing something.
     pub fn is_retryable(&self) -> bool {
         match self {
             LogicalError::Source { source, .. }
             | LogicalError::Root { source, .. }
             | LogicalError::Schema { source, .. } => passes(source),
+            LogicalError::Reading { source, .. } => reading_passes(source),
             LogicalError::Replication(error) => error.is_retryable() || is_busy(error),
             LogicalError::Branch(_) => true,
             _ => false,
@@ -146,9 +175,17 @@ impl LogicalError {
 pub(crate) fn passes(error: &tokio_postgres::Error) -> bool {
     match error.code().map(|code| code.code()) {
         // Connection exceptions, resources, operator intervention, serialization and deadlocks, objects in use.
-        Some(code) => ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55006",
+        Some(code) => code_passes(code),
         None => true,
     }
+}
+
+fn reading_passes(error: &WireError) -> bool {
+    error.is_retryable() || error.code().is_some_and(code_passes)
+}
+
+fn code_passes(code: &str) -> bool {
+    ["08", "53", "57", "40"].iter().any(|class| code.starts_with(class)) || code == "55006"
 }
 
 /// The slot is still held by a connection of ours that production has not noticed the end of.
@@ -171,6 +208,11 @@ impl From<ConfigError> for LogicalError {
 /// For `map_err`: an answer of production's.
 pub(crate) fn source(action: &'static str) -> impl Fn(tokio_postgres::Error) -> LogicalError {
     move |source| LogicalError::Source { action, source }
+}
+
+/// For `map_err`: the same, of a session that reads tables.
+pub(crate) fn reading(action: &'static str) -> impl Fn(WireError) -> LogicalError {
+    move |source| LogicalError::Reading { action, source }
 }
 
 /// For `map_err`: an answer of the root's.

@@ -13,14 +13,14 @@ use std::time::Duration;
 use tokio_postgres::Client;
 
 use ardent_api::control::{AddTablesReply, SCHEMA_VERSION, SkippedTable};
-use ardent_pg_wire::SlotLifetime;
+use ardent_pg_wire::{Connection, SlotLifetime};
 use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{Moment, Pace, copy_rows, encode};
 use crate::logical::dump_statement::{Weight, for_root, summary, weight};
-use crate::logical::error::{LogicalError, passes, root, source};
+use crate::logical::error::{LogicalError, passes, reading, root, source};
 use crate::logical::run::LogicalHandle;
 use crate::logical::schema::{self, Dump};
 use crate::logical::sequences;
@@ -42,6 +42,30 @@ const HERE: &str = "
 
 /// A schema and a name.
 type Named = (String, String);
+
+/// What production has in the schemas that were chosen, and is not followed.
+#[derive(Debug)]
+pub(crate) struct NewOnProduction {
+    pub can_be_added: Vec<SourceTable>,
+    /// The others, but for those that were there when the connector was made: it says so of these.
+    pub skipped: Vec<SkippedTable>,
+}
+
+impl NewOnProduction {
+    /// Of the tables that were found.
+    pub fn of(found: &[SourceTable], state: &LogicalState) -> NewOnProduction {
+        let mut new = NewOnProduction { can_be_added: Vec::new(), skipped: Vec::new() };
+        for table in found.iter().filter(|table| !state.tables.contains_key(&table.oid)) {
+            let rows = left_out_rows(&table.full_name());
+            match why_not(table, state.follows(&table.schema, &table.name)) {
+                None => new.can_be_added.push(table.clone()),
+                Some(_) if state.left_out.iter().any(|text| text.starts_with(&rows)) => {}
+                Some(why) => new.skipped.push(SkippedTable { table: table.full_name(), why }),
+            }
+        }
+        new
+    }
+}
 
 /// What is to be taken over.
 struct Wanted {
@@ -83,7 +107,18 @@ pub async fn add_tables(
         return Ok(reply);
     }
     let paused = handle.pause().await?;
+    // Whoever had it stopped before may have taken some over: those are followed by now, and are left alone.
     let mut state = LogicalState::read(branch)?;
+    let still_new = wanted.tables.iter().filter(|table| !state.tables.contains_key(&table.oid));
+    let names: Vec<String> = still_new.map(SourceTable::full_name).collect();
+    if names.is_empty() {
+        return Ok(reply);
+    }
+    let wanted = Wanted::find(config, &production, &client, &state, &names).await?;
+    if wanted.tables.is_empty() {
+        reply.skipped.extend(wanted.skipped);
+        return Ok(reply);
+    }
     state.passed_over.extend(wanted.tables.iter().map(|table| table.oid));
     branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
     publish(&production, &config.connector.slot_name(), &wanted.tables).await?;
@@ -97,11 +132,14 @@ pub async fn add_tables(
         ))
     })??;
     let copied_at = moment.slot.consistent_lsn;
-    let seen = moment.session(&config.connector.url).await?;
-    let dump = wanted.dump(config, &seen, &moment).await?;
+    let mut seen = moment.reader(&config.connector.connect_config()?).await?;
+    wanted.are_as_found(&mut seen).await?;
+    let dump = wanted.dump(config, &production, &moment).await?;
     let held = paused.hold_at(copied_at).await?;
-    let mut taking = Taking { seen: &seen, client: &client, left_out: &mut reply.left_out };
+    let mut taking = Taking { seen: &mut seen, client: &client, left_out: &mut reply.left_out };
     taking.all(config, &wanted, &dump).await?;
+    // Up to there more may have been learned of other tables.
+    let mut state = LogicalState::read(branch)?;
     for table in &wanted.tables {
         state.passed_over.remove(&table.oid);
         let SourceTable { oid, schema, name, bytes, .. } = table.clone();
@@ -147,9 +185,7 @@ impl Wanted {
             if !names.is_empty() && !names.contains(&full_name) {
                 continue;
             }
-            // One that was dropped on production and made anew: what hangs on the old one cannot be known to fit the new one.
-            let is_followed = state.tables.values().any(|old| (&old.schema, &old.name) == (&table.schema, &table.name));
-            match why_not(&table, is_followed) {
+            match why_not(&table, state.follows(&table.schema, &table.name)) {
                 Some(why) => wanted.skipped.push(SkippedTable { table: full_name, why }),
                 None => {
                     let key = (table.schema.clone(), table.name.clone());
@@ -161,22 +197,52 @@ impl Wanted {
         Ok(wanted)
     }
 
+    /// Makes sure that at the moment these tables had the names that they were found by: another one in the place of one of them is not
+    /// what was published.
+    async fn are_as_found(&self, seen: &mut Connection) -> Result<(), LogicalError> {
+        let oids: Vec<String> = self.tables.iter().map(|table| table.oid.to_string()).collect();
+        let sql = format!(
+            "select c.oid, n.nspname, c.relname from pg_catalog.pg_class c \
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid in ({})",
+            oids.join(", ")
+        );
+        let found = seen.query(&sql).await.map_err(reading("looking for the new tables"))?;
+        for table in &self.tables {
+            let row = [table.oid.to_string(), table.schema.clone(), table.name.clone()].map(Some);
+            if !found.rows.iter().any(|found| found[..] == row) {
+                return Err(LogicalError::Refused(format!(
+                    "table {} was dropped or renamed on production while it was taken over: nothing was changed here, try it again",
+                    table.full_name()
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// The definitions, as of the moment.
-    async fn dump(&self, config: &LogicalConfig, seen: &Client, moment: &Moment) -> Result<Dump, LogicalError> {
+    async fn dump(&self, config: &LogicalConfig, production: &Client, moment: &Moment) -> Result<Dump, LogicalError> {
         let of_tables = self.tables.iter().map(|table| qualified(&table.schema, &table.name));
         let of_partitioned = self.partitioned.iter().map(|(schema, name)| qualified(schema, name));
         let names: Vec<String> = of_tables.chain(of_partitioned).collect();
-        schema::dump_tables(config, schema::major(seen).await?, &moment.slot.snapshot, &names).await
+        schema::dump_tables(config, schema::major(production).await?, &moment.slot.snapshot, &names).await
     }
 }
 
-/// Why a table cannot be followed.
+/// How it is said that a table's rows are left out; why follows.
+pub(crate) fn left_out_rows(full_name: &str) -> String {
+    format!("rows of table {full_name}: ")
+}
+
+/// Why a table cannot be followed. One that was dropped on production and made anew: what hangs on the old one cannot be known to fit
+/// the new one.
 fn why_not(table: &SourceTable, is_followed_under_its_name: bool) -> Option<String> {
     let owner = &table.owner;
     let why = if is_followed_under_its_name {
-        "another table of this name is followed: it was dropped on production and made anew. Connect production once more under \
-         another name"
-            .to_owned()
+        format!(
+            "it was dropped on production and made anew. Drop the old one on the root branch with ardent connector resume NAME --sql \
+             'drop table {}', then add it",
+            table.quoted()
+        )
     } else if !table.is_logged {
         "it is unlogged, so its changes are not sent".to_owned()
     } else if !table.has_identity {
@@ -207,7 +273,7 @@ async fn publish(production: &Client, publication: &str, tables: &[SourceTable])
 
 /// The transaction on the root.
 struct Taking<'a> {
-    seen: &'a Client,
+    seen: &'a mut Connection,
     client: &'a Arc<Client>,
     left_out: &'a mut Vec<String>,
 }

@@ -41,6 +41,12 @@ const COLUMNS: &str = "
     where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
     order by a.attnum";
 
+/// Whether the root has a relation of this name.
+pub(crate) async fn is_on_root(client: &Client, schema: &str, name: &str) -> Result<bool, LogicalError> {
+    let found = client.query_one("select pg_catalog.to_regclass($1) is not null", &[&qualified(schema, name)]).await;
+    Ok(found.map_err(root(format!("looking for table {schema}.{name}")))?.get(0))
+}
+
 /// A table's columns on the root; none if it is not there.
 pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> Result<Vec<RootColumn>, LogicalError> {
     let rows = client.query(COLUMNS, &[&qualified(schema, name)]).await;

@@ -3,9 +3,9 @@
 //! Binary spares both servers the writing and reading of numbers and the search for delimiters. It is right only where a value's bytes
 //! hold nothing that a server made itself: an enum's, a composite's or `regclass`'s value holds or rests on OIDs of its own.
 
-use tokio_postgres::Client;
+use ardent_pg_wire::Connection;
 
-use crate::logical::error::{LogicalError, source};
+use crate::logical::error::{LogicalError, reading};
 use crate::logical::relation::{FIRST_OWN_OID, RootColumn};
 use crate::logical::session::quoted;
 
@@ -21,10 +21,12 @@ const PORTABLE: [u32; 35] = [
     2950, // uuid
 ];
 
+/// Followed by the table's OID and [`COLUMNS_ORDER`].
 const COLUMNS: &str = "
-    select a.attname::text, a.atttypid, a.atttypmod, case when t.typcategory = 'A' then t.typelem else 0::oid end
+    select a.attname, a.atttypid, a.atttypmod, case when t.typcategory = 'A' then t.typelem else 0::oid end
     from pg_catalog.pg_attribute a join pg_catalog.pg_type t on t.oid = a.atttypid
-    where a.attrelid = $1 and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum";
+    where a.attnum > 0 and not a.attisdropped and a.attgenerated = '' and a.attrelid =";
+const COLUMNS_ORDER: &str = "order by a.attnum";
 
 /// A column of production's, as rows are copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,15 +50,22 @@ pub(crate) struct SourceColumns(Vec<SourceColumn>);
 
 impl SourceColumns {
     /// Those of the table with this OID, without generated ones, as the session's transaction sees them.
-    pub async fn read(production: &Client, oid: u32) -> Result<SourceColumns, LogicalError> {
-        let rows = production.query(COLUMNS, &[&oid]).await.map_err(source("listing a table's columns"))?;
-        let column = |row: &tokio_postgres::Row| SourceColumn {
-            name: row.get(0),
-            type_oid: row.get(1),
-            type_modifier: row.get(2),
-            element_oid: row.get(3),
+    pub async fn read(production: &mut Connection, oid: u32) -> Result<SourceColumns, LogicalError> {
+        let found = production.query(&format!("{COLUMNS} {oid} {COLUMNS_ORDER}")).await;
+        let found = found.map_err(reading("listing a table's columns"))?;
+        let unusable = || LogicalError::State(format!("production's list of the columns of relation {oid} is not one"));
+        let column = |row: &Vec<Option<String>>| {
+            let [Some(name), Some(type_oid), Some(type_modifier), Some(element_oid)] = row.as_slice() else {
+                return Err(unusable());
+            };
+            Ok(SourceColumn {
+                name: name.clone(),
+                type_oid: type_oid.parse().map_err(|_| unusable())?,
+                type_modifier: type_modifier.parse().map_err(|_| unusable())?,
+                element_oid: element_oid.parse().map_err(|_| unusable())?,
+            })
         };
-        Ok(SourceColumns(rows.iter().map(column).collect()))
+        Ok(SourceColumns(found.rows.iter().map(column).collect::<Result<_, _>>()?))
     }
 
     /// ` ("a", "b")`; nothing where there are no columns.

@@ -1,5 +1,6 @@
 //! A logical connector's life: from nothing, or from where it was interrupted, to following production.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
+use ardent_api::control::SkippedTable;
 use ardent_pg_wire::SlotLifetime;
 use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
@@ -17,8 +19,13 @@ use ardent_types::Lsn;
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
 use crate::logical::dump_statement::{Weight, for_root, makes_index, summary, weight};
+use crate::logical::enums::bring_labels;
 use crate::logical::error::{LogicalError, root, source};
+use crate::logical::lookout::Lookout;
+use crate::logical::new_tables::left_out_rows;
+use crate::logical::relation::is_on_root;
 use crate::logical::root_sessions::RootSessions;
+use crate::logical::schema::RootDatabase;
 use crate::logical::session::{connect_root, connect_source, qualified, quoted};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::stream::Stream;
@@ -51,6 +58,18 @@ pub struct LogicalStatus {
     pub caught_up_at: Option<Instant>,
     /// What production has and the root has not.
     pub left_out: Vec<String>,
+    /// Tables that are new on production, and can be taken over.
+    pub new_tables: Vec<String>,
+    /// Why they could not be, where that was tried.
+    pub adding_error: Option<String>,
+    /// Tables that are new on production, and cannot be taken over as they are.
+    pub not_followed: Vec<SkippedTable>,
+    /// What else changed in production's schema, each with what to do.
+    pub schema_changes: Vec<String>,
+    /// Why production's schema cannot be looked at, where that has failed for a while.
+    pub look_error: Option<String>,
+    /// How often the root's tables have been made to follow production's.
+    pub(crate) alterations: u64,
     /// Why the last attempt ended.
     pub last_error: Option<String>,
 }
@@ -115,6 +134,7 @@ pub struct LogicalHandle {
 /// A connector that has yet to be run.
 #[derive(Debug)]
 pub struct LogicalRun {
+    handle: LogicalHandle,
     requests: mpsc::Receiver<Request>,
     status: watch::Sender<LogicalStatus>,
 }
@@ -123,7 +143,8 @@ pub struct LogicalRun {
 pub fn logical_connector() -> (LogicalHandle, LogicalRun) {
     let (requests_in, requests) = mpsc::channel(16);
     let (status, status_out) = watch::channel(LogicalStatus::default());
-    (LogicalHandle { requests: requests_in, status: status_out }, LogicalRun { requests, status })
+    let handle = LogicalHandle { requests: requests_in, status: status_out };
+    (handle.clone(), LogicalRun { handle, requests, status })
 }
 
 impl LogicalHandle {
@@ -184,7 +205,15 @@ impl LogicalRun {
                 status.is_streaming = false;
                 status.last_error = Some(text.clone());
             });
-            if !error.is_retryable() {
+            if error.is_unknown_label() {
+                match bring_labels(config, branch.as_ref()).await {
+                    // What was added is what was missing, or the next attempt says the same.
+                    Ok(added) if added > 0 => continue,
+                    Ok(_) => return Err(error),
+                    Err(other) if !other.is_retryable() => return Err(error),
+                    Err(other) => tracing::warn!(error = %other.chain(), "labels of enums cannot be compared"),
+                }
+            } else if !error.is_retryable() {
                 return Err(error);
             }
             tracing::warn!(error = %text, "following production was interrupted");
@@ -219,9 +248,14 @@ impl LogicalRun {
         if import.state.phase == LogicalPhase::Index {
             import.index(is_resumed).await?;
         }
+        if import.state.phase == LogicalPhase::Follow {
+            import.learn_from_root().await?;
+        }
         let mut stream = Stream::start(config, branch, &import.database, &import.state, &self.status).await?;
         if import.state.phase == LogicalPhase::CatchUp {
             stream.follow(&mut self.requests, Some(import.state.consistent_from())).await?;
+            // Names that tables were given meanwhile are kept there.
+            import.state = LogicalState::read(branch.as_ref())?;
             import.finish_phase(LogicalPhase::Constraints)?;
         }
         if import.state.phase == LogicalPhase::Constraints {
@@ -229,7 +263,11 @@ impl LogicalRun {
             let finishing = import.constrain();
             stream.alive(finishing).await??;
         }
-        stream.follow(&mut self.requests, None).await
+        let looking = Lookout::new(config, branch, self.handle.clone(), &self.status).run();
+        tokio::select! {
+            ended = stream.follow(&mut self.requests, None) => ended,
+            never = looking => match never {},
+        }
     }
 }
 
@@ -267,6 +305,69 @@ impl Import<'_> {
         Ok(())
     }
 
+    /// Takes note of what somebody has done on the root by hand: of a table that production has dropped nothing is followed any more,
+    /// what is still to come of it is passed over; one that production has renamed goes by that name.
+    async fn learn_from_root(&mut self) -> Result<(), LogicalError> {
+        const NAMES: &str = "select c.oid, n.nspname::text, c.relname::text from pg_catalog.pg_class c \
+             join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.oid = any ($1)";
+        let production = connect_source(&self.config.connector.url).await?;
+        let all: Vec<u32> = self.state.tables.keys().copied().collect();
+        let names = production.query(NAMES, &[&all]).await.map_err(source("looking for its tables"))?;
+        let names: BTreeMap<u32, (String, String)> =
+            names.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+        let has_moved = |&(oid, table): &(&u32, &TableState)| {
+            names.get(oid).is_none_or(|(schema, name)| (schema, name) != (&table.schema, &table.name))
+        };
+        let mut moved: Vec<u32> = self.state.tables.iter().filter(has_moved).map(|(oid, _)| *oid).collect();
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let client = self.root().await?;
+        // A name that is found to be another table's is that of none of the others.
+        loop {
+            let before = moved.len();
+            for oid in std::mem::take(&mut moved) {
+                if !self.learn_of(&client, oid, names.get(&oid)).await? {
+                    moved.push(oid);
+                }
+            }
+            if moved.len() == before {
+                break;
+            }
+        }
+        self.save()?;
+        self.tell();
+        Ok(())
+    }
+
+    /// Whether the root has no table by the name that is known, and what is to be followed instead was found.
+    async fn learn_of(
+        &mut self,
+        client: &Client,
+        oid: u32,
+        now: Option<&(String, String)>,
+    ) -> Result<bool, LogicalError> {
+        let TableState { schema, name, .. } = self.state.tables[&oid].clone();
+        if !self.state.is_anothers(oid, &schema, &name) && is_on_root(client, &schema, &name).await? {
+            return Ok(false);
+        }
+        let Some((schema, name)) = now else {
+            tracing::info!(schema, name, "a table that was dropped is followed no more");
+            self.state.tables.remove(&oid);
+            self.state.passed_over.insert(oid);
+            return Ok(true);
+        };
+        if !is_on_root(client, schema, name).await? {
+            return Ok(false);
+        }
+        tracing::info!(schema, name, "a table goes by its new name");
+        if let Some(table) = self.state.tables.get_mut(&oid) {
+            table.schema.clone_from(schema);
+            table.name.clone_from(name);
+        }
+        Ok(true)
+    }
+
     async fn root(&self) -> Result<Arc<Client>, LogicalError> {
         let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
         connect_root(&at, &self.database).await
@@ -274,11 +375,17 @@ impl Import<'_> {
 
     /// Publication, slot, and the schema as it was when the slot was made. Whatever an interrupted attempt left is replaced.
     async fn begin(&mut self) -> Result<Moment, LogicalError> {
+        // Remembered before anything is done there.
+        let here = match self.branch.saved().map_err(LogicalError::Branch)? {
+            None => RootDatabase::Fresh,
+            Some(_) => RootDatabase::Used,
+        };
+        self.save()?;
         let waking = self.branch.wake();
         let waking = async { waking.await.map_err(LogicalError::Branch) };
         // The root's Postgres starts while production is asked.
         let (at, (moment, seen, dump)) = try_join(waking, self.begin_on_production()).await?;
-        schema::make_database(&seen, &at, &self.database, &mut self.state.left_out).await?;
+        schema::make_database(&seen, &at, &self.database, here, &mut self.state.left_out).await?;
         let client = connect_root(&at, &self.database).await?;
         schema::load_before_rows(&client, &dump.before_rows, &mut self.state.left_out).await?;
         self.branch.save_script(&dump.after_rows).map_err(LogicalError::Branch)?;
@@ -299,9 +406,9 @@ impl Import<'_> {
             if !table.is_logged {
                 self.state
                     .left_out
-                    .push(format!("rows of table {full_name}: it is unlogged, so its changes are not sent"));
+                    .push(format!("{}it is unlogged, so its changes are not sent", left_out_rows(&full_name)));
             } else if !table.has_identity {
-                self.state.left_out.push(format!("rows of table {full_name}: it has no replica identity"));
+                self.state.left_out.push(format!("{}it has no replica identity", left_out_rows(&full_name)));
             }
         }
         let followed: Vec<_> = found.into_iter().filter(is_followed).collect();
@@ -422,11 +529,11 @@ impl Import<'_> {
         self.finish_phase(LogicalPhase::Follow)
     }
 
-    /// Counts rows and values of all tables, as `ANALYZE` without a table does, several tables at a time.
+    /// Counts rows and values of all tables that came, several at a time.
     async fn analyze(&mut self, client: &Client) -> Result<(), LogicalError> {
         const TABLES: &str = "select n.nspname::text, c.relname::text from pg_catalog.pg_class c \
              join pg_catalog.pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm', 'p') \
-             order by c.relpages desc, c.oid";
+             and n.nspname !~ '^pg_' and n.nspname <> 'information_schema' order by c.relpages desc, c.oid";
         let tables = client.query(TABLES, &[]).await.map_err(root("listing tables"))?;
         let statements: Vec<String> =
             tables.iter().map(|row| format!("analyze {}", qualified(row.get(0), row.get(1)))).collect();

@@ -80,15 +80,31 @@ pub(crate) async fn major(production: &Client) -> Result<u32, LogicalError> {
     Ok(u32::try_from(major.get::<_, i32>(0)).unwrap_or_default())
 }
 
-/// Makes the database on the root anew, as production has it, with production's roles. Passwords are not production's.
+/// What a root branch's database holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RootDatabase {
+    /// Nothing: the root branch began with it.
+    Fresh,
+    /// Whatever an interrupted import left.
+    Used,
+}
+
+/// Sees to it that the root has production's roles, and its database with nothing in it, as production has it. Passwords are not
+/// production's.
 pub(crate) async fn make_database(
     production: &Client,
     at: &RootAt,
     database: &str,
+    here: RootDatabase,
     left_out: &mut Vec<String>,
 ) -> Result<(), LogicalError> {
     let client = connect_root(at, "template1").await?;
     make_roles(production, &client, left_out).await?;
+    let is_there = client.query_one("select exists (select 1 from pg_database where datname = $1)", &[&database]).await;
+    let is_there: bool = is_there.map_err(root("listing databases"))?.get(0);
+    if is_there && here == RootDatabase::Fresh {
+        return Ok(());
+    }
     let row = production
         .query_one(
             "select pg_encoding_to_char(encoding)::text, datcollate::text, datctype::text, datlocprovider::text, \

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_api::compute::AGENT_ROLE;
-use ardent_pg_wire::driver;
+use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, driver};
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::logical::config::RootAt;
-use crate::logical::error::{LogicalError, root, source};
+use crate::logical::error::{LogicalError, reading, root, source};
 
 /// How values are written, on both sides and in the stream of changes: what is read on one side is the same on the other. No search
 /// path: names of objects in values come with their schema.
@@ -38,6 +38,14 @@ pub(crate) async fn connect_source(url: &str) -> Result<Client, LogicalError> {
     });
     client.batch_execute(&format!("{FORMATS}; {PATIENCE}")).await.map_err(source("setting up a session"))?;
     Ok(client)
+}
+
+/// The same, to read tables in bulk.
+pub(crate) async fn read_source(connect: &ConnectConfig) -> Result<Connection, LogicalError> {
+    let connect = connect.clone().with_application_name("ardent");
+    let mut connection = Connection::connect(&connect, ConnectMode::Sql).await.map_err(reading("connecting"))?;
+    connection.query(&format!("{FORMATS}; {PATIENCE}")).await.map_err(reading("setting up a session"))?;
+    Ok(connection)
 }
 
 /// A session on the root branch, in which no trigger fires.

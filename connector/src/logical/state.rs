@@ -76,6 +76,17 @@ impl LogicalState {
         }
     }
 
+    /// Whether a table of this name is followed.
+    pub fn follows(&self, schema: &str, name: &str) -> bool {
+        self.tables.values().any(|table| (table.schema.as_str(), table.name.as_str()) == (schema, name))
+    }
+
+    /// Whether that is the name of another table than this one.
+    pub fn is_anothers(&self, oid: u32, schema: &str, name: &str) -> bool {
+        let mut others = self.tables.iter().filter(|(other, _)| **other != oid);
+        others.any(|(_, table)| (table.schema.as_str(), table.name.as_str()) == (schema, name))
+    }
+
     /// Where all tables are of one moment.
     pub fn consistent_from(&self) -> Lsn {
         self.tables.values().filter_map(|table| table.copied_at).max().unwrap_or(Lsn::INVALID)

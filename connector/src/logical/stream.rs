@@ -1,5 +1,6 @@
 //! The stream of changes: received, applied, confirmed.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,7 @@ use ardent_types::Lsn;
 use crate::error::ConnectorError;
 use crate::logical::apply::Applier;
 use crate::logical::config::{LogicalConfig, RootBranch};
+use crate::logical::copy::encode;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::run::{Hold, LogicalStatus, Request};
 use crate::logical::sequences::{self, Sequences};
@@ -43,7 +45,7 @@ pub(crate) struct Stream<'a> {
     /// It has come, and is to be taken before anything else.
     next: Option<ReplicationMessage>,
     /// Asked for while it went on.
-    pausing: Option<Hold>,
+    pausing: VecDeque<Hold>,
     reaching: Vec<(Lsn, oneshot::Sender<()>)>,
     holding: Option<(Lsn, oneshot::Sender<oneshot::Sender<()>>)>,
 }
@@ -79,7 +81,7 @@ impl<'a> Stream<'a> {
             sequences: Sequences::default(),
             sequences_at: Lsn::INVALID,
             next: None,
-            pausing: None,
+            pausing: VecDeque::new(),
             reaching: Vec::new(),
             holding: None,
         })
@@ -108,8 +110,7 @@ impl<'a> Stream<'a> {
                     Some(request) = requests.recv() => {
                         match request {
                             Request::Reach(lsn, reply) => self.reaching.push((lsn, reply)),
-                            // One at a time: who is not answered is told that it does not go.
-                            Request::Hold(hold) => self.pausing = Some(hold),
+                            Request::Hold(hold) => self.pausing.push_back(hold),
                         }
                         continue;
                     }
@@ -173,7 +174,19 @@ impl<'a> Stream<'a> {
         while_alive(&mut self.replication, status, self.applier.commit()).await??;
         if self.applier.position() > before {
             self.tell();
+            self.remember_names()?;
             self.confirm(false).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the names that tables have on the root, where they have changed.
+    fn remember_names(&mut self) -> Result<(), LogicalError> {
+        if self.applier.is_altered() {
+            let mut state = LogicalState::read(self.branch.as_ref())?;
+            self.applier.tell_names(&mut state);
+            self.branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
+            self.status.send_modify(|status| status.alterations += 1);
         }
         Ok(())
     }
@@ -202,7 +215,11 @@ impl<'a> Stream<'a> {
 
     /// Applies nothing until it is said where to stop.
     async fn pause(&mut self) -> Result<(), LogicalError> {
-        let Some(Hold { paused, until, held }) = self.pausing.take() else { return Ok(()) };
+        // One after the other.
+        if self.holding.is_some() {
+            return Ok(());
+        }
+        let Some(Hold { paused, until, held }) = self.pausing.pop_front() else { return Ok(()) };
         self.commit().await?;
         if paused.send(()).is_ok() {
             let status = self.standby_status(false);
@@ -223,6 +240,7 @@ impl<'a> Stream<'a> {
         self.status.send_modify(|status| {
             status.tables = tables;
             status.left_out = state.left_out;
+            status.alterations += 1;
         });
         Ok(())
     }

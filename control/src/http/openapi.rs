@@ -236,7 +236,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
     ("Whoami", &[("schema_version", "integer"), ("token_name", "string"), ("created_at", "Time")]),
     ("Deleted", &[("schema_version", "integer"), ("name", "string"), ("warning", "string?"), ("kept_until", "Time?")]),
     ("Preflight", &[("url", "string"), ("logical", "LogicalOptions?")]),
-    ("LogicalOptions", &[("schemas", "[string]?"), ("keyless", "KeylessTables?")]),
+    ("LogicalOptions", &[("schemas", "[string]?"), ("keyless", "KeylessTables?"), ("new_tables", "NewTables?")]),
     (
         "Logical",
         &[
@@ -245,6 +245,9 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("tables", "integer"),
             ("applied_lsn", "Lsn?"),
             ("left_out", "[string]"),
+            ("new_tables", "[string]"),
+            ("not_followed", "[SkippedTable]"),
+            ("schema_changes", "[string]"),
         ],
     ),
     (
@@ -693,6 +696,7 @@ fn schemas() -> Value {
     schemas.insert("BranchState".into(), words(&["creating", "ready", "deleting", "deleted"]));
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("KeylessTables".into(), words(&["refuse", "empty"]));
+    schemas.insert("NewTables".into(), words(&["report", "add"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
     schemas.insert("DiffPart".into(), words(&["schema", "rows"]));

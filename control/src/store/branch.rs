@@ -45,6 +45,8 @@ pub struct BranchRow {
     pub retention_s: Option<u64>,
     /// Not shown to users: made by the server for its own needs, deleted at start.
     pub hidden: bool,
+    /// The branch whose state a rebase has kept here.
+    pub kept_of: Option<BranchId>,
     /// Its limits.
     pub policy: BranchPolicy,
     /// Rows changed, where they are limited.
@@ -104,6 +106,7 @@ impl BranchRow {
             deleted: None,
             retention_s: None,
             hidden: false,
+            kept_of: None,
             policy: BranchPolicy::default(),
             usage: Usage::default(),
             roles_known: false,
@@ -177,7 +180,7 @@ pub enum InsertBranch {
 pub(super) const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id,
     coalesce(b.base_lsn, t.branch_lsn) AS branch_lsn, coalesce(b.base_timeline_id, t.ancestor_id) AS base_timeline_id,
     t.ancestor_id, t.branch_lsn AS start_lsn, coalesce(b.since_us, b.created_us) AS since_us, b.deleted_us, b.deleted_name,
-    b.retention_s, b.hidden, b.policy, b.rows_changed, b.rows_counted_to, b.roles_known, b.role, b.database, b.idle_timeout_s,
+    b.retention_s, b.hidden, b.kept_of, b.policy, b.rows_changed, b.rows_counted_to, b.roles_known, b.role, b.database, b.idle_timeout_s,
     b.expires_us, b.created_us
     FROM branches b JOIN timelines t ON t.id = b.timeline_id";
 
@@ -207,6 +210,7 @@ impl BranchRow {
             deleted: deleted_us.zip(deleted_name).map(|(at_us, name)| Deleted { name, at_us }),
             retention_s: row.get("retention_s")?,
             hidden: row.get("hidden")?,
+            kept_of: parsed_option(row, "kept_of")?,
             policy: parsed_policy(row)?,
             usage: Usage {
                 rows_changed: row.get("rows_changed")?,
@@ -367,6 +371,17 @@ impl Store {
         })
     }
 
+    /// The states that rebases of this branch have kept, the newest last.
+    pub fn kept_states(&self, branch: BranchId) -> Result<Vec<BranchRow>, StoreError> {
+        self.read(|connection| {
+            let sql = format!(
+                "{SELECT} WHERE b.kept_of = ?1 AND b.state = 'ready' AND b.deleted_us IS NULL ORDER BY b.created_us, b.id"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            statement.query_map(params![branch.to_string()], BranchRow::read)?.collect()
+        })
+    }
+
     /// All branches, hidden ones included, by name.
     pub fn branches(&self) -> Result<Vec<BranchRow>, StoreError> {
         self.read(|connection| {
@@ -438,7 +453,7 @@ impl Store {
         })
     }
 
-    /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see. What a timeline is compared
+    /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see, as a kept state of it. What a timeline is compared
     /// with, those that came before it and the branches that hang on it go with it. Rows that a limit counts are counted anew.
     /// Both computes are forgotten: nothing of them may be left.
     pub fn exchange_timelines(
@@ -477,9 +492,9 @@ impl Store {
             let (own_base, other_base) = (base(&id)?, base(&other_id)?);
             transaction.execute("UPDATE branches SET timeline_id = 'exchanged' WHERE id = ?1", params![id])?;
             transaction.execute(
-                "UPDATE branches SET timeline_id = ?2, name = ?3, hidden = 0, since_us = ?4, base_timeline_id = ?5, base_lsn = ?6
-                 WHERE id = ?1",
-                params![other_id, timeline, name, branch.since_us, own_base.0, own_base.1],
+                "UPDATE branches SET timeline_id = ?2, name = ?3, hidden = 0, since_us = ?4, base_timeline_id = ?5, base_lsn = ?6,
+                    kept_of = ?7 WHERE id = ?1",
+                params![other_id, timeline, name, branch.since_us, own_base.0, own_base.1, id],
             )?;
             transaction.execute(
                 "UPDATE branches SET timeline_id = ?2, rows_changed = 0, rows_counted_to = NULL, since_us = ?3,

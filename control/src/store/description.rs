@@ -64,6 +64,9 @@ pub struct BranchDescription {
     /// Made by the server for its own needs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hidden: bool,
+    /// The branch whose state a rebase has kept here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_of: Option<BranchId>,
     /// Its limits.
     pub policy: BranchPolicy,
     /// Rows changed when this was written, and up to where they were counted.
@@ -258,7 +261,7 @@ fn describe(connection: &Connection, timeline: TimelineId, half: Half) -> rusqli
     let branch = connection
         .prepare_cached(
             "SELECT id, name, state, connector, parent_id, base_timeline_id, base_lsn, since_us, deleted_us, deleted_name, retention_s,
-                hidden, policy, rows_changed, rows_counted_to, role, database, idle_timeout_s, expires_us, created_us
+                hidden, kept_of, policy, rows_changed, rows_counted_to, role, database, idle_timeout_s, expires_us, created_us
              FROM branches WHERE timeline_id = ?1 AND (state = 'ready' OR ?2 AND state = 'creating')",
         )?
         .query_row(params![id, half == Half::Included], BranchDescription::read)
@@ -325,6 +328,7 @@ impl BranchDescription {
             deleted_us: row.get("deleted_us")?,
             retention_s: row.get("retention_s")?,
             hidden: row.get("hidden")?,
+            kept_of: parsed_option(row, "kept_of")?,
             policy: super::branch::parsed_policy(row)?,
             rows_changed: row.get("rows_changed")?,
             rows_counted_to: parsed_option(row, "rows_counted_to")?,

@@ -119,8 +119,8 @@ fn insert_branch(transaction: &Transaction<'_>, timeline: &str, branch: &BranchD
     transaction.execute(
         "INSERT INTO branches (id, name, state, connector, parent_id, timeline_id, hidden, read_only, role, database,
             idle_timeout_s, expires_us, created_us, policy, rows_changed, rows_counted_to, base_timeline_id, base_lsn, since_us,
-            deleted_us, deleted_name, retention_s)
-         VALUES (?1, ?2, 'ready', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+            deleted_us, deleted_name, retention_s, kept_of)
+         VALUES (?1, ?2, 'ready', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22)",
         params![
             id,
             name,
@@ -142,7 +142,8 @@ fn insert_branch(transaction: &Transaction<'_>, timeline: &str, branch: &BranchD
             branch.since_us,
             branch.deleted_us,
             branch.deleted_us.map(|_| &branch.name),
-            branch.retention_s
+            branch.retention_s,
+            branch.kept_of.map(|id| id.to_string())
         ],
     )?;
     for credential in &branch.credentials {

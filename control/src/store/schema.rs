@@ -193,6 +193,14 @@ const MIGRATIONS: &[&str] = &[
     END;
     UPDATE descriptions SET changed = changed + 1
         WHERE timeline_id IN (SELECT timeline_id FROM branches WHERE id IN (SELECT branch_id FROM masked_templates));",
+    // 9 -> 10: whose state a rebase has kept a branch with. Up to here only the name said so.
+    "ALTER TABLE branches ADD COLUMN kept_of TEXT;
+    UPDATE branches SET kept_of = (SELECT b.id FROM branches b WHERE b.parent_id = branches.parent_id
+        AND substr(branches.name, 1, length(b.name) + 15) = b.name || '-before-rebase-'
+        AND substr(branches.name, length(b.name) + 16) GLOB '[1-9]*'
+        AND substr(branches.name, length(b.name) + 16) NOT GLOB '*[^0-9]*');
+    UPDATE descriptions SET changed = changed + 1
+        WHERE timeline_id IN (SELECT timeline_id FROM branches WHERE kept_of IS NOT NULL);",
 ];
 
 /// Version of the schema that this program writes.
@@ -233,4 +241,57 @@ pub fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreErro
         migrate(connection).map_err(failed("migrated"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_that_rebases_have_kept_are_taken_from_their_names_once() {
+        let mut connection = Connection::open_in_memory().expect("opens");
+        for migration in &MIGRATIONS[..9] {
+            connection.execute_batch(migration).expect("an older schema");
+        }
+        connection.pragma_update(None, "application_id", APPLICATION_ID).expect("set");
+        connection.pragma_update(None, "user_version", 9).expect("set");
+        connection.execute_batch("INSERT INTO tenants VALUES ('t', 0); INSERT INTO timelines (id, tenant_id) VALUES ('root', 't');
+            INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, created_us) VALUES ('c', 't', 'root', 'ready', x'', '', 0, 0)").expect("made");
+        let branches = [
+            ("c", None),
+            ("x", Some("c")),
+            ("x-before-rebase-1", Some("c")),
+            ("x-before-rebase-12", Some("c")),
+            ("x-before-rebase-1-before-rebase-2", Some("c")),
+            ("x-before-rebase-0", Some("c")),
+            ("x-before-rebase-1a", Some("c")),
+            ("x-before-rebase-3", Some("x")),
+            ("y-before-rebase-1", Some("c")),
+        ];
+        for (name, parent) in branches {
+            connection
+                .execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, 't')", [format!("of {name}")])
+                .expect("made");
+            connection
+                .execute(
+                    "INSERT INTO branches (id, name, state, connector, parent_id, timeline_id, hidden, read_only, role, database, idle_timeout_s, created_us)
+                     VALUES (?1, ?1, 'ready', 'c', ?2, 'of ' || ?1, 0, 0, '', '', 0, 0)",
+                    rusqlite::params![name, parent],
+                )
+                .expect("made");
+        }
+        prepare(&mut connection, Path::new("memory")).expect("migrated");
+        let mut kept = connection
+            .prepare("SELECT name, kept_of FROM branches WHERE kept_of IS NOT NULL ORDER BY name")
+            .expect("a statement");
+        let kept = kept.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("asked");
+        let kept: Vec<(String, String)> = kept.collect::<Result<_, _>>().expect("read");
+        let kept: Vec<(&str, &str)> = kept.iter().map(|(name, of)| (name.as_str(), of.as_str())).collect();
+        let expect = [
+            ("x-before-rebase-1", "x"),
+            ("x-before-rebase-1-before-rebase-2", "x-before-rebase-1"),
+            ("x-before-rebase-12", "x"),
+        ];
+        assert_eq!(kept, expect);
+    }
 }

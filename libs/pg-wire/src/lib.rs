@@ -3,14 +3,15 @@
 //! ```text
 //!  ConnectConfig (URL) ──► Connection (TCP, TLS or Unix socket; trust, password, md5, SCRAM)
 //!                             │ query ──────────► rows
+//!                             │ copy_out ───────► CopyOut: a table's rows, out of their messages
 //!                             │ run_statement ──► how one statement went, and what could be seen before its transaction ended
 //!                             │ start_replication ► ReplicationStream: WAL in, standby status out
 //!                             │ start_logical ────► the same, with what the plugin pgoutput makes of WAL
 //!                             └ base_backup ─────► BaseBackup: tar archives as they come
 //! ```
 //!
-//! Ordinary drivers (tokio-postgres among them) can't stream physical replication, and end a transaction before anybody could look at its
-//! locks: that is what this crate adds to them.
+//! Ordinary drivers (tokio-postgres among them) can't stream physical replication, end a transaction before anybody could look at its
+//! locks, and hand out rows of a copy one at a time: that is what this crate adds to them.
 //!
 //! Invariants: nothing from the server panics; a message longer than [`MESSAGE_LEN_MAX`] is refused before it is read; passwords are
 //! never printed.
@@ -20,6 +21,7 @@
 mod base_backup;
 mod config;
 mod connection;
+mod copy;
 mod driver;
 mod error;
 mod handshake;
@@ -33,6 +35,7 @@ mod tls;
 pub use base_backup::{BackupEvent, BackupTablespace, BaseBackup, BaseBackupOptions, CheckpointMode};
 pub use config::{ConnectConfig, ConnectMode, TlsMode};
 pub use connection::{Connection, QueryResult};
+pub use copy::CopyOut;
 pub use driver::driver;
 pub use error::{ConfigError, ServerError, WireError};
 pub use message::MESSAGE_LEN_MAX;

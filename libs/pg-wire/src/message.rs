@@ -9,6 +9,8 @@ use crate::stream::WireStream;
 /// Longest message that is read, in bytes. WAL comes in pieces of 128 KiB; rows of our own queries are small.
 pub const MESSAGE_LEN_MAX: usize = 64 << 20;
 const READ_BUFFER_LEN: usize = 256 << 10;
+/// The tag and the length before copied data.
+const COPY_HEADER_LEN: usize = 5;
 
 /// A message's tag and body.
 #[derive(Debug)]
@@ -34,13 +36,51 @@ impl MessageStream {
             if let Some(message) = self.parse()? {
                 return Ok(message);
             }
-            if self.received.capacity() - self.received.len() < READ_BUFFER_LEN / 4 {
-                self.received.reserve(READ_BUFFER_LEN);
-            }
-            if self.stream.read_buf(&mut self.received).await? == 0 {
-                return Err(WireError::Closed);
-            }
+            self.receive().await?;
         }
+    }
+
+    /// Waits for more bytes, and keeps them. Cancel-safe.
+    pub(crate) async fn receive(&mut self) -> Result<(), WireError> {
+        if self.received.capacity() - self.received.len() < READ_BUFFER_LEN / 4 {
+            self.received.reserve(READ_BUFFER_LEN);
+        }
+        match self.stream.read_buf(&mut self.received).await? {
+            0 => Err(WireError::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves what has come of copied data to `piece`, up to another message or until `piece` holds `enough` bytes. `left`: bytes of a
+    /// message that are still to come when its beginning was moved before, and afterwards.
+    pub(crate) fn take_copy_data(
+        &mut self,
+        piece: &mut BytesMut,
+        left: &mut usize,
+        enough: usize,
+    ) -> Result<(), WireError> {
+        let received = &self.received[..];
+        let mut at = 0;
+        loop {
+            let taken = (received.len() - at).min(*left).min(enough.saturating_sub(piece.len()));
+            piece.extend_from_slice(&received[at..at + taken]);
+            at += taken;
+            *left -= taken;
+            let Some(header) = received.get(at..at + COPY_HEADER_LEN).filter(|header| *left == 0 && header[0] == b'd')
+            else {
+                break;
+            };
+            let length = u32::from_be_bytes(header[1..].try_into().expect("4 bytes")) as usize;
+            *left = length.checked_sub(4).ok_or_else(|| WireError::protocol(format!("a message of {length} bytes")))?;
+            at += COPY_HEADER_LEN;
+        }
+        self.received.advance(at);
+        Ok(())
+    }
+
+    /// Whether the next message is copied data, as far as anything has come of it.
+    pub(crate) fn is_copy_data_next(&self) -> bool {
+        self.received.first().is_none_or(|tag| *tag == b'd')
     }
 
     fn parse(&mut self) -> Result<Option<Message>, WireError> {
@@ -64,15 +104,8 @@ impl MessageStream {
     /// The next message that isn't a notice, a parameter or a notification; an error that the server reports is an error.
     pub(crate) async fn expect(&mut self) -> Result<Message, WireError> {
         loop {
-            let message = self.read().await?;
-            match message.tag {
-                b'E' => return Err(WireError::Server(Box::new(parse_error(&message.body)))),
-                b'N' => {
-                    let notice = parse_error(&message.body);
-                    tracing::debug!(%notice, "notice from the server");
-                }
-                b'S' | b'A' => {}
-                _ => return Ok(message),
+            if let Some(message) = heard(self.read().await?)? {
+                return Ok(message);
             }
         }
     }
@@ -82,6 +115,20 @@ impl MessageStream {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+}
+
+/// The message, unless it is a notice, a parameter or a notification; an error that the server reports is an error.
+pub(crate) fn heard(message: Message) -> Result<Option<Message>, WireError> {
+    match message.tag {
+        b'E' => Err(WireError::Server(Box::new(parse_error(&message.body)))),
+        b'N' => {
+            let notice = parse_error(&message.body);
+            tracing::debug!(%notice, "notice from the server");
+            Ok(None)
+        }
+        b'S' | b'A' => Ok(None),
+        _ => Ok(Some(message)),
     }
 }
 

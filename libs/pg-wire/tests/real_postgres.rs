@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use bytes::BytesMut;
+
 use ardent_pg_wire::{
     BackupEvent, BaseBackupOptions, CheckpointMode, ConnectConfig, ConnectMode, Connection, ReplicationMessage,
     StandbyStatus, WireError,
@@ -170,4 +172,59 @@ async fn tls_modes_check_what_they_say() {
     assert!(by_driver(format!("sslmode=verify-full{roots}")).await.is_err());
     let missing = connect("sslmode=verify-full&sslrootcert=/nowhere.pem".to_owned()).await;
     assert!(matches!(missing, Err(WireError::Config(_))));
+}
+
+#[tokio::test]
+async fn rows_of_a_copy_come_whole_in_pieces_of_any_size() {
+    let server = TestPg::start(TestPgOptions::default());
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser()).with_database("postgres");
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+    sql.query(
+        "create function noted(n int) returns int language plpgsql as $$ begin raise notice 'n %', n; return n; end $$",
+    )
+    .await
+    .unwrap();
+    // Short rows, empty ones, one that is longer than what is received at once, and notices in between.
+    let query = "select case when n = 500 then repeat('long ', 200000) when n % 7 = 0 then '' else 'row ' || noted(n) end \
+                 from generate_series(1, 3000) n";
+    let expected = sql.query(query).await.unwrap();
+    let lines = expected.rows.iter().flatten().flatten();
+    let expected: String = lines.flat_map(|line| [line.as_str(), "\n"]).collect();
+    for enough in [7, 1000, 128 << 10, 64 << 20] {
+        let mut rows = sql.copy_out(&format!("copy ({query}) to stdout")).await.unwrap();
+        let (mut whole, mut piece) = (Vec::new(), BytesMut::new());
+        loop {
+            let more_may_come = rows.fill(&mut piece, enough).await.unwrap();
+            assert!(piece.len() == enough || !more_may_come, "{} of {enough}", piece.len());
+            whole.extend_from_slice(&piece.split());
+            if !more_may_come {
+                break;
+            }
+        }
+        assert!(whole == expected.as_bytes(), "{} bytes of {}", whole.len(), expected.len());
+        assert!(!rows.fill(&mut piece, enough).await.unwrap() && piece.is_empty(), "nothing comes after the end");
+        // The connection serves on.
+        assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_the_server_refuses_or_breaks_off_says_why_and_the_connection_serves_on() {
+    let server = TestPg::start(TestPgOptions::default());
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser()).with_database("postgres");
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+    let refused = sql.copy_out("copy nothing to stdout").await.unwrap_err();
+    assert_eq!(refused.code(), Some("42P01"), "{refused}");
+    let mut rows =
+        sql.copy_out("copy (select 1 / (n - 50000) from generate_series(1, 60000) n) to stdout").await.unwrap();
+    let mut piece = BytesMut::new();
+    let broken = loop {
+        piece.clear();
+        match rows.fill(&mut piece, 1000).await {
+            Ok(more_may_come) => assert!(more_may_come, "it cannot end well"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(broken.code(), Some("22012"), "{broken}");
+    assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
 }

@@ -25,6 +25,9 @@ pub struct LogicalOptions {
     /// What becomes of tables whose updates and deletes cannot name their rows.
     #[serde(default)]
     pub keyless: KeylessTables,
+    /// What becomes of tables that are new on production.
+    #[serde(default)]
+    pub new_tables: NewTables,
 }
 
 /// What becomes of tables without a replica identity.
@@ -36,6 +39,17 @@ pub enum KeylessTables {
     Refuse,
     /// They are made, stay empty, and are not followed.
     Empty,
+}
+
+/// What becomes of tables that are made on production while it is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NewTables {
+    /// They are named, with the command that takes them over.
+    #[default]
+    Report,
+    /// They are taken over as that command does it.
+    Add,
 }
 
 /// A logical connector's state, besides what all connectors have.
@@ -51,6 +65,15 @@ pub struct LogicalInfo {
     pub applied_lsn: Option<Lsn>,
     /// What production has and the root branch has not, each with why.
     pub left_out: Vec<String>,
+    /// Tables that are new on production, and can be taken over.
+    #[serde(default)]
+    pub new_tables: Vec<String>,
+    /// Tables that are new on production, and cannot be taken over as they are.
+    #[serde(default)]
+    pub not_followed: Vec<SkippedTable>,
+    /// What else changed in production's schema and is otherwise on the root branch, each with what to do.
+    #[serde(default)]
+    pub schema_changes: Vec<String>,
 }
 
 /// Answer of `POST /v1/connectors/{name}/verify`.
