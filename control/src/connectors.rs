@@ -448,6 +448,7 @@ impl Control {
             max_rate_bytes: row.max_rate_bytes,
             pageserver: self.context.page_service.addr(),
             safekeepers: self.context.wal_service.addrs(),
+            members: self.context.wal_service.membership(),
             token,
             logical: row.logical.clone(),
         })

@@ -15,8 +15,8 @@ use ardent_api::control::{
     AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
-use ardent_api::wal_service::SafekeeperStatus;
-use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_api::wal_service::{CopySource, MemberStanding, Membership, PromisedTerm, SafekeeperStatus, TimelineStatus};
+use ardent_types::{DiskId, Lsn, TenantId, TimelineId};
 
 /// How a storage service failed, as far as control acts differently on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,58 @@ pub trait WalService: Send + Sync {
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
     /// How each of them is, in their order.
     fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>>;
+    /// Who they are, once they were changed; of generation 0 before.
+    fn membership(&self) -> Membership {
+        Membership::default()
+    }
+    /// How they are changed; `None` where they cannot be.
+    fn members(&self) -> Option<&dyn MemberService> {
+        None
+    }
+}
+
+/// What is asked of single safekeepers, members or not, while members change.
+pub trait MemberService: Send + Sync {
+    /// From now on these are they.
+    fn set_membership(&self, membership: Membership);
+    /// Which disk is there.
+    fn identify<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<DiskId, StorageError>>;
+    /// Whether no timeline is there.
+    fn is_empty<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<bool, StorageError>>;
+    /// Facts about a timeline there.
+    fn timeline_status<'a>(
+        &'a self,
+        at: &'a ServiceAddr,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<TimelineStatus, StorageError>>;
+    /// Lets it copy a timeline. May take long.
+    fn copy_timeline<'a>(&'a self, at: &'a ServiceAddr, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>>;
+    /// Tells it who the members of a timeline are, and what was promised; gives where it stands.
+    fn configure<'a>(
+        &'a self,
+        at: &'a ServiceAddr,
+        timeline: (TenantId, TimelineId),
+        membership: &'a Membership,
+        promise: Option<PromisedTerm>,
+    ) -> BoxFuture<'a, Result<MemberStanding, StorageError>>;
+    /// Has a writer elected that writes nothing: it completes the log on the members. It is one until it is dropped.
+    fn elect(
+        &self,
+        timeline: (TenantId, TimelineId),
+        membership: Membership,
+        token: String,
+    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>>;
+}
+
+/// Who can start safekeepers on folders of the server's own.
+pub trait SafekeeperHost: Send + Sync {
+    /// Those that it runs or should run, with their numbers, from 1.
+    fn own(&self) -> Vec<(u32, ServiceAddr)>;
+    /// Starts one more, on a folder that no other had.
+    fn add(&self) -> BoxFuture<'_, Result<ServiceAddr, ErrorInfo>>;
+    /// Stops one that it runs, and never starts it again. Fine if it does not run it.
+    fn remove<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>>;
 }
 
 /// One connector, as its runtime needs to know it.
@@ -161,6 +213,8 @@ pub struct ConnectorSpec {
     pub pageserver: ServiceAddr,
     /// Safekeepers.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who they are, once they were changed.
+    pub members: Membership,
     /// Service token with the right to import.
     pub token: String,
     /// What is copied, if it follows by logical replication.

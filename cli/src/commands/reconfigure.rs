@@ -1,4 +1,5 @@
-//! `ardent reconfigure`: what an installation was made with is changed, while no server runs.
+//! `ardent reconfigure`: what an installation was made with is changed. This is how, while no server runs; while one runs it is asked to
+//! (`safekeeper_change`).
 
 use std::fs::{self, File};
 use std::io;
@@ -9,7 +10,8 @@ use serde::Serialize;
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_safekeeper::{CopiedTimeline, reconfigure};
 
-use super::recover::{TimelineReport, known_timelines, refused};
+use super::recover::{TimelineReport, known_timelines, refuse_if_changed_online, refused};
+use super::safekeeper_change;
 use crate::args::{ReconfigureCommand, ReconfigureSafekeepersArgs};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
@@ -23,10 +25,23 @@ const SCHEMA_VERSION: u32 = 1;
 const JOINING_FILE: &str = "joining";
 
 /// Runs the command.
-pub fn run(output: &Output, command: &ReconfigureCommand) -> Result<(), Failure> {
+pub fn run(output: &Output, url_flag: Option<&str>, command: &ReconfigureCommand) -> Result<(), Failure> {
     match command {
-        ReconfigureCommand::Safekeepers(args) => safekeepers(output, args),
+        ReconfigureCommand::Safekeepers(args) => match offline(url_flag, args)? {
+            Some((root, count)) => safekeepers(output, &root, count),
+            None => safekeeper_change::run(output, url_flag, args),
+        },
     }
+}
+
+/// The folder and the number, if it is to be done without a server.
+fn offline(url_flag: Option<&str>, args: &ReconfigureSafekeepersArgs) -> Result<Option<(PathBuf, u8)>, Failure> {
+    let Some(count) = args.count.filter(|_| url_flag.is_none() && !args.detach) else { return Ok(None) };
+    let root = up::data_dir(args.data_dir.as_ref())?;
+    // Given up at once: the command itself takes it again.
+    let is_used =
+        root.is_dir() && DataLock::take(&root).is_err_and(|failure| failure.info.code == ApiErrorCode::Conflict);
+    Ok((!is_used).then_some((root, count)))
 }
 
 /// What `ardent reconfigure safekeepers` did.
@@ -43,25 +58,25 @@ struct Report {
     left: Vec<String>,
 }
 
-fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
-    let root = up::data_dir(args.data_dir.as_ref())?;
+fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
     let nothing_there = || {
         let message = format!("{} has no safekeepers yet", root.display());
         Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
             "begin with: ardent up --data-dir {} --safekeepers {}",
             root.display(),
-            args.count
+            count
         ))
     };
     if !root.is_dir() {
         return Err(nothing_there());
     }
-    let _lock = DataLock::take(&root)?;
-    let marks = safekeepers::recorded(&root)?.ok_or_else(nothing_there)?;
-    let (before, after) = (marks.len(), usize::from(args.count));
-    let folder = |index: usize| safekeepers::folder(&root, index);
+    let _lock = DataLock::take(root)?;
+    refuse_if_changed_online(root)?;
+    let marks = safekeepers::recorded(root)?.ok_or_else(nothing_there)?;
+    let (before, after) = (marks.len(), usize::from(count));
+    let folder = |index: usize| safekeepers::folder(root, index);
     let there: Vec<usize> =
-        (0..before).filter(|index| safekeepers::mark_of(&root, *index).as_ref() == Some(&marks[*index])).collect();
+        (0..before).filter(|index| safekeepers::mark_of(root, *index).as_ref() == Some(&marks[*index])).collect();
     if let Some(missing) = (0..before.min(after)).find(|index| !there.contains(index)) {
         let number = missing + 1;
         let message = format!("{}, which stays a safekeeper's, is not what it was", folder(missing).display());
@@ -71,7 +86,7 @@ fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(),
     for index in before..after {
         join(&folder(index))?;
     }
-    let known = known_timelines(&root)?;
+    let known = known_timelines(root)?;
     let wanted = |timeline| known.as_ref().is_none_or(|known| known.contains(&timeline));
     let mut timelines: Vec<TimelineReport> = Vec::new();
     let done = |copied: &CopiedTimeline| timelines.push(TimelineReport::of(output, copied));
@@ -79,10 +94,10 @@ fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(),
     let new: Vec<PathBuf> = (0..after).map(folder).collect();
     reconfigure(&old, before, &new, wanted, done).map_err(|error| refused(&error))?;
 
-    let joined = (before..after).map(|index| safekeepers::mark(&root, index)).collect::<Result<Vec<_>, _>>()?;
+    let joined = (before..after).map(|index| safekeepers::mark(root, index)).collect::<Result<Vec<_>, _>>()?;
     let marks: Vec<String> = marks.into_iter().take(after).chain(joined).collect();
     // From here on they are the members.
-    safekeepers::record(&root, &marks)?;
+    safekeepers::record(root, &marks)?;
     for index in before..after {
         remove_if_there(&folder(index).join(JOINING_FILE))?;
     }

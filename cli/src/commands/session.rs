@@ -4,7 +4,9 @@ use std::io::Read as _;
 
 use serde::Serialize;
 
-use ardent_api::control::{ApiErrorCode, DeleteReply, ErrorInfo, SafekeeperInfo, StatusReply, WhoamiReply};
+use ardent_api::control::{
+    ApiErrorCode, DeleteReply, ErrorInfo, SafekeeperChange, SafekeeperInfo, StatusReply, WhoamiReply,
+};
 
 use super::safekeepers;
 use crate::api::Api;
@@ -19,6 +21,10 @@ struct Told {
     #[serde(flatten)]
     status: StatusReply,
     safekeepers: Vec<SafekeeperInfo>,
+    /// Of the list of them; 0: they never changed.
+    safekeeper_generation: u64,
+    /// A change of them that is on its way.
+    safekeeper_change: Option<SafekeeperChange>,
 }
 
 /// `ardent login`.
@@ -85,19 +91,22 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     if args.ca && !output.json {
         return output.line(&status.ca_file);
     }
-    let safekeepers = safekeepers::ask(&api)?;
-    let concerns = safekeepers::concerns(&safekeepers);
+    let told = safekeepers::ask(&api)?;
+    let change = safekeepers::change_text(&told);
+    let mut concerns = safekeepers::concerns(&told.safekeepers);
+    concerns.extend(safekeepers::change_concern(&told));
+    let safekeepers::Told { safekeepers, generation, change: safekeeper_change } = told;
     for concern in &concerns {
         output.warning(&format!("{}; {}", concern.message, concern.fix));
     }
-    let told = Told { status, safekeepers };
-    output.data(&told, |Told { status, safekeepers }| {
+    let told = Told { status, safekeepers, safekeeper_generation: generation, safekeeper_change };
+    output.data(&told, |Told { status, safekeepers, .. }| {
         let branches_at = if status.proxy_wildcard {
             format!("NAME.{}:{}", status.proxy_host, status.proxy_port)
         } else {
             format!("{}:{} with options=branch%3DNAME", status.proxy_host, status.proxy_port)
         };
-        pairs(&[
+        let mut lines = vec![
             ("server", format!("{} (version {}, since {})", api.url(), status.version, status.started_at)),
             ("data", status.data_dir.clone()),
             ("branches at", branches_at),
@@ -106,7 +115,9 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             ("branches", status.branches.to_string()),
             ("running", status.computes_running.to_string()),
             ("safekeepers", safekeepers::summary(safekeepers)),
-        ])
+        ];
+        lines.extend(change.map(|change| ("their change", change)));
+        pairs(&lines)
     })?;
     if args.exit_code && !concerns.is_empty() { Err(Failure::differences()) } else { Ok(()) }
 }

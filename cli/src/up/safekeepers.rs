@@ -5,12 +5,17 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, FutureExt as _};
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_api::token::TokenVerifier;
+use ardent_control::DataDir;
+use ardent_control::deps::SafekeeperHost;
 use ardent_control::secrets::random_bytes;
 use ardent_object_store::ObjectStore;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
@@ -20,43 +25,67 @@ use crate::failure::Failure;
 
 /// In the data directory: the marks of their folders, one a line.
 const MEMBERS_FILE: &str = "safekeepers";
-/// In each one's folder: its mark.
+/// Stands for a number that no folder has any more.
+const GAP: &str = "-";
+/// In each one's folder: its mark, by which its safekeeper knows which disk it is.
 const MARK_FILE: &str = "member";
 /// Most safekeepers.
 pub const COUNT_MAX: usize = 9;
 
-/// All of them that are there, running, with their numbers from 0.
-pub struct Safekeepers(Vec<(usize, Safekeeper)>);
+/// Highest number that a folder gets.
+const NUMBER_MAX: usize = 99;
+
+/// All of them that are there, running. A cheap handle.
+#[derive(Clone)]
+pub struct Safekeepers(Arc<Inner>);
+
+struct Inner {
+    root: PathBuf,
+    files: DataDir,
+    verifier: TokenVerifier,
+    archive: Option<Arc<dyn ObjectStore>>,
+    /// By their numbers, from 0.
+    running: Mutex<Vec<(usize, Safekeeper)>>,
+    /// One comes or goes at a time.
+    changing: tokio::sync::Mutex<()>,
+}
 
 impl Safekeepers {
-    /// Starts one for each address whose folder is there, or none. With `archive` whole segments of WAL go there.
-    pub async fn start(
-        place: &Place,
-        addresses: &[ServiceAddr],
-        archive: Option<Arc<dyn ObjectStore>>,
-    ) -> Result<Self, Failure> {
-        let mut started = Safekeepers(Vec::with_capacity(addresses.len()));
-        let there = if addresses.is_empty() { Vec::new() } else { present(&place.root)? };
-        for index in there {
-            let address = &addresses[index];
-            let config = SafekeeperConfig {
-                archive: archive.clone(),
-                ..SafekeeperConfig::new(folder(&place.root, index), vec![address.clone()], place.issuer.verifier())
-            };
-            match Safekeeper::start(config, CancellationToken::new()).await {
-                Ok(safekeeper) => started.0.push((index, safekeeper)),
-                Err(error) => {
-                    started.shutdown().await;
-                    return Err(Failure::of(&error));
-                }
+    /// Starts all whose folders are there, or none. With `archive` whole segments of WAL go there.
+    pub async fn start(place: &Place, archive: Option<Arc<dyn ObjectStore>>) -> Result<Self, Failure> {
+        let started = Safekeepers(Arc::new(Inner {
+            root: place.root.clone(),
+            files: place.files.clone(),
+            verifier: place.issuer.verifier(),
+            archive,
+            running: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+        }));
+        for index in present(&place.root)? {
+            if let Err(failure) = started.start_one(index).await {
+                started.shutdown().await;
+                return Err(failure);
             }
         }
         Ok(started)
     }
 
-    /// Adds what they count, each under its number where there are several.
+    async fn start_one(&self, index: usize) -> Result<ServiceAddr, Failure> {
+        let inner = &self.0;
+        let address = address(&inner.files, index);
+        let config = SafekeeperConfig {
+            archive: inner.archive.clone(),
+            ..SafekeeperConfig::new(folder(&inner.root, index), vec![address.clone()], inner.verifier.clone())
+        };
+        let safekeeper =
+            Safekeeper::start(config, CancellationToken::new()).await.map_err(|error| Failure::of(&error))?;
+        inner.running.lock().push((index, safekeeper));
+        Ok(address)
+    }
+
+    /// Adds what they count, each under its number where there are several. One that is added later is counted after the next start.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        for (index, safekeeper) in &self.0 {
+        for (index, safekeeper) in &*self.0.running.lock() {
             let number = (index + 1).to_string();
             safekeeper.register_metrics(registry.sub_registry_with_label(("safekeeper".into(), number.into())));
         }
@@ -64,58 +93,143 @@ impl Safekeepers {
 
     /// What does not work of them at present.
     pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
-        let all: Vec<_> = self.0.iter().map(|(index, safekeeper)| (index + 1, safekeeper.problems())).collect();
+        let inner = Arc::clone(&self.0);
         move || {
             let mut found = Vec::new();
-            for (number, problems) in &all {
-                found.extend(problems().into_iter().map(|problem| format!("safekeeper {number}: {problem}")));
+            for (index, safekeeper) in &*inner.running.lock() {
+                let number = index + 1;
+                found.extend(
+                    safekeeper.problems()().into_iter().map(|problem| format!("safekeeper {number}: {problem}")),
+                );
             }
             found
         }
     }
 
     /// Ends all, with what is in memory saved.
-    pub async fn shutdown(self) {
-        for (_, safekeeper) in self.0 {
+    pub async fn shutdown(&self) {
+        let running = std::mem::take(&mut *self.0.running.lock());
+        for (_, safekeeper) in running {
             safekeeper.shutdown().await;
         }
     }
+
+    async fn add_one(&self) -> Result<ServiceAddr, Failure> {
+        let _turn = self.0.changing.lock().await;
+        let root = &self.0.root;
+        let mut slots = slots(root)?.unwrap_or_default();
+        let is_free = |index: &usize| slots.get(*index).is_none_or(Option::is_none) && is_empty(&folder(root, *index));
+        let index = (0..NUMBER_MAX).find(is_free).ok_or_else(|| {
+            let message = format!("{} has folders of {NUMBER_MAX} safekeepers", root.display());
+            Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
+                .hint("remove those that are not used any more")
+        })?;
+        let mark = mark(root, index)?;
+        if slots.len() <= index {
+            slots.resize(index + 1, None);
+        }
+        slots[index] = Some(mark);
+        record_slots(root, &slots)?;
+        self.start_one(index).await
+    }
+
+    async fn remove_one(&self, at: &ServiceAddr) -> Result<(), Failure> {
+        let _turn = self.0.changing.lock().await;
+        let mut slots = slots(&self.0.root)?.unwrap_or_default();
+        let Some(index) = (0..slots.len()).find(|index| address(&self.0.files, *index) == *at) else { return Ok(()) };
+        let stopping = {
+            let mut running = self.0.running.lock();
+            let found = running.iter().position(|(running, _)| *running == index);
+            found.map(|found| running.swap_remove(found).1)
+        };
+        if let Some(safekeeper) = stopping {
+            safekeeper.shutdown().await;
+        }
+        slots[index] = None;
+        record_slots(&self.0.root, &slots)
+    }
 }
 
-/// The addresses of as many safekeepers as the folder was made with; of `wanted` (or 1) in a new folder, where they are
-/// written down: a quorum of another number would not overlap with the one that holds the log.
+impl SafekeeperHost for Safekeepers {
+    fn own(&self) -> Vec<(u32, ServiceAddr)> {
+        let slots = slots(&self.0.root).ok().flatten().unwrap_or_default();
+        let used = slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
+        used.map(|(index, _)| (u32::try_from(index + 1).unwrap_or(u32::MAX), address(&self.0.files, index))).collect()
+    }
+
+    fn add(&self) -> BoxFuture<'_, Result<ServiceAddr, ErrorInfo>> {
+        async move { self.add_one().await.map_err(|failure| failure.info) }.boxed()
+    }
+
+    fn remove<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>> {
+        async move { self.remove_one(address).await.map_err(|failure| failure.info) }.boxed()
+    }
+}
+
+/// Whether nothing is there that a new safekeeper would find.
+fn is_empty(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return !folder.exists() };
+    entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"))
+}
+
+fn address(files: &DataDir, index: usize) -> ServiceAddr {
+    ServiceAddr::Unix(files.run(&format!("{}.sock", name(index))))
+}
+
+/// The addresses of as many safekeepers as the folder was made with, or has since it was changed; of `wanted` (or 1) in a new folder, where
+/// they are written down: a quorum of another number would not overlap with the one that holds the log.
 pub fn addresses(place: &Place, wanted: Option<u8>) -> Result<Vec<ServiceAddr>, Failure> {
-    let count = match (recorded(&place.root)?, wanted) {
-        (Some(there), Some(wanted)) if there.len() != usize::from(wanted) => {
+    let all = |slots: &[Option<String>]| {
+        let used = slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
+        used.map(|(index, _)| address(&place.files, index)).collect::<Vec<_>>()
+    };
+    match (slots(&place.root)?, wanted) {
+        (Some(there), wanted) => {
+            let there = all(&there);
+            let Some(wanted) = wanted.filter(|wanted| usize::from(*wanted) != there.len()) else { return Ok(there) };
             let message = format!(
                 "{} keeps its WAL on {} safekeeper(s), and --safekeepers asks for {wanted}",
                 place.root.display(),
                 there.len()
             );
-            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(format!(
+            Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(format!(
                 "start without --safekeepers; to keep it on {wanted}: ardent reconfigure safekeepers {wanted}"
-            )));
+            )))
         }
-        (Some(there), _) => there.len(),
         (None, wanted) => {
             let count = usize::from(wanted.unwrap_or(1));
             let marks = (0..count).map(|index| mark(&place.root, index)).collect::<Result<Vec<_>, _>>()?;
             record(&place.root, &marks)?;
-            count
+            Ok((0..count).map(|index| address(&place.files, index)).collect())
         }
-    };
-    Ok((0..count).map(|index| ServiceAddr::Unix(place.files.run(&format!("{}.sock", name(index))))).collect())
+    }
 }
 
-/// The marks of their folders, in their order; `None` in a new folder. An installation from before they were written down gets them
-/// written down, of what is there.
+/// The marks of their folders, by their numbers; `None` in a new folder. For commands that change them while nothing runs: where they were
+/// changed while the server ran, that is how it is done from then on.
 pub fn recorded(root: &Path) -> Result<Option<Vec<String>>, Failure> {
+    let Some(slots) = slots(root)? else { return Ok(None) };
+    let gap = || {
+        let message = format!("the safekeepers of {} were changed while the server ran", root.display());
+        Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
+            .hint("start it, and run: ardent reconfigure safekeepers --replace NUMBER")
+    };
+    slots.into_iter().map(|slot| slot.ok_or_else(gap)).collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+/// The marks of their folders, by their numbers, with gaps where there is none any more; `None` in a new folder. An installation from before they
+/// were written down gets them written down, of what is there.
+fn slots(root: &Path) -> Result<Option<Vec<Option<String>>>, Failure> {
     let path = root.join(MEMBERS_FILE);
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let marks: Vec<String> = text.lines().map(str::to_owned).collect();
-            if (1..=COUNT_MAX).contains(&marks.len()) && marks.iter().all(|mark| is_mark(mark)) {
-                return Ok(Some(marks));
+            let slots: Vec<Option<String>> = text.lines().map(|line| (line != GAP).then(|| line.to_owned())).collect();
+            let mut marks = slots.iter().flatten();
+            if (1..=NUMBER_MAX).contains(&slots.len())
+                && slots.iter().any(Option::is_some)
+                && marks.all(|mark| is_mark(mark))
+            {
+                return Ok(Some(slots));
             }
             let message = format!("{} does not name the safekeepers' folders, one a line", path.display());
             return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Internal, message))
@@ -132,12 +246,18 @@ pub fn recorded(root: &Path) -> Result<Option<Vec<String>>, Failure> {
     let mark_or_lost = |index| if folder(root, index).exists() { mark(root, index) } else { new_mark() };
     let marks = (0..=last).map(mark_or_lost).collect::<Result<Vec<_>, _>>()?;
     record(root, &marks)?;
-    Ok(Some(marks))
+    Ok(Some(marks.into_iter().map(Some).collect()))
 }
 
 /// Writes down which folders are the safekeepers'.
 pub fn record(root: &Path, marks: &[String]) -> Result<(), Failure> {
     write_durably(root, MEMBERS_FILE, &format!("{}\n", marks.join("\n")))
+}
+
+/// The same, with gaps.
+fn record_slots(root: &Path, slots: &[Option<String>]) -> Result<(), Failure> {
+    let lines: Vec<&str> = slots.iter().map(|slot| slot.as_deref().unwrap_or(GAP)).collect();
+    write_durably(root, MEMBERS_FILE, &format!("{}\n", lines.join("\n")))
 }
 
 /// Makes the folder of one, if it is not there, and marks it with what no other folder has, if it is not marked: a disk that is not
@@ -191,10 +311,11 @@ pub(super) fn write_durably(folder: &Path, name: &str, text: &str) -> Result<(),
 
 /// The numbers, from 0, of those whose folders are the ones that were there; an error if too few are for a quorum.
 fn present(root: &Path) -> Result<Vec<usize>, Failure> {
-    let marks = recorded(root)?.unwrap_or_default();
-    let count = marks.len();
+    let slots = slots(root)?.unwrap_or_default();
+    let used: Vec<usize> = (0..slots.len()).filter(|index| slots[*index].is_some()).collect();
+    let count = used.len();
     let (there, lost): (Vec<usize>, Vec<usize>) =
-        (0..count).partition(|index| mark_of(root, *index).as_ref() == Some(&marks[*index]));
+        used.into_iter().partition(|index| mark_of(root, *index) == slots[*index]);
     let names = |lost: &[usize]| {
         lost.iter().map(|index| folder(root, *index).display().to_string()).collect::<Vec<_>>().join(", ")
     };
@@ -209,7 +330,7 @@ fn present(root: &Path) -> Result<Vec<usize>, Failure> {
         let number = index + 1;
         warn!(
             folder = %folder(root, *index).display(),
-            "safekeeper {number} is not started: its folder is not what it was. Mount its disk, or stop the server and run: ardent recover safekeeper {number}"
+            "safekeeper {number} is not started: its folder is not what it was. Mount its disk; if it is lost, run: ardent reconfigure safekeepers --replace {number}, or stop the server and run: ardent recover safekeeper {number}"
         );
     }
     Ok(there)
@@ -269,6 +390,25 @@ mod tests {
         // A new folder does not take its place by itself.
         let failure = addresses(&place, Some(1)).expect_err("another number");
         assert_eq!(failure.info.code, ApiErrorCode::Conflict);
+    }
+
+    #[test]
+    fn a_number_that_went_leaves_a_gap_and_is_not_missed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let place = Place::open(folder.path()).expect("a new folder");
+        addresses(&place, Some(3)).expect("new");
+        let mut marks = slots(&place.root).expect("read").expect("there");
+        marks[1] = None;
+        marks.push(Some(mark(&place.root, 3).expect("a new one")));
+        record_slots(&place.root, &marks).expect("written");
+        assert_eq!(slots(&place.root).expect("read"), Some(marks));
+        assert_eq!(present(&place.root).expect("all that there are"), [0, 2, 3]);
+        let sockets = addresses(&place, Some(3)).expect("as it is");
+        assert!(sockets[2].to_string().ends_with("safekeeper-4.sock"), "{sockets:?}");
+        let failure = recorded(&place.root).expect_err("they were changed while the server ran");
+        assert_eq!(failure.info.code, ApiErrorCode::Conflict);
+        fs::write(place.root.join(MEMBERS_FILE), "-\n").expect("written");
+        slots(&place.root).expect_err("none is left");
     }
 
     #[test]

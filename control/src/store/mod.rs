@@ -9,6 +9,7 @@ mod connector;
 mod deleted;
 mod description;
 mod masked;
+mod membership;
 mod restore;
 mod role;
 mod schema;
@@ -24,7 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Notify;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
-use ardent_types::TimelineId;
+use ardent_types::{MemberGeneration, TimelineId};
 
 pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
@@ -35,6 +36,7 @@ pub use description::{
     Untold,
 };
 pub use masked::{MaskedRow, template_name_of};
+pub use membership::{MemberChange, Outdated};
 pub use restore::TimelineRow;
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
@@ -184,6 +186,22 @@ pub fn timelines_in(path: &Path) -> Result<BTreeSet<TimelineId>, StoreError> {
     let read = || {
         let mut statement = connection.prepare("SELECT id FROM timelines")?;
         statement.query_map([], |row| parsed(row, "id"))?.collect::<rusqlite::Result<_>>()
+    };
+    read().map_err(failed("read"))
+}
+
+/// Of the list of safekeepers that the file at `path` has; 0: they never changed while a server ran. Changes nothing, and may be called beside the
+/// server that uses it.
+pub fn member_generation_in(path: &Path) -> Result<MemberGeneration, StoreError> {
+    let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
+    let read = || {
+        // A file of an older version has no such table.
+        let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'membership'";
+        if connection.query_row(query, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(MemberGeneration::default());
+        }
+        Ok(membership::membership(&connection)?.map(|known| known.generation).unwrap_or_default())
     };
     read().map_err(failed("read"))
 }

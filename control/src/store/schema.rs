@@ -186,6 +186,20 @@ const MIGRATIONS: &[&str] = &[
         source_lsn TEXT,
         report TEXT
     ) STRICT;",
+    // 8 -> 9: who the safekeepers are, once they were changed, and a change that is on its way.
+    "CREATE TABLE membership (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        generation INTEGER NOT NULL,
+        members TEXT NOT NULL,
+        next TEXT
+    ) STRICT;
+    CREATE TABLE membership_change (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        phase TEXT NOT NULL CHECK (phase IN ('copying', 'joint', 'settled', 'cancelled')),
+        from_members TEXT NOT NULL,
+        to_members TEXT NOT NULL,
+        begun_us INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 /// Version of the schema that this program writes.

@@ -666,6 +666,7 @@ impl World {
         let dependencies = Dependencies {
             page_service: self.fakes.clone(),
             wal_service: self.fakes.clone(),
+            safekeeper_host: None,
             connectors: self.fakes.clone(),
             logical: self.fakes.clone(),
         };

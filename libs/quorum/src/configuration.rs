@@ -6,55 +6,9 @@
 //!                                                            └──cancelled──► members A B C, generation 3
 //! ```
 
+use ardent_api::wal_service::Membership;
 use ardent_types::Lsn;
-
-/// One disk of one safekeeper, by a random number that is made with its folder: a safekeeper that lost its disk comes back as another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DiskId(u128);
-
-impl DiskId {
-    /// The id with this number.
-    pub const fn new(raw: u128) -> Self {
-        DiskId(raw)
-    }
-
-    /// Its number.
-    pub const fn get(self) -> u128 {
-        self.0
-    }
-}
-
-impl std::fmt::Display for DiskId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-/// The number of a configuration: a higher one replaces all lower ones. 0: no change has ever been made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberGeneration(u64);
-
-impl MemberGeneration {
-    /// The generation with this number.
-    pub const fn new(raw: u64) -> Self {
-        MemberGeneration(raw)
-    }
-
-    /// Its number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    fn next(self) -> Self {
-        MemberGeneration(self.0.checked_add(1).expect("generations never reach 2^64"))
-    }
-}
-
-impl std::fmt::Display for MemberGeneration {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+pub use ardent_types::{DiskId, MemberGeneration};
 
 /// The members whose majority decides; while they change, a majority of the next ones as well.
 ///
@@ -108,6 +62,13 @@ impl Configuration {
             ascends(&members) && next.as_deref().is_none_or(ascends)
         };
         valid.then_some(Configuration { generation, members, next })
+    }
+
+    /// What a message, a file or control's store says of them; `None` where members are missing, repeated or out of order.
+    pub fn of(membership: &Membership) -> Option<Self> {
+        let disks = |members: &[ardent_api::wal_service::Member]| members.iter().map(|member| member.disk).collect();
+        let next = membership.next.as_deref().map(disks);
+        Self::from_parts(membership.generation, disks(&membership.members), next)
     }
 
     /// Its number.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{Request, Response};
+use ardent_api::wal_service::{CAN_CHANGE_MEMBERS, Request, Response};
 
 use crate::connection::{Binding, connect};
 use crate::error::ClientError;
@@ -19,7 +19,11 @@ const SEND_BATCH_BYTES: usize = 256 << 10;
 /// What a peer task tells its proposer.
 pub(crate) enum PeerEvent {
     /// Connected; requests go here until [`PeerEvent::Down`].
-    Up(mpsc::UnboundedSender<Request>),
+    Up {
+        requests: mpsc::UnboundedSender<Request>,
+        /// It can be told who the members are.
+        knows_members: bool,
+    },
     /// A message came.
     Message(Response),
     /// The connection is gone, or could not be made.
@@ -56,7 +60,8 @@ async fn serve(
 ) -> Result<(), ClientError> {
     let (mut sender, mut receiver) = connect(address, binding).await?;
     let (requests, mut outgoing) = mpsc::unbounded_channel();
-    if events.send((index, PeerEvent::Up(requests))).is_err() {
+    let knows_members = receiver.peer_can(CAN_CHANGE_MEMBERS);
+    if events.send((index, PeerEvent::Up { requests, knows_members })).is_err() {
         return Ok(());
     }
     loop {
