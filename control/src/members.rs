@@ -635,7 +635,14 @@ impl Control {
                 return Ok(());
             }
             match core.verdict() {
-                CatchUpVerdict::CaughtUp => return Ok(()),
+                // Its writer knows the next members once it is connected to them: before that, who leaves may be all that it knows.
+                CatchUpVerdict::CaughtUp if round.is_written(joint) || !self.expects_writer(timeline.1)? => {
+                    return Ok(());
+                }
+                CatchUpVerdict::CaughtUp => {
+                    tokio::time::sleep(ASK_AGAIN_AFTER).await;
+                    continue;
+                }
                 CatchUpVerdict::Superseded(later) => {
                     let generation = later.generation();
                     return Err(ChangeError::Waits(format!(
@@ -685,6 +692,9 @@ impl Control {
                 // Whoever else answers there does not count.
                 Ok(said) if said.disk == disk => {
                     round.has_writer |= said.has_writer;
+                    if said.has_writer && said.membership.generation == joint.generation {
+                        round.written.insert(disk);
+                    }
                     if let Some(standing) = standing_of(&said) {
                         core.heard(disk, standing);
                     }
@@ -695,6 +705,18 @@ impl Control {
             }
         }
         round
+    }
+
+    /// Whether somebody writes the timeline, as far as this server knows: a compute, or a connector that follows production.
+    fn expects_writer(&self, timeline: TimelineId) -> Result<bool, ChangeError> {
+        let branches = self.context.store.branches()?;
+        let branch = branches.iter().find(|row| row.timeline == timeline);
+        if branch.is_some_and(|branch| self.pool.has_slot(branch.id)) {
+            return Ok(true);
+        }
+        let connectors = self.context.store.connectors()?;
+        let connector = connectors.iter().find(|row| row.timeline == timeline && row.logical.is_none());
+        Ok(connector.is_some_and(|row| self.following(&row.name) == (true, None)))
     }
 
     /// A writer that writes nothing, for a timeline that nobody else writes; `None` if somebody may be about to.
@@ -830,11 +852,19 @@ async fn service_delete(control: &Control, member: &Member, (tenant, timeline): 
 #[derive(Default)]
 struct Round {
     has_writer: bool,
+    /// Those that a writer is connected to that goes by the joint list.
+    written: HashSet<DiskId>,
     /// Who does not have the timeline.
     lacking: HashSet<DiskId>,
 }
 
 impl Round {
+    /// Whether a writer is connected to a majority of the next members.
+    fn is_written(&self, joint: &Membership) -> bool {
+        let next = joint.next.as_deref().unwrap_or_default();
+        next.iter().filter(|member| self.written.contains(&member.disk)).count() > next.len() / 2
+    }
+
     fn lacks(&self, member: &Member) -> bool {
         self.lacking.contains(&member.disk)
     }

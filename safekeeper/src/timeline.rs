@@ -321,7 +321,10 @@ impl Timeline {
         let mut effects = Vec::new();
         self.acceptor.vote(vote, &configuration, &mut effects).map_err(out_of_order(timeline))?;
         self.members_taken(membership, Some(to));
-        self.candidate = Some(to.clone());
+        // One that goes by older members asks again, having learned of these.
+        if membership.generation == self.membership.generation {
+            self.candidate = Some(to.clone());
+        }
         for effect in effects {
             let reply = match effect {
                 AcceptorEffect::Reply(Reply::Vote(answer)) => self.vote_reply(answer),

@@ -407,7 +407,10 @@ async fn live(fates: [Option<&Fate>; 2]) -> House {
     let tenant = house.dir.path().join("data").join(spec.tenant.to_string());
     assert_eq!(std::fs::read_dir(tenant).expect("listed").count(), 1, "nothing is left of the other one");
     let store = LocalFolder::attach(&house.dir.path().join("store")).expect("a store");
-    let archived = list_all(&store, "timelines/", false).expect("listed").objects.len() as u64;
+    let archived = list_all(&store, &format!("timelines/{}/{}/", spec.tenant, spec.timeline), false)
+        .expect("listed")
+        .objects
+        .len() as u64;
     let size = spec.wal_segment_size;
     assert_eq!(archived, house.acknowledged().segment_number(size) - spec.start_lsn.segment_number(size));
     house

@@ -111,17 +111,19 @@ impl House {
         }
     }
 
-    /// Until all that joins has what the others have. Those in `away` are not asked.
-    async fn catch_up(&self, joint: &Membership, away: &[DiskId]) {
+    /// Until all that joins has what the others have, and the writer knows them, if there is one. Those in `away` are not asked.
+    async fn catch_up(&self, joint: &Membership, away: &[DiskId], has_writer: bool) {
         let configuration = Configuration::of(joint).expect("in order");
         let mut core = CatchUp::new(configuration);
         for _ in 0..400 {
+            let mut is_written = !has_writer;
             for (disk, promise) in core.questions() {
                 if away.contains(&disk) {
                     continue;
                 }
                 let member = Member { disk, address: joint.address_of(disk).expect("a member").clone() };
                 let said = self.tell(&member, joint, promise).await.expect("told");
+                is_written |= said.has_writer && joint.next.iter().flatten().any(|next| next.disk == said.disk);
                 let standing = Standing {
                     configuration: Configuration::of(&said.membership).expect("in order"),
                     promise: Promise { term: said.promise.term, proposer: said.promise.proposer },
@@ -131,8 +133,10 @@ impl House {
                 core.heard(said.disk, standing);
             }
             match core.verdict() {
-                CatchUpVerdict::CaughtUp => return,
-                CatchUpVerdict::Pending => tokio::time::sleep(Duration::from_millis(25)).await,
+                CatchUpVerdict::CaughtUp if is_written => return,
+                CatchUpVerdict::CaughtUp | CatchUpVerdict::Pending => {
+                    tokio::time::sleep(Duration::from_millis(25)).await
+                }
                 CatchUpVerdict::Superseded(later) => panic!("somebody goes by {later:?}"),
             }
         }
@@ -184,7 +188,7 @@ async fn one_of_three_is_replaced_under_a_writer_that_goes_on_in_its_term() {
     house.copy(0, 3).await.expect("it is there already");
     write(&proposer, &mut wal, 100_000).await;
     let joint = house.membership(2, &[0, 1, 2], Some(&[0, 1, 3]));
-    house.catch_up(&joint, &[lost]).await;
+    house.catch_up(&joint, &[lost], true).await;
     let settled = house.membership(3, &[0, 1, 3], None);
     house.tell_all(&settled).await;
     // With one of the old ones away the new one is needed, and the writer is the same.
@@ -222,7 +226,7 @@ async fn from_one_to_three_and_back_under_a_writer() {
     }
     write(&proposer, &mut wal, 50_000).await;
     let joint = house.membership(2, &[0], Some(&[0, 1, 2]));
-    house.catch_up(&joint, &[]).await;
+    house.catch_up(&joint, &[], true).await;
     write(&proposer, &mut wal, 50_000).await;
     house.tell_all(&house.membership(3, &[0, 1, 2], None)).await;
     let end = write(&proposer, &mut wal, 50_000).await;
@@ -230,7 +234,7 @@ async fn from_one_to_three_and_back_under_a_writer() {
         house.has_all(node, &wal, end).await;
     }
     let joint = house.membership(4, &[0, 1, 2], Some(&[2]));
-    house.catch_up(&joint, &[]).await;
+    house.catch_up(&joint, &[], true).await;
     let settled = house.membership(5, &[2], None);
     house.tell_all(&settled).await;
     for node in [0, 1] {
@@ -260,7 +264,7 @@ async fn a_timeline_at_rest_needs_no_writer() {
     }
     house.copy(0, 3).await.expect("copied");
     let joint = house.membership(2, &[0, 1, 2], Some(&[1, 2, 3]));
-    house.catch_up(&joint, &[]).await;
+    house.catch_up(&joint, &[], false).await;
     let settled = house.membership(3, &[1, 2, 3], None);
     house.tell_all(&settled).await;
     let (proposer, elected) = house.elect(&[], &settled).await;
@@ -381,7 +385,7 @@ async fn a_log_whose_beginning_is_trimmed_is_copied_from_what_is_kept() {
     eventually("trimmed", async || oldest().await > house.world.spec.start_lsn).await;
     house.copy(0, 1).await.expect("copied");
     let joint = house.membership(2, &[0], Some(&[1]));
-    house.catch_up(&joint, &[]).await;
+    house.catch_up(&joint, &[], true).await;
     house.tell_all(&house.membership(3, &[1], None)).await;
     house.stop(0).await;
     let end = write(&proposer, &mut wal, 200_000).await;

@@ -38,6 +38,10 @@ pub fn run(output: &Output, url_flag: Option<&str>, command: &ReconfigureCommand
 fn offline(url_flag: Option<&str>, args: &ReconfigureSafekeepersArgs) -> Result<Option<(PathBuf, u8)>, Failure> {
     let Some(count) = args.count.filter(|_| url_flag.is_none() && !args.detach) else { return Ok(None) };
     let root = up::data_dir(args.data_dir.as_ref())?;
+    // Without a folder of that name here, the server that was logged into is meant.
+    if args.data_dir.is_none() && !root.is_dir() {
+        return Ok(None);
+    }
     // Given up at once: the command itself takes it again.
     let is_used =
         root.is_dir() && DataLock::take(&root).is_err_and(|failure| failure.info.code == ApiErrorCode::Conflict);
