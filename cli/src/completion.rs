@@ -22,6 +22,9 @@ const VARIABLE: &str = "ARDENT_COMPLETE";
 /// Longest wait for a server's list.
 const PATIENCE: Duration = Duration::from_millis(800);
 
+/// In a folder of zsh's functions, the script is first run at the press of the key itself, and has to answer that one as well.
+const ZSH_FIRST_PRESS: &str = "if [[ $funcstack[1] = _ardent ]]; then _clap_dynamic_completer_ardent \"$@\"; fi\n";
+
 /// Whose names an argument takes.
 #[derive(Clone, Copy, Debug)]
 enum Names {
@@ -83,6 +86,9 @@ pub fn print_script(shell: Shell) -> Result<(), Failure> {
     let completer = shells.completer(&name).ok_or_else(|| Failure::usage(format!("{name} cannot be completed for")))?;
     let mut script = Vec::new();
     let written = completer.write_registration(VARIABLE, "ardent", "ardent", "ardent", &mut script);
+    if shell == Shell::Zsh {
+        script.extend_from_slice(ZSH_FIRST_PRESS.as_bytes());
+    }
     written.and_then(|()| std::io::stdout().write_all(&script)).map_err(|error| Failure::of(&error))
 }
 

@@ -89,11 +89,17 @@ impl Control {
             Search::Found(located) => self.name_statement(&mut reply, &branch, &version, located).await?,
             Search::Before(oldest) => {
                 reply.found = BlameFound::Unchanged;
-                reply.message = match oldest {
-                    Some(since) => {
+                let kept = self.kept_by_last_rebase(&branch)?;
+                reply.message = match (oldest, kept) {
+                    (Some(_), Some(kept)) => format!(
+                        "as the last rebase left it, or the state that it went onto: its version is of transaction {xmin}. What changed it before: ardent branch blame {kept} {} {}",
+                        version.table,
+                        request.key.join(",")
+                    ),
+                    (Some(since), None) => {
                         format!("unchanged since {since}: its version is of transaction {xmin}, before that")
                     }
-                    None => "nothing is recorded of the branch or of those that it was made from".to_owned(),
+                    (None, _) => "nothing is recorded of the branch or of those that it was made from".to_owned(),
                 };
                 if reply.message.starts_with("nothing") {
                     reply.found = BlameFound::Unknown;
@@ -111,12 +117,15 @@ impl Control {
     /// Looks for the transaction in the logs of the timelines that the branch's history is made of, the newest first.
     fn search(&self, branch: &BranchRow, own_folder: PathBuf, xid: u32) -> Result<Search, ErrorInfo> {
         let mut oldest = None;
+        let family = self.rebase_family(branch)?;
         for (timeline, end) in self.history(branch)? {
             let owner = self.context.store.branch_of_timeline(timeline)?.filter(|owner| owner.id != branch.id);
             let mut places = vec![(branch.name.clone(), own_folder.clone())];
-            if let Some(owner) = &owner {
-                places.push((owner.known_name().to_string(), self.statement_log_folder(owner.id)));
+            // What ran on a timeline before a rebase exchanged it is in the log of the branch that was on it then.
+            for other in family.iter().chain(&owner).filter(|other| other.id != branch.id) {
+                places.push((other.known_name().to_string(), self.statement_log_folder(other.id)));
             }
+            let mut is_missing = false;
             for (name, folder) in places {
                 let found = find_transaction(&folder, timeline, end.unwrap_or(Lsn::MAX), xid);
                 let found = found.map_err(|error| ErrorInfo::new(ApiErrorCode::Internal, chain(&error)))?;
@@ -124,11 +133,14 @@ impl Control {
                     Ok(transaction) => {
                         return Ok(Search::Found(Located { branch: name, timeline, folder, transaction }));
                     }
-                    Err(Some(header)) if !precedes(xid, header.first_xid as u32) => return Ok(Search::Missing),
+                    Err(Some(header)) if !precedes(xid, header.first_xid as u32) => is_missing = true,
                     Err(Some(_)) if timeline == branch.timeline => oldest = Some("the branch point".to_owned()),
                     Err(Some(_)) => oldest = Some(format!("the branch point of {name}")),
                     Err(None) => {}
                 }
+            }
+            if is_missing {
+                return Ok(Search::Missing);
             }
         }
         Ok(Search::Before(oldest))

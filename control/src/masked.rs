@@ -111,7 +111,7 @@ impl Control {
             return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
         }
         let known = self.context.store.masked(existing.id)?;
-        if known.is_none_or(|known| known.rules != request.rules) {
+        if known.is_none_or(|known| !known.is_by(&request.rules)) {
             let message = format!("there is a masked template {name}, and it was not made by these rules");
             return Err(ErrorInfo::new(ApiErrorCode::AlreadyExists, message)
                 .with_hint(format!("take another name, or delete it: ardent mask delete {name}")));
@@ -156,6 +156,12 @@ impl Control {
             ErrorInfo::new(ApiErrorCode::Internal, format!("the report cannot be written: {error}"))
         })?;
         self.context.store.put_mask_report(template.id, hidden.branch_lsn.unwrap_or_default(), &text)?;
+        let described = self.context.store.description(template.timeline)?;
+        if described.and_then(|described| described.masked).is_none_or(|masked| masked.report.is_none()) {
+            let lost = "the report is too long for the template's manifest: if the server's database is lost, no branch can be made of it any more";
+            warn!(template = %template.name, "{lost}");
+            tell(lost.to_owned());
+        }
         self.cut(template, hidden, point.lsn).await
     }
 
@@ -199,18 +205,32 @@ impl Control {
     pub(crate) fn template_to_branch(&self, name: &str) -> Result<BranchRow, ErrorInfo> {
         if !name.is_empty() {
             let template = self.find_template(name)?;
-            return if template.state == BranchState::Ready { Ok(template) } else { Err(no_template(name)) };
+            return if template.state == BranchState::Ready { self.vouched(template) } else { Err(no_template(name)) };
         }
         let mut ready = self.templates()?;
         ready.retain(|template| template.state == BranchState::Ready);
         let names: Vec<&str> = ready.iter().filter_map(BranchRow::template_name).collect();
         match ready.as_slice() {
-            [one] => Ok(one.clone()),
+            [one] => self.vouched(one.clone()),
             [] => Err(ErrorInfo::new(ApiErrorCode::NotFound, "there is no masked template")
                 .with_hint("make one: ardent mask create NAME --rules FILE")),
             _ => Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, "there is more than one masked template")
                 .with_hint(format!("say which with --masked: {}", names.join(", ")))),
         }
+    }
+
+    /// Gives a template back if what was done to make it is known.
+    fn vouched(&self, template: BranchRow) -> Result<BranchRow, ErrorInfo> {
+        let made = self.context.store.masked(template.id)?;
+        if made.is_some_and(|made| made.report.is_some()) {
+            return Ok(template);
+        }
+        let name = template.template_name().unwrap_or(&template.name);
+        let message = format!(
+            "what was done to make the masked template {name} is not known: the server's database was lost, and the template's manifest does not say"
+        );
+        Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
+            .with_hint("make another: ardent mask create NAME --rules FILE"))
     }
 
     /// The name of the template that a branch comes from, at however many removes.

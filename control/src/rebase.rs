@@ -26,8 +26,12 @@ use crate::store::{BranchRow, now_us};
 
 /// Longest name of a branch: a DNS label.
 const NAME_LEN_MAX: usize = 63;
+/// What stands between a branch's name and the number of a state that it left.
+const KEPT_WORD: &str = "-before-rebase-";
 /// Most old states that are kept of one branch by number.
 const KEPT_MAX: u32 = 1000;
+/// Most attempts, if the branch was written to meanwhile: also by Postgres itself, which tidies pages when they are read.
+const ATTEMPTS_MAX: u32 = 3;
 /// Nothing limits what the server itself waits for on a branch of its own.
 const NO_TIMEOUT_MS: u64 = 0;
 
@@ -54,6 +58,24 @@ impl Control {
             }
         };
         let parent = parent.ok_or_else(|| crate::branches::not_found(name))?;
+        for _ in 0..ATTEMPTS_MAX {
+            if let Some(reply) = self.try_rebase(branch, &parent, request).await? {
+                return Ok(reply);
+            }
+        }
+        let message = format!("branch {name} was written to while it was being rebased: nothing was changed");
+        Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
+            .with_hint("give the command again when nobody writes there"))
+    }
+
+    /// One attempt; `None` if the branch was written to meanwhile.
+    async fn try_rebase(
+        self: &Arc<Self>,
+        branch: &BranchRow,
+        parent: &BranchRow,
+        request: &RebaseRequest,
+    ) -> Result<Option<RebaseReply>, ErrorInfo> {
+        let name = &branch.name;
         let report = self.diff(branch, &DiffRequest::default()).await?;
         if !report.databases_not_compared.is_empty() {
             let message = format!(
@@ -63,11 +85,11 @@ impl Control {
             return Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
                 .with_hint("dump and drop them first, or apply the branch's changes elsewhere: ardent branch apply"));
         }
-        let at = self.newest(&parent).await?;
+        let at = self.newest(parent).await?;
         // Made for its owner: it is his, with his limits, once it has taken the branch's place.
-        let fresh = self.create_hidden_with(&parent, parent.timeline, at, BranchPolicy::default()).await?;
+        let fresh = self.create_hidden_with(parent, parent.timeline, at, BranchPolicy::default()).await?;
         let result = self.rebase_onto(branch, &fresh, &report, request).await;
-        if !matches!(&result, Ok(reply) if reply.rebased)
+        if !matches!(&result, Ok(Some(reply)) if reply.rebased)
             && let Err(error) = self.delete_hidden(&fresh).await
         {
             warn!(branch = %name, %error, "what a rebase made is not deleted yet; the housekeeper tries again");
@@ -86,7 +108,7 @@ impl Control {
         fresh: &BranchRow,
         report: &DiffReport,
         request: &RebaseRequest,
-    ) -> Result<RebaseReply, ErrorInfo> {
+    ) -> Result<Option<RebaseReply>, ErrorInfo> {
         let mut reply = RebaseReply {
             schema_version: SCHEMA_VERSION,
             name: branch.name.clone(),
@@ -111,34 +133,31 @@ impl Control {
             take(&mut reply, applied.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(&error)))?);
         }
         if !reply.conflicts.is_empty() || request.dry_run {
-            return Ok(reply);
+            return Ok(Some(reply));
         }
         // Whoever connects from here on waits, and meets what the rebase made.
         let _closed = (self.pool.close_gate(branch.id).await, self.pool.close_gate(fresh.id).await);
         self.pool.suspend(fresh.id).await?;
         self.pool.suspend(branch.id).await?;
-        self.check_unchanged(branch, report).await?;
+        if !self.is_unchanged(branch, report).await? {
+            return Ok(None);
+        }
         let kept = self.exchange(branch, fresh, None).await?;
         reply.rebased = true;
         reply.kept_as = Some(kept);
-        Ok(reply)
+        Ok(Some(reply))
     }
 
-    /// What was written on the branch after the diff looked at it would be left behind.
-    async fn check_unchanged(&self, branch: &BranchRow, report: &DiffReport) -> Result<(), ErrorInfo> {
+    /// Whether nothing was written on the branch after the diff looked at it, which would be left behind.
+    async fn is_unchanged(&self, branch: &BranchRow, report: &DiffReport) -> Result<bool, ErrorInfo> {
         let end = self.context.wal_service.commit_lsn(branch.tenant, branch.timeline).await?.unwrap_or(report.to_lsn);
         if end <= report.to_lsn {
-            return Ok(());
+            return Ok(true);
         }
         let changed = self.changed_blocks(branch, report.to_lsn, end).await?;
         // Catalogs change by themselves: statistics, freezing.
         let is_users = |relation: &ardent_api::page_service::ChangedRelation| relation.rel.relnode >= FIRST_USER_FILE;
-        if !changed.iter().any(is_users) {
-            return Ok(());
-        }
-        let message = format!("branch {} was written to while it was being rebased: nothing was changed", branch.name);
-        Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
-            .with_hint("give the command again when nobody writes there"))
+        Ok(!changed.iter().any(is_users))
     }
 
     /// Gives the branch the state of `other`, which gets the branch's, and a name to keep it under. Both gates are closed.
@@ -166,8 +185,37 @@ impl Control {
             .with_hint(format!("delete some: ardent branch delete {}", kept_name(name, 1))))
     }
 
-    /// Takes the last rebase back: the branch gets the state from before, which keeps what the rebase made.
-    async fn take_back(self: &Arc<Self>, branch: &BranchRow) -> Result<RebaseReply, ErrorInfo> {
+    /// The branch that has what was there before, if the branch's timeline was made by a rebase.
+    pub(crate) fn kept_by_last_rebase(&self, branch: &BranchRow) -> Result<Option<String>, ErrorInfo> {
+        let Some(kept) = self.last_kept(branch)? else { return Ok(None) };
+        // A rebase that was taken back left an older state, and a reset or a restore another timeline.
+        let is_newer = kept.branch_lsn < branch.branch_lsn;
+        let past = self.context.store.past_timelines(branch.id)?;
+        let is_switched = past.iter().any(|past| past.until_us == branch.since_us);
+        Ok((is_newer && !is_switched).then_some(kept.name))
+    }
+
+    /// The branches that have been on the same timelines by rebases: the one that was rebased, and the states that it left.
+    pub(crate) fn rebase_family(&self, branch: &BranchRow) -> Result<Vec<BranchRow>, ErrorInfo> {
+        let stem = branch.name.rsplit_once(KEPT_WORD);
+        let rebased = match stem {
+            Some((name, number)) if number.parse::<u32>().is_ok() => self.context.store.branch(name)?,
+            _ => Some(branch.clone()),
+        };
+        let Some(rebased) = rebased else { return Ok(Vec::new()) };
+        let mut family = Vec::new();
+        for number in 1..=KEPT_MAX {
+            match self.context.store.branch(&kept_name(&rebased.name, number))? {
+                Some(row) => family.push(row),
+                None => break,
+            }
+        }
+        family.push(rebased);
+        Ok(family)
+    }
+
+    /// The last state that a rebase kept.
+    fn last_kept(&self, branch: &BranchRow) -> Result<Option<BranchRow>, ErrorInfo> {
         let mut last = None;
         for number in 1..=KEPT_MAX {
             match self.context.store.branch(&kept_name(&branch.name, number))? {
@@ -175,7 +223,12 @@ impl Control {
                 _ => break,
             }
         }
-        let other = last.ok_or_else(|| {
+        Ok(last)
+    }
+
+    /// Takes the last rebase back: the branch gets the state from before, which keeps what the rebase made.
+    async fn take_back(self: &Arc<Self>, branch: &BranchRow) -> Result<RebaseReply, ErrorInfo> {
+        let other = self.last_kept(branch)?.ok_or_else(|| {
             ErrorInfo::new(ApiErrorCode::NotFound, format!("no state of {} from before a rebase is kept", branch.name))
         })?;
         let _closed = (self.pool.close_gate(branch.id).await, self.pool.close_gate(other.id).await);
@@ -196,7 +249,7 @@ impl Control {
 const FIRST_USER_FILE: u32 = 16_384;
 
 fn kept_name(name: &str, number: u32) -> String {
-    let ending = format!("-before-rebase-{number}");
+    let ending = format!("{KEPT_WORD}{number}");
     // A name is ASCII.
     let stem: String = name.chars().take(NAME_LEN_MAX - ending.len()).collect();
     format!("{}{ending}", stem.trim_end_matches('-'))

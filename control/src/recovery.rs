@@ -4,6 +4,8 @@
 //! - What the last second before the loss changed may be missing, and what was being made or deleted may be back.
 //! - A timeline that nothing describes comes back as a branch named `recovered-...`, for people to look into: what is there is never
 //!   given up.
+//! - A masked template is one if it is a root, as only what was masked is cut into one. Whether its manifest says what was done is told,
+//!   and without that nothing is made of it.
 //! - Of two timelines that claim one branch, a crash in the middle of an exchange, the one whose branch was later on it keeps it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +20,7 @@ use crate::branches::IDLE_TIMEOUT_DEFAULT_S;
 use crate::connectors::url_context;
 use crate::context::password_context;
 use crate::secrets::{Keyring, SecretError};
-use crate::store::{BranchDescription, Description, Store, StoreError, TimelineRow, now_us};
+use crate::store::{BranchDescription, Description, MaskedDescription, Store, StoreError, TimelineRow, now_us};
 
 /// A timeline in the store.
 #[derive(Clone, Debug)]
@@ -72,6 +74,9 @@ pub struct RecoveredBranch {
     pub is_described: bool,
     /// Whether its passwords can be shown; log-ins with them work either way.
     pub has_passwords: bool,
+    /// Of a masked template, whether what was done to make it is known; branches can be made of it only if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub has_report: Option<bool>,
 }
 
 /// A timeline that stays without a name.
@@ -165,7 +170,9 @@ fn plan(keyring: &Keyring, found: Vec<FoundTimeline>) -> Result<(Vec<TimelineRow
             recovered.connectors.push(RecoveredConnector { name, source, has_url });
         }
         let is_root = row.connector.is_some();
+        let has_report = row.masked.as_ref().is_some_and(|made| made.report.is_some());
         if let Some(branch) = &mut row.branch {
+            let has_report = branch.is_template().then_some(has_report);
             let has_passwords = drop_closed_passwords(keyring, branch);
             if !is_root && !branch.hidden {
                 recovered.branches.push(RecoveredBranch {
@@ -175,6 +182,7 @@ fn plan(keyring: &Keyring, found: Vec<FoundTimeline>) -> Result<(Vec<TimelineRow
                     deleted: branch.deleted_us.is_some(),
                     is_described: !nameless.contains(&row.timeline),
                     has_passwords,
+                    has_report,
                 });
             }
         }
@@ -197,11 +205,15 @@ fn read(found: &FoundTimeline) -> Result<TimelineRow, String> {
         None => None,
         Some(json) => Some(Description::from_json(json)?),
     };
-    let (connector, branch, past) = match description {
-        Some(description) => (description.connector, description.branch, description.past),
-        None => (None, None, None),
+    let (connector, mut branch, past, masked) = match description {
+        Some(description) => (description.connector, description.branch, description.past, description.masked),
+        None => (None, None, None, None),
     };
     let is_template = branch.as_ref().is_some_and(BranchDescription::is_template);
+    if is_template && found.ancestor.is_some() {
+        // What was there before could be read from it.
+        branch = None;
+    }
     if found.ancestor.is_none() && !is_template && (connector.is_none() || branch.is_none()) {
         return Err("nothing says which connector it is the root of".to_owned());
     }
@@ -210,6 +222,7 @@ fn read(found: &FoundTimeline) -> Result<TimelineRow, String> {
         timeline: found.timeline,
         ancestor: found.ancestor,
         connector: connector.filter(|_| found.ancestor.is_none()),
+        masked: masked.as_ref().filter(|_| branch.is_some()).map(MaskedDescription::row),
         branch,
         past,
     })

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use ardent_api::control::ApiErrorCode;
 use ardent_control::recovery::{FoundTimeline, RecoveryError, make_database};
 use ardent_control::secrets::Keyring;
-use ardent_control::store::{Store, StoreError};
+use ardent_control::store::{MaskedRow, Store, StoreError};
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 use world::{World, until};
 
@@ -273,11 +273,23 @@ async fn a_masked_template_and_its_branches_come_back() {
         }
         (id, one)
     };
-    let (template, of_template) = like_a("masked.nightly", None, None);
+    let (template, mut of_template) = like_a("masked.nightly", None, None);
+    let made = MaskedRow {
+        rules: "{}".to_owned(),
+        source_lsn: Some(Lsn::new(0x2000)),
+        report: Some(serde_json::to_string(&ardent_masking::MaskReport::default()).expect("plain data")),
+    };
+    let description = made.description().expect("it can be packed");
+    of_template.description.as_mut().expect("described")["masked"] = serde_json::to_value(&description).expect("JSON");
+    let made = description.row();
     let (_, of_child) = like_a("safe", Some(template), Some(of_template.timeline));
+    // What has a history is no template, whatever it says.
+    let (_, mut pretender) = like_a("masked.pretender", None, a.ancestor.map(|(timeline, ..)| timeline));
+    pretender.description.as_mut().expect("described")["masked"] = serde_json::to_value(&description).expect("JSON");
+    let pretender_name = format!("recovered-{}", &pretender.timeline.to_string()[..8]);
     // Whose parent is gone hangs on the connector's root.
     let (_, of_orphan) = like_a("masked.orphan", Some(BranchId::generate()), None);
-    found.extend([of_template, of_child, of_orphan]);
+    found.extend([of_template, of_child, of_orphan, pretender]);
     let path = world.folder.path().join("other.db");
     let recovered = make_database(&path, &keyring(&world), found).expect("made anew");
     assert_eq!(recovered.left, []);
@@ -291,5 +303,44 @@ async fn a_masked_template_and_its_branches_come_back() {
     assert_eq!(row("masked.orphan").parent, Some(root));
     assert_eq!((row("safe").parent, row("safe").branch_lsn), (Some(template), Some(Lsn::new(0x3000))));
     assert!(!row("masked.nightly").is_listed() && row("masked.nightly").template_name() == Some("nightly"));
-    assert_eq!(store.masked(template).expect("read"), None, "how it was made is not known any more");
+    assert_eq!(store.masked(template).expect("read").as_ref(), Some(&made));
+    assert!(made.is_by("{}") && made.report.is_some());
+    assert_eq!(store.masked(row("masked.orphan").id).expect("read"), None, "its manifest did not say");
+    let known: Vec<_> = recovered.branches.iter().map(|one| (one.name.as_str(), one.has_report)).collect();
+    let expect = [("a", None), ("masked.nightly", Some(true)), ("masked.orphan", Some(false)), ("safe", None)];
+    let mut expect = [&expect[..], &[(pretender_name.as_str(), None)]].concat();
+    expect.sort();
+    assert_eq!(known, expect);
+}
+
+#[tokio::test]
+async fn no_branch_is_made_of_a_template_that_nothing_vouches_for() {
+    let mut world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    told(&world).await;
+    let mut found = found(&world, tenant(&world).await);
+    let mut template = found
+        .iter()
+        .find(|one| one.description.as_ref().is_some_and(|text| text["branch"]["name"] == "a"))
+        .expect("it is described")
+        .clone();
+    (template.timeline, template.ancestor) = (TimelineId::generate(), None);
+    let description = template.description.as_mut().expect("described");
+    description["branch"]["id"] = json!(BranchId::generate().to_string());
+    (description["branch"]["name"], description["branch"]["credentials"]) = (json!("masked.nightly"), json!([]));
+    description["masked"] = json!({ "rules_sha256": "00", "source_lsn": null, "report": "c29tZXRoaW5n" });
+    found.push(template);
+    world.crash();
+    lose(&world);
+    make_database(&database(&world), &keyring(&world), found).expect("made");
+    world.start().await;
+    world.token = world.control().new_user_token("again").expect("token");
+    let listed = world.get("/v1/masked").await;
+    assert_eq!(listed["templates"][0]["name"], "nightly");
+    assert_eq!(world.get("/v1/masked/nightly").await["report"], Value::Null);
+    for masked in ["nightly", ""] {
+        let request = json!({ "name": "safe", "masked": masked });
+        let error = world.fails("POST", "/v1/branches", Some(request), ApiErrorCode::Conflict).await;
+        assert!(error["message"].as_str().is_some_and(|text| text.contains("nightly is not known")), "{error}");
+    }
 }

@@ -73,7 +73,30 @@ async function useDrizzle() {
   }
 }
 
-for (const [name, use] of [["pg", usePg], ["postgres", usePostgres], ["drizzle", useDrizzle]]) {
+async function usePrisma() {
+  const { PrismaClient } = require("@prisma/client");
+  const { PrismaPg } = require("@prisma/adapter-pg");
+  const prisma = new PrismaClient({ adapter: new PrismaPg({ connectionString: url }) });
+  const found = await prisma.users.findMany({ where: { id: { in: [1, 2, 3] } }, orderBy: { id: "asc" } });
+  assert.deepEqual(found, [1, 2, 3].map((id) => ({ id, name: String(id) })));
+  await prisma.$transaction(async (transaction) => {
+    await transaction.users.create({ data: { id: 5000, name: "made" } });
+    await transaction.users.update({ where: { id: 5000 }, data: { name: "changed" } });
+  }, { isolationLevel: "Serializable" });
+  assert.equal((await prisma.users.findUniqueOrThrow({ where: { id: 5000 } })).name, "changed");
+  await assert.rejects(prisma.$transaction(async (transaction) => {
+    await transaction.users.deleteMany();
+    throw new Error("taken back");
+  }), /taken back/);
+  await assert.rejects(prisma.users.create({ data: { id: 1, name: "twice" } }), { code: "P2002" });
+  const [made, counted] = await prisma.$transaction([prisma.users.delete({ where: { id: 5000 } }), prisma.users.count()]);
+  assert.deepEqual([made.name, counted], ["changed", 2000]);
+  const [{ n }] = await prisma.$queryRaw`select count(*)::int as n from users where id <= ${40}`;
+  assert.equal(n, 40);
+  await prisma.$disconnect();
+}
+
+for (const [name, use] of [["pg", usePg], ["postgres", usePostgres], ["drizzle", useDrizzle], ["prisma", usePrisma]]) {
   await use();
   console.log(name);
 }

@@ -131,6 +131,9 @@ fn rehearse(house: &House) {
 
     write("select 1;\n\\i other.sql\n");
     house.ardent(&["branch", "rehearse", file]).refused(2, &["line 2: \\i other.sql", "psql"]);
+    house.ardent(&["branch", "rehearse", "nowhere.sql"]).refused(5, &["nowhere.sql", "standard input"]);
+    write("select 1");
+    house.ardent(&["branch", "rehearse", file, "--role", "nobody"]).refused(1, &["role nobody"]);
     write("select pg_sleep(600)");
     let running = house.background(&["branch", "rehearse", file]);
     wait_until("the rehearsal has a branch", 60, || (!rehearsals().is_empty()).then_some(()));

@@ -32,7 +32,7 @@ fn drivers_that_people_use_connect_by_the_printed_url_and_work() {
     // node-postgres takes `require` for `verify-full`, and so has to know the server's certificates.
     let known = format!("NODE_EXTRA_CA_CERTS={}", house.ok(&["status", "--ca"]));
     let finished = house.other("env", &[&known, "node", &node_script, &node, &url]);
-    assert_eq!((finished.code, finished.stdout.as_str()), (0, "pg\npostgres\ndrizzle"), "{}", finished.stderr);
+    assert_eq!((finished.code, finished.stdout.as_str()), (0, "pg\npostgres\ndrizzle\nprisma"), "{}", finished.stderr);
     let url = house.branch("java", "main");
     let finished = house.other("java", &["-cp", &jdbc, &java_script, &url]);
     assert_eq!((finished.code, finished.stdout.as_str()), (0, "jdbc"), "{}", finished.stderr);

@@ -26,12 +26,15 @@ const PLANTED: &str = "
     select lo_from_bytea(0, 'xSECRETxlarge');
     create role app login password 'p'; alter role app set app.key = 'xSECRETxsetting';
     create table empty (a text);
+    create table members (id serial primary key, boss int references members);
+    insert into members (boss) select nullif(i / 2, 0) from generate_series(1, 50) i;
     create extension pageinspect;
     analyze;";
 
 const RULES: &str = r#"{ "version": 1, "types": { "integer": "keep" },
     "columns": { "postgres.public.people": { "mail": "email", "kind": "hash", "doc": "null", "note": "keep" },
-        "postgres.public.orders": { "mail": "email" }, "postgres.public.empty": { "a": "hash" } } }"#;
+        "postgres.public.orders": { "mail": "email" }, "postgres.public.empty": { "a": "hash" },
+        "postgres.public.members": { "id": "permute" } } }"#;
 
 /// Every page of every relation, catalogs included, as it is.
 const PAGES: &str = "select string_agg(distinct relation || ':' || m[1], ' ') from (
@@ -71,7 +74,7 @@ fn holds_secret_in_wal(house: &House, branch: &str) -> bool {
 #[test]
 fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     let production = TestPg::start(production_options().set("autovacuum", "off"));
-    let house = House::start();
+    let mut house = House::start();
     production.sql("create table early (a int)");
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     // After the base backup: all of it is in WAL as well.
@@ -121,9 +124,12 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     house.ardent(&["branch", "create", "safe", "--masked"]).refused(5, &["ardent mask create"]);
     assert_eq!(house.json(&["mask", "list"])["templates"], serde_json::json!([]));
 
+    let rules_of_others = house.data_dir().join("others.json");
+    let rules_of_others = rules_of_others.to_str().expect("UTF-8");
+    fs::copy(rules, rules_of_others).expect("copied");
     fs::write(rules, RULES).expect("written");
     let checked = house.json(&["mask", "check", rules]);
-    assert_eq!(checked["columns"].as_array().map(Vec::len), Some(9), "{checked}");
+    assert_eq!(checked["columns"].as_array().map(Vec::len), Some(11), "{checked}");
     let timelines = house.timelines().len();
     let made = house.json(&["mask", "create", "nightly", "--rules", rules]);
     assert_eq!(house.timelines().len(), timelines + 2, "what it was made of is gone");
@@ -163,6 +169,15 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
         "20|20|plain"
     );
     assert_eq!(sql(&safe, "select count(*) from orders join people using (mail)"), "20");
+    let bosses = "select count(*), count(*) filter (where m.boss = m.id / 2) < 10 from members m join members b on b.id = m.boss";
+    assert_eq!(sql(&safe, bosses), "49|t");
+    assert_eq!(sql(&plain, bosses), "49|f");
+    let next =
+        "begin; insert into members default values returning id > 50 and id > all (select id from members); rollback";
+    assert_eq!(sql(&safe, next), "t");
+    assert!(
+        try_sql(&safe, "insert into members select max(id) from members").expect_err("taken").contains("members_pkey")
+    );
     assert_eq!(sql(&safe, "select count(*) from seen join people using (mail)"), "20");
     assert_eq!(
         sql(
@@ -194,6 +209,38 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     house.ardent(&["branch", "create", "x", "--masked", "--at", "0/1000028"]).refused(2, &[]);
     house.ardent(&["mask", "delete", "nightly", "--yes"]).refused(6, &["safe"]);
     house.ardent(&["connector", "delete", "main", "--yes"]).refused(6, &["ardent mask delete nightly"]);
+
+    // All of it is known again from the store alone, when the server's database is lost.
+    let seen = |house: &House| {
+        let mut info = house.json(&["branch", "info", "safe"]);
+        // Whether a compute runs is not what the branch is.
+        for field in ["state", "compute"] {
+            info.as_object_mut().expect("an object").remove(field);
+        }
+        (info, house.json(&["mask", "report", "nightly"]), house.json(&["mask", "list"]))
+    };
+    let mut before = seen(&house);
+    house.stop();
+    for file in ["control.db", "control.db-wal", "control.db-shm"].map(|file| house.data_dir().join(file)) {
+        if file.exists() {
+            fs::remove_file(file).expect("removed");
+        }
+    }
+    let dir = house.data_dir().to_string_lossy().into_owned();
+    let recovered = house.ok(&["recover", "control", "--data-dir", &dir]);
+    assert!(recovered.contains("masked.nightly") && recovered.contains("ardent mask list"), "{recovered}");
+    house.up();
+    // But for where a template begins, which nobody needs any more.
+    for template in [&mut before.1, &mut before.2["templates"][0]] {
+        assert!(template["lsn"].is_string(), "{template}");
+        template["lsn"] = serde_json::Value::Null;
+    }
+    assert_eq!(seen(&house), before);
+    let other = house.ok(&["branch", "create", "other", "--masked", "nightly", "--print-url"]);
+    assert_eq!(sql(&other, PAGES), "");
+    house.ok(&["branch", "delete", "other", "--for-good"]);
+    assert_eq!(house.json(&["mask", "create", "nightly", "--rules", rules])["name"], "nightly", "by the same rules");
+    house.ardent(&["mask", "create", "nightly", "--rules", rules_of_others]).refused(6, &["not made by these rules"]);
 
     // A branch of the branch, a reset, a cold start.
     house.ok(&["branch", "suspend", "safe"]);

@@ -48,24 +48,40 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
     assert_eq!(sql(&branch, seen), expect, "the same connection string");
     let diff = house.ok(&["branch", "diff", "work", "--stat"]);
     assert!(diff.contains("+1 ~4 -1"), "{diff}");
+    let blamed = house.ok(&["branch", "blame", "work", "users", "8"]);
+    assert!(blamed.contains(&format!("ardent branch blame {kept} public.users 8")), "{blamed}");
+    assert!(house.ok(&["branch", "blame", &kept, "users", "8"]).contains("update users set name = 'branch'"));
     let old = house.ok(&["branch", "info", &kept, "--print-url"]);
     assert_eq!(table_sums(&old), before, "the state from before is there");
     assert_eq!(table_sums(&child), before, "and what was made from it");
     house.ardent(&["branch", "delete", &kept]).refused(6, &["child"]);
 
-    house.ok(&["branch", "rebase", "work", "--undo"]);
+    let undone = house.ok(&["branch", "rebase", "work", "--undo"]);
+    assert!(undone.contains("has the other state again") && !undone.contains("statements"), "{undone}");
     assert_eq!(table_sums(&branch), before);
+    let blamed = house.ok(&["branch", "blame", "work", "users", "300"]);
+    assert!(blamed.contains("unchanged since the branch point"), "{blamed}");
     house.ok(&["branch", "rebase", "work", "--undo"]);
     assert_eq!(sql(&branch, seen), expect);
+
+    // Again, with nothing new: what a comparison's reading tidies up is no writing.
+    let again = house.json(&["branch", "rebase", "work"]);
+    assert_eq!((&again["rebased"], &again["rows"]["updated"]), (&true.into(), &4.into()), "{again}");
+    assert_eq!(sql(&branch, seen), expect);
+    house.ok(&["branch", "rebase", "work", "--dry-run"]);
 
     // Into production, by its connector: nobody is asked without a terminal.
     let undo = house.data_dir().join("../undo.changes");
     let undo = undo.to_str().expect("a plain path");
     let untouched = table_sums(&url);
     house.ardent(&["branch", "apply", "work", "--to", "main"]).refused(2, &["--yes"]);
+    // Nobody is asked about a server that is not there.
+    house.ardent(&["branch", "apply", "work", "--to", "nobody"]).refused(5, &["nobody"]);
+    house.ardent(&["branch", "blame", "users", "8"]).refused(2, &["ardent branch blame NAME users 8"]);
     house.ok(&["branch", "apply", "work", "--to", "main", "--dry-run"]);
     assert_eq!(table_sums(&url), untouched);
-    house.ok(&["branch", "apply", "work", "--to", "main", "--yes", "--inverse", undo]);
+    let applied = house.ok(&["branch", "apply", "work", "--to", "main", "--yes", "--inverse", undo]);
+    assert!(applied.contains("--to main"), "{applied}");
     assert_eq!(sql(&url, seen), expect);
     house.ok(&["branch", "apply", undo, "--to", "main", "--yes"]);
     assert_eq!(table_sums(&url), untouched);

@@ -60,7 +60,7 @@ pub enum BranchCommand {
   ardent branch log feature-x --follow
   ardent branch log feature-x --all --ndjson | jq 'select(.type == \"entry\") | .statement'
 
-The oldest comes first. What a function or a DO block ran is part of the statement that called it. Passwords in
+The oldest comes first. What a function or a DO block ran is part of the statement that called it. Passwords in \
 statements are not kept.")]
     Log(BranchLogArgs),
     /// Show which statement last changed a row
@@ -81,7 +81,7 @@ The statement may have run on a branch that this one was made from; what product
   ardent branch apply feature-x --to \"$PRODUCTION_URL\" --row public.users:42 --row public.lines:7,b
   ardent branch apply feature-x --to \"$PRODUCTION_URL\" --object 'column age of table public.users' --with-needed
 
-One transaction: everything or nothing. What the target changed since the branch point, in another
+One transaction: everything or nothing. What the target changed since the branch point, in another \
 way than the branch did, is a conflict: all are shown, nothing is applied, the exit code is 6.")]
     Apply(BranchApplyArgs),
     /// Take a branch's changes onto the newest state of its parent; the old state stays as a branch of its own
@@ -102,7 +102,7 @@ all are shown, nothing is changed, the exit code is 6. The URL and its password 
   ardent branch rehearse migrate.sql --json | jq '.blocked'
   cat *.sql | ardent branch rehearse - --keep
 
-Statements are run one by one, as psql -v ON_ERROR_STOP=1 -f runs them; the first error ends it, and the exit code
+Statements are run one by one, as psql -v ON_ERROR_STOP=1 -f runs them; the first error ends it, and the exit code \
 is 1. What is told of a lock is who would have waited: for reads, writes, or both, and how long at most.")]
     Rehearse(BranchRehearseArgs),
     /// Change a branch's settings
@@ -135,7 +135,7 @@ A change ends the branch's sessions; it holds from the next connection on.")]
   ardent branch reset feature-x
   ardent branch reset feature-x --at '2026-01-31T12:00:00Z'
 
-Its sessions end; the next connection finds it new. Branches made from it keep what they have. What it was
+Its sessions end; the next connection finds it new. Branches made from it keep what they have. What it was \
 can be restored for as long as history is kept: the command prints how.")]
     Reset(BranchResetArgs),
     /// Make a branch what it was at a time or LSN
@@ -144,7 +144,7 @@ can be restored for as long as history is kept: the command prints how.")]
   ardent branch restore feature-x --at 0/16B3748
   ardent branch history feature-x
 
-A time means what the branch was then, also before an earlier reset or restore: so both can be undone. Its
+A time means what the branch was then, also before an earlier reset or restore: so both can be undone. Its \
 sessions end; the next connection finds it as it was. A time has its zone, as 2026-01-31T13:00:00+01:00 has.")]
     Restore(BranchRestoreArgs),
     /// Show what a branch was, and what it can be restored to
@@ -158,7 +158,7 @@ sessions end; the next connection finds it as it was. A time has its zone, as 20
   ardent branch delete feature-x
   ardent branch delete feature-x --for-good
 
-A deleted branch can be had back with ardent branch undelete for as long as the server was told (24 hours,
+A deleted branch can be had back with ardent branch undelete for as long as the server was told (24 hours, \
 ardent up --keep-deleted); its name is free at once.")]
     Delete(BranchDeleteArgs),
     /// Bring a deleted branch back, with its data, passwords and limits

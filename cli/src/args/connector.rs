@@ -38,10 +38,10 @@ With --exit-code: 3 if production is not followed, or a warning is shown.")]
   ardent connector move shop 'postgresql://app:PASSWORD@db2.example.com/shop'
   ardent connector move shop - < url.txt
 
-For another address, role or password, and after a fail-over to a standby that was promoted. The
-server must be of the same cluster (system identifier), and have the WAL that follows on what is
-here: the end of that is compared byte for byte. If it does not, nothing is changed. A connector in
-logical mode needs its slot there. The slot on the old server is left alone: drop it there if that
+For another address, role or password, and after a fail-over to a standby that was promoted. The \
+server must be of the same cluster (system identifier), and have the WAL that follows on what is \
+here: the end of that is compared byte for byte. If it does not, nothing is changed. A connector in \
+logical mode needs its slot there. The slot on the old server is left alone: drop it there if that \
 server goes on.")]
     Move(ConnectorMoveArgs),
     /// Prove that a logical connector's root branch and production are equal, at a common point
@@ -49,7 +49,7 @@ server goes on.")]
   ardent connector verify shop
   ardent connector verify shop --json
 
-Every row of every table that is followed is read on both sides, as of the same moment. Writing
+Every row of every table that is followed is read on both sides, as of the same moment. Writing \
 goes on meanwhile. Exit code 3: something differs.")]
     Verify(OptionalNameArgs),
     /// Take over tables that are new on production, with their rows
@@ -58,9 +58,9 @@ goes on meanwhile. Exit code 3: something differs.")]
   ardent connector add-tables shop --table sales.refunds --table sales.returns
   ardent connector add-tables shop --json | jq '.skipped'
 
-For a connector in logical mode. Definitions and rows come as of one moment, in one transaction;
-nothing else is applied while they are copied. What they need besides (types, functions, schemas
-that are new, too) is made first with ardent connector resume NAME --sql. Exit code 1: a table that
+For a connector in logical mode. Definitions and rows come as of one moment, in one transaction; \
+nothing else is applied while they are copied. What they need besides (types, functions, schemas \
+that are new, too) is made first with ardent connector resume NAME --sql. Exit code 1: a table that \
 was named cannot be followed.")]
     AddTables(ConnectorAddTablesArgs),
     /// Go on at once where following has stopped, after SQL on the root branch if need be
@@ -69,9 +69,9 @@ was named cannot be followed.")]
   ardent connector resume shop --sql 'alter table orders rename column note to remark'
   ardent connector resume shop --sql - < changes.sql
 
-A connector in logical mode stops where production changed a table in a way that cannot be told from
-what is sent; ardent connector status says which. The statements bring the root branch's table into
-the same form, in one transaction; then it goes on, or says why not. ardent connector verify proves
+A connector in logical mode stops where production changed a table in a way that cannot be told from \
+what is sent; ardent connector status says which. The statements bring the root branch's table into \
+the same form, in one transaction; then it goes on, or says why not. ardent connector verify proves \
 the result.")]
     Resume(ConnectorResumeArgs),
     /// Delete a connector and drop its replication slot

@@ -13,7 +13,7 @@ pub enum MaskCommand {
   ardent mask create nightly --rules mask.json --from staging
   ardent mask create nightly --rules mask.json && ardent branch create for-the-agent --masked nightly
 
-Nobody can connect to anything of it before all is masked. A column that no rule names, nor its type, stops it before
+Nobody can connect to anything of it before all is masked. A column that no rule names, nor its type, stops it before \
 anything is done. It copies and writes anew all that there is: it takes as long as that does.")]
     Create(MaskCreateArgs),
     /// Show what the rules in a file would do to each column

@@ -14,7 +14,7 @@ use serde::Serialize;
   ardent mcp --listen 127.0.0.1:7481
   ardent mcp install claude-code
 
-On standard input and output a program starts it; ardent mcp install sets the usual ones up. Over HTTP clients send a token
+On standard input and output a program starts it; ardent mcp install sets the usual ones up. Over HTTP clients send a token \
 of the server (Authorization: Bearer), and act with its rights.")]
 pub struct McpArgs {
     /// What to do instead of serving.
@@ -38,11 +38,11 @@ pub enum McpCommand {
   ardent mcp install vscode --print
   ardent mcp install cursor --http http://127.0.0.1:7481/mcp
 
-claude-code and vscode are set up for the current folder, the others for the user. Other entries and comments stay; what a
+claude-code and vscode are set up for the current folder, the others for the user. Other entries and comments stay; what a \
 file was is kept beside it, as FILE.before-ardent.
 
-With --http the program connects to a running ardent mcp --listen. The token is not in the file: it
-comes from ARDENT_TOKEN in the program's environment, and vscode asks for it. Only zed has it in its
+With --http the program connects to a running ardent mcp --listen. The token is not in the file: it \
+comes from ARDENT_TOKEN in the program's environment, and vscode asks for it. Only zed has it in its \
 file, as it knows no other way.")]
     Install(McpInstallArgs),
 }

@@ -18,13 +18,14 @@ pub enum ReconfigureCommand {
   ardent reconfigure safekeepers --cancel
   ardent reconfigure safekeepers 1 --data-dir /srv/ardent --json
 
-While the server runs it is asked to change them, and branches go on: those that join get what the others have, then old and new
-ones decide together, then the new ones alone. The command waits for the end and says how far it is; interrupted, the change
-goes on. ardent up starts new ones itself, on folders of its own; where the roles run apart, start each one first, on an
+While the server runs it is asked to change them, and branches go on: those that join get what the others have, then old \
+and new ones decide together, then the new ones alone. The command waits for the end and says how far it is; interrupted, the \
+change goes on. ardent up starts new ones itself, on folders of its own; where the roles run apart, start each one first, on an \
 empty folder. As many of the present ones as make a majority must be up.
 
-While no server runs on the folder, only a number can be given: the new ones get the folders safekeeper-2, safekeeper-3 and so on
-(mount each one's own disk there first), and with fewer than before those with the lowest numbers stay.")]
+While no server runs on the folder, only a number can be given: the new ones get the folders safekeeper-2, safekeeper-3 and \
+so on (mount each one's own disk there first), and with fewer than before those with the lowest numbers stay. As many of the \
+present ones as make a majority must be there.")]
     Safekeepers(ReconfigureSafekeepersArgs),
 }
 

@@ -15,8 +15,8 @@ pub enum RecoverCommand {
   ardent recover control --data-dir /srv/ardent
   ardent recover control --data-dir /srv/ardent --store 's3://bucket/ardent?endpoint=https://minio.example.com' --json
 
-The server must not run. Branches and connectors come back with their names, passwords and limits. Without keys/secrets.key
-passwords cannot be shown any more (log-ins with them work), and each connector's URL has to be given anew with
+The server must not run. Branches and connectors come back with their names, passwords and limits. Without keys/secrets.key \
+passwords cannot be shown any more (log-ins with them work), and each connector's URL has to be given anew with \
 'ardent connector move'. What nothing describes comes back as a branch named recovered-...")]
     Control(RecoverControlArgs),
     /// Give a safekeeper that lost its disk the WAL that the others have

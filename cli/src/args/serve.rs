@@ -155,7 +155,7 @@ pub struct KeysArgs {
   ardent safekeeper --data-dir /srv/wal-1 --listen unix:/run/ardent/wal-1.sock --key /srv/ardent/keys/service.pub
   ardent safekeeper --data-dir /srv/wal --listen tls:10.0.0.2:7431 --key service.pub
 
-On TLS it prints its address with the key by which it is known, tls:HOST:PORT/KEY: control and page
+On TLS it prints its address with the key by which it is known, tls:HOST:PORT/KEY: control and page \
 server are given all of it. The key is tls.key in its folder: who has a copy can stand in for it.")]
 pub struct SafekeeperArgs {
     /// Its own folder, for WAL

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ardent_api::control::{ApiErrorCode, BranchName, DiffRequest, ErrorInfo, SCHEMA_VERSION};
+use ardent_api::control::{ApiErrorCode, BranchName, ConnectorInfo, DiffRequest, ErrorInfo, SCHEMA_VERSION};
 use ardent_change_set::{
     Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply,
     read_file, write_file,
@@ -53,6 +53,10 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
         })?)
     };
     let connector: Option<BranchName> = args.to.parse().ok();
+    if let Some(connector) = &connector {
+        // Nobody is asked about a server that is not there.
+        let _: ConnectorInfo = api.get(&format!("/v1/connectors/{connector}"))?;
+    }
     if let Some(connector) = &connector
         && !args.dry_run
         && !args.yes
@@ -319,7 +323,12 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         notes: applied.notes,
         inverse_file: inverse.map(|path| path.display().to_string()),
     };
-    output.data(&reply, text)?;
+    // A URL may have a password in it.
+    let to = args.to.parse::<BranchName>().map_or_else(|_| "URL".to_owned(), |name| name.to_string());
+    output.data(&reply, |reply| text(reply, &to))?;
+    if reply.dry_run && conflicts == 0 {
+        output.note("nothing was changed; the same without --dry-run applies it");
+    }
     match self::conflicts(conflicts) {
         None => Ok(()),
         Some(plural) => Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{plural}: nothing was applied"))
@@ -337,7 +346,7 @@ pub fn conflicts(count: u64) -> Option<String> {
     }
 }
 
-fn text(reply: &Reply) -> String {
+fn text(reply: &Reply, to: &str) -> String {
     let mut out = String::new();
     for conflict in &reply.conflicts {
         out.push_str(&conflict_text(conflict, "target"));
@@ -362,7 +371,7 @@ fn text(reply: &Reply) -> String {
         }
     }
     if let Some(path) = &reply.inverse_file {
-        out.push_str(&format!("undo it with: ardent branch apply {path} --to URL\n"));
+        out.push_str(&format!("undo it with: ardent branch apply {path} --to {to}\n"));
     }
     out
 }

@@ -242,7 +242,11 @@ fn store_text(report: &StoreReport) -> String {
         out.push_str(&format!("  {count} x {} ({})\n", kind.as_str(), bytes_text(bytes)));
     }
     for orphan in &survey.orphans {
-        out.push_str(&format!("    {}\n", orphan.object));
+        let upload = orphan.upload.as_ref().map_or_else(String::new, |id| format!(" (upload {id})"));
+        out.push_str(&format!("    {}{upload}\n", orphan.object));
+    }
+    if let Some(why) = &survey.uploads_refused {
+        out.push_str(&format!("uploads that were cut off could not be looked for: {why}\n"));
     }
     let list = |out: &mut String, heading: &str, lines: &mut dyn Iterator<Item = String>| {
         let lines: Vec<String> = lines.collect();

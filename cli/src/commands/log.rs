@@ -64,7 +64,12 @@ pub fn blame(output: &Output, api: &Api, args: &BranchBlameArgs) -> Result<(), F
         [name, table, key] => (Some(name.as_str()), table, key),
         _ => return Err(Failure::usage("a table and a key are needed").hint("ardent branch blame NAME TABLE KEY")),
     };
-    let name = path_name(&branch_or_default(name)?)?;
+    let named = branch_or_default(name).map_err(|failure| {
+        failure.hint(format!(
+            "name it before the table, as in: ardent branch blame NAME {table} {key}; or set ARDENT_BRANCH, or make one this folder's default: ardent branch switch NAME"
+        ))
+    })?;
+    let name = path_name(&named)?;
     // As ardent branch apply --row takes it; the table's name has no part in it.
     let row: RowChoice = format!("t:{key}").parse().map_err(|_| {
         Failure::usage(format!("{key:?} is no key: a quote is not closed"))

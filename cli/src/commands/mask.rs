@@ -126,7 +126,13 @@ fn report_text(info: &MaskedInfo) -> String {
         lines.push(("branches", info.branches.join(", ")));
     }
     let Some(report) = &info.report else {
-        lines.push(("report", "not known: the template is not ready, or the server's database was lost".to_owned()));
+        let why = match info.ready {
+            true => {
+                "not known: the server's database was lost, and the template's manifest does not say. No branches of it can be made: ardent mask create makes another"
+            }
+            false => "the template is being made or deleted",
+        };
+        lines.push(("report", why.to_owned()));
         return pairs(&lines);
     };
     let masked = report.columns.iter().filter(|column| column.action != "keep").count();

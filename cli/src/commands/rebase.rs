@@ -16,13 +16,25 @@ pub fn run(output: &Output, api: &Api, args: &BranchRebaseArgs) -> Result<(), Fa
     let prefer = args.prefer.as_deref().map(|side| if side == "branch" { Prefer::Branch } else { Prefer::Target });
     let request = RebaseRequest { dry_run: args.dry_run, prefer, undo: args.undo };
     let reply: RebaseReply = api.post_long(&format!("/v1/branches/{name}/rebase"), &request)?;
-    output.data(&reply, text)?;
+    output.data(&reply, |reply| if args.undo { undone_text(reply) } else { text(reply) })?;
+    if reply.dry_run && reply.conflicts.is_empty() {
+        output.note("nothing was changed; the same without --dry-run does it");
+    }
     match apply::conflicts(reply.conflicts.len() as u64 + reply.conflicts_left_out) {
         None => Ok(()),
         Some(plural) => Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("{plural}: nothing was changed"))
             .with_hint("make branch and parent agree, or choose a side: --prefer branch, or --prefer parent")
             .into()),
     }
+}
+
+fn undone_text(reply: &RebaseReply) -> String {
+    let RebaseReply { name, from_lsn, onto_lsn, .. } = reply;
+    let mut out = format!("{name} has the other state again, on {onto_lsn} in place of {from_lsn}\n");
+    if let Some(kept) = &reply.kept_as {
+        out.push_str(&format!("what it was is branch {kept}; back to that: ardent branch rebase {name} --undo\n"));
+    }
+    out
 }
 
 fn text(reply: &RebaseReply) -> String {

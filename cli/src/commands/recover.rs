@@ -104,6 +104,10 @@ fn control_text(report: &ControlReport) -> String {
         .iter()
         .map(|branch| {
             let note = match (branch.is_described, branch.deleted, branch.has_passwords) {
+                _ if branch.has_report == Some(false) => {
+                    "how it was masked is not known: no branches of it can be made; ardent mask create makes another"
+                }
+                _ if branch.has_report == Some(true) => "a masked template: ardent mask list",
                 (false, ..) => "had no name here: look into it, then keep it or delete it",
                 (true, true, _) => "deleted; ardent branch undelete brings it back",
                 (true, false, false) => "its password cannot be shown: ardent branch password sets a new one",

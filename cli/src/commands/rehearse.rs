@@ -171,7 +171,8 @@ fn script_of(file: &str) -> Result<Script, Failure> {
     };
     let name = name_of(file);
     read.map_err(|error| {
-        let failure = Failure::local(format!("{name} cannot be read"), &error);
+        let failure = Failure::local(format!("{name} cannot be read"), &error)
+            .hint("give the file that has the migration's SQL, or - for standard input");
         let missing = error.kind() == io::ErrorKind::NotFound;
         if missing { failure.code(ApiErrorCode::NotFound) } else { failure }
     })?;
@@ -259,9 +260,10 @@ async fn on_branch(
         config = config.with_database(database);
     }
     let report = rehearse(&config, script, interrupt, told.starting).await.map_err(|error| {
-        Failure::of(&error)
-            .code(ApiErrorCode::ComputeFailed)
-            .hint("see whether a branch works: ardent branch create NAME --psql")
+        Failure::of(&error).code(ApiErrorCode::ComputeFailed).hint(match place.role {
+            Some(role) => format!("is there a role {role} on production that may log in? --role names another"),
+            None => "see whether a branch works: ardent branch create NAME --psql".to_owned(),
+        })
     })?;
     if report.interrupted {
         return Ok((report, None));

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use ardent_api::compute::RunAs;
 use ardent_api::page_service::BackupItem;
-use ardent_pg_format::PgMajor;
+use ardent_pg_format::{PgMajor, data_directory};
 use ardent_presence_map::{PresenceMap, PresenceMapBuilder};
 use ardent_types::{BLCKSZ, BlockNumber, Lsn, RelTag};
 use bytes::Bytes;
@@ -39,32 +39,6 @@ const RELATIONS_PER_TASK: usize = 512;
 const PAGES_AHEAD_MAX: usize = 4096;
 /// Largest file of a base backup: an SLRU segment is 256 KiB, a two-phase file at most 1 GiB.
 const FILE_LEN_MAX: usize = 1 << 30;
-
-/// What every data directory has, whatever the page server sends.
-const FOLDERS: [&str; 22] = [
-    "base",
-    "global",
-    "pg_commit_ts",
-    "pg_dynshmem",
-    "pg_logical",
-    "pg_logical/mappings",
-    "pg_logical/snapshots",
-    "pg_multixact",
-    "pg_multixact/members",
-    "pg_multixact/offsets",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_tblspc",
-    "pg_twophase",
-    "pg_wal",
-    "pg_wal/archive_status",
-    "pg_xact",
-];
 
 /// A data directory in the making.
 #[derive(Debug)]
@@ -124,7 +98,8 @@ impl DataDirBuilder {
             tasks: Some(sender),
             writers,
         };
-        for folder in FOLDERS {
+        // Whatever the page server sends.
+        for folder in data_directory::FOLDERS {
             builder.ensure_folder(Path::new(folder))?;
         }
         Ok(builder)

@@ -16,6 +16,7 @@ use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
 use super::branch::CREDENTIAL_COLUMNS;
 use super::connector::COLUMNS as CONNECTOR_COLUMNS;
+use super::masked::MaskedDescription;
 use super::timeline::SwitchKind;
 use super::{ConnectorRow, CredentialRow, Store, StoreError, parsed, parsed_option};
 
@@ -36,6 +37,9 @@ pub struct Description {
     /// The branch that was on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub past: Option<PastDescription>,
+    /// How the masked template that is on it was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masked: Option<MaskedDescription>,
 }
 
 /// A branch.
@@ -289,8 +293,14 @@ fn describe(connection: &Connection, timeline: TimelineId, half: Half) -> rusqli
             })
         })
         .optional()?;
+    let masked = match branch.as_ref().filter(|branch| branch.is_template()) {
+        Some(branch) => super::masked::by_branch(connection, branch.id)?,
+        None => None,
+    };
+    let masked = masked.map(|made| made.description()).transpose();
+    let masked = masked.map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
     let is_something = branch.is_some() || connector.is_some() || past.is_some();
-    Ok(is_something.then_some(Description { format: DESCRIPTION_FORMAT, branch, connector, past }))
+    Ok(is_something.then_some(Description { format: DESCRIPTION_FORMAT, branch, connector, past, masked }))
 }
 
 impl BranchDescription {

@@ -3,8 +3,13 @@
 //! A template's row is a branch's, in state `creating` from its first step until its timeline is whole: found half made at start, it is
 //! undone as any other branch. Its timeline is a root, whatever it was made from.
 
-use rusqlite::{OptionalExtension as _, params};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use ring::digest::{SHA256, digest};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use serde::{Deserialize, Serialize};
 
+use ardent_masking::MaskReport;
 use ardent_types::{BranchId, Lsn};
 
 use super::branch::{self, BranchRow, InsertBranch};
@@ -18,15 +23,104 @@ pub fn template_name_of(row_name: &str) -> Option<&str> {
     row_name.strip_prefix(PREFIX)
 }
 
+/// Longest report in a manifest, packed, which holds all else of a description besides; some ten thousand columns.
+const PACKED_LEN_MAX: usize = 192 << 10;
+/// Longest report that is unpacked: packed, nothing that was a report becomes so long.
+const REPORT_LEN_MAX: usize = 256 << 20;
+const PACK_LEVEL: i32 = 9;
+/// What stands before the digest of rules in their place, once they are not known themselves. Rules begin with a brace.
+const DIGEST: &str = "sha256:";
+
 /// How a template was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaskedRow {
-    /// The rules, as they were given.
+    /// The rules, as they were given; or, if the database was lost since, their digest.
     pub rules: String,
     /// Of which state of its parent, once known.
     pub source_lsn: Option<Lsn>,
     /// What was done, as JSON, once it was.
     pub report: Option<String>,
+}
+
+/// The same in the timeline's manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskedDescription {
+    /// SHA-256 of the rules, hexadecimal.
+    pub rules_sha256: String,
+    /// Of which state of its parent.
+    pub source_lsn: Option<Lsn>,
+    /// What was done: JSON, packed by Zstandard, in base64. `None`: it was not done yet, or is too long to be kept so.
+    pub report: Option<String>,
+}
+
+impl MaskedRow {
+    /// Whether it was made by these rules.
+    pub fn is_by(&self, rules: &str) -> bool {
+        self.rules == rules || self.rules == rules_digest(rules)
+    }
+
+    /// What its manifest is to say.
+    pub fn description(&self) -> std::io::Result<MaskedDescription> {
+        let digest = match self.rules.strip_prefix(DIGEST) {
+            Some(digest) => digest.to_owned(),
+            None => rules_digest(&self.rules)[DIGEST.len()..].to_owned(),
+        };
+        let packed = self.report.as_ref().map(|report| pack(report)).transpose()?;
+        let report = packed.filter(|packed| packed.len() <= PACKED_LEN_MAX);
+        Ok(MaskedDescription { rules_sha256: digest, source_lsn: self.source_lsn, report })
+    }
+}
+
+impl MaskedDescription {
+    /// What it says. A report that cannot be read is none.
+    pub fn row(&self) -> MaskedRow {
+        MaskedRow {
+            rules: format!("{DIGEST}{}", self.rules_sha256),
+            source_lsn: self.source_lsn,
+            report: self.report.as_deref().and_then(unpack),
+        }
+    }
+}
+
+fn rules_digest(rules: &str) -> String {
+    format!("{DIGEST}{}", hex::encode(digest(&SHA256, rules.as_bytes())))
+}
+
+fn pack(report: &str) -> std::io::Result<String> {
+    zstd::bulk::compress(report.as_bytes(), PACK_LEVEL).map(|packed| BASE64.encode(packed))
+}
+
+fn unpack(packed: &str) -> Option<String> {
+    let packed = BASE64.decode(packed).ok()?;
+    let mut report = String::new();
+    let unpacked = zstd::stream::read::Decoder::new(&packed[..]).ok()?;
+    std::io::Read::read_to_string(&mut std::io::Read::take(unpacked, REPORT_LEN_MAX as u64), &mut report).ok()?;
+    // What is no report says nothing of what was done.
+    serde_json::from_str::<MaskReport>(&report).ok().map(|_| report)
+}
+
+/// How the template on `branch` was made, read within a transaction or outside of one.
+pub(super) fn by_branch(connection: &Connection, branch: BranchId) -> rusqlite::Result<Option<MaskedRow>> {
+    connection
+        .prepare_cached("SELECT rules, source_lsn, report FROM masked_templates WHERE branch_id = ?1")?
+        .query_row(params![branch.to_string()], |row| {
+            Ok(MaskedRow {
+                rules: row.get("rules")?,
+                source_lsn: parsed_option(row, "source_lsn")?,
+                report: row.get("report")?,
+            })
+        })
+        .optional()
+}
+
+/// Adds how a template was made.
+pub(super) fn insert(transaction: &Transaction<'_>, branch: BranchId, made: &MaskedRow) -> rusqlite::Result<()> {
+    transaction
+        .execute(
+            "INSERT INTO masked_templates (branch_id, rules, source_lsn, report) VALUES (?1, ?2, ?3, ?4)",
+            params![branch.to_string(), made.rules, made.source_lsn.map(|lsn| lsn.to_string()), made.report],
+        )
+        .map(|_| ())
 }
 
 impl BranchRow {
@@ -62,15 +156,12 @@ impl Store {
                 params![row.timeline.to_string(), row.tenant.to_string()],
             )?;
             branch::insert(transaction, row)?;
-            transaction.execute(
-                "INSERT INTO masked_templates (branch_id, rules) VALUES (?1, ?2)",
-                params![row.id.to_string(), rules],
-            )?;
+            insert(transaction, row.id, &MaskedRow { rules: rules.to_owned(), source_lsn: None, report: None })?;
             Ok(InsertBranch::Inserted { ancestor: row.timeline })
         })
     }
 
-    /// Keeps what was done to make a template.
+    /// Keeps what was done to make a template, which its description says from then on.
     pub fn put_mask_report(&self, id: BranchId, source_lsn: Lsn, report: &str) -> Result<(), StoreError> {
         self.write(|transaction| {
             transaction
@@ -82,19 +173,58 @@ impl Store {
         })
     }
 
-    /// How a template was made; `None` if the database was lost since.
+    /// How a template was made; `None` if the database was lost since, and its manifest did not say.
     pub fn masked(&self, id: BranchId) -> Result<Option<MaskedRow>, StoreError> {
-        self.read(|connection| {
-            connection
-                .prepare_cached("SELECT rules, source_lsn, report FROM masked_templates WHERE branch_id = ?1")?
-                .query_row(params![id.to_string()], |row| {
-                    Ok(MaskedRow {
-                        rules: row.get("rules")?,
-                        source_lsn: parsed_option(row, "source_lsn")?,
-                        report: row.get("report")?,
-                    })
-                })
-                .optional()
-        })
+        self.read(|connection| by_branch(connection, id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(report: Option<String>) -> MaskedRow {
+        MaskedRow { rules: "{}".to_owned(), source_lsn: Some(Lsn::new(0x123_4568)), report }
+    }
+
+    fn report(columns: usize) -> String {
+        let column = |index: usize| ardent_masking::ColumnReport {
+            database: "shop".to_owned(),
+            schema: "public".to_owned(),
+            table: format!("table_{}", index / 12),
+            column: format!("column_{}_{:x}", index % 12, index.wrapping_mul(0x9E37_79B9) % 4096),
+            data_type: ["integer", "text", "timestamp with time zone"][index % 3].to_owned(),
+            action: ["keep", "hash", "null", "permute"][index % 4].to_owned(),
+            rule: ["column", "type"][index % 2].to_owned(),
+            rows: Some((index * index % 1_000_003) as u64),
+            values: Some((index * index % 1_000_003) as u64),
+            unchanged: Some(0),
+        };
+        let report = MaskReport { columns: (0..columns).map(column).collect(), ..MaskReport::default() };
+        serde_json::to_string(&report).expect("plain data")
+    }
+
+    #[test]
+    fn what_is_known_of_a_template_survives_as_its_description() {
+        for row in [made(None), made(Some(report(0))), made(Some(report(10_000)))] {
+            let description = row.description().expect("it can be packed");
+            assert_eq!(description.report.is_some(), row.report.is_some());
+            let again = description.row();
+            assert_eq!((again.source_lsn, &again.report), (row.source_lsn, &row.report));
+            assert!(again.is_by("{}") && !again.is_by("{ }") && row.is_by("{}"));
+            assert_eq!(again.description().expect("it can be packed"), description);
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_or_damaged_is_not_known() {
+        let long = made(Some(report(60_000))).description().expect("it can be packed");
+        assert_eq!(long.report, None);
+        let good = made(Some(report(3))).description().expect("it can be packed");
+        let other = pack("[]").expect("it can be packed");
+        for damaged in ["", "?", "AAAA", &good.report.as_ref().expect("it is there")[4..], &other] {
+            let description = MaskedDescription { report: Some(damaged.to_owned()), ..good.clone() };
+            assert_eq!(description.row().report, None, "{damaged}");
+        }
     }
 }

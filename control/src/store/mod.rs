@@ -35,7 +35,7 @@ pub use description::{
     BranchDescription, ConnectorDescription, CredentialDescription, DESCRIPTION_FORMAT, Description, PastDescription,
     Untold,
 };
-pub use masked::{MaskedRow, template_name_of};
+pub use masked::{MaskedDescription, MaskedRow, template_name_of};
 pub use membership::{MemberChange, Outdated};
 pub use restore::TimelineRow;
 pub use role::RoleRow;

@@ -6,6 +6,7 @@ use ardent_types::{Lsn, TenantId, TimelineId};
 
 use super::branch::policy_text;
 use super::description::{BranchDescription, ConnectorDescription, PastDescription};
+use super::masked::{self, MaskedRow};
 use super::{Store, StoreError};
 
 /// A timeline as storage has it, with what it is to users.
@@ -23,6 +24,8 @@ pub struct TimelineRow {
     pub branch: Option<BranchDescription>,
     /// The branch that was on it.
     pub past: Option<PastDescription>,
+    /// How the masked template that is on it was made.
+    pub masked: Option<MaskedRow>,
 }
 
 impl Store {
@@ -56,6 +59,9 @@ fn insert(transaction: &Transaction<'_>, row: &TimelineRow) -> rusqlite::Result<
     }
     if let Some(branch) = &row.branch {
         insert_branch(transaction, &timeline, branch)?;
+        if let Some(made) = &row.masked {
+            masked::insert(transaction, branch.id, made)?;
+        }
     }
     if let Some(past) = &row.past {
         transaction.execute(

@@ -186,7 +186,14 @@ const MIGRATIONS: &[&str] = &[
         source_lsn TEXT,
         report TEXT
     ) STRICT;",
-    // 8 -> 9: who the safekeepers are, once they were changed, and a change that is on its way.
+    // 8 -> 9: that stands in manifests as well.
+    "CREATE TRIGGER masked_changed AFTER UPDATE ON masked_templates BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = NEW.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    UPDATE descriptions SET changed = changed + 1
+        WHERE timeline_id IN (SELECT timeline_id FROM branches WHERE id IN (SELECT branch_id FROM masked_templates));",
+    // 9 -> 10: who the safekeepers are, once they were changed, and a change that is on its way.
     "CREATE TABLE membership (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         generation INTEGER NOT NULL,

@@ -20,6 +20,10 @@ pub enum Action {
     Fixed(String),
     /// A number from the first to the second, both included, by a keyed hash.
     Number(i64, i64),
+    /// A whole number exchanged with others of its class of size, by a keyed permutation; 0 stays.
+    Permute,
+    /// The same among all from the first to the second, both included; others there may not be.
+    PermuteIn(i64, i64),
     /// Moved by 1 to so many days, to earlier or later, by a keyed hash.
     ShiftDays(u32),
 }
@@ -35,12 +39,19 @@ impl Action {
             Action::Name => "name".to_owned(),
             Action::Fixed(value) => format!("fixed {value:?}"),
             Action::Number(from, to) => format!("number {from} to {to}"),
+            Action::Permute => "permute".to_owned(),
+            Action::PermuteIn(from, to) => format!("permute in {from} to {to}"),
             Action::ShiftDays(days) => format!("shift by up to {days} days"),
         }
     }
 
     /// Whether values that differ stay different, as far as the column's type has room.
     pub(crate) fn keeps_distinct(&self) -> bool {
-        matches!(self, Action::Keep | Action::Null | Action::Hash | Action::Email)
+        matches!(self, Action::Keep | Action::Null | Action::Hash | Action::Email) || self.permutes()
+    }
+
+    /// Whether new values are ones that others have had, so that a unique index would refuse them while rows are changed.
+    pub(crate) fn permutes(&self) -> bool {
+        matches!(self, Action::Permute | Action::PermuteIn(..))
     }
 }

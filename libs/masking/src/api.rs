@@ -62,7 +62,8 @@ pub struct MaskedInfo {
     pub ready: bool,
     /// The branches that were made from it.
     pub branches: Vec<String>,
-    /// What was done; null in lists, and if the server's database was lost since.
+    /// What was done; null in lists, and if the server's database was lost and the template's manifest does not say: then no branch can
+    /// be made of it.
     pub report: Option<MaskReport>,
 }
 

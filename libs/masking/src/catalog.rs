@@ -11,6 +11,8 @@ pub struct Database {
     pub tables: Vec<Table>,
     /// Foreign keys.
     pub foreign_keys: Vec<ForeignKey>,
+    /// Sequences that fill columns.
+    pub sequences: Vec<Sequence>,
     /// What would run while rows are changed, whatever is switched off.
     pub always_run: Vec<String>,
 }
@@ -47,6 +49,8 @@ pub struct Column {
     pub not_null: bool,
     /// It is in a unique index or exclusion constraint.
     pub unique: bool,
+    /// It is an identity that is always generated: no statement may give it a value.
+    pub always_generated: bool,
 }
 
 /// A column that refers to another.
@@ -58,6 +62,19 @@ pub struct ForeignKey {
     pub from: (u32, i16),
     /// What it refers to.
     pub to: (u32, i16),
+    /// Of the table that it refers to, it refers to one partition alone.
+    pub to_partition: bool,
+}
+
+/// A sequence, with a column that it fills: because the column owns it, or because the column's default names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Its name, with its schema, as SQL takes it.
+    pub name: String,
+    /// The column.
+    pub fills: (u32, i16),
+    /// It counts down.
+    pub descends: bool,
 }
 
 /// Columns of all tables that users made: those of `initdb` have smaller numbers. Partitions are seen to by what they are parts of.
@@ -68,18 +85,35 @@ const COLUMNS: &str = "
     select c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', a.attnum, a.attname::text,
         format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, null), format_type(b.at, null), a.attnotnull,
         exists (select from pg_index i where i.indrelid = c.oid and (i.indisunique or i.indisexclusion)
-            and (a.attnum = any (i.indkey::int2[]) or 0 = any (i.indkey::int2[])))
+            and (a.attnum = any (i.indkey::int2[]) or 0 = any (i.indkey::int2[]))), a.attidentity = 'a'
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     left join (pg_attribute a join based b on b.oid = a.atttypid join pg_type t on t.oid = b.at and t.typtype <> 'd')
         on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
     where c.oid >= 16384 and c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
     order by 2, 3, 5";
 
-/// One row for each pair of columns. Of constraints on partitions, those that are part of another are left out.
+/// One row for each pair of columns, each the one of the table that a partition is a part of. Of constraints on partitions, those that
+/// are part of another are left out.
 const FOREIGN_KEYS: &str = "
-    select k.conname::text, k.conrelid, f.from_column, k.confrelid, f.to_column
-    from pg_constraint k, unnest(k.conkey, k.confkey) f(from_column, to_column)
+    select k.conname::text, refers.attrelid, refers.attnum, referred.attrelid, referred.attnum, referred.attrelid <> k.confrelid
+    from pg_constraint k, unnest(k.conkey, k.confkey) f(from_column, to_column),
+        lateral (select r.attrelid, r.attnum from pg_attribute a join pg_attribute r on r.attname = a.attname and r.attrelid = coalesce(pg_partition_root(k.conrelid), k.conrelid)
+            where a.attrelid = k.conrelid and a.attnum = f.from_column) refers,
+        lateral (select r.attrelid, r.attnum from pg_attribute a join pg_attribute r on r.attname = a.attname and r.attrelid = coalesce(pg_partition_root(k.confrelid), k.confrelid)
+            where a.attrelid = k.confrelid and a.attnum = f.to_column) referred
     where k.contype = 'f' and k.conparentid = 0
+    order by 1, 2, 3";
+
+/// The same of sequences, of identity columns, serial ones, and ones whose default names a sequence.
+const SEQUENCES: &str = "
+    select distinct s.seqrelid::regclass::text, r.attrelid, r.attnum, s.seqincrement < 0
+    from (select d.objid as sequence, d.refobjid as relation, d.refobjsubid as number from pg_depend d
+            where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjsubid > 0 and d.deptype in ('a', 'i')
+        union select d.refobjid, k.adrelid, k.adnum from pg_attrdef k
+            join pg_depend d on d.classid = 'pg_attrdef'::regclass and d.objid = k.oid and d.refclassid = 'pg_class'::regclass) f
+    join pg_sequence s on s.seqrelid = f.sequence
+    join pg_attribute a on a.attrelid = f.relation and a.attnum = f.number
+    join pg_attribute r on r.attname = a.attname and r.attrelid = coalesce(pg_partition_root(f.relation), f.relation)
     order by 1, 2, 3";
 
 /// Triggers and rules that session_replication_role leaves on.
@@ -111,6 +145,7 @@ pub async fn read_database(client: &Client, name: &str) -> Result<Database, toki
                 base_type: row.try_get(8)?,
                 not_null: row.try_get(9)?,
                 unique: row.try_get(10)?,
+                always_generated: row.try_get(11)?,
             });
         }
     }
@@ -119,6 +154,14 @@ pub async fn read_database(client: &Client, name: &str) -> Result<Database, toki
             name: row.try_get(0)?,
             from: (row.try_get(1)?, row.try_get(2)?),
             to: (row.try_get(3)?, row.try_get(4)?),
+            to_partition: row.try_get(5)?,
+        });
+    }
+    for row in client.query(SEQUENCES, &[]).await? {
+        database.sequences.push(Sequence {
+            name: row.try_get(0)?,
+            fills: (row.try_get(1)?, row.try_get(2)?),
+            descends: row.try_get(3)?,
         });
     }
     for row in client.query(ALWAYS_RUN, &[]).await? {

@@ -3,6 +3,7 @@
 use crate::action::Action;
 use crate::catalog::Column;
 use crate::name::{literal, quoted};
+use crate::permutation::{Range, permuted};
 
 /// The alias of the row that is changed, and of the same row as it was.
 pub(crate) const NEW: &str = "n";
@@ -14,6 +15,9 @@ const KEY: &str = "$1";
 const HASH_DIGITS: u32 = 32;
 /// The same of an address's first part: 64 bits.
 const EMAIL_DIGITS: u32 = 16;
+/// Digits of a `numeric` that a `bigint` holds whatever they are.
+const NUMERIC_DIGITS_MAX: u32 = 18;
+const WHOLE_NUMBERS: &str = "integer types and numeric(1,0) to numeric(18,0)";
 const FIRST_NAMES: [&str; 24] = [
     "Ada", "Alan", "Amara", "Anita", "Boris", "Carla", "Chen", "Dana", "Elif", "Emil", "Fatima", "Grace", "Hugo",
     "Ines", "Jonas", "Kofi", "Lena", "Mateo", "Nadia", "Omar", "Priya", "Sofia", "Tariq", "Yuki",
@@ -103,6 +107,17 @@ pub(crate) fn new_value(action: &Action, column: &Column) -> Result<Option<Strin
             // As a text: the least number is none with a minus sign before it.
             format!("('{from}'::bigint + {number} % {})", to - from + 1)
         }
+        Action::Permute => {
+            let (min, max) = whole_numbers(column).ok_or_else(|| unfit(action, column, WHOLE_NUMBERS))?;
+            permuted(&value, KEY, &Range::of_type(min, max))
+        }
+        Action::PermuteIn(from, to) => {
+            let (min, max) = whole_numbers(column).ok_or_else(|| unfit(action, column, WHOLE_NUMBERS))?;
+            if *from < min || *to > max {
+                return Err(format!("{} has no room for {}", column.sql_type, action.text()));
+            }
+            permuted(&value, KEY, &[Range { low: *from, high: *to }])
+        }
         Action::ShiftDays(days) => {
             let shift = format!("(1 + {number} % {days}) * (1 - 2 * ({number} / {days} % 2))");
             match kind {
@@ -113,6 +128,25 @@ pub(crate) fn new_value(action: &Action, column: &Column) -> Result<Option<Strin
         }
     };
     Ok(Some(format!("{made}::{}", column.sql_type)))
+}
+
+/// The least and the greatest number that `column` takes, if it takes nothing but whole numbers that a `bigint` holds.
+fn whole_numbers(column: &Column) -> Option<(i64, i64)> {
+    match kind(&column.base_type) {
+        Kind::Integer { min, max } => Some((min, max)),
+        Kind::Number => {
+            let digits: u32 = column.sql_type.strip_prefix("numeric(")?.strip_suffix(",0)")?.parse().ok()?;
+            let max = (digits <= NUMERIC_DIGITS_MAX).then(|| 10i64.pow(digits) - 1)?;
+            Some((-max, max))
+        }
+        _ => None,
+    }
+}
+
+/// Which rows `o` have a value of `column` that `action` makes nothing of; `None` if it takes each.
+pub(crate) fn out_of_range(action: &Action, column: &Column) -> Option<String> {
+    let Action::PermuteIn(from, to) = action else { return None };
+    Some(format!("{OLD}.{} not between '{from}'::bigint and '{to}'::bigint", quoted(&column.name)))
 }
 
 fn unfit(action: &Action, column: &Column, of: &str) -> String {

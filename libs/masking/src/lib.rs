@@ -22,6 +22,7 @@ mod api;
 mod catalog;
 mod expression;
 mod name;
+mod permutation;
 mod plan;
 mod report;
 mod rules;
@@ -29,9 +30,11 @@ mod run;
 
 pub use action::Action;
 pub use api::{CheckMaskingRequest, CreateMaskedRequest, MaskEvent, MaskedInfo, MaskedList, MaskingCheck};
-pub use catalog::{Column, Database, ForeignKey, Table, read_database};
+pub use catalog::{Column, Database, ForeignKey, Sequence, Table, read_database};
 pub use name::{TableName, TableNameError};
-pub use plan::{Plan, PlanError, PlannedColumn, PlannedTable, Problem, Source, Unnamed, plan};
+pub use plan::{
+    Plan, PlanError, PlannedColumn, PlannedSequence, PlannedTable, Problem, RangeCheck, Source, Unnamed, plan,
+};
 pub use report::{ColumnReport, MaskReport, RULES_LEN_MAX, SecretsReport};
 pub use rules::{LargeObjects, Rules, RulesError};
 pub use run::{Connect, MaskError, Masking, Progress};

@@ -7,11 +7,15 @@ use serde_json::{Value, json};
 
 use crate::action::Action;
 use crate::catalog::{Column, Database, Table};
-use crate::expression::{NEW, OLD, new_value};
-use crate::name::{TableName, quoted};
+use crate::expression::new_value;
+use crate::name::TableName;
 use crate::report::ColumnReport;
 use crate::rules::{REST, Rules};
+use statements::{always_generated, range_checks, sequences, statement};
 
+mod statements;
+
+const INTEGERS: [&str; 3] = ["smallint", "integer", "bigint"];
 /// Most lines of an error that are shown.
 const SHOWN_MAX: usize = 50;
 
@@ -20,6 +24,30 @@ const SHOWN_MAX: usize = 50;
 pub struct Plan {
     /// Every table.
     pub tables: Vec<PlannedTable>,
+    /// Sequences that have to go behind what fills their columns.
+    pub sequences: Vec<PlannedSequence>,
+}
+
+/// A sequence whose next number could be there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSequence {
+    /// Its database.
+    pub database: String,
+    /// Its name as SQL takes it.
+    pub name: String,
+    /// The statement that moves it behind all values, if it is not there; to be run once rows are masked.
+    pub statement: String,
+}
+
+/// Values that an action makes nothing of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeCheck {
+    /// The column.
+    pub column: String,
+    /// What is to be done to it.
+    pub action: Action,
+    /// The statement that counts them.
+    pub statement: String,
 }
 
 /// What is to be done to a table.
@@ -32,6 +60,12 @@ pub struct PlannedTable {
     /// The statement that does it, with the secret as its parameter if that is used; `None`: everything is kept. It gives one row: rows
     /// changed, then for each column that is changed how many values it had, and how many of these are the same still.
     pub statement: Option<String>,
+    /// What has to count nothing before.
+    pub checks: Vec<RangeCheck>,
+    /// Columns that are changed although none may say what they are, as SQL takes their names.
+    pub always_generated: Vec<String>,
+    /// Values are exchanged with each other: while that is done a unique index would see two that are the same.
+    pub permutes: bool,
 }
 
 /// What is to be done to a column.
@@ -56,6 +90,8 @@ pub enum Source {
     Table,
     /// Its type's.
     Type,
+    /// That of the column that it refers to by a foreign key.
+    Reference,
 }
 
 impl Source {
@@ -65,6 +101,7 @@ impl Source {
             Source::Column => "column",
             Source::Table => "table",
             Source::Type => "type",
+            Source::Reference => "reference",
         }
     }
 }
@@ -141,12 +178,16 @@ fn left_out(count: usize) -> Option<String> {
     (count > SHOWN_MAX).then(|| format!("  and {} more", count - SHOWN_MAX))
 }
 
+/// A column of a database: its table's number and its own.
+type ColumnKey = (u32, i16);
+type Chosen<'r> = BTreeMap<ColumnKey, (&'r Action, Source)>;
+
 /// Makes the plan for all databases of a cluster.
 pub fn plan(rules: &Rules, databases: &[Database]) -> Result<Plan, PlanError> {
     let (mut plan, mut error) = (Plan::default(), PlanError::default());
     let mut used: BTreeSet<&TableName> = BTreeSet::new();
     for database in databases {
-        let mut chosen: BTreeMap<(u32, i16), (&Action, &Column)> = BTreeMap::new();
+        let mut chosen = Chosen::new();
         for table in &database.tables {
             let name = name_of(database, table);
             let own = rules.columns.get_key_value(&name);
@@ -158,62 +199,141 @@ pub fn plan(rules: &Rules, databases: &[Database]) -> Result<Plan, PlanError> {
                     error.problems.push(Problem { place: name.to_string(), what });
                 }
             }
-            let mut columns = Vec::new();
             for column in &table.columns {
-                let Some((action, source)) = rule_for(rules, own, column) else {
-                    error.unnamed.push(Unnamed {
-                        table: name.clone(),
-                        column: column.name.clone(),
-                        data_type: column.sql_type.clone(),
-                        suggestion: [Action::Hash, Action::Null]
-                            .into_iter()
-                            .find(|action| misfit(action, column).is_none()),
-                    });
-                    continue;
-                };
-                chosen.insert((table.oid, column.number), (action, column));
-                let place = || format!("{name}, column {}", column.name);
-                error.problems.extend(misfit(action, column).map(|what| Problem { place: place(), what }));
-                columns.push(PlannedColumn {
-                    name: column.name.clone(),
-                    data_type: column.sql_type.clone(),
-                    action: action.clone(),
-                    source,
-                });
-            }
-            let statement = statement(table, &columns);
-            plan.tables.push(PlannedTable { name, columns, statement });
-        }
-        for key in &database.foreign_keys {
-            let (Some((from, from_column)), Some((to, to_column))) = (chosen.get(&key.from), chosen.get(&key.to))
-            else {
-                continue;
-            };
-            let same_type = from_column.base_type == to_column.base_type || **from == Action::Keep;
-            if **from != Action::Null && (from != to || !same_type) {
-                let place = format!("foreign key {} of database {}", key.name, database.name);
-                let what = format!(
-                    "{} would be {} ({}), and what it refers to, {}, {} ({}): rows would refer to nothing",
-                    from_column.name,
-                    from.text(),
-                    from_column.base_type,
-                    to_column.name,
-                    to.text(),
-                    to_column.base_type
-                );
-                error.problems.push(Problem { place, what });
+                chosen.extend(rule_for(rules, own, column).map(|found| ((table.oid, column.number), found)));
             }
         }
-        error.problems.extend(database.always_run.iter().map(|what| Problem {
-            place: format!("database {}", database.name),
-            what: format!("{what} runs even where triggers are off, and could copy what is being masked: drop it on production's side, or ENABLE it without ALWAYS or REPLICA"),
-        }));
+        follow_references(database, &mut chosen);
+        plan_database(database, &chosen, &mut plan, &mut error);
     }
     for name in rules.columns.keys().filter(|name| !used.contains(name)) {
         let what = "there is no such table: a partition has the rules of the table that it is a part of".to_owned();
         error.problems.push(Problem { place: name.to_string(), what });
     }
     if error == PlanError::default() { Ok(plan) } else { Err(error) }
+}
+
+/// What refers to a column that has a rule of its own, and has none itself, is masked as that is: otherwise rows would refer to nothing.
+fn follow_references(database: &Database, chosen: &mut Chosen<'_>) {
+    let mut is_done = false;
+    // Each goes from its type's rule, or none, to its reference's once.
+    while !is_done {
+        is_done = true;
+        for key in &database.foreign_keys {
+            let Some((action, Source::Column | Source::Reference)) = chosen.get(&key.to).copied() else { continue };
+            let follows = match chosen.get(&key.from) {
+                None => true,
+                Some((own, Source::Type)) => **own != Action::Null && *own != action,
+                Some(_) => false,
+            };
+            if follows && *action != Action::Keep {
+                chosen.insert(key.from, (action, Source::Reference));
+                is_done = false;
+            }
+        }
+    }
+}
+
+fn plan_database(database: &Database, chosen: &Chosen<'_>, plan: &mut Plan, error: &mut PlanError) {
+    let mut by_key: BTreeMap<ColumnKey, &Column> = BTreeMap::new();
+    for table in &database.tables {
+        by_key.extend(table.columns.iter().map(|column| ((table.oid, column.number), column)));
+    }
+    for table in &database.tables {
+        let name = name_of(database, table);
+        let mut columns = Vec::new();
+        for column in &table.columns {
+            let key = (table.oid, column.number);
+            let Some((action, source)) = chosen.get(&key).copied() else {
+                error.unnamed.push(Unnamed {
+                    table: name.clone(),
+                    column: column.name.clone(),
+                    data_type: column.sql_type.clone(),
+                    suggestion: suggestion(database, &by_key, chosen, key),
+                });
+                continue;
+            };
+            let place = || format!("{name}, column {}", column.name);
+            error.problems.extend(misfit(action, column).map(|what| Problem { place: place(), what }));
+            columns.push(PlannedColumn {
+                name: column.name.clone(),
+                data_type: column.sql_type.clone(),
+                action: action.clone(),
+                source,
+            });
+        }
+        plan.tables.push(PlannedTable {
+            statement: statement(table, &columns),
+            checks: range_checks(table, &columns),
+            always_generated: always_generated(table, &columns),
+            permutes: columns.iter().any(|column| column.action.permutes()),
+            name,
+            columns,
+        });
+    }
+    for key in &database.foreign_keys {
+        let side = |key| Some((chosen.get(key)?.0, *by_key.get(key)?));
+        let (Some((from, from_column)), Some((to, to_column))) = (side(&key.from), side(&key.to)) else { continue };
+        if *from != Action::Null && (from != to || !become_the_same(from, from_column, to_column)) {
+            let place = format!("foreign key {} of database {}", key.name, database.name);
+            let what = format!(
+                "{} would be {} ({}), and what it refers to, {}, {} ({}): rows would refer to nothing",
+                from_column.name,
+                from.text(),
+                from_column.base_type,
+                to_column.name,
+                to.text(),
+                to_column.base_type
+            );
+            error.problems.push(Problem { place, what });
+        } else if key.to_partition && *to != Action::Keep {
+            let place = format!("foreign key {} of database {}", key.name, database.name);
+            let what = format!(
+                "it refers to {} in one partition alone, and rows that are masked by {} may go to another: keep that column",
+                to_column.name,
+                to.text()
+            );
+            error.problems.push(Problem { place, what });
+        }
+    }
+    plan.sequences.extend(sequences(database, &by_key, chosen));
+    error.problems.extend(database.always_run.iter().map(|what| Problem {
+        place: format!("database {}", database.name),
+        what: format!("{what} runs even where triggers are off, and could copy what is being masked: drop it on production's side, or ENABLE it without ALWAYS or REPLICA"),
+    }));
+}
+
+/// Whether `action` makes the same of equal values of both columns.
+fn become_the_same(action: &Action, one: &Column, other: &Column) -> bool {
+    let is_integer = |column: &Column| INTEGERS.contains(&&column.base_type[..]);
+    match action {
+        Action::Keep | Action::PermuteIn(..) => true,
+        Action::Permute => one.sql_type == other.sql_type || (is_integer(one) && is_integer(other)),
+        _ => one.base_type == other.base_type,
+    }
+}
+
+/// What could be done to a column that no rule names, and leaves nothing of its values: what could be to the one that it refers to, where
+/// none names that either.
+fn suggestion(
+    database: &Database,
+    by_key: &BTreeMap<ColumnKey, &Column>,
+    chosen: &Chosen<'_>,
+    key: ColumnKey,
+) -> Option<Action> {
+    let column = *by_key.get(&key)?;
+    let (mut referred, mut seen) = (key, BTreeSet::from([key]));
+    let next = |from| database.foreign_keys.iter().find(|found| found.from == from).map(|found| found.to);
+    while let Some(to) = next(referred).filter(|to| by_key.contains_key(to) && !chosen.contains_key(to)) {
+        if !seen.insert(to) {
+            break;
+        }
+        referred = to;
+    }
+    [Action::Hash, Action::Null, Action::Permute]
+        .into_iter()
+        .find(|action| misfit(action, by_key[&referred]).is_none())
+        .filter(|action| misfit(action, column).is_none())
 }
 
 fn name_of(database: &Database, table: &Table) -> TableName {
@@ -243,42 +363,12 @@ fn misfit(action: &Action, column: &Column) -> Option<String> {
     if *action == Action::Null && column.not_null {
         return Some("it may not be NULL".to_owned());
     }
-    let is_small = ["smallint", "integer", "bigint"].contains(&&column.base_type[..]) && *action == Action::Hash;
+    let is_small = INTEGERS.contains(&&column.base_type[..]) && *action == Action::Hash;
     if column.unique && (!action.keeps_distinct() || is_small) {
-        return Some(format!("{} would make values equal that have to be unique", action.text()));
+        let instead = if INTEGERS.contains(&&column.base_type[..]) { ": take permute" } else { "" };
+        return Some(format!("{} would make values equal that have to be unique{instead}", action.text()));
     }
     None
-}
-
-fn statement(table: &Table, columns: &[PlannedColumn]) -> Option<String> {
-    let changed = columns.iter().filter_map(|planned| {
-        let column = table.columns.iter().find(|column| column.name == planned.name)?;
-        // Where it is an error there is no plan.
-        Some((quoted(&column.name), new_value(&planned.action, column).ok()??))
-    });
-    let changed: Vec<(String, String)> = changed.collect();
-    if changed.is_empty() {
-        return None;
-    }
-    let only = if table.is_partitioned { "" } else { "only " };
-    let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
-    let set: Vec<String> = changed.iter().map(|(column, value)| format!("{column} = {value}")).collect();
-    let mut returned = Vec::new();
-    let mut counted = vec!["count(*)".to_owned()];
-    for (index, (column, _)) in changed.iter().enumerate() {
-        returned.push(format!("{OLD}.{column} is not null as had{index}"));
-        returned.push(format!("{NEW}.{column}::text = {OLD}.{column}::text as same{index}"));
-        counted.push(format!("count(*) filter (where had{index})"));
-        counted.push(format!("count(*) filter (where same{index})"));
-    }
-    Some(format!(
-        "with changed as (update {only}{name} as {NEW} set {} from {only}{name} as {OLD}
-            where {NEW}.ctid = {OLD}.ctid and {NEW}.tableoid = {OLD}.tableoid returning {})
-        select {} from changed",
-        set.join(", "),
-        returned.join(", "),
-        counted.join(", ")
-    ))
 }
 
 impl Plan {

@@ -129,8 +129,12 @@ impl Rules {
 
 fn check(action: &Action, of: impl Fn() -> String) -> Result<(), RulesError> {
     let why = match action {
-        Action::Number(from, to) if from > to => "its first number is larger than its second",
-        Action::Number(from, to) if to.checked_sub(*from).is_none_or(|width| width == i64::MAX) => {
+        Action::Number(from, to) | Action::PermuteIn(from, to) if from > to => {
+            "its first number is larger than its second"
+        }
+        Action::Number(from, to) | Action::PermuteIn(from, to)
+            if to.checked_sub(*from).is_none_or(|width| width == i64::MAX) =>
+        {
             "there are too many numbers between its two"
         }
         Action::ShiftDays(days) if !(1..=36_500).contains(days) => "from 1 to 36500 days can be shifted by",

@@ -42,6 +42,17 @@ const FILES: &str = "select c.oid, pg_relation_filenode(c.oid), c.oid::regclass:
     where c.relkind in ('r', 'm', 't') and c.relpersistence <> 't' and pg_relation_filenode(c.oid) is not null
         and pg_relation_size(c.oid) > 0";
 
+/// Rows of a table without a replica identity that is published cannot be changed. Nobody is subscribed to what is being masked.
+const SILENCE_PUBLICATIONS: &str = "update pg_publication set pubupdate = false where pubupdate returning oid";
+const PUBLISH_AGAIN: &str = "update pg_publication set pubupdate = true where oid = any ($1::oid[]) returning oid";
+
+/// Takes the unique indexes of a table, or of its partitions, from what rows are written into; a rebuilt one is ready again.
+const PUT_ASIDE: &str = "update pg_index i set indisready = false
+    where i.indrelid in (select $1::text::regclass union select relid from pg_partition_tree($1::text::regclass))
+        and i.indisready and (i.indisunique or i.indisexclusion)
+        and exists (select from pg_class c where c.oid = i.indexrelid and c.relkind = 'i')
+    returning i.indexrelid, i.indexrelid::regclass::text, i.indisvalid";
+
 /// Materialized views that have rows.
 const VIEWS: &str =
     "select c.oid::regclass::text from pg_class c where c.relkind = 'm' and c.relispopulated order by c.oid";
@@ -92,6 +103,16 @@ pub enum MaskError {
     /// A database that nobody can open, nor drop by halves.
     #[error("database {0} was left half dropped, so that what it holds cannot be masked: drop it on production's side")]
     HalfDropped(String),
+    /// Values outside of the range that they are to be exchanged in.
+    #[error("{place}: {count} value(s) are not in the range of {action}: widen it, or take permute without one")]
+    OutOfRange {
+        /// The column.
+        place: String,
+        /// How many.
+        count: u64,
+        /// The rule.
+        action: String,
+    },
     /// Others go on.
     #[error("other sessions of the branch do not end, and see what was there before")]
     Others,
@@ -220,12 +241,19 @@ impl<'a> Masking<'a> {
         for database in &databases {
             let client = self.open(database).await?;
             self.clear_database(&client, database, &mut report.secrets).await?;
+            let silent = set_publishing(&client, database, SILENCE_PUBLICATIONS, &[]).await?;
             for table in plan.tables.iter().filter(|table| table.name.database == *database) {
                 if table.statement.is_some() {
                     progress(Progress { phase: "rows", place: table.name.to_string(), done, of });
                     done += 1;
                 }
                 report.columns.extend(mask_table(&client, table, key).await?);
+            }
+            set_publishing(&client, database, PUBLISH_AGAIN, &silent).await?;
+            for sequence in plan.sequences.iter().filter(|sequence| sequence.database == *database) {
+                let moved = client.execute(&sequence.statement, &[]).await;
+                moved
+                    .map_err(doing(&format!("database {database}: the sequence {} cannot be moved", sequence.name)))?;
             }
             progress(Progress { phase: "rewrite", place: database.clone(), done, of });
             refresh_views(&client, database).await?;
@@ -284,15 +312,40 @@ impl<'a> Masking<'a> {
     }
 }
 
+/// Runs one of the two statements; gives the publications that it changed.
+async fn set_publishing(
+    client: &Client,
+    database: &str,
+    statement: &str,
+    publications: &[u32],
+) -> Result<Vec<u32>, MaskError> {
+    let failed = || doing(&format!("database {database}: publications cannot be changed"));
+    let parameters: &[&(dyn ToSql + Sync)] = &[&publications];
+    let prepared = client.prepare(statement).await.map_err(failed())?;
+    let changed = client.query(&prepared, &parameters[..prepared.params().len()]).await.map_err(failed())?;
+    changed.iter().map(|row| get(row, 0)).collect()
+}
+
 async fn mask_table(client: &Client, table: &PlannedTable, key: &[u8; 32]) -> Result<Vec<ColumnReport>, MaskError> {
     let mut columns = table.columns();
     let Some(statement) = &table.statement else { return Ok(columns) };
     let failed = || doing(&format!("the rows of {} cannot be masked", table.name));
+    for check in &table.checks {
+        let outside: i64 = get(&client.query_one(&check.statement, &[]).await.map_err(failed())?, 0)?;
+        if outside != 0 {
+            let place = format!("{}, column {}", table.name, check.column);
+            return Err(MaskError::OutOfRange { place, count: outside.unsigned_abs(), action: check.action.text() });
+        }
+    }
+    let aside = if table.permutes { UniqueIndexes::put_aside(client, table).await? } else { UniqueIndexes::default() };
+    generate(client, table, "by default").await?;
     let prepared = client.prepare(statement).await.map_err(failed())?;
     let key: &[u8] = key;
     let parameters: &[&(dyn ToSql + Sync)] = &[&key];
     // Without an action that hashes, it has none.
     let counts = client.query_one(&prepared, &parameters[..prepared.params().len()]).await.map_err(failed())?;
+    generate(client, table, "always").await?;
+    aside.make_anew(client, table).await?;
     let count = |at: usize| Ok::<u64, MaskError>(u64::try_from(get::<i64>(&counts, at)?).unwrap_or_default());
     let changed = columns.iter_mut().zip(&table.columns).filter(|(_, planned)| planned.action != crate::Action::Keep);
     for (index, (column, _)) in changed.enumerate() {
@@ -301,6 +354,56 @@ async fn mask_table(client: &Client, table: &PlannedTable, key: &[u8; 32]) -> Re
         column.unchanged = Some(count(2 + 2 * index)?);
     }
     Ok(columns)
+}
+
+/// Lets identities that are always generated be changed, or no longer.
+async fn generate(client: &Client, table: &PlannedTable, when: &str) -> Result<(), MaskError> {
+    for column in &table.always_generated {
+        let relation = qualified(table);
+        let alter = format!("alter table {relation} alter column {column} set generated {when}");
+        let altered = client.batch_execute(&alter).await;
+        altered.map_err(doing(&format!("the identity {column} of {} cannot be altered", table.name)))?;
+    }
+    Ok(())
+}
+
+fn qualified(table: &PlannedTable) -> String {
+    format!("{}.{}", quoted(&table.name.schema), quoted(&table.name.table))
+}
+
+/// Indexes of a table that refuse equal values. While rows are changed one by one, a value that two rows exchange is there twice.
+#[derive(Debug, Default)]
+struct UniqueIndexes {
+    /// Each by name, and its statement.
+    anew: Vec<(String, String)>,
+}
+
+impl UniqueIndexes {
+    /// Nothing is written into them from now on.
+    async fn put_aside(client: &Client, table: &PlannedTable) -> Result<UniqueIndexes, MaskError> {
+        let failed = || doing(&format!("unique indexes of {} cannot be put aside", table.name));
+        let relation = qualified(table);
+        let mut anew = Vec::new();
+        for row in client.query(PUT_ASIDE, &[&relation]).await.map_err(failed())? {
+            let (oid, name, is_valid): (u32, String, bool) = (get(&row, 0)?, get(&row, 1)?, get(&row, 2)?);
+            // What was not whole before is not what is looked at: a rewrite fills it.
+            let statement = match is_valid {
+                true => format!("reindex index {name}"),
+                false => format!("update pg_index set indisready = true where indexrelid = {oid}"),
+            };
+            anew.push((name, statement));
+        }
+        Ok(UniqueIndexes { anew })
+    }
+
+    /// Makes them of the rows as they are now, which they refuse if two are equal.
+    async fn make_anew(&self, client: &Client, table: &PlannedTable) -> Result<(), MaskError> {
+        for (name, statement) in &self.anew {
+            let made = client.batch_execute(statement).await;
+            made.map_err(doing(&format!("the unique index {name} of {} cannot be made anew", table.name)))?;
+        }
+        Ok(())
+    }
 }
 
 /// All of them first without rows, so that none is made of another's rows as they were.

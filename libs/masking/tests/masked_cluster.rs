@@ -209,3 +209,145 @@ fn rules_that_leave_something_open_change_nothing_and_failures_name_the_place() 
     let short = r#"{ "version": 1, "types": { "text": "hash", "public.short": "null", "jsonb": "null" }, "columns": { "postgres.public.t": { "a": { "fixed": "masked" } } } }"#;
     check(short, &["postgres.public.t", "t_a_check"]);
 }
+
+/// Whole numbers in every place that they are unique in, and what refers to them.
+const NUMBERS: &str = "
+    create table accounts (id int generated always as identity primary key, code smallint unique, ref numeric(10,0) unique,
+        parent int references accounts, late int unique deferrable initially deferred, twice bigint generated always as (id * 2::bigint) stored unique);
+    create unique index on accounts (id, code) where code > 3; create unique index on accounts (abs(id));
+    create index plain on accounts (id);
+    insert into accounts (code, ref, late) select i, i * 1000, i from generate_series(1, 500) i;
+    update accounts set parent = id / 2 where id > 1;
+    create table invoices (id bigserial primary key, account bigint not null references accounts);
+    insert into invoices (account) select 1 + i % 500 from generate_series(1, 900) i;
+    create table parted (id int primary key default nextval('public.invoices_id_seq')) partition by hash (id);
+    create table parted_0 partition of parted for values with (modulus 2, remainder 0);
+    create table parted_1 partition of parted for values with (modulus 2, remainder 1);
+    insert into parted select i from generate_series(1, 300) i;
+    create table visits (account int) partition by range (account);
+    create table visits_0 partition of visits (foreign key (account) references accounts) for values from (minvalue) to (maxvalue);
+    insert into visits select id from accounts;
+    create table codes (code int primary key); insert into codes select generate_series(101, 300);
+    create table classes (n bigint primary key, place int);
+    insert into classes select n, row_number() over (order by n) from (select unnest(array[-9223372036854775808, -2147483649, -2147483648, -32769,
+        -32768, -1, 0, 1, 16383, 16384, 28671, 28672, 32767, 32768, 1073741823, 1073741824, 2130706431, 2130706432, 2147483647, 2147483648,
+        9007199254740991, 9007199254740992, 9223372036854775807]) n) v;
+    create table small (n smallint primary key); insert into small select generate_series(-32768, 32767);
+    create table labels (label text default 'n' || nextval('invoices_id_seq')); insert into labels default values;
+    create sequence down increment -1; create table falling (n int primary key default nextval('down')); insert into falling select from generate_series(1, 50);
+    create publication p for all tables;";
+
+const NUMBER_RULES: &str = r#"{ "version": 1,
+    "types": { "integer": "keep" },
+    "columns": {
+        "postgres.public.accounts": { "id": "permute", "code": "permute", "ref": "permute", "late": "permute" },
+        "postgres.public.invoices": { "id": "permute" },
+        "postgres.public.parted": { "id": "permute" },
+        "postgres.public.labels": { "label": "keep" },
+        "postgres.public.codes": { "code": { "permute_in": [101, 300] } },
+        "postgres.public.classes": { "n": "permute" },
+        "postgres.public.small": { "n": "permute" },
+        "postgres.public.falling": { "n": "permute" } } }"#;
+
+#[test]
+fn unique_numbers_are_exchanged_and_what_refers_to_them_follows() {
+    let masked = |key: u8| {
+        let server = start();
+        server.sql(NUMBERS);
+        let report = run(&server, NUMBER_RULES, key).expect("masked");
+        (server, report)
+    };
+    let (server, report) = masked(7);
+    let sql = |query: &str| server.sql(query);
+    let rule = |table: &str, column: &str| {
+        let of = report.columns.iter().find(|found| found.table == table && found.column == column).expect("covered");
+        format!("{} by {}", of.action, of.rule)
+    };
+    assert_eq!(rule("invoices", "account"), "permute by reference");
+    assert_eq!(rule("accounts", "parent"), "permute by reference");
+    assert_eq!(rule("visits", "account"), "permute by reference", "by a key that one partition has");
+    assert_eq!(rule("codes", "code"), "permute in 101 to 300 by column");
+
+    // As many as before, and each that refers to one refers to the same.
+    assert_eq!(
+        sql("select count(distinct id), count(distinct code), count(distinct ref), count(distinct late) from accounts"),
+        "500|500|500|500"
+    );
+    assert_eq!(sql("select count(*) from invoices i join accounts a on a.id = i.account"), "900");
+    assert_eq!(
+        sql("select count(*) from accounts a join accounts p on p.id = a.parent where a.code is not null"),
+        "499"
+    );
+    assert_eq!(sql("select count(*) from visits join accounts on id = account"), "500");
+    assert_eq!(sql("select count(*) from accounts where twice = id * 2::bigint"), "500");
+    assert_eq!(sql("select count(distinct id), count(distinct tableoid) from parted"), "300|2");
+    // Numbers of all types become the same, which is what held these together.
+    assert_eq!(sql("select count(*) from accounts where code = id and late = id"), "500");
+    assert_eq!(sql("select count(*) from parted p join invoices i using (id)"), "300");
+
+    // Where each is taken, each is there again, at another's place.
+    assert_eq!(sql("select count(distinct code), min(code), max(code) from codes"), "200|101|300");
+    assert_eq!(sql("select count(distinct n), min(n), max(n) from small"), "65536|-32768|32767");
+    let small = report.columns.iter().find(|column| column.table == "small").expect("covered");
+    assert!(small.unchanged.is_some_and(|unchanged| (1..40).contains(&unchanged)), "0, and few by chance: {small:?}");
+    let classes = "select string_agg(width_bucket(n, array[-2147483648, -32768, 0, 1, 16384, 28672, 32768, 1073741824, 2130706432, 2147483648,
+        9007199254740992])::text, ' ' order by place) from classes";
+    assert_eq!(sql(classes), "0 0 1 1 2 2 3 4 4 5 5 6 6 7 7 8 8 9 9 10 10 11 11");
+    assert_eq!(sql("select n from classes where place = 7"), "0");
+
+    // Nothing of the order is left: about half of what followed each other still does, and no distance is seen again and again.
+    let order = "select count(*) filter (where id > before) between 170 and 330, count(distinct id - before) > 400
+        from (select ref, id, lag(id) over (order by ctid) as before from accounts) a where before is not null";
+    assert_eq!(sql(order), "t|t");
+
+    // Indexes are what they were, identities, and publications, of tables without a key too.
+    assert_eq!(sql("select pubupdate from pg_publication"), "t");
+    assert_eq!(
+        sql("select attidentity from pg_attribute where attrelid = 'accounts'::regclass and attname = 'id'"),
+        "a"
+    );
+    let indexes = "select count(*), bool_and(indisready and indisvalid) from pg_index i join pg_class c on c.oid = i.indrelid where relnamespace = 'public'::regnamespace";
+    assert_eq!(sql(indexes), "16|t");
+    let taken = "select id from accounts order by id limit 1";
+    let duplicate =
+        server.try_sql_in("postgres", &format!("insert into accounts (id) overriding system value {taken}"));
+    assert!(duplicate.expect_err("it is taken").contains("accounts_pkey"));
+    assert_eq!(
+        sql("set enable_seqscan = off; select count(*) from accounts where id in (select account from invoices)"),
+        "500"
+    );
+
+    // Sequences go on behind.
+    sql(
+        "insert into accounts (code) values (null); insert into invoices (account) select min(id) from accounts; insert into parted default values; insert into falling default values",
+    );
+    assert_eq!(sql("select max(id) > 1000 from accounts"), "t");
+    assert_eq!(
+        sql("select (select max(id) from parted) - (select max(id) from invoices)"),
+        "1",
+        "one sequence fills both"
+    );
+    assert_eq!(sql("select count(*) from falling where n < -100"), "51");
+
+    // Without the key it is another permutation.
+    let (other, _) = masked(8);
+    let order = "select string_agg(code::text, ' ' order by ctid) from codes";
+    assert_ne!(other.sql(order), server.sql(order));
+}
+
+#[test]
+fn a_number_outside_of_its_range_stops_it() {
+    let server = start();
+    server.sql("create table t (n int primary key); insert into t values (1), (99), (100), (-5)");
+    let rules = |range: &str| {
+        format!(r#"{{ "version": 1, "columns": {{ "postgres.public.t": {{ "n": {{ "permute_in": {range} }} }} }} }}"#)
+    };
+    let error = run(&server, &rules("[1, 99]"), 1).expect_err("it cannot be exchanged with others");
+    assert_eq!(
+        error.to_string(),
+        "postgres.public.t, column n: 2 value(s) are not in the range of permute in 1 to 99: widen it, or take permute without one"
+    );
+    assert_eq!(server.sql("select string_agg(n::text, ' ' order by n) from t"), "-5 1 99 100");
+    run(&server, &rules("[-5, 100]"), 1).expect("masked");
+    assert_eq!(server.sql("select count(distinct n) from t where n between -5 and 100"), "4");
+}

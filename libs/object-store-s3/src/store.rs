@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{
-    ErrorKind, ListPage, ListRequest, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
+    ErrorKind, ListPage, ListRequest, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError, UnfinishedUpload,
 };
 use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ChecksumAlgorithm, Delete, ObjectIdentifier};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::runtime::Runtime;
 use tokio::sync::Semaphore;
 
@@ -26,6 +27,8 @@ use crate::retry::RetryPolicy;
 const RUNTIME_THREADS: usize = 2;
 /// Most objects in one call that deletes.
 const DELETE_BATCH_MAX: usize = 1000;
+/// Room that is made for a body before any of it came.
+const BODY_ROOM_MAX: usize = 4 << 20;
 /// The metadata entry that tells whose conditional put made an object (S3-1).
 const MARK: &str = "ardent-put";
 
@@ -55,11 +58,14 @@ pub struct S3Options {
     pub retry: RetryPolicy,
     /// Requests under way at once.
     pub requests_max: usize,
+    /// Fail points in uploads in parts, for tests: `multipart.begin`, `.part`, `.complete` and `.abort` before each call, and the same
+    /// with `.answer` after it.
+    pub faults: Arc<FailPoints>,
 }
 
 impl Default for S3Options {
     fn default() -> Self {
-        S3Options { keys: None, ca_file: None, retry: RetryPolicy::default(), requests_max: 32 }
+        S3Options { keys: None, ca_file: None, retry: RetryPolicy::default(), requests_max: 32, faults: Arc::default() }
     }
 }
 
@@ -90,6 +96,7 @@ impl S3Store {
             shown: location.to_string(),
             retry: options.retry,
             permits: Semaphore::new(options.requests_max.max(1)),
+            faults: options.faults.clone(),
         };
         Ok(S3Store { calls: Arc::new(calls), runtime: Some(runtime) })
     }
@@ -197,16 +204,27 @@ impl ObjectStore for S3Store {
         }
         Ok(())
     }
+
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        let calls = self.calls.clone();
+        self.run("list of uploads", "", async move { calls.unfinished_uploads().await })
+    }
+
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        let (calls, doomed) = (self.calls.clone(), upload.clone());
+        self.run("abort of an upload", upload.name.as_str(), async move { calls.give_up(&doomed).await })
+    }
 }
 
 /// What a task of a call needs.
 pub(crate) struct Calls {
     pub(crate) client: Client,
     pub(crate) bucket: String,
-    prefix: String,
+    pub(crate) prefix: String,
     shown: String,
     pub(crate) retry: RetryPolicy,
     permits: Semaphore,
+    pub(crate) faults: Arc<FailPoints>,
 }
 
 impl Calls {
@@ -415,7 +433,7 @@ impl Calls {
 }
 
 /// Seconds since 1970; a time that the store does not say is as old as can be.
-fn seconds(time: Option<&DateTime>) -> u64 {
+pub(crate) fn seconds(time: Option<&DateTime>) -> u64 {
     time.and_then(|time| u64::try_from(time.secs()).ok()).unwrap_or_default()
 }
 
@@ -442,9 +460,14 @@ fn out_of_range(failure: Failure, header: &str) -> Failure {
 }
 
 /// A body, checked to be as long as announced.
-async fn whole_body(body: ByteStream, expected: Option<u64>) -> Result<Bytes, Failure> {
-    let read = body.collect().await;
-    let body = read.map_err(|error| Failure::new(ErrorKind::Retry, causes(&error)))?.into_bytes();
+async fn whole_body(mut body: ByteStream, expected: Option<u64>) -> Result<Bytes, Failure> {
+    // Copied piece by piece into one buffer: each piece is hot then, and its memory free for the next.
+    let announced = expected.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut whole = BytesMut::with_capacity(announced.min(BODY_ROOM_MAX));
+    while let Some(piece) = body.next().await {
+        whole.extend_from_slice(&piece.map_err(|error| Failure::new(ErrorKind::Retry, causes(&error)))?);
+    }
+    let body = whole.freeze();
     match expected.filter(|expected| *expected != body.len() as u64) {
         None => Ok(body),
         Some(expected) => {

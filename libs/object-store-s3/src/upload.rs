@@ -4,14 +4,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ardent_object_store::{ErrorKind, ObjectName, StoreError};
+use ardent_object_store::{ErrorKind, ObjectName, StoreError, UnfinishedUpload};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use crate::failure::Failure;
-use crate::store::Calls;
+use crate::store::{Calls, seconds};
 
 /// Files up to this long go with one put.
 const ONE_PUT_MAX: u64 = 16 << 20;
@@ -50,7 +50,15 @@ impl Calls {
         result
     }
 
+    /// Passes a fail point.
+    fn pass(&self, point: &str, name: &ObjectName) -> Result<(), StoreError> {
+        self.faults.pass(point).map_err(|error| {
+            StoreError::new(ErrorKind::Retry, "put of a file", name.as_str(), error.to_string()).with_source(error)
+        })
+    }
+
     async fn begin(self: &Arc<Self>, name: &ObjectName) -> Result<Upload, StoreError> {
+        self.pass("multipart.begin", name)?;
         let key = self.key(name.as_str());
         let id = self
             .attempts("begin of an upload", name.as_str(), self.retry, || async {
@@ -60,7 +68,55 @@ impl Calls {
                 answer.upload_id.ok_or_else(nameless)
             })
             .await?;
+        self.pass("multipart.begin.answer", name)?;
         Ok(Upload { calls: self.clone(), name: name.clone(), key, id })
+    }
+
+    /// Uploads of objects below the prefix, whoever began them.
+    pub(crate) async fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        let mut found = Vec::new();
+        let (mut after, mut after_id): (Option<String>, Option<String>) = (None, None);
+        loop {
+            let (from, from_id): (&Option<String>, &Option<String>) = (&after, &after_id);
+            let page = self
+                .attempts("list of uploads", "", self.retry, || async {
+                    let call = self.client.list_multipart_uploads().bucket(&self.bucket).prefix(&self.prefix);
+                    let call = call.set_key_marker(from.clone()).set_upload_id_marker(from_id.clone());
+                    let page = call.send().await?;
+                    let next = (page.next_key_marker(), page.next_upload_id_marker());
+                    if page.is_truncated() == Some(true) && next == (from.as_deref(), from_id.as_deref()) {
+                        let lost = "the store gave part of a list of uploads and no way to go on";
+                        return Err(Failure::new(ErrorKind::Internal, lost));
+                    }
+                    Ok(page)
+                })
+                .await?;
+            for upload in page.uploads() {
+                let name = upload.key().and_then(|key| key.strip_prefix(&self.prefix)).map(ObjectName::new);
+                // What somebody else uploads under a name that we never give is not ours.
+                let (Some(Ok(name)), Some(id)) = (name, upload.upload_id()) else { continue };
+                found.push(UnfinishedUpload { name, id: id.to_owned(), begun_s: seconds(upload.initiated()) });
+            }
+            if page.is_truncated() != Some(true) {
+                return Ok(found);
+            }
+            (after, after_id) = (page.next_key_marker, page.next_upload_id_marker);
+        }
+    }
+
+    pub(crate) async fn give_up(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.abort(&upload.name, &self.key(upload.name.as_str()), &upload.id).await
+    }
+
+    async fn abort(&self, name: &ObjectName, key: &str, id: &str) -> Result<(), StoreError> {
+        self.attempts("abort of an upload", name.as_str(), self.retry, || async {
+            let request = self.client.abort_multipart_upload().bucket(&self.bucket).key(key);
+            match request.upload_id(id).send().await.map_err(Failure::from) {
+                Err(failure) if failure.kind != ErrorKind::NotFound => Err(failure),
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 }
 
@@ -96,7 +152,8 @@ impl Upload {
     async fn send_part(&self, number: i32, body: Bytes) -> Result<CompletedPart, StoreError> {
         let calls = &self.calls;
         let policy = calls.retry.with_body(body.len() as u64 * PARTS_AT_ONCE as u64);
-        calls
+        calls.pass("multipart.part", &self.name)?;
+        let part = calls
             .attempts("upload of a part", self.name.as_str(), policy, || async {
                 let request = calls.client.upload_part().bucket(&calls.bucket).key(&self.key).upload_id(&self.id);
                 let request = request.part_number(number).checksum_algorithm(ChecksumAlgorithm::Crc32);
@@ -104,7 +161,9 @@ impl Upload {
                 let part = CompletedPart::builder().part_number(number).set_e_tag(sent.e_tag);
                 Ok(part.set_checksum_crc32(sent.checksum_crc32).build())
             })
-            .await
+            .await?;
+        calls.pass("multipart.part.answer", &self.name)?;
+        Ok(part)
     }
 
     async fn complete(&self, parts: Vec<CompletedPart>, size: u64) -> Result<(), StoreError> {
@@ -112,6 +171,7 @@ impl Upload {
         let all = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
         // Servers put the parts together before they answer.
         let policy = calls.retry.with_body(size);
+        calls.pass("multipart.complete", &self.name)?;
         calls
             .attempts("end of an upload", self.name.as_str(), policy, || async {
                 let request = calls.client.complete_multipart_upload().bucket(&calls.bucket).key(&self.key);
@@ -123,7 +183,8 @@ impl Upload {
                     Ok(_) => Ok(()),
                 }
             })
-            .await
+            .await?;
+        calls.pass("multipart.complete.answer", &self.name)
     }
 
     async fn is_there(&self, size: u64) -> Result<bool, Failure> {
@@ -136,21 +197,17 @@ impl Upload {
         }
     }
 
-    /// Gives the upload up, so that its parts cost nothing. What can't be given up is left to the bucket's own rules.
+    /// Gives the upload up, so that its parts cost nothing. What can't be given up is found by `ardent inspect store`.
     async fn abort(&self) {
-        let calls = &self.calls;
-        let aborted: Result<(), StoreError> = calls
-            .attempts("abort of an upload", self.name.as_str(), calls.retry, || async {
-                let request = calls.client.abort_multipart_upload().bucket(&calls.bucket).key(&self.key);
-                match request.upload_id(&self.id).send().await.map_err(Failure::from) {
-                    Err(failure) if failure.kind != ErrorKind::NotFound => Err(failure),
-                    _ => Ok(()),
-                }
-            })
-            .await;
-        if let Err(error) = aborted {
-            tracing::warn!(%error, "the parts of an upload that failed stay in the bucket until its lifecycle rule removes them");
+        if let Err(error) = self.try_abort().await {
+            tracing::warn!(%error, "the parts of an upload that failed stay in the bucket until ardent inspect store --delete, or a lifecycle rule, removes them");
         }
+    }
+
+    async fn try_abort(&self) -> Result<(), StoreError> {
+        self.calls.pass("multipart.abort", &self.name)?;
+        self.calls.abort(&self.name, &self.key, &self.id).await?;
+        self.calls.pass("multipart.abort.answer", &self.name)
     }
 }
 

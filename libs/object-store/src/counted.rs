@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::error::{ErrorKind, StoreError};
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload};
 
 /// What can be asked of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +167,14 @@ impl ObjectStore for CountedStore {
 
     fn delete_many(&self, names: &[ObjectName]) -> Result<(), StoreError> {
         self.count(Operation::Delete, |()| 0, |inner| inner.delete_many(names))
+    }
+
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.count(Operation::List, |_| 0, |inner| inner.unfinished_uploads())
+    }
+
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.count(Operation::Delete, |()| 0, |inner| inner.give_up_upload(upload))
     }
 
     fn distrust(&self, name: &ObjectName) -> bool {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::error::{ErrorKind, StoreError};
 use crate::fault::FailPoints;
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload};
 
 /// A store whose points are named `upload.KIND`, `upload.KIND.answer`, `remove.KIND` and `remove.KIND.answer`.
 #[derive(Debug)]
@@ -79,6 +79,14 @@ impl ObjectStore for FaultyStore {
     // The trait's own `delete_many` comes here for each object: a request for many may be carried out in part.
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.call("remove", name, |inner| inner.delete(name))
+    }
+
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.inner.unfinished_uploads()
+    }
+
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.call("remove", &upload.name, |inner| inner.give_up_upload(upload))
     }
 
     fn distrust(&self, name: &ObjectName) -> bool {

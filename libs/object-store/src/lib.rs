@@ -38,4 +38,4 @@ pub use faulty::FaultyStore;
 pub use local::LocalFolder;
 pub use memory::MemoryStore;
 pub use name::{NAME_LEN_MAX, NameError, ObjectName};
-pub use store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, list_all};
+pub use store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload, list_all};

@@ -54,6 +54,17 @@ pub struct ObjectPart {
     pub object_size_bytes: u64,
 }
 
+/// An upload in parts that was begun, and neither completed nor given up: no object yet, but its parts take space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfinishedUpload {
+    /// The object that it would make.
+    pub name: ObjectName,
+    /// The store's own name of the upload.
+    pub id: String,
+    /// When it began, by the store's clock: seconds since the Unix epoch.
+    pub begun_s: u64,
+}
+
 /// A place for objects. See the crate's documentation for what every backend promises.
 pub trait ObjectStore: Send + Sync + Debug {
     /// Writes an object, replacing one that has its name.
@@ -96,6 +107,17 @@ pub trait ObjectStore: Send + Sync + Debug {
     /// Removes objects, in any order; none need be there. After an error some may be left.
     fn delete_many(&self, names: &[ObjectName]) -> Result<(), StoreError> {
         names.iter().try_for_each(|name| self.delete(name))
+    }
+
+    /// All uploads in parts that are under way, or that somebody left behind who died within one. A store without such uploads has
+    /// none.
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    /// Gives an upload up and its parts with it. It need not be there. Whoever is at it gets an error.
+    fn give_up_upload(&self, _upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// What was read of an object was damaged: a nearer copy of it is given up. True if there was one, so that reading again is

@@ -216,6 +216,25 @@ fn reading_in_order_fetches_each_byte_once_in_few_requests() {
 }
 
 #[test]
+fn reads_here_and_there_fetch_the_chunks_that_they_need_in_one_request_each() {
+    let (far, folder) = (Arc::new(Far::default()), tempfile::tempdir().unwrap());
+    let all = body(400 * CHUNK);
+    far.put(&name("a"), &all).unwrap();
+    let store = open(&far, folder.path(), 1 << 30);
+    let (mut requests, mut bytes) = (0, 0);
+    for number in 0..30 {
+        // Every other one has its end in the next chunk; as long as a group of a layer.
+        let (offset, chunks) = if number % 2 == 0 { (50_000, 1) } else { (120_000, 2) };
+        let at = (number * 37 + 5) % 399 * CHUNK + offset;
+        assert!(store.get_range(&name("a"), at..at + 26_000).unwrap() == all[at as usize..at as usize + 26_000]);
+        // What it takes again is here.
+        assert!(store.get_range(&name("a"), at..at + 10).unwrap() == all[at as usize..at as usize + 10]);
+        (requests, bytes) = (requests + 1, bytes + chunks * CHUNK);
+        assert_eq!(far.counts(), (requests, bytes), "read {number}");
+    }
+}
+
+#[test]
 fn a_file_that_was_stored_is_here_without_reading_it_back() {
     let (far, folder) = (Arc::new(Far::default()), tempfile::tempdir().unwrap());
     let all = body(5 * CHUNK + 1);

@@ -17,6 +17,7 @@ mod bytes_at;
 pub mod checkpoint;
 pub mod control;
 mod crc;
+pub mod data_directory;
 pub mod encode;
 pub mod image;
 pub mod major;

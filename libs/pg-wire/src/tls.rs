@@ -17,19 +17,21 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// The client's TLS settings. `roots`: what `sslrootcert` says.
 pub(crate) fn client_config(tls: TlsMode, roots: Option<&str>) -> Result<ClientConfig, ConfigError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier: Arc<dyn ServerCertVerifier> = match tls {
-        TlsMode::VerifyCa | TlsMode::VerifyFull => {
-            Arc::new(Verifier { inner: verifier(roots, &provider)?, any_name: tls == TlsMode::VerifyCa })
-        }
-        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Arc::new(Unchecked(provider.clone())),
+    let check = match tls {
+        TlsMode::VerifyFull => Check::ChainAndName(chain(roots, &provider)?),
+        TlsMode::VerifyCa => Check::Chain(chain(roots, &provider)?),
+        // As libpq does for `prefer` and `require`: that protects against listeners only.
+        TlsMode::Disable | TlsMode::Prefer | TlsMode::Require => Check::Nothing,
     };
+    let verifier = Arc::new(Verifier { check, provider: provider.clone() });
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("the provider knows TLS 1.2 and 1.3");
     Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
 }
 
-fn verifier(roots: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ConfigError> {
+/// What checks chains against `roots`.
+fn chain(roots: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>, ConfigError> {
     let path = match roots {
         Some("system") => SYSTEM_ROOTS.to_owned(),
         Some(path) => path.to_owned(),
@@ -45,11 +47,19 @@ fn verifier(roots: Option<&str>, provider: &Arc<CryptoProvider>) -> Result<Arc<W
     WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().map_err(|_| error(None))
 }
 
-/// Checks the chain, and the name unless any will do (`verify-ca`).
+/// What a server's certificate has to be.
+#[derive(Debug)]
+enum Check {
+    Nothing,
+    Chain(Arc<WebPkiServerVerifier>),
+    ChainAndName(Arc<WebPkiServerVerifier>),
+}
+
+/// Checks a certificate; that the server holds its key, its signature over the handshake says, whatever is checked.
 #[derive(Debug)]
 struct Verifier {
-    inner: Arc<WebPkiServerVerifier>,
-    any_name: bool,
+    check: Check,
+    provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -61,12 +71,19 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last, when everything else is right.
-            Err(Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if self.any_name => Ok(ServerCertVerified::assertion()),
-            other => other,
+        let checked = |chain: &WebPkiServerVerifier| {
+            chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        };
+        match &self.check {
+            Check::Nothing => Ok(ServerCertVerified::assertion()),
+            Check::ChainAndName(chain) => checked(chain),
+            Check::Chain(chain) => match checked(chain) {
+                // The name is looked at last, when everything else is right.
+                Err(Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                )) => Ok(ServerCertVerified::assertion()),
+                other => other,
+            },
         }
     }
 
@@ -76,7 +93,7 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -85,49 +102,10 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
-}
-
-/// Takes any certificate, as libpq does for `prefer` and `require`: that protects against listeners only.
-#[derive(Debug)]
-struct Unchecked(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Unchecked {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Peer {
     pub(crate) acked: Lsn,
     pub(crate) fetching: bool,
     pub(crate) commit_sent: Lsn,
+    /// Up to where it was told that all others have the log.
+    pub(crate) peers_sent: Lsn,
 }
 
 impl Peer {
@@ -51,6 +53,7 @@ impl Peer {
             acked: Lsn::INVALID,
             fetching: false,
             commit_sent: Lsn::INVALID,
+            peers_sent: Lsn::INVALID,
         }
     }
 }

@@ -441,6 +441,7 @@ impl Proposer {
         peer.acked = reply.flush_lsn;
         peer.fetching = false;
         peer.commit_sent = Lsn::INVALID;
+        peer.peers_sent = Lsn::INVALID;
         self.advance(out);
         self.pump_all(out);
     }
@@ -571,15 +572,23 @@ impl Proposer {
             let append = self.append_message(next, data);
             let peer = &mut self.peers[index];
             peer.next = next.advance(append.data.len() as u64);
-            peer.commit_sent = append.commit.end;
+            (peer.commit_sent, peer.peers_sent) = (append.commit.end, append.peers_lsn);
             out.push(ProposerEffect::SendAppend(index, append));
         }
-        let peer = &self.peers[index];
-        if self.stage == (Stage::Leading { announced: true }) && peer.commit_sent < self.commit.end {
-            let append = self.append_message(peer.next, Bytes::new());
-            self.peers[index].commit_sent = append.commit.end;
-            out.push(ProposerEffect::SendAppend(index, append));
+        if self.peers[index].commit_sent < self.commit.end {
+            self.tell_positions(index, out);
         }
+    }
+
+    /// Tells a peer what is committed and what the others have, without WAL.
+    fn tell_positions(&mut self, index: usize, out: &mut Effects) {
+        if self.stage != (Stage::Leading { announced: true }) {
+            return;
+        }
+        let append = self.append_message(self.peers[index].next, Bytes::new());
+        let peer = &mut self.peers[index];
+        (peer.commit_sent, peer.peers_sent) = (append.commit.end, append.peers_lsn);
+        out.push(ProposerEffect::SendAppend(index, append));
     }
 
     /// WAL that we no longer have, or that was written before our term, comes from a peer.
@@ -643,6 +652,10 @@ impl Proposer {
                     peer.fetching = false;
                     peer.heard_at_us = now_us;
                     self.pump(index, out);
+                    // The last of the others may have come later than the last WAL: what this one keeps for it can go.
+                    if self.peers[index].peers_sent < self.peers_lsn() {
+                        self.tell_positions(index, out);
+                    }
                 }
                 Phase::Answered if silent && (self.stage != Stage::Asking || lacks_quorum) => {
                     self.ask(now_us, index, out);

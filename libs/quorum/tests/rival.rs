@@ -1,12 +1,15 @@
 //! A writer whose term another one was promised by an acceptor that its quorum does not need.
 
-use ardent_api::wal_service::{BeginReply, ProposerId, RecordEnd, Vote, VoteReply};
+use ardent_api::wal_service::{BeginReply, ProposerId, Vote, VoteReply};
 use ardent_quorum::{
     CloseReason, Configuration, DiskId, Proposer, ProposerEffect, ProposerInput, ProposerLimits, Voter,
 };
-use ardent_types::{Lsn, Term, WalSegmentSize};
+use ardent_types::Term;
 
-const START: Lsn = Lsn::new(1000);
+use support::{START, vote_reply};
+
+mod support;
+
 /// Acceptors 0 and 1 elect the writer; this one has promised the same term to a rival, which vanished.
 const RIVALS: usize = 2;
 
@@ -51,19 +54,8 @@ impl Election {
 /// None has promised more than term 16 when it is asked first; the rival comes right after that.
 fn answer(peer: usize, vote: &Vote) -> VoteReply {
     let asked_only = vote.term == Term::new(0);
-    let at = RecordEnd { end: START, start: Lsn::INVALID };
-    VoteReply {
-        attempt: vote.attempt,
-        term: if asked_only { Term::new(16) } else { Term::new(17) },
-        granted: !asked_only && peer != RIVALS,
-        history: Vec::new(),
-        flush_lsn: START,
-        commit: at,
-        start: at,
-        oldest_lsn: START,
-        pg_major: 15,
-        wal_segment_size: WalSegmentSize::new(1 << 20).expect("1 MiB is allowed"),
-    }
+    let term = if asked_only { Term::new(16) } else { Term::new(17) };
+    vote_reply(vote.attempt, term, !asked_only && peer != RIVALS)
 }
 
 fn elected() -> Election {

@@ -95,6 +95,9 @@ impl Oracle {
     pub fn check(&mut self, record: &DecodedRecord) -> Result<(), OracleError> {
         self.report.records += 1;
         self.store.follow(record);
+        if let Some((source, target)) = database_copy(record) {
+            self.copy_database(source, target);
+        }
         self.follow_hints(record);
         for (rel, heap_block, lsn) in self.vm.expired(record.end_lsn) {
             self.unexplained_bit(rel, heap_block, lsn);
@@ -113,15 +116,18 @@ impl Oracle {
         Ok(())
     }
 
+    /// What is true of a database's pages is true of their copies.
+    fn copy_database(&mut self, source: (u32, u32), target: (u32, u32)) {
+        let of_source = |rel: &RelTag| (rel.spcnode, rel.dbnode) == source;
+        let copies = self.hinted.iter().filter(|((rel, _), _)| of_source(rel));
+        let copies: Vec<_> = copies
+            .map(|((rel, block), lsn)| ((RelTag { spcnode: target.0, dbnode: target.1, ..*rel }, *block), *lsn))
+            .collect();
+        self.hinted.extend(copies);
+        self.vm.copy_database(source, target);
+    }
+
     fn follow_hints(&mut self, record: &DecodedRecord) {
-        if let Some((source, target)) = database_copy(record) {
-            let of_source = |rel: &RelTag| (rel.spcnode, rel.dbnode) == source;
-            let copies = self.hinted.iter().filter(|((rel, _), _)| of_source(rel));
-            let copies: Vec<_> = copies
-                .map(|((rel, block), lsn)| ((RelTag { spcnode: target.0, dbnode: target.1, ..*rel }, *block), *lsn))
-                .collect();
-            self.hinted.extend(copies);
-        }
         if record.header.rmid == rmgr::XLOG && record.header.info & 0xF0 == rmgr::xlog::FPI_FOR_HINT {
             let stamped = record.blocks.iter().filter(|block| !block.has_applied_image());
             self.hinted.extend(stamped.map(|block| ((block.rel, block.blkno), record.end_lsn)));

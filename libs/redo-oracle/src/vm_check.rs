@@ -93,6 +93,15 @@ impl VmCheck {
         self.lost.insert((rel, map_block));
     }
 
+    /// A database's files were copied: what its pages lost, the copies lack as well.
+    pub(crate) fn copy_database(&mut self, source: (u32, u32), target: (u32, u32)) {
+        let of_source = |(rel, _): &&(RelTag, BlockNumber)| (rel.spcnode, rel.dbnode) == source;
+        let copied =
+            |(rel, block): &(RelTag, BlockNumber)| (RelTag { spcnode: target.0, dbnode: target.1, ..*rel }, *block);
+        let copies: Vec<_> = self.lost.iter().filter(of_source).map(copied).collect();
+        self.lost.extend(copies);
+    }
+
     /// Whether the page's content was lost: then redo has fewer bits to clear, and stamps the page for fewer records.
     pub(crate) fn is_lost(&self, rel: RelTag, map_block: BlockNumber) -> bool {
         self.lost.contains(&(rel, map_block))
@@ -106,5 +115,29 @@ impl VmCheck {
     /// Bits that we have and Postgres had cleared, and that no record explained.
     pub(crate) fn unexplained(&self) -> impl Iterator<Item = (RelTag, BlockNumber, Lsn)> + '_ {
         self.early.iter().map(|((rel, block), (_, lsn))| (*rel, *block, *lsn))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ardent_types::{BLCKSZ, ForkNumber};
+
+    use super::*;
+
+    #[test]
+    fn what_a_map_page_lost_its_copy_in_another_database_lacks_too() {
+        let map = |dbnode| RelTag { spcnode: 1663, dbnode, relnode: 16384, fork: ForkNumber::Vm };
+        let (ours, mut theirs) = ([0; BLCKSZ], [0; BLCKSZ]);
+        theirs[MAP_AT] = 0x03;
+        let mut check = VmCheck::default();
+        check.content_lost(map(5), 0);
+        check.copy_database((1663, 5), (1663, 6));
+        for (database, allowed) in [(5, true), (6, true), (7, false)] {
+            let compared = check.compare(map(database), 0, Lsn::new(0x2000), &ours, &theirs);
+            assert_eq!((compared.is_ok(), check.is_lost(map(database), 0)), (allowed, allowed), "database {database}");
+        }
+        assert!(check.compare(map(6), 0, Lsn::new(0x2000), &theirs, &theirs).is_ok());
+        check.content_logged(map(6), 0);
+        assert!(check.compare(map(6), 0, Lsn::new(0x2000), &ours, &theirs).is_err());
     }
 }

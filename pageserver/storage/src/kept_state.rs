@@ -9,12 +9,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CorruptFile, KeptStateError};
+use crate::json_file::JsonFile;
 use crate::timeline::Timeline;
 
-/// Version of the head's format.
-const FORMAT_VERSION: u16 = 1;
-const MAGIC: [u8; 4] = *b"ARKS";
-const HEADER_LEN: usize = 16;
+/// The head.
+const FILE: JsonFile = JsonFile { magic: b"ARKS", version: 1, name: "kept state" };
 /// Most parts of a state.
 const PARTS_MAX: usize = 1024;
 
@@ -53,34 +52,12 @@ impl KeptStateHead {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let json = serde_json::to_vec(self).expect("a head is plain data");
-        let mut out = Vec::with_capacity(HEADER_LEN + json.len());
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&(json.len() as u32).to_le_bytes());
-        out.extend_from_slice(&crc32fast::hash(&json).to_le_bytes());
-        out.extend_from_slice(&json);
-        out
+        FILE.encode(self)
     }
 
     /// The head in `bytes`; what was expected where it is damaged.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let Some((header, json)) = bytes.split_at_checked(HEADER_LEN) else {
-            return Err(format!("a header of {HEADER_LEN} bytes"));
-        };
-        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-        if header[..4] != MAGIC {
-            return Err("the magic number ARKS".to_owned());
-        }
-        let version = u16::from_le_bytes([header[4], header[5]]);
-        if version != FORMAT_VERSION {
-            return Err(format!("kept state format version {FORMAT_VERSION}, found {version}"));
-        }
-        if u32_at(8) as usize != json.len() || crc32fast::hash(json) != u32_at(12) {
-            return Err("the length and checksum of the JSON".to_owned());
-        }
-        serde_json::from_slice(json).map_err(|error| format!("a head: {error}"))
+        FILE.decode(bytes)
     }
 }
 

@@ -58,6 +58,7 @@ mod glance;
 mod image_writer;
 mod import;
 mod inspect;
+mod json_file;
 mod kept_state;
 mod large_record;
 mod layer;

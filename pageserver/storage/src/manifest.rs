@@ -6,13 +6,13 @@ use ardent_pg_format::PgMajor;
 use ardent_types::{Generation, Lsn, PgTli, SystemId, TenantId, TimelineId, WalSegmentSize};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::json_file::JsonFile;
 use crate::layer::LayerDesc;
 use crate::position::{BranchPoint, RecordPosition};
 
 /// Version of the manifest format.
 pub(crate) const FORMAT_VERSION: u16 = 1;
-const MAGIC: [u8; 4] = *b"ARMF";
-const HEADER_LEN: usize = 16;
+const FILE: JsonFile = JsonFile { magic: b"ARMF", version: FORMAT_VERSION, name: "manifest" };
 
 /// What never changes about a timeline's history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,39 +87,13 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
-    /// Header and JSON.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let json = serde_json::to_vec(self).expect("a manifest is plain data");
-        let mut out = Vec::with_capacity(HEADER_LEN + json.len());
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&(json.len() as u32).to_le_bytes());
-        out.extend_from_slice(&crc32fast::hash(&json).to_le_bytes());
-        out.extend_from_slice(&json);
-        out
+        FILE.encode(self)
     }
 
     /// The manifest in `bytes`; what was expected where it is damaged.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest, String> {
-        let Some((header, json)) = bytes.split_at_checked(HEADER_LEN) else {
-            return Err(format!("a header of {HEADER_LEN} bytes"));
-        };
-        let u32_at = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("4 bytes"));
-        if header[..4] != MAGIC {
-            return Err("the magic number ARMF".to_owned());
-        }
-        let version = u16::from_le_bytes([header[4], header[5]]);
-        if version != FORMAT_VERSION {
-            return Err(format!("manifest format version {FORMAT_VERSION}, found {version}"));
-        }
-        if u32_at(8) as usize != json.len() {
-            return Err(format!("{} bytes of JSON, found {}", u32_at(8), json.len()));
-        }
-        if crc32fast::hash(json) != u32_at(12) {
-            return Err("the checksum of the JSON".to_owned());
-        }
-        serde_json::from_slice(json).map_err(|error| format!("a manifest: {error}"))
+        FILE.decode(bytes)
     }
 }
 

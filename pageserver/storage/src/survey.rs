@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ardent_object_store::{ErrorKind, ObjectMeta, ObjectName, ObjectStore, StoreError, list_all};
+use ardent_object_store::{ErrorKind, ObjectMeta, ObjectName, ObjectStore, StoreError, UnfinishedUpload, list_all};
 use ardent_types::{Generation, Lsn, TenantId, TimelineId};
 use serde::Serialize;
 
@@ -34,6 +34,8 @@ pub enum OrphanKind {
     KeptPart,
     /// Archived WAL from before what is retained.
     OldWal,
+    /// Parts of an upload that was cut off.
+    UnfinishedUpload,
 }
 
 impl OrphanKind {
@@ -47,6 +49,7 @@ impl OrphanKind {
             OrphanKind::BranchMarker => "pin of a branch that is not there",
             OrphanKind::KeptPart => "part of a state that is not kept",
             OrphanKind::OldWal => "WAL from before what is retained",
+            OrphanKind::UnfinishedUpload => "upload that was cut off",
         }
     }
 }
@@ -54,14 +57,17 @@ impl OrphanKind {
 /// A leftover.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Orphan {
-    /// The object's name.
+    /// The object's name; of an upload the one that it would have got.
     pub object: String,
-    /// Its size.
+    /// Its size; 0 for an upload, of whose parts a list does not tell.
     pub bytes: u64,
     /// Why nothing needs it.
     pub kind: OrphanKind,
-    /// When it was written, seconds since the Unix epoch.
+    /// When it was written, or the upload begun, seconds since the Unix epoch.
     pub modified_s: u64,
+    /// The store's name of the upload, if it is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload: Option<String>,
     #[serde(skip)]
     names: TimelineNames,
 }
@@ -114,6 +120,8 @@ pub struct Survey {
     pub problems: Vec<String>,
     /// Objects whose names say nothing to this version. Never removed.
     pub unknown: Vec<String>,
+    /// Why uploads that were cut off could not be looked for, if the store refused that.
+    pub uploads_refused: Option<String>,
 }
 
 /// What [`remove_orphans`] did.
@@ -154,6 +162,7 @@ pub fn survey(store: &dyn ObjectStore) -> Result<Survey, StoreError> {
             None => survey.unknown.push(object.name.to_string()),
         }
     }
+    survey.look_for_uploads(store)?;
     // Who is there, before anybody's pins are judged.
     let mut newest: BTreeMap<TimelineNames, Manifest> = BTreeMap::new();
     for (names, folder) in &folders {
@@ -178,6 +187,33 @@ pub fn survey(store: &dyn ObjectStore) -> Result<Survey, StoreError> {
 }
 
 impl Survey {
+    /// Uploads need no judgement but their age: one that is under way is young, and if it is not, whoever is at it tries again.
+    fn look_for_uploads(&mut self, store: &dyn ObjectStore) -> Result<(), StoreError> {
+        let uploads = match store.unfinished_uploads() {
+            Ok(uploads) => uploads,
+            // A right that only this needs, and that credentials from before did not have to have.
+            Err(error) if error.kind() == ErrorKind::Denied => {
+                self.uploads_refused = Some(error.to_string());
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for upload in uploads {
+            match place_of(&upload.name) {
+                Some((names, _)) => self.orphans.push(Orphan {
+                    object: upload.name.to_string(),
+                    bytes: 0,
+                    kind: OrphanKind::UnfinishedUpload,
+                    modified_s: upload.begun_s,
+                    upload: Some(upload.id),
+                    names,
+                }),
+                None => self.unknown.push(upload.name.to_string()),
+            }
+        }
+        Ok(())
+    }
+
     fn judge(
         &mut self,
         store: &dyn ObjectStore,
@@ -284,6 +320,7 @@ impl Survey {
             bytes: object.size_bytes,
             kind,
             modified_s: object.modified_s,
+            upload: None,
             names: *names,
         });
     }
@@ -335,6 +372,9 @@ pub fn remove_orphans(store: &dyn ObjectStore, survey: &Survey, before_s: u64) -
 
 fn remove(store: &dyn ObjectStore, names: &TimelineNames, orphan: &Orphan) -> Result<(), StoreError> {
     let name = name_of(&orphan.object);
+    if let Some(id) = &orphan.upload {
+        return store.give_up_upload(&UnfinishedUpload { name, id: id.clone(), begun_s: orphan.modified_s });
+    }
     store.delete(&name)?;
     // A branch that came to be at this very moment keeps its pin: its maker looks for it afterwards, and so do we.
     if let Some((child, _)) = parse_child(&name).filter(|_| orphan.kind == OrphanKind::BranchMarker) {
@@ -351,7 +391,7 @@ fn still_unneeded(store: &dyn ObjectStore, names: &TimelineNames, orphan: &Orpha
     let manifests = newest_names(store, names)?;
     let newest = manifests.last_key_value();
     match orphan.kind {
-        OrphanKind::DeletedTimeline => Ok(true),
+        OrphanKind::DeletedTimeline | OrphanKind::UnfinishedUpload => Ok(true),
         // What is given up does not come back.
         OrphanKind::OldWal => Ok(newest.is_some()),
         OrphanKind::NoTimeline => Ok(newest.is_none()),

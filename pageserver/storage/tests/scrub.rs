@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use ardent_object_store::fault::FailPoints;
+use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
 use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
 use ardent_pg_format::segment::wal_file_name;
@@ -171,12 +171,55 @@ fn leftovers_in_a_folder_are_found_and_removed() {
     check(Arc::new(LocalFolder::open(folder.path()).unwrap()));
 }
 
-#[test]
-fn leftovers_in_a_bucket_are_found_and_removed() {
-    let server = Seaweed::shared();
-    server.make_bucket("scrub");
-    let location = S3Location::parse(&format!("s3://scrub/store?endpoint={}", server.endpoint())).unwrap();
+/// A store in a bucket of its own.
+fn bucket(server: &Seaweed, bucket: &str, faults: &Arc<FailPoints>) -> Arc<S3Store> {
+    server.make_bucket(bucket);
+    let location = S3Location::parse(&format!("s3://{bucket}/store?endpoint={}", server.endpoint())).unwrap();
     let (access, secret) = server.keys();
     let keys = S3Keys { access: access.to_owned(), secret: secret.to_owned() };
-    check(Arc::new(S3Store::open(&location, &S3Options { keys: Some(keys), ..S3Options::default() }).unwrap()));
+    let options = S3Options { keys: Some(keys), faults: faults.clone(), ..S3Options::default() };
+    Arc::new(S3Store::open(&location, &options).unwrap())
+}
+
+#[test]
+fn leftovers_in_a_bucket_are_found_and_removed() {
+    check(bucket(&Seaweed::shared(), "scrub", &Arc::default()));
+}
+
+#[test]
+fn an_upload_that_was_cut_off_is_found_and_removed_once_it_is_old_enough() {
+    let (server, faults, folder) = (Seaweed::shared(), Arc::new(FailPoints::new()), tempfile::tempdir().unwrap());
+    let dying = bucket(&server, "uploads", &faults);
+    let config = config(folder.path(), &Arc::new(FailPoints::new()));
+    let engine = Engine::open(EngineConfig { store: dying.clone(), ..config }).unwrap();
+    empty_root(&engine, 1).flush().unwrap();
+    let store = bucket(&server, "uploads", &Arc::default());
+    assert_eq!(survey(&*store).unwrap().orphans, []);
+    let path = folder.path().join("file");
+    let layer = name(format!("timelines/{TENANT}/{}/layers/i1-0000000000000110-0000000000000000-0", timeline_id(1)));
+    // One below a timeline that there is, one below none, and one whose name is not ours.
+    let elsewhere =
+        name(format!("timelines/{TENANT}/{}/layers/i1-0000000000000110-0000000000000000-0", timeline_id(9)));
+    for object in [&layer, &elsewhere, &name("elsewhere/file".to_owned())] {
+        std::fs::write(&path, vec![7; 17 << 20]).unwrap();
+        faults.arm("multipart.complete", 1, FaultAction::Die);
+        dying.put_file(object, &path).unwrap_err();
+        faults.reset();
+    }
+    let found = survey(&*store).unwrap();
+    let mut objects: Vec<_> = found.orphans.iter().map(|orphan| (orphan.object.as_str(), orphan.kind)).collect();
+    objects.sort_unstable();
+    let kind = OrphanKind::UnfinishedUpload;
+    assert_eq!(objects, [(layer.as_str(), kind), (elsewhere.as_str(), kind)]);
+    assert_eq!((found.unknown.as_slice(), found.uploads_refused), (&["elsewhere/file".to_owned()][..], None));
+    let found = survey(&*store).unwrap();
+    let begun = found.orphans.iter().map(|orphan| orphan.modified_s).min().unwrap();
+    let kept = remove_orphans(&*store, &found, begun).unwrap();
+    assert_eq!(kept, RemovedOrphans { objects: 0, bytes: 0, too_young: 2 });
+    assert_eq!(survey(&*store).unwrap(), found, "what is young may be under way");
+    let removed = remove_orphans(&*store, &found, FAR_FUTURE_S).unwrap();
+    assert_eq!(removed, RemovedOrphans { objects: 2, bytes: 0, too_young: 0 });
+    assert_eq!(survey(&*store).unwrap().orphans, []);
+    assert_eq!(store.unfinished_uploads().unwrap().len(), 1, "what is not ours stays");
+    assert_eq!(survey(&*store).unwrap().timelines.len(), 1);
 }

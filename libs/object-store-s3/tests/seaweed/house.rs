@@ -26,10 +26,20 @@ impl House {
         S3Location::parse(&format!("s3://{}/{prefix}?endpoint={endpoint}", self.bucket)).unwrap()
     }
 
+    /// Where a store is, for another process: the server's keys are the same for all.
+    pub fn url(&self, prefix: &str) -> String {
+        format!("s3://{}/{prefix}?endpoint={}", self.bucket, self.server.endpoint())
+    }
+
     pub fn options(&self) -> S3Options {
         let (access, secret) = self.server.keys();
         let keys = S3Keys { access: access.to_owned(), secret: secret.to_owned() };
         S3Options { keys: Some(keys), ..S3Options::default() }
+    }
+
+    /// The store below `p` with other options.
+    pub fn store_with(&self, options: S3Options) -> S3Store {
+        S3Store::open(&self.location(&self.server.endpoint(), "p"), &options).unwrap()
     }
 
     pub fn store(&self, prefix: &str) -> S3Store {

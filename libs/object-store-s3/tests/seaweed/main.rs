@@ -3,3 +3,4 @@
 mod backend;
 mod faults;
 mod house;
+mod uploads;

@@ -20,6 +20,13 @@ const HEADER_LEN: usize = 8 + 4 + 4 + 8 + 4 + NAME_LEN_MAX + 4;
 const SLOT_LEN: usize = 8;
 const IS_THERE: u32 = 1;
 
+fn slot(crc: u32, is_there: u32) -> [u8; SLOT_LEN] {
+    let mut slot = [0; SLOT_LEN];
+    slot[..4].copy_from_slice(&crc.to_le_bytes());
+    slot[4..].copy_from_slice(&is_there.to_le_bytes());
+    slot
+}
+
 /// How many chunks an object has.
 pub(crate) fn chunk_count(size_bytes: u64) -> u32 {
     u32::try_from(size_bytes.div_ceil(CHUNK_BYTES)).unwrap_or(u32::MAX)
@@ -86,15 +93,17 @@ impl ChunkFile {
         fs::write(&self.sums, header)
     }
 
-    /// Keeps a chunk.
-    pub(crate) fn write(&self, chunk: u32, body: &[u8]) -> io::Result<()> {
-        let (data, at) = (File::options().write(true).open(&self.data)?, u64::from(chunk) * CHUNK_BYTES);
+    /// Keeps the chunks from `first` on that `body` has; only the object's last one may be cut off.
+    pub(crate) fn write(&self, first: u32, body: &[u8]) -> io::Result<()> {
+        let (data, at) = (File::options().write(true).open(&self.data)?, u64::from(first) * CHUNK_BYTES);
         if let Err(error) = self.faults.pass("cache.write") {
             data.write_all_at(&body[..body.len() / 2], at)?;
             return Err(error);
         }
         data.write_all_at(body, at)?;
-        self.write_slot(chunk, crc32fast::hash(body), IS_THERE)
+        let slots: Vec<u8> =
+            body.chunks(CHUNK_BYTES as usize).flat_map(|chunk| slot(crc32fast::hash(chunk), IS_THERE)).collect();
+        self.write_slots(first, &slots)
     }
 
     /// Sums of all chunks of a data file that is complete.
@@ -105,20 +114,16 @@ impl ChunkFile {
         for chunk in 0..chunk_count(size_bytes) {
             let body = &mut body[..chunk_len(size_bytes, chunk) as usize];
             data.read_exact_at(body, u64::from(chunk) * CHUNK_BYTES)?;
-            slots.extend(crc32fast::hash(body).to_le_bytes());
-            slots.extend(IS_THERE.to_le_bytes());
+            slots.extend(slot(crc32fast::hash(body), IS_THERE));
         }
         self.faults.pass("cache.sums")?;
         File::options().write(true).open(&self.sums)?.write_all_at(&slots, HEADER_LEN as u64)
     }
 
-    fn write_slot(&self, chunk: u32, crc: u32, is_there: u32) -> io::Result<()> {
-        let mut slot = [0; SLOT_LEN];
-        slot[..4].copy_from_slice(&crc.to_le_bytes());
-        slot[4..].copy_from_slice(&is_there.to_le_bytes());
-        let at = HEADER_LEN as u64 + u64::from(chunk) * SLOT_LEN as u64;
+    fn write_slots(&self, first: u32, slots: &[u8]) -> io::Result<()> {
+        let at = HEADER_LEN as u64 + u64::from(first) * SLOT_LEN as u64;
         self.faults.pass("cache.slot")?;
-        File::options().write(true).open(&self.sums)?.write_all_at(&slot, at)
+        File::options().write(true).open(&self.sums)?.write_all_at(slots, at)
     }
 
     /// Bytes of the object that are surely there.
@@ -142,7 +147,7 @@ impl ChunkFile {
 
     /// Gives a chunk's space back.
     pub(crate) fn drop_chunk(&self, chunk: u32, length: u64) -> io::Result<()> {
-        self.write_slot(chunk, 0, 0)?;
+        self.write_slots(chunk, &slot(0, 0))?;
         let data = File::options().write(true).open(&self.data)?;
         let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         let at = i64::try_from(u64::from(chunk) * CHUNK_BYTES).map_err(io::Error::other)?;

@@ -54,7 +54,7 @@ impl Fetch {
         self.ended.notify_all();
     }
 
-    /// Waits for the end. `None`: it says nothing of `chunk`, look again.
+    /// Waits for the end: all that was fetched. `None`: it says nothing of `chunk`, look again.
     pub(crate) fn wait(&self, chunk: u32) -> Result<Option<ObjectPart>, StoreError> {
         let mut outcome = self.outcome.lock();
         let ended = loop {
@@ -65,18 +65,27 @@ impl Fetch {
         };
         let is_ours = self.chunks.contains(&chunk);
         match ended {
-            Outcome::Done(part) if is_ours => Ok(Some(self.chunk_of(&part, chunk))),
+            Outcome::Done(part) if is_ours => Ok(Some(part)),
             // What is wrong with another chunk need not be wrong with this one; that the store is away is.
             Outcome::Failed(error) if is_ours || error.kind() == ErrorKind::Retry => Err(error),
             _ => Ok(None),
         }
     }
 
-    /// A chunk of what was fetched; empty if the object ends before it.
-    pub(crate) fn chunk_of(&self, part: &ObjectPart, chunk: u32) -> ObjectPart {
-        let start = u64::from(chunk - self.chunks.start) * CHUNK_BYTES;
-        let within = |at: u64| usize::try_from(at).map_or(part.body.len(), |at| at.min(part.body.len()));
-        let body: Bytes = part.body.slice(within(start)..within(start + CHUNK_BYTES));
-        ObjectPart { body, object_size_bytes: part.object_size_bytes }
+    /// What was fetched, if it was.
+    pub(crate) fn done(&self) -> Option<ObjectPart> {
+        match &*self.outcome.lock() {
+            Some(Outcome::Done(part)) => Some(part.clone()),
+            _ => None,
+        }
+    }
+
+    /// The bytes of `range`, which begins in it, as far as they were fetched; none if the object ends before them.
+    pub(crate) fn bytes_of(&self, part: &ObjectPart, range: Range<u64>) -> Bytes {
+        let fetched_from = self.range().start;
+        let within = |at: u64| {
+            usize::try_from(at.saturating_sub(fetched_from)).map_or(part.body.len(), |at| at.min(part.body.len()))
+        };
+        part.body.slice(within(range.start)..within(range.end))
     }
 }

@@ -1,15 +1,20 @@
 //! Which chunks of which objects are here, being read or being fetched, and which goes next.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use super::chunk_file::{chunk_count, chunk_len};
 use super::fetch::Fetch;
 use crate::name::ObjectName;
+use crate::store::ObjectPart;
 
-/// Most chunks in one request of read-ahead.
-const READ_AHEAD_CHUNKS_MAX: u32 = 16;
+/// Most chunks in one request.
+const REQUEST_CHUNKS_MAX: u32 = 16;
+/// How far read-ahead goes, in requests: while a reader uses what one brought, so many are under way or wait to be used.
+const WINDOWS_AHEAD: u32 = 3;
+/// The newest requests whose bytes stay in memory, for readers that come to them: 10 MiB at most.
+const RECENT_MAX: usize = 5;
 /// How many readers that go through one object in order are told apart.
 const STREAMS: usize = 4;
 
@@ -60,6 +65,8 @@ struct Object {
 /// What a reader does about a chunk.
 #[derive(Debug)]
 pub(crate) enum Claim {
+    /// It was fetched so recently that its bytes are in memory.
+    Recent(Arc<Fetch>),
     /// Read it from object `number`'s file, then [`Index::unpin`].
     Here { number: u64, size_bytes: u64, is_checked: bool },
     /// Wait for somebody's request.
@@ -94,6 +101,8 @@ pub(crate) struct Index {
     objects: HashMap<u64, (ObjectName, Object)>,
     /// Chunks in the order in which the hand visits them; may name some that are gone.
     ring: VecDeque<(u64, u32)>,
+    /// Newest last.
+    recent: VecDeque<(u64, Arc<Fetch>)>,
     next_number: u64,
     pub(crate) bytes: u64,
 }
@@ -128,8 +137,9 @@ impl Index {
         *slot = Chunk::Here { is_checked, is_used: true, pins: 0 };
     }
 
-    /// What to do to read `chunk`; and what to read ahead of it.
-    pub(crate) fn claim(&mut self, name: &ObjectName, chunk: u32) -> (Claim, Option<Ahead>) {
+    /// What to do to read the first of the chunks `wanted`, and if it has to be fetched, those of the others that can be with it.
+    pub(crate) fn claim(&mut self, name: &ObjectName, wanted: RangeInclusive<u32>) -> Claim {
+        let chunk = *wanted.start();
         let number = match self.by_name.get(name) {
             Some(number) => *number,
             None => {
@@ -145,27 +155,54 @@ impl Index {
         let Some(size_bytes) = object.size_bytes else {
             // The first request of an object tells how long it is; the others wait for that.
             if let Some(opening) = &object.opening {
-                return (Claim::Wait(opening.clone()), None);
+                return Claim::Wait(opening.clone());
             }
             let fetch = Arc::new(Fetch::new(chunk..chunk + 1));
             object.opening = Some(fetch.clone());
-            return (Claim::Fetch { number, fetch }, None);
+            return Claim::Fetch { number, fetch };
         };
-        let claim = match object.chunks.get_mut(chunk as usize) {
-            None => return (Claim::PastEnd { size_bytes }, None),
+        match object.chunks.get_mut(chunk as usize) {
+            None => Claim::PastEnd { size_bytes },
             Some(Chunk::Here { is_checked, is_used, pins }) => {
                 *is_used = true;
+                let is_recent = |(of, fetch): &&(u64, Arc<Fetch>)| *of == number && fetch.chunks.contains(&chunk);
+                if let Some((_, fetch)) = self.recent.iter().rev().find(is_recent) {
+                    return Claim::Recent(fetch.clone());
+                }
                 *pins += 1;
                 Claim::Here { number, size_bytes, is_checked: *is_checked }
             }
+            // Answered already, and now being written.
+            Some(Chunk::Fetching(fetch)) if fetch.done().is_some() => Claim::Recent(fetch.clone()),
             Some(Chunk::Fetching(fetch)) => Claim::Wait(fetch.clone()),
-            Some(slot @ Chunk::Absent) => {
-                let fetch = Arc::new(Fetch::new(chunk..chunk + 1));
-                *slot = Chunk::Fetching(fetch.clone());
-                Claim::Fetch { number, fetch }
+            Some(Chunk::Absent) => {
+                let end = wanted.end().saturating_add(1).min(chunk.saturating_add(REQUEST_CHUNKS_MAX));
+                Claim::Fetch { number, fetch: object.claim_absent(chunk..end) }
             }
-        };
-        (claim, object.read_ahead(chunk))
+        }
+    }
+
+    /// What to read ahead of a reader that has come to the chunks `read`.
+    pub(crate) fn read_ahead(&mut self, name: &ObjectName, read: RangeInclusive<u32>) -> Option<Ahead> {
+        let (_, object) = self.objects.get_mut(self.by_name.get(name)?)?;
+        object.read_ahead(*read.start(), *read.end())
+    }
+
+    /// A request was answered. Its chunks have yet to be written; whoever wants them gets them from the answer.
+    pub(crate) fn answered(&mut self, number: u64, fetch: &Arc<Fetch>, part: &ObjectPart) {
+        // Of an object that was forgotten meanwhile nothing is used.
+        let Some((_, object)) = self.objects.get_mut(&number) else { return };
+        if object.size_bytes.is_none() {
+            object.set_size(part.object_size_bytes);
+            object.opening = None;
+            for slot in object.chunks.iter_mut().take(fetch.chunks.end as usize).skip(fetch.chunks.start as usize) {
+                *slot = Chunk::Fetching(fetch.clone());
+            }
+        }
+        if self.recent.len() == RECENT_MAX {
+            self.recent.pop_front();
+        }
+        self.recent.push_back((number, fetch.clone()));
     }
 
     /// A reader is done with a chunk that was [`Claim::Here`]. `is_good`: its sum is right.
@@ -241,8 +278,13 @@ impl Index {
             let name = name.clone();
             self.objects.remove(&number);
             self.by_name.remove(&name);
+            self.forget_recent(number);
         }
         Some(Evicted { number, chunk, length, was_last })
+    }
+
+    fn forget_recent(&mut self, number: u64) {
+        self.recent.retain(|(of, _)| *of != number);
     }
 
     /// Forgets object `number`.
@@ -256,6 +298,7 @@ impl Index {
     pub(crate) fn forget(&mut self, name: &ObjectName) -> Option<u64> {
         let number = self.by_name.remove(name)?;
         let (_, object) = self.objects.remove(&number)?;
+        self.forget_recent(number);
         let size_bytes = object.size_bytes.unwrap_or_default();
         let here = object.chunks.iter().zip(0u32..).filter(|(chunk, _)| matches!(chunk, Chunk::Here { .. }));
         self.bytes -= here.map(|(_, chunk)| chunk_len(size_bytes, chunk)).sum::<u64>();
@@ -281,38 +324,49 @@ impl Object {
         self.chunks = vec![Chunk::Absent; chunk_count(size_bytes) as usize];
     }
 
-    /// Claims what a reader that came to `chunk` in order will want next.
-    fn read_ahead(&mut self, chunk: u32) -> Option<Ahead> {
-        if self.streams.iter().any(|stream| stream.next == chunk + 1) {
+    /// A request for those of `chunks` that are absent and follow each other from the first on, which is.
+    fn claim_absent(&mut self, chunks: Range<u32>) -> Arc<Fetch> {
+        let is_absent = |chunk: &u32| matches!(self.chunks.get(*chunk as usize), Some(Chunk::Absent));
+        let end = chunks.clone().find(|chunk| !is_absent(chunk)).unwrap_or(chunks.end);
+        let fetch = Arc::new(Fetch::new(chunks.start..end));
+        for slot in &mut self.chunks[chunks.start as usize..end as usize] {
+            *slot = Chunk::Fetching(fetch.clone());
+        }
+        fetch
+    }
+
+    /// Claims what a reader that came to the chunks from `first` to `last` in order will want next. Where it begins in the chunk in which
+    /// it ended before, that is in order, too.
+    fn read_ahead(&mut self, first: u32, last: u32) -> Option<Ahead> {
+        let end = self.chunks.len() as u32;
+        if first >= end {
             return None;
         }
-        let Some(stream) = self.streams.iter_mut().find(|stream| stream.window > 0 && stream.next == chunk) else {
-            self.streams[self.oldest_stream] = Stream { next: chunk + 1, asked_to: chunk + 1, window: 1 };
+        let last = last.min(end - 1);
+        // It was here before, or just behind.
+        if self.streams.iter().any(|stream| (last + 1..=last + 2).contains(&stream.next)) {
+            return None;
+        }
+        let is_its = |stream: &Stream| stream.window > 0 && (stream.next == first || stream.next == first + 1);
+        let Some(at) = self.streams.iter().position(is_its) else {
+            self.streams[self.oldest_stream] = Stream { next: last + 1, asked_to: last + 1, window: 1 };
             self.oldest_stream = (self.oldest_stream + 1) % STREAMS;
             return None;
         };
-        stream.next = chunk + 1;
-        stream.window = (stream.window * 2).min(READ_AHEAD_CHUNKS_MAX);
-        let from = stream.asked_to.max(chunk + 1);
-        // Asked for again when half of it is used up: the reader comes to it when it is here.
-        if from - chunk > stream.window {
+        let stream = &mut self.streams[at];
+        stream.next = last + 1;
+        stream.window = (stream.window * 2).min(REQUEST_CHUNKS_MAX);
+        let from = stream.asked_to.max(last + 1);
+        // Asked for again when a window's worth is used up: the reader comes to it when it is here.
+        if from - last > (WINDOWS_AHEAD - 1) * stream.window {
             return None;
         }
-        let wanted = from..from.saturating_add(stream.window).min(self.chunks.len() as u32);
+        let end = from.saturating_add(stream.window).min(self.chunks.len() as u32);
         let is_absent = |chunk: &u32| matches!(self.chunks.get(*chunk as usize), Some(Chunk::Absent));
-        let run: Range<u32> = match wanted.clone().find(is_absent) {
-            None => wanted.end..wanted.end,
-            Some(first) => first..(first..wanted.end).find(|chunk| !is_absent(chunk)).unwrap_or(wanted.end),
-        };
-        stream.asked_to = if run.is_empty() { wanted.end } else { run.end };
-        if run.is_empty() {
-            return None;
-        }
-        let fetch = Arc::new(Fetch::new(run.clone()));
-        for slot in &mut self.chunks[run.start as usize..run.end as usize] {
-            *slot = Chunk::Fetching(fetch.clone());
-        }
-        Some(Ahead { number: self.number, fetch })
+        let absent = (from..end).find(is_absent);
+        let fetch = absent.map(|absent| self.claim_absent(absent..end));
+        self.streams[at].asked_to = fetch.as_ref().map_or(end, |fetch| fetch.chunks.end);
+        Some(Ahead { number: self.number, fetch: fetch? })
     }
 }
 
@@ -338,34 +392,35 @@ mod tests {
     fn one_reader_fetches_and_the_others_wait() {
         let mut index = Index::default();
         let a = name("a");
-        let (Claim::Fetch { number, fetch }, None) = index.claim(&a, 3) else { panic!("the first fetches") };
-        assert!(matches!(index.claim(&a, 5).0, Claim::Wait(_)), "nobody knows how long it is");
+        let Claim::Fetch { number, fetch } = index.claim(&a, 3..=3) else { panic!("the first fetches") };
+        assert!(index.read_ahead(&a, 3..=3).is_none());
+        assert!(matches!(index.claim(&a, 5..=5), Claim::Wait(_)), "nobody knows how long it is");
         index.fetched(number, &fetch, Some(10 * CHUNK_BYTES + 5), true);
-        assert!(matches!(index.claim(&a, 3).0, Claim::Here { is_checked: true, .. }));
-        assert!(matches!(index.claim(&a, 7).0, Claim::Fetch { .. }));
-        assert!(matches!(index.claim(&a, 7).0, Claim::Wait(_)));
-        assert!(matches!(index.claim(&a, 11).0, Claim::PastEnd { .. }));
+        assert!(matches!(index.claim(&a, 3..=3), Claim::Here { is_checked: true, .. }));
+        assert!(matches!(index.claim(&a, 7..=7), Claim::Fetch { .. }));
+        assert!(matches!(index.claim(&a, 7..=7), Claim::Wait(_)));
+        assert!(matches!(index.claim(&a, 11..=11), Claim::PastEnd { .. }));
         assert_eq!(index.bytes, CHUNK_BYTES);
     }
 
     #[test]
     fn an_object_whose_first_request_failed_is_forgotten() {
         let mut index = Index::default();
-        let (Claim::Fetch { number, fetch }, _) = index.claim(&name("a"), 0) else { panic!("the first fetches") };
+        let Claim::Fetch { number, fetch } = index.claim(&name("a"), 0..=0) else { panic!("the first fetches") };
         index.fetched(number, &fetch, None, false);
         assert!(!index.is_known(number));
-        assert!(matches!(index.claim(&name("a"), 0).0, Claim::Fetch { .. }));
+        assert!(matches!(index.claim(&name("a"), 0..=0), Claim::Fetch { .. }));
     }
 
     #[test]
     fn what_is_read_in_order_is_read_ahead_of_in_growing_steps() {
         let mut index = Index::default();
         let a = name("a");
-        let (Claim::Fetch { number, fetch }, _) = index.claim(&a, 0) else { panic!("the first fetches") };
+        let Claim::Fetch { number, fetch } = index.claim(&a, 0..=0) else { panic!("the first fetches") };
         index.fetched(number, &fetch, Some(100 * CHUNK_BYTES), true);
         let mut runs = Vec::new();
         for chunk in 0..60 {
-            let (claim, ahead) = index.claim(&a, chunk);
+            let (claim, ahead) = (index.claim(&a, chunk..=chunk), index.read_ahead(&a, chunk..=chunk));
             if let Claim::Fetch { number, fetch } = claim {
                 index.fetched(number, &fetch, Some(100 * CHUNK_BYTES), true);
             }
@@ -382,18 +437,65 @@ mod tests {
     fn reads_here_and_there_are_not_read_ahead_of() {
         let mut index = all_here(1, 1);
         let a = name("a");
-        let (Claim::Fetch { number, fetch }, _) = index.claim(&a, 50) else { panic!("the first fetches") };
+        let Claim::Fetch { number, fetch } = index.claim(&a, 50..=50) else { panic!("the first fetches") };
         index.fetched(number, &fetch, Some(100 * CHUNK_BYTES), true);
         for chunk in [7, 3, 90, 20, 5, 70, 33] {
-            assert!(index.claim(&a, chunk).1.is_none(), "{chunk}");
+            index.claim(&a, chunk..=chunk);
+            assert!(index.read_ahead(&a, chunk..=chunk).is_none(), "{chunk}");
         }
+    }
+
+    #[test]
+    fn a_read_of_several_chunks_is_one_request_and_no_reason_to_read_ahead() {
+        let mut index = all_here(1, 1);
+        let (a, size_bytes) = (name("a"), Some(100 * CHUNK_BYTES));
+        let Claim::Fetch { number, fetch } = index.claim(&a, 50..=50) else { panic!("the first fetches") };
+        index.fetched(number, &fetch, size_bytes, true);
+        let check = |index: &mut Index, read: RangeInclusive<u32>, expect: Range<u32>| {
+            let Claim::Fetch { number, fetch } = index.claim(&a, read.clone()) else { panic!("{read:?} is not here") };
+            assert_eq!(fetch.chunks, expect);
+            assert!(index.read_ahead(&a, read).is_none());
+            index.fetched(number, &fetch, size_bytes, true);
+        };
+        check(&mut index, 7..=8, 7..9);
+        check(&mut index, 30..=32, 30..33);
+        check(&mut index, 48..=52, 48..50);
+        check(&mut index, 60..=88, 60..76);
+        // Where the next read begins in the chunk in which the one before ended, it is read ahead of.
+        check(&mut index, 91..=92, 91..93);
+        let ahead = index.read_ahead(&a, 92..=93).expect("the second in order");
+        assert_eq!(ahead.fetch.chunks, 94..96);
+    }
+
+    #[test]
+    fn what_was_just_fetched_is_in_memory_until_others_were_or_it_is_forgotten() {
+        let mut index = Index::default();
+        let part = |size: u64| ObjectPart { body: bytes::Bytes::new(), object_size_bytes: size };
+        let fetch_one = |index: &mut Index, object: &str, chunk: u32| {
+            let Claim::Fetch { number, fetch } = index.claim(&name(object), chunk..=chunk) else { panic!("{chunk}") };
+            index.answered(number, &fetch, &part(10 * CHUNK_BYTES));
+            fetch.finish(Ok(part(10 * CHUNK_BYTES)));
+            assert!(matches!(index.claim(&name(object), chunk..=chunk), Claim::Recent(_)), "while it is written");
+            index.fetched(number, &fetch, Some(10 * CHUNK_BYTES), true);
+        };
+        fetch_one(&mut index, "a", 3);
+        assert!(matches!(index.claim(&name("a"), 3..=3), Claim::Recent(_)));
+        assert_eq!(index.unpin(1, 3, true), None, "nobody reads its file");
+        for chunk in 0..RECENT_MAX as u32 {
+            fetch_one(&mut index, "b", chunk);
+        }
+        assert!(matches!(index.claim(&name("a"), 3..=3), Claim::Here { .. }));
+        assert!(matches!(index.claim(&name("b"), 0..=0), Claim::Recent(_)));
+        index.forget(&name("b"));
+        assert!(index.recent.is_empty());
+        assert!(matches!(index.claim(&name("b"), 0..=0), Claim::Fetch { .. }));
     }
 
     #[test]
     fn what_was_not_used_goes_first_and_what_is_read_stays() {
         let mut index = all_here(2, 4);
         while index.evict().is_some_and(|evicted| evicted.chunk != 1) {}
-        let used = index.claim(&name("2"), 2).0;
+        let used = index.claim(&name("2"), 2..=2);
         assert!(matches!(used, Claim::Here { .. }));
         let mut gone = Vec::new();
         while let Some(evicted) = index.evict() {
@@ -410,10 +512,10 @@ mod tests {
     #[test]
     fn a_chunk_with_a_wrong_sum_goes() {
         let mut index = all_here(1, 2);
-        assert!(matches!(index.claim(&name("1"), 0).0, Claim::Here { .. }));
+        assert!(matches!(index.claim(&name("1"), 0..=0), Claim::Here { .. }));
         let gone = index.unpin(1, 0, false).unwrap();
         assert_eq!((gone.chunk, gone.was_last), (0, false));
-        assert!(matches!(index.claim(&name("1"), 0).0, Claim::Fetch { .. }));
+        assert!(matches!(index.claim(&name("1"), 0..=0), Claim::Fetch { .. }));
     }
 
     #[test]

@@ -1,16 +1,21 @@
 //! A bounded cache on local disk, in front of a store that is far away.
 //!
 //! ```text
-//!  get_range ──► index: is the chunk here? ──yes──► file ──► bytes
+//!  get_range ──► index: is the chunk here? ──yes──► file, or the answer that brought it, if that is new ──► bytes
 //!                  │ no: one reader fetches it,        ▲
 //!                  ▼ the others wait for that          │ chunks, each with its sum
-//!               inner.get_part ────────────────────────┤
+//!               inner.get_part ──► readers ────────────┤
 //!  read-ahead ──► threads ──► inner.get_part ──────────┘
 //!  put_file ──► inner.put_file, the file itself stays here as cached
 //! ```
 //!
 //! Objects that are read in parts are cached in chunks of 128 KiB; what is read whole (manifests) is not. A reader that goes through
-//! an object chunk by chunk is read ahead for, in growing steps. Chunks that were used least recently make room for others.
+//! an object chunk by chunk is read ahead for, in growing steps. Whoever waits for a request gets its bytes before they are written, and the
+//! newest answers stay in memory, so that who reads in order does not read them back. Chunks that were used least recently make room for
+//! others.
+//!
+//! Memory: a request takes at most 2 MiB; 4 of read-ahead are under way at once, one for each reader that waits beside them, and the newest
+//! 5 are kept.
 //!
 //! Invariants:
 //!

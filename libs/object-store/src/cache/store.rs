@@ -1,6 +1,6 @@
 //! The store with its cache.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ use super::index::{Ahead, Claim, Evicted, Index};
 use crate::error::{ErrorKind, StoreError};
 use crate::fault::FailPoints;
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload, part_inside};
 
 /// Requests of read-ahead under way at once.
 const READ_AHEAD_THREADS: usize = 4;
@@ -36,9 +36,9 @@ pub struct CacheOptions {
 /// What a cache did since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheStats {
-    /// Chunks that readers found here.
+    /// Reads, or parts of them, that found what they wanted here.
     pub hits: u64,
-    /// Chunks that readers had to wait for.
+    /// Reads, or parts of them, that had to wait for a request.
     pub misses: u64,
     /// Bytes fetched from the store.
     pub fetched_bytes: u64,
@@ -130,39 +130,51 @@ impl CachedStore {
         }
     }
 
-    /// A whole chunk, or the rest of it from `at` on: some bytes of the object, none if it ends there. And how large it is.
-    fn read_from(&self, name: &ObjectName, at: u64, end: u64) -> Result<ObjectPart, StoreError> {
-        let past_all = || StoreError::out_of_range(name, &(at..end), u64::MAX);
-        let chunk = u32::try_from(at / CHUNK_BYTES).map_err(|_| past_all())?;
+    /// Bytes of the object from `at` on: all up to `end` that one request has fetched, or what a chunk has of them; none if the object
+    /// ends there. And how large it is. `ahead_of`: the chunks of the whole read, for its first part.
+    fn read_from(
+        &self,
+        name: &ObjectName,
+        at: u64,
+        end: u64,
+        mut ahead_of: Option<RangeInclusive<u32>>,
+    ) -> Result<ObjectPart, StoreError> {
+        let wanted = chunks_of(name, &(at..end))?;
+        let chunk = *wanted.start();
         let offset = at - u64::from(chunk) * CHUNK_BYTES;
-        let wanted = (end - at).min(CHUNK_BYTES - offset);
         loop {
-            let (claim, ahead) = self.shared.index.lock().claim(name, chunk);
+            let mut index = self.shared.index.lock();
+            let claim = index.claim(name, wanted.clone());
+            let ahead = ahead_of.take().and_then(|read| index.read_ahead(name, read));
+            drop(index);
             if let Some(ahead) = ahead {
                 self.read_ahead(name, ahead);
             }
+            let is_recent = matches!(claim, Claim::Recent(_));
             let fetched = match claim {
                 Claim::PastEnd { size_bytes } => {
                     return Ok(ObjectPart { body: Bytes::new(), object_size_bytes: size_bytes });
                 }
                 Claim::Here { number, size_bytes, is_checked } => {
                     self.shared.hits.fetch_add(1, Ordering::Relaxed);
-                    match self.shared.read_here(number, size_bytes, chunk, is_checked, offset..offset + wanted) {
+                    let part = offset..offset + (end - at).min(CHUNK_BYTES - offset);
+                    match self.shared.read_here(number, size_bytes, chunk, is_checked, part) {
                         Some(body) => return Ok(ObjectPart { body, object_size_bytes: size_bytes }),
                         None => continue,
                     }
                 }
-                Claim::Wait(fetch) => fetch.wait(chunk)?,
+                Claim::Recent(fetch) => fetch.done().map(|part| (fetch, part)),
+                Claim::Wait(fetch) => fetch.wait(chunk)?.map(|part| (fetch, part)),
                 Claim::Fetch { number, fetch } => {
                     let part = self.shared.fetch(name, number, &fetch)?;
-                    Some(fetch.chunk_of(&part, chunk))
+                    Some((fetch, part))
                 }
             };
-            self.shared.misses.fetch_add(1, Ordering::Relaxed);
-            if let Some(part) = fetched {
-                let length = part.body.len() as u64;
-                let inside = offset.min(length) as usize..(offset + wanted).min(length) as usize;
-                return Ok(ObjectPart { body: part.body.slice(inside), object_size_bytes: part.object_size_bytes });
+            let counter = if is_recent { &self.shared.hits } else { &self.shared.misses };
+            counter.fetch_add(1, Ordering::Relaxed);
+            if let Some((fetch, part)) = fetched {
+                let body = fetch.bytes_of(&part, at..end);
+                return Ok(ObjectPart { body, object_size_bytes: part.object_size_bytes });
             }
         }
     }
@@ -191,6 +203,15 @@ impl Drop for CachedStore {
     }
 }
 
+/// The chunks that a range, which is not empty, has bytes of.
+fn chunks_of(name: &ObjectName, range: &Range<u64>) -> Result<RangeInclusive<u32>, StoreError> {
+    let past_all = |_| StoreError::out_of_range(name, range, u64::MAX);
+    let first = u32::try_from(range.start / CHUNK_BYTES).map_err(past_all)?;
+    // Beyond the last chunk that an object can have there is nothing to read.
+    let last = u32::try_from((range.end - 1) / CHUNK_BYTES).unwrap_or(u32::MAX - 1);
+    Ok(first..=last.max(first))
+}
+
 /// Ends a request even if making it panics: those who wait must not wait for ever.
 struct Ending<'a> {
     shared: &'a Shared,
@@ -212,9 +233,14 @@ impl Shared {
     }
 
     /// Makes a request that was claimed.
-    fn fetch(&self, name: &ObjectName, number: u64, fetch: &Fetch) -> Result<ObjectPart, StoreError> {
+    fn fetch(&self, name: &ObjectName, number: u64, fetch: &Arc<Fetch>) -> Result<ObjectPart, StoreError> {
         let ending = Ending { shared: self, number, fetch };
         let result = self.inner.get_part(name, fetch.range());
+        if let Ok(part) = &result {
+            self.index.lock().answered(number, fetch, part);
+        }
+        // Whoever waits goes on while this thread writes.
+        fetch.finish(result.clone());
         if let Ok(part) = &result {
             self.fetched_bytes.fetch_add(part.body.len() as u64, Ordering::Relaxed);
             let is_kept = self.keep(name, number, fetch, part);
@@ -227,7 +253,6 @@ impl Shared {
             drop(index);
             self.make_room();
         }
-        fetch.finish(result.clone());
         drop(ending);
         result
     }
@@ -238,16 +263,12 @@ impl Shared {
             if !file.exists() {
                 file.create(name, part.object_size_bytes)?;
             }
-            for chunk in fetch.chunks.clone() {
-                let body = fetch.chunk_of(part, chunk).body;
-                if body.len() as u64 != chunk_len(part.object_size_bytes, chunk) {
-                    return Err(std::io::Error::other("a part is shorter than the object"));
-                }
-                if !body.is_empty() {
-                    file.write(chunk, &body)?;
-                }
+            let range = fetch.range();
+            let inside = range.end.min(part.object_size_bytes).saturating_sub(range.start);
+            if part.body.len() as u64 != inside {
+                return Err(std::io::Error::other("a part is shorter than the object"));
             }
-            Ok(())
+            if part.body.is_empty() { Ok(()) } else { file.write(fetch.chunks.start, &part.body) }
         };
         let written: std::io::Result<()> = write();
         if let Err(error) = &written {
@@ -373,7 +394,7 @@ impl ObjectStore for CachedStore {
         if range.is_empty() {
             return self.shared.inner.get_part(name, range);
         }
-        let first = self.read_from(name, range.start, range.end)?;
+        let first = self.read_from(name, range.start, range.end, Some(chunks_of(name, &range)?))?;
         let inside = part_inside(name, &range, first.object_size_bytes)?;
         let object_size_bytes = first.object_size_bytes;
         if first.body.len() as u64 == inside.end - inside.start {
@@ -382,7 +403,7 @@ impl ObjectStore for CachedStore {
         let mut body = Vec::with_capacity(usize::try_from(inside.end - inside.start).unwrap_or_default());
         body.extend_from_slice(&first.body);
         while (body.len() as u64) < inside.end - inside.start {
-            let more = self.read_from(name, inside.start + body.len() as u64, inside.end)?.body;
+            let more = self.read_from(name, inside.start + body.len() as u64, inside.end, None)?.body;
             if more.is_empty() {
                 let detail = "the object became shorter while it was read";
                 return Err(StoreError::new(ErrorKind::Corrupt, "ranged get", name.as_str(), detail));
@@ -414,6 +435,14 @@ impl ObjectStore for CachedStore {
         result
     }
 
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.shared.inner.unfinished_uploads()
+    }
+
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.shared.inner.give_up_upload(upload)
+    }
+
     fn distrust(&self, name: &ObjectName) -> bool {
         self.shared.forget(name) | self.shared.inner.distrust(name)
     }
@@ -430,13 +459,19 @@ mod tests {
         let (far, folder) = (MemoryStore::new(), tempfile::tempdir().expect("folder"));
         let (name, body) = (ObjectName::new("o").expect("a name"), vec![7; 2 * CHUNK_BYTES as usize]);
         far.put(&name, &body).expect("put");
+        let others = ObjectName::new("others").expect("a name");
+        far.put(&others, &vec![1; 10 * CHUNK_BYTES as usize]).expect("put");
         let options = CacheOptions { folder: folder.path().to_owned(), bytes_max: 10 * CHUNK_BYTES };
         let store = CachedStore::open(Arc::new(far), options).expect("opened");
         assert!(store.get_range(&name, 0..100).expect("read") == body[..100]);
+        // Not in memory any more after these.
+        for chunk in [8, 6, 4, 2, 0] {
+            assert_eq!(store.get_range(&others, chunk * CHUNK_BYTES..chunk * CHUNK_BYTES + 1).expect("read")[..], [1]);
+        }
         let shared = &store.shared;
         let claims = {
             let mut index = shared.index.lock();
-            (index.claim(&name, 0).0, index.claim(&name, 1).0)
+            (index.claim(&name, 0..=0), index.claim(&name, 1..=1))
         };
         let (Claim::Here { number, size_bytes, is_checked: true }, Claim::Fetch { fetch, .. }) = claims else {
             panic!("{claims:?}");

@@ -3,38 +3,12 @@
 use std::collections::BTreeSet;
 
 use ardent_api::page_service::BackupItem;
-use ardent_pg_format::PgMajor;
+use ardent_pg_format::{PgMajor, data_directory};
 use ardent_types::{BlockNumber, Key, RelTag, oid};
 
 use super::{Backup, BackupResult};
 use crate::ingest::WITH_VERSION_FILE;
 use crate::state::ReadState;
-
-/// What every data directory has (`initdb`).
-const FIXED: [&str; 22] = [
-    "global",
-    "base",
-    "pg_commit_ts",
-    "pg_dynshmem",
-    "pg_logical",
-    "pg_logical/mappings",
-    "pg_logical/snapshots",
-    "pg_multixact",
-    "pg_multixact/members",
-    "pg_multixact/offsets",
-    "pg_notify",
-    "pg_replslot",
-    "pg_serial",
-    "pg_snapshots",
-    "pg_stat",
-    "pg_stat_tmp",
-    "pg_subtrans",
-    "pg_tblspc",
-    "pg_twophase",
-    "pg_wal",
-    "pg_wal/archive_status",
-    "pg_xact",
-];
 
 /// First and last key of all databases' folders.
 const ALL: (Key, Key) =
@@ -48,7 +22,7 @@ where
 {
     /// All folders, and the version files in those of databases.
     pub(super) fn folders(&mut self, sizes: &[(RelTag, BlockNumber)]) -> BackupResult<S, E> {
-        for path in FIXED {
+        for path in data_directory::FOLDERS {
             self.item(BackupItem::Directory(path.to_owned()))?;
         }
         if self.major >= PgMajor::V17 {

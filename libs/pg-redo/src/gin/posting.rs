@@ -30,9 +30,10 @@ pub(super) fn recompress(page: &mut Page<'_>, data: &mut Reader<'_>) -> Result<(
     let old = old_segments(page, opaque)?;
     let mut old: &[u8] = &old;
     let mut new = Segments { bytes: [0; BLCKSZ], len: 0, limit: opaque - DATA_AT };
-    let mut at_segment = 0;
+    // Past the last number that an action can name, too.
+    let mut at_segment = 0u16;
     for _ in 0..data.u16()? {
-        let (segment, kind) = (data.u8()?, data.u8()?);
+        let (segment, kind) = (u16::from(data.u8()?), data.u8()?);
         if segment < at_segment {
             return Err(Fault::Record("actions on segments are out of order"));
         }
@@ -212,5 +213,28 @@ mod tests {
         let bytes = &segments.bytes[..segments.len];
         assert_eq!(segment_len(bytes), Some(bytes.len()));
         assert_eq!(&decode(bytes).unwrap()[..], &items[..]);
+    }
+
+    #[test]
+    fn the_last_segment_that_an_action_can_name_is_replaced_or_refused_like_the_others() {
+        const SEGMENTS: usize = 256;
+        let kept = [0u8, 0, 7, 0, 1, 0, 0, 0];
+        let full = || {
+            let mut bytes = [0; BLCKSZ];
+            let mut page = Page::new(&mut bytes);
+            crate::gin::init(&mut page, COMPRESSED).unwrap();
+            page.put(DATA_AT, &kept.repeat(SEGMENTS));
+            page.set_lower(DATA_AT + SEGMENTS * kept.len());
+            bytes
+        };
+        let mut bytes = full();
+        let mut page = Page::new(&mut bytes);
+        recompress(&mut page, &mut Reader::new(&[1, 0, 255, action::DELETE])).unwrap();
+        assert_eq!(page.lower(), DATA_AT + (SEGMENTS - 1) * kept.len());
+
+        let mut bytes = full();
+        let twice = [2, 0, 255, action::DELETE, 255, action::DELETE];
+        let refused = recompress(&mut Page::new(&mut bytes), &mut Reader::new(&twice));
+        assert_eq!(refused, Err(Fault::Record("actions on segments are out of order")));
     }
 }

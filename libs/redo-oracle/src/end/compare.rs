@@ -93,8 +93,8 @@ fn page(
     let mut leaves = if is_map { Leaves::of_map(&ours, server) } else { Leaves::of(&ours, server) };
     if is_map {
         report.map_pages += 1;
-        if state.notes.maps_logged_empty.contains(&(rel, block)) {
-            leaves.map_logged_empty();
+        if let Some(last) = state.notes.maps_logged_empty.get(&(rel, block)) {
+            leaves.map_logged_empty(*last);
         }
     }
     if state.notes.hints_without_image.get(&(rel, block)).is_some_and(|hint| *hint == page_lsn(server)) {

@@ -5,10 +5,10 @@
 
 use std::fmt;
 
-use ardent_types::BLCKSZ;
+use ardent_types::{BLCKSZ, Lsn};
 use serde::Serialize;
 
-use crate::store::PageBytes;
+use crate::store::{PageBytes, page_lsn};
 
 const PAGE_HEADER_LEN: usize = 24;
 const HEAP_HEADER_LEN: usize = 23;
@@ -46,7 +46,9 @@ pub enum Leave {
     BrinEvacuation,
     /// `last_value`, `log_cnt` and `is_called` of a sequence that has logged values which it did not give out yet.
     SequenceAhead,
-    /// Bits of a map page that `CREATE DATABASE ... STRATEGY wal_log` logged without its content. One way: we may lack bits.
+    /// Bits of a map page that `CREATE DATABASE ... STRATEGY wal_log` logged without its content. One way: we may lack bits. And its LSN,
+    /// as redo does not stamp the page for a record that clears bits which it lacks: the server's must be that of the last record that
+    /// references the page.
     MapLoggedEmpty,
     /// The LSN of a page that was written to its file before it was logged, and not again: a sorted GiST build stamps 1, the init fork
     /// of an index has 0. Only these are allowed.
@@ -162,8 +164,11 @@ impl<'p> Leaves<'p> {
         leaves
     }
 
-    /// Our map page may lack bits.
-    pub(super) fn map_logged_empty(&mut self) {
+    /// Our map page may lack bits; the last record that references it ends at `last`.
+    pub(super) fn map_logged_empty(&mut self, last: Lsn) {
+        if page_lsn(self.server) == last {
+            self.either(Leave::MapLoggedEmpty, 0..8);
+        }
         self.server_only[PAGE_HEADER_LEN..].fill(0xFF);
         self.spans.push((Leave::MapLoggedEmpty, PAGE_HEADER_LEN..BLCKSZ));
     }
@@ -359,5 +364,31 @@ fn kind(page: &PageBytes) -> Kind {
             _ => Kind::Other,
         },
         _ => Kind::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_page_that_was_logged_empty_may_lack_bits_and_the_stamp_of_the_last_record_that_cleared_some() {
+        let page = |lsn: u8, bits: u8| {
+            let mut page = Box::new([0; BLCKSZ]);
+            (page[4], page[PAGE_HEADER_LEN]) = (lsn, bits);
+            page
+        };
+        let differences = |ours: &PageBytes, server: &PageBytes, last: u64| {
+            let mut leaves = Leaves::of_map(ours, server);
+            leaves.map_logged_empty(Lsn::new(last));
+            leaves.differences()
+        };
+        assert!(differences(&page(0x10, 0), &page(0x20, 0x3F), 0x20).is_empty());
+        // Neither another stamp, nor a bit that only we have.
+        assert_eq!(differences(&page(0x10, 0), &page(0x20, 0x3F), 0x30), [4]);
+        assert_eq!(differences(&page(0x20, 0x03), &page(0x20, 0x30), 0x20), [PAGE_HEADER_LEN]);
+        // Without the leave all of it counts.
+        let (ours, server) = (page(0x10, 0), page(0x20, 0x3F));
+        assert_eq!(Leaves::of_map(&ours, &server).differences(), [4, PAGE_HEADER_LEN]);
     }
 }

@@ -18,7 +18,7 @@ mod leave;
 mod report;
 mod small_files;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ardent_api::page_service::ImportSpec;
@@ -92,8 +92,9 @@ impl From<IngestError<ReconstructError>> for EndError {
 /// What WAL tells of pages whose end state Postgres's own redo would not reach either.
 #[derive(Default)]
 struct Notes {
-    /// Map pages that `CREATE DATABASE ... STRATEGY wal_log` logged without their content.
-    maps_logged_empty: BTreeSet<(RelTag, BlockNumber)>,
+    /// Map pages that `CREATE DATABASE ... STRATEGY wal_log` logged without their content, each with the end of the last record that
+    /// references it: a server references a map page only if it changes it.
+    maps_logged_empty: BTreeMap<(RelTag, BlockNumber), Lsn>,
     /// Pages stamped with a hint's record that carries no image (checksums with `full_page_writes = off`).
     hints_without_image: BTreeMap<(RelTag, BlockNumber), Lsn>,
 }
@@ -101,14 +102,14 @@ struct Notes {
 impl Notes {
     /// What is true of a database's pages is true of their copies.
     fn copy(&mut self, source: (u32, u32), target: (u32, u32)) {
-        let of_source = |(rel, _): &&(RelTag, BlockNumber)| (rel.spcnode, rel.dbnode) == source;
+        let of_source = |(rel, _): &(RelTag, BlockNumber)| (rel.spcnode, rel.dbnode) == source;
         let copied =
             |(rel, block): (RelTag, BlockNumber)| (RelTag { spcnode: target.0, dbnode: target.1, ..rel }, block);
-        let maps: Vec<_> = self.maps_logged_empty.iter().filter(of_source).copied().map(copied).collect();
-        self.maps_logged_empty.extend(maps);
-        let hints: Vec<_> = self.hints_without_image.iter().filter(|(page, _)| of_source(page)).collect();
-        let hints: Vec<_> = hints.into_iter().map(|(page, lsn)| (copied(*page), *lsn)).collect();
-        self.hints_without_image.extend(hints);
+        for pages in [&mut self.maps_logged_empty, &mut self.hints_without_image] {
+            let copies = pages.iter().filter(|(page, _)| of_source(page));
+            let copies: Vec<_> = copies.map(|(page, lsn)| (copied(*page), *lsn)).collect();
+            pages.extend(copies);
+        }
     }
 }
 
@@ -186,9 +187,12 @@ impl EndState {
         let is_hint = record.header.rmid == rmgr::XLOG && record.header.info & 0xF0 == rmgr::xlog::FPI_FOR_HINT;
         for block in record.blocks {
             let page = (block.rel, block.blkno);
+            if let Some(last) = self.notes.maps_logged_empty.get_mut(&page) {
+                *last = record.end_lsn;
+            }
             match &block.image {
                 Some(image) if image.apply && block.rel.fork == ForkNumber::Vm && image.hole_length > 0 => {
-                    self.notes.maps_logged_empty.insert(page);
+                    self.notes.maps_logged_empty.insert(page, record.end_lsn);
                 }
                 Some(image) if image.apply => {
                     self.notes.maps_logged_empty.remove(&page);

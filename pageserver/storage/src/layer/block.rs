@@ -91,7 +91,8 @@ pub(crate) fn unpack(block: &Bytes) -> Result<Bytes, String> {
         return Err(format!("a block of at most {BLOCK_LEN_MAX} bytes, found {raw_length}"));
     }
     let raw = match u32_at(4) {
-        CODEC_PLAIN => block.slice(FRAME_LEN..),
+        // A copy: a slice would keep all that was read with the block in memory.
+        CODEC_PLAIN => Bytes::copy_from_slice(&block[FRAME_LEN..]),
         CODEC_ZSTD => {
             let unpacked =
                 DECOMPRESSOR.with_borrow_mut(|context| context.decompress(&block[FRAME_LEN..], raw_length as usize));
