@@ -6,7 +6,7 @@
 //!                                                            └──cancelled──► members A B C, generation 3
 //! ```
 
-use ardent_api::wal_service::Membership;
+use ardent_api::wal_service::{MEMBERS_MAX, Membership};
 use ardent_types::Lsn;
 pub use ardent_types::{DiskId, MemberGeneration};
 
@@ -64,8 +64,15 @@ impl Configuration {
         valid.then_some(Configuration { generation, members, next })
     }
 
-    /// What a message, a file or control's store says of them; `None` where members are missing, repeated or out of order.
+    /// What a message, a file or control's store says of them; `None` where members are missing, repeated, out of order or too many.
     pub fn of(membership: &Membership) -> Option<Self> {
+        if [Some(&membership.members), membership.next.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|list| list.len() > MEMBERS_MAX)
+        {
+            return None;
+        }
         let disks = |members: &[ardent_api::wal_service::Member]| members.iter().map(|member| member.disk).collect();
         let next = membership.next.as_deref().map(disks);
         Self::from_parts(membership.generation, disks(&membership.members), next)
@@ -194,6 +201,24 @@ mod tests {
         let settled = joint.settled().expect("a change is on its way");
         assert_eq!((settled.members(), settled.generation().get()), (&disks(&[2, 3])[..], 3));
         assert_eq!(joint.cancelled().expect("a change is on its way").members(), first.members());
+    }
+
+    #[test]
+    fn a_list_that_no_message_could_carry_is_none() {
+        use ardent_api::wal_service::Member;
+        let check = |count: usize, expect: bool| {
+            let address: ardent_api::addr::ServiceAddr = "unix:/a".parse().expect("an address");
+            let member = |disk| Member { disk: DiskId::new(disk), address: address.clone() };
+            let list: Vec<Member> = (0..count as u128).map(member).collect();
+            let generation = MemberGeneration::new(1);
+            let members = Membership { generation, members: list.clone(), ..Membership::default() };
+            assert_eq!(Configuration::of(&members).is_some(), expect, "{count} members");
+            let next = Membership { members: list[..1].to_vec(), next: Some(list), ..members };
+            assert_eq!(Configuration::of(&next).is_some(), expect, "{count} next members");
+        };
+        check(MEMBERS_MAX, true);
+        check(MEMBERS_MAX + 1, false);
+        check(300, false);
     }
 
     #[test]

@@ -107,6 +107,11 @@ impl ClientError {
         }
     }
 
+    /// Whether it is there, and does not have the timeline.
+    pub fn is_without_timeline(&self) -> bool {
+        self.code() == Some(ErrorCode::TimelineNotFound)
+    }
+
     /// The safekeeper's error code, where it gave one.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
@@ -187,6 +192,8 @@ pub enum ProposerError {
 impl ProposerError {
     /// Whether a new election may succeed a little later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, ProposerError::NoQuorum { source, .. } if source.as_ref().is_none_or(ClientError::is_retryable))
+        let ProposerError::NoQuorum { source, is_changing, .. } = self else { return false };
+        let may_pass = |error: &ClientError| error.is_retryable() || (*is_changing && error.is_without_timeline());
+        source.as_ref().is_none_or(may_pass)
     }
 }

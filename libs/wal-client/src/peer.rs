@@ -20,7 +20,7 @@ const SEND_BATCH_BYTES: usize = 256 << 10;
 pub(crate) enum PeerEvent {
     /// Connected; requests go here until [`PeerEvent::Down`].
     Up {
-        requests: mpsc::UnboundedSender<Request>,
+        requests: mpsc::UnboundedSender<ToPeer>,
         /// It can be told who the members are.
         knows_members: bool,
     },
@@ -28,6 +28,14 @@ pub(crate) enum PeerEvent {
     Message(Response),
     /// The connection is gone, or could not be made.
     Down(ClientError),
+}
+
+/// What a proposer tells a peer task. Without its sender the task ends once all is sent.
+#[derive(Debug)]
+pub(crate) enum ToPeer {
+    Request(Request),
+    /// This connection is of no use, for this reason: another one may be, as when another version answers there.
+    HangUp(ClientError),
 }
 
 /// Connects, passes messages both ways, connects again. Ends when the proposer is gone.
@@ -75,17 +83,20 @@ async fn serve(
                     return Ok(());
                 }
             }
-            request = outgoing.recv() => {
-                let Some(request) = request else {
+            to_peer = outgoing.recv() => {
+                let Some(to_peer) = to_peer else {
                     // Until the safekeeper has read it all and closes: where an answer of its own finds nobody, it reads no further.
                     sender.finish().await?;
                     while receiver.next().await.is_ok() {}
                     return Ok(());
                 };
-                sender.queue(&request);
-                while sender.queued_bytes() < SEND_BATCH_BYTES {
-                    let Ok(request) = outgoing.try_recv() else { break };
-                    sender.queue(&request);
+                let mut next = Some(to_peer);
+                while let Some(to_peer) = next {
+                    match to_peer {
+                        ToPeer::Request(request) => sender.queue(&request),
+                        ToPeer::HangUp(error) => return Err(error),
+                    }
+                    next = if sender.queued_bytes() < SEND_BATCH_BYTES { outgoing.try_recv().ok() } else { None };
                 }
                 sender.flush().await?;
             }

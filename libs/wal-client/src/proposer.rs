@@ -21,7 +21,7 @@ use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId, Wa
 use crate::connection::Binding;
 use crate::error::{ClientError, ProposerError};
 use crate::management::NO_MEMBERS;
-use crate::peer::{self, PeerEvent};
+use crate::peer::{self, PeerEvent, ToPeer};
 use crate::tail::{TailReader, WalShape};
 
 /// How often the state machine is told the time, before and after the election.
@@ -287,12 +287,14 @@ impl Summary {
         known.configuration = configuration.clone();
     }
 
-    /// Whether so many say no, in a way that waiting does not change, that the rest is no quorum.
+    /// Whether so many say no, in a way that waiting does not change, that the rest is no quorum. Where members change, those that join may be yet
+    /// to get the timeline.
     fn is_hopeless(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_changing = known.configuration.next().is_some();
         let is_lost = |disk| {
             let failure = known.failures.iter().find(|(of, _)| *of == disk).and_then(|(_, failure)| failure.as_ref());
-            failure.is_some_and(|failure| !failure.is_retryable())
+            failure.is_some_and(|failure| !failure.is_retryable() && !(is_changing && failure.is_without_timeline()))
         };
         !known.configuration.is_quorum(|disk| !is_lost(disk))
     }
@@ -322,7 +324,7 @@ struct PeerHandle {
     disk: DiskId,
     address: ServiceAddr,
     /// Present while it is connected.
-    requests: Option<mpsc::UnboundedSender<Request>>,
+    requests: Option<mpsc::UnboundedSender<ToPeer>>,
     knows_members: bool,
     /// The generation that the last vote on this connection named: what follows it counts in that one.
     voted_in: MemberGeneration,
@@ -483,7 +485,7 @@ impl Owner {
                 (peer.requests, peer.knows_members) = (Some(requests), knows_members);
                 if !knows_members && self.core.configuration().generation() > MemberGeneration::default() {
                     let (address, what) = (peer.address.clone(), format!("its version is older, and {NO_MEMBERS}"));
-                    return self.peer_lost(index, ClientError::Protocol { address, what });
+                    return self.hang_up(index, ClientError::Protocol { address, what });
                 }
                 self.step(ProposerInput::Connected(index));
             }
@@ -500,13 +502,20 @@ impl Owner {
                     Response::Begin(reply) => self.step(ProposerInput::Begin(index, reply)),
                     Response::Append(reply) => self.step(ProposerInput::Append(index, reply)),
                     _ => {
-                        let address = &self.peers[index].address;
-                        tracing::warn!(%address, "a safekeeper sent an answer to no question");
-                        self.peers[index].requests = None;
+                        let error = ClientError::unexpected(&self.peers[index].address);
+                        self.hang_up(index, error);
                     }
                 }
             }
         }
+    }
+
+    /// Ends a connection that is of no use; what answers there is tried again, as it may be another one by then.
+    fn hang_up(&mut self, index: usize, error: ClientError) {
+        tracing::warn!(address = %self.peers[index].address, %error, "a safekeeper cannot be used");
+        self.say(index, ToPeer::HangUp(error));
+        // Down comes when it has.
+        self.peers[index].requests = None;
     }
 
     fn peer_lost(&mut self, index: usize, error: ClientError) {
@@ -531,7 +540,7 @@ impl Owner {
         let Some(configuration) = Configuration::of(&source.membership) else {
             let what = "the members that it names are out of order".to_owned();
             let error = ClientError::Protocol { address: peer.address.clone(), what };
-            return self.peer_lost(index, error);
+            return self.hang_up(index, error);
         };
         let is_unnumbered = self.core.configuration().generation() == MemberGeneration::default();
         let disk = if is_unnumbered { peer.disk } else { source.disk };
@@ -610,9 +619,13 @@ impl Owner {
     }
 
     fn send(&self, index: usize, request: Request) {
+        self.say(index, ToPeer::Request(request));
+    }
+
+    fn say(&self, index: usize, to_peer: ToPeer) {
         if let Some(requests) = &self.peers[index].requests {
             // A connection that just ended reports it.
-            let _ = requests.send(request);
+            let _ = requests.send(to_peer);
         }
     }
 
