@@ -15,7 +15,9 @@ use ardent_api::control::{
     AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
-use ardent_api::wal_service::{CopySource, MemberStanding, Membership, PromisedTerm, SafekeeperStatus, TimelineStatus};
+use ardent_api::wal_service::{
+    CopySource, Member, MemberStanding, Membership, PromisedTerm, SafekeeperStatus, TimelineStatus,
+};
 use ardent_types::{DiskId, Lsn, TenantId, TimelineId};
 
 /// How a storage service failed, as far as control acts differently on it.
@@ -150,10 +152,14 @@ pub trait WalService: Send + Sync {
     }
 }
 
-/// What is asked of single safekeepers, members or not, while members change.
+/// What is asked of single safekeepers, members or not, while members change. Where a member is meant, whoever else answers at its address is not
+/// asked: that is [`StorageErrorKind::Unavailable`].
 pub trait MemberService: Send + Sync {
-    /// From now on these are they.
+    /// From now on these are they. A list that is older than the one that is known is passed over.
     fn set_membership(&self, membership: Membership);
+    /// These are copying what the members have: what is deleted meanwhile is deleted there as well. Until the next [`MemberService::set_membership`] of
+    /// a later list.
+    fn set_joining(&self, joining: Vec<Member>);
     /// Which disk is there.
     fn identify<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<DiskId, StorageError>>;
     /// Whether no timeline is there.
@@ -161,16 +167,23 @@ pub trait MemberService: Send + Sync {
     /// Facts about a timeline there.
     fn timeline_status<'a>(
         &'a self,
-        at: &'a ServiceAddr,
+        of: &'a Member,
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<TimelineStatus, StorageError>>;
     /// Lets it copy a timeline. May take long.
-    fn copy_timeline<'a>(&'a self, at: &'a ServiceAddr, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>>;
+    fn copy_timeline<'a>(&'a self, to: &'a Member, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>>;
+    /// Lets it forget a timeline; ends the copy of it that it is making.
+    fn forget_timeline<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
     /// Tells it who the members of a timeline are, and what was promised; gives where it stands.
     fn configure<'a>(
         &'a self,
-        at: &'a ServiceAddr,
+        of: &'a Member,
         timeline: (TenantId, TimelineId),
         membership: &'a Membership,
         promise: Option<PromisedTerm>,
@@ -188,9 +201,11 @@ pub trait MemberService: Send + Sync {
 pub trait SafekeeperHost: Send + Sync {
     /// Those that it runs or should run, with their numbers, from 1.
     fn own(&self) -> Vec<(u32, ServiceAddr)>;
-    /// Starts one more, on a folder that no other had.
+    /// Starts one more, on a folder that no other had. It is one that is to join: [`SafekeeperHost::keep`] says that it has.
     fn add(&self) -> BoxFuture<'_, Result<ServiceAddr, ErrorInfo>>;
-    /// Stops one that it runs, and never starts it again. Fine if it does not run it.
+    /// It is a member now. Fine if it does not run it.
+    fn keep<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>>;
+    /// Stops one that it runs, and never starts it again; of one that was only to join the folder goes as well. Fine if it does not run it.
     fn remove<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>>;
 }
 

@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{
-    ApiErrorCode, ChangePhase, ChangeSafekeepersRequest, ConnectorState, ErrorInfo, SafekeeperChange,
+    ApiErrorCode, BranchState, ChangePhase, ChangeSafekeepersRequest, ErrorInfo, SafekeeperChange,
 };
 use ardent_api::page_service::ManageRequest;
 use ardent_api::token::{Claims, Rights, Service};
@@ -52,6 +52,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const PATIENCE: u32 = 3;
 /// How often a timeline is asked about before others get their turn, and what it waits for is said.
 const ASKED_MAX: u32 = 100;
+/// How often the page server is told where the safekeepers are: it may have been started again with what was true once.
+const NAME_EVERY: Duration = Duration::from_secs(10);
 /// How long a token for copying a timeline is good.
 const COPY_TOKEN_S: u64 = 24 * 3600;
 
@@ -60,6 +62,8 @@ const COPY_TOKEN_S: u64 = 24 * 3600;
 pub(crate) struct Changing {
     /// Rung when there is something to do.
     wanted: Notify,
+    /// Rung when what is being done is for a change that was given up: a copy may take an hour.
+    given_up: Notify,
     /// One is begun or given up at a time.
     asking: tokio::sync::Mutex<()>,
     progress: Mutex<Progress>,
@@ -84,9 +88,6 @@ enum ChangeError {
     Outdated(#[from] Outdated),
     #[error("{0}")]
     Waits(String),
-    /// The server is stopping.
-    #[error("the server is stopping")]
-    Stopping,
 }
 
 type Timeline = (TenantId, TimelineId);
@@ -104,6 +105,11 @@ fn sorted(mut members: Vec<Member>) -> Vec<Member> {
     members
 }
 
+/// Whether so many lack a timeline that nothing of it can have been committed.
+fn is_majority(lacking: usize, members: &[Member]) -> bool {
+    lacking > members.len() / 2
+}
+
 /// The list after it, which `next` makes of its configuration; addresses stay.
 fn follow(current: &Membership, to: Option<&[Member]>, configuration: &Configuration) -> Membership {
     let known: BTreeMap<DiskId, &Member> =
@@ -113,6 +119,7 @@ fn follow(current: &Membership, to: Option<&[Member]>, configuration: &Configura
         generation: configuration.generation(),
         members: list(configuration.members()),
         next: configuration.next().map(list),
+        ..Membership::default()
     }
 }
 
@@ -132,6 +139,11 @@ fn standing_of(said: &MemberStanding) -> Option<Standing> {
 impl Control {
     fn member_service(&self) -> Result<&dyn MemberService, ErrorInfo> {
         self.context.wal_service.members().ok_or_else(|| conflict("the safekeepers of this server cannot be changed"))
+    }
+
+    /// Who the safekeepers are, sealed for all who are told; `None` as long as they never changed.
+    fn membership(&self) -> Result<Option<Membership>, StoreError> {
+        Ok(self.context.store.membership()?.map(|known| self.context.tokens.seal(&known)))
     }
 
     /// The change that is on its way, for people.
@@ -161,6 +173,7 @@ impl Control {
             ))
             .with_hint("ardent status shows it; to give it up: ardent reconfigure safekeepers --cancel"));
         }
+        self.check_page_server().await?;
         let listed = self.listed_members(service, request).await?;
         let leaving = listed.leaving();
         let stays = listed.present.len() - leaving.len();
@@ -182,39 +195,83 @@ impl Control {
                 .with_hint("start one with ardent safekeeper on an empty folder, and give its address: --add ADDR"));
         }
 
-        // From here on the store says who they are, and not what the server was started with.
         let first = Membership {
             generation: MemberGeneration::new(1),
             members: sorted(listed.present.iter().map(|listed| listed.member.clone()).collect()),
-            next: None,
+            ..Membership::default()
         };
-        let first = match store.membership()? {
+        let current = match self.membership()? {
             Some(known) => known,
-            None => self.known_elsewhere(service, &first).await?.unwrap_or(first),
+            None => {
+                let first = self.known_elsewhere(service, &first).await?.unwrap_or(first);
+                self.context.tokens.seal(&first)
+            }
         };
-        let current = store.number_members(&first)?;
-        service.set_membership(current.clone());
-        for _ in 0..own {
-            joining.push(self.start_own(service, &current, &joining).await?);
-        }
         let gone: HashSet<DiskId> = leaving.iter().map(|member| member.disk).collect();
+        let mut started = Vec::new();
+        let begun = self.begin_change(service, &current, &gone, joining, own, &mut started).await;
+        let to = match begun {
+            Ok(to) => to,
+            Err(error) => {
+                // A request that is refused leaves nothing.
+                for address in &started {
+                    self.remove_own(address).await;
+                }
+                return Err(error);
+            }
+        };
+        // From here on the store says who they are, and not what the server was started with.
+        service.set_membership(current);
+        info!(safekeepers = to.len(), "the safekeepers are being changed");
+        *self.changing.progress.lock() = Progress::default();
+        self.changing.wanted.notify_one();
+        self.safekeeper_change()?.ok_or_else(|| conflict("the change was ended meanwhile"))
+    }
+
+    /// Starts what the server starts itself, whose addresses go to `started`, and begins the change in the store. Gives who there are to be.
+    async fn begin_change(
+        &self,
+        service: &dyn MemberService,
+        current: &Membership,
+        gone: &HashSet<DiskId>,
+        mut joining: Vec<Member>,
+        own: usize,
+        started: &mut Vec<ServiceAddr>,
+    ) -> Result<Vec<Member>, ErrorInfo> {
+        for _ in 0..own {
+            let member = self.start_own(service, current, &joining, started).await?;
+            joining.push(member);
+        }
         let stay = current.members.iter().filter(|member| !gone.contains(&member.disk)).cloned();
         let to = sorted(stay.chain(joining).collect());
         if to.windows(2).any(|pair| pair[0].disk == pair[1].disk) {
             return Err(invalid("one safekeeper would be there twice"));
         }
-        match store.begin_member_change(&current, &to)? {
-            Ok(Ok(())) => {}
-            Ok(Err(connector)) => {
-                return Err(conflict(format!("connector {connector} is just being made"))
-                    .with_hint("wait until ardent connector list shows it as ready, or delete it"));
-            }
-            Err(outdated) => return Err(conflict(outdated.to_string()).with_hint("try again")),
+        match self.context.store.begin_member_change(current, &to)? {
+            Ok(Ok(())) => Ok(to),
+            Ok(Err(connector)) => Err(conflict(format!("connector {connector} is just being made"))
+                .with_hint("wait until ardent connector list shows it as ready, or delete it")),
+            Err(outdated) => Err(conflict(outdated.to_string()).with_hint("try again")),
         }
-        info!(safekeepers = to.len(), "the safekeepers are being changed");
-        *self.changing.progress.lock() = Progress::default();
-        self.changing.wanted.notify_one();
-        self.safekeeper_change()?.ok_or_else(|| conflict("the change was ended meanwhile"))
+    }
+
+    async fn remove_own(&self, address: &ServiceAddr) {
+        let Some(host) = &self.host else { return };
+        if let Err(error) = host.remove(address).await {
+            warn!(%address, error = %error.message, "a safekeeper that was started for nothing still runs");
+        }
+    }
+
+    /// Before anything begins: it has to be told of the change, and one of an older version cannot be.
+    async fn check_page_server(&self) -> Result<(), ErrorInfo> {
+        match self.name_safekeepers().await {
+            Ok(()) => Ok(()),
+            Err(ChangeError::Storage(error)) if error.kind == StorageErrorKind::Unavailable => Err(error.into()),
+            Err(error) => {
+                Err(conflict(format!("the page server cannot be told of a change of the safekeepers: {error}"))
+                    .with_hint("all roles must be of one version: start the page server with this one"))
+            }
+        }
     }
 
     /// Gives up the change that is on its way.
@@ -224,13 +281,13 @@ impl Control {
         loop {
             let nothing = || ErrorInfo::new(ApiErrorCode::NotFound, "no change of the safekeepers is on its way");
             let change = self.context.store.member_change()?.ok_or_else(nothing)?;
-            let current = self.context.store.membership()?.ok_or_else(nothing)?;
+            let current = self.membership()?.ok_or_else(nothing)?;
             let next = match change.phase {
                 ChangePhase::Copying => current.clone(),
                 ChangePhase::Joint => {
                     let cancelled = configuration_of(&current).cancelled();
                     let cancelled = cancelled.map_err(|refused| conflict(refused.to_string()))?;
-                    follow(&current, None, &cancelled)
+                    self.context.tokens.seal(&follow(&current, None, &cancelled))
                 }
                 ChangePhase::Cancelled => return Ok(()),
                 ChangePhase::Settled => {
@@ -240,8 +297,12 @@ impl Control {
             };
             let step = self.context.store.step_members((change.phase, &current), (ChangePhase::Cancelled, &next))?;
             if step.is_ok() {
-                service.set_membership(next);
+                // Those that were to join are told of deletions until they have forgotten all.
+                if change.phase == ChangePhase::Joint {
+                    service.set_membership(next);
+                }
                 info!("the change of the safekeepers is given up");
+                self.changing.given_up.notify_one();
                 self.changing.wanted.notify_one();
                 return Ok(());
             }
@@ -260,8 +321,7 @@ impl Control {
         let numbered = self.context.store.membership()?;
         let addresses = self.context.wal_service.addrs();
         let mut present: Vec<ListedMember> = Vec::with_capacity(addresses.len());
-        for (at, address) in addresses.iter().enumerate() {
-            let number = self.number_of(at, address);
+        for (number, address) in self.numbers_of(&addresses).into_iter().zip(&addresses) {
             let of_store = numbered.iter().flat_map(|known| &known.members).filter(|member| member.address == *address);
             for disk in of_store.map(|member| Some(member.disk)).chain(numbered.is_none().then_some(None)) {
                 let member = Member { disk: disk.unwrap_or(DiskId::new(0)), address: address.clone() };
@@ -287,15 +347,47 @@ impl Control {
         }
         if numbered.is_none() {
             for listed in &mut present {
-                listed.member.disk = match service.identify(&listed.member.address).await {
-                    Ok(disk) => disk,
-                    // Which disk that was nobody knows any more, and it is not to come back: one that no disk has stands for it.
-                    Err(error) if listed.leaves && error.kind == StorageErrorKind::Unavailable => DiskId::generate(),
-                    Err(error) => return Err(error.into()),
-                };
+                listed.member.disk = self.first_disk(service, listed).await?;
             }
         }
         Ok(Listed { present })
+    }
+
+    /// Which disk one of generation 0 is on, at the first change. There is nobody to say whether it is the one that always was, but one that has
+    /// nothing of what there is cannot be it: its disk is not mounted, or lost.
+    async fn first_disk(&self, service: &dyn MemberService, listed: &ListedMember) -> Result<DiskId, ErrorInfo> {
+        let (address, number) = (&listed.member.address, listed.number);
+        let found = async {
+            let disk = service.identify(address).await?;
+            let is_blank = self.is_made_of(|_| true)? && service.is_empty(address).await?;
+            let blank = || {
+                conflict(format!("safekeeper {number} at {address} has nothing of what this installation keeps"))
+                    .with_hint(format!(
+                        "mount its disk, and start it; if it is lost: ardent reconfigure safekeepers --replace {number}"
+                    ))
+            };
+            if is_blank { Err(blank()) } else { Ok(disk) }
+        };
+        match found.await {
+            // Which disk that was nobody knows any more, and it is not to come back: one that no disk has stands for it.
+            Err(_) if listed.leaves => Ok(DiskId::generate()),
+            found => found,
+        }
+    }
+
+    /// Whether a branch is ready on a timeline that `is_it` is true for: most safekeepers have that.
+    fn is_made_of(&self, is_it: impl Fn(TimelineId) -> bool) -> Result<bool, StoreError> {
+        let branches = self.context.store.branches()?;
+        Ok(branches.iter().any(|row| row.state == BranchState::Ready && is_it(row.timeline)))
+    }
+
+    /// That so few members have a timeline that nothing can have been committed to it: fine only while it is made or deleted.
+    fn nowhere(&self, timeline: TimelineId) -> Result<(), ChangeError> {
+        if !self.is_made_of(|made| made == timeline)? {
+            return Ok(());
+        }
+        let what = "most safekeepers answer that they do not have it, and a branch is on it; mount their disks";
+        Err(ChangeError::Waits(format!("timeline {timeline}: {what}")))
     }
 
     /// Who the safekeepers say that they are, if they were ever changed: this server's database may have been lost since. `first` is what it would
@@ -307,13 +399,24 @@ impl Control {
     ) -> Result<Option<Membership>, ErrorInfo> {
         let mut newest: Option<Membership> = None;
         for timeline in self.context.store.all_timelines()? {
+            let mut failed = None;
+            let mut answered = 0;
             for member in &first.members {
                 // Nobody takes generation 0: it only asks.
-                let asked = service.configure(&member.address, timeline, &Membership::default(), None).await;
-                let told = asked.ok().map(|said| said.membership);
-                let is_newer =
-                    |told: &Membership| newest.as_ref().is_none_or(|known| known.generation < told.generation);
-                newest = told.filter(is_newer).or(newest);
+                match service.configure(member, timeline, &Membership::default(), None).await {
+                    Ok(said) => {
+                        answered += 1;
+                        let is_newer =
+                            newest.as_ref().is_none_or(|known| known.generation < said.membership.generation);
+                        newest = if is_newer { Some(said.membership) } else { newest };
+                    }
+                    Err(error) if error.kind == StorageErrorKind::NotFound => answered += 1,
+                    Err(error) => failed = Some(error),
+                }
+            }
+            // A majority of them was told of whatever was settled.
+            if let Some(error) = failed.filter(|_| !is_majority(answered, &first.members)) {
+                return Err(error.into());
             }
         }
         let Some(newest) = newest.filter(|newest| newest.generation > MemberGeneration::default()) else {
@@ -332,11 +435,10 @@ impl Control {
         Ok(Some(Membership { members: first.members.clone(), ..newest }))
     }
 
-    /// As people call it: by its folder's number, or by its place.
-    pub(crate) fn number_of(&self, at: usize, address: &ServiceAddr) -> u32 {
+    /// As people call them: by their folders' numbers; others by the numbers that are left, in their order.
+    pub(crate) fn numbers_of(&self, addresses: &[ServiceAddr]) -> Vec<u32> {
         let own = self.host.as_ref().map(|host| host.own()).unwrap_or_default();
-        let number = own.iter().find(|(_, own)| own == address).map(|(number, _)| *number);
-        number.unwrap_or_else(|| u32::try_from(at + 1).unwrap_or(u32::MAX))
+        numbers(&own, addresses)
     }
 
     /// One that joins is there, is none of those that are, and has nothing from another time.
@@ -363,6 +465,7 @@ impl Control {
         service: &dyn MemberService,
         current: &Membership,
         joining: &[Member],
+        started: &mut Vec<ServiceAddr>,
     ) -> Result<Member, ErrorInfo> {
         let host = self.host.as_ref().ok_or_else(|| conflict("this server starts no safekeepers of its own"))?;
         let is_used =
@@ -373,48 +476,46 @@ impl Control {
             }
         }
         let address = host.add().await?;
+        started.push(address.clone());
         Ok(Member { disk: service.identify(&address).await?, address })
     }
 
     /// Carries changes out, until the server ends.
     pub(crate) async fn keep_members(self: &Arc<Self>) {
-        if let Err(error) = self.name_safekeepers_at_start().await {
-            warn!(%error, "the page server could not be told where the safekeepers are");
-        }
         loop {
             let advanced = tokio::select! {
                 advanced = self.advance_change() => advanced,
+                // What was begun of it may be dropped anywhere: what a phase does may be done again.
+                () = self.changing.given_up.notified() => continue,
                 () = self.cancel.cancelled() => return,
             };
             let pause = match advanced {
                 Ok(true) | Err(ChangeError::Outdated(_)) => continue,
-                Ok(false) => None,
+                Ok(false) => self.name_safekeepers_again().await,
                 Err(error) => {
                     warn!(%error, "the change of the safekeepers waits");
                     self.changing.progress.lock().problem = Some(error.to_string());
-                    Some(RETRY_AFTER)
+                    RETRY_AFTER
                 }
             };
             tokio::select! {
                 () = self.changing.wanted.notified() => {}
-                () = async { match pause { Some(pause) => tokio::time::sleep(pause).await, None => std::future::pending().await } } => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.cancel.cancelled() => return,
             }
         }
     }
 
-    async fn name_safekeepers_at_start(&self) -> Result<(), ChangeError> {
-        if self.context.store.membership()?.is_none() {
-            return Ok(());
+    /// Where they were changed once, a page server that is started again with what was true before is told anew. Gives how long until the next time.
+    async fn name_safekeepers_again(&self) -> Duration {
+        if self.context.wal_service.membership().generation == MemberGeneration::default() {
+            return NAME_EVERY;
         }
-        loop {
-            match self.name_safekeepers().await {
-                Err(ChangeError::Storage(error)) if error.kind == StorageErrorKind::Unavailable => {}
-                named => return named,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(RETRY_AFTER) => {}
-                () = self.cancel.cancelled() => return Err(ChangeError::Stopping),
+        match self.name_safekeepers().await {
+            Ok(()) => NAME_EVERY,
+            Err(error) => {
+                tracing::debug!(%error, "the page server cannot be told where the safekeepers are");
+                RETRY_AFTER
             }
         }
     }
@@ -429,16 +530,17 @@ impl Control {
     /// Does what the change that is on its way needs next. False: there is none.
     async fn advance_change(self: &Arc<Self>) -> Result<bool, ChangeError> {
         let store = &self.context.store;
-        let (Some(change), Some(current)) = (store.member_change()?, store.membership()?) else { return Ok(false) };
+        let (Some(change), Some(current)) = (store.member_change()?, self.membership()?) else { return Ok(false) };
         let Some(service) = self.context.wal_service.members() else {
             return Err(ChangeError::Waits("the safekeepers of this server cannot be changed".to_owned()));
         };
         match change.phase {
             ChangePhase::Copying => {
+                service.set_joining(change.joining());
                 self.copy_all(service, &change, &current).await?;
                 let joint = configuration_of(&current).begin_change(change.to.iter().map(|member| member.disk));
                 let joint = joint.map_err(|refused| ChangeError::Waits(refused.to_string()))?;
-                let joint = follow(&current, Some(change.to.as_slice()), &joint);
+                let joint = self.context.tokens.seal(&follow(&current, Some(change.to.as_slice()), &joint));
                 store.step_members((ChangePhase::Copying, &current), (ChangePhase::Joint, &joint))??;
                 info!(generation = %joint.generation, "old and new safekeepers decide together");
                 service.set_membership(joint);
@@ -448,13 +550,17 @@ impl Control {
                 self.catch_up_all(service, &change, &current).await?;
                 let settled = configuration_of(&current).settled();
                 let settled = settled.map_err(|refused| ChangeError::Waits(refused.to_string()))?;
-                let settled = follow(&current, None, &settled);
+                let settled = self.context.tokens.seal(&follow(&current, None, &settled));
                 store.step_members((ChangePhase::Joint, &current), (ChangePhase::Settled, &settled))??;
                 info!(generation = %settled.generation, "the new safekeepers decide");
                 service.set_membership(settled);
             }
             ChangePhase::Settled => self.end_change(service, &change, change.leaving(), &current).await?,
-            ChangePhase::Cancelled => self.end_change(service, &change, change.joining(), &current).await?,
+            ChangePhase::Cancelled => {
+                service.set_joining(change.joining());
+                self.end_change(service, &change, change.joining(), &current).await?;
+                service.set_joining(Vec::new());
+            }
         }
         *self.changing.progress.lock() = Progress::default();
         Ok(true)
@@ -538,12 +644,14 @@ impl Control {
         let lock = self.context.timeline_locks.of(id);
         let _guard = lock.lock().await;
         // What is being made now is made where it belongs, or is found next time.
-        let Some((source, status)) = self.best_source(service, (tenant, id), members).await? else { return Ok(0) };
+        let Some((source, status)) = self.best_source(service, (tenant, id), members).await? else {
+            return self.nowhere(id).map(|()| 0);
+        };
         let mut count = 0;
         for joins in joining {
-            match service.timeline_status(&joins.address, tenant, id).await {
+            match service.timeline_status(joins, tenant, id).await {
                 Ok(has) if has.flush_lsn >= status.oldest_lsn => continue,
-                Ok(_) => service_delete(self, joins, (tenant, id)).await?,
+                Ok(_) => service.forget_timeline(joins, tenant, id).await?,
                 Err(error) if error.kind == StorageErrorKind::NotFound => {}
                 Err(error) => return Err(error.into()),
             }
@@ -569,7 +677,7 @@ impl Control {
             expires_at_s: Some(now_s + COPY_TOKEN_S),
         });
         let source = CopySource { tenant, timeline, address: source.address.clone(), token };
-        service.copy_timeline(&joins.address, source).await?;
+        service.copy_timeline(joins, source).await?;
         info!(%timeline, to = %joins.address, "a safekeeper that joins has a timeline");
         Ok(())
     }
@@ -581,7 +689,7 @@ impl Control {
         (tenant, id): Timeline,
         members: &'a [Member],
     ) -> Result<Option<(&'a Member, TimelineStatus)>, ChangeError> {
-        let asked = join_all(members.iter().map(|member| service.timeline_status(&member.address, tenant, id))).await;
+        let asked = join_all(members.iter().map(|member| service.timeline_status(member, tenant, id))).await;
         let (mut best, mut lacking, mut failed): (Option<(&Member, TimelineStatus)>, _, _) = (None, 0, None);
         for (member, said) in members.iter().zip(asked) {
             match said {
@@ -595,7 +703,7 @@ impl Control {
         }
         match (best, failed) {
             (Some(best), _) => Ok(Some(best)),
-            (None, Some(error)) if lacking <= members.len() / 2 => Err(error.into()),
+            (None, Some(error)) if !is_majority(lacking, members) => Err(error.into()),
             (None, _) => Ok(None),
         }
     }
@@ -632,7 +740,7 @@ impl Control {
             self.still(ChangePhase::Joint)?;
             let round = self.ask_members(service, timeline, joint, &mut core).await;
             if round.is_nowhere(joint) {
-                return Ok(());
+                return self.nowhere(timeline.1);
             }
             match core.verdict() {
                 // Its writer knows the next members once it is connected to them: before that, who leaves may be all that it knows.
@@ -682,15 +790,14 @@ impl Control {
         core: &mut CatchUp,
     ) -> Round {
         let asking = core.questions().into_iter().filter_map(|(disk, promise)| {
-            let address = joint.address_of(disk)?;
+            let member = joint.member(disk)?;
             let promise = promise.map(|promise| PromisedTerm { term: promise.term, proposer: promise.proposer });
-            Some(async move { (disk, service.configure(address, timeline, joint, promise).await) })
+            Some(async move { (disk, service.configure(member, timeline, joint, promise).await) })
         });
         let mut round = Round::default();
         for (disk, said) in join_all(asking).await {
             match said {
-                // Whoever else answers there does not count.
-                Ok(said) if said.disk == disk => {
+                Ok(said) => {
                     round.has_writer |= said.has_writer;
                     if said.has_writer && said.membership.generation == joint.generation {
                         round.written.insert(disk);
@@ -699,7 +806,7 @@ impl Control {
                         core.heard(disk, standing);
                     }
                 }
-                Ok(_) => {}
+                // Of the one that was meant: whoever else answers at its address is not asked.
                 Err(error) if error.kind == StorageErrorKind::NotFound => _ = round.lacking.insert(disk),
                 Err(error) => tracing::debug!(%disk, %error, "a safekeeper cannot be told of the members"),
             }
@@ -756,12 +863,16 @@ impl Control {
     ) -> Result<(), ChangeError> {
         self.name_safekeepers().await?;
         self.for_each_timeline(change.phase, |timeline| self.tell(service, timeline, current, &leaving)).await?;
-        self.follow_connectors_anew().await?;
-        let away = self.forget_all(&leaving).await?;
+        self.follow_connectors_anew()?;
+        let away = self.forget_all(service, &leaving).await?;
         for member in &away {
             warn!(address = %member.address, "a safekeeper that is a member no more is away, and keeps what it has");
         }
         if let Some(host) = &self.host {
+            for member in &current.members {
+                let kept = host.keep(&member.address).await;
+                kept.map_err(|error| ChangeError::Waits(error.to_string()))?;
+            }
             for member in &leaving {
                 let removed = host.remove(&member.address).await;
                 removed.map_err(|error| ChangeError::Waits(error.to_string()))?;
@@ -780,61 +891,51 @@ impl Control {
         current: &Membership,
         leaving: &[Member],
     ) -> Result<(), ChangeError> {
-        let asked = join_all(current.members.iter().map(|member| async move {
-            (member.disk, service.configure(&member.address, timeline, current, None).await)
-        }));
+        let asked = join_all(
+            current
+                .members
+                .iter()
+                .map(|member| async move { (member.disk, service.configure(member, timeline, current, None).await) }),
+        );
         let (mut told, mut failed) = (HashSet::new(), None);
         for (disk, said) in asked.await {
             match said {
-                Ok(said) if said.disk == disk => _ = told.insert(disk),
-                Ok(_) => {}
+                Ok(_) => _ = told.insert(disk),
                 // One that lacks it is told by its first writer.
                 Err(error) if error.kind == StorageErrorKind::NotFound => _ = told.insert(disk),
                 Err(error) => failed = Some(error),
             }
         }
         // Those that leave refuse what still counts on them; one that is away is not needed for that.
-        let _ =
-            join_all(leaving.iter().map(|member| service.configure(&member.address, timeline, current, None))).await;
+        let _ = join_all(leaving.iter().map(|member| service.configure(member, timeline, current, None))).await;
         match failed {
             Some(error) if !configuration_of(current).is_quorum(|disk| told.contains(&disk)) => Err(error.into()),
             _ => Ok(()),
         }
     }
 
-    /// Connectors know safekeepers by the list that they were started with.
-    async fn follow_connectors_anew(self: &Arc<Self>) -> Result<(), ChangeError> {
-        for row in self.context.store.connectors()? {
-            let lock = self.name_lock(&row.name);
-            let _guard = lock.lock().await;
-            let Some(row) = self.context.store.connector(&row.name)? else { continue };
-            // What follows by logical replication writes through a compute, which knows.
-            if row.state != ConnectorState::Ready || row.logical.is_some() || !self.is_followed(&row.name) {
-                continue;
-            }
-            self.stop_following(&row.name).await;
-            self.start_following(&row).await.map_err(|error| ChangeError::Waits(error.to_string()))?;
+    /// Connectors know safekeepers by the list that they were started with. What follows by logical replication writes through a compute, which
+    /// knows.
+    fn follow_connectors_anew(&self) -> Result<(), ChangeError> {
+        for row in self.context.store.connectors()?.iter().filter(|row| row.logical.is_none()) {
+            self.follow_anew(&row.name);
         }
         Ok(())
     }
 
     /// Lets them forget all timelines. Gives those that are away.
-    async fn forget_all<'a>(&self, leaving: &'a [Member]) -> Result<Vec<&'a Member>, ChangeError> {
-        let Some(service) = self.context.wal_service.members() else { return Ok(Vec::new()) };
+    async fn forget_all<'a>(
+        &self,
+        service: &dyn MemberService,
+        leaving: &'a [Member],
+    ) -> Result<Vec<&'a Member>, ChangeError> {
         let mut away = Vec::new();
         for member in leaving {
-            // At its address may be who took its place.
-            match service.identify(&member.address).await {
-                Ok(disk) if disk == member.disk => {}
-                Ok(_) | Err(_) => {
-                    away.push(member);
-                    continue;
-                }
-            }
             let timelines = self.context.store.all_timelines()?;
-            let forgetting = futures_util::stream::iter(timelines.into_iter().map(Ok::<_, ChangeError>));
-            let forgetting =
-                forgetting.try_for_each_concurrent(AT_ONCE, |timeline| service_delete(self, member, timeline));
+            let forgetting = futures_util::stream::iter(timelines.into_iter().map(Ok::<_, StorageError>));
+            let forgetting = forgetting.try_for_each_concurrent(AT_ONCE, |(tenant, timeline)| {
+                service.forget_timeline(member, tenant, timeline)
+            });
             if let Err(error) = forgetting.await {
                 warn!(address = %member.address, %error, "a safekeeper that is a member no more has not forgotten all");
                 away.push(member);
@@ -844,8 +945,14 @@ impl Control {
     }
 }
 
-async fn service_delete(control: &Control, member: &Member, (tenant, timeline): Timeline) -> Result<(), ChangeError> {
-    Ok(control.context.wal_service.delete_on(&member.address, tenant, timeline).await?)
+/// The numbers of those at `addresses`, of which `own` have theirs.
+fn numbers(own: &[(u32, ServiceAddr)], addresses: &[ServiceAddr]) -> Vec<u32> {
+    let mut free = (1..).filter(|number| !own.iter().any(|(taken, _)| taken == number));
+    let number_of = |address: &ServiceAddr| match own.iter().find(|(_, own)| own == address) {
+        Some((number, _)) => *number,
+        None => free.next().expect("there are more numbers than safekeepers"),
+    };
+    addresses.iter().map(number_of).collect()
 }
 
 /// What one round of questions found.
@@ -871,8 +978,7 @@ impl Round {
 
     /// Whether so many of the old members lack it that nothing can have been committed: it is not made yet, or gone.
     fn is_nowhere(&self, joint: &Membership) -> bool {
-        let lacking = joint.members.iter().filter(|member| self.lacks(member)).count();
-        lacking > joint.members.len() / 2
+        is_majority(joint.members.iter().filter(|member| self.lacks(member)).count(), &joint.members)
     }
 }
 
@@ -890,5 +996,23 @@ struct ListedMember {
 impl Listed {
     fn leaving(&self) -> Vec<&Member> {
         self.present.iter().filter(|listed| listed.leaves).map(|listed| &listed.member).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_safekeepers_have_one_number() {
+        let address = |name: &str| ServiceAddr::Unix(format!("/run/{name}").into());
+        let check = |own: &[(u32, &str)], addresses: &[&str], expect: &[u32]| {
+            let own: Vec<(u32, ServiceAddr)> = own.iter().map(|(number, name)| (*number, address(name))).collect();
+            let addresses: Vec<ServiceAddr> = addresses.iter().map(|name| address(name)).collect();
+            assert_eq!(numbers(&own, &addresses), expect);
+        };
+        check(&[], &["a", "b"], &[1, 2]);
+        check(&[(1, "a"), (3, "c")], &["a", "c"], &[1, 3]);
+        check(&[(2, "b"), (3, "c")], &["x", "b", "y", "c"], &[1, 2, 4, 3]);
     }
 }

@@ -18,9 +18,10 @@ impl Control {
             branches.into_iter().filter(|row| row.is_listed()).map(|row| (row.timeline, row.name)).collect();
         let membership = self.context.wal_service.membership();
         let asked = self.context.wal_service.safekeepers().await;
-        let safekeepers = asked.into_iter().enumerate().map(|(at, (address, said))| {
+        let addresses: Vec<ServiceAddr> = asked.iter().map(|(address, _)| address.clone()).collect();
+        let numbers = self.numbers_of(&addresses);
+        let safekeepers = asked.into_iter().zip(numbers).map(|((address, said), number)| {
             let disk = membership.everyone().into_iter().find(|member| member.address == address);
-            let number = self.number_of(at, &address);
             SafekeeperInfo { disk: disk.map(|member| member.disk), ..info(number, &address, said, &names) }
         });
         Ok(SafekeepersReply {

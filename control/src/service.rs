@@ -292,7 +292,7 @@ impl Control {
         });
         // What it was started with says nothing any more once they were changed.
         if let (Some(membership), Some(members)) = (context.store.membership()?, context.wal_service.members()) {
-            members.set_membership(membership);
+            members.set_membership(context.tokens.seal(&membership));
         }
         let tcp = listen_tcp(config.listen).await?;
         let address = tcp.local_addr().unwrap_or(config.listen);

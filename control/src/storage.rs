@@ -167,6 +167,8 @@ struct Members {
     configuration: Configuration,
     /// The same, in the order in which they are shown.
     list: Vec<Member>,
+    /// Those that copy what the members have.
+    joining: Vec<Member>,
 }
 
 impl Members {
@@ -174,7 +176,7 @@ impl Members {
         let configuration = Configuration::unnumbered(addrs.len());
         let list = configuration.members().iter().zip(addrs).map(|(disk, address)| Member { disk: *disk, address });
         let list = list.collect();
-        Members { membership: Membership::default(), configuration, list }
+        Members { membership: Membership::default(), configuration, list, joining: Vec::new() }
     }
 
     fn new(membership: Membership) -> Self {
@@ -182,7 +184,7 @@ impl Members {
         let mut list: Vec<Member> = membership.everyone().into_iter().cloned().collect();
         // As people count: the shorter name is the lower number.
         list.sort_by_cached_key(|member| (member.address.to_string().len(), member.address.to_string()));
-        Members { membership, configuration, list }
+        Members { membership, configuration, list, joining: Vec::new() }
     }
 
     /// Whether those that `has` is true for, by their places in the list, are a quorum.
@@ -226,12 +228,19 @@ impl SafekeepersAt {
         member: &Member,
         tenant: TenantId,
     ) -> Result<SafekeeperClient, ClientError> {
-        let mut client = self.connect(&member.address, tenant).await?;
         if members.is_numbered() {
-            let (expected, found) = (member.disk, client.identify().await?);
-            if found != expected {
-                return Err(ClientError::OtherDisk { address: member.address.clone(), expected, found });
-            }
+            self.connect_to_disk(member, tenant).await
+        } else {
+            self.connect(&member.address, tenant).await
+        }
+    }
+
+    /// Connects to the one with this disk.
+    async fn connect_to_disk(&self, member: &Member, tenant: TenantId) -> Result<SafekeeperClient, ClientError> {
+        let mut client = self.connect(&member.address, tenant).await?;
+        let (expected, found) = (member.disk, client.identify().await?);
+        if found != expected {
+            return Err(ClientError::OtherDisk { address: member.address.clone(), expected, found });
         }
         Ok(client)
     }
@@ -317,8 +326,27 @@ impl SafekeepersAt {
         self.connect_to(members, member, spec.tenant).await?.create_timeline(spec).await
     }
 
-    async fn delete(&self, addr: &ServiceAddr, tenant: TenantId, timeline: TimelineId) -> Result<(), ClientError> {
-        self.connect(addr, tenant).await?.delete_timeline(timeline).await
+    async fn delete(
+        &self,
+        members: &Members,
+        member: &Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<(), ClientError> {
+        self.connect_to(members, member, tenant).await?.delete_timeline(timeline).await
+    }
+
+    /// Connects to the member at this address.
+    async fn connect_at(
+        &self,
+        members: &Members,
+        addr: &ServiceAddr,
+        tenant: TenantId,
+    ) -> Result<SafekeeperClient, ClientError> {
+        match members.list.iter().find(|member| member.address == *addr) {
+            Some(member) => self.connect_to(members, member, tenant).await,
+            None => self.connect(addr, tenant).await,
+        }
     }
 
     /// What each of them knows of a timeline.
@@ -385,7 +413,9 @@ impl WalService for SafekeepersAt {
             let (found, failed): (Vec<_>, Vec<_>) = answers.into_iter().map(|(_, said)| said).partition(Result::is_ok);
             match (found.into_iter().flatten().next(), failed.into_iter().filter_map(Result::err).next()) {
                 (Some(status), _) => {
-                    let create = async { self.connect(safekeeper, tenant).await?.create_timeline(status.spec).await };
+                    let create = async {
+                        self.connect_at(&members, safekeeper, tenant).await?.create_timeline(status.spec).await
+                    };
                     self.ask(safekeeper, create).await
                 }
                 (None, Some(error)) => Err(error),
@@ -402,12 +432,16 @@ impl WalService for SafekeepersAt {
     ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
         async move {
             let members = self.now();
-            let delete = |member: &'_ Member| {
-                let address = member.address.clone();
-                async move { self.delete(&address, tenant, timeline).await }.boxed()
-            };
+            let delete = |member| self.delete(&members, member, tenant, timeline).boxed();
             let answers = self.ask_all(&members, delete).await;
-            away(&members, answers)
+            let mut away = away(&members, answers)?;
+            // They are needed for nothing yet: what they keep of it they are told of once they are members.
+            for member in &members.joining {
+                if self.forget_timeline(member, tenant, timeline).await.is_err() {
+                    away.push(member.address.clone());
+                }
+            }
+            Ok(away)
         }
         .boxed()
     }
@@ -418,7 +452,12 @@ impl WalService for SafekeepersAt {
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.ask(safekeeper, self.delete(safekeeper, tenant, timeline)).boxed()
+        async move {
+            let members = self.now();
+            let delete = async { self.connect_at(&members, safekeeper, tenant).await?.delete_timeline(timeline).await };
+            self.ask(safekeeper, delete).await
+        }
+        .boxed()
     }
 
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
@@ -462,7 +501,19 @@ impl WalService for SafekeepersAt {
 
 impl MemberService for SafekeepersAt {
     fn set_membership(&self, membership: Membership) {
-        *self.members.write() = Arc::new(Members::new(membership));
+        let mut now = self.members.write();
+        let (known, given) = (now.membership.generation, membership.generation);
+        if given >= known {
+            let joining = if given == known { now.joining.clone() } else { Vec::new() };
+            *now = Arc::new(Members { joining, ..Members::new(membership) });
+        }
+    }
+
+    fn set_joining(&self, joining: Vec<Member>) {
+        let mut now = self.members.write();
+        let Members { membership, configuration, list, .. } = &**now;
+        let (membership, configuration, list) = (membership.clone(), configuration.clone(), list.clone());
+        *now = Arc::new(Members { membership, configuration, list, joining });
     }
 
     fn identify<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<DiskId, StorageError>> {
@@ -475,34 +526,46 @@ impl MemberService for SafekeepersAt {
 
     fn timeline_status<'a>(
         &'a self,
-        at: &'a ServiceAddr,
+        of: &'a Member,
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<TimelineStatus, StorageError>> {
-        self.ask(at, async move { self.connect(at, tenant).await?.status(timeline).await }).boxed()
+        let asked = async move { self.connect_to_disk(of, tenant).await?.status(timeline).await };
+        self.ask(&of.address, asked).boxed()
     }
 
-    fn copy_timeline<'a>(&'a self, at: &'a ServiceAddr, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>> {
+    fn copy_timeline<'a>(&'a self, to: &'a Member, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>> {
         async move {
-            let mut client = self.ask(at, self.connect(at, source.tenant)).await?;
+            let mut client = self.ask(&to.address, self.connect_to_disk(to, source.tenant)).await?;
             match tokio::time::timeout(COPY_TIMEOUT, client.copy_timeline(source)).await {
                 Ok(copied) => copied.map_err(wal_error),
-                Err(_) => Err(silent(at)),
+                Err(_) => Err(silent(&to.address)),
             }
         }
         .boxed()
     }
 
+    fn forget_timeline<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        let asked = async move { self.connect_to_disk(of, tenant).await?.delete_timeline(timeline).await };
+        self.ask(&of.address, asked).boxed()
+    }
+
     fn configure<'a>(
         &'a self,
-        at: &'a ServiceAddr,
+        of: &'a Member,
         (tenant, timeline): (TenantId, TimelineId),
         membership: &'a Membership,
         promise: Option<PromisedTerm>,
     ) -> BoxFuture<'a, Result<MemberStanding, StorageError>> {
-        let configured =
-            async move { self.connect(at, tenant).await?.configure(timeline, membership.clone(), promise).await };
-        self.ask(at, configured).boxed()
+        let configured = async move {
+            self.connect_to_disk(of, tenant).await?.configure(timeline, membership.clone(), promise).await
+        };
+        self.ask(&of.address, configured).boxed()
     }
 
     fn elect(
@@ -534,7 +597,8 @@ fn wal_error(error: ClientError) -> StorageError {
         Some(ErrorCode::Conflict) => StorageErrorKind::Conflict,
         Some(ErrorCode::Unavailable) => StorageErrorKind::Unavailable,
         Some(_) => StorageErrorKind::Failed,
-        None if error.is_retryable() => StorageErrorKind::Unavailable,
+        // Whoever is there is not the one that is meant: that one is away, as one on another disk is.
+        None if error.is_retryable() || matches!(error, ClientError::WrongKey { .. }) => StorageErrorKind::Unavailable,
         None => StorageErrorKind::Failed,
     };
     StorageError::new(kind, with_cause(&error))
@@ -550,4 +614,79 @@ fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(generation: u64, disk: u128) -> Membership {
+        let address = ServiceAddr::Unix(format!("/run/{disk}").into());
+        let members = vec![Member { disk: DiskId::new(disk), address }];
+        Membership { generation: MemberGeneration::new(generation), members, ..Membership::default() }
+    }
+
+    /// Answers which disk it is and that it has forgotten a timeline, which it notes.
+    async fn answer(listener: tokio::net::UnixListener, disk: DiskId, forgotten: Arc<Mutex<Vec<TimelineId>>>) {
+        use ardent_api::frame::Frame;
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use wal_service::{CAN_CHANGE_MEMBERS, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response};
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let (mut asked, mut answers) = (bytes::BytesMut::new(), bytes::BytesMut::new());
+            while stream.read_buf(&mut asked).await.expect("read") > 0 {
+                while let Some(frame) = Frame::take(&mut asked).expect("frames") {
+                    let response = match Request::decode(frame).expect("a message") {
+                        Request::Manage { id, request: ManageRequest::DeleteTimeline { timeline } } => {
+                            forgotten.lock().push(timeline);
+                            Response::Manage { id, reply: ManageReply::Done }
+                        }
+                        Request::Manage { id, .. } => Response::Manage { id, reply: ManageReply::Disk { disk } },
+                        _ => Response::HelloOk { version: PROTOCOL_VERSION, capabilities: CAN_CHANGE_MEMBERS },
+                    };
+                    response.encode(&mut answers);
+                }
+                stream.write_all_buf(&mut answers).await.expect("sent");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_deleted_while_others_copy_it_is_deleted_there_as_well() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = |name: &str| ServiceAddr::Unix(folder.path().join(name));
+        let mut forgotten = Vec::new();
+        for (name, disk) in [("a", 1), ("b", 2)] {
+            let ServiceAddr::Unix(path) = address(name) else { unreachable!("a socket") };
+            let listener = tokio::net::UnixListener::bind(path).expect("bound");
+            forgotten.push(Arc::new(Mutex::new(Vec::new())));
+            tokio::spawn(answer(listener, DiskId::new(disk), Arc::clone(forgotten.last().expect("just made"))));
+        }
+        let service = SafekeepersAt::new(vec![address("a")], String::new());
+        let members = vec![Member { disk: DiskId::new(1), address: address("a") }];
+        let first = Membership { generation: MemberGeneration::new(1), members, ..Membership::default() };
+        service.set_membership(first.clone());
+        service.set_joining(vec![Member { disk: DiskId::new(2), address: address("b") }]);
+        // Told again who they are, it knows who joins.
+        service.set_membership(first.clone());
+        let (tenant, timeline) = (TenantId::generate(), TimelineId::generate());
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), []);
+        assert_eq!(forgotten.iter().map(|forgotten| forgotten.lock().clone()).collect::<Vec<_>>(), [[timeline]; 2]);
+        // One on another disk is told when it is a member, and back.
+        service.set_joining(vec![Member { disk: DiskId::new(3), address: address("b") }]);
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), [address("b")]);
+        let next = Membership { generation: MemberGeneration::new(2), ..first };
+        service.set_membership(next);
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), []);
+    }
+
+    #[test]
+    fn an_older_list_does_not_come_back() {
+        let service = SafekeepersAt::new(vec![ServiceAddr::Unix("/run/0".into())], String::new());
+        service.set_membership(membership(3, 3));
+        service.set_membership(membership(2, 2));
+        assert_eq!(service.membership(), membership(3, 3));
+        service.set_membership(membership(4, 4));
+        assert_eq!((service.membership(), service.addrs().len()), (membership(4, 4), 1));
+    }
 }

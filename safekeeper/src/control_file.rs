@@ -248,7 +248,7 @@ fn take_spec(rest: &mut Bytes) -> Result<(TimelineSpec, usize), Problem> {
 mod tests {
     use super::*;
 
-    use ardent_api::wal_service::Member;
+    use ardent_api::wal_service::{Member, MembershipSeal};
     use ardent_types::DiskId;
 
     fn sample() -> (TimelineSpec, AcceptorState) {
@@ -279,7 +279,8 @@ mod tests {
             |disk, address: &str| Member { disk: DiskId::new(disk), address: address.parse().expect("address") };
         let members = vec![member(1, "unix:/run/a.sock"), member(2 << 64, "tcp:127.0.0.1:7431")];
         let next = Some(vec![member(3, "unix:/run/c.sock")]);
-        let membership = Membership { generation: MemberGeneration::new(4), members, next };
+        let generation = MemberGeneration::new(4);
+        let membership = Membership { generation, members, next, seal: MembershipSeal::default() };
         state.configuration = Configuration::of(&membership).expect("in order");
         Content { spec, state, membership }
     }

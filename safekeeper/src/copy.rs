@@ -31,6 +31,8 @@ use crate::wal_files::{SegmentNames, WalFileError, WalFiles};
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Pieces of WAL, of at most 1 MiB, that have come and are not written yet.
 const PIECES_WAITING_MAX: usize = 4;
+/// So much is made durable at a time, and its files are closed: the end is not held up by all of it, and however long a log is, few files are open.
+const SYNC_EVERY_BYTES: u64 = 64 << 20;
 
 /// A timeline cannot be copied from another safekeeper.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +52,9 @@ pub enum CopyError {
     /// It is being copied already.
     #[error("it is being copied already")]
     UnderWay,
+    /// It was deleted meanwhile.
+    #[error("it is not to be here any more")]
+    Deleted,
     /// Its WAL here.
     #[error("its WAL cannot be written")]
     Wal(#[source] WalFileError),
@@ -81,6 +86,7 @@ impl CopyError {
             CopyError::Contradiction(_) => ErrorCode::Corrupt,
             CopyError::Silent { .. }
             | CopyError::UnderWay
+            | CopyError::Deleted
             | CopyError::Wal(_)
             | CopyError::ControlFile(_)
             | CopyError::Io { .. }
@@ -214,10 +220,14 @@ fn write(
     } else {
         WalFiles::new(names, faults)
     };
-    let mut end = from;
+    let (mut end, mut durable) = (from, from);
     while let Some(piece) = pieces.blocking_recv() {
         files.append(end, &piece).map_err(CopyError::Wal)?;
         end = end.advance(piece.len() as u64);
+        if end.saturating_sub(durable) >= SYNC_EVERY_BYTES {
+            files.sync().map_err(CopyError::Wal)?;
+            durable = end;
+        }
     }
     if end < joining.state.commit.end {
         // The reader says why.
@@ -234,6 +244,11 @@ fn write(
 /// Puts what was copied in its place, durably.
 pub(crate) fn install(fresh: &Path, dir: &Path, faults: &FailPoints) -> Result<(), CopyError> {
     at(faults, "join.rename", "create", dir, || fs::rename(fresh, dir))?;
+    sync_place(dir, faults)
+}
+
+/// Makes it durable that the folder is where it is: an attempt may have failed right before that.
+pub(crate) fn sync_place(dir: &Path, faults: &FailPoints) -> Result<(), CopyError> {
     let parent = dir.parent().expect("a timeline's folder is in its tenant's");
     // The tenant's folder may be new as well.
     for folder in [Some(parent), parent.parent()].into_iter().flatten() {

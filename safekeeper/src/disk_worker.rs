@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
+use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
     Append, Begin, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus, Vote,
 };
@@ -92,6 +93,8 @@ pub(crate) enum Command {
 pub(crate) struct WorkerConfig {
     pub(crate) data_dir: PathBuf,
     pub(crate) disk: DiskId,
+    /// Knows what control has sealed.
+    pub(crate) verifier: TokenVerifier,
     pub(crate) keep: Keep,
     pub(crate) unload_after: Duration,
     pub(crate) metrics: Metrics,
@@ -184,14 +187,17 @@ impl DiskWorker {
                 let _ = answer.send(self.loaded(key).map(|timeline| timeline.outline()));
             }
             Command::Configure { membership, promise, answer } => {
-                let configured = self.loaded(key).and_then(|timeline| timeline.configure(&membership, promise));
+                let verifier = self.config.verifier.clone();
+                let configured =
+                    self.loaded(key).and_then(|timeline| timeline.configure(&membership, &verifier, promise));
                 if let Err(error @ (TimelineError::Wal { .. } | TimelineError::ControlFile { .. })) = &configured {
                     self.fail(key, error, None);
                 }
                 let _ = answer.send(configured);
             }
             Command::Vote { vote, by, to } => {
-                self.write(key, &to, |timeline| timeline.vote(&vote, by.as_ref(), &to));
+                let verifier = self.config.verifier.clone();
+                self.write(key, &to, |timeline| timeline.vote(&vote, by.as_ref(), &verifier, &to));
             }
             Command::Begin { begin, generation, to } => {
                 self.write(key, &to, |timeline| timeline.begin(&begin, generation, &to));
@@ -318,7 +324,11 @@ impl DiskWorker {
         let dir = self.dir(key);
         if crate::wal_files::is_timeline_dir(&dir) {
             let existing = self.loaded(key)?.status().spec;
-            return if existing == *spec { Ok(()) } else { Err(TimelineError::Conflict(key.1)) };
+            if existing != *spec {
+                return Err(TimelineError::Conflict(key.1));
+            }
+            // An attempt may have failed between its last rename and what makes that durable.
+            return Timeline::sync_place(&dir, key.1, &self.config.faults);
         }
         Timeline::create(&dir, spec, before, &self.config.faults)
     }

@@ -79,6 +79,17 @@ pub enum TimelineError {
         /// Which.
         timeline: TimelineId,
     },
+    /// A newer list of members that control did not make.
+    #[error(
+        "timeline {timeline}: the list of its safekeepers of generation {generation} does not come from this installation's control, which alone \
+         changes them: ardent reconfigure safekeepers"
+    )]
+    ForgedMembers {
+        /// Which.
+        timeline: TimelineId,
+        /// Of the list.
+        generation: MemberGeneration,
+    },
     /// It cannot be copied from another safekeeper.
     #[error("timeline {timeline} cannot be copied")]
     Copy {
@@ -130,7 +141,7 @@ impl TimelineError {
             | TimelineError::Archive { .. }
             | TimelineError::UnknownMajor { .. } => ErrorCode::Corrupt,
             TimelineError::OutOfOrder { .. } => ErrorCode::OutOfOrder,
-            TimelineError::UntoldWriter { .. } => ErrorCode::Refused,
+            TimelineError::UntoldWriter { .. } | TimelineError::ForgedMembers { .. } => ErrorCode::Refused,
             TimelineError::BadMembers { .. } => ErrorCode::Invalid,
             TimelineError::Copy { source, .. } => source.code(),
             TimelineError::OutOfRange { .. } => ErrorCode::LsnOutOfRange,

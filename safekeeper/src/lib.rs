@@ -10,7 +10,8 @@
 //!                                                            └── whole committed segments ──► archive: the object store
 //! ```
 //!
-//! Who the members are is told by writers and by control, and kept with each timeline; this one is known by the disk of its folder.
+//! Who the members are is told by writers and by control, counts with control's signature only, and is kept with each timeline; this one is known
+//! by the disk of its folder.
 //!
 //! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
 //! - Nothing is acknowledged before it is durable; one fsync serves all appends that queued up during the one before.

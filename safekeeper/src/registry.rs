@@ -1,6 +1,6 @@
 //! Which worker owns which timeline; requests to workers as async calls.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,13 +10,15 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
     CopySource, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus,
 };
 use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
-use ardent_types::{DiskId, Lsn, TenantId, Term, TimelineId};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 
 use crate::copy::{self, CopyError};
 use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
@@ -32,22 +34,51 @@ pub(crate) struct Registry {
     disk: DiskId,
     workers: Vec<Worker>,
     copying: Copying,
+    verifier: TokenVerifier,
     faults: Arc<FailPoints>,
 }
 
 /// Timelines that are being copied: one copy of each at a time, since they are in one folder until they are whole.
 #[derive(Debug, Default)]
-struct Copying(Arc<Mutex<HashSet<Key>>>);
+struct Copying(Arc<Mutex<HashMap<Key, UnderWay>>>);
+
+/// A copy.
+#[derive(Clone, Debug, Default)]
+struct UnderWay {
+    /// Rung when it is not wanted any more.
+    unwanted: CancellationToken,
+    /// Rung when nothing of it is written any more.
+    ended: CancellationToken,
+}
 
 /// Ends with the copy.
 struct CopyTurn {
     key: Key,
-    all: Arc<Mutex<HashSet<Key>>>,
+    all: Arc<Mutex<HashMap<Key, UnderWay>>>,
+    unwanted: CancellationToken,
+    /// Dropped after it is taken off the list.
+    _ended: DropGuard,
 }
 
 impl Copying {
     fn begin(&self, key: Key) -> Option<CopyTurn> {
-        self.0.lock().insert(key).then(|| CopyTurn { key, all: Arc::clone(&self.0) })
+        let mut all = self.0.lock();
+        if all.contains_key(&key) {
+            return None;
+        }
+        let under_way = UnderWay::default();
+        all.insert(key, under_way.clone());
+        let UnderWay { unwanted, ended } = under_way;
+        Some(CopyTurn { key, all: Arc::clone(&self.0), unwanted, _ended: ended.drop_guard() })
+    }
+
+    /// Ends the copy of it, if one is under way, and waits for that.
+    async fn end(&self, key: Key) {
+        loop {
+            let Some(under_way) = self.0.lock().get(&key).cloned() else { return };
+            under_way.unwanted.cancel();
+            under_way.ended.cancelled().await;
+        }
     }
 }
 
@@ -84,8 +115,8 @@ impl Registry {
             };
             threads.push(thread.spawn(body)?);
         }
-        let WorkerConfig { data_dir, disk, faults, .. } = config;
-        Ok((Registry { data_dir, disk, workers: senders, copying: Copying::default(), faults }, threads))
+        let WorkerConfig { data_dir, disk, verifier, faults, .. } = config;
+        Ok((Registry { data_dir, disk, workers: senders, copying: Copying::default(), verifier, faults }, threads))
     }
 
     pub(crate) fn disk(&self) -> DiskId {
@@ -175,19 +206,41 @@ impl Registry {
     pub(crate) async fn copy(&self, source: &CopySource) -> Result<(), TimelineError> {
         let key = (source.tenant, source.timeline);
         let dir = self.data_dir.join(source.tenant.to_string()).join(source.timeline.to_string());
-        if is_timeline_dir(&dir) {
-            return Ok(());
-        }
         let failed = |error| TimelineError::Copy { timeline: source.timeline, source: error };
         let turn = Arc::new(self.copying.begin(key).ok_or_else(|| failed(CopyError::UnderWay))?);
+        if is_timeline_dir(&dir) {
+            let faults = Arc::clone(&self.faults);
+            let synced = tokio::task::spawn_blocking(move || copy::sync_place(&dir, &faults)).await;
+            return synced.map_err(|_| failed(CopyError::Stopping))?.map_err(failed);
+        }
+        tokio::select! {
+            copied = self.copy_anew(key, source, &dir, &turn) => copied,
+            () = turn.unwanted.cancelled() => Err(failed(CopyError::Deleted)),
+        }
+    }
+
+    /// A copy that is given up in the middle is not put in its place any more.
+    async fn copy_anew(
+        &self,
+        key: Key,
+        source: &CopySource,
+        dir: &Path,
+        turn: &Arc<CopyTurn>,
+    ) -> Result<(), TimelineError> {
+        let failed = |error| TimelineError::Copy { timeline: source.timeline, source: error };
         let outline = copy::outline_of(source).await.map_err(failed)?;
         if (outline.spec.tenant, outline.spec.timeline) != key {
             return Err(failed(CopyError::Contradiction("it is another timeline")));
         }
         check_spec(&outline.spec)?;
+        let membership = &outline.membership;
+        if membership.generation > MemberGeneration::default() && !self.verifier.has_sealed(membership) {
+            let (timeline, generation) = (source.timeline, membership.generation);
+            return Err(TimelineError::ForgedMembers { timeline, generation });
+        }
         let before = self.ancestor_bytes(&outline.spec).await;
         let fresh = dir.with_file_name(format!(".copying-{}", source.timeline));
-        copy::copy(source, outline, before, fresh.clone(), Arc::clone(&turn), &self.faults).await.map_err(failed)?;
+        copy::copy(source, outline, before, fresh.clone(), Arc::clone(turn), &self.faults).await.map_err(failed)?;
         self.ask(key, |answer| Command::Install { fresh, answer }).await
     }
 
@@ -213,6 +266,8 @@ impl Registry {
     }
 
     pub(crate) async fn delete(&self, key: Key) -> Result<(), TimelineError> {
+        // A copy that ends later would bring it back.
+        self.copying.end(key).await;
         self.ask(key, Command::Delete).await
     }
 

@@ -179,6 +179,7 @@ impl Safekeeper {
             metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
             disk,
+            verifier: config.verifier.clone(),
             keep: Keep { near_bytes: config.wal_keep_bytes, for_others_bytes: config.keep_for_others_bytes },
             unload_after: config.unload_after,
         };

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
     Append, Begin, MemberStanding, Membership, PromisedTerm, RecordEnd, Response, TimelineOutline, TimelineSpec,
     TimelineStatus, Vote, VoteReply, VoteSource, WAL_LEN_MAX,
@@ -175,16 +176,21 @@ impl Timeline {
             Ok(synced) => synced.map_err(|source| io("fsync", &fresh, source))?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
-        let sync = |folder: &Path| {
-            let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(folder));
-            synced.map_err(|source| io("fsync", folder, source))
-        };
-        sync(&fresh)?;
+        let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(&fresh));
+        synced.map_err(|source| io("fsync", &fresh, source))?;
         let renamed = faults.pass("timeline.rename").and_then(|()| fs::rename(&fresh, dir));
         renamed.map_err(|source| io("create", dir, source))?;
+        Self::sync_place(dir, spec.timeline, faults)
+    }
+
+    /// Makes it durable that the folder is where it is.
+    pub(crate) fn sync_place(dir: &Path, timeline: TimelineId, faults: &FailPoints) -> Result<(), TimelineError> {
+        let io = control_failure(timeline);
+        let parent = dir.parent().expect("a timeline's folder is in its tenant's");
         // The tenant's folder may be new as well.
         for folder in [Some(parent), parent.parent()].into_iter().flatten() {
-            sync(folder)?;
+            let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(folder));
+            synced.map_err(|source| io("fsync", folder, source))?;
         }
         Ok(())
     }
@@ -311,18 +317,26 @@ impl Timeline {
     }
 
     /// `by`: the members that the writer goes by. One that does not say is of a version that knows of none, and goes by generation 0.
-    pub(crate) fn vote(&mut self, vote: &Vote, by: Option<&Membership>, to: &Replies) -> Result<(), TimelineError> {
+    pub(crate) fn vote(
+        &mut self,
+        vote: &Vote,
+        by: Option<&Membership>,
+        verifier: &TokenVerifier,
+        to: &Replies,
+    ) -> Result<(), TimelineError> {
         let (timeline, none) = (self.id(), Membership::default());
         if by.is_none() && self.membership.generation > none.generation {
             return Err(TimelineError::UntoldWriter { timeline, in_force: self.membership.generation });
         }
         let membership = by.unwrap_or(&none);
-        let configuration = self.configuration_of(membership)?;
+        let configuration = self.configuration_of(membership, verifier)?;
         let mut effects = Vec::new();
         self.acceptor.vote(vote, &configuration, &mut effects).map_err(out_of_order(timeline))?;
         self.members_taken(membership, Some(to));
-        // One that goes by older members asks again, having learned of these.
-        if membership.generation == self.membership.generation {
+        // Whoever is refused is nobody's writer: it must not stand in the way of one that is.
+        let is_granted =
+            |effect: &AcceptorEffect| matches!(effect, AcceptorEffect::Reply(Reply::Vote(answer)) if answer.granted);
+        if effects.iter().any(is_granted) {
             self.candidate = Some(to.clone());
         }
         for effect in effects {
@@ -355,8 +369,18 @@ impl Timeline {
         self.carry_out(effects, Some(to))
     }
 
-    fn configuration_of(&self, membership: &Membership) -> Result<Configuration, TimelineError> {
-        Configuration::of(membership).ok_or(TimelineError::BadMembers { timeline: self.id() })
+    /// A list that is newer than the one here counts with control's seal only: who may write a branch must not be able to say who keeps it.
+    fn configuration_of(
+        &self,
+        membership: &Membership,
+        verifier: &TokenVerifier,
+    ) -> Result<Configuration, TimelineError> {
+        let (timeline, generation) = (self.id(), membership.generation);
+        let configuration = Configuration::of(membership).ok_or(TimelineError::BadMembers { timeline })?;
+        if generation > self.membership.generation && !verifier.has_sealed(membership) {
+            return Err(TimelineError::ForgedMembers { timeline, generation });
+        }
+        Ok(configuration)
     }
 
     /// After the acceptor was told of these members: if it has taken them, their addresses are its own's as well, and whoever writes by older
@@ -380,9 +404,10 @@ impl Timeline {
     pub(crate) fn configure(
         &mut self,
         membership: &Membership,
+        verifier: &TokenVerifier,
         promise: Option<PromisedTerm>,
     ) -> Result<MemberStanding, TimelineError> {
-        let configuration = self.configuration_of(membership)?;
+        let configuration = self.configuration_of(membership, verifier)?;
         let promise = promise.map(|promise| Promise { term: promise.term, proposer: promise.proposer });
         let mut effects = Vec::new();
         self.acceptor.configure(&configuration, promise, &mut effects).map_err(out_of_order(self.id()))?;

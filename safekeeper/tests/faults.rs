@@ -330,7 +330,8 @@ async fn join(house: &mut House) {
     house.until("a timeline is copied", copy).await;
     let disk = house.until("its disk", async |house: &House| house.client().await?.identify().await).await;
     let members = vec![Member { disk, address: house.address.clone() }];
-    let membership = Membership { generation: MemberGeneration::new(1), members, next: None };
+    let membership = Membership { generation: MemberGeneration::new(1), members, ..Membership::default() };
+    let membership = house.world.issuer.seal(&membership);
     let tell = async |house: &House| house.client().await?.configure(timeline, membership.clone(), None).await;
     let standing = house.until("it is told of the members", tell).await;
     assert_eq!((standing.disk, standing.flush_lsn, &standing.membership), (disk, wal.end(), &membership));

@@ -34,7 +34,7 @@ present ones as make a majority must be there.")]
 pub struct ReconfigureSafekeepersArgs {
     /// How many from now on: a majority of them must be up for a commit
     #[arg(value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=9),
-        required_unless_present_any = ["add", "remove", "replace", "cancel"], conflicts_with_all = ["add", "remove", "replace", "cancel"])]
+        conflicts_with_all = ["add", "remove", "replace", "cancel"])]
     pub count: Option<u8>,
     /// One more, which runs already: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT/KEY; may be repeated
     #[arg(long, value_name = "ADDR")]
@@ -54,7 +54,8 @@ pub struct ReconfigureSafekeepersArgs {
     /// Do not wait for the end
     #[arg(long)]
     pub detach: bool,
-    /// The installation's folder, if no server runs on it [default: as for ardent up]
+    /// The installation's folder: the server that runs on it is asked, and no other [default: of the server that was logged into, if
+    /// that answers; else as for ardent up]
     #[arg(long, value_name = "DIR", env = "ARDENT_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
 }

@@ -10,11 +10,11 @@ use ardent_control::DataDir;
 use ardent_control::compute::discard_all;
 use ardent_control::recovery::{FoundTimeline, Recovered, RecoveryError, make_database};
 use ardent_control::secrets::Keyring;
-use ardent_control::store::{member_generation_in, timelines_in};
+use ardent_control::store::{members_in, timelines_in};
 use ardent_pageserver::DESCRIPTION;
 use ardent_safekeeper::{CopiedTimeline, OfflineError, rebuild};
 use ardent_storage::{TimelineSurvey, survey};
-use ardent_types::{Lsn, MemberGeneration, TenantId, TimelineId};
+use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::args::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 use crate::duration::bytes_text;
@@ -187,10 +187,8 @@ pub(super) fn refuse_if_changed_online(root: &Path) -> Result<(), Failure> {
     if !database.exists() {
         return Ok(());
     }
-    let generation = member_generation_in(&database).map_err(|error| Failure::of(&error))?;
-    if generation == MemberGeneration::default() {
-        return Ok(());
-    }
+    let known = members_in(&database).map_err(|error| Failure::of(&error))?;
+    let Some(generation) = known.membership.map(|membership| membership.generation) else { return Ok(()) };
     let message =
         format!("the safekeepers of {} were changed while the server ran (generation {generation})", root.display());
     Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(ONLINE_ONLY))

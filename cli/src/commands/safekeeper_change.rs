@@ -35,14 +35,13 @@ struct Report {
 }
 
 /// Runs it.
-pub fn run(output: &Output, url_flag: Option<&str>, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
-    let api = Api::new(url_flag)?;
+pub fn run(output: &Output, api: &Api, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
     if args.cancel {
         let _: SafekeepersReply = api.delete("/v1/safekeepers/change")?;
         if !args.detach {
-            wait(output, &api)?;
+            wait(output, api)?;
         }
-        return print(output, &api, "cancelled", None);
+        return print(output, api, "cancelled", None);
     }
     let request = ChangeSafekeepersRequest {
         count: args.count,
@@ -52,13 +51,13 @@ pub fn run(output: &Output, url_flag: Option<&str>, args: &ReconfigureSafekeeper
     };
     let begun: SafekeeperChange = api.post("/v1/safekeepers/change", &request)?;
     if args.detach {
-        return print(output, &api, begun.phase.as_str(), Some(&begun));
+        return print(output, api, begun.phase.as_str(), Some(&begun));
     }
-    if wait(output, &api)? == Some(ChangePhase::Cancelled) {
+    if wait(output, api)? == Some(ChangePhase::Cancelled) {
         let message = "the change of the safekeepers was given up: they are who they were";
         return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("ardent status shows them").into());
     }
-    print(output, &api, "done", Some(&begun))
+    print(output, api, "done", Some(&begun))
 }
 
 /// Until no change is on its way. Gives the last phase that was seen.

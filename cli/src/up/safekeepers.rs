@@ -17,6 +17,7 @@ use ardent_api::token::TokenVerifier;
 use ardent_control::DataDir;
 use ardent_control::deps::SafekeeperHost;
 use ardent_control::secrets::random_bytes;
+use ardent_control::store::{KnownMembers, members_in};
 use ardent_object_store::ObjectStore;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
@@ -27,6 +28,8 @@ use crate::failure::Failure;
 const MEMBERS_FILE: &str = "safekeepers";
 /// Stands for a number that no folder has any more.
 const GAP: &str = "-";
+/// Before the mark of one that was started to join, and is no member yet.
+const JOINS: char = '+';
 /// In each one's folder: its mark, by which its safekeeper knows which disk it is.
 const MARK_FILE: &str = "member";
 /// Most safekeepers.
@@ -34,6 +37,17 @@ pub const COUNT_MAX: usize = 9;
 
 /// Highest number that a folder gets.
 const NUMBER_MAX: usize = 99;
+
+/// A folder of a safekeeper.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Slot {
+    mark: String,
+    /// It was started to join, and counts for nothing yet.
+    joins: bool,
+}
+
+/// By number, from 0; `None` where there is none any more.
+type Slots = Vec<Option<Slot>>;
 
 /// All of them that are there, running. A cheap handle.
 #[derive(Clone)]
@@ -128,9 +142,20 @@ impl Safekeepers {
         if slots.len() <= index {
             slots.resize(index + 1, None);
         }
-        slots[index] = Some(mark);
+        slots[index] = Some(Slot { mark, joins: true });
         record_slots(root, &slots)?;
         self.start_one(index).await
+    }
+
+    async fn keep_one(&self, at: &ServiceAddr) -> Result<(), Failure> {
+        let _turn = self.0.changing.lock().await;
+        let mut slots = slots(&self.0.root)?.unwrap_or_default();
+        let slot = slots.iter_mut().enumerate().find(|(index, _)| address(&self.0.files, *index) == *at);
+        match slot {
+            Some((_, Some(slot))) if slot.joins => slot.joins = false,
+            _ => return Ok(()),
+        }
+        record_slots(&self.0.root, &slots)
     }
 
     async fn remove_one(&self, at: &ServiceAddr) -> Result<(), Failure> {
@@ -145,20 +170,33 @@ impl Safekeepers {
         if let Some(safekeeper) = stopping {
             safekeeper.shutdown().await;
         }
-        slots[index] = None;
-        record_slots(&self.0.root, &slots)
+        let left = slots[index].take();
+        record_slots(&self.0.root, &slots)?;
+        // Of one that was to join, and is not wanted any more, nothing is kept; what a member had stays until people remove it.
+        if left.is_some_and(|slot| slot.joins) {
+            remove_if_unused(&folder(&self.0.root, index))?;
+        }
+        Ok(())
     }
 }
 
 impl SafekeeperHost for Safekeepers {
     fn own(&self) -> Vec<(u32, ServiceAddr)> {
-        let slots = slots(&self.0.root).ok().flatten().unwrap_or_default();
+        let slots = slots(&self.0.root).unwrap_or_else(|failure| {
+            warn!(error = %failure.info.message, "which safekeepers are this server's own is not known");
+            None
+        });
+        let slots = slots.unwrap_or_default();
         let used = slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
         used.map(|(index, _)| (u32::try_from(index + 1).unwrap_or(u32::MAX), address(&self.0.files, index))).collect()
     }
 
     fn add(&self) -> BoxFuture<'_, Result<ServiceAddr, ErrorInfo>> {
         async move { self.add_one().await.map_err(|failure| failure.info) }.boxed()
+    }
+
+    fn keep<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>> {
+        async move { self.keep_one(address).await.map_err(|failure| failure.info) }.boxed()
     }
 
     fn remove<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>> {
@@ -172,21 +210,62 @@ fn is_empty(folder: &Path) -> bool {
     entries.into_iter().all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"))
 }
 
+/// Removes the folder of one that has no timeline.
+fn remove_if_unused(folder: &Path) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::local(format!("{} cannot be removed", folder.display()), &error);
+    // What begins with a dot is left over from a copy or a deletion.
+    let has_timelines = |tenant: &Path| -> io::Result<bool> {
+        if !tenant.is_dir() {
+            return Ok(false);
+        }
+        let names = fs::read_dir(tenant)?.map(|entry| Ok(entry?.file_name()));
+        let names = names.collect::<io::Result<Vec<_>>>()?;
+        Ok(names.iter().any(|name| !name.to_string_lossy().starts_with('.')))
+    };
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        if has_timelines(&entry.map_err(failed)?.path()).map_err(failed)? {
+            return Ok(());
+        }
+    }
+    match fs::remove_dir_all(folder) {
+        // A disk is mounted there: it is empty now.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        removed => removed.map_err(failed),
+    }
+}
+
 fn address(files: &DataDir, index: usize) -> ServiceAddr {
     ServiceAddr::Unix(files.run(&format!("{}.sock", name(index))))
 }
 
-/// The addresses of as many safekeepers as the folder was made with, or has since it was changed; of `wanted` (or 1) in a new folder, where
-/// they are written down: a quorum of another number would not overlap with the one that holds the log.
+/// The addresses of the safekeepers: of as many as the folder was made with, or as control's database says since they were changed while the server
+/// ran; of `wanted` (or 1) in a new folder, where they are written down: a quorum of another number would not overlap with the one that holds the
+/// log. While a change is on its way `wanted` is neither the old number nor the new one, and is passed over.
 pub fn addresses(place: &Place, wanted: Option<u8>) -> Result<Vec<ServiceAddr>, Failure> {
-    let all = |slots: &[Option<String>]| {
-        let used = slots.iter().enumerate().filter(|(_, slot)| slot.is_some());
-        used.map(|(index, _)| address(&place.files, index)).collect::<Vec<_>>()
+    let Some(slots) = slots(&place.root)? else {
+        let count = usize::from(wanted.unwrap_or(1));
+        let marks = (0..count).map(|index| mark(&place.root, index)).collect::<Result<Vec<_>, _>>()?;
+        record(&place.root, &marks)?;
+        return Ok((0..count).map(|index| address(&place.files, index)).collect());
     };
-    match (slots(&place.root)?, wanted) {
-        (Some(there), wanted) => {
-            let there = all(&there);
-            let Some(wanted) = wanted.filter(|wanted| usize::from(*wanted) != there.len()) else { return Ok(there) };
+    let known = known_members(&place.root)?;
+    let there = match &known.membership {
+        Some(membership) => membership.addresses(),
+        None => {
+            let members = slots.iter().enumerate().filter(|(_, slot)| slot.as_ref().is_some_and(|slot| !slot.joins));
+            members.map(|(index, _)| address(&place.files, index)).collect()
+        }
+    };
+    match wanted.filter(|wanted| usize::from(*wanted) != there.len()) {
+        None => Ok(there),
+        Some(wanted) if known.is_changing => {
+            warn!(
+                wanted,
+                "the safekeepers are being changed, which goes on: --safekeepers says nothing until that is over"
+            );
+            Ok(there)
+        }
+        Some(wanted) => {
             let message = format!(
                 "{} keeps its WAL on {} safekeeper(s), and --safekeepers asks for {wanted}",
                 place.root.display(),
@@ -196,13 +275,16 @@ pub fn addresses(place: &Place, wanted: Option<u8>) -> Result<Vec<ServiceAddr>, 
                 "start without --safekeepers; to keep it on {wanted}: ardent reconfigure safekeepers {wanted}"
             )))
         }
-        (None, wanted) => {
-            let count = usize::from(wanted.unwrap_or(1));
-            let marks = (0..count).map(|index| mark(&place.root, index)).collect::<Result<Vec<_>, _>>()?;
-            record(&place.root, &marks)?;
-            Ok((0..count).map(|index| address(&place.files, index)).collect())
-        }
     }
+}
+
+/// What control's database says of the safekeepers; nothing before there is one.
+fn known_members(root: &Path) -> Result<KnownMembers, Failure> {
+    let database = root.join("control.db");
+    if !database.exists() {
+        return Ok(KnownMembers::default());
+    }
+    members_in(&database).map_err(|error| Failure::of(&error))
 }
 
 /// The marks of their folders, by their numbers; `None` in a new folder. For commands that change them while nothing runs: where they were
@@ -214,26 +296,22 @@ pub fn recorded(root: &Path) -> Result<Option<Vec<String>>, Failure> {
         Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
             .hint("start it, and run: ardent reconfigure safekeepers --replace NUMBER")
     };
-    slots.into_iter().map(|slot| slot.ok_or_else(gap)).collect::<Result<Vec<_>, _>>().map(Some)
+    // What an attempt that was cut off has started counts for nothing.
+    let members = slots.into_iter().filter(|slot| !slot.as_ref().is_some_and(|slot| slot.joins));
+    members.map(|slot| slot.map(|slot| slot.mark).ok_or_else(gap)).collect::<Result<Vec<_>, _>>().map(Some)
 }
 
 /// The marks of their folders, by their numbers, with gaps where there is none any more; `None` in a new folder. An installation from before they
 /// were written down gets them written down, of what is there.
-fn slots(root: &Path) -> Result<Option<Vec<Option<String>>>, Failure> {
+fn slots(root: &Path) -> Result<Option<Slots>, Failure> {
     let path = root.join(MEMBERS_FILE);
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let slots: Vec<Option<String>> = text.lines().map(|line| (line != GAP).then(|| line.to_owned())).collect();
-            let mut marks = slots.iter().flatten();
-            if (1..=NUMBER_MAX).contains(&slots.len())
-                && slots.iter().any(Option::is_some)
-                && marks.all(|mark| is_mark(mark))
-            {
-                return Ok(Some(slots));
-            }
-            let message = format!("{} does not name the safekeepers' folders, one a line", path.display());
-            return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Internal, message))
-                .hint("write into it what the file member in each folder says, in their order"));
+            return parse_slots(&text).map(Some).ok_or_else(|| {
+                let message = format!("{} does not name the safekeepers' folders, one a line", path.display());
+                Failure::from(ErrorInfo::new(ApiErrorCode::Internal, message))
+                    .hint("write into it what the file member in each folder says, in their order")
+            });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Failure::local(format!("{} cannot be read", path.display()), &error)),
@@ -246,7 +324,24 @@ fn slots(root: &Path) -> Result<Option<Vec<Option<String>>>, Failure> {
     let mark_or_lost = |index| if folder(root, index).exists() { mark(root, index) } else { new_mark() };
     let marks = (0..=last).map(mark_or_lost).collect::<Result<Vec<_>, _>>()?;
     record(root, &marks)?;
-    Ok(Some(marks.into_iter().map(Some).collect()))
+    Ok(Some(marks.into_iter().map(|mark| Some(Slot { mark, joins: false })).collect()))
+}
+
+/// `None` if the text does not name at least one member.
+fn parse_slots(text: &str) -> Option<Slots> {
+    let parse = |line: &str| {
+        if line == GAP {
+            return Some(None);
+        }
+        let (mark, joins) = match line.strip_prefix(JOINS) {
+            Some(mark) => (mark, true),
+            None => (line, false),
+        };
+        is_mark(mark).then(|| Some(Slot { mark: mark.to_owned(), joins }))
+    };
+    let slots: Slots = text.lines().map(parse).collect::<Option<_>>()?;
+    let has_members = slots.iter().flatten().any(|slot| !slot.joins);
+    (slots.len() <= NUMBER_MAX && has_members).then_some(slots)
 }
 
 /// Writes down which folders are the safekeepers'.
@@ -254,9 +349,14 @@ pub fn record(root: &Path, marks: &[String]) -> Result<(), Failure> {
     write_durably(root, MEMBERS_FILE, &format!("{}\n", marks.join("\n")))
 }
 
-/// The same, with gaps.
-fn record_slots(root: &Path, slots: &[Option<String>]) -> Result<(), Failure> {
-    let lines: Vec<&str> = slots.iter().map(|slot| slot.as_deref().unwrap_or(GAP)).collect();
+/// The same, with gaps and with those that are to join.
+fn record_slots(root: &Path, slots: &Slots) -> Result<(), Failure> {
+    let line = |slot: &Option<Slot>| match slot {
+        Some(Slot { mark, joins: true }) => format!("{JOINS}{mark}"),
+        Some(Slot { mark, joins: false }) => mark.clone(),
+        None => GAP.to_owned(),
+    };
+    let lines: Vec<String> = slots.iter().map(line).collect();
     write_durably(root, MEMBERS_FILE, &format!("{}\n", lines.join("\n")))
 }
 
@@ -309,31 +409,45 @@ pub(super) fn write_durably(folder: &Path, name: &str, text: &str) -> Result<(),
     write().map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
 }
 
-/// The numbers, from 0, of those whose folders are the ones that were there; an error if too few are for a quorum.
+/// The numbers, from 0, of those whose folders are the ones that were there; an error if too few of the members' are for a quorum.
 fn present(root: &Path) -> Result<Vec<usize>, Failure> {
     let slots = slots(root)?.unwrap_or_default();
-    let used: Vec<usize> = (0..slots.len()).filter(|index| slots[*index].is_some()).collect();
-    let count = used.len();
-    let (there, lost): (Vec<usize>, Vec<usize>) =
-        used.into_iter().partition(|index| mark_of(root, *index) == slots[*index]);
-    let names = |lost: &[usize]| {
-        lost.iter().map(|index| folder(root, *index).display().to_string()).collect::<Vec<_>>().join(", ")
+    let known = known_members(root)?.membership;
+    let is_member = |slot: &Slot| match &known {
+        Some(known) => known.members.iter().any(|member| member.disk.to_string() == slot.mark),
+        None => !slot.joins,
     };
-    if there.len() <= count / 2 {
-        let message =
-            format!("{} of {count} safekeepers' folders are not what they were: {}", lost.len(), names(&lost));
+    let is_there = |index: usize, slot: &Slot| mark_of(root, index).as_ref() == Some(&slot.mark);
+    let used = || slots.iter().enumerate().filter_map(|(index, slot)| Some((index, slot.as_ref()?)));
+    let lost: Vec<(usize, &Slot)> = used().filter(|(index, slot)| !is_there(*index, slot)).collect();
+    let count = match &known {
+        Some(known) => known.members.len(),
+        None => used().filter(|(_, slot)| !slot.joins).count(),
+    };
+    let lost_members: Vec<usize> = lost.iter().filter(|(_, slot)| is_member(slot)).map(|(index, _)| *index).collect();
+    if lost_members.len() >= count.div_ceil(2) {
+        let folders = lost_members.iter().map(|index| folder(root, *index).display().to_string());
+        let message = format!(
+            "{} of {count} safekeepers' folders are not what they were: {}",
+            lost_members.len(),
+            folders.collect::<Vec<_>>().join(", ")
+        );
         return Err(Failure::from(ErrorInfo::new(ApiErrorCode::StorageUnavailable, message)).hint(
             "mount their disks; if they are lost, so may be what was committed last: docs/operations.md, \"When something is lost\"",
         ));
     }
-    for index in &lost {
-        let number = index + 1;
-        warn!(
-            folder = %folder(root, *index).display(),
-            "safekeeper {number} is not started: its folder is not what it was. Mount its disk; if it is lost, run: ardent reconfigure safekeepers --replace {number}, or stop the server and run: ardent recover safekeeper {number}"
-        );
+    for (index, slot) in lost {
+        let (number, folder) = (index + 1, folder(root, index));
+        let what = if slot.joins {
+            "Mount its disk; if it is lost, run: ardent reconfigure safekeepers --cancel".to_owned()
+        } else {
+            format!(
+                "Mount its disk; if it is lost, run: ardent reconfigure safekeepers --replace {number}, or stop the server and run: ardent recover safekeeper {number}"
+            )
+        };
+        warn!(folder = %folder.display(), "safekeeper {number} is not started: its folder is not what it was. {what}");
     }
-    Ok(there)
+    Ok(used().filter(|(index, slot)| is_there(*index, slot)).map(|(index, _)| index).collect())
 }
 
 /// `safekeeper`, `safekeeper-2`, `safekeeper-3`.
@@ -399,7 +513,8 @@ mod tests {
         addresses(&place, Some(3)).expect("new");
         let mut marks = slots(&place.root).expect("read").expect("there");
         marks[1] = None;
-        marks.push(Some(mark(&place.root, 3).expect("a new one")));
+        let fourth = mark(&place.root, 3).expect("a new one");
+        marks.push(Some(Slot { mark: fourth, joins: false }));
         record_slots(&place.root, &marks).expect("written");
         assert_eq!(slots(&place.root).expect("read"), Some(marks));
         assert_eq!(present(&place.root).expect("all that there are"), [0, 2, 3]);
@@ -409,6 +524,80 @@ mod tests {
         assert_eq!(failure.info.code, ApiErrorCode::Conflict);
         fs::write(place.root.join(MEMBERS_FILE), "-\n").expect("written");
         slots(&place.root).expect_err("none is left");
+    }
+
+    #[test]
+    fn one_that_is_to_join_is_started_and_does_not_count() {
+        let folder = tempfile::tempdir().expect("folder");
+        let place = Place::open(folder.path()).expect("a new folder");
+        addresses(&place, Some(3)).expect("new");
+        let mut marks = slots(&place.root).expect("read").expect("there");
+        marks.push(Some(Slot { mark: mark(&place.root, 3).expect("a new one"), joins: true }));
+        record_slots(&place.root, &marks).expect("written");
+        assert_eq!(slots(&place.root).expect("read"), Some(marks));
+        assert_eq!(addresses(&place, Some(3)).expect("as it was").len(), 3);
+        assert_eq!(present(&place.root).expect("all"), [0, 1, 2, 3]);
+        assert_eq!(recorded(&place.root).expect("read").expect("there").len(), 3);
+        fs::remove_dir_all(super::folder(&place.root, 0)).expect("removed");
+        fs::remove_dir_all(super::folder(&place.root, 3)).expect("removed");
+        assert_eq!(present(&place.root).expect("a majority of the members"), [1, 2]);
+        fs::remove_dir_all(super::folder(&place.root, 1)).expect("removed");
+        present(&place.root).expect_err("a minority of the members");
+    }
+
+    #[test]
+    fn in_the_middle_of_a_change_it_starts_with_any_number() {
+        use ardent_api::control::ChangePhase;
+        use ardent_api::wal_service::{Member, Membership};
+        use ardent_control::store::Store;
+        use ardent_types::MemberGeneration;
+        let folder = tempfile::tempdir().expect("folder");
+        let place = Place::open(folder.path()).expect("a new folder");
+        addresses(&place, Some(3)).expect("new");
+        let member = |index: usize| Member {
+            disk: mark_of(&place.root, index).expect("marked").parse().expect("a disk's id"),
+            address: address(&place.files, index),
+        };
+        let list = |generation, members: &[Member]| {
+            let mut members = members.to_vec();
+            members.sort_by_key(|member| member.disk);
+            Membership { generation: MemberGeneration::new(generation), members, ..Membership::default() }
+        };
+        let all = [member(0), member(1), member(2)];
+        let (first, after) = (list(1, &all), list(3, &all[..1]));
+        let joint =
+            Membership { generation: MemberGeneration::new(2), next: Some(after.members.clone()), ..first.clone() };
+        let store = Store::open(&place.root.join("control.db")).expect("made");
+        store.begin_member_change(&first, &after.members).expect("written").expect("current").expect("no connector");
+        for wanted in [None, Some(3), Some(1)] {
+            assert_eq!(addresses(&place, wanted).expect("it goes on").len(), 3, "{wanted:?}");
+        }
+        let step = |from, to| store.step_members(from, to).expect("written").expect("in order");
+        step((ChangePhase::Copying, &first), (ChangePhase::Joint, &joint));
+        step((ChangePhase::Joint, &joint), (ChangePhase::Settled, &after));
+        // Those that go are lost already: nobody needs them.
+        for index in [1, 2] {
+            fs::remove_dir_all(super::folder(&place.root, index)).expect("removed");
+        }
+        assert_eq!(present(&place.root).expect("the one that stays"), [0]);
+        assert_eq!(addresses(&place, Some(3)).expect("it goes on").len(), 1);
+        store.end_member_change(&all[1..], &after.members).expect("written");
+        assert_eq!(addresses(&place, Some(1)).expect("as it is").len(), 1);
+        let failure = addresses(&place, Some(3)).expect_err("it is over");
+        assert!(failure.info.message.contains("on 1 safekeeper(s)"), "{}", failure.info.message);
+    }
+
+    #[test]
+    fn the_folder_of_one_that_was_not_wanted_goes_and_one_with_timelines_stays() {
+        let root = tempfile::tempdir().expect("folder");
+        let (unused, used) = (root.path().join("a"), root.path().join("b"));
+        fs::create_dir_all(unused.join("tenant/.copying-timeline"))
+            .and_then(|()| fs::write(unused.join("member"), "x"))
+            .expect("made");
+        fs::create_dir_all(used.join("tenant/timeline")).expect("made");
+        remove_if_unused(&unused).expect("removed");
+        remove_if_unused(&used).expect("left");
+        assert_eq!((unused.exists(), used.exists()), (false, true));
     }
 
     #[test]

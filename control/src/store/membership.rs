@@ -64,6 +64,7 @@ fn text(members: &[Member]) -> String {
 }
 
 pub(super) fn membership(connection: &Connection) -> rusqlite::Result<Option<Membership>> {
+    // What is in the store is true without a seal; whoever it is told to gets it with one.
     let read = |row: &Row<'_>| {
         let generation: i64 = row.get("generation")?;
         let next: Option<String> = row.get("next")?;
@@ -71,12 +72,13 @@ pub(super) fn membership(connection: &Connection) -> rusqlite::Result<Option<Mem
             generation: MemberGeneration::new(generation.cast_unsigned()),
             members: members(row, "members")?,
             next: next.map(|text| json(&text)).transpose()?,
+            ..Membership::default()
         })
     };
     connection.query_row("SELECT generation, members, next FROM membership", [], read).optional()
 }
 
-fn change(connection: &Connection) -> rusqlite::Result<Option<MemberChange>> {
+pub(super) fn change(connection: &Connection) -> rusqlite::Result<Option<MemberChange>> {
     let query = "SELECT phase, from_members, to_members FROM membership_change";
     connection.query_row(query, [], MemberChange::read).optional()
 }
@@ -112,26 +114,17 @@ impl Store {
         self.read(change)
     }
 
-    /// Writes down who they are before the first change. They stay who they are if that is written down already.
-    pub fn number_members(&self, first: &Membership) -> Result<Membership, StoreError> {
-        self.write(|transaction| {
-            if let Some(known) = membership(transaction)? {
-                return Ok(known);
-            }
-            put(transaction, first)?;
-            Ok(first.clone())
-        })
-    }
-
-    /// Begins a change from the members of `current` to `to`. While a connector is being made whose root timeline may not be there yet
-    /// nothing is changed: its name is the error.
+    /// Begins a change from the members of `current` to `to`; at the first one `current` is written down as well. While a connector is being made
+    /// whose root timeline may not be there yet nothing is changed: its name is the error.
     pub fn begin_member_change(
         &self,
         current: &Membership,
         to: &[Member],
     ) -> Result<Result<Result<(), String>, Outdated>, StoreError> {
         self.write(|transaction| {
-            if membership(transaction)?.as_ref() != Some(current) || change(transaction)?.is_some() {
+            let known = membership(transaction)?;
+            let is_current = known.as_ref().is_none_or(|known| *known == current.unsealed());
+            if !is_current || change(transaction)?.is_some() {
                 return Ok(Err(Outdated));
             }
             let query = "SELECT name FROM connectors WHERE state = 'creating'
@@ -139,6 +132,9 @@ impl Store {
             let creating: Option<String> = transaction.query_row(query, [], |row| row.get(0)).optional()?;
             if let Some(name) = creating {
                 return Ok(Ok(Err(name)));
+            }
+            if known.is_none() {
+                put(transaction, current)?;
             }
             transaction.execute(
                 "INSERT INTO membership_change (id, phase, from_members, to_members, begun_us) VALUES (1, 'copying', ?1, ?2, ?3)",
@@ -155,7 +151,7 @@ impl Store {
         (next_phase, next): (ChangePhase, &Membership),
     ) -> Result<Result<(), Outdated>, StoreError> {
         self.write(|transaction| {
-            let is_current = membership(transaction)?.as_ref() == Some(current);
+            let is_current = membership(transaction)?.is_some_and(|known| known == current.unsealed());
             if !is_current || change(transaction)?.map(|change| change.phase) != Some(phase) {
                 return Ok(Err(Outdated));
             }
@@ -199,7 +195,12 @@ mod tests {
 
     fn of(generation: u64, members: &[u128], next: Option<&[u128]>) -> Membership {
         let list = |disks: &[u128]| disks.iter().copied().map(member).collect::<Vec<_>>();
-        Membership { generation: MemberGeneration::new(generation), members: list(members), next: next.map(list) }
+        Membership {
+            generation: MemberGeneration::new(generation),
+            members: list(members),
+            next: next.map(list),
+            ..Membership::default()
+        }
     }
 
     #[test]
@@ -208,11 +209,10 @@ mod tests {
         let store = Store::open(&folder.path().join("control.db")).expect("made");
         assert_eq!(store.membership().expect("read"), None);
         let (first, joint, after) = (of(1, &[1], None), of(2, &[1], Some(&[1, 2])), of(3, &[1, 2], None));
-        assert_eq!(store.number_members(&first).expect("written"), first);
-        assert_eq!(store.number_members(&of(1, &[9], None)).expect("written"), first, "it is written down once");
-        assert_eq!(store.begin_member_change(&joint, &[]).expect("read"), Err(Outdated));
         let to = [member(1), member(2)];
         assert_eq!(store.begin_member_change(&first, &to).expect("written"), Ok(Ok(())));
+        assert_eq!(store.membership().expect("read"), Some(first.clone()));
+        assert_eq!(store.begin_member_change(&of(1, &[9], None), &to).expect("read"), Err(Outdated));
         assert_eq!(store.begin_member_change(&first, &to).expect("read"), Err(Outdated), "one at a time");
         let change = store.member_change().expect("read").expect("on its way");
         assert_eq!((change.phase, change.joining(), change.leaving()), (ChangePhase::Copying, vec![member(2)], vec![]));

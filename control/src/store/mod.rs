@@ -25,11 +25,12 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Notify;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
-use ardent_types::{MemberGeneration, TimelineId};
+use ardent_api::wal_service::Membership;
+use ardent_types::TimelineId;
 
 pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
-pub use connector::ConnectorRow;
+pub use connector::{ConnectorRow, NotInserted};
 pub use deleted::{SoftDelete, Undelete};
 pub use description::{
     BranchDescription, ConnectorDescription, CredentialDescription, DESCRIPTION_FORMAT, Description, PastDescription,
@@ -190,18 +191,27 @@ pub fn timelines_in(path: &Path) -> Result<BTreeSet<TimelineId>, StoreError> {
     read().map_err(failed("read"))
 }
 
-/// Of the list of safekeepers that the file at `path` has; 0: they never changed while a server ran. Changes nothing, and may be called beside the
-/// server that uses it.
-pub fn member_generation_in(path: &Path) -> Result<MemberGeneration, StoreError> {
+/// Who the safekeepers are, as a database says that may be in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownMembers {
+    /// `None`: they never changed while a server ran.
+    pub membership: Option<Membership>,
+    /// Whether a change of them is on its way.
+    pub is_changing: bool,
+}
+
+/// What the file at `path` says of the safekeepers. Changes nothing, and may be called beside the server that uses it.
+pub fn members_in(path: &Path) -> Result<KnownMembers, StoreError> {
     let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
     let read = || {
         // A file of an older version has no such table.
         let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'membership'";
         if connection.query_row(query, [], |row| row.get::<_, i64>(0))? == 0 {
-            return Ok(MemberGeneration::default());
+            return Ok(KnownMembers::default());
         }
-        Ok(membership::membership(&connection)?.map(|known| known.generation).unwrap_or_default())
+        let is_changing = membership::change(&connection)?.is_some();
+        Ok(KnownMembers { membership: membership::membership(&connection)?, is_changing })
     };
     read().map_err(failed("read"))
 }

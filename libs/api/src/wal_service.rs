@@ -22,7 +22,8 @@ pub use manage::{
     TimelineStatus,
 };
 pub use members::{
-    CopySource, MEMBERS_MAX, Member, MemberStanding, Membership, PromisedTerm, TimelineOutline, VoteSource,
+    CopySource, MEMBERS_MAX, Member, MemberStanding, Membership, MembershipSeal, PromisedTerm, TimelineOutline,
+    VoteSource,
 };
 pub use request::Request;
 pub use response::Response;
@@ -200,7 +201,7 @@ mod tests {
     fn membership() -> Membership {
         let members = vec![member(1, "unix:/a"), member(2, "tcp:127.0.0.1:1")];
         let next = Some(vec![member(2, "tcp:127.0.0.1:1"), member(1 << 100, "unix:/b")]);
-        Membership { generation: MemberGeneration::new(7), members, next }
+        Membership { generation: MemberGeneration::new(7), members, next, seal: members::MembershipSeal([0x5E; 64]) }
     }
 
     fn promise() -> PromisedTerm {
@@ -312,7 +313,7 @@ mod tests {
         );
         assert_eq!(
             hex(&|out| requests()[2].encode(out)),
-            "a40000000a090000000400000000000000cdab0000000000000000000000000000\
+            "e40000000a090000000400000000000000cdab0000000000000000000000000000\
              0700000000000000\
              0201000000000000000000000000000000\
              07000000756e69783a2f61\
@@ -322,6 +323,8 @@ mod tests {
              0f0000007463703a3132372e302e302e313a31\
              00000000000000000000000010000000\
              07000000756e69783a2f62"
+                .to_owned()
+                + &"5e".repeat(64)
         );
         assert_eq!(
             hex(&|out| requests()[4].encode(out)),

@@ -22,6 +22,56 @@ pub struct Member {
     pub address: ServiceAddr,
 }
 
+/// What control signed a list of members with. Writers pass lists on, and must not be able to make one: a safekeeper takes a newer list only with
+/// this. Made by `TokenIssuer::seal`, checked by `TokenVerifier::has_sealed`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct MembershipSeal(pub(crate) [u8; SEAL_LEN]);
+
+/// Length of a seal, an Ed25519 signature, in bytes.
+pub(crate) const SEAL_LEN: usize = 64;
+
+impl MembershipSeal {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8; SEAL_LEN] {
+        &self.0
+    }
+}
+
+/// None: no signature of anything.
+impl Default for MembershipSeal {
+    fn default() -> Self {
+        MembershipSeal([0; SEAL_LEN])
+    }
+}
+
+impl std::fmt::Debug for MembershipSeal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MembershipSeal")
+    }
+}
+
+impl Serialize for MembershipSeal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        serializer.serialize_str(&digits)
+    }
+}
+
+impl<'de> Deserialize<'de> for MembershipSeal {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bad = || serde::de::Error::custom("a seal is 128 hexadecimal digits");
+        if text.len() != 2 * SEAL_LEN || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(bad());
+        }
+        let mut seal = [0; SEAL_LEN];
+        for (at, byte) in seal.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).map_err(|_| bad())?;
+        }
+        Ok(MembershipSeal(seal))
+    }
+}
+
 /// The members of one generation, and while they change the next ones. Lists ascend by disk.
 ///
 /// The default one, of generation 0, names nobody: no change has ever been made.
@@ -34,9 +84,18 @@ pub struct Membership {
     /// While a change is on its way: those whose majority decides as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Vec<Member>>,
+    /// That control said so.
+    #[serde(default)]
+    pub seal: MembershipSeal,
 }
 
 impl Membership {
+    /// The same without its seal.
+    #[must_use]
+    pub fn unsealed(&self) -> Self {
+        Membership { seal: MembershipSeal::default(), ..self.clone() }
+    }
+
     /// All that take part, each disk once, ascending.
     pub fn everyone(&self) -> Vec<&Member> {
         let mut all: Vec<&Member> = self.members.iter().chain(self.next.iter().flatten()).collect();
@@ -52,7 +111,12 @@ impl Membership {
 
     /// Where this disk's safekeeper is, if it is one of them.
     pub fn address_of(&self, disk: DiskId) -> Option<&ServiceAddr> {
-        self.everyone().into_iter().find(|member| member.disk == disk).map(|member| &member.address)
+        self.member(disk).map(|member| &member.address)
+    }
+
+    /// The one with this disk, if it is one of them.
+    pub fn member(&self, disk: DiskId) -> Option<&Member> {
+        self.everyone().into_iter().find(|member| member.disk == disk)
     }
 
     /// Whether a change is on its way.
@@ -62,6 +126,14 @@ impl Membership {
 
     /// Appends its byte form: in messages and in a safekeeper's state file.
     pub fn encode(&self, out: &mut BytesMut) {
+        self.encode_list(out);
+        if self.generation > MemberGeneration::default() {
+            out.put_slice(&self.seal.0);
+        }
+    }
+
+    /// What is sealed of it.
+    pub(crate) fn encode_list(&self, out: &mut BytesMut) {
         out.put_u64_le(self.generation.get());
         put_members(out, &self.members);
         match &self.next {
@@ -86,7 +158,8 @@ impl Membership {
         if is_first != members.is_empty() || next.as_ref().is_some_and(|next| is_first || next.is_empty()) {
             return Err(fields.bad("number of members"));
         }
-        Ok(Membership { generation, members, next })
+        let seal = if is_first { MembershipSeal::default() } else { MembershipSeal(fields.array()?) };
+        Ok(Membership { generation, members, next, seal })
     }
 }
 
