@@ -184,6 +184,23 @@ impl Apart {
         role.child.wait().expect("a child can be waited for");
     }
 
+    /// Kills a safekeeper, and moves what it has away: started again it is another one, with another key where it has one. Gives where its folder is.
+    pub fn lose_disk(&mut self, safekeeper: &str) -> PathBuf {
+        self.kill(safekeeper);
+        let (folder, lost) = (self.folder(safekeeper), self.folder(&format!("lost-{safekeeper}")));
+        fs::rename(folder, &lost).expect("a folder can be moved");
+        self.safekeepers.remove(safekeeper);
+        lost
+    }
+
+    /// Puts it back, in place of what was begun there meanwhile.
+    pub fn find_disk(&mut self, safekeeper: &str, lost: &PathBuf) {
+        self.kill(safekeeper);
+        let folder = self.folder(safekeeper);
+        fs::remove_dir_all(&folder).and_then(|()| fs::rename(lost, folder)).expect("a folder can be moved");
+        self.safekeepers.remove(safekeeper);
+    }
+
     /// Halts a role, or lets it go on: it keeps its sockets and answers nothing.
     pub fn signal(&self, role: &str, signal: Signal) {
         kill(pid_of(&self.roles[role].child), signal).expect("a child can be signalled");
