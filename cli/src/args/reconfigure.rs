@@ -14,7 +14,7 @@ pub enum ReconfigureCommand {
   ardent reconfigure safekeepers 3
   ardent reconfigure safekeepers --replace 2
   ardent reconfigure safekeepers --replace 2 --with tls:10.0.0.4:7431/KEY
-  ardent reconfigure safekeepers --add unix:/run/ardent/wal-4.sock --remove unix:/run/ardent/wal-1.sock
+  ardent reconfigure safekeepers --add unix:/run/ardent/wal-4.sock --remove 1
   ardent reconfigure safekeepers --cancel
   ardent reconfigure safekeepers 1 --data-dir /srv/ardent --json
 
