@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
 use ardent_test_pg::{bin_dir_of, test_major};
@@ -194,7 +194,7 @@ impl Apart {
     }
 
     /// Puts it back, in place of what was begun there meanwhile.
-    pub fn find_disk(&mut self, safekeeper: &str, lost: &PathBuf) {
+    pub fn find_disk(&mut self, safekeeper: &str, lost: &Path) {
         self.kill(safekeeper);
         let folder = self.folder(safekeeper);
         fs::remove_dir_all(&folder).and_then(|()| fs::rename(lost, folder)).expect("a folder can be moved");

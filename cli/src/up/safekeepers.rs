@@ -350,7 +350,7 @@ pub fn record(root: &Path, marks: &[String]) -> Result<(), Failure> {
 }
 
 /// The same, with gaps and with those that are to join.
-fn record_slots(root: &Path, slots: &Slots) -> Result<(), Failure> {
+fn record_slots(root: &Path, slots: &[Option<Slot>]) -> Result<(), Failure> {
     let line = |slot: &Option<Slot>| match slot {
         Some(Slot { mark, joins: true }) => format!("{JOINS}{mark}"),
         Some(Slot { mark, joins: false }) => mark.clone(),
