@@ -75,7 +75,7 @@ fn run(output: &Output, cli: &Cli) -> Result<(), Failure> {
         Command::Psql(args) => commands::psql::run(&Api::new(url)?, args),
         Command::Inspect(command) => commands::inspect::run(output, url, command),
         Command::Recover(command) => commands::recover::run(output, command),
-        Command::Reconfigure(command) => commands::reconfigure::run(output, command),
+        Command::Reconfigure(command) => commands::reconfigure::run(output, url, command),
         Command::Mcp(args) => mcp::run(output, url, args),
         Command::Man(args) => commands::man::run(output, args),
         Command::Completions(args) => completion::print_script(args.shell),

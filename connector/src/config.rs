@@ -1,6 +1,7 @@
 //! What a connector connects.
 
 use ardent_api::addr::ServiceAddr;
+use ardent_api::wal_service::Membership;
 use ardent_pg_wire::{ConfigError, ConnectConfig, ConnectMode, Connection};
 use ardent_types::{TenantId, TimelineId};
 
@@ -26,6 +27,8 @@ pub struct ConnectorConfig {
     pub pageserver: ServiceAddr,
     /// Safekeepers.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who they are, once they were changed.
+    pub members: Membership,
     /// Service token with the right to import and to make the timeline.
     pub token: String,
 }

@@ -350,8 +350,10 @@ impl Follower<'_> {
 /// Becomes the root timeline's writer.
 async fn elect(config: &ConnectorConfig) -> Result<Writer, ConnectorError> {
     let spec = timeline_status(config).await?.spec;
-    let proposer_config =
-        ProposerConfig::new(config.tenant, config.timeline, config.safekeepers.clone(), config.token.clone());
+    let proposer_config = ProposerConfig {
+        membership: config.members.clone(),
+        ..ProposerConfig::new(config.tenant, config.timeline, config.safekeepers.clone(), config.token.clone())
+    };
     let (proposer, elected) = Proposer::elect(proposer_config, CancellationToken::new()).await?;
     tracing::info!(term = %elected.term, end = %elected.end_lsn, "elected to write the root timeline");
     let mut committed = proposer.committed();

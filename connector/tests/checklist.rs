@@ -34,6 +34,7 @@ async fn checklist_67_now_is_what_production_has_flushed_and_holds_asynchronous_
         archive: None,
         pageserver: ServiceAddr::Unix("unused".into()),
         safekeepers: vec![],
+        members: ardent_api::wal_service::Membership::default(),
         token: String::new(),
     };
     let probe = PositionProbe::default();

@@ -127,6 +127,7 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
         archive: None,
         pageserver: ServiceAddr::Unix(page_socket),
         safekeepers: vec![address],
+        members: ardent_api::wal_service::Membership::default(),
         token: issuer.issue(&claims),
     };
 

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use ardent_api::control::{
     ApiErrorCode, BranchName, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState, CreateConnectorRequest,
@@ -25,7 +25,7 @@ use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
 use crate::logical::progress_to;
 use crate::pgurl::PgUrl;
 use crate::service::Control;
-use crate::store::{BranchRow, ConnectorRow, iso8601, now_us, template_name_of};
+use crate::store::{BranchRow, ConnectorRow, NotInserted, iso8601, now_us, template_name_of};
 
 /// Pauses between attempts to follow a source after an error that waiting alone does not mend: doubled from the first to the last.
 const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
@@ -57,6 +57,8 @@ struct Follower {
     /// Set while it does not try, because of what waiting alone does not mend.
     given_up: watch::Receiver<Option<String>>,
     ended: CancellationToken,
+    /// Rung when it has to begin again with what control knows now.
+    anew: Arc<Notify>,
 }
 
 /// Followers by connector name, and creations under way.
@@ -191,9 +193,19 @@ impl Control {
             collation_warning: collation_warning(&report.checks),
             created_us: now_us(),
         };
-        if !self.context.store.insert_connector(&row)? {
-            return Err(ErrorInfo::new(ApiErrorCode::AlreadyExists, format!("there is a branch named {name} already"))
+        match self.context.store.insert_connector(&row)? {
+            Ok(()) => {}
+            Err(NotInserted::NameTaken) => {
+                return Err(ErrorInfo::new(
+                    ApiErrorCode::AlreadyExists,
+                    format!("there is a branch named {name} already"),
+                )
                 .with_hint("take another name with -n"));
+            }
+            Err(NotInserted::SafekeepersChange) => {
+                return Err(ErrorInfo::new(ApiErrorCode::Conflict, "the safekeepers are just being changed")
+                    .with_hint("give the command again when ardent status shows no change on its way"));
+            }
         }
         let imported = match row.logical {
             Some(_) => self.import_logical(&row, url, listeners).await,
@@ -319,14 +331,16 @@ impl Control {
         let ended = CancellationToken::new();
         let (problem_in, problem) = watch::channel(None);
         let (given_up_in, given_up) = watch::channel(None);
-        let follower = Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone() };
+        let anew = Arc::new(Notify::new());
+        let follower =
+            Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone(), anew: Arc::clone(&anew) };
         if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
             warn!(connector = %row.name, "was followed already");
         }
         let (control, row) = (self.clone(), row.clone());
         self.tasks.spawn(async move {
             tokio::join!(
-                control.follow(&row, cancel.clone(), problem_in, given_up_in),
+                control.follow(&row, cancel.clone(), &anew, problem_in, given_up_in),
                 control.watch_slot(&row, cancel.clone())
             );
             ended.cancel();
@@ -338,16 +352,31 @@ impl Control {
         &self,
         row: &ConnectorRow,
         cancel: CancellationToken,
+        anew: &Notify,
         problem: watch::Sender<Option<String>>,
         given_up: watch::Sender<Option<String>>,
     ) {
         let mut pause = FOLLOW_PAUSE.0;
         while !cancel.is_cancelled() {
             let began = Instant::now();
-            let outcome = match self.connector_spec_of(row) {
-                Ok(_) if row.logical.is_some() => self.run_logical(row, cancel.child_token(), problem.clone()).await,
-                Ok(spec) => self.context.connectors.follow(spec, cancel.child_token(), problem.clone()).await,
-                Err(error) => Err(error),
+            let this_time = cancel.child_token();
+            let following = async {
+                match self.connector_spec_of(row) {
+                    Ok(_) if row.logical.is_some() => self.run_logical(row, this_time.clone(), problem.clone()).await,
+                    Ok(spec) => self.context.connectors.follow(spec, this_time.clone(), problem.clone()).await,
+                    Err(error) => Err(error),
+                }
+            };
+            tokio::pin!(following);
+            let outcome = tokio::select! {
+                outcome = &mut following => outcome,
+                () = anew.notified() => {
+                    this_time.cancel();
+                    if let Err(error) = following.await {
+                        debug!(connector = %row.name, %error, "ended to begin again");
+                    }
+                    continue;
+                }
             };
             if cancel.is_cancelled() {
                 return;
@@ -384,6 +413,13 @@ impl Control {
                 let problem = follower.problem.borrow().clone();
                 (problem.is_none(), problem)
             }
+        }
+    }
+
+    /// Lets whoever follows it begin again with what control knows now. It stays followed, whatever is away meanwhile.
+    pub(crate) fn follow_anew(&self, name: &str) {
+        if let Some(follower) = self.connectors.followers.lock().get(name) {
+            follower.anew.notify_one();
         }
     }
 
@@ -448,6 +484,7 @@ impl Control {
             max_rate_bytes: row.max_rate_bytes,
             pageserver: self.context.page_service.addr(),
             safekeepers: self.context.wal_service.addrs(),
+            members: self.context.wal_service.membership(),
             token,
             logical: row.logical.clone(),
         })

@@ -15,8 +15,10 @@ use ardent_api::control::{
     AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, SkippedTable, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
-use ardent_api::wal_service::SafekeeperStatus;
-use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_api::wal_service::{
+    CopySource, Member, MemberStanding, Membership, PromisedTerm, SafekeeperStatus, TimelineStatus,
+};
+use ardent_types::{DiskId, Lsn, TenantId, TimelineId};
 
 /// How a storage service failed, as far as control acts differently on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +142,71 @@ pub trait WalService: Send + Sync {
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
     /// How each of them is, in their order.
     fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>>;
+    /// Who they are, once they were changed; of generation 0 before.
+    fn membership(&self) -> Membership {
+        Membership::default()
+    }
+    /// How they are changed; `None` where they cannot be.
+    fn members(&self) -> Option<&dyn MemberService> {
+        None
+    }
+}
+
+/// What is asked of single safekeepers, members or not, while members change. Where a member is meant, whoever else answers at its address is not
+/// asked: that is [`StorageErrorKind::Unavailable`].
+pub trait MemberService: Send + Sync {
+    /// From now on these are they. A list that is older than the one that is known is passed over.
+    fn set_membership(&self, membership: Membership);
+    /// These are copying what the members have: what is deleted meanwhile is deleted there as well. Until the next [`MemberService::set_membership`] of
+    /// a later list.
+    fn set_joining(&self, joining: Vec<Member>);
+    /// Which disk is there.
+    fn identify<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<DiskId, StorageError>>;
+    /// Whether no timeline is there.
+    fn is_empty<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<bool, StorageError>>;
+    /// Facts about a timeline there.
+    fn timeline_status<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<TimelineStatus, StorageError>>;
+    /// Lets it copy a timeline. May take long.
+    fn copy_timeline<'a>(&'a self, to: &'a Member, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>>;
+    /// Lets it forget a timeline; ends the copy of it that it is making.
+    fn forget_timeline<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>>;
+    /// Tells it who the members of a timeline are, and what was promised; gives where it stands.
+    fn configure<'a>(
+        &'a self,
+        of: &'a Member,
+        timeline: (TenantId, TimelineId),
+        membership: &'a Membership,
+        promise: Option<PromisedTerm>,
+    ) -> BoxFuture<'a, Result<MemberStanding, StorageError>>;
+    /// Has a writer elected that writes nothing: it completes the log on the members. It is one until it is dropped.
+    fn elect(
+        &self,
+        timeline: (TenantId, TimelineId),
+        membership: Membership,
+        token: String,
+    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>>;
+}
+
+/// Who can start safekeepers on folders of the server's own.
+pub trait SafekeeperHost: Send + Sync {
+    /// Those that it runs or should run, with their numbers, from 1.
+    fn own(&self) -> Vec<(u32, ServiceAddr)>;
+    /// Starts one more, on a folder that no other had. It is one that is to join: [`SafekeeperHost::keep`] says that it has.
+    fn add(&self) -> BoxFuture<'_, Result<ServiceAddr, ErrorInfo>>;
+    /// It is a member now. Fine if it does not run it.
+    fn keep<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>>;
+    /// Stops one that it runs, and never starts it again; of one that was only to join the folder goes as well. Fine if it does not run it.
+    fn remove<'a>(&'a self, address: &'a ServiceAddr) -> BoxFuture<'a, Result<(), ErrorInfo>>;
 }
 
 /// One connector, as its runtime needs to know it.
@@ -161,6 +228,8 @@ pub struct ConnectorSpec {
     pub pageserver: ServiceAddr,
     /// Safekeepers.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who they are, once they were changed.
+    pub members: Membership,
     /// Service token with the right to import.
     pub token: String,
     /// What is copied, if it follows by logical replication.

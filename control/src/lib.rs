@@ -48,6 +48,7 @@ mod http;
 mod lineage;
 mod logical;
 mod masked;
+mod members;
 mod metrics;
 pub mod pgurl;
 mod point;

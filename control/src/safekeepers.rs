@@ -16,10 +16,20 @@ impl Control {
         let branches = self.context.store.branches()?;
         let names: HashMap<TimelineId, String> =
             branches.into_iter().filter(|row| row.is_listed()).map(|row| (row.timeline, row.name)).collect();
+        let membership = self.context.wal_service.membership();
         let asked = self.context.wal_service.safekeepers().await;
-        let safekeepers =
-            (1..).zip(asked).map(|(number, (address, said))| info(number, &address, said, &names)).collect();
-        Ok(SafekeepersReply { schema_version: SCHEMA_VERSION, safekeepers })
+        let addresses: Vec<ServiceAddr> = asked.iter().map(|(address, _)| address.clone()).collect();
+        let numbers = self.numbers_of(&addresses);
+        let safekeepers = asked.into_iter().zip(numbers).map(|((address, said), number)| {
+            let disk = membership.everyone().into_iter().find(|member| member.address == address);
+            SafekeeperInfo { disk: disk.map(|member| member.disk), ..info(number, &address, said, &names) }
+        });
+        Ok(SafekeepersReply {
+            schema_version: SCHEMA_VERSION,
+            safekeepers: safekeepers.collect(),
+            generation: membership.generation.get(),
+            change: self.safekeeper_change()?,
+        })
     }
 }
 
@@ -39,6 +49,7 @@ fn info(
     SafekeeperInfo {
         number,
         address: address.to_string(),
+        disk: None,
         is_up,
         error,
         disk_free_bytes: status.as_ref().map(|status| status.disk_free_bytes),

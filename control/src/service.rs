@@ -24,8 +24,9 @@ use ardent_api::token::{KeyError, TokenIssuer};
 use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
-use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, WalService};
+use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, SafekeeperHost, WalService};
 use crate::http;
+use crate::members::Changing;
 use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
 use crate::secrets::{Keyring, SecretError, random_text, token_hash};
@@ -76,6 +77,8 @@ pub struct Dependencies {
     pub connectors: Arc<dyn ConnectorRuntime>,
     /// Connectors in logical mode.
     pub logical: Arc<dyn LogicalRuntime>,
+    /// Who starts more safekeepers, where that is done here.
+    pub safekeeper_host: Option<Arc<dyn SafekeeperHost>>,
 }
 
 /// Why control could not start.
@@ -210,6 +213,8 @@ pub struct Control {
     pub(crate) context: Arc<Context>,
     pub(crate) pool: Arc<ComputePool>,
     pub(crate) connectors: Connectors,
+    pub(crate) host: Option<Arc<dyn SafekeeperHost>>,
+    pub(crate) changing: Changing,
     pub(crate) slots: Slots,
     pub(crate) config: ControlConfig,
     pub(crate) tasks: TaskTracker,
@@ -285,6 +290,10 @@ impl Control {
             metrics: Metrics::default(),
             timeline_locks: TimelineLocks::default(),
         });
+        // What it was started with says nothing any more once they were changed.
+        if let (Some(membership), Some(members)) = (context.store.membership()?, context.wal_service.members()) {
+            members.set_membership(context.tokens.seal(&membership));
+        }
         let tcp = listen_tcp(config.listen).await?;
         let address = tcp.local_addr().unwrap_or(config.listen);
         let unix = listen_unix(&data_dir.run("control.sock"))?;
@@ -294,6 +303,8 @@ impl Control {
             pool: Arc::new(ComputePool::new(context.clone())),
             context,
             connectors: Connectors::default(),
+            host: dependencies.safekeeper_host,
+            changing: Changing::default(),
             slots: Slots::default(),
             config,
             tasks: TaskTracker::new(),
@@ -305,10 +316,12 @@ impl Control {
         control.mark_half_made()?;
         control.settle_switches().await.map_err(StartError::Unsettled)?;
         let (starting, housekeeper, describing) = (control.clone(), control.clone(), control.clone());
+        let changing = control.clone();
         // Storage may still be starting: what needs it is tried until it answers, and does not hold up the listeners.
         control.tasks.spawn(async move { starting.recover().await });
         control.tasks.spawn(async move { housekeeper.keep_house().await });
         control.tasks.spawn(async move { describing.keep_described().await });
+        control.tasks.spawn(async move { changing.keep_members().await });
         let servers = vec![
             http::serve_tcp(tcp, control.clone(), control.cancel.clone()),
             http::serve_unix(unix, control.clone(), control.cancel.clone()),

@@ -1,21 +1,26 @@
 //! Page server and safekeepers over their wire protocols.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest};
-use ardent_api::wal_service::{self, SafekeeperStatus};
+use ardent_api::wal_service::{self, CopySource, Member, MemberStanding, Membership, PromisedTerm, SafekeeperStatus};
 use ardent_page_client::{Binding, PageClient, PageError};
-use ardent_types::{Lsn, TenantId, TimelineId};
-use ardent_wal_client::{Ancestor, ClientError, SafekeeperClient, TimelineSpec};
+use ardent_quorum::Configuration;
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, TimelineId};
+use ardent_wal_client::{
+    Ancestor, ClientError, Proposer, ProposerConfig, SafekeeperClient, TimelineSpec, TimelineStatus,
+};
 
-use crate::deps::{PageService, StorageError, StorageErrorKind, WalBranch, WalService};
+use crate::deps::{MemberService, PageService, StorageError, StorageErrorKind, WalBranch, WalService};
 
 /// Open connections that are kept for the next request, over all tenants.
 const IDLE_CONNECTIONS_MAX: usize = 64;
@@ -146,10 +151,50 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the others may take once a quorum has answered: one that hangs must not hold up what does not need it.
 const REST_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// How long a safekeeper may take to copy a timeline.
+const COPY_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Safekeepers behind their addresses.
 pub struct SafekeepersAt {
-    addrs: Vec<ServiceAddr>,
+    members: RwLock<Arc<Members>>,
     token: String,
+}
+
+/// Those that there are at a moment.
+struct Members {
+    /// Of generation 0 as long as they never changed.
+    membership: Membership,
+    configuration: Configuration,
+    /// The same, in the order in which they are shown.
+    list: Vec<Member>,
+    /// Those that copy what the members have.
+    joining: Vec<Member>,
+}
+
+impl Members {
+    fn unnumbered(addrs: Vec<ServiceAddr>) -> Self {
+        let configuration = Configuration::unnumbered(addrs.len());
+        let list = configuration.members().iter().zip(addrs).map(|(disk, address)| Member { disk: *disk, address });
+        let list = list.collect();
+        Members { membership: Membership::default(), configuration, list, joining: Vec::new() }
+    }
+
+    fn new(membership: Membership) -> Self {
+        let configuration = Configuration::of(&membership).expect("the store holds lists that are in order");
+        let mut list: Vec<Member> = membership.everyone().into_iter().cloned().collect();
+        // As people count: the shorter name is the lower number.
+        list.sort_by_cached_key(|member| (member.address.to_string().len(), member.address.to_string()));
+        Members { membership, configuration, list, joining: Vec::new() }
+    }
+
+    /// Whether those that `has` is true for, by their places in the list, are a quorum.
+    fn is_quorum(&self, has: impl Fn(usize) -> bool) -> bool {
+        self.configuration.is_quorum(|disk| self.list.iter().position(|member| member.disk == disk).is_some_and(&has))
+    }
+
+    fn is_numbered(&self) -> bool {
+        self.membership.generation > MemberGeneration::default()
+    }
 }
 
 /// Whether a timeline hangs on the one that it is made like.
@@ -165,38 +210,61 @@ type Answers<T> = Vec<(ServiceAddr, Result<T, StorageError>)>;
 impl SafekeepersAt {
     /// The safekeepers at `addrs`; `token` must allow management of every tenant.
     pub fn new(addrs: Vec<ServiceAddr>, token: String) -> Self {
-        SafekeepersAt { addrs, token }
+        SafekeepersAt { members: RwLock::new(Arc::new(Members::unnumbered(addrs))), token }
+    }
+
+    fn now(&self) -> Arc<Members> {
+        Arc::clone(&self.members.read())
     }
 
     async fn connect(&self, addr: &ServiceAddr, tenant: TenantId) -> Result<SafekeeperClient, ClientError> {
         SafekeeperClient::connect(addr, tenant, &self.token).await
     }
 
-    fn quorum(&self) -> usize {
-        self.addrs.len() / 2 + 1
+    /// Connects to a member: whoever else answers at its address is not asked.
+    async fn connect_to(
+        &self,
+        members: &Members,
+        member: &Member,
+        tenant: TenantId,
+    ) -> Result<SafekeeperClient, ClientError> {
+        if members.is_numbered() {
+            self.connect_to_disk(member, tenant).await
+        } else {
+            self.connect(&member.address, tenant).await
+        }
     }
 
-    /// Asks all of them at once. When a quorum has answered well, the others get a moment more.
+    /// Connects to the one with this disk.
+    async fn connect_to_disk(&self, member: &Member, tenant: TenantId) -> Result<SafekeeperClient, ClientError> {
+        let mut client = self.connect(&member.address, tenant).await?;
+        let (expected, found) = (member.disk, client.identify().await?);
+        if found != expected {
+            return Err(ClientError::OtherDisk { address: member.address.clone(), expected, found });
+        }
+        Ok(client)
+    }
+
+    /// Asks all of them at once. When a quorum has answered well, the others get a moment more. Gives what each said, in their order.
     async fn ask_all<'a, T>(
         &'a self,
-        ask: impl Fn(&'a ServiceAddr) -> BoxFuture<'a, Result<T, ClientError>>,
+        members: &'a Members,
+        ask: impl Fn(&'a Member) -> BoxFuture<'a, Result<T, ClientError>>,
     ) -> Answers<T> {
-        let mut asked: FuturesUnordered<_> =
-            self.addrs.iter().map(|addr| ask(addr).map(move |said| (addr, said))).collect();
-        let mut answers: Answers<T> = Vec::with_capacity(self.addrs.len());
+        let each = members.list.iter().enumerate();
+        let mut asked: FuturesUnordered<_> = each.map(|(at, member)| ask(member).map(move |said| (at, said))).collect();
+        let mut answers: Vec<Option<Result<T, StorageError>>> = members.list.iter().map(|_| None).collect();
         let mut deadline = Instant::now() + ANSWER_TIMEOUT;
-        while let Ok(Some((addr, said))) = tokio::time::timeout_at(deadline, asked.next()).await {
-            answers.push((addr.clone(), said.map_err(wal_error)));
-            if answers.iter().filter(|(_, said)| said.is_ok()).count() == self.quorum() {
+        while let Ok(Some((at, said))) = tokio::time::timeout_at(deadline, asked.next()).await {
+            answers[at] = Some(said.map_err(wal_error));
+            if members.is_quorum(|at| matches!(answers[at], Some(Ok(_)))) {
                 deadline = deadline.min(Instant::now() + REST_TIMEOUT);
             }
         }
-        for addr in &self.addrs {
-            if !answers.iter().any(|(answered, _)| answered == addr) {
-                answers.push((addr.clone(), Err(silent(addr))));
-            }
-        }
-        answers
+        let said = |(member, said): (&Member, Option<_>)| {
+            (member.address.clone(), said.unwrap_or_else(|| Err(silent(&member.address))))
+        };
+        members.list.iter().zip(answers).map(said).collect()
     }
 
     /// Asks one of them.
@@ -214,11 +282,12 @@ impl SafekeepersAt {
     /// Makes a branch, or a root, where its ancestor is: system identifier, segment size and major are the ancestor's.
     async fn create_beside(
         &self,
-        addr: &ServiceAddr,
+        members: &Members,
+        member: &Member,
         branch: WalBranch,
         origin: Origin,
     ) -> Result<TimelineSpec, ClientError> {
-        let mut client = self.connect(addr, branch.tenant).await?;
+        let mut client = self.connect_to(members, member, branch.tenant).await?;
         let ancestor = client.status(branch.ancestor).await?.spec;
         let spec = TimelineSpec {
             timeline: branch.timeline,
@@ -235,53 +304,93 @@ impl SafekeepersAt {
     }
 
     async fn create(&self, branch: WalBranch, origin: Origin) -> Result<Vec<ServiceAddr>, StorageError> {
-        let made = self.ask_all(|addr| self.create_beside(addr, branch, origin).boxed()).await;
+        let members = self.now();
+        let making = |member| self.create_beside(&members, member, branch, origin).boxed();
+        let made = self.ask_all(&members, making).await;
         let spec = made.iter().find_map(|(_, said)| said.as_ref().ok()).copied();
         let mut answers = Vec::with_capacity(made.len());
-        for (addr, said) in made {
+        for (member, (addr, said)) in members.list.iter().zip(made) {
             let said = match (said, spec) {
                 // It was away when the ancestor was made, and has not been told of that yet.
                 (Err(error), Some(spec)) if error.kind == StorageErrorKind::NotFound => {
-                    self.ask(&addr, self.create_as(&addr, spec)).await
+                    self.ask(&addr, self.create_as(&members, member, spec)).await
                 }
                 (said, _) => said.map(|_| ()),
             };
             answers.push((addr, said));
         }
-        self.away(answers)
+        away(&members, answers)
     }
 
-    async fn create_as(&self, addr: &ServiceAddr, spec: TimelineSpec) -> Result<(), ClientError> {
-        self.connect(addr, spec.tenant).await?.create_timeline(spec).await
+    async fn create_as(&self, members: &Members, member: &Member, spec: TimelineSpec) -> Result<(), ClientError> {
+        self.connect_to(members, member, spec.tenant).await?.create_timeline(spec).await
     }
 
-    async fn delete(&self, addr: &ServiceAddr, tenant: TenantId, timeline: TimelineId) -> Result<(), ClientError> {
-        self.connect(addr, tenant).await?.delete_timeline(timeline).await
+    async fn delete(
+        &self,
+        members: &Members,
+        member: &Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> Result<(), ClientError> {
+        self.connect_to(members, member, tenant).await?.delete_timeline(timeline).await
     }
 
-    /// Those that are away, if the others did what they were asked and are a quorum.
-    fn away(&self, answers: Answers<()>) -> Result<Vec<ServiceAddr>, StorageError> {
-        let (mut away, mut why) = (Vec::new(), None);
-        for (addr, said) in answers {
-            match said {
-                Ok(()) => {}
-                Err(error) if error.kind == StorageErrorKind::Unavailable => {
-                    away.push(addr);
-                    why = Some(error);
-                }
-                Err(error) => return Err(error),
+    /// Connects to the member at this address.
+    async fn connect_at(
+        &self,
+        members: &Members,
+        addr: &ServiceAddr,
+        tenant: TenantId,
+    ) -> Result<SafekeeperClient, ClientError> {
+        match members.list.iter().find(|member| member.address == *addr) {
+            Some(member) => self.connect_to(members, member, tenant).await,
+            None => self.connect(addr, tenant).await,
+        }
+    }
+
+    /// What each of them knows of a timeline.
+    async fn statuses(&self, members: &Members, tenant: TenantId, timeline: TimelineId) -> Answers<TimelineStatus> {
+        let status =
+            |member| async move { self.connect_to(members, member, tenant).await?.status(timeline).await }.boxed();
+        self.ask_all(members, status).await
+    }
+}
+
+/// Those that are away, if the others did what they were asked and are a quorum.
+fn away(members: &Members, answers: Answers<()>) -> Result<Vec<ServiceAddr>, StorageError> {
+    let is_quorum = members.is_quorum(|at| answers[at].1.is_ok());
+    let (mut away, mut why) = (Vec::new(), None);
+    for (addr, said) in answers {
+        match said {
+            Ok(()) => {}
+            Err(error) if error.kind == StorageErrorKind::Unavailable => {
+                away.push(addr);
+                why = Some(error);
             }
+            Err(error) => return Err(error),
         }
-        match why {
-            Some(error) if self.addrs.len() - away.len() < self.quorum() => Err(error),
-            _ => Ok(away),
-        }
+    }
+    match why {
+        Some(error) if !is_quorum => Err(error),
+        _ => Ok(away),
     }
 }
 
 impl WalService for SafekeepersAt {
     fn addrs(&self) -> Vec<ServiceAddr> {
-        self.addrs.clone()
+        let mut addrs: Vec<ServiceAddr> = self.now().list.iter().map(|member| member.address.clone()).collect();
+        // A new disk may be where the old one was.
+        addrs.dedup();
+        addrs
+    }
+
+    fn membership(&self) -> Membership {
+        self.now().membership.clone()
+    }
+
+    fn members(&self) -> Option<&dyn MemberService> {
+        Some(self)
     }
 
     fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
@@ -299,11 +408,16 @@ impl WalService for SafekeepersAt {
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
         async move {
-            let status = |addr| async move { self.connect(addr, tenant).await?.status(timeline).await }.boxed();
-            let answers = self.ask_all(status).await;
+            let members = self.now();
+            let answers = self.statuses(&members, tenant, timeline).await;
             let (found, failed): (Vec<_>, Vec<_>) = answers.into_iter().map(|(_, said)| said).partition(Result::is_ok);
             match (found.into_iter().flatten().next(), failed.into_iter().filter_map(Result::err).next()) {
-                (Some(status), _) => self.ask(safekeeper, self.create_as(safekeeper, status.spec)).await,
+                (Some(status), _) => {
+                    let create = async {
+                        self.connect_at(&members, safekeeper, tenant).await?.create_timeline(status.spec).await
+                    };
+                    self.ask(safekeeper, create).await
+                }
                 (None, Some(error)) => Err(error),
                 (None, None) => Err(StorageError::new(StorageErrorKind::Failed, "no safekeeper is configured")),
             }
@@ -316,7 +430,20 @@ impl WalService for SafekeepersAt {
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
-        async move { self.away(self.ask_all(|addr| self.delete(addr, tenant, timeline).boxed()).await) }.boxed()
+        async move {
+            let members = self.now();
+            let delete = |member| self.delete(&members, member, tenant, timeline).boxed();
+            let answers = self.ask_all(&members, delete).await;
+            let mut away = away(&members, answers)?;
+            // They are needed for nothing yet: what they keep of it they are told of once they are members.
+            for member in &members.joining {
+                if self.forget_timeline(member, tenant, timeline).await.is_err() {
+                    away.push(member.address.clone());
+                }
+            }
+            Ok(away)
+        }
+        .boxed()
     }
 
     fn delete_on<'a>(
@@ -325,26 +452,34 @@ impl WalService for SafekeepersAt {
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<(), StorageError>> {
-        self.ask(safekeeper, self.delete(safekeeper, tenant, timeline)).boxed()
+        async move {
+            let members = self.now();
+            let delete = async { self.connect_at(&members, safekeeper, tenant).await?.delete_timeline(timeline).await };
+            self.ask(safekeeper, delete).await
+        }
+        .boxed()
     }
 
     fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
         async move {
-            let status = |addr| async move { self.connect(addr, tenant).await?.status(timeline).await }.boxed();
-            let (mut newest, mut answered, mut last_error) = (None, 0, None);
-            for (_, said) in self.ask_all(status).await {
+            let members = self.now();
+            let answers = self.statuses(&members, tenant, timeline).await;
+            let has_said = |at: usize| match &answers[at].1 {
+                Ok(_) => true,
+                Err(error) => error.kind == StorageErrorKind::NotFound,
+            };
+            // A minority may be away: what is committed is known to some of every majority.
+            let is_quorum = members.is_quorum(has_said);
+            let (mut newest, mut last_error) = (None, None);
+            for (_, said) in answers {
                 match said {
-                    Ok(status) => {
-                        answered += 1;
-                        newest = newest.max(Some(status.commit_lsn));
-                    }
-                    Err(error) if error.kind == StorageErrorKind::NotFound => answered += 1,
+                    Ok(status) => newest = newest.max(Some(status.commit_lsn)),
+                    Err(error) if error.kind == StorageErrorKind::NotFound => {}
                     Err(error) => last_error = Some(error),
                 }
             }
             match last_error {
-                // A minority may be away: what is committed is known to some of every majority.
-                Some(error) if answered < self.quorum() => Err(error),
+                Some(error) if !is_quorum => Err(error),
                 _ => Ok(newest),
             }
         }
@@ -353,11 +488,98 @@ impl WalService for SafekeepersAt {
 
     fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>> {
         async move {
-            let status =
-                |addr| async move { self.connect(addr, TenantId::NONE).await?.safekeeper_status().await }.boxed();
-            let mut answers = self.ask_all(status).await;
-            answers.sort_by_key(|(answered, _)| self.addrs.iter().position(|addr| addr == answered));
-            answers
+            let members = self.now();
+            let status = |member| {
+                let members = &members;
+                async move { self.connect_to(members, member, TenantId::NONE).await?.safekeeper_status().await }.boxed()
+            };
+            self.ask_all(&members, status).await
+        }
+        .boxed()
+    }
+}
+
+impl MemberService for SafekeepersAt {
+    fn set_membership(&self, membership: Membership) {
+        let mut now = self.members.write();
+        let (known, given) = (now.membership.generation, membership.generation);
+        if given >= known {
+            let joining = if given == known { now.joining.clone() } else { Vec::new() };
+            *now = Arc::new(Members { joining, ..Members::new(membership) });
+        }
+    }
+
+    fn set_joining(&self, joining: Vec<Member>) {
+        let mut now = self.members.write();
+        let Members { membership, configuration, list, .. } = &**now;
+        let (membership, configuration, list) = (membership.clone(), configuration.clone(), list.clone());
+        *now = Arc::new(Members { membership, configuration, list, joining });
+    }
+
+    fn identify<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<DiskId, StorageError>> {
+        self.ask(at, async move { self.connect(at, TenantId::NONE).await?.identify().await }).boxed()
+    }
+
+    fn is_empty<'a>(&'a self, at: &'a ServiceAddr) -> BoxFuture<'a, Result<bool, StorageError>> {
+        self.ask(at, async move { self.connect(at, TenantId::NONE).await?.is_empty().await }).boxed()
+    }
+
+    fn timeline_status<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<TimelineStatus, StorageError>> {
+        let asked = async move { self.connect_to_disk(of, tenant).await?.status(timeline).await };
+        self.ask(&of.address, asked).boxed()
+    }
+
+    fn copy_timeline<'a>(&'a self, to: &'a Member, source: CopySource) -> BoxFuture<'a, Result<(), StorageError>> {
+        async move {
+            let mut client = self.ask(&to.address, self.connect_to_disk(to, source.tenant)).await?;
+            match tokio::time::timeout(COPY_TIMEOUT, client.copy_timeline(source)).await {
+                Ok(copied) => copied.map_err(wal_error),
+                Err(_) => Err(silent(&to.address)),
+            }
+        }
+        .boxed()
+    }
+
+    fn forget_timeline<'a>(
+        &'a self,
+        of: &'a Member,
+        tenant: TenantId,
+        timeline: TimelineId,
+    ) -> BoxFuture<'a, Result<(), StorageError>> {
+        let asked = async move { self.connect_to_disk(of, tenant).await?.delete_timeline(timeline).await };
+        self.ask(&of.address, asked).boxed()
+    }
+
+    fn configure<'a>(
+        &'a self,
+        of: &'a Member,
+        (tenant, timeline): (TenantId, TimelineId),
+        membership: &'a Membership,
+        promise: Option<PromisedTerm>,
+    ) -> BoxFuture<'a, Result<MemberStanding, StorageError>> {
+        let configured = async move {
+            self.connect_to_disk(of, tenant).await?.configure(timeline, membership.clone(), promise).await
+        };
+        self.ask(&of.address, configured).boxed()
+    }
+
+    fn elect(
+        &self,
+        (tenant, timeline): (TenantId, TimelineId),
+        membership: Membership,
+        token: String,
+    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>> {
+        async move {
+            let config = ProposerConfig { membership, ..ProposerConfig::new(tenant, timeline, Vec::new(), token) };
+            let elected = Proposer::elect(config, CancellationToken::new()).await;
+            let (proposer, _) =
+                elected.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, with_cause(&error)))?;
+            Ok(Box::new(proposer) as Box<dyn std::any::Any + Send>)
         }
         .boxed()
     }
@@ -375,7 +597,8 @@ fn wal_error(error: ClientError) -> StorageError {
         Some(ErrorCode::Conflict) => StorageErrorKind::Conflict,
         Some(ErrorCode::Unavailable) => StorageErrorKind::Unavailable,
         Some(_) => StorageErrorKind::Failed,
-        None if error.is_retryable() => StorageErrorKind::Unavailable,
+        // Whoever is there is not the one that is meant: that one is away, as one on another disk is.
+        None if error.is_retryable() || matches!(error, ClientError::WrongKey { .. }) => StorageErrorKind::Unavailable,
         None => StorageErrorKind::Failed,
     };
     StorageError::new(kind, with_cause(&error))
@@ -391,4 +614,79 @@ fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(generation: u64, disk: u128) -> Membership {
+        let address = ServiceAddr::Unix(format!("/run/{disk}").into());
+        let members = vec![Member { disk: DiskId::new(disk), address }];
+        Membership { generation: MemberGeneration::new(generation), members, ..Membership::default() }
+    }
+
+    /// Answers which disk it is and that it has forgotten a timeline, which it notes.
+    async fn answer(listener: tokio::net::UnixListener, disk: DiskId, forgotten: Arc<Mutex<Vec<TimelineId>>>) {
+        use ardent_api::frame::Frame;
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use wal_service::{CAN_CHANGE_MEMBERS, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response};
+        loop {
+            let (mut stream, _) = listener.accept().await.expect("accepted");
+            let (mut asked, mut answers) = (bytes::BytesMut::new(), bytes::BytesMut::new());
+            while stream.read_buf(&mut asked).await.expect("read") > 0 {
+                while let Some(frame) = Frame::take(&mut asked).expect("frames") {
+                    let response = match Request::decode(frame).expect("a message") {
+                        Request::Manage { id, request: ManageRequest::DeleteTimeline { timeline } } => {
+                            forgotten.lock().push(timeline);
+                            Response::Manage { id, reply: ManageReply::Done }
+                        }
+                        Request::Manage { id, .. } => Response::Manage { id, reply: ManageReply::Disk { disk } },
+                        _ => Response::HelloOk { version: PROTOCOL_VERSION, capabilities: CAN_CHANGE_MEMBERS },
+                    };
+                    response.encode(&mut answers);
+                }
+                stream.write_all_buf(&mut answers).await.expect("sent");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_deleted_while_others_copy_it_is_deleted_there_as_well() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = |name: &str| ServiceAddr::Unix(folder.path().join(name));
+        let mut forgotten = Vec::new();
+        for (name, disk) in [("a", 1), ("b", 2)] {
+            let ServiceAddr::Unix(path) = address(name) else { unreachable!("a socket") };
+            let listener = tokio::net::UnixListener::bind(path).expect("bound");
+            forgotten.push(Arc::new(Mutex::new(Vec::new())));
+            tokio::spawn(answer(listener, DiskId::new(disk), Arc::clone(forgotten.last().expect("just made"))));
+        }
+        let service = SafekeepersAt::new(vec![address("a")], String::new());
+        let members = vec![Member { disk: DiskId::new(1), address: address("a") }];
+        let first = Membership { generation: MemberGeneration::new(1), members, ..Membership::default() };
+        service.set_membership(first.clone());
+        service.set_joining(vec![Member { disk: DiskId::new(2), address: address("b") }]);
+        // Told again who they are, it knows who joins.
+        service.set_membership(first.clone());
+        let (tenant, timeline) = (TenantId::generate(), TimelineId::generate());
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), []);
+        assert_eq!(forgotten.iter().map(|forgotten| forgotten.lock().clone()).collect::<Vec<_>>(), [[timeline]; 2]);
+        // One on another disk is told when it is a member, and back.
+        service.set_joining(vec![Member { disk: DiskId::new(3), address: address("b") }]);
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), [address("b")]);
+        let next = Membership { generation: MemberGeneration::new(2), ..first };
+        service.set_membership(next);
+        assert_eq!(service.delete_timeline(tenant, timeline).await.expect("deleted"), []);
+    }
+
+    #[test]
+    fn an_older_list_does_not_come_back() {
+        let service = SafekeepersAt::new(vec![ServiceAddr::Unix("/run/0".into())], String::new());
+        service.set_membership(membership(3, 3));
+        service.set_membership(membership(2, 2));
+        assert_eq!(service.membership(), membership(3, 3));
+        service.set_membership(membership(4, 4));
+        assert_eq!((service.membership(), service.addrs().len()), (membership(4, 4), 1));
+    }
 }

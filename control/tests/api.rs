@@ -138,6 +138,7 @@ async fn a_port_in_use_is_named() {
     let dependencies = ardent_control::Dependencies {
         page_service: world.fakes.clone(),
         wal_service: world.fakes.clone(),
+        safekeeper_host: None,
         connectors: world.fakes.clone(),
         logical: world.fakes.clone(),
     };

@@ -88,6 +88,14 @@ impl Bound {
     }
 }
 
+impl Bound {
+    /// Whether the token allows this for every tenant.
+    pub fn allow_everywhere(&self, rights: Rights) -> Result<(), Failure> {
+        let allowed = self.claims.allow(Service::Pageserver, TenantId::NONE, TimelineId::NONE, rights);
+        allowed.map_err(|error| Failure::new(ErrorCode::Refused, error.to_string()))
+    }
+}
+
 /// A client's connection.
 pub(crate) struct Connection<'a> {
     pub(crate) shared: &'a Arc<Shared>,

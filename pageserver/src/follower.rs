@@ -29,7 +29,8 @@ type TimelineKey = (TenantId, TimelineId);
 pub(crate) struct Followers {
     runtime: Handle,
     engine: Arc<Engine>,
-    safekeepers: Vec<ServiceAddr>,
+    /// Of timelines that nobody names others for.
+    safekeepers: Mutex<Vec<ServiceAddr>>,
     token: String,
     running: Arc<Mutex<HashMap<TimelineKey, Follower>>>,
 }
@@ -92,7 +93,7 @@ enum Next {
 
 impl Followers {
     pub fn new(runtime: Handle, engine: Arc<Engine>, safekeepers: Vec<ServiceAddr>, token: String) -> Self {
-        Followers { runtime, engine, safekeepers, token, running: Arc::default() }
+        Followers { runtime, engine, safekeepers: Mutex::new(safekeepers), token, running: Arc::default() }
     }
 
     /// Follows the timeline until [`Followers::unfollow`]. `safekeepers` empty: the configured ones.
@@ -103,6 +104,16 @@ impl Followers {
         }
         state.is_pinned.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// From now on all timelines' WAL is at these safekeepers. Who follows one that is not among them goes on until that one has no more.
+    pub fn name_safekeepers(&self, safekeepers: Vec<ServiceAddr>) {
+        // In this order: a timeline that is begun to be followed meanwhile is told by one or by the other.
+        let running = self.running.lock();
+        for follower in running.values() {
+            *follower.shared.safekeepers.lock() = safekeepers.clone();
+        }
+        *self.safekeepers.lock() = safekeepers;
     }
 
     /// Lets following end once all WAL that is there is ingested.
@@ -216,7 +227,7 @@ impl Followers {
         }
         let shared = Arc::new(FollowState {
             cancel: CancellationToken::new(),
-            safekeepers: Mutex::new(self.safekeepers.clone()),
+            safekeepers: Mutex::new(self.safekeepers.lock().clone()),
             is_pinned: AtomicBool::new(false),
             wanted_at: Mutex::new(Instant::now()),
             committed: AtomicU64::new(0),

@@ -57,6 +57,14 @@ impl Connection<'_> {
                 self.shared.followers.follow(&timeline, safekeepers)?;
                 Ok(ManageReply::Done)
             }
+            ManageRequest::NameSafekeepers { safekeepers } => {
+                bound.allow_everywhere(Rights::Manage)?;
+                if safekeepers.is_empty() {
+                    return Err(Failure::new(ErrorCode::Invalid, "no safekeeper is named"));
+                }
+                self.shared.followers.name_safekeepers(safekeepers);
+                Ok(ManageReply::Done)
+            }
             ManageRequest::UnfollowWal { timeline } => {
                 let timeline = self.timeline(bound, timeline, Rights::Write)?;
                 self.shared.followers.unfollow(&timeline);

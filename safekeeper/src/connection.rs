@@ -11,9 +11,10 @@ use tokio::sync::{Semaphore, mpsc};
 use ardent_api::frame::{DecodeError, Frame};
 use ardent_api::token::{Claims, Rights, Service, TOKEN_LEN_MAX, TokenVerifier};
 use ardent_api::wal_service::{
-    CAN_HURRY, CAN_TELL_STATUS, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION, Request, Response,
+    CAN_CHANGE_MEMBERS, CAN_HURRY, CAN_TELL_STATUS, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION,
+    Request, Response,
 };
-use ardent_types::{TenantId, TimelineId};
+use ardent_types::{MemberGeneration, TenantId, TimelineId};
 
 use crate::archive::Stalls;
 use crate::disk_worker::{Command, Key};
@@ -140,7 +141,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<
             return Err(ConnectionError::Refused(message));
         }
     };
-    let capabilities = CAN_HURRY | CAN_TELL_STATUS;
+    let capabilities = CAN_HURRY | CAN_TELL_STATUS | CAN_CHANGE_MEMBERS;
     send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities }).await?;
     session.run(frames, writer).await
 }
@@ -201,6 +202,8 @@ struct Session {
     queued: Arc<Semaphore>,
     /// It is on the thread that owns its timeline.
     is_home: bool,
+    /// Which members the writer goes by.
+    generation: MemberGeneration,
 }
 
 enum Next {
@@ -222,7 +225,8 @@ impl Session {
         claims.allow(Service::Safekeeper, tenant, timeline, Rights::Read).map_err(|error| error.to_string())?;
         let (replies, answers) = mpsc::unbounded_channel();
         let queued = Arc::new(Semaphore::new(QUEUED_BYTES_MAX));
-        Ok(Session { shared, claims, key: (tenant, timeline), replies, answers, queued, is_home: false })
+        let generation = MemberGeneration::default();
+        Ok(Session { shared, claims, key: (tenant, timeline), replies, answers, queued, is_home: false, generation })
     }
 
     fn check_rights(&self, timeline: TimelineId, rights: Rights) -> Result<(), Response> {
@@ -287,13 +291,16 @@ impl Session {
     }
 
     /// Passes a request on. An error is the answer.
-    async fn handle(&self, request: Request) -> Result<Next, Response> {
+    async fn handle(&mut self, request: Request) -> Result<Next, Response> {
         let key = self.key;
-        if !self.is_home && matches!(request, Request::Vote(_) | Request::Begin(_) | Request::Append(_)) {
+        let is_writers =
+            matches!(request, Request::Vote(_) | Request::VoteIn(..) | Request::Begin(_) | Request::Append(_));
+        if !self.is_home && is_writers {
             self.check_rights(key.1, Rights::Write)?;
             return Ok(Next::GoHome(request));
         }
-        let to = || self.replies.clone();
+        let replies = self.replies.clone();
+        let to = || replies.clone();
         let command = match request {
             Request::Hello(_) => return Err(invalid(0, "a second hello")),
             Request::Manage { id, request } => {
@@ -305,13 +312,20 @@ impl Session {
                 self.check_rights(key.1, Rights::Read)?;
                 return Ok(Next::Follow(from));
             }
-            Request::Vote(vote) => Command::Vote { vote, to: to() },
-            Request::Begin(begin) => Command::Begin { begin, to: to() },
+            Request::Vote(vote) => {
+                self.generation = MemberGeneration::default();
+                Command::Vote { vote, by: None, to: to() }
+            }
+            Request::VoteIn(vote, membership) => {
+                self.generation = membership.generation;
+                Command::Vote { vote, by: Some(membership), to: to() }
+            }
+            Request::Begin(begin) => Command::Begin { begin, generation: self.generation, to: to() },
             Request::Append(append) => {
                 let permits = u32::try_from(append.data.len()).expect("WAL fits a frame").max(1);
                 let permit = Arc::clone(&self.queued).acquire_many_owned(permits).await;
                 let permit = permit.expect("the semaphore is never closed");
-                Command::Append { append, to: to(), permit }
+                Command::Append { append, generation: self.generation, to: to(), permit }
             }
             Request::ReadWal { id, term, from, to: end } => {
                 self.check_rights(key.1, Rights::Write)?;
@@ -351,15 +365,32 @@ impl Session {
                 self.check_rights(timeline, Rights::Read)?;
                 Ok(ManageReply::Timeline(registry.status((tenant, timeline)).await?))
             }
+            ManageRequest::Identify => Ok(ManageReply::Disk { disk: registry.disk() }),
+            ManageRequest::IsEmpty => {
+                self.check_tenant_rights(TenantId::NONE, TimelineId::NONE, Rights::Read)?;
+                let is_empty = registry.is_empty().await.map_err(|error| cannot_list(&error))?;
+                Ok(ManageReply::Empty { is_empty })
+            }
+            ManageRequest::TimelineOutline { timeline } => {
+                self.check_rights(timeline, Rights::Read)?;
+                Ok(ManageReply::Outline(Box::new(registry.outline((tenant, timeline)).await?)))
+            }
+            ManageRequest::CopyTimeline { source } => {
+                self.check_rights(source.timeline, Rights::Manage)?;
+                if source.tenant != tenant {
+                    return Err(ManageFailure::Response(invalid(0, "the timeline is of another tenant")));
+                }
+                registry.copy(&source).await?;
+                Ok(ManageReply::Done)
+            }
+            ManageRequest::Configure { timeline, membership, promise } => {
+                self.check_rights(timeline, Rights::Manage)?;
+                let standing = registry.configure((tenant, timeline), membership, promise).await?;
+                Ok(ManageReply::Standing(Box::new(standing)))
+            }
             ManageRequest::ListTimelines => {
                 self.check_rights(TimelineId::NONE, Rights::Read)?;
-                let timelines = registry.list(tenant).await.map_err(|error| {
-                    ManageFailure::Response(Response::Error {
-                        id: 0,
-                        code: ErrorCode::Unavailable,
-                        message: format!("the data folder cannot be listed: {error}"),
-                    })
-                })?;
+                let timelines = registry.list(tenant).await.map_err(|error| cannot_list(&error))?;
                 Ok(ManageReply::Timelines { timelines })
             }
             ManageRequest::SafekeeperStatus => {
@@ -403,6 +434,11 @@ impl ManageFailure {
             ManageFailure::Response(other) => other,
         }
     }
+}
+
+fn cannot_list(error: &std::io::Error) -> Response {
+    let message = format!("the data folder cannot be listed: {error}");
+    Response::Error { id: 0, code: ErrorCode::Unavailable, message }
 }
 
 fn invalid(id: u64, message: &str) -> Response {

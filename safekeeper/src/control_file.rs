@@ -9,14 +9,17 @@ use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 use ardent_object_store::fault::FailPoints;
 
-use ardent_api::wal_service::{Ancestor, ProposerId, RecordEnd, TermStart, TimelineSpec};
-use ardent_quorum::{AcceptorState, TermHistory};
+use ardent_api::frame::{Fields, Frame};
+use ardent_api::wal_service::{Ancestor, Membership, ProposerId, RecordEnd, TermStart, TimelineSpec};
+use ardent_quorum::{AcceptorState, Configuration, MemberGeneration, TermHistory};
 use ardent_types::{Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
 
 /// Name of the file in a timeline's folder.
 pub(crate) const FILE_NAME: &str = "state";
 const MAGIC: [u8; 4] = *b"ARSK";
-const FORMAT_VERSION: u16 = 1;
+/// Of a timeline whose members never changed: versions of this program that know of none read it.
+const VERSION_WITHOUT_MEMBERS: u16 = 1;
+const VERSION: u16 = 2;
 const FIXED_LEN: usize = 158;
 const CRC_LEN: usize = 4;
 
@@ -46,7 +49,7 @@ pub enum ControlFileError {
         what: &'static str,
     },
     /// Written by another version of this program.
-    #[error("{path} has format version {found}, this build reads version {FORMAT_VERSION}")]
+    #[error("{path} has format version {found}, this build reads versions 1 and {VERSION}")]
     Version {
         /// The file.
         path: PathBuf,
@@ -60,6 +63,7 @@ pub(crate) fn store(
     dir: &Path,
     spec: &TimelineSpec,
     state: &AcceptorState,
+    membership: &Membership,
     faults: &FailPoints,
 ) -> Result<(), ControlFileError> {
     let (path, fresh) = (dir.join(FILE_NAME), dir.join("state.new"));
@@ -69,7 +73,7 @@ pub(crate) fn store(
     };
     let pass = |point: &str| faults.pass(point);
     let mut file = pass("state.create").and_then(|()| File::create(&fresh)).map_err(at("create", &fresh))?;
-    let body = encode(spec, state);
+    let body = encode(spec, state, membership);
     pass("state.write").and_then(|()| file.write_all(&body)).map_err(at("write", &fresh))?;
     pass("state.fsync").and_then(|()| file.sync_all()).map_err(at("fsync", &fresh))?;
     pass("state.rename").and_then(|()| fs::rename(&fresh, &path)).map_err(at("rename", &fresh))?;
@@ -81,13 +85,14 @@ pub(crate) fn create(
     dir: &Path,
     spec: &TimelineSpec,
     state: &AcceptorState,
+    membership: &Membership,
     faults: &FailPoints,
 ) -> Result<File, ControlFileError> {
     let path = dir.join(FILE_NAME);
     let created = faults.pass("state.create").and_then(|()| File::create_new(&path));
     let written = created
         .and_then(|file| faults.pass("state.write").map(|()| file))
-        .and_then(|mut file| file.write_all(&encode(spec, state)).map(|()| file));
+        .and_then(|mut file| file.write_all(&encode(spec, state, membership)).map(|()| file));
     written.map_err(|source| ControlFileError::Io { action: "write", path, source })
 }
 
@@ -97,7 +102,7 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Reads the control file in folder `dir`.
-pub(crate) fn load(dir: &Path) -> Result<(TimelineSpec, AcceptorState), ControlFileError> {
+pub(crate) fn load(dir: &Path) -> Result<Content, ControlFileError> {
     let path = dir.join(FILE_NAME);
     let bytes =
         fs::read(&path).map_err(|source| ControlFileError::Io { action: "read", path: path.clone(), source })?;
@@ -107,10 +112,21 @@ pub(crate) fn load(dir: &Path) -> Result<(TimelineSpec, AcceptorState), ControlF
     })
 }
 
-fn encode(spec: &TimelineSpec, state: &AcceptorState) -> Vec<u8> {
+/// What the file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) spec: TimelineSpec,
+    pub(crate) state: AcceptorState,
+    /// The state's configuration, with addresses.
+    pub(crate) membership: Membership,
+}
+
+fn encode(spec: &TimelineSpec, state: &AcceptorState, membership: &Membership) -> Vec<u8> {
+    assert_eq!(Configuration::of(membership).as_ref(), Some(&state.configuration), "addresses are of other members");
+    let has_members = membership.generation > MemberGeneration::default();
     let mut out = BytesMut::with_capacity(FIXED_LEN + 16 * state.history.entries().len() + CRC_LEN);
     out.put_slice(&MAGIC);
-    out.put_u16_le(FORMAT_VERSION);
+    out.put_u16_le(if has_members { VERSION } else { VERSION_WITHOUT_MEMBERS });
     out.put_slice(spec.tenant.as_bytes());
     out.put_slice(spec.timeline.as_bytes());
     out.put_u32_le(spec.pg_major);
@@ -133,6 +149,9 @@ fn encode(spec: &TimelineSpec, state: &AcceptorState) -> Vec<u8> {
         out.put_u64_le(entry.term.get());
         out.put_u64_le(entry.lsn.get());
     }
+    if has_members {
+        membership.encode(&mut out);
+    }
     let crc = crc32c::crc32c(&out);
     out.put_u32_le(crc);
     out.to_vec()
@@ -148,7 +167,7 @@ enum Problem {
     Version(u16),
 }
 
-fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
+fn decode(bytes: &[u8]) -> Result<Content, Problem> {
     if bytes.len() < FIXED_LEN + CRC_LEN {
         return Err(Problem::Corrupt(bytes.len(), "it is too short"));
     }
@@ -156,7 +175,7 @@ fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
         return Err(Problem::Corrupt(0, "it does not begin with ARSK"));
     }
     let version = u16::from_le_bytes([bytes[4], bytes[5]]);
-    if version != FORMAT_VERSION {
+    if version != VERSION_WITHOUT_MEMBERS && version != VERSION {
         return Err(Problem::Version(version));
     }
     let (body, crc) = bytes.split_at(bytes.len() - CRC_LEN);
@@ -169,7 +188,8 @@ fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
     let voted_for = ProposerId::new(rest.get_u128_le());
     let (commit, start) = (take_record_end(&mut rest), take_record_end(&mut rest));
     let entries = rest.get_u32_le() as usize;
-    if rest.len() != entries * 16 {
+    let has_members = version == VERSION;
+    if rest.len() < entries * 16 || (!has_members && rest.len() > entries * 16) {
         return Err(Problem::Corrupt(FIXED_LEN, "the history has another length"));
     }
     let entries = (0..entries)
@@ -180,7 +200,22 @@ fn decode(bytes: &[u8]) -> Result<(TimelineSpec, AcceptorState), Problem> {
     if commit.end < start.end || start.end != spec.start_lsn {
         return Err(Problem::Corrupt(start_field_at, "the commit position is before the start"));
     }
-    Ok((spec, AcceptorState { term, voted_for, history, commit, ..AcceptorState::new(start) }))
+    let membership = if has_members { take_membership(rest, body.len())? } else { Membership::default() };
+    let bad = Problem::Corrupt(body.len(), "the members are out of order");
+    let configuration = Configuration::of(&membership).ok_or(bad)?;
+    Ok(Content { spec, state: AcceptorState { term, voted_for, history, commit, start, configuration }, membership })
+}
+
+/// The rest of the file.
+fn take_membership(rest: Bytes, end: usize) -> Result<Membership, Problem> {
+    let at = end - rest.len();
+    // Framed as in messages, where all that is wrong with them has a name; here it has a place.
+    let mut fields = Fields::of(Frame { kind: 0, payload: rest });
+    let membership = Membership::decode(&mut fields);
+    let whole = membership.ok().filter(|_| fields.finish().is_ok());
+    // Version 1 says that there are none.
+    let told = whole.filter(|membership| membership.generation > MemberGeneration::default());
+    told.ok_or(Problem::Corrupt(at, "the members cannot be read"))
 }
 
 fn take_record_end(rest: &mut Bytes) -> RecordEnd {
@@ -213,6 +248,9 @@ fn take_spec(rest: &mut Bytes) -> Result<(TimelineSpec, usize), Problem> {
 mod tests {
     use super::*;
 
+    use ardent_api::wal_service::{Member, MembershipSeal};
+    use ardent_types::DiskId;
+
     fn sample() -> (TimelineSpec, AcceptorState) {
         let start = RecordEnd { end: Lsn::new(0x0200_0028), start: Lsn::new(0x01FF_FF00) };
         let spec = TimelineSpec {
@@ -234,32 +272,80 @@ mod tests {
         (spec, state)
     }
 
+    /// The same timeline, told of members.
+    fn with_members() -> Content {
+        let (spec, mut state) = sample();
+        let member =
+            |disk, address: &str| Member { disk: DiskId::new(disk), address: address.parse().expect("address") };
+        let members = vec![member(1, "unix:/run/a.sock"), member(2 << 64, "tcp:127.0.0.1:7431")];
+        let next = Some(vec![member(3, "unix:/run/c.sock")]);
+        let generation = MemberGeneration::new(4);
+        let membership = Membership { generation, members, next, seal: MembershipSeal::default() };
+        state.configuration = Configuration::of(&membership).expect("in order");
+        Content { spec, state, membership }
+    }
+
+    fn samples() -> [Content; 2] {
+        let (spec, state) = sample();
+        [Content { spec, state, membership: Membership::default() }, with_members()]
+    }
+
     #[test]
     fn a_state_is_read_back_as_written() {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let (spec, state) = sample();
-        store(dir.path(), &spec, &state, &FailPoints::new()).expect("stored");
-        assert_eq!(load(dir.path()).expect("loaded"), (spec, state));
+        for content in samples() {
+            let dir = tempfile::tempdir().expect("a temporary folder");
+            let Content { spec, state, membership } = &content;
+            store(dir.path(), spec, state, membership, &FailPoints::new()).expect("stored");
+            assert_eq!(load(dir.path()).expect("loaded"), content);
+        }
     }
 
     #[test]
     fn every_changed_byte_and_every_length_is_noticed() {
-        let (spec, state) = sample();
-        let good = encode(&spec, &state);
-        for at in 0..good.len() {
-            let mut bad = good.clone();
-            bad[at] ^= 0x40;
-            assert!(decode(&bad).is_err(), "byte {at} changed");
-            assert!(decode(&good[..at]).is_err(), "cut to {at} bytes");
+        for Content { spec, state, membership } in samples() {
+            let good = encode(&spec, &state, &membership);
+            for at in 0..good.len() {
+                let mut bad = good.clone();
+                bad[at] ^= 0x40;
+                assert!(decode(&bad).is_err(), "byte {at} changed");
+                assert!(decode(&good[..at]).is_err(), "cut to {at} bytes");
+            }
+            assert!(decode(&good).is_ok());
         }
-        assert!(decode(&good).is_ok());
+    }
+
+    /// With a checksum that matches, as if it had been written so.
+    fn sealed(mut body: Vec<u8>) -> Vec<u8> {
+        let crc = crc32c::crc32c(&body);
+        body.extend_from_slice(&crc.to_le_bytes());
+        body
+    }
+
+    #[test]
+    fn members_that_are_none_are_refused_whatever_the_checksum() {
+        let Content { spec, state, membership } = with_members();
+        let good = encode(&spec, &state, &membership);
+        let body = &good[..good.len() - CRC_LEN];
+        for cut in FIXED_LEN..body.len() {
+            assert!(decode(&sealed(body[..cut].to_vec())).is_err(), "cut to {cut} bytes");
+        }
+        assert!(decode(&sealed([body, &[0]].concat())).is_err(), "a byte more");
+        let mut as_version_1 = body.to_vec();
+        as_version_1[4] = 1;
+        assert!(decode(&sealed(as_version_1)).is_err(), "members in a version that has none");
+        let mut none = body[..FIXED_LEN + 2 * 16].to_vec();
+        none.extend_from_slice(&[0; 10]);
+        assert!(decode(&sealed(none)).is_err(), "a version with members that names none");
+        assert!(decode(&sealed(body.to_vec())).is_ok());
     }
 
     #[test]
     fn golden_bytes() {
-        let (spec, state) = sample();
-        let bytes = encode(&spec, &state);
-        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, include_str!("../tests/golden/state-v1.hex").trim());
+        let golden = [include_str!("../tests/golden/state-v1.hex"), include_str!("../tests/golden/state-v2.hex")];
+        for (Content { spec, state, membership }, golden) in samples().into_iter().zip(golden) {
+            let bytes = encode(&spec, &state, &membership);
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(hex, golden.trim());
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +11,16 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
-use ardent_api::wal_service::{Append, Begin, TimelineSpec, TimelineStatus, Vote};
+use ardent_api::token::TokenVerifier;
+use ardent_api::wal_service::{
+    Append, Begin, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus, Vote,
+};
 use ardent_object_store::fault::FailPoints;
-use ardent_types::{Lsn, TenantId, Term, TimelineId};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 
 use crate::archive::Archiver;
 use crate::control_file;
+use crate::copy;
 use crate::failure::TimelineError;
 use crate::metrics::Metrics;
 use crate::timeline::{Keep, Replies, Timeline, TimelineView, WalForWriter};
@@ -42,17 +46,32 @@ pub(crate) enum Command {
         answer: Answer<()>,
     },
     Delete(Answer<()>),
+    /// A timeline that was copied to a folder beside its place.
+    Install {
+        fresh: PathBuf,
+        answer: Answer<()>,
+    },
+    Outline(Answer<TimelineOutline>),
+    Configure {
+        membership: Membership,
+        promise: Option<PromisedTerm>,
+        answer: Answer<MemberStanding>,
+    },
+    /// `by`: the members that the writer goes by, if it says.
     Vote {
         vote: Vote,
+        by: Option<Membership>,
         to: Replies,
     },
     Begin {
         begin: Begin,
+        generation: MemberGeneration,
         to: Replies,
     },
     /// The permit bounds what a connection may have queued.
     Append {
         append: Append,
+        generation: MemberGeneration,
         to: Replies,
         permit: OwnedSemaphorePermit,
     },
@@ -73,6 +92,9 @@ pub(crate) enum Command {
 #[derive(Clone, Debug)]
 pub(crate) struct WorkerConfig {
     pub(crate) data_dir: PathBuf,
+    pub(crate) disk: DiskId,
+    /// Knows what control has sealed.
+    pub(crate) verifier: TokenVerifier,
     pub(crate) keep: Keep,
     pub(crate) unload_after: Duration,
     pub(crate) metrics: Metrics,
@@ -158,14 +180,34 @@ impl DiskWorker {
             Command::Delete(answer) => {
                 let _ = answer.send(self.delete(key));
             }
-            Command::Vote { vote, to } => self.write(key, &to, |timeline| timeline.vote(&vote, &to)),
-            Command::Begin { begin, to } => self.write(key, &to, |timeline| timeline.begin(&begin, &to)),
-            Command::Append { append, to, permit } => {
+            Command::Install { fresh, answer } => {
+                let _ = answer.send(self.install(key, &fresh));
+            }
+            Command::Outline(answer) => {
+                let _ = answer.send(self.loaded(key).map(|timeline| timeline.outline()));
+            }
+            Command::Configure { membership, promise, answer } => {
+                let verifier = self.config.verifier.clone();
+                let configured =
+                    self.loaded(key).and_then(|timeline| timeline.configure(&membership, &verifier, promise));
+                if let Err(error @ (TimelineError::Wal { .. } | TimelineError::ControlFile { .. })) = &configured {
+                    self.fail(key, error, None);
+                }
+                let _ = answer.send(configured);
+            }
+            Command::Vote { vote, by, to } => {
+                let verifier = self.config.verifier.clone();
+                self.write(key, &to, |timeline| timeline.vote(&vote, by.as_ref(), &verifier, &to));
+            }
+            Command::Begin { begin, generation, to } => {
+                self.write(key, &to, |timeline| timeline.begin(&begin, generation, &to));
+            }
+            Command::Append { append, generation, to, permit } => {
                 self.batch_bytes += append.data.len();
                 self.config.metrics.appended(append.data.len());
                 let mut is_dirty = false;
                 self.write(key, &to, |timeline| {
-                    is_dirty = timeline.append(append, &to)?;
+                    is_dirty = timeline.append(append, generation, &to)?;
                     Ok(())
                 });
                 if is_dirty {
@@ -197,7 +239,7 @@ impl DiskWorker {
         };
         if let Some(limit) = limit {
             let (archiver, faults) = (self.config.archiver.as_ref(), &self.config.faults);
-            let timeline = Timeline::load(&self.dir(key), key.1, limit, archiver, faults)?;
+            let timeline = Timeline::load(&self.dir(key), key.1, self.config.disk, limit, archiver, faults)?;
             self.timelines.insert(key, Slot::Loaded(Box::new(timeline)));
         }
         match self.timelines.get_mut(&key) {
@@ -282,9 +324,23 @@ impl DiskWorker {
         let dir = self.dir(key);
         if crate::wal_files::is_timeline_dir(&dir) {
             let existing = self.loaded(key)?.status().spec;
-            return if existing == *spec { Ok(()) } else { Err(TimelineError::Conflict(key.1)) };
+            if existing != *spec {
+                return Err(TimelineError::Conflict(key.1));
+            }
+            // An attempt may have failed between its last rename and what makes that durable.
+            return Timeline::sync_place(&dir, key.1, &self.config.faults);
         }
         Timeline::create(&dir, spec, before, &self.config.faults)
+    }
+
+    /// Puts a timeline that was copied, and is durable, in its place.
+    fn install(&mut self, key: Key, fresh: &Path) -> Result<(), TimelineError> {
+        let dir = self.dir(key);
+        if crate::wal_files::is_timeline_dir(&dir) {
+            return Err(TimelineError::Conflict(key.1));
+        }
+        copy::install(fresh, &dir, &self.config.faults)
+            .map_err(|source| TimelineError::Copy { timeline: key.1, source })
     }
 
     fn delete(&mut self, key: Key) -> Result<(), TimelineError> {

@@ -2,10 +2,11 @@
 
 use ardent_api::wal_service::{ErrorCode, Response};
 use ardent_quorum::OutOfOrder;
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{Lsn, MemberGeneration, TimelineId};
 
 use crate::archive::ArchiveError;
 use crate::control_file::ControlFileError;
+use crate::copy::CopyError;
 use crate::wal_files::WalFileError;
 
 /// A request to a timeline failed.
@@ -61,6 +62,43 @@ pub enum TimelineError {
         /// What.
         source: OutOfOrder,
     },
+    /// A writer that cannot be told who the members are now.
+    #[error(
+        "timeline {timeline}: its safekeepers were changed (generation {in_force}), which this writer's version does not know of; \
+         all roles must be of one version"
+    )]
+    UntoldWriter {
+        /// Which.
+        timeline: TimelineId,
+        /// The generation that is in force.
+        in_force: MemberGeneration,
+    },
+    /// A list of members that is none.
+    #[error("timeline {timeline}: its members are to be a list that is empty or out of order")]
+    BadMembers {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// A newer list of members that control did not make.
+    #[error(
+        "timeline {timeline}: the list of its safekeepers of generation {generation} does not come from this installation's control, which alone \
+         changes them: ardent reconfigure safekeepers"
+    )]
+    ForgedMembers {
+        /// Which.
+        timeline: TimelineId,
+        /// Of the list.
+        generation: MemberGeneration,
+    },
+    /// It cannot be copied from another safekeeper.
+    #[error("timeline {timeline} cannot be copied")]
+    Copy {
+        /// Which.
+        timeline: TimelineId,
+        /// Why.
+        #[source]
+        source: CopyError,
+    },
     /// A position that cannot be read.
     #[error("timeline {timeline} has WAL from {oldest_lsn} to {end_lsn} here, {lsn} was asked for")]
     OutOfRange {
@@ -103,6 +141,9 @@ impl TimelineError {
             | TimelineError::Archive { .. }
             | TimelineError::UnknownMajor { .. } => ErrorCode::Corrupt,
             TimelineError::OutOfOrder { .. } => ErrorCode::OutOfOrder,
+            TimelineError::UntoldWriter { .. } | TimelineError::ForgedMembers { .. } => ErrorCode::Refused,
+            TimelineError::BadMembers { .. } => ErrorCode::Invalid,
+            TimelineError::Copy { source, .. } => source.code(),
             TimelineError::OutOfRange { .. } => ErrorCode::LsnOutOfRange,
             TimelineError::BadSpec { .. } => ErrorCode::Invalid,
             TimelineError::Conflict(_) => ErrorCode::Conflict,

@@ -11,13 +11,16 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use ardent_api::wal_service::ProposerId;
 use ardent_object_store::fault::FailPoints;
 use ardent_quorum::AcceptorState;
-use ardent_types::{Lsn, TenantId, Term, TimelineId};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 
 use crate::control_file;
 use crate::failure::TimelineError;
 use crate::service::StartError;
 use crate::timeline::Timeline;
 use crate::wal_files::is_timeline_dir;
+
+/// Nobody is told which disk it is while it does not run.
+const NO_DISK: DiskId = DiskId::new(0);
 
 /// A timeline that was given to safekeepers which lacked it, or the end of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,16 @@ pub enum OfflineError {
         members: usize,
         /// How many are needed.
         needed: usize,
+    },
+    /// They were changed while the server ran, which wrote down who they are.
+    #[error(
+        "the safekeepers of {timeline} were changed while the server ran (generation {generation}): that is how they are changed from now on"
+    )]
+    ChangedOnline {
+        /// A timeline that was told.
+        timeline: TimelineId,
+        /// Of which generation.
+        generation: MemberGeneration,
     },
     /// A folder cannot be used.
     #[error(transparent)]
@@ -106,7 +119,12 @@ impl<'a> Holders<'a> {
         for folder in folders {
             let dir = dir_of(folder, tenant, timeline);
             let failed = |source| OfflineError::Timeline { folder: folder.to_path_buf(), source };
-            loaded.push((folder.as_path(), Timeline::load(&dir, timeline, None, None, faults).map_err(failed)?));
+            let holder = Timeline::load(&dir, timeline, NO_DISK, None, None, faults).map_err(failed)?;
+            let generation = holder.membership().generation;
+            if generation > MemberGeneration::default() {
+                return Err(OfflineError::ChangedOnline { timeline, generation });
+            }
+            loaded.push((folder.as_path(), holder));
         }
         let promised = loaded.iter().map(|(_, timeline)| timeline.state().term).max().unwrap_or(Term::new(0));
         Ok(Holders { tenant, timeline, loaded, term: Term::new(promised.get() + 1), faults })
@@ -116,10 +134,11 @@ impl<'a> Holders<'a> {
     pub(crate) fn raise(&self) -> Result<(), OfflineError> {
         for (folder, holder) in &self.loaded {
             let dir = dir_of(folder, self.tenant, self.timeline);
-            control_file::store(&dir, holder.spec(), &self.promised(holder), self.faults).map_err(|source| {
-                let source = TimelineError::ControlFile { timeline: self.timeline, source };
-                OfflineError::Timeline { folder: folder.to_path_buf(), source }
-            })?;
+            control_file::store(&dir, holder.spec(), &self.promised(holder), holder.membership(), self.faults)
+                .map_err(|source| {
+                    let source = TimelineError::ControlFile { timeline: self.timeline, source };
+                    OfflineError::Timeline { folder: folder.to_path_buf(), source }
+                })?;
         }
         Ok(())
     }
@@ -211,7 +230,8 @@ impl Holders<'_> {
             folder: to.to_owned(),
             source: TimelineError::ControlFile { timeline, source },
         };
-        let file = control_file::create(&fresh, source.spec(), state, self.faults).map_err(control)?;
+        let file =
+            control_file::create(&fresh, source.spec(), state, source.membership(), self.faults).map_err(control)?;
         self.at("copy.fsync", "fsync", &fresh, || file.sync_all())?;
         for folder in [&fresh.join("wal"), &fresh] {
             self.at("copy.folder_fsync", "fsync", folder, || control_file::sync_dir(folder))?;

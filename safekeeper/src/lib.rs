@@ -10,6 +10,9 @@
 //!                                                            └── whole committed segments ──► archive: the object store
 //! ```
 //!
+//! Who the members are is told by writers and by control, counts with control's signature only, and is kept with each timeline; this one is known
+//! by the disk of its folder.
+//!
 //! Invariants (SK-1 to SK-9 are functions in `ardent_quorum::invariant`):
 //! - Nothing is acknowledged before it is durable; one fsync serves all appends that queued up during the one before.
 //! - A timeline is owned by one thread; nobody else writes its files. Its writer's connection lives on the same thread, so that an
@@ -22,7 +25,8 @@
 //! - Memory is bounded: what a stranger sends before its token, handshakes under way, what a connection has queued, what a batch
 //!   writes, one segment while it is archived, a block of one for each reader of the archive, and only timelines in use are loaded.
 //!
-//! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers.
+//! Not known here: what is in a WAL record, who may write which branch (tokens say it), other safekeepers, but for the one that a timeline is
+//! copied from when this one joins.
 //!
 //! Start reading with [`Safekeeper::start`], then `disk_worker`, `timeline`, `wal_files`. Formats:
 //! `docs/formats/safekeeper-state.md`, `docs/formats/wal-service.md`, `docs/formats/wal-archive.md`. Protocol: `docs/quorum.md`.
@@ -31,6 +35,8 @@ mod archive;
 mod archived_segment;
 mod connection;
 mod control_file;
+mod copy;
+mod disk;
 mod disk_worker;
 mod failure;
 mod follow;
@@ -51,6 +57,7 @@ mod wal_files;
 pub use archive::ArchiveError;
 pub use archived_segment::SegmentFormatError;
 pub use control_file::ControlFileError;
+pub use copy::CopyError;
 pub use failure::TimelineError;
 pub use holders::{CopiedTimeline, OfflineError};
 pub use rebuild::{rebuild, rebuild_with_faults};

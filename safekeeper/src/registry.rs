@@ -1,17 +1,26 @@
 //! Which worker owns which timeline; requests to workers as async calls.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use ardent_api::wal_service::{TimelineSpec, TimelineStatus};
+use ardent_api::token::TokenVerifier;
+use ardent_api::wal_service::{
+    CopySource, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus,
+};
+use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
-use ardent_types::{Lsn, TenantId, Term, TimelineId};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 
+use crate::copy::{self, CopyError};
 use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
 use crate::failure::TimelineError;
 use crate::follow::read_committed;
@@ -22,7 +31,61 @@ use crate::wal_files::{ancestor_bytes, is_timeline_dir};
 #[derive(Debug)]
 pub(crate) struct Registry {
     data_dir: PathBuf,
+    disk: DiskId,
     workers: Vec<Worker>,
+    copying: Copying,
+    verifier: TokenVerifier,
+    faults: Arc<FailPoints>,
+}
+
+/// Timelines that are being copied: one copy of each at a time, since they are in one folder until they are whole.
+#[derive(Debug, Default)]
+struct Copying(Arc<Mutex<HashMap<Key, UnderWay>>>);
+
+/// A copy.
+#[derive(Clone, Debug, Default)]
+struct UnderWay {
+    /// Rung when it is not wanted any more.
+    unwanted: CancellationToken,
+    /// Rung when nothing of it is written any more.
+    ended: CancellationToken,
+}
+
+/// Ends with the copy.
+struct CopyTurn {
+    key: Key,
+    all: Arc<Mutex<HashMap<Key, UnderWay>>>,
+    unwanted: CancellationToken,
+    /// Dropped after it is taken off the list.
+    _ended: DropGuard,
+}
+
+impl Copying {
+    fn begin(&self, key: Key) -> Option<CopyTurn> {
+        let mut all = self.0.lock();
+        if all.contains_key(&key) {
+            return None;
+        }
+        let under_way = UnderWay::default();
+        all.insert(key, under_way.clone());
+        let UnderWay { unwanted, ended } = under_way;
+        Some(CopyTurn { key, all: Arc::clone(&self.0), unwanted, _ended: ended.drop_guard() })
+    }
+
+    /// Ends the copy of it, if one is under way, and waits for that.
+    async fn end(&self, key: Key) {
+        loop {
+            let Some(under_way) = self.0.lock().get(&key).cloned() else { return };
+            under_way.unwanted.cancel();
+            under_way.ended.cancelled().await;
+        }
+    }
+}
+
+impl Drop for CopyTurn {
+    fn drop(&mut self) {
+        self.all.lock().remove(&self.key);
+    }
 }
 
 /// A thread that owns timelines.
@@ -52,7 +115,12 @@ impl Registry {
             };
             threads.push(thread.spawn(body)?);
         }
-        Ok((Registry { data_dir: config.data_dir, workers: senders }, threads))
+        let WorkerConfig { data_dir, disk, verifier, faults, .. } = config;
+        Ok((Registry { data_dir, disk, workers: senders, copying: Copying::default(), verifier, faults }, threads))
+    }
+
+    pub(crate) fn disk(&self) -> DiskId {
+        self.disk
     }
 
     pub(crate) fn data_dir(&self) -> &Path {
@@ -121,7 +189,85 @@ impl Registry {
         Ok(all)
     }
 
+    pub(crate) async fn outline(&self, key: Key) -> Result<TimelineOutline, TimelineError> {
+        self.ask(key, Command::Outline).await
+    }
+
+    pub(crate) async fn configure(
+        &self,
+        key: Key,
+        membership: Membership,
+        promise: Option<PromisedTerm>,
+    ) -> Result<MemberStanding, TimelineError> {
+        self.ask(key, |answer| Command::Configure { membership, promise, answer }).await
+    }
+
+    /// Makes a timeline by copying what is committed of it. One that is here already stays as it is.
+    pub(crate) async fn copy(&self, source: &CopySource) -> Result<(), TimelineError> {
+        let key = (source.tenant, source.timeline);
+        let dir = self.data_dir.join(source.tenant.to_string()).join(source.timeline.to_string());
+        let failed = |error| TimelineError::Copy { timeline: source.timeline, source: error };
+        let turn = Arc::new(self.copying.begin(key).ok_or_else(|| failed(CopyError::UnderWay))?);
+        if is_timeline_dir(&dir) {
+            let faults = Arc::clone(&self.faults);
+            let synced = tokio::task::spawn_blocking(move || copy::sync_place(&dir, &faults)).await;
+            return synced.map_err(|_| failed(CopyError::Stopping))?.map_err(failed);
+        }
+        tokio::select! {
+            copied = self.copy_anew(key, source, &dir, &turn) => copied,
+            () = turn.unwanted.cancelled() => Err(failed(CopyError::Deleted)),
+        }
+    }
+
+    /// A copy that is given up in the middle is not put in its place any more.
+    async fn copy_anew(
+        &self,
+        key: Key,
+        source: &CopySource,
+        dir: &Path,
+        turn: &Arc<CopyTurn>,
+    ) -> Result<(), TimelineError> {
+        let failed = |error| TimelineError::Copy { timeline: source.timeline, source: error };
+        let outline = copy::outline_of(source).await.map_err(failed)?;
+        if (outline.spec.tenant, outline.spec.timeline) != key {
+            return Err(failed(CopyError::Contradiction("it is another timeline")));
+        }
+        check_spec(&outline.spec)?;
+        let membership = &outline.membership;
+        if membership.generation > MemberGeneration::default() && !self.verifier.has_sealed(membership) {
+            let (timeline, generation) = (source.timeline, membership.generation);
+            return Err(TimelineError::ForgedMembers { timeline, generation });
+        }
+        let before = self.ancestor_bytes(&outline.spec).await;
+        let fresh = dir.with_file_name(format!(".copying-{}", source.timeline));
+        copy::copy(source, outline, before, fresh.clone(), Arc::clone(turn), &self.faults).await.map_err(failed)?;
+        self.ask(key, |answer| Command::Install { fresh, answer }).await
+    }
+
+    /// Whether no tenant has a timeline here.
+    pub(crate) async fn is_empty(&self) -> io::Result<bool> {
+        let dir = self.data_dir.clone();
+        let look = move || {
+            for tenant in std::fs::read_dir(&dir)? {
+                let tenant = tenant?;
+                let is_tenant = tenant.file_name().to_str().is_some_and(|name| name.parse::<TenantId>().is_ok());
+                if !is_tenant {
+                    continue;
+                }
+                for timeline in std::fs::read_dir(tenant.path())? {
+                    if is_timeline_dir(&timeline?.path()) {
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
+        };
+        tokio::task::spawn_blocking(look).await.map_err(io::Error::other)?
+    }
+
     pub(crate) async fn delete(&self, key: Key) -> Result<(), TimelineError> {
+        // A copy that ends later would bring it back.
+        self.copying.end(key).await;
         self.ask(key, Command::Delete).await
     }
 

@@ -17,10 +17,12 @@ use ardent_api::token::TokenVerifier;
 use ardent_object_store::ObjectStore;
 use ardent_object_store::fault::FailPoints;
 use ardent_service_tls::{Identity, IdentityError};
+use ardent_types::{DiskId, ParseDiskIdError};
 
 use crate::archive::{Archiver, ArchiverThread, Stalls};
 use crate::connection::{self, Shared, Writer};
 use crate::control_file::sync_dir;
+use crate::disk;
 use crate::disk_worker::WorkerConfig;
 use crate::listener::{Accepted, Encryption, Listener, Protocol};
 use crate::metrics::{Connected, Metrics};
@@ -100,6 +102,16 @@ pub enum StartError {
         /// The folder.
         path: PathBuf,
     },
+    /// The file that says which disk it is.
+    #[error(
+        "{path} does not say which disk this is: put back what it said, or empty the folder and let this safekeeper replace the one that it was"
+    )]
+    DiskId {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ParseDiskIdError,
+    },
     /// Another process has it.
     #[error("another safekeeper uses the data folder {path}; stop that one first")]
     InUse {
@@ -131,6 +143,7 @@ pub enum StartError {
 /// A running safekeeper.
 #[derive(Debug)]
 pub struct Safekeeper {
+    disk: DiskId,
     addresses: Vec<ServiceAddr>,
     replication_addresses: Vec<ServiceAddr>,
     cancel: CancellationToken,
@@ -146,6 +159,7 @@ impl Safekeeper {
     /// Starts serving. Everything ends when `cancel` is cancelled or [`Safekeeper::shutdown`] is called.
     pub async fn start(config: SafekeeperConfig, cancel: CancellationToken) -> Result<Safekeeper, StartError> {
         let lock = prepare_data_dir(&config.data_dir)?;
+        let disk = disk::load_or_make(&config.data_dir, &config.faults)?;
         mark_archive(&config.data_dir, config.archive.is_some(), &config.faults)?;
         let mut listeners = Vec::with_capacity(config.listen.len());
         let encryption = encryption(&config)?;
@@ -164,6 +178,8 @@ impl Safekeeper {
             faults: config.faults,
             metrics: metrics.clone(),
             data_dir: config.data_dir.clone(),
+            disk,
+            verifier: config.verifier.clone(),
             keep: Keep { near_bytes: config.wal_keep_bytes, for_others_bytes: config.keep_for_others_bytes },
             unload_after: config.unload_after,
         };
@@ -187,6 +203,7 @@ impl Safekeeper {
         }
         tasks.close();
         Ok(Safekeeper {
+            disk,
             addresses,
             replication_addresses,
             cancel,
@@ -208,6 +225,11 @@ impl Safekeeper {
     pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
         let stalls = self.archive_stalls.clone();
         move || stalls.as_ref().map(Stalls::problems).unwrap_or_default()
+    }
+
+    /// Which disk it is on.
+    pub fn disk(&self) -> DiskId {
+        self.disk
     }
 
     /// Where it listens, with real port numbers.
@@ -301,6 +323,9 @@ fn mark_archive(dir: &Path, has_archive: bool, faults: &FailPoints) -> Result<()
     }
 }
 
+/// How the names begin of what an interruption leaves beside timelines.
+const LEFTOVERS: [&str; 3] = [".creating-", ".copying-", ".deleted-"];
+
 fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for tenant in fs::read_dir(dir)? {
         let tenant = tenant?.path();
@@ -310,8 +335,7 @@ fn remove_leftovers(dir: &Path) -> io::Result<()> {
         for entry in fs::read_dir(&tenant)? {
             let entry = entry?;
             let name = entry.file_name();
-            let is_leftover =
-                name.to_str().is_some_and(|name| name.starts_with(".creating-") || name.starts_with(".deleted-"));
+            let is_leftover = name.to_str().is_some_and(|name| LEFTOVERS.iter().any(|prefix| name.starts_with(prefix)));
             if is_leftover {
                 fs::remove_dir_all(entry.path())?;
             }

@@ -10,12 +10,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
+use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
-    Append, Begin, RecordEnd, Response, TimelineSpec, TimelineStatus, Vote, VoteReply, WAL_LEN_MAX,
+    Append, Begin, MemberStanding, Membership, PromisedTerm, RecordEnd, Response, TimelineOutline, TimelineSpec,
+    TimelineStatus, Vote, VoteReply, VoteSource, WAL_LEN_MAX,
 };
 use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
-use ardent_quorum::{Acceptor, AcceptorEffect, AcceptorState, Configuration, MemberGeneration, OutOfOrder, Reply};
+use ardent_quorum::{
+    Acceptor, AcceptorEffect, AcceptorState, Configuration, DiskId, MemberGeneration, OutOfOrder, Promise, Reply,
+    VoteAnswer,
+};
 use ardent_types::{Lsn, Term, TimelineId};
 
 use crate::archive::{ArchivedWal, Archiver, WalArchive};
@@ -120,8 +125,13 @@ pub(crate) struct Timeline {
     files: WalFiles,
     view: Arc<TimelineView>,
     commit: watch::Sender<Lsn>,
+    /// The acceptor's configuration, with addresses.
+    membership: Membership,
+    disk: DiskId,
     /// The connection that appended last.
     writer: Option<Replies>,
+    /// The connection that was promised a term last.
+    candidate: Option<Replies>,
     dirty: bool,
     archiver: Option<Archiver>,
     /// The segment that the log had reached when the archiver was last told.
@@ -152,7 +162,8 @@ impl Timeline {
         let names = SegmentNames::new(fresh.join("wal"), spec);
         let mut files = WalFiles::create(names, spec, known_major(spec)?, before, faults).map_err(&wal)?;
         let start = RecordEnd { end: spec.start_lsn, start: spec.prev_lsn };
-        let state = control_file::create(&fresh, spec, &AcceptorState::new(start), faults)
+        let (state, membership) = (AcceptorState::new(start), Membership::default());
+        let state = control_file::create(&fresh, spec, &state, &membership, faults)
             .map_err(|source| TimelineError::ControlFile { timeline: spec.timeline, source })?;
         // Both at once: a file system's journal takes them in one commit.
         let (state_synced, files_synced) = std::thread::scope(|scope| {
@@ -165,16 +176,21 @@ impl Timeline {
             Ok(synced) => synced.map_err(|source| io("fsync", &fresh, source))?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
-        let sync = |folder: &Path| {
-            let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(folder));
-            synced.map_err(|source| io("fsync", folder, source))
-        };
-        sync(&fresh)?;
+        let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(&fresh));
+        synced.map_err(|source| io("fsync", &fresh, source))?;
         let renamed = faults.pass("timeline.rename").and_then(|()| fs::rename(&fresh, dir));
         renamed.map_err(|source| io("create", dir, source))?;
+        Self::sync_place(dir, spec.timeline, faults)
+    }
+
+    /// Makes it durable that the folder is where it is.
+    pub(crate) fn sync_place(dir: &Path, timeline: TimelineId, faults: &FailPoints) -> Result<(), TimelineError> {
+        let io = control_failure(timeline);
+        let parent = dir.parent().expect("a timeline's folder is in its tenant's");
         // The tenant's folder may be new as well.
         for folder in [Some(parent), parent.parent()].into_iter().flatten() {
-            sync(folder)?;
+            let synced = faults.pass("timeline.folder_fsync").and_then(|()| control_file::sync_dir(folder));
+            synced.map_err(|source| io("fsync", folder, source))?;
         }
         Ok(())
     }
@@ -184,6 +200,7 @@ impl Timeline {
     pub(crate) fn load(
         dir: &Path,
         timeline: TimelineId,
+        disk: DiskId,
         limit: Option<Lsn>,
         archiver: Option<&Archiver>,
         faults: &Arc<FailPoints>,
@@ -191,7 +208,7 @@ impl Timeline {
         if !crate::wal_files::is_timeline_dir(dir) {
             return Err(TimelineError::NotFound(timeline));
         }
-        let (spec, state) =
+        let control_file::Content { spec, state, membership } =
             control_file::load(dir).map_err(|source| TimelineError::ControlFile { timeline, source })?;
         let major = known_major(&spec)?;
         let names = SegmentNames::new(dir.join("wal"), &spec);
@@ -218,7 +235,10 @@ impl Timeline {
             files,
             view: Arc::new(view),
             commit,
+            membership,
+            disk,
             writer: None,
+            candidate: None,
             dirty: false,
             archiver: archiver.cloned(),
             offered: known.unwrap_or_default().max(oldest).segment_number(spec.wal_segment_size),
@@ -273,7 +293,16 @@ impl Timeline {
 
     /// Whether anybody but its worker holds it.
     pub(crate) fn is_in_use(&self) -> bool {
-        Arc::strong_count(&self.view) > 1 || self.writer.as_ref().is_some_and(|writer| !writer.is_closed())
+        Arc::strong_count(&self.view) > 1 || self.has_writer()
+    }
+
+    /// Whether somebody is connected who writes it, or asked to.
+    fn has_writer(&self) -> bool {
+        [&self.writer, &self.candidate].into_iter().flatten().any(|writer| !writer.is_closed())
+    }
+
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.membership
     }
 
     pub(crate) fn status(&self) -> TimelineStatus {
@@ -287,25 +316,140 @@ impl Timeline {
         }
     }
 
-    pub(crate) fn vote(&mut self, vote: &Vote, to: &Replies) -> Result<(), TimelineError> {
+    /// `by`: the members that the writer goes by. One that does not say is of a version that knows of none, and goes by generation 0.
+    pub(crate) fn vote(
+        &mut self,
+        vote: &Vote,
+        by: Option<&Membership>,
+        verifier: &TokenVerifier,
+        to: &Replies,
+    ) -> Result<(), TimelineError> {
+        let (timeline, none) = (self.id(), Membership::default());
+        if by.is_none() && self.membership.generation > none.generation {
+            return Err(TimelineError::UntoldWriter { timeline, in_force: self.membership.generation });
+        }
+        let membership = by.unwrap_or(&none);
+        let configuration = self.configuration_of(membership, verifier)?;
+        let mut effects = Vec::new();
+        self.acceptor.vote(vote, &configuration, &mut effects).map_err(out_of_order(timeline))?;
+        self.members_taken(membership, Some(to));
+        // Whoever is refused is nobody's writer: it must not stand in the way of one that is.
+        let is_granted =
+            |effect: &AcceptorEffect| matches!(effect, AcceptorEffect::Reply(Reply::Vote(answer)) if answer.granted);
+        if effects.iter().any(is_granted) {
+            self.candidate = Some(to.clone());
+        }
+        for effect in effects {
+            let reply = match effect {
+                AcceptorEffect::Reply(Reply::Vote(answer)) => self.vote_reply(answer),
+                effect => {
+                    self.carry_out(vec![effect], Some(to))?;
+                    continue;
+                }
+            };
+            let source = || VoteSource { disk: self.disk, membership: self.membership.clone() };
+            // A writer that has gone away asks again when it is back.
+            let _ = to.send(match by {
+                Some(_) => Response::VoteIn(reply, source()),
+                None => Response::Vote(reply),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn begin(
+        &mut self,
+        begin: &Begin,
+        generation: MemberGeneration,
+        to: &Replies,
+    ) -> Result<(), TimelineError> {
         let mut effects = Vec::new();
         let out_of_order = out_of_order(self.id());
-        self.acceptor.vote(vote, &Configuration::default(), &mut effects).map_err(out_of_order)?;
+        self.acceptor.begin(begin, generation, &mut effects).map_err(out_of_order)?;
         self.carry_out(effects, Some(to))
     }
 
-    pub(crate) fn begin(&mut self, begin: &Begin, to: &Replies) -> Result<(), TimelineError> {
+    /// A list that is newer than the one here counts with control's seal only: who may write a branch must not be able to say who keeps it.
+    fn configuration_of(
+        &self,
+        membership: &Membership,
+        verifier: &TokenVerifier,
+    ) -> Result<Configuration, TimelineError> {
+        let (timeline, generation) = (self.id(), membership.generation);
+        let configuration = Configuration::of(membership).ok_or(TimelineError::BadMembers { timeline })?;
+        if generation > self.membership.generation && !verifier.has_sealed(membership) {
+            return Err(TimelineError::ForgedMembers { timeline, generation });
+        }
+        Ok(configuration)
+    }
+
+    /// After the acceptor was told of these members: if it has taken them, their addresses are its own's as well, and whoever writes by older
+    /// ones is told to ask again, `told` excepted.
+    fn members_taken(&mut self, membership: &Membership, told: Option<&Replies>) {
+        let in_force = self.acceptor.state().configuration.generation();
+        if in_force != membership.generation || self.membership.generation == in_force {
+            return;
+        }
+        let given = std::mem::replace(&mut self.membership, membership.clone()).generation;
+        let error = out_of_order(self.id())(OutOfOrder::OtherMembers { given, in_force });
+        let mut others: Vec<Replies> = [self.writer.take(), self.candidate.take()].into_iter().flatten().collect();
+        others.dedup_by(|one, other| one.same_channel(other));
+        for other in others.iter().filter(|other| !told.is_some_and(|told| told.same_channel(other))) {
+            // One that has gone away asks anyway when it is back.
+            let _ = other.send(error.response(0));
+        }
+    }
+
+    /// The members change: see [`Acceptor::configure`]. What is answered is durable.
+    pub(crate) fn configure(
+        &mut self,
+        membership: &Membership,
+        verifier: &TokenVerifier,
+        promise: Option<PromisedTerm>,
+    ) -> Result<MemberStanding, TimelineError> {
+        let configuration = self.configuration_of(membership, verifier)?;
+        let promise = promise.map(|promise| Promise { term: promise.term, proposer: promise.proposer });
         let mut effects = Vec::new();
-        let out_of_order = out_of_order(self.id());
-        self.acceptor.begin(begin, MemberGeneration::default(), &mut effects).map_err(out_of_order)?;
-        self.carry_out(effects, Some(to))
+        self.acceptor.configure(&configuration, promise, &mut effects).map_err(out_of_order(self.id()))?;
+        self.members_taken(membership, None);
+        self.carry_out(effects, None)?;
+        let standing = self.acceptor.standing();
+        Ok(MemberStanding {
+            disk: self.disk,
+            membership: self.membership.clone(),
+            promise: PromisedTerm { term: standing.promise.term, proposer: standing.promise.proposer },
+            last_term: standing.position.term,
+            flush_lsn: standing.position.flush_lsn,
+            has_begun: standing.has_begun,
+            has_writer: self.has_writer(),
+            oldest_lsn: self.view.oldest_lsn(),
+        })
+    }
+
+    /// What one that joins has to begin with.
+    pub(crate) fn outline(&self) -> TimelineOutline {
+        let state = self.acceptor.state().for_joining();
+        TimelineOutline {
+            spec: self.view.spec,
+            promise: PromisedTerm { term: state.term, proposer: state.voted_for },
+            history: state.history.entries().to_vec(),
+            commit: state.commit,
+            start: state.start,
+            oldest_lsn: self.view.oldest_lsn(),
+            membership: self.membership.clone(),
+        }
     }
 
     /// Writes; the answer comes when [`Timeline::sync`] has made it durable. True: there is something to sync.
-    pub(crate) fn append(&mut self, append: Append, to: &Replies) -> Result<bool, TimelineError> {
+    pub(crate) fn append(
+        &mut self,
+        append: Append,
+        generation: MemberGeneration,
+        to: &Replies,
+    ) -> Result<bool, TimelineError> {
         let mut effects = Vec::new();
         let out_of_order = out_of_order(self.id());
-        self.acceptor.append(append, MemberGeneration::default(), &mut effects).map_err(out_of_order)?;
+        self.acceptor.append(append, generation, &mut effects).map_err(out_of_order)?;
         // A stale writer is answered at once; only one that was not refused becomes the one that syncs answer.
         let wrote = effects.iter().any(|effect| matches!(effect, AcceptorEffect::Write { .. }));
         if wrote && !self.writer.as_ref().is_some_and(|writer| writer.same_channel(to)) {
@@ -353,25 +497,29 @@ impl Timeline {
 
     fn response(&self, reply: Reply) -> Response {
         match reply {
-            Reply::Vote(answer) => Response::Vote(VoteReply {
-                attempt: answer.attempt,
-                term: answer.term,
-                granted: answer.granted,
-                history: answer.history.entries().to_vec(),
-                flush_lsn: answer.flush_lsn,
-                commit: answer.commit,
-                start: answer.start,
-                oldest_lsn: self.view.oldest_lsn(),
-                pg_major: self.view.spec.pg_major,
-                wal_segment_size: self.view.spec.wal_segment_size,
-            }),
+            Reply::Vote(answer) => Response::Vote(self.vote_reply(answer)),
             Reply::Begin(reply) => Response::Begin(reply),
             Reply::Append(reply) => Response::Append(reply),
         }
     }
 
+    fn vote_reply(&self, answer: VoteAnswer) -> VoteReply {
+        VoteReply {
+            attempt: answer.attempt,
+            term: answer.term,
+            granted: answer.granted,
+            history: answer.history.entries().to_vec(),
+            flush_lsn: answer.flush_lsn,
+            commit: answer.commit,
+            start: answer.start,
+            oldest_lsn: self.view.oldest_lsn(),
+            pg_major: self.view.spec.pg_major,
+            wal_segment_size: self.view.spec.wal_segment_size,
+        }
+    }
+
     fn store(&self, state: &AcceptorState) -> Result<(), TimelineError> {
-        control_file::store(&self.dir, &self.view.spec, state, &self.faults)
+        control_file::store(&self.dir, &self.view.spec, state, &self.membership, &self.faults)
             .map_err(|source| TimelineError::ControlFile { timeline: self.id(), source })
     }
 
@@ -457,7 +605,7 @@ impl Timeline {
     }
 }
 
-fn known_major(spec: &TimelineSpec) -> Result<PgMajor, TimelineError> {
+pub(crate) fn known_major(spec: &TimelineSpec) -> Result<PgMajor, TimelineError> {
     let unknown = TimelineError::UnknownMajor { timeline: spec.timeline, pg_major: spec.pg_major };
     PgMajor::from_number(spec.pg_major).ok_or(unknown)
 }

@@ -174,7 +174,8 @@ impl OpenSegment {
 }
 
 impl WalFiles {
-    fn new(names: SegmentNames, faults: &Arc<FailPoints>) -> WalFiles {
+    /// For a log that begins with a whole segment.
+    pub(crate) fn new(names: SegmentNames, faults: &Arc<FailPoints>) -> WalFiles {
         WalFiles { names, current: None, unsynced: Vec::new(), names_changed: false, faults: Arc::clone(faults) }
     }
 

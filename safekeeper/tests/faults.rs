@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::{Rights, TokenVerifier};
+use ardent_api::wal_service::{CopySource, Member, Membership};
 use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_object_store::{FaultyStore, LocalFolder, list_all};
 use ardent_pg_format::segment::wal_file_name;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig, rebuild_with_faults, reconfigure_with_faults};
-use ardent_types::{Lsn, TimelineId};
-use ardent_wal_client::{Ancestor, ClientError, Elected, Proposer, SafekeeperClient, TimelineSpec, WalReader};
+use ardent_types::{Lsn, MemberGeneration, TimelineId};
+use ardent_wal_client::{
+    Ancestor, ClientError, Elected, Proposer, ProposerConfig, SafekeeperClient, TimelineSpec, WalReader,
+};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
@@ -32,10 +35,14 @@ const AT_ONCE: usize = 12;
 const SEGMENT_BYTES: u64 = 1 << 20;
 
 /// Points that are passed while a safekeeper starts, serves and stops.
-const SERVING: [&str; 34] = [
+const SERVING: [&str; 43] = [
     "delete.folder_fsync",
     "delete.remove",
     "delete.rename",
+    "join.folder_fsync",
+    "join.fsync",
+    "join.mkdir",
+    "join.rename",
     "local.create",
     "local.folder_fsync",
     "local.fsync",
@@ -45,6 +52,11 @@ const SERVING: [&str; 34] = [
     "mark.create",
     "mark.folder_fsync",
     "mark.fsync",
+    "member.create",
+    "member.folder_fsync",
+    "member.fsync",
+    "member.rename",
+    "member.write",
     "state.create",
     "state.folder_fsync",
     "state.fsync",
@@ -295,6 +307,54 @@ impl House {
     }
 }
 
+/// It joins those that keep a timeline: copies it from another safekeeper, is told who the members are, and forgets it in the end.
+async fn join(house: &mut House) {
+    let (other_dir, spec) = (house.dir.path().join("other"), house.world.spec);
+    std::fs::create_dir(&other_dir).expect("a folder");
+    let (tenant, timeline) = (spec.tenant, TimelineId::generate());
+    let other = house.world.start(&other_dir).await;
+    let address = other.addresses()[0].clone();
+    let mut client = house.world.client(&address).await;
+    client.create_timeline(TimelineSpec { timeline, ..spec }).await.expect("made");
+    let token = house.world.token(Rights::Write);
+    let config = ProposerConfig::new(tenant, timeline, vec![address.clone()], token.clone());
+    let (proposer, elected) = Proposer::elect(config, CancellationToken::new()).await.expect("elected");
+    let mut wal = house.world.wal(elected.end_lsn, elected.prev_lsn);
+    let (start, data) = wal.take(1_200_000);
+    proposer.append(start, data).await.expect("appended");
+    support::reached(proposer.committed(), wal.end()).await;
+    proposer.shutdown().await;
+
+    let source = CopySource { tenant, timeline, address, token: token.clone() };
+    let copy = async |house: &House| house.client().await?.copy_timeline(source.clone()).await;
+    house.until("a timeline is copied", copy).await;
+    let disk = house.until("its disk", async |house: &House| house.client().await?.identify().await).await;
+    let members = vec![Member { disk, address: house.address.clone() }];
+    let membership = Membership { generation: MemberGeneration::new(1), members, ..Membership::default() };
+    let membership = house.world.issuer.seal(&membership);
+    let tell = async |house: &House| house.client().await?.configure(timeline, membership.clone(), None).await;
+    let standing = house.until("it is told of the members", tell).await;
+    assert_eq!((standing.disk, standing.flush_lsn, &standing.membership), (disk, wal.end(), &membership));
+    // What it holds is what was committed, also if it died with the state half written.
+    let status = async |house: &House| house.client().await?.status(timeline).await;
+    let status = house.until("a status", status).await;
+    assert_eq!((status.flush_lsn, status.commit_lsn), (wal.end(), wal.end()));
+    let addresses = [house.address.clone()];
+    let read = async |_: &House| {
+        let mut reader = WalReader::connect(&addresses, tenant, timeline, &token, spec.start_lsn).await?;
+        let mut bytes = Vec::new();
+        while reader.next_lsn() < wal.end() {
+            bytes.extend_from_slice(&reader.next().await?.bytes);
+        }
+        Ok::<_, ClientError>(bytes)
+    };
+    let read = house.until("the copy is read", read).await;
+    assert!(read == wal.bytes(), "the copy has other bytes");
+    let delete = async |house: &House| house.client().await?.delete_timeline(timeline).await;
+    house.until("it forgets the timeline", delete).await;
+    other.shutdown().await;
+}
+
 /// Two lives of a safekeeper. `fates` are those of the processes that begin them.
 async fn live(fates: [Option<&Fate>; 2]) -> House {
     let mut house = House::new();
@@ -310,6 +370,7 @@ async fn live(fates: [Option<&Fate>; 2]) -> House {
     house.create(branch).await;
     let delete = async |house: &House| house.client().await?.delete_timeline(branch.timeline).await;
     house.until("a timeline is deleted", delete).await;
+    join(&mut house).await;
     house.write(&proposer, &mut wal, &[5, 1_000_000]).await;
     house.log.extend_from_slice(wal.bytes());
     // A safekeeper that was killed knows from its writer what is committed.
@@ -347,7 +408,10 @@ async fn live(fates: [Option<&Fate>; 2]) -> House {
     let tenant = house.dir.path().join("data").join(spec.tenant.to_string());
     assert_eq!(std::fs::read_dir(tenant).expect("listed").count(), 1, "nothing is left of the other one");
     let store = LocalFolder::attach(&house.dir.path().join("store")).expect("a store");
-    let archived = list_all(&store, "timelines/", false).expect("listed").objects.len() as u64;
+    let archived = list_all(&store, &format!("timelines/{}/{}/", spec.tenant, spec.timeline), false)
+        .expect("listed")
+        .objects
+        .len() as u64;
     let size = spec.wal_segment_size;
     assert_eq!(archived, house.acknowledged().segment_number(size) - spec.start_lsn.segment_number(size));
     house

@@ -5,7 +5,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Stdio};
 
 use ardent_test_pg::{bin_dir_of, test_major};
@@ -44,10 +44,12 @@ pub struct Apart {
 }
 
 /// In the order in which they are started; stopped in the opposite one.
-const ROLES: [&str; 7] =
-    ["safekeeper-1", "safekeeper-2", "safekeeper-3", "pageserver", SECOND_PAGE_SERVER, "control", "proxy"];
+const ROLES: [&str; 8] =
+    ["safekeeper-1", "safekeeper-2", "safekeeper-3", SPARE, "pageserver", SECOND_PAGE_SERVER, "control", "proxy"];
 /// The first of them.
 const SAFEKEEPERS: [&str; 3] = ["safekeeper-1", "safekeeper-2", "safekeeper-3"];
+/// A safekeeper that is none of those that control and page servers are started with. Started only where a test asks for it.
+const SPARE: &str = "safekeeper-4";
 /// What a safekeeper's disk has in a network of its own.
 const SMALL_DISK_MB: u32 = 512;
 /// A page server on the first one's store, with a folder of its own. Started only where a test asks for it.
@@ -91,7 +93,7 @@ impl Apart {
             }
         }
         apart.ok(&["keys", "--data-dir", &apart.path("data")]);
-        for role in ROLES.into_iter().filter(|role| *role != SECOND_PAGE_SERVER) {
+        for role in ROLES.into_iter().filter(|role| ![SECOND_PAGE_SERVER, SPARE].contains(role)) {
             apart.up(role);
         }
         apart
@@ -140,11 +142,13 @@ impl Apart {
         if role == SECOND_PAGE_SERVER {
             arguments.push(format!("--store={store}"));
         }
-        if self.has_archive && SAFEKEEPERS.contains(&role) {
+        let is_safekeeper = role == SPARE || SAFEKEEPERS.contains(&role);
+        if self.has_archive && is_safekeeper {
             arguments.push(format!("--archive={store}"));
         }
         if matches!(role, "control" | "pageserver" | SECOND_PAGE_SERVER) {
-            arguments.extend(self.safekeepers.values().map(|address| format!("--safekeeper={address}")));
+            let first = self.safekeepers.iter().filter(|(name, _)| **name != SPARE);
+            arguments.extend(first.map(|(_, address)| format!("--safekeeper={address}")));
         }
         let log = File::options().create(true).append(true).open(self.log_path(role)).expect("a log can be opened");
         let mut child = clean_command(&program(), self.root.path())
@@ -162,7 +166,7 @@ impl Apart {
                 panic!("{role} ended ({status:?}): {}", self.log(role));
             }
         }
-        if SAFEKEEPERS.contains(&role) {
+        if is_safekeeper {
             line.clear();
             stdout.read_line(&mut line).expect("a pipe can be read");
             let address = line.strip_prefix("address").expect("it says where it is").trim().to_owned();
@@ -178,6 +182,23 @@ impl Apart {
         let mut role = self.roles.remove(role).expect("it runs");
         role.child.kill().expect("a child can be killed");
         role.child.wait().expect("a child can be waited for");
+    }
+
+    /// Kills a safekeeper, and moves what it has away: started again it is another one, with another key where it has one. Gives where its folder is.
+    pub fn lose_disk(&mut self, safekeeper: &str) -> PathBuf {
+        self.kill(safekeeper);
+        let (folder, lost) = (self.folder(safekeeper), self.folder(&format!("lost-{safekeeper}")));
+        fs::rename(folder, &lost).expect("a folder can be moved");
+        self.safekeepers.remove(safekeeper);
+        lost
+    }
+
+    /// Puts it back, in place of what was begun there meanwhile.
+    pub fn find_disk(&mut self, safekeeper: &str, lost: &Path) {
+        self.kill(safekeeper);
+        let folder = self.folder(safekeeper);
+        fs::remove_dir_all(&folder).and_then(|()| fs::rename(lost, folder)).expect("a folder can be moved");
+        self.safekeepers.remove(safekeeper);
     }
 
     /// Halts a role, or lets it go on: it keeps its sockets and answers nothing.
@@ -198,6 +219,16 @@ impl Apart {
     /// The processes below control that are like this: computes.
     pub fn below_control(&self, is_it: impl Fn(&Process) -> bool) -> Vec<Process> {
         descendants(self.pid("control").as_raw()).into_iter().filter(|process| is_it(process)).collect()
+    }
+
+    /// By what a safekeeper is reached, once it was started.
+    pub fn address(&self, safekeeper: &str) -> String {
+        self.safekeepers[safekeeper].clone()
+    }
+
+    /// A role's own folder.
+    pub fn folder(&self, role: &str) -> PathBuf {
+        self.root.path().join(role)
     }
 
     /// A safekeeper's disk, in a network of its own.
@@ -262,6 +293,9 @@ impl Apart {
     }
 
     fn safekeeper_listens(&self, safekeeper: &str) -> String {
+        if safekeeper == SPARE {
+            return self.socket(safekeeper);
+        }
         let number = SAFEKEEPERS.iter().position(|name| *name == safekeeper).expect("it is a safekeeper");
         match number {
             _ if self.has_network => format!("tls:{}:7431", Apart::host(safekeeper)),

@@ -183,9 +183,12 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
             return checks;
         }
     };
-    let concerns = safekeepers::concerns(&safekeepers);
+    let mut concerns = safekeepers::concerns(&safekeepers.safekeepers);
+    concerns.extend(safekeepers::change_concern(&safekeepers));
     if concerns.is_empty() {
-        checks.push(check("safekeepers", CheckOutcome::Ok, safekeepers::summary(&safekeepers), None));
+        let change = safekeepers::change_text(&safekeepers).map(|change| format!("; change: {change}"));
+        let summary = format!("{}{}", safekeepers::summary(&safekeepers.safekeepers), change.unwrap_or_default());
+        checks.push(check("safekeepers", CheckOutcome::Ok, summary, None));
     }
     let warning =
         |concern: Concern| check("safekeepers", CheckOutcome::Warning, concern.message, Some(concern.fix.as_str()));

@@ -17,6 +17,7 @@ pub mod rebase;
 pub mod reconfigure;
 pub mod recover;
 pub mod rehearse;
+mod safekeeper_change;
 mod safekeepers;
 pub mod session;
 

@@ -1,15 +1,20 @@
-//! `ardent reconfigure`: what an installation was made with is changed, while no server runs.
+//! `ardent reconfigure`: what an installation was made with is changed. This is how, while no server runs; while one runs it is asked to
+//! (`safekeeper_change`).
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_api::control::{ApiErrorCode, ErrorInfo, StatusReply};
 use ardent_safekeeper::{CopiedTimeline, reconfigure};
 
-use super::recover::{TimelineReport, known_timelines, refused};
+use super::recover::{TimelineReport, known_timelines, refuse_if_changed_online, refused};
+use super::safekeeper_change;
+use crate::api::Api;
 use crate::args::{ReconfigureCommand, ReconfigureSafekeepersArgs};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
@@ -22,11 +27,104 @@ const SCHEMA_VERSION: u32 = 1;
 /// In the folder of one that is being added: what else is in it does not count yet.
 const JOINING_FILE: &str = "joining";
 
+/// How long it is looked whether the server that was logged into is there.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Runs the command.
-pub fn run(output: &Output, command: &ReconfigureCommand) -> Result<(), Failure> {
+pub fn run(output: &Output, url_flag: Option<&str>, command: &ReconfigureCommand) -> Result<(), Failure> {
     match command {
-        ReconfigureCommand::Safekeepers(args) => safekeepers(output, args),
+        ReconfigureCommand::Safekeepers(args) => match Way::choose(url_flag, args)? {
+            Way::Folder(root, count) => safekeepers(output, &root, count),
+            Way::Server(api) => safekeeper_change::run(output, &api, args),
+        },
     }
+}
+
+/// How it is done.
+enum Way {
+    /// While no server runs on this folder.
+    Folder(PathBuf, u8),
+    /// This server is asked.
+    Server(Api),
+}
+
+impl Way {
+    fn choose(url_flag: Option<&str>, args: &ReconfigureSafekeepersArgs) -> Result<Way, Failure> {
+        let ReconfigureSafekeepersArgs { count, add, remove, replace, cancel, .. } = args;
+        if count.is_none() && add.is_empty() && remove.is_empty() && replace.is_none() && !cancel {
+            return Err(Failure::usage("it is not said how many safekeepers there are to be, or which come and go")
+                .hint("give a number, --replace, --add, --remove or --cancel: ardent reconfigure safekeepers --help"));
+        }
+        let root = up::data_dir(args.data_dir.as_ref())?;
+        if args.data_dir.is_some() {
+            return Self::on_folder(url_flag, args, root);
+        }
+        let api = Api::new(url_flag)?;
+        let Some(count) = args.count.filter(|_| url_flag.is_none() && !args.detach && root.is_dir()) else {
+            return Ok(Way::Server(api));
+        };
+        // The server that was logged into goes first: the usual folder may be another one's.
+        match Api::impatient(None, LOOK_TIMEOUT)?.get::<StatusReply>("/v1/status") {
+            Err(failure) if failure.info.code == ApiErrorCode::StorageUnavailable && !is_used(&root) => {
+                Ok(Way::Folder(root, count))
+            }
+            _ => Ok(Way::Server(api)),
+        }
+    }
+
+    /// Where the folder is named it is that one, or none.
+    fn on_folder(url_flag: Option<&str>, args: &ReconfigureSafekeepersArgs, root: PathBuf) -> Result<Way, Failure> {
+        if is_used(&root) {
+            let api = Api::new(url_flag)?;
+            let status: StatusReply = api.get("/v1/status")?;
+            // Another host's server may keep its data in a folder of that name.
+            if !is_this_host(api.url()) || !is_same_folder(&root, Path::new(&status.data_dir)) {
+                let message = format!(
+                    "a server runs on {}, and {}, which this command would ask, keeps {}",
+                    root.display(),
+                    api.url(),
+                    status.data_dir
+                );
+                return Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
+                    .hint("log into the server of that folder (ardent login), or say where it is with --url"));
+            }
+            return Ok(Way::Server(api));
+        }
+        let nobody = |what: &str, hint: String| {
+            let message = format!("no server runs on {}, and {what}", root.display());
+            Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(hint)
+        };
+        let start = format!("start it: ardent up --data-dir {}", root.display());
+        if url_flag.is_some() {
+            return Err(nobody("a server's address is given as well", "give --data-dir or --url".to_owned()));
+        }
+        match args.count {
+            Some(_) if args.detach => Err(nobody("--detach is for one that does", start)),
+            Some(count) => Ok(Way::Folder(root, count)),
+            None => Err(nobody("without one only a number can be given", start)),
+        }
+    }
+}
+
+/// Whether a server runs on the folder. Given up at once: whoever works on the folder takes the lock again.
+fn is_used(root: &Path) -> bool {
+    root.is_dir() && DataLock::take(root).is_err_and(|failure| failure.info.code == ApiErrorCode::Conflict)
+}
+
+/// Whether the server at this URL is on this host: servers listen on no other address.
+fn is_this_host(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn is_same_folder(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    whole(one) == whole(other)
 }
 
 /// What `ardent reconfigure safekeepers` did.
@@ -43,25 +141,25 @@ struct Report {
     left: Vec<String>,
 }
 
-fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(), Failure> {
-    let root = up::data_dir(args.data_dir.as_ref())?;
+fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
     let nothing_there = || {
         let message = format!("{} has no safekeepers yet", root.display());
         Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
             "begin with: ardent up --data-dir {} --safekeepers {}",
             root.display(),
-            args.count
+            count
         ))
     };
     if !root.is_dir() {
         return Err(nothing_there());
     }
-    let _lock = DataLock::take(&root)?;
-    let marks = safekeepers::recorded(&root)?.ok_or_else(nothing_there)?;
-    let (before, after) = (marks.len(), usize::from(args.count));
-    let folder = |index: usize| safekeepers::folder(&root, index);
+    let _lock = DataLock::take(root)?;
+    refuse_if_changed_online(root)?;
+    let marks = safekeepers::recorded(root)?.ok_or_else(nothing_there)?;
+    let (before, after) = (marks.len(), usize::from(count));
+    let folder = |index: usize| safekeepers::folder(root, index);
     let there: Vec<usize> =
-        (0..before).filter(|index| safekeepers::mark_of(&root, *index).as_ref() == Some(&marks[*index])).collect();
+        (0..before).filter(|index| safekeepers::mark_of(root, *index).as_ref() == Some(&marks[*index])).collect();
     if let Some(missing) = (0..before.min(after)).find(|index| !there.contains(index)) {
         let number = missing + 1;
         let message = format!("{}, which stays a safekeeper's, is not what it was", folder(missing).display());
@@ -71,7 +169,7 @@ fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(),
     for index in before..after {
         join(&folder(index))?;
     }
-    let known = known_timelines(&root)?;
+    let known = known_timelines(root)?;
     let wanted = |timeline| known.as_ref().is_none_or(|known| known.contains(&timeline));
     let mut timelines: Vec<TimelineReport> = Vec::new();
     let done = |copied: &CopiedTimeline| timelines.push(TimelineReport::of(output, copied));
@@ -79,10 +177,10 @@ fn safekeepers(output: &Output, args: &ReconfigureSafekeepersArgs) -> Result<(),
     let new: Vec<PathBuf> = (0..after).map(folder).collect();
     reconfigure(&old, before, &new, wanted, done).map_err(|error| refused(&error))?;
 
-    let joined = (before..after).map(|index| safekeepers::mark(&root, index)).collect::<Result<Vec<_>, _>>()?;
+    let joined = (before..after).map(|index| safekeepers::mark(root, index)).collect::<Result<Vec<_>, _>>()?;
     let marks: Vec<String> = marks.into_iter().take(after).chain(joined).collect();
     // From here on they are the members.
-    safekeepers::record(&root, &marks)?;
+    safekeepers::record(root, &marks)?;
     for index in before..after {
         remove_if_there(&folder(index).join(JOINING_FILE))?;
     }
@@ -152,5 +250,21 @@ fn remove_if_there(path: &Path) -> Result<(), Failure> {
             Err(Failure::local(format!("{} cannot be removed", path.display()), &error))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_on_another_host_is_none_of_a_folder_here() {
+        let check = |url: &str, expect: bool| assert_eq!(is_this_host(url), expect, "{url}");
+        check("http://127.0.0.1:7437", true);
+        check("http://localhost:7437/x", true);
+        check("http://[::1]:7437", true);
+        check("http://10.0.0.4:7437", false);
+        check("https://ardent.example", false);
+        check("http://127.0.0.1.example:7437", false);
     }
 }

@@ -10,7 +10,7 @@ use ardent_control::DataDir;
 use ardent_control::compute::discard_all;
 use ardent_control::recovery::{FoundTimeline, Recovered, RecoveryError, make_database};
 use ardent_control::secrets::Keyring;
-use ardent_control::store::timelines_in;
+use ardent_control::store::{members_in, timelines_in};
 use ardent_pageserver::DESCRIPTION;
 use ardent_safekeeper::{CopiedTimeline, OfflineError, rebuild};
 use ardent_storage::{TimelineSurvey, survey};
@@ -173,8 +173,25 @@ pub(super) fn refused(error: &OfflineError) -> Failure {
             .code(ApiErrorCode::StorageUnavailable)
             .hint("mount or copy the folders of the others, then run this again"),
         OfflineError::Folder(_) => failure.code(ApiErrorCode::Conflict),
+        OfflineError::ChangedOnline { .. } => failure.code(ApiErrorCode::Conflict).hint(ONLINE_ONLY),
         _ => failure,
     }
+}
+
+/// What to do instead, once safekeepers were changed while the server ran.
+const ONLINE_ONLY: &str = "start it, and run: ardent reconfigure safekeepers --replace NUMBER (or COUNT)";
+
+/// Once they were changed while the server ran, control's database and each timeline say who the safekeepers are, and not the folders.
+pub(super) fn refuse_if_changed_online(root: &Path) -> Result<(), Failure> {
+    let database = root.join("control.db");
+    if !database.exists() {
+        return Ok(());
+    }
+    let known = members_in(&database).map_err(|error| Failure::of(&error))?;
+    let Some(generation) = known.membership.map(|membership| membership.generation) else { return Ok(()) };
+    let message =
+        format!("the safekeepers of {} were changed while the server ran (generation {generation})", root.display());
+    Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(ONLINE_ONLY))
 }
 
 fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failure> {
@@ -237,6 +254,7 @@ impl Plan {
         let number = usize::from(args.number.ok_or_else(|| Failure::usage("say which safekeeper"))?);
         let root = up::data_dir(args.data_dir.as_ref())?;
         let lock = DataLock::take(&root)?;
+        refuse_if_changed_online(&root)?;
         let recorded = safekeepers::recorded(&root)?;
         let members = match (recorded.as_ref().map(Vec::len), members) {
             (Some(recorded), Some(given)) if recorded != given => {

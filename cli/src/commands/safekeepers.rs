@@ -1,7 +1,8 @@
 //! What `ardent status` and `ardent doctor` say of the safekeepers.
 
-use ardent_api::control::{ApiErrorCode, SafekeeperInfo, SafekeepersReply};
+use ardent_api::control::{ApiErrorCode, SafekeeperChange, SafekeeperInfo, SafekeepersReply};
 
+use super::safekeeper_change;
 use crate::api::Api;
 use crate::duration::{bytes_text, seconds_text};
 use crate::failure::Failure;
@@ -17,13 +18,43 @@ pub struct Concern {
     pub fix: String,
 }
 
+/// What the server tells.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Each of them.
+    pub safekeepers: Vec<SafekeeperInfo>,
+    /// Of the list of them; 0: they never changed.
+    pub generation: u64,
+    /// A change that is on its way.
+    pub change: Option<SafekeeperChange>,
+}
+
 /// Asks the server. One of an older version tells of none.
-pub fn ask(api: &Api) -> Result<Vec<SafekeeperInfo>, Failure> {
+pub fn ask(api: &Api) -> Result<Told, Failure> {
     match api.get::<SafekeepersReply>("/v1/safekeepers") {
-        Ok(reply) => Ok(reply.safekeepers),
-        Err(failure) if failure.info.code == ApiErrorCode::NotFound => Ok(Vec::new()),
+        Ok(SafekeepersReply { safekeepers, generation, change, .. }) => Ok(Told { safekeepers, generation, change }),
+        Err(failure) if failure.info.code == ApiErrorCode::NotFound => Ok(Told::default()),
         Err(failure) => Err(failure),
     }
+}
+
+/// How a change is that is on its way, and of which generation the list is; `None` as long as they never changed.
+pub fn change_text(told: &Told) -> Option<String> {
+    let generation = told.generation;
+    match &told.change {
+        Some(change) => Some(format!("{} (generation {generation})", safekeeper_change::progress(change))),
+        None => (generation > 0).then(|| format!("none on its way (generation {generation})")),
+    }
+}
+
+/// That a change waits, if it does.
+pub fn change_concern(told: &Told) -> Option<Concern> {
+    let change = told.change.as_ref()?;
+    let problem = change.problem.as_ref()?;
+    Some(Concern {
+        message: format!("the change of the safekeepers ({}) waits: {problem}", change.phase.as_str()),
+        fix: "it goes on by itself when that is mended; ardent reconfigure safekeepers --cancel gives it up".to_owned(),
+    })
 }
 
 /// `3, all up`, `2 of 3 up`.
@@ -53,7 +84,7 @@ fn concerns_of(one: &SafekeeperInfo, all_up: bool) -> Vec<Concern> {
             (
                 "is away",
                 format!(
-                    "mount its disk or start it; if its disk is lost, stop the server and run: ardent recover safekeeper {number}"
+                    "mount its disk or start it; if its disk is lost: ardent reconfigure safekeepers --replace {number}"
                 ),
             )
         };
@@ -113,6 +144,7 @@ mod tests {
         SafekeeperInfo {
             number,
             address: format!("unix:/run/{number}"),
+            disk: None,
             is_up: true,
             error: None,
             disk_free_bytes: Some(3 << 30),
@@ -155,7 +187,7 @@ mod tests {
                     "safekeeper 1 keeps 2.0 GB of WAL that another one lacks, 3.0 GB of its disk are free",
                     "--wal-archive on",
                 ),
-                ("safekeeper 3 is away: nobody listens", "ardent recover safekeeper 3"),
+                ("safekeeper 3 is away: nobody listens", "ardent reconfigure safekeepers --replace 3"),
             ],
         );
         check(

@@ -5,7 +5,7 @@ use std::io::Read as _;
 use serde::Serialize;
 
 use ardent_api::control::{
-    ApiErrorCode, ConnectorList, DeleteReply, ErrorInfo, SafekeeperInfo, StatusReply, WhoamiReply,
+    ApiErrorCode, ConnectorList, DeleteReply, ErrorInfo, SafekeeperChange, SafekeeperInfo, StatusReply, WhoamiReply,
 };
 
 use super::safekeepers;
@@ -21,6 +21,10 @@ struct Told {
     #[serde(flatten)]
     status: StatusReply,
     safekeepers: Vec<SafekeeperInfo>,
+    /// Of the list of them; 0: they never changed.
+    safekeeper_generation: u64,
+    /// A change of them that is on its way.
+    safekeeper_change: Option<SafekeeperChange>,
 }
 
 /// `ardent login`.
@@ -87,8 +91,11 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     if args.ca && !output.json {
         return output.line(&status.ca_file);
     }
-    let safekeepers = safekeepers::ask(&api)?;
-    let concerns = safekeepers::concerns(&safekeepers);
+    let told = safekeepers::ask(&api)?;
+    let change = safekeepers::change_text(&told);
+    let mut concerns = safekeepers::concerns(&told.safekeepers);
+    concerns.extend(safekeepers::change_concern(&told));
+    let safekeepers::Told { safekeepers, generation, change: safekeeper_change } = told;
     for concern in &concerns {
         output.warning(&format!("{}; {}", concern.message, concern.fix));
     }
@@ -100,14 +107,14 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             is_warned = true;
         }
     }
-    let told = Told { status, safekeepers };
-    output.data(&told, |Told { status, safekeepers }| {
+    let told = Told { status, safekeepers, safekeeper_generation: generation, safekeeper_change };
+    output.data(&told, |Told { status, safekeepers, .. }| {
         let branches_at = if status.proxy_wildcard {
             format!("NAME.{}:{}", status.proxy_host, status.proxy_port)
         } else {
             format!("{}:{} with options=branch%3DNAME", status.proxy_host, status.proxy_port)
         };
-        pairs(&[
+        let mut lines = vec![
             ("server", format!("{} (version {}, since {})", api.url(), status.version, status.started_at)),
             ("data", status.data_dir.clone()),
             ("branches at", branches_at),
@@ -116,7 +123,9 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             ("branches", status.branches.to_string()),
             ("running", status.computes_running.to_string()),
             ("safekeepers", safekeepers::summary(safekeepers)),
-        ])
+        ];
+        lines.extend(change.map(|change| ("their change", change)));
+        pairs(&lines)
     })?;
     if args.exit_code && is_warned { Err(Failure::differences()) } else { Ok(()) }
 }

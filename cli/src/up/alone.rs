@@ -99,7 +99,8 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let root = data_dir(args.data_dir.as_ref())?;
         let place = Place::open(&root)?;
         let lock = DataLock::take(&root)?;
-        let services = Services { page_server: args.pageserver.clone(), safekeepers: args.safekeeper.clone() };
+        let (page_server, safekeepers) = (args.pageserver.clone(), args.safekeeper.clone());
+        let services = Services { page_server, safekeepers, host: None };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (computes, api, front) = (&args.computes, args.api_listen, &args.front);
         let control =

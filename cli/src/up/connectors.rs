@@ -199,6 +199,7 @@ pub(super) fn config(spec: ConnectorSpec) -> ConnectorConfig {
         archive: None,
         pageserver: spec.pageserver,
         safekeepers: spec.safekeepers,
+        members: spec.members,
         token: spec.token,
     }
 }

@@ -15,6 +15,7 @@ use ardent_api::addr::ServiceAddr;
 use ardent_api::compute::{ComputeLimits, Sandbox};
 use ardent_api::control::ApiErrorCode;
 use ardent_api::token::{Claims, Rights, Service, TokenIssuer, TokenVerifier};
+use ardent_control::deps::SafekeeperHost;
 use ardent_control::{
     Control, ControlConfig, DataDir, Dependencies, PageServerAt, PoolConfig, RunningControl, SafekeepersAt, StartError,
     StatementLogs,
@@ -69,7 +70,7 @@ impl Roles {
         let folder = root.join("pageserver");
         let store = open_store(folder.clone(), args.store.clone()).await?;
         let archive = choose_archive(root, store.uncached.clone(), args).await?;
-        let safekeepers = Safekeepers::start(&place, &safekeeper_addrs, archive).await?;
+        let safekeepers = Safekeepers::start(&place, archive).await?;
         safekeepers.register_metrics(metrics.registry());
         metrics.check(safekeepers.problems());
         let (verifier, wal_token) = (place.issuer.verifier(), place.token(Service::Safekeeper, Rights::Write));
@@ -86,7 +87,8 @@ impl Roles {
                 return Err(failure);
             }
         };
-        let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs };
+        let host: Arc<dyn SafekeeperHost> = Arc::new(safekeepers.clone());
+        let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs, host: Some(host) };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
         let (computes, api) = (&args.computes, args.api_listen);
         let started =
@@ -180,6 +182,8 @@ pub struct Services {
     pub page_server: ServiceAddr,
     /// All safekeepers.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who starts more of them, if this program does.
+    pub host: Option<Arc<dyn SafekeeperHost>>,
 }
 
 /// Control, which starts computes and connectors.
@@ -208,6 +212,7 @@ pub async fn start_control(
         wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
         connectors: connectors.clone(),
         logical: logical.clone(),
+        safekeeper_host: services.host,
     };
     let (public, proxy_address) = names::public_address(front);
     let config = ControlConfig {

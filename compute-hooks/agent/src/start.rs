@@ -191,7 +191,10 @@ impl Compute {
     /// From here on every older writer is refused.
     async fn elect(&self) -> Result<(Proposer, Elected), ComputeError> {
         let spec = &self.spec;
-        let config = ProposerConfig::new(spec.tenant, spec.timeline, spec.safekeepers.clone(), spec.token.clone());
+        let config = ProposerConfig {
+            membership: spec.members.clone(),
+            ..ProposerConfig::new(spec.tenant, spec.timeline, spec.safekeepers.clone(), spec.token.clone())
+        };
         Proposer::elect(config, CancellationToken::new()).await.map_err(ComputeError::writing)
     }
 

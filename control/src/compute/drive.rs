@@ -194,6 +194,7 @@ impl Drive {
             lib_dir: pool.lib_dir.clone(),
             pageserver: self.context.page_service.addr(),
             safekeepers: self.context.wal_service.addrs(),
+            members: self.context.wal_service.membership(),
             token: token(Service::Any, Rights::Write),
             page_token: token(Service::Pageserver, Rights::Read),
             run_as: row.uid.map(PoolConfig::run_as),

@@ -257,6 +257,11 @@ impl ComputePool {
         self.problems.lock().remove(&branch);
     }
 
+    /// Whether the branch has a compute: up, on its way up, or on its way down.
+    pub(crate) fn has_slot(&self, branch: BranchId) -> bool {
+        self.slots.lock().contains_key(&branch)
+    }
+
     /// How many run.
     pub(crate) fn running(&self) -> u64 {
         let slots = self.slots.lock();

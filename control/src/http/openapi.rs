@@ -12,6 +12,14 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     ("get", "/v1/openapi.json", "This document", None, "Object"),
     ("get", "/v1/status", "Facts about the server", None, "Status"),
     ("get", "/v1/safekeepers", "How each safekeeper is", None, "SafekeeperList"),
+    (
+        "post",
+        "/v1/safekeepers/change",
+        "Begin to change which safekeepers there are",
+        Some("ChangeSafekeepers"),
+        "SafekeeperChange",
+    ),
+    ("delete", "/v1/safekeepers/change", "Give up the change that is on its way", None, "SafekeeperList"),
     ("get", "/v1/whoami", "Whose token this is", None, "Whoami"),
     ("delete", "/v1/token", "Revoke the token that the request carries", None, "Deleted"),
     ("get", "/v1/connectors", "All connectors", None, "ConnectorList"),
@@ -213,12 +221,36 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("computes_running", "integer"),
         ],
     ),
-    ("SafekeeperList", &[("schema_version", "integer"), ("safekeepers", "[Safekeeper]")]),
+    (
+        "SafekeeperList",
+        &[
+            ("schema_version", "integer"),
+            ("safekeepers", "[Safekeeper]"),
+            ("generation", "integer"),
+            ("change", "SafekeeperChange?"),
+        ],
+    ),
+    (
+        "SafekeeperChange",
+        &[
+            ("phase", "ChangePhase"),
+            ("adding", "[string]"),
+            ("removing", "[string]"),
+            ("timelines_done", "integer"),
+            ("timelines", "integer"),
+            ("problem", "string?"),
+        ],
+    ),
+    (
+        "ChangeSafekeepers",
+        &[("count", "integer?"), ("add", "[string]?"), ("add_own", "integer?"), ("remove", "[string]?")],
+    ),
     (
         "Safekeeper",
         &[
             ("number", "integer"),
             ("address", "string"),
+            ("disk", "string?"),
             ("is_up", "boolean"),
             ("error", "string?"),
             ("disk_free_bytes", "integer?"),
@@ -697,6 +729,7 @@ fn schemas() -> Value {
     schemas.insert("ConnectorState".into(), words(&["creating", "ready", "deleting"]));
     schemas.insert("KeylessTables".into(), words(&["refuse", "empty"]));
     schemas.insert("NewTables".into(), words(&["report", "add"]));
+    schemas.insert("ChangePhase".into(), words(&["copying", "joint", "settled", "cancelled"]));
     schemas.insert("ComputeState".into(), words(&["none", "suspended", "starting", "running", "stopping"]));
     schemas.insert("TableState".into(), words(&["kept", "created", "dropped"]));
     schemas.insert("DiffPart".into(), words(&["schema", "rows"]));

@@ -17,12 +17,12 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use ardent_api::control::{
-    AddTablesReply, AddTablesRequest, ApiErrorCode, BranchHistory, BranchInfo, BranchList, ConnectorEvent,
-    ConnectorInfo, ConnectorList, CreateBranchReply, CreateBranchRequest, CreateConnectorRequest, DeleteReply,
-    DiffRequest, ErrorInfo, MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply,
-    RenameRequest, ResetRequest, RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION, SafekeepersReply, StatusReply,
-    SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UrlReply, VerifyReply, WakeReply,
-    WhoamiReply,
+    AddTablesReply, AddTablesRequest, ApiErrorCode, BranchHistory, BranchInfo, BranchList, ChangeSafekeepersRequest,
+    ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply, CreateBranchRequest, CreateConnectorRequest,
+    DeleteReply, DiffRequest, ErrorInfo, MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest,
+    ReindexReply, RenameRequest, ResetRequest, RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION,
+    SafekeeperChange, SafekeepersReply, StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply,
+    UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -47,6 +47,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/openapi.json", get(describe))
         .route("/v1/status", get(status))
         .route("/v1/safekeepers", get(safekeepers))
+        .route("/v1/safekeepers/change", post(change_safekeepers).delete(cancel_safekeeper_change))
         .route("/v1/whoami", get(whoami))
         .route("/v1/token", delete(revoke_token))
         .route("/v1/connectors", get(list_connectors).post(create_connector))
@@ -136,6 +137,18 @@ async fn status(State(control): Shared) -> Result<StatusReply> {
 }
 
 async fn safekeepers(State(control): Shared) -> Result<SafekeepersReply> {
+    Ok(Reply(control.safekeepers().await?))
+}
+
+async fn change_safekeepers(
+    State(control): Shared,
+    Body(request): Body<ChangeSafekeepersRequest>,
+) -> Result<SafekeeperChange> {
+    Ok(Reply(control.change_safekeepers(&request).await?))
+}
+
+async fn cancel_safekeeper_change(State(control): Shared) -> Result<SafekeepersReply> {
+    control.cancel_safekeeper_change().await?;
     Ok(Reply(control.safekeepers().await?))
 }
 

@@ -83,10 +83,19 @@ impl ConnectorRow {
     }
 }
 
+/// Why a connector cannot be made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotInserted {
+    /// A branch or another connector has its name.
+    NameTaken,
+    /// A change of the safekeepers is on its way.
+    SafekeepersChange,
+}
+
 impl Store {
     /// Adds a connector that is being created, with its tenant and root timeline. False: the name is taken, by a connector or
     /// a branch.
-    pub fn insert_connector(&self, row: &ConnectorRow) -> Result<bool, StoreError> {
+    pub fn insert_connector(&self, row: &ConnectorRow) -> Result<Result<(), NotInserted>, StoreError> {
         self.write(|transaction| {
             let taken: bool = transaction.query_row(
                 "SELECT EXISTS (SELECT 1 FROM connectors WHERE name = ?1) OR EXISTS (SELECT 1 FROM branches WHERE name = ?1)",
@@ -94,7 +103,13 @@ impl Store {
                 |row| row.get(0),
             )?;
             if taken {
-                return Ok(false);
+                return Ok(Err(NotInserted::NameTaken));
+            }
+            // It makes its root timeline on those that it is told of, and these are just changing.
+            let is_changing: bool = transaction
+                .query_row("SELECT EXISTS (SELECT 1 FROM membership_change)", [], |row| row.get(0))?;
+            if is_changing {
+                return Ok(Err(NotInserted::SafekeepersChange));
             }
             let (tenant, timeline) = (row.tenant.to_string(), row.timeline.to_string());
             transaction.execute("INSERT INTO tenants (id, created_us) VALUES (?1, ?2)", params![tenant, row.created_us])?;
@@ -117,7 +132,7 @@ impl Store {
                     row.created_us
                 ],
             )?;
-            Ok(true)
+            Ok(Ok(()))
         })
     }
 

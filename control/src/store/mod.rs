@@ -9,6 +9,7 @@ mod connector;
 mod deleted;
 mod description;
 mod masked;
+mod membership;
 mod restore;
 mod role;
 mod schema;
@@ -24,17 +25,19 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::Notify;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_api::wal_service::Membership;
 use ardent_types::TimelineId;
 
 pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
 pub use compute::{ComputeRow, LeaseRow};
-pub use connector::ConnectorRow;
+pub use connector::{ConnectorRow, NotInserted};
 pub use deleted::{SoftDelete, Undelete};
 pub use description::{
     BranchDescription, ConnectorDescription, CredentialDescription, DESCRIPTION_FORMAT, Description, PastDescription,
     Untold,
 };
 pub use masked::{MaskedDescription, MaskedRow, template_name_of};
+pub use membership::{MemberChange, Outdated};
 pub use restore::TimelineRow;
 pub use role::RoleRow;
 pub use schema::SCHEMA_VERSION;
@@ -184,6 +187,31 @@ pub fn timelines_in(path: &Path) -> Result<BTreeSet<TimelineId>, StoreError> {
     let read = || {
         let mut statement = connection.prepare("SELECT id FROM timelines")?;
         statement.query_map([], |row| parsed(row, "id"))?.collect::<rusqlite::Result<_>>()
+    };
+    read().map_err(failed("read"))
+}
+
+/// Who the safekeepers are, as a database says that may be in use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KnownMembers {
+    /// `None`: they never changed while a server ran.
+    pub membership: Option<Membership>,
+    /// Whether a change of them is on its way.
+    pub is_changing: bool,
+}
+
+/// What the file at `path` says of the safekeepers. Changes nothing, and may be called beside the server that uses it.
+pub fn members_in(path: &Path) -> Result<KnownMembers, StoreError> {
+    let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
+    let read = || {
+        // A file of an older version has no such table.
+        let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'membership'";
+        if connection.query_row(query, [], |row| row.get::<_, i64>(0))? == 0 {
+            return Ok(KnownMembers::default());
+        }
+        let is_changing = membership::change(&connection)?.is_some();
+        Ok(KnownMembers { membership: membership::membership(&connection)?, is_changing })
     };
     read().map_err(failed("read"))
 }

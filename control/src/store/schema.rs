@@ -201,6 +201,20 @@ const MIGRATIONS: &[&str] = &[
         AND substr(branches.name, length(b.name) + 16) NOT GLOB '*[^0-9]*');
     UPDATE descriptions SET changed = changed + 1
         WHERE timeline_id IN (SELECT timeline_id FROM branches WHERE kept_of IS NOT NULL);",
+    // 10 -> 11: who the safekeepers are, once they were changed, and a change that is on its way.
+    "CREATE TABLE membership (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        generation INTEGER NOT NULL,
+        members TEXT NOT NULL,
+        next TEXT
+    ) STRICT;
+    CREATE TABLE membership_change (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        phase TEXT NOT NULL CHECK (phase IN ('copying', 'joint', 'settled', 'cancelled')),
+        from_members TEXT NOT NULL,
+        to_members TEXT NOT NULL,
+        begun_us INTEGER NOT NULL
+    ) STRICT;",
 ];
 
 /// Version of the schema that this program writes.

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -24,10 +26,10 @@ use ardent_api::control::{
     AddTablesReply, ApiErrorCode, CheckOutcome, ErrorInfo, LogicalOptions, PreflightCheck, SlotInfo, VerifyReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
-use ardent_api::wal_service::{ArchiveStall, SafekeeperStatus};
+use ardent_api::wal_service::{ArchiveStall, Membership, SafekeeperStatus};
 use ardent_control::deps::{
-    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, PageService, RootBranch,
-    StorageError, StorageErrorKind, WalBranch, WalService,
+    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, MemberService,
+    PageService, RootBranch, StorageError, StorageErrorKind, WalBranch, WalService,
 };
 use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
 use ardent_types::{Lsn, TenantId, TimelineId};
@@ -90,6 +92,13 @@ pub struct FakeState {
     pub described: Vec<TimelineId>,
     /// How long history is kept, where that was said.
     pub retention_s: BTreeMap<TimelineId, u64>,
+    pub members: members::FakeMembers,
+    /// Where the page server was told that the safekeepers are, each time.
+    pub named: Vec<Vec<ServiceAddr>>,
+    /// It is of a version that cannot be told.
+    pub old_page_server: bool,
+    /// It cannot begin to follow.
+    pub follow_wal_fails: bool,
 }
 
 /// Where the making of a timeline is held.
@@ -239,6 +248,11 @@ impl Fakes {
                     oldest_commit_us: Some(1),
                 }))
             }
+            ManageRequest::FollowWal { .. } if state.follow_wal_fails => Err(down("page server")),
+            ManageRequest::NameSafekeepers { safekeepers } if !state.old_page_server => {
+                state.named.push(safekeepers);
+                Ok(ManageReply::Done)
+            }
             ManageRequest::FollowWal { timeline, .. } => {
                 state.page_server.get_mut(&timeline).ok_or_else(missing)?.following = true;
                 Ok(ManageReply::Done)
@@ -287,7 +301,16 @@ fn second() -> ServiceAddr {
 
 impl WalService for Fakes {
     fn addrs(&self) -> Vec<ServiceAddr> {
-        vec![ServiceAddr::Unix("/fake/safekeeper.sock".into()), second()]
+        let first = || vec![ServiceAddr::Unix("/fake/safekeeper.sock".into()), second()];
+        self.state.lock().members.list.as_ref().map_or_else(first, Membership::addresses)
+    }
+
+    fn membership(&self) -> Membership {
+        self.state.lock().members.list.clone().unwrap_or_default()
+    }
+
+    fn members(&self) -> Option<&dyn MemberService> {
+        Some(self)
     }
 
     fn create_branch(&self, branch: WalBranch) -> BoxFuture<'_, Result<Vec<ServiceAddr>, StorageError>> {
@@ -353,6 +376,7 @@ impl WalService for Fakes {
     }
 
     fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>> {
+        let addresses = self.addrs();
         let state = self.state.lock();
         let first = SafekeeperStatus {
             disk_free_bytes: 1 << 30,
@@ -363,8 +387,12 @@ impl WalService for Fakes {
             archive_stalls: state.archive_stalls.clone(),
         };
         let of_second = if state.second_away { Err(down("second safekeeper")) } else { Ok(first.clone()) };
-        let both = self.addrs().into_iter().zip([Ok(first), of_second]).collect();
-        Box::pin(async move { both })
+        let all = addresses.into_iter().map(|address| {
+            let said = if address == second() { of_second.clone() } else { Ok(first.clone()) };
+            (address, said)
+        });
+        let all = all.collect();
+        Box::pin(async move { all })
     }
 
     fn delete_on<'a>(
@@ -666,6 +694,7 @@ impl World {
         let dependencies = Dependencies {
             page_service: self.fakes.clone(),
             wal_service: self.fakes.clone(),
+            safekeeper_host: Some(self.fakes.clone()),
             connectors: self.fakes.clone(),
             logical: self.fakes.clone(),
         };

@@ -10,6 +10,7 @@ use ardent_types::{Lsn, TenantId, TimelineId};
 
 use crate::addr::ServiceAddr;
 use crate::policy::BranchPolicy;
+use crate::wal_service::Membership;
 
 /// The role that the agent and control connect to a compute as. No such role exists: the compute library takes it for the
 /// bootstrap superuser (role OID 10), whatever that is called on the branch and even if it may not log in. It is as long
@@ -41,6 +42,9 @@ pub struct ComputeSpec {
     pub pageserver: ServiceAddr,
     /// Safekeepers, one or more.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who they are, once they were changed.
+    #[serde(default)]
+    pub members: Membership,
     /// Service token, bound to this timeline, with write rights. For the agent alone.
     pub token: String,
     /// Page service token, bound to this timeline, with read rights: what the connections that backends are given are

@@ -8,7 +8,14 @@ use ring::rand::SystemRandom;
 use ring::signature::{ED25519, ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 
-use ardent_types::{TenantId, TimelineId};
+use bytes::BytesMut;
+
+use ardent_types::{MemberGeneration, TenantId, TimelineId};
+
+use crate::wal_service::{Membership, MembershipSeal};
+
+/// Before what is signed of a list of members: it cannot be a token's first part, which has no space.
+const MEMBERS_CONTEXT: &[u8] = b"ardent members 1\n";
 
 /// Longest token accepted, in bytes.
 pub const TOKEN_LEN_MAX: usize = 4096;
@@ -110,6 +117,22 @@ impl TokenIssuer {
         let signature = URL_SAFE_NO_PAD.encode(self.pair.sign(body.as_bytes()));
         format!("{body}.{signature}")
     }
+
+    /// The list with the seal that safekeepers ask for before they take one. Generation 0 names nobody, and has none.
+    pub fn seal(&self, membership: &Membership) -> Membership {
+        if membership.generation == MemberGeneration::default() {
+            return membership.unsealed();
+        }
+        let signature = self.pair.sign(&sealed_bytes(membership));
+        let seal = MembershipSeal(signature.as_ref().try_into().expect("an Ed25519 signature has 64 bytes"));
+        Membership { seal, ..membership.clone() }
+    }
+}
+
+fn sealed_bytes(membership: &Membership) -> BytesMut {
+    let mut bytes = BytesMut::from(MEMBERS_CONTEXT);
+    membership.encode_list(&mut bytes);
+    bytes
 }
 
 /// Checks tokens with the public key alone.
@@ -138,6 +161,12 @@ impl TokenVerifier {
     /// The raw public key.
     pub fn public_key(&self) -> &[u8] {
         &self.public_key
+    }
+
+    /// Whether this list of members is as control made it.
+    pub fn has_sealed(&self, membership: &Membership) -> bool {
+        let key = UnparsedPublicKey::new(&ED25519, &self.public_key);
+        key.verify(&sealed_bytes(membership), membership.seal.as_bytes()).is_ok()
     }
 
     /// Checks signature and expiry at `now_s` (seconds since the Unix epoch).
@@ -211,6 +240,34 @@ mod tests {
         let forged = format!("x{token}");
         assert_eq!(ours.verifier().verify(&forged, 0), Err(TokenError::BadSignature));
         assert_eq!(ours.verifier().verify("nonsense", 0), Err(TokenError::Malformed));
+    }
+
+    #[test]
+    fn a_list_of_members_is_sealed_whole() {
+        use crate::wal_service::Member;
+        use ardent_types::DiskId;
+        let member =
+            |disk, address: &str| Member { disk: DiskId::new(disk), address: address.parse().expect("an address") };
+        let (ours, theirs) = (issuer(), issuer());
+        let generation = MemberGeneration::new(2);
+        let list = Membership {
+            generation,
+            members: vec![member(1, "unix:/a")],
+            next: Some(vec![member(2, "unix:/b")]),
+            seal: MembershipSeal::default(),
+        };
+        let sealed = ours.seal(&list);
+        let check = |membership: &Membership| ours.verifier().has_sealed(membership);
+        assert!(check(&sealed));
+        assert!(!check(&list), "no seal");
+        assert!(!theirs.verifier().has_sealed(&sealed), "another key");
+        assert!(!check(&Membership { generation: generation.next(), ..sealed.clone() }));
+        assert!(!check(&Membership { next: None, ..sealed.clone() }));
+        assert!(!check(&Membership { members: vec![member(1, "unix:/c")], ..sealed.clone() }));
+        assert!(!check(&Membership { members: vec![member(3, "unix:/a")], ..sealed.clone() }));
+        let json = serde_json::to_string(&sealed).expect("plain data");
+        assert_eq!(serde_json::from_str::<Membership>(&json).expect("its own form"), sealed);
+        assert!(serde_json::from_str::<Membership>(&json.replace("\"seal\":\"", "\"seal\":\"0")).is_err());
     }
 
     #[test]

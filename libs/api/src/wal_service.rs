@@ -9,6 +9,7 @@ mod append;
 mod codec;
 mod election;
 mod manage;
+mod members;
 mod request;
 mod response;
 
@@ -19,6 +20,10 @@ pub use election::{Begin, BeginReply, ProposerId, RecordEnd, TermStart, Vote, Vo
 pub use manage::{
     ARCHIVE_STALLS_MAX, Ancestor, ArchiveStall, ManageReply, ManageRequest, SafekeeperStatus, TimelineSpec,
     TimelineStatus,
+};
+pub use members::{
+    CopySource, MEMBERS_MAX, Member, MemberStanding, Membership, MembershipSeal, PromisedTerm, TimelineOutline,
+    VoteSource,
 };
 pub use request::Request;
 pub use response::Response;
@@ -40,6 +45,9 @@ pub const CAN_HURRY: u32 = 1;
 
 /// A safekeeper's ability to say how it is as a whole ([`ManageRequest::SafekeeperStatus`]).
 pub const CAN_TELL_STATUS: u32 = 2;
+
+/// A safekeeper's ability to be told who the members are ([`Request::VoteIn`], [`ManageRequest::Configure`] and what goes with them).
+pub const CAN_CHANGE_MEMBERS: u32 = 4;
 
 /// The first message of a connection.
 #[derive(Clone, PartialEq, Eq)]
@@ -118,9 +126,9 @@ impl ErrorCode {
 mod tests {
     use bytes::{Bytes, BytesMut};
 
-    use ardent_types::{Lsn, PgTli, SystemId, Term, WalSegmentSize};
+    use ardent_types::{DiskId, Lsn, MemberGeneration, PgTli, SystemId, Term, WalSegmentSize};
 
-    use super::codec::BEGIN;
+    use super::codec::{BEGIN, VOTE_IN};
     use super::*;
     use crate::frame::{DecodeError, Frame};
 
@@ -158,6 +166,7 @@ mod tests {
                 token: "t".to_owned(),
             }),
             Request::Vote(Vote { attempt: 9, term, proposer: ProposerId::new(0xABCD) }),
+            Request::VoteIn(Vote { attempt: 9, term, proposer: ProposerId::new(0xABCD) }, membership()),
             Request::Begin(Begin { attempt: 9, term, history: history(), common_lsn: Lsn::new(0x0200_0100) }),
             Request::Append(Append {
                 term,
@@ -172,25 +181,59 @@ mod tests {
             Request::Await { lsn: Lsn::new(7) },
             Request::Manage { id: 1, request: ManageRequest::CreateTimeline { spec: spec() } },
             Request::Manage { id: 2, request: ManageRequest::ListTimelines },
+            Request::Manage {
+                id: 3,
+                request: ManageRequest::Configure {
+                    timeline: spec().timeline,
+                    membership: membership(),
+                    promise: Some(promise()),
+                },
+            },
+            Request::Manage { id: 4, request: ManageRequest::CopyTimeline { source: source() } },
+            Request::Manage { id: 5, request: ManageRequest::TimelineOutline { timeline: spec().timeline } },
         ]
+    }
+
+    fn member(disk: u128, address: &str) -> Member {
+        Member { disk: DiskId::new(disk), address: address.parse().expect("an address") }
+    }
+
+    fn membership() -> Membership {
+        let members = vec![member(1, "unix:/a"), member(2, "tcp:127.0.0.1:1")];
+        let next = Some(vec![member(2, "tcp:127.0.0.1:1"), member(1 << 100, "unix:/b")]);
+        Membership { generation: MemberGeneration::new(7), members, next, seal: members::MembershipSeal([0x5E; 64]) }
+    }
+
+    fn promise() -> PromisedTerm {
+        PromisedTerm { term: Term::new(5), proposer: ProposerId::new(u128::MAX) }
+    }
+
+    fn source() -> CopySource {
+        let TimelineSpec { tenant, timeline, .. } = spec();
+        CopySource { tenant, timeline, address: member(1, "unix:/a").address, token: "secret".to_owned() }
+    }
+
+    fn vote_reply() -> VoteReply {
+        VoteReply {
+            attempt: 9,
+            term: Term::new(4),
+            granted: true,
+            history: history(),
+            flush_lsn: Lsn::new(0x0200_1003),
+            commit: at(0x0200_1000, 0x0200_0F00),
+            start: at(0x0200_0028, 0),
+            oldest_lsn: Lsn::new(0x0200_0000),
+            pg_major: 15,
+            wal_segment_size: WalSegmentSize::DEFAULT,
+        }
     }
 
     fn responses() -> Vec<Response> {
         let (term, flush_lsn) = (Term::new(4), Lsn::new(0x0200_1003));
         vec![
             Response::HelloOk { version: 1, capabilities: CAN_HURRY },
-            Response::Vote(VoteReply {
-                attempt: 9,
-                term,
-                granted: true,
-                history: history(),
-                flush_lsn,
-                commit: at(0x0200_1000, 0x0200_0F00),
-                start: at(0x0200_0028, 0),
-                oldest_lsn: Lsn::new(0x0200_0000),
-                pg_major: 15,
-                wal_segment_size: WalSegmentSize::DEFAULT,
-            }),
+            Response::Vote(vote_reply()),
+            Response::VoteIn(vote_reply(), VoteSource { disk: DiskId::new(2), membership: membership() }),
             Response::Begin(BeginReply { attempt: 9, term, flush_lsn }),
             Response::Append(AppendReply { term, flush_lsn }),
             Response::Wal { id: 3, start: Lsn::new(5), bytes: Bytes::from_static(b"wal") },
@@ -200,6 +243,31 @@ mod tests {
                 bytes: Bytes::from_static(b"wal"),
             }),
             Response::Manage { id: 1, reply: ManageReply::Done },
+            Response::Manage {
+                id: 2,
+                reply: ManageReply::Standing(Box::new(MemberStanding {
+                    disk: DiskId::new(2),
+                    membership: membership(),
+                    promise: promise(),
+                    last_term: term,
+                    flush_lsn,
+                    has_begun: true,
+                    has_writer: false,
+                    oldest_lsn: Lsn::new(0x0200_0000),
+                })),
+            },
+            Response::Manage {
+                id: 3,
+                reply: ManageReply::Outline(Box::new(TimelineOutline {
+                    spec: spec(),
+                    promise: promise(),
+                    history: history(),
+                    commit: at(0x0200_1000, 0x0200_0F00),
+                    start: at(0x0200_0028, 0),
+                    oldest_lsn: Lsn::new(0x0200_0000),
+                    membership: Membership::default(),
+                })),
+            },
             Response::Error { id: 0, code: ErrorCode::Corrupt, message: "m".to_owned() },
         ]
     }
@@ -244,11 +312,50 @@ mod tests {
              00cdab0000000000000000000000000000"
         );
         assert_eq!(
-            hex(&|out| requests()[3].encode(out)),
+            hex(&|out| requests()[2].encode(out)),
+            "e40000000a090000000400000000000000cdab0000000000000000000000000000\
+             0700000000000000\
+             0201000000000000000000000000000000\
+             07000000756e69783a2f61\
+             02000000000000000000000000000000\
+             0f0000007463703a3132372e302e302e313a31\
+             010202000000000000000000000000000000\
+             0f0000007463703a3132372e302e302e313a31\
+             00000000000000000000000010000000\
+             07000000756e69783a2f62"
+                .to_owned()
+                + &"5e".repeat(64)
+        );
+        assert_eq!(
+            hex(&|out| requests()[4].encode(out)),
             "2c00000004040000000000000000100002000000000010000200000000000f0002000000000100000000000000\
              77616c"
         );
-        assert_eq!(hex(&|out| responses()[3].encode(out)), "110000008404000000000000000310000200000000");
+        assert_eq!(hex(&|out| responses()[4].encode(out)), "110000008404000000000000000310000200000000");
+    }
+
+    #[test]
+    fn members_are_checked_when_they_are_read() {
+        let check = |change: &dyn Fn(&mut Membership), field| {
+            let mut bad = membership();
+            change(&mut bad);
+            let mut wire = BytesMut::new();
+            Request::VoteIn(Vote { attempt: 0, term: Term::new(1), proposer: ProposerId::new(1) }, bad)
+                .encode(&mut wire);
+            let frame = Frame::take(&mut wire).expect("a valid length").expect("a whole frame");
+            assert_eq!(Request::decode(frame), Err(DecodeError::BadField { kind: VOTE_IN, field }));
+        };
+        check(&|bad| bad.members.reverse(), "order of members");
+        check(&|bad| bad.members.clear(), "number of members");
+        check(&|bad| bad.next = Some(Vec::new()), "number of members");
+        check(&|bad| bad.generation = MemberGeneration::new(0), "number of members");
+        let many = (0..=MEMBERS_MAX as u128).map(|disk| member(disk, "unix:/a")).collect::<Vec<_>>();
+        check(&|bad| bad.members = many.clone(), "number of members");
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        assert!(!format!("{:?}", ManageRequest::CopyTimeline { source: source() }).contains("secret"));
     }
 
     #[test]

@@ -6,55 +6,9 @@
 //!                                                            └──cancelled──► members A B C, generation 3
 //! ```
 
+use ardent_api::wal_service::{MEMBERS_MAX, Membership};
 use ardent_types::Lsn;
-
-/// One disk of one safekeeper, by a random number that is made with its folder: a safekeeper that lost its disk comes back as another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DiskId(u128);
-
-impl DiskId {
-    /// The id with this number.
-    pub const fn new(raw: u128) -> Self {
-        DiskId(raw)
-    }
-
-    /// Its number.
-    pub const fn get(self) -> u128 {
-        self.0
-    }
-}
-
-impl std::fmt::Display for DiskId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
-/// The number of a configuration: a higher one replaces all lower ones. 0: no change has ever been made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct MemberGeneration(u64);
-
-impl MemberGeneration {
-    /// The generation with this number.
-    pub const fn new(raw: u64) -> Self {
-        MemberGeneration(raw)
-    }
-
-    /// Its number.
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
-    fn next(self) -> Self {
-        MemberGeneration(self.0.checked_add(1).expect("generations never reach 2^64"))
-    }
-}
-
-impl std::fmt::Display for MemberGeneration {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
+pub use ardent_types::{DiskId, MemberGeneration};
 
 /// The members whose majority decides; while they change, a majority of the next ones as well.
 ///
@@ -108,6 +62,20 @@ impl Configuration {
             ascends(&members) && next.as_deref().is_none_or(ascends)
         };
         valid.then_some(Configuration { generation, members, next })
+    }
+
+    /// What a message, a file or control's store says of them; `None` where members are missing, repeated, out of order or too many.
+    pub fn of(membership: &Membership) -> Option<Self> {
+        if [Some(&membership.members), membership.next.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|list| list.len() > MEMBERS_MAX)
+        {
+            return None;
+        }
+        let disks = |members: &[ardent_api::wal_service::Member]| members.iter().map(|member| member.disk).collect();
+        let next = membership.next.as_deref().map(disks);
+        Self::from_parts(membership.generation, disks(&membership.members), next)
     }
 
     /// Its number.
@@ -233,6 +201,24 @@ mod tests {
         let settled = joint.settled().expect("a change is on its way");
         assert_eq!((settled.members(), settled.generation().get()), (&disks(&[2, 3])[..], 3));
         assert_eq!(joint.cancelled().expect("a change is on its way").members(), first.members());
+    }
+
+    #[test]
+    fn a_list_that_no_message_could_carry_is_none() {
+        use ardent_api::wal_service::Member;
+        let check = |count: usize, expect: bool| {
+            let address: ardent_api::addr::ServiceAddr = "unix:/a".parse().expect("an address");
+            let member = |disk| Member { disk: DiskId::new(disk), address: address.clone() };
+            let list: Vec<Member> = (0..count as u128).map(member).collect();
+            let generation = MemberGeneration::new(1);
+            let members = Membership { generation, members: list.clone(), ..Membership::default() };
+            assert_eq!(Configuration::of(&members).is_some(), expect, "{count} members");
+            let next = Membership { members: list[..1].to_vec(), next: Some(list), ..members };
+            assert_eq!(Configuration::of(&next).is_some(), expect, "{count} next members");
+        };
+        check(MEMBERS_MAX, true);
+        check(MEMBERS_MAX + 1, false);
+        check(300, false);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 //! out effects, in order; an effect is carried out, durably where it says so, before the one behind it.
 //!
 //! Who the acceptors are is a [`Configuration`], which changes by generations: both machines carry it, [`CatchUp`] says when a change may
-//! be settled. The shells know none yet: they go by generation 0, in which nothing changes.
+//! be settled. Until the first change the shells go by generation 0, in which acceptors are known by their order alone.
 //!
 //! Invariants are functions in [`invariant`], used by the simulation, by tests and as asserts.
 //!
@@ -36,7 +36,7 @@ pub mod proposer_message;
 #[cfg(test)]
 mod simulation;
 
-pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply};
+pub use acceptor::{Acceptor, AcceptorEffect, AcceptorState, OutOfOrder, Reply, VoteAnswer};
 pub use catch_up::{CatchUp, CatchUpVerdict, LogPosition, Promise, Standing};
 pub use configuration::{ChangeRefused, Configuration, DiskId, MemberGeneration};
 pub use history::TermHistory;

@@ -6,6 +6,7 @@
 //!   including, `b`; a `flush_lsn` is the first byte that is *not* yet durable.
 //! - [`TenantId`], [`TimelineId`]: a tenant is one Postgres cluster's history (one system identifier), a timeline a
 //!   branch of it. "Timeline" is never Postgres's timeline id; that one is [`PgTli`].
+//! - [`DiskId`], [`MemberGeneration`]: a safekeeper's disk, and the number of a list of them.
 //! - [`RelTag`], [`BlockNumber`]: a relation fork and a block of it.
 //! - [`Key`]: what the page server stores versions of; its 18-byte encoding sorts as the enum does.
 //!
@@ -14,9 +15,11 @@
 mod id;
 mod key;
 mod lsn;
+mod member;
 mod rel;
 
 pub use id::{BranchId, ComputeId, Generation, ParseIdError, PgTli, SystemId, TenantId, Term, TimelineId};
 pub use key::{KEY_LEN, Key, KeyDecodeError, SlruKind};
 pub use lsn::{Lsn, ParseLsnError, WalSegmentSize, WalSegmentSizeError};
+pub use member::{DiskId, MemberGeneration, ParseDiskIdError};
 pub use rel::{BLCKSZ, BlockNumber, ForkNumber, RelTag, oid};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ardent_api::addr::{KeyPin, ServiceAddr};
 use ardent_api::frame::DecodeError;
 use ardent_api::wal_service::ErrorCode;
-use ardent_types::{Lsn, Term, TimelineId};
+use ardent_types::{DiskId, Lsn, Term, TimelineId};
 
 /// A safekeeper cannot be talked to, or says no.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -64,6 +64,19 @@ pub enum ClientError {
         /// The key that was shown.
         shown: KeyPin,
     },
+    /// Somebody answers there who is not on the disk that is a member.
+    #[error(
+        "the safekeeper at {address} is on another disk ({found}) than the one that was there ({expected}), and does not count for it: bring \
+         back its disk, or replace it: ardent reconfigure safekeepers --replace"
+    )]
+    OtherDisk {
+        /// Which.
+        address: ServiceAddr,
+        /// The member's.
+        expected: DiskId,
+        /// Whose answered.
+        found: DiskId,
+    },
     /// Somebody answers there, without encryption.
     #[error(
         "nobody speaks TLS at {address}: start the safekeeper there with --listen tls:HOST:PORT; one on this host is also \
@@ -85,13 +98,18 @@ impl ClientError {
     /// Whether the same may succeed a little later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            ClientError::Connect { .. } | ClientError::Lost { .. } => true,
+            ClientError::Connect { .. } | ClientError::Lost { .. } | ClientError::OtherDisk { .. } => true,
             ClientError::Protocol { .. }
             | ClientError::OffHost { .. }
             | ClientError::WrongKey { .. }
             | ClientError::NotTls { .. } => false,
             ClientError::Answer { code, .. } => code.is_retryable(),
         }
+    }
+
+    /// Whether it is there, and does not have the timeline.
+    pub fn is_without_timeline(&self) -> bool {
+        self.code() == Some(ErrorCode::TimelineNotFound)
     }
 
     /// The safekeeper's error code, where it gave one.
@@ -123,7 +141,10 @@ pub enum ProposerError {
         term: Term,
     },
     /// Too few safekeepers answer.
-    #[error("timeline {timeline}: fewer than {needed} of {safekeepers} safekeepers can be used")]
+    #[error(
+        "timeline {timeline}: fewer than {needed} of {safekeepers} safekeepers can be used{}",
+        if *is_changing { ", or too few of those that are to take their place" } else { "" }
+    )]
     NoQuorum {
         /// Which.
         timeline: TimelineId,
@@ -131,6 +152,8 @@ pub enum ProposerError {
         needed: usize,
         /// How many there are.
         safekeepers: usize,
+        /// Whether they are being changed: a majority of the next ones is needed as well.
+        is_changing: bool,
         /// What the last of those that cannot be used said.
         #[source]
         source: Option<ClientError>,
@@ -169,6 +192,8 @@ pub enum ProposerError {
 impl ProposerError {
     /// Whether a new election may succeed a little later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, ProposerError::NoQuorum { source, .. } if source.as_ref().is_none_or(ClientError::is_retryable))
+        let ProposerError::NoQuorum { source, is_changing, .. } = self else { return false };
+        let may_pass = |error: &ClientError| error.is_retryable() || (*is_changing && error.is_without_timeline());
+        source.as_ref().is_none_or(may_pass)
     }
 }

@@ -2,12 +2,16 @@
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::wal_service::{
-    CAN_TELL_STATUS, ManageReply, ManageRequest, Request, Response, SafekeeperStatus, TimelineSpec, TimelineStatus,
+    CAN_CHANGE_MEMBERS, CAN_TELL_STATUS, CopySource, ManageReply, ManageRequest, MemberStanding, Membership,
+    PromisedTerm, Request, Response, SafekeeperStatus, TimelineOutline, TimelineSpec, TimelineStatus,
 };
-use ardent_types::{TenantId, TimelineId};
+use ardent_types::{DiskId, TenantId, TimelineId};
 
 use crate::connection::{Binding, Receiver, Sender, connect};
 use crate::error::ClientError;
+
+/// What a safekeeper of an older version lacks.
+pub(crate) const NO_MEMBERS: &str = "does not know that safekeepers can change";
 
 /// A connection for management, bound to a tenant. One request at a time.
 pub struct SafekeeperClient {
@@ -72,12 +76,67 @@ impl SafekeeperClient {
 
     /// Facts about the safekeeper as a whole, with a token that is bound to no tenant. One of an older version, which cannot tell them, is not asked.
     pub async fn safekeeper_status(&mut self) -> Result<SafekeeperStatus, ClientError> {
-        if !self.receiver.peer_can(CAN_TELL_STATUS) {
-            let what = "its version is older, and cannot tell how it is".to_owned();
-            return Err(ClientError::Protocol { address: self.address.clone(), what });
-        }
+        self.expect_ability(CAN_TELL_STATUS, "cannot tell how it is")?;
         match self.ask(ManageRequest::SafekeeperStatus).await? {
             ManageReply::Safekeeper(status) => Ok(status),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    fn expect_ability(&self, ability: u32, without: &str) -> Result<(), ClientError> {
+        if self.receiver.peer_can(ability) {
+            return Ok(());
+        }
+        let what = format!("its version is older, and {without}");
+        Err(ClientError::Protocol { address: self.address.clone(), what })
+    }
+
+    async fn ask_of_members(&mut self, request: ManageRequest) -> Result<ManageReply, ClientError> {
+        self.expect_ability(CAN_CHANGE_MEMBERS, NO_MEMBERS)?;
+        self.ask(request).await
+    }
+
+    /// Which disk it is.
+    pub async fn identify(&mut self) -> Result<DiskId, ClientError> {
+        match self.ask_of_members(ManageRequest::Identify).await? {
+            ManageReply::Disk { disk } => Ok(disk),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// Whether no tenant has a timeline there. Needs a token that is bound to no tenant.
+    pub async fn is_empty(&mut self) -> Result<bool, ClientError> {
+        match self.ask_of_members(ManageRequest::IsEmpty).await? {
+            ManageReply::Empty { is_empty } => Ok(is_empty),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// What one that joins has to begin with.
+    pub async fn outline(&mut self, timeline: TimelineId) -> Result<TimelineOutline, ClientError> {
+        match self.ask_of_members(ManageRequest::TimelineOutline { timeline }).await? {
+            ManageReply::Outline(outline) => Ok(*outline),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// Lets it copy a timeline from another safekeeper; one that it has stays as it is. May take as long as the WAL is large.
+    pub async fn copy_timeline(&mut self, source: CopySource) -> Result<(), ClientError> {
+        match self.ask_of_members(ManageRequest::CopyTimeline { source }).await? {
+            ManageReply::Done => Ok(()),
+            _ => Err(ClientError::unexpected(&self.address)),
+        }
+    }
+
+    /// Tells it who the members are and what they have promised, and gives where it stands then.
+    pub async fn configure(
+        &mut self,
+        timeline: TimelineId,
+        membership: Membership,
+        promise: Option<PromisedTerm>,
+    ) -> Result<MemberStanding, ClientError> {
+        match self.ask_of_members(ManageRequest::Configure { timeline, membership, promise }).await? {
+            ManageReply::Standing(standing) => Ok(*standing),
             _ => Err(ClientError::unexpected(&self.address)),
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{Request, Response};
+use ardent_api::wal_service::{CAN_CHANGE_MEMBERS, Request, Response};
 
 use crate::connection::{Binding, connect};
 use crate::error::ClientError;
@@ -19,11 +19,23 @@ const SEND_BATCH_BYTES: usize = 256 << 10;
 /// What a peer task tells its proposer.
 pub(crate) enum PeerEvent {
     /// Connected; requests go here until [`PeerEvent::Down`].
-    Up(mpsc::UnboundedSender<Request>),
+    Up {
+        requests: mpsc::UnboundedSender<ToPeer>,
+        /// It can be told who the members are.
+        knows_members: bool,
+    },
     /// A message came.
     Message(Response),
     /// The connection is gone, or could not be made.
     Down(ClientError),
+}
+
+/// What a proposer tells a peer task. Without its sender the task ends once all is sent.
+#[derive(Debug)]
+pub(crate) enum ToPeer {
+    Request(Request),
+    /// This connection is of no use, for this reason: another one may be, as when another version answers there.
+    HangUp(ClientError),
 }
 
 /// Connects, passes messages both ways, connects again. Ends when the proposer is gone.
@@ -56,7 +68,8 @@ async fn serve(
 ) -> Result<(), ClientError> {
     let (mut sender, mut receiver) = connect(address, binding).await?;
     let (requests, mut outgoing) = mpsc::unbounded_channel();
-    if events.send((index, PeerEvent::Up(requests))).is_err() {
+    let knows_members = receiver.peer_can(CAN_CHANGE_MEMBERS);
+    if events.send((index, PeerEvent::Up { requests, knows_members })).is_err() {
         return Ok(());
     }
     loop {
@@ -70,17 +83,20 @@ async fn serve(
                     return Ok(());
                 }
             }
-            request = outgoing.recv() => {
-                let Some(request) = request else {
+            to_peer = outgoing.recv() => {
+                let Some(to_peer) = to_peer else {
                     // Until the safekeeper has read it all and closes: where an answer of its own finds nobody, it reads no further.
                     sender.finish().await?;
                     while receiver.next().await.is_ok() {}
                     return Ok(());
                 };
-                sender.queue(&request);
-                while sender.queued_bytes() < SEND_BATCH_BYTES {
-                    let Ok(request) = outgoing.try_recv() else { break };
-                    sender.queue(&request);
+                let mut next = Some(to_peer);
+                while let Some(to_peer) = next {
+                    match to_peer {
+                        ToPeer::Request(request) => sender.queue(&request),
+                        ToPeer::HangUp(error) => return Err(error),
+                    }
+                    next = if sender.queued_bytes() < SEND_BATCH_BYTES { outgoing.try_recv().ok() } else { None };
                 }
                 sender.flush().await?;
             }

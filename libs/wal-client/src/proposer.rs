@@ -6,19 +6,22 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{ProposerId, RecordEnd, Request, Response, VoteReply, WAL_LEN_MAX};
+use ardent_api::wal_service::{
+    Membership, ProposerId, RecordEnd, Request, Response, Vote, VoteReply, VoteSource, WAL_LEN_MAX,
+};
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::wal::RecordBoundaryTracker;
 use ardent_quorum::{CloseReason, Configuration, ProposerEffect, ProposerInput, ProposerLimits, Voter};
-use ardent_types::{Lsn, TenantId, Term, TimelineId, WalSegmentSize};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId, WalSegmentSize};
 
 use crate::connection::Binding;
 use crate::error::{ClientError, ProposerError};
-use crate::peer::{self, PeerEvent};
+use crate::management::NO_MEMBERS;
+use crate::peer::{self, PeerEvent, ToPeer};
 use crate::tail::{TailReader, WalShape};
 
 /// How often the state machine is told the time, before and after the election.
@@ -34,8 +37,10 @@ pub struct ProposerConfig {
     pub tenant: TenantId,
     /// Timeline.
     pub timeline: TimelineId,
-    /// All safekeepers of the timeline.
+    /// All safekeepers of the timeline: where they never changed. Later they are in `membership`, and this says nothing.
     pub safekeepers: Vec<ServiceAddr>,
+    /// Who the members are, as far as is known. What the safekeepers know beyond that is learned from them.
+    pub membership: Membership,
     /// Service token with write rights on the timeline.
     pub token: String,
     /// How long an election may take.
@@ -48,11 +53,13 @@ pub struct ProposerConfig {
 
 impl ProposerConfig {
     /// A configuration with the usual bounds.
+    /// Of members that never changed: set `membership` where they did.
     pub fn new(tenant: TenantId, timeline: TimelineId, safekeepers: Vec<ServiceAddr>, token: String) -> Self {
         ProposerConfig {
             tenant,
             timeline,
             safekeepers,
+            membership: Membership::default(),
             token,
             election_timeout: Duration::from_secs(10),
             unflushed_bytes_max: 16 << 20,
@@ -67,6 +74,7 @@ impl std::fmt::Debug for ProposerConfig {
             .field("tenant", &self.tenant)
             .field("timeline", &self.timeline)
             .field("safekeepers", &self.safekeepers)
+            .field("membership", &self.membership)
             .finish_non_exhaustive()
     }
 }
@@ -135,9 +143,10 @@ impl Proposer {
             committed: committed_sender,
             closed: closed_sender,
         };
-        let owner = Owner::new(config, outputs);
+        let (events, incoming) = mpsc::unbounded_channel();
+        let owner = Owner::new(config, outputs, events)?;
         let peers = owner.summary();
-        let owner = tokio::spawn(owner.run(pieces, stop.clone()));
+        let owner = tokio::spawn(owner.run(pieces, incoming, stop.clone()));
         let stop = stop.drop_guard();
         let elected = tokio::select! {
             elected = elected => elected.ok(),
@@ -246,29 +255,59 @@ struct Outputs {
 #[derive(Clone)]
 struct Summary {
     timeline: TimelineId,
-    quorum: usize,
-    failures: Arc<Mutex<Vec<Option<ClientError>>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+struct Known {
+    configuration: Configuration,
+    /// Of each member: its disk, and why it cannot be used.
+    failures: Vec<(DiskId, Option<ClientError>)>,
 }
 
 impl Summary {
-    fn set(&self, index: usize, failure: Option<ClientError>) {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)[index] = failure;
+    fn new(timeline: TimelineId, configuration: &Configuration) -> Self {
+        let failures = configuration.everyone().into_iter().map(|disk| (disk, None)).collect();
+        let known = Known { configuration: configuration.clone(), failures };
+        Summary { timeline, known: Arc::new(Mutex::new(known)) }
     }
 
-    /// Whether so many say no, in a way that waiting does not change, that the rest is no quorum.
+    fn set(&self, disk: DiskId, failure: Option<ClientError>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, slot) in known.failures.iter_mut().filter(|(of, _)| *of == disk) {
+            slot.clone_from(&failure);
+        }
+    }
+
+    /// The members have changed; of those that stay is known what was.
+    fn change(&self, configuration: &Configuration) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::take(&mut known.failures);
+        let failure_of = |disk| before.iter().find(|(of, _)| *of == disk).and_then(|(_, failure)| failure.clone());
+        known.failures = configuration.everyone().into_iter().map(|disk| (disk, failure_of(disk))).collect();
+        known.configuration = configuration.clone();
+    }
+
+    /// Whether so many say no, in a way that waiting does not change, that the rest is no quorum. Where members change, those that join may be yet
+    /// to get the timeline.
     fn is_hopeless(&self) -> bool {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = failures.iter().flatten().filter(|failure| !failure.is_retryable()).count();
-        failures.len() - lost < self.quorum
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_changing = known.configuration.next().is_some();
+        let is_lost = |disk| {
+            let failure = known.failures.iter().find(|(of, _)| *of == disk).and_then(|(_, failure)| failure.as_ref());
+            failure.is_some_and(|failure| !failure.is_retryable() && !(is_changing && failure.is_without_timeline()))
+        };
+        !known.configuration.is_quorum(|disk| !is_lost(disk))
     }
 
     fn no_quorum(&self) -> ProposerError {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let worst = failures.iter().flatten().min_by_key(|failure| failure.is_retryable());
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let failures = known.failures.iter().filter_map(|(_, failure)| failure.as_ref());
+        let worst = failures.min_by_key(|failure| failure.is_retryable());
         ProposerError::NoQuorum {
             timeline: self.timeline,
-            needed: self.quorum,
-            safekeepers: failures.len(),
+            needed: known.configuration.members().len() / 2 + 1,
+            safekeepers: known.configuration.members().len(),
+            is_changing: known.configuration.next().is_some(),
             source: worst.cloned(),
         }
     }
@@ -280,6 +319,18 @@ enum TailEvent {
     Fetched { peer: usize, term: Term, start: Lsn, bytes: Bytes },
 }
 
+/// A safekeeper as the owner knows it.
+struct PeerHandle {
+    disk: DiskId,
+    address: ServiceAddr,
+    /// Present while it is connected.
+    requests: Option<mpsc::UnboundedSender<ToPeer>>,
+    knows_members: bool,
+    /// The generation that the last vote on this connection named: what follows it counts in that one.
+    voted_in: MemberGeneration,
+    task: AbortHandle,
+}
+
 /// The task that owns the state machine.
 struct Owner {
     config: ProposerConfig,
@@ -287,7 +338,12 @@ struct Owner {
     core: ardent_quorum::Proposer,
     outputs: Outputs,
     summary: Summary,
-    requests: Vec<Option<mpsc::UnboundedSender<Request>>>,
+    /// What the core's configuration is, with addresses.
+    membership: Membership,
+    /// By the core's indexes, also those that are members no more.
+    peers: Vec<PeerHandle>,
+    tasks: JoinSet<usize>,
+    events: mpsc::UnboundedSender<(usize, PeerEvent)>,
     readers: JoinSet<TailEvent>,
     shape: Option<WalShape>,
     tracker: Option<RecordBoundaryTracker>,
@@ -299,21 +355,31 @@ struct Owner {
 }
 
 impl Owner {
-    fn new(config: ProposerConfig, outputs: Outputs) -> Self {
-        let count = config.safekeepers.len();
-        let members = Configuration::unnumbered(count);
-        let core = ardent_quorum::Proposer::new(ProposerId::new(rand::random()), members, config.limits);
-        let summary = Summary {
+    fn new(
+        config: ProposerConfig,
+        outputs: Outputs,
+        events: mpsc::UnboundedSender<(usize, PeerEvent)>,
+    ) -> Result<Self, ProposerError> {
+        let membership = config.membership.clone();
+        let told = Configuration::of(&membership).ok_or_else(|| ProposerError::Contradiction {
             timeline: config.timeline,
-            quorum: core.quorum(),
-            failures: Arc::new(Mutex::new(vec![None; count])),
-        };
-        Owner {
+            what: format!("the members of generation {} are out of order", membership.generation),
+        })?;
+        let is_unnumbered = membership.generation == MemberGeneration::default();
+        let members = if is_unnumbered { Configuration::unnumbered(config.safekeepers.len()) } else { told };
+        let disks = members.everyone();
+        let addresses = if is_unnumbered { config.safekeepers.clone() } else { membership.addresses() };
+        let summary = Summary::new(config.timeline, &members);
+        let core = ardent_quorum::Proposer::new(ProposerId::new(rand::random()), members, config.limits);
+        let mut owner = Owner {
             binding: Binding { tenant: config.tenant, timeline: config.timeline, token: config.token.clone() },
             core,
             outputs,
             summary,
-            requests: vec![None; count],
+            membership,
+            peers: Vec::with_capacity(disks.len()),
+            tasks: JoinSet::new(),
+            events,
             readers: JoinSet::new(),
             shape: None,
             tracker: None,
@@ -322,23 +388,35 @@ impl Owner {
             started: Instant::now(),
             closed: false,
             config,
+        };
+        for (disk, address) in disks.into_iter().zip(addresses) {
+            owner.add_peer(disk, address);
         }
+        Ok(owner)
+    }
+
+    /// Keeps a connection to one from now on.
+    fn add_peer(&mut self, disk: DiskId, address: ServiceAddr) {
+        let index = self.peers.len();
+        let peer = peer::run(index, address.clone(), self.binding.clone(), self.events.clone());
+        let task = self.tasks.spawn(async move {
+            peer.await;
+            index
+        });
+        let voted_in = MemberGeneration::default();
+        self.peers.push(PeerHandle { disk, address, requests: None, knows_members: false, voted_in, task });
     }
 
     fn summary(&self) -> Summary {
         self.summary.clone()
     }
 
-    async fn run(mut self, mut pieces: mpsc::UnboundedReceiver<Piece>, stop: CancellationToken) {
-        let (events, mut incoming) = mpsc::unbounded_channel();
-        let mut peers = JoinSet::new();
-        for (index, address) in self.config.safekeepers.iter().enumerate() {
-            let peer = peer::run(index, address.clone(), self.binding.clone(), events.clone());
-            peers.spawn(async move {
-                peer.await;
-                index
-            });
-        }
+    async fn run(
+        mut self,
+        mut pieces: mpsc::UnboundedReceiver<Piece>,
+        mut incoming: mpsc::UnboundedReceiver<(usize, PeerEvent)>,
+        stop: CancellationToken,
+    ) {
         let mut last_tick = tokio::time::Instant::now();
         while !self.closed {
             let tick = if self.core.is_announced() { TICK_WHILE_LEADING } else { TICK_WHILE_ELECTING };
@@ -347,36 +425,37 @@ impl Owner {
                 Some((index, event)) = incoming.recv() => self.peer_event(index, event),
                 Some(piece) = pieces.recv(), if self.core.is_announced() => self.write(piece),
                 Some(read) = self.readers.join_next() => self.read_finished(read),
+                // One that is a member no more.
+                Some(_) = self.tasks.join_next() => {}
                 () = tokio::time::sleep_until(last_tick + tick) => {
                     last_tick = tokio::time::Instant::now();
                     self.step(ProposerInput::Tick);
                 }
             }
         }
-        self.say_goodbye(&mut peers, &mut incoming).await;
-        peers.shutdown().await;
+        self.say_goodbye(&mut incoming).await;
+        self.tasks.shutdown().await;
         self.readers.shutdown().await;
     }
 
     /// Lets what is queued go out, above all the last commit position: up to there the log is read until somebody writes again. A
     /// safekeeper that does not take it hears of it from the next writer.
-    async fn say_goodbye(
-        &mut self,
-        peers: &mut JoinSet<usize>,
-        incoming: &mut mpsc::UnboundedReceiver<(usize, PeerEvent)>,
-    ) {
+    async fn say_goodbye(&mut self, incoming: &mut mpsc::UnboundedReceiver<(usize, PeerEvent)>) {
         let mut up: HashSet<usize> = HashSet::new();
-        for (index, requests) in self.requests.iter_mut().enumerate() {
+        for (index, peer) in self.peers.iter_mut().enumerate() {
             // Without a sender its task ends once it has sent everything.
-            if requests.take().is_some() {
+            if peer.requests.take().is_some() {
                 up.insert(index);
             }
         }
+        let peers = &mut self.tasks;
         let gone = async {
             while !up.is_empty() {
                 tokio::select! {
                     ended = peers.join_next() => match ended {
                         Some(Ok(index)) => _ = up.remove(&index),
+                        // Of one that was a member no more.
+                        Some(Err(error)) if error.is_cancelled() => {}
                         Some(Err(error)) => tracing::error!(%error, "the task of a safekeeper's connection failed"),
                         None => return,
                     },
@@ -399,39 +478,89 @@ impl Owner {
     }
 
     fn peer_event(&mut self, index: usize, event: PeerEvent) {
+        let disk = self.peers[index].disk;
         match event {
-            PeerEvent::Up(requests) => {
-                self.requests[index] = Some(requests);
+            PeerEvent::Up { requests, knows_members } => {
+                let peer = &mut self.peers[index];
+                (peer.requests, peer.knows_members) = (Some(requests), knows_members);
+                if !knows_members && self.core.configuration().generation() > MemberGeneration::default() {
+                    let (address, what) = (peer.address.clone(), format!("its version is older, and {NO_MEMBERS}"));
+                    return self.hang_up(index, ClientError::Protocol { address, what });
+                }
                 self.step(ProposerInput::Connected(index));
             }
-            PeerEvent::Down(error) => {
-                self.requests[index] = None;
-                self.summary.set(index, Some(error));
-                if self.summary.is_hopeless() {
-                    return self.close(self.summary.no_quorum());
-                }
-                self.step(ProposerInput::Disconnected(index));
-            }
+            PeerEvent::Down(error) => self.peer_lost(index, error),
             PeerEvent::Message(message) => {
-                self.summary.set(index, None);
+                self.summary.set(disk, None);
                 match message {
                     Response::Vote(reply) => {
-                        if self.learn_shape(&reply) {
-                            // The wire knows neither disks nor members: whoever is at the address is the one.
-                            let disk = self.core.configuration().members()[index];
-                            let voter = Voter { disk, configuration: Configuration::default() };
-                            self.step(ProposerInput::Vote(index, reply, voter));
-                        }
+                        // It was asked as by one that knows of no members: whoever is at the address is the one.
+                        let voter = Voter { disk, configuration: Configuration::default() };
+                        self.vote_reply(index, reply, voter);
                     }
+                    Response::VoteIn(reply, source) => self.vote_reply_in(index, reply, source),
                     Response::Begin(reply) => self.step(ProposerInput::Begin(index, reply)),
                     Response::Append(reply) => self.step(ProposerInput::Append(index, reply)),
                     _ => {
-                        let address = &self.config.safekeepers[index];
-                        tracing::warn!(%address, "a safekeeper sent an answer to no question");
-                        self.requests[index] = None;
+                        let error = ClientError::unexpected(&self.peers[index].address);
+                        self.hang_up(index, error);
                     }
                 }
             }
+        }
+    }
+
+    /// Ends a connection that is of no use; what answers there is tried again, as it may be another one by then.
+    fn hang_up(&mut self, index: usize, error: ClientError) {
+        tracing::warn!(address = %self.peers[index].address, %error, "a safekeeper cannot be used");
+        self.say(index, ToPeer::HangUp(error));
+        // Down comes when it has.
+        self.peers[index].requests = None;
+    }
+
+    fn peer_lost(&mut self, index: usize, error: ClientError) {
+        let peer = &mut self.peers[index];
+        peer.requests = None;
+        self.summary.set(peer.disk, Some(error));
+        if self.summary.is_hopeless() {
+            return self.close(self.summary.no_quorum());
+        }
+        self.step(ProposerInput::Disconnected(index));
+    }
+
+    fn vote_reply(&mut self, index: usize, reply: VoteReply, voter: Voter) {
+        if self.learn_shape(&reply) {
+            self.step(ProposerInput::Vote(index, reply, voter));
+        }
+    }
+
+    /// The answer of one that says who it is, and who the members are.
+    fn vote_reply_in(&mut self, index: usize, reply: VoteReply, source: VoteSource) {
+        let peer = &self.peers[index];
+        let Some(configuration) = Configuration::of(&source.membership) else {
+            let what = "the members that it names are out of order".to_owned();
+            let error = ClientError::Protocol { address: peer.address.clone(), what };
+            return self.hang_up(index, error);
+        };
+        let is_unnumbered = self.core.configuration().generation() == MemberGeneration::default();
+        let disk = if is_unnumbered { peer.disk } else { source.disk };
+        if disk != peer.disk {
+            let (address, expected) = (peer.address.clone(), peer.disk);
+            self.summary.set(expected, Some(ClientError::OtherDisk { address, expected, found: disk }));
+        }
+        let generation = configuration.generation();
+        let is_news = disk == peer.disk && generation > self.core.configuration().generation();
+        // The core may ask for connections to those that join while it takes the step.
+        let before = is_news.then(|| std::mem::replace(&mut self.membership, source.membership));
+        self.vote_reply(index, reply, Voter { disk, configuration });
+        if self.core.configuration().generation() == generation {
+            if is_news {
+                tracing::info!(timeline = %self.config.timeline, %generation, "the members have changed");
+                self.summary.change(self.core.configuration());
+            }
+        } else if let Some(before) = before {
+            // It was the answer to a question that does not count any more.
+            self.membership = before;
         }
     }
 
@@ -490,17 +619,36 @@ impl Owner {
     }
 
     fn send(&self, index: usize, request: Request) {
-        if let Some(requests) = &self.requests[index] {
+        self.say(index, ToPeer::Request(request));
+    }
+
+    fn say(&self, index: usize, to_peer: ToPeer) {
+        if let Some(requests) = &self.peers[index].requests {
             // A connection that just ended reports it.
-            let _ = requests.send(request);
+            let _ = requests.send(to_peer);
         }
+    }
+
+    fn send_vote(&mut self, index: usize, vote: Vote) {
+        let peer = &mut self.peers[index];
+        peer.voted_in = self.membership.generation;
+        let request =
+            if peer.knows_members { Request::VoteIn(vote, self.membership.clone()) } else { Request::Vote(vote) };
+        self.send(index, request);
+    }
+
+    /// A begin or an append counts in the generation of the vote before it.
+    fn send_in_generation(&self, index: usize, request: Request) {
+        let (voted_in, generation) = (self.peers[index].voted_in, self.membership.generation);
+        assert_eq!(voted_in, generation, "a member is asked for its vote after each change");
+        self.send(index, request);
     }
 
     fn carry_out(&mut self, effect: ProposerEffect) {
         match effect {
-            ProposerEffect::SendVote(index, vote) => self.send(index, Request::Vote(vote)),
-            ProposerEffect::SendBegin(index, begin) => self.send(index, Request::Begin(begin)),
-            ProposerEffect::SendAppend(index, append) => self.send(index, Request::Append(append)),
+            ProposerEffect::SendVote(index, vote) => self.send_vote(index, vote),
+            ProposerEffect::SendBegin(index, begin) => self.send_in_generation(index, Request::Begin(begin)),
+            ProposerEffect::SendAppend(index, append) => self.send_in_generation(index, Request::Append(append)),
             ProposerEffect::Scan { donor, term, from, to } => self.scan(donor, term, from, to),
             ProposerEffect::Fetch { peer, donor, term, from, to } => self.fetch(peer, donor, term, from, to),
             ProposerEffect::Elected(elected) => self.elected(elected),
@@ -511,8 +659,15 @@ impl Owner {
                     self.unflushed.pop_front();
                 }
             }
-            ProposerEffect::Join(..) | ProposerEffect::Leave(_) => {
-                unreachable!("no safekeeper tells of other members")
+            ProposerEffect::Join(index, disk) => {
+                assert_eq!(index, self.peers.len(), "indexes are not used again");
+                let address = self.membership.address_of(disk).expect("those that join are members").clone();
+                self.add_peer(disk, address);
+            }
+            ProposerEffect::Leave(index) => {
+                self.peers[index].requests = None;
+                // What is queued for it matters to nobody.
+                self.peers[index].task.abort();
             }
             ProposerEffect::Closed(reason) => {
                 let timeline = self.config.timeline;
@@ -547,7 +702,7 @@ impl Owner {
     }
 
     fn scan(&mut self, donor: usize, term: Term, from: RecordEnd, to: Lsn) {
-        let (address, binding) = (self.config.safekeepers[donor].clone(), self.binding.clone());
+        let (address, binding) = (self.peers[donor].address.clone(), self.binding.clone());
         let shape = self.shape.expect("the donor has voted");
         self.readers.spawn(async move {
             let scanned = async {
@@ -560,7 +715,7 @@ impl Owner {
     }
 
     fn fetch(&mut self, peer: usize, donor: usize, term: Term, from: Lsn, to: Lsn) {
-        let (address, binding) = (self.config.safekeepers[donor].clone(), self.binding.clone());
+        let (address, binding) = (self.peers[donor].address.clone(), self.binding.clone());
         self.readers.spawn(async move {
             let fetched = async {
                 let mut reader = TailReader::connect(&address, &binding, term).await?;

@@ -116,6 +116,7 @@ impl World {
             lib_dir: self.library_dir(),
             pageserver: self.page_server.addr.clone(),
             safekeepers: vec![self.safekeeper_addr()],
+            members: ardent_api::wal_service::Membership::default(),
             token: self.token.clone(),
             page_token: self.page_token.clone(),
             run_as: self.run_as,

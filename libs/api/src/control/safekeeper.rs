@@ -1,7 +1,9 @@
 //! Safekeepers, as control's users see them.
 
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{DiskId, Lsn, TimelineId};
 use serde::{Deserialize, Serialize};
+
+use crate::addr::ServiceAddr;
 
 /// `GET /v1/safekeepers`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +12,78 @@ pub struct SafekeepersReply {
     pub schema_version: u32,
     /// In their order.
     pub safekeepers: Vec<SafekeeperInfo>,
+    /// Of the list of them; 0: they never changed.
+    #[serde(default)]
+    pub generation: u64,
+    /// A change of them that is on its way.
+    #[serde(default)]
+    pub change: Option<SafekeeperChange>,
+}
+
+/// A change of the safekeepers that is on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SafekeeperChange {
+    /// Where it is.
+    pub phase: ChangePhase,
+    /// Those that join.
+    pub adding: Vec<String>,
+    /// Those that leave.
+    pub removing: Vec<String>,
+    /// Of how many timelines this phase is done.
+    pub timelines_done: u64,
+    /// Of how many there are.
+    pub timelines: u64,
+    /// What it waits for, if something is in its way.
+    pub problem: Option<String>,
+}
+
+/// Where a change of the safekeepers is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangePhase {
+    /// Those that join get what the others have. Nothing has changed yet.
+    Copying,
+    /// A majority of the old ones and one of the new ones decide together, until the new ones have all that was committed.
+    Joint,
+    /// The new ones alone decide; the others are told, and forget.
+    Settled,
+    /// It was given up: the old ones alone decide, as before; the others are told, and forget.
+    Cancelled,
+}
+
+impl ChangePhase {
+    /// The word that stands for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ChangePhase::Copying => "copying",
+            ChangePhase::Joint => "joint",
+            ChangePhase::Settled => "settled",
+            ChangePhase::Cancelled => "cancelled",
+        }
+    }
+
+    /// The phase that this word stands for.
+    pub fn parse(word: &str) -> Option<Self> {
+        let all = [ChangePhase::Copying, ChangePhase::Joint, ChangePhase::Settled, ChangePhase::Cancelled];
+        all.into_iter().find(|phase| phase.as_str() == word)
+    }
+}
+
+/// Body of `POST /v1/safekeepers/change`: one of `count`, or `add` and `remove`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeSafekeepersRequest {
+    /// How many there are to be. New ones are started by the server, on folders of its own; those with the highest numbers go.
+    #[serde(default)]
+    pub count: Option<u8>,
+    /// Addresses of safekeepers that run already, on empty folders.
+    #[serde(default)]
+    pub add: Vec<ServiceAddr>,
+    /// How many more the server is to start on folders of its own.
+    #[serde(default)]
+    pub add_own: u8,
+    /// Numbers or addresses of those that are to go.
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 /// A safekeeper. What it has not told is null.
@@ -19,6 +93,9 @@ pub struct SafekeeperInfo {
     pub number: u32,
     /// Where it listens.
     pub address: String,
+    /// Its disk; null as long as they never changed.
+    #[serde(default)]
+    pub disk: Option<DiskId>,
     /// Whether it answers.
     pub is_up: bool,
     /// Why it has not told the rest.

@@ -96,6 +96,11 @@ pub enum ManageRequest {
         /// Where its WAL is.
         safekeepers: Vec<ServiceAddr>,
     },
+    /// From now on the WAL of all timelines, of this tenant and of others, is at these safekeepers. Needs rights for every tenant.
+    NameSafekeepers {
+        /// Where it is.
+        safekeepers: Vec<ServiceAddr>,
+    },
     /// Stop receiving this timeline's WAL once everything committed is ingested.
     UnfollowWal {
         /// Which.

@@ -1,6 +1,6 @@
 //! How a writer is elected and where it may append: votes, terms and their history.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use ardent_types::{Lsn, Term, WalSegmentSize};
 
@@ -23,6 +23,28 @@ impl ProposerId {
     }
 }
 
+impl std::fmt::Display for ProposerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl Serialize for ProposerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ProposerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        // A sign would be taken for a part of the number.
+        let digits = Some(text.as_str()).filter(|text| text.len() == 32 && !text.starts_with('+'));
+        let raw = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+        raw.map(ProposerId).ok_or_else(|| serde::de::Error::custom(format!("not a proposer's id: {text:?}")))
+    }
+}
+
 /// The end of a whole record, and where that record starts (the `xl_prev` of the record that follows).
 ///
 /// `end` is aligned to 8 and never moved past a page header; after a segment switch it is the end of the segment.
@@ -36,7 +58,7 @@ pub struct RecordEnd {
 }
 
 /// A term and the position from which on its writer wrote.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TermStart {
     /// Term.
     pub term: Term,

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use ardent_types::{Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
+use ardent_types::{DiskId, Lsn, PgTli, SystemId, TenantId, Term, TimelineId, WalSegmentSize};
+
+use super::members::{CopySource, MemberStanding, Membership, PromisedTerm, TimelineOutline};
 
 /// What a safekeeper must know to keep a timeline's WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,31 @@ pub enum ManageRequest {
     ListTimelines,
     /// Facts about the safekeeper as a whole. Needs read rights that are bound to no tenant.
     SafekeeperStatus,
+    /// Which disk this is.
+    Identify,
+    /// Whether any tenant has a timeline here. Needs read rights that are bound to no tenant.
+    IsEmpty,
+    /// What one that joins has to begin with.
+    TimelineOutline {
+        /// Which.
+        timeline: TimelineId,
+    },
+    /// Makes a timeline by copying what is committed of it from a safekeeper that has it. One that is here already is left as it is.
+    /// Needs management rights. Answered when it is durable, which may take long.
+    CopyTimeline {
+        /// From where.
+        source: CopySource,
+    },
+    /// Who the members are, and what they have promised: taken if newer than what is known. A writer that goes by an older generation is
+    /// refused from then on. Needs management rights.
+    Configure {
+        /// Which.
+        timeline: TimelineId,
+        /// The members.
+        membership: Membership,
+        /// The promise.
+        promise: Option<PromisedTerm>,
+    },
 }
 
 /// Answer to a [`ManageRequest`].
@@ -76,6 +103,20 @@ pub enum ManageReply {
     },
     /// The safekeeper.
     Safekeeper(SafekeeperStatus),
+    /// Its disk.
+    Disk {
+        /// The id.
+        disk: DiskId,
+    },
+    /// Answer to [`ManageRequest::IsEmpty`].
+    Empty {
+        /// Whether it is.
+        is_empty: bool,
+    },
+    /// Answer to [`ManageRequest::TimelineOutline`].
+    Outline(Box<TimelineOutline>),
+    /// Answer to [`ManageRequest::Configure`].
+    Standing(Box<MemberStanding>),
 }
 
 /// Most timelines in [`SafekeeperStatus::archive_stalls`].

@@ -8,6 +8,7 @@ use super::append::Append;
 use super::codec::*;
 use super::election::{Begin, ProposerId, Vote};
 use super::manage::ManageRequest;
+use super::members::Membership;
 use super::{Hello, MAGIC};
 use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
 
@@ -18,6 +19,9 @@ pub enum Request {
     Hello(Hello),
     /// Ask for a term. Needs write rights, as all of a writer's messages.
     Vote(Vote),
+    /// The same of a writer that goes by these members; what it sends on this connection from here on counts in their generation. One that
+    /// sends plain votes goes by generation 0. Only to a safekeeper with [`CAN_CHANGE_MEMBERS`](super::CAN_CHANGE_MEMBERS).
+    VoteIn(Vote, Membership),
     /// Start writing in a term.
     Begin(Begin),
     /// Write. Answered when durable; not answered when it has no data.
@@ -72,10 +76,10 @@ impl Request {
                 out.put_slice(hello.timeline.as_bytes());
                 put_blob(out, hello.token.as_bytes());
             }),
-            Request::Vote(vote) => write_frame(out, VOTE, |out| {
-                out.put_u32_le(vote.attempt);
-                out.put_u64_le(vote.term.get());
-                out.put_u128_le(vote.proposer.get());
+            Request::Vote(vote) => write_frame(out, VOTE, |out| put_vote(out, vote)),
+            Request::VoteIn(vote, membership) => write_frame(out, VOTE_IN, |out| {
+                put_vote(out, vote);
+                membership.encode(out);
             }),
             Request::Begin(begin) => write_frame(out, BEGIN, |out| {
                 out.put_u32_le(begin.attempt);
@@ -122,11 +126,11 @@ impl Request {
                     token: fields.string("token")?,
                 })
             }
-            VOTE => Request::Vote(Vote {
-                attempt: fields.u32()?,
-                term: take_term(&mut fields)?,
-                proposer: ProposerId::new(u128::from_le_bytes(fields.array()?)),
-            }),
+            VOTE => Request::Vote(take_vote(&mut fields)?),
+            VOTE_IN => {
+                let vote = take_vote(&mut fields)?;
+                Request::VoteIn(vote, Membership::decode(&mut fields)?)
+            }
             BEGIN => Request::Begin(Begin {
                 attempt: fields.u32()?,
                 term: take_term(&mut fields)?,
@@ -155,4 +159,18 @@ impl Request {
         fields.finish()?;
         Ok(request)
     }
+}
+
+fn put_vote(out: &mut BytesMut, vote: &Vote) {
+    out.put_u32_le(vote.attempt);
+    out.put_u64_le(vote.term.get());
+    out.put_u128_le(vote.proposer.get());
+}
+
+fn take_vote(fields: &mut Fields) -> Result<Vote, DecodeError> {
+    Ok(Vote {
+        attempt: fields.u32()?,
+        term: take_term(fields)?,
+        proposer: ProposerId::new(u128::from_le_bytes(fields.array()?)),
+    })
 }

@@ -9,6 +9,7 @@ use super::append::{AppendReply, WalChunk};
 use super::codec::*;
 use super::election::{BeginReply, VoteReply};
 use super::manage::ManageReply;
+use super::members::VoteSource;
 use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
 
 /// A safekeeper's message.
@@ -23,6 +24,8 @@ pub enum Response {
     },
     /// Answer to [`Request::Vote`].
     Vote(VoteReply),
+    /// Answer to [`Request::VoteIn`](super::Request::VoteIn).
+    VoteIn(VoteReply, VoteSource),
     /// Answer to [`Request::Begin`].
     Begin(BeginReply),
     /// Answer to [`Request::Append`].
@@ -64,17 +67,10 @@ impl Response {
                 out.put_u16_le(*version);
                 out.put_u32_le(*capabilities);
             }),
-            Response::Vote(reply) => write_frame(out, REPLY | VOTE, |out| {
-                out.put_u32_le(reply.attempt);
-                out.put_u64_le(reply.term.get());
-                out.put_u8(u8::from(reply.granted));
-                out.put_u64_le(reply.flush_lsn.get());
-                put_record_end(out, &reply.commit);
-                put_record_end(out, &reply.start);
-                out.put_u64_le(reply.oldest_lsn.get());
-                out.put_u32_le(reply.pg_major);
-                out.put_u32_le(reply.wal_segment_size.into());
-                put_history(out, &reply.history);
+            Response::Vote(reply) => write_frame(out, REPLY | VOTE, |out| put_vote_reply(out, reply)),
+            Response::VoteIn(reply, source) => write_frame(out, REPLY | VOTE_IN, |out| {
+                source.encode(out);
+                put_vote_reply(out, reply);
             }),
             Response::Begin(reply) => write_frame(out, REPLY | BEGIN, |out| {
                 out.put_u32_le(reply.attempt);
@@ -120,25 +116,11 @@ impl Response {
         }
         let response = match kind ^ REPLY {
             HELLO => Response::HelloOk { version: fields.u16()?, capabilities: fields.u32()? },
-            VOTE => Response::Vote(VoteReply {
-                attempt: fields.u32()?,
-                term: take_term(&mut fields)?,
-                granted: match fields.u8()? {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(fields.bad("granted")),
-                },
-                flush_lsn: take_lsn(&mut fields)?,
-                commit: take_record_end(&mut fields)?,
-                start: take_record_end(&mut fields)?,
-                oldest_lsn: take_lsn(&mut fields)?,
-                pg_major: fields.u32()?,
-                wal_segment_size: {
-                    let bytes = fields.u32()?;
-                    WalSegmentSize::new(bytes).map_err(|_| fields.bad("segment size"))?
-                },
-                history: take_history(&mut fields)?,
-            }),
+            VOTE => Response::Vote(take_vote_reply(&mut fields)?),
+            VOTE_IN => {
+                let source = VoteSource::decode(&mut fields)?;
+                Response::VoteIn(take_vote_reply(&mut fields)?, source)
+            }
             BEGIN => Response::Begin(BeginReply {
                 attempt: fields.u32()?,
                 term: take_term(&mut fields)?,
@@ -161,4 +143,39 @@ impl Response {
         fields.finish()?;
         Ok(response)
     }
+}
+
+fn put_vote_reply(out: &mut BytesMut, reply: &VoteReply) {
+    out.put_u32_le(reply.attempt);
+    out.put_u64_le(reply.term.get());
+    out.put_u8(u8::from(reply.granted));
+    out.put_u64_le(reply.flush_lsn.get());
+    put_record_end(out, &reply.commit);
+    put_record_end(out, &reply.start);
+    out.put_u64_le(reply.oldest_lsn.get());
+    out.put_u32_le(reply.pg_major);
+    out.put_u32_le(reply.wal_segment_size.into());
+    put_history(out, &reply.history);
+}
+
+fn take_vote_reply(fields: &mut Fields) -> Result<VoteReply, DecodeError> {
+    Ok(VoteReply {
+        attempt: fields.u32()?,
+        term: take_term(fields)?,
+        granted: match fields.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(fields.bad("granted")),
+        },
+        flush_lsn: take_lsn(fields)?,
+        commit: take_record_end(fields)?,
+        start: take_record_end(fields)?,
+        oldest_lsn: take_lsn(fields)?,
+        pg_major: fields.u32()?,
+        wal_segment_size: {
+            let bytes = fields.u32()?;
+            WalSegmentSize::new(bytes).map_err(|_| fields.bad("segment size"))?
+        },
+        history: take_history(fields)?,
+    })
 }
