@@ -67,11 +67,11 @@ impl<'a> SchemaChoice<'a> {
         let present = there.map(|there| choice.present(there)).unwrap_or_default();
         let chosen = choice.chosen(wanted, &present)?;
         let differs = |touched: &Touched| touched.old != touched.new;
-        let is_all_there = change
-            .touched
-            .iter()
-            .filter(|touched| differs(touched) && chosen.contains(choice.whole_of(touched)))
-            .all(|touched| present.contains(choice.whole_of(touched)));
+        // What has statements and no other definition, such as a materialized view that is filled, follows the others; alone it is run.
+        let wanted = change.touched.iter().filter(|touched| chosen.contains(choice.whole_of(touched)));
+        let mut differing = wanted.filter(|touched| differs(touched)).peekable();
+        let is_all_there =
+            differing.peek().is_some() && differing.all(|touched| present.contains(choice.whole_of(touched)));
         for (index, touched) in change.touched.iter().enumerate() {
             let part = choice.whole_of(touched);
             let is_there = present.contains(part) || (!differs(touched) && is_all_there);

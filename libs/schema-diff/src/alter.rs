@@ -226,10 +226,12 @@ impl Change<'_> {
 
     fn server(&self) -> Alteration {
         let alter = format!("ALTER SERVER {}", full_name(self.new));
-        // A version cannot be taken away.
         let version = self.new.text("version");
-        if self.any(&["type", "wrapper"]) || (self.differs("version") && version.is_none()) {
+        if self.any(&["type", "wrapper"]) {
             return Alteration::Replace;
+        }
+        if self.differs("version") && version.is_none() {
+            return Alteration::Impossible("it has a version, which Postgres cannot take away".to_owned());
         }
         let mut statements = Vec::new();
         if let Some(version) = version.filter(|_| self.differs("version")) {
