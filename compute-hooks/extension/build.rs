@@ -15,6 +15,7 @@ use bindgen::{Abi, Builder, EnumVariation, MacroTypeVariation, RustEdition};
 const MAJORS: [u32; 4] = [15, 16, 17, 18];
 
 const FUNCTIONS: &[&str] = &[
+    "assign_synchronous_commit",
     "DefineCustomBoolVariable",
     "DefineCustomIntVariable",
     "DefineCustomStringVariable",

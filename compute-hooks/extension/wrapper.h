@@ -41,6 +41,9 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 160000
+#include "utils/guc_hooks.h"
+#endif
 #if PG_VERSION_NUM >= 180000
 #include "storage/aio.h"
 #endif

@@ -41,7 +41,6 @@ unsafe extern "C-unwind" fn on_transaction_event(event: pg::XactEvent, _: *mut c
             pg::XACT_EVENT_PRE_COMMIT | pg::XACT_EVENT_PRE_PREPARE => {
                 policy::before_commit();
                 hold();
-                wait_for_quorum();
             }
             pg::XACT_EVENT_COMMIT => {
                 release();
@@ -69,6 +68,7 @@ pub unsafe fn hold() {
         }
         block_sigint(true);
         HOLDING = true;
+        wait_for_quorum();
         // If this raises, the abort of the transaction releases.
         pg::check_for_interrupts();
         let pending = &raw mut pg::QueryCancelPending;
@@ -83,13 +83,24 @@ pub unsafe fn hold() {
 fn wait_for_quorum() {
     // SAFETY: single-threaded; the variable is the setting's own, which nothing reads between here and `release` but the commit.
     unsafe {
-        let level = &raw mut pg::synchronous_commit;
-        let wished = level.read();
+        let wished = (&raw const pg::synchronous_commit).read();
         let here_alone = [pg::SYNCHRONOUS_COMMIT_LOCAL_FLUSH, pg::SYNCHRONOUS_COMMIT_REMOTE_WRITE];
         if here_alone.iter().any(|level| i64::from(*level) == i64::from(wished)) {
             SET_BY_SESSION = Some(wished);
-            level.write(pg::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32);
+            set_level(pg::SYNCHRONOUS_COMMIT_REMOTE_FLUSH as i32);
         }
+    }
+}
+
+/// Sets the level, and what Postgres derives from it: which of the standby's positions a commit waits for.
+///
+/// # Safety
+/// With a level of the setting.
+unsafe fn set_level(level: i32) {
+    // SAFETY: single-threaded; the function is the setting's own hook, and has no extra data.
+    unsafe {
+        (&raw mut pg::synchronous_commit).write(level);
+        pg::assign_synchronous_commit(level, std::ptr::null_mut());
     }
 }
 
@@ -97,7 +108,7 @@ fn release() {
     // SAFETY: as for `hold`.
     unsafe {
         if let Some(wished) = (&raw mut SET_BY_SESSION).replace(None) {
-            (&raw mut pg::synchronous_commit).write(wished);
+            set_level(wished);
         }
         if !HOLDING {
             return;
