@@ -262,9 +262,9 @@ case_hop() {
     }
     ways() { # name, where: appends the median way of each round
         for round in $(seq "$rounds"); do
-            for of in $(in_turn "$round" on local); do commits "$of" "${@:2}" | median >>"$work/$1.$of"; done
+            for of in $(in_turn "$round" on off); do commits "$of" "${@:2}" | median >>"$work/$1.$of"; done
         done
-        paste "$work/$1.on" "$work/$1.local" | awk '{ print $1 - $2 }' >"$work/$1.way"
+        paste "$work/$1.on" "$work/$1.off" | awk '{ print $1 - $2 }' >"$work/$1.way"
     }
     ways hop "${socket[@]}"
     uninstall hop
@@ -277,7 +277,7 @@ case_hop() {
     received tiny
     row "a commit's way to the safekeeper and back, without fsync, median" "$(median <"$work/hop.way") us" \
         "$(median <"$work/standby-hop.way") us (pg_receivewal)" "$(pair_ratio "$work/hop.way" "$work/standby-hop.way")" "<= 100 us"
-    row "... the same commit without it" "$(median <"$work/hop.local") us" "$(median <"$work/standby-hop.local") us" - -
+    row "... the same commit without it" "$(median <"$work/hop.off") us" "$(median <"$work/standby-hop.off") us" - -
     rm -rf "$shm"
 }
 

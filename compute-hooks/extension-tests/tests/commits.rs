@@ -121,8 +121,8 @@ fn a_cancelled_wait_does_not_become_a_success() {
 fn second_phases_wait_as_well() {
     let mut hollow = cluster_without_standby();
     // Prepared while nobody has to be waited for.
-    hollow.server.sql("set synchronous_commit = local; begin; insert into t values (1); prepare transaction 'a'");
-    hollow.server.sql("set synchronous_commit = local; begin; insert into t values (2); prepare transaction 'b'");
+    hollow.server.sql("set synchronous_commit = off; begin; insert into t values (1); prepare transaction 'a'");
+    hollow.server.sql("set synchronous_commit = off; begin; insert into t values (2); prepare transaction 'b'");
     for (statement, tag) in [("commit prepared 'a'", "COMMIT PREPARED"), ("rollback prepared 'b'", "ROLLBACK PREPARED")]
     {
         let mut waiting = Waiting::start(&hollow, &[statement]);
