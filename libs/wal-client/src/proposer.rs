@@ -294,7 +294,7 @@ impl Summary {
         let is_changing = known.configuration.next().is_some();
         let is_lost = |disk| {
             let failure = known.failures.iter().find(|(of, _)| *of == disk).and_then(|(_, failure)| failure.as_ref());
-            failure.is_some_and(|failure| !failure.is_retryable() && !(is_changing && failure.is_without_timeline()))
+            failure.is_some_and(|failure| !(failure.is_retryable() || is_changing && failure.is_without_timeline()))
         };
         !known.configuration.is_quorum(|disk| !is_lost(disk))
     }
