@@ -235,6 +235,10 @@ impl Control {
         connector: Option<ConnectorSpec>,
         point: PointSpec,
     ) -> Result<Point, ErrorInfo> {
+        // A root's last commit is asked of production.
+        if connector.is_none() && point != PointSpec::Latest {
+            self.complete_log(parent.tenant, parent.timeline).await?;
+        }
         let follows_production = connector.is_some() && point == PointSpec::Now;
         let is_logical = connector.as_ref().is_some_and(|connector| connector.logical.is_some());
         let why = tokio::select! {
@@ -579,6 +583,9 @@ impl Control {
         }
         if branch.state != BranchState::Ready {
             return Err(not_found(&branch.name));
+        }
+        if !self.pool.has_slot(branch.id) {
+            self.make_ancestors_readable(branch).await;
         }
         let (running, was_running) = self.pool.wake(branch).await?;
         Ok(WakeReply {

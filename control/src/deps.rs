@@ -93,6 +93,15 @@ pub trait PageService: Send + Sync {
     ) -> BoxFuture<'_, Result<Lsn, StorageError>>;
 }
 
+/// How far the safekeepers' log of a timeline goes, by those that answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEnd {
+    /// Up to where one of them knows it to be committed. After a crash that may be less than what was: see `flush_lsn`.
+    pub commit_lsn: Lsn,
+    /// Up to where one of them has it. What is committed lies below.
+    pub flush_lsn: Lsn,
+}
+
 /// A branch's timeline, to be made on the safekeepers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalBranch {
@@ -138,8 +147,13 @@ pub trait WalService: Send + Sync {
         tenant: TenantId,
         timeline: TimelineId,
     ) -> BoxFuture<'a, Result<(), StorageError>>;
-    /// Up to where a quorum holds the timeline's WAL; `None` if the timeline is not there.
-    fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>>;
+    /// How far the timeline's WAL goes; `None` if the timeline is not there.
+    fn log_end(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<LogEnd>, StorageError>>;
+    /// Up to where a quorum is known to hold it.
+    fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
+        let end = self.log_end(tenant, timeline);
+        Box::pin(async move { Ok(end.await?.map(|end| end.commit_lsn)) })
+    }
     /// How each of them is, in their order.
     fn safekeepers(&self) -> BoxFuture<'_, Vec<(ServiceAddr, Result<SafekeeperStatus, StorageError>)>>;
     /// Who they are, once they were changed; of generation 0 before.
@@ -188,13 +202,13 @@ pub trait MemberService: Send + Sync {
         membership: &'a Membership,
         promise: Option<PromisedTerm>,
     ) -> BoxFuture<'a, Result<MemberStanding, StorageError>>;
-    /// Has a writer elected that writes nothing: it completes the log on the members. It is one until it is dropped.
+    /// Has a writer elected that writes nothing: it completes the log on the members, and tells where that ends. It is one until it is dropped.
     fn elect(
         &self,
         timeline: (TenantId, TimelineId),
         membership: Membership,
         token: String,
-    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>>;
+    ) -> BoxFuture<'_, Result<(Box<dyn std::any::Any + Send + Sync>, Lsn), StorageError>>;
 }
 
 /// Who can start safekeepers on folders of the server's own.

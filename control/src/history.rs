@@ -123,7 +123,9 @@ impl Control {
     /// The stretch's timeline as it is once the page server has all that was committed on it.
     async fn caught_up(&self, branch: &BranchRow, stretch: &Stretch) -> Result<TimelineStatus, ErrorInfo> {
         let (tenant, timeline) = (branch.tenant, stretch.timeline);
+        self.complete_log(tenant, timeline).await?;
         if let Some(committed) = self.context.wal_service.commit_lsn(tenant, timeline).await? {
+            self.make_readable(tenant, timeline, committed).await;
             // Waiting makes the page server receive it, for as long as somebody waits.
             self.context.page_service.wait_lsn(tenant, timeline, committed, CATCH_UP_TIMEOUT).await?;
         }

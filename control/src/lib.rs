@@ -27,6 +27,8 @@
 //!   it (`descriptions.rs`); a lost store is made anew from that (`recovery.rs`).
 //! - CT-8: a masked template is a branch that only `masked.rs` finds; its timeline is a root that holds nothing but masked data, and no
 //!   name reaches anything of it before it is whole.
+//! - CT-9: before a timeline without a writer is read up to where it is committed, or something that hangs on it is, safekeepers that hold
+//!   more than they say to be committed are made to commit it: what a crash left was acknowledged, or may have been (`log_completion.rs`).
 //!
 //! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on
 //! no other service's crate: the page server, safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then
@@ -46,6 +48,7 @@ mod diff;
 mod history;
 mod http;
 mod lineage;
+mod log_completion;
 mod logical;
 mod masked;
 mod members;
@@ -65,6 +68,7 @@ pub mod storage;
 pub mod store;
 pub mod switch;
 mod wal_debts;
+mod writers;
 
 pub use compute::PoolConfig;
 pub use pgurl::{PgUrl, PublicAddress};

@@ -497,6 +497,8 @@ impl Control {
     async fn renew_leases(&self) -> Result<(), ErrorInfo> {
         let mut result = Ok(());
         for lease in self.context.store.leases()? {
+            // A lease on what cannot be read yet would wait for it.
+            self.make_readable(lease.tenant, lease.timeline, lease.lsn).await;
             let request = ManageRequest::Lease {
                 timeline: lease.timeline,
                 name: lease.name,

@@ -20,7 +20,7 @@ use ardent_wal_client::{
     Ancestor, ClientError, Proposer, ProposerConfig, SafekeeperClient, TimelineSpec, TimelineStatus,
 };
 
-use crate::deps::{MemberService, PageService, StorageError, StorageErrorKind, WalBranch, WalService};
+use crate::deps::{LogEnd, MemberService, PageService, StorageError, StorageErrorKind, WalBranch, WalService};
 
 /// Open connections that are kept for the next request, over all tenants.
 const IDLE_CONNECTIONS_MAX: usize = 64;
@@ -460,7 +460,7 @@ impl WalService for SafekeepersAt {
         .boxed()
     }
 
-    fn commit_lsn(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
+    fn log_end(&self, tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<LogEnd>, StorageError>> {
         async move {
             let members = self.now();
             let answers = self.statuses(&members, tenant, timeline).await;
@@ -470,10 +470,16 @@ impl WalService for SafekeepersAt {
             };
             // A minority may be away: what is committed is known to some of every majority.
             let is_quorum = members.is_quorum(has_said);
-            let (mut newest, mut last_error) = (None, None);
+            let (mut newest, mut last_error): (Option<LogEnd>, _) = (None, None);
             for (_, said) in answers {
                 match said {
-                    Ok(status) => newest = newest.max(Some(status.commit_lsn)),
+                    Ok(TimelineStatus { commit_lsn, flush_lsn, .. }) => {
+                        let so_far = newest.unwrap_or(LogEnd { commit_lsn, flush_lsn });
+                        newest = Some(LogEnd {
+                            commit_lsn: so_far.commit_lsn.max(commit_lsn),
+                            flush_lsn: so_far.flush_lsn.max(flush_lsn),
+                        });
+                    }
                     Err(error) if error.kind == StorageErrorKind::NotFound => {}
                     Err(error) => last_error = Some(error),
                 }
@@ -573,13 +579,13 @@ impl MemberService for SafekeepersAt {
         (tenant, timeline): (TenantId, TimelineId),
         membership: Membership,
         token: String,
-    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>> {
+    ) -> BoxFuture<'_, Result<(Box<dyn std::any::Any + Send + Sync>, Lsn), StorageError>> {
         async move {
-            let config = ProposerConfig { membership, ..ProposerConfig::new(tenant, timeline, Vec::new(), token) };
+            let config = ProposerConfig { membership, ..ProposerConfig::new(tenant, timeline, self.addrs(), token) };
             let elected = Proposer::elect(config, CancellationToken::new()).await;
-            let (proposer, _) =
+            let (proposer, found) =
                 elected.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, with_cause(&error)))?;
-            Ok(Box::new(proposer) as Box<dyn std::any::Any + Send>)
+            Ok((Box::new(proposer) as Box<dyn std::any::Any + Send + Sync>, found.end_lsn))
         }
         .boxed()
     }

@@ -70,6 +70,34 @@ async fn wal_begins_where_the_page_server_has_begun_the_branch() {
     assert_eq!(begun, [Lsn::new(0xF80)]);
 }
 
+/// What a safekeeper knew to be committed when it was killed is less than what was: a writer has to say so.
+#[tokio::test]
+async fn what_a_crash_left_is_committed_before_somebody_branches_from_it_or_wakes_what_hangs_on_it() {
+    let world = World::connected().await;
+    let timeline = |branch: &serde_json::Value| branch["timeline_id"].as_str().expect("an id").parse().expect("an id");
+    let parent = timeline(&world.create_branch(json!({ "name": "parent" })).await);
+    let elections = || {
+        let state = world.fakes.state.lock();
+        state.requests.iter().filter(|request| **request == format!("elect {parent}")).count()
+    };
+    world.create_branch(json!({ "name": "early", "from": "parent" })).await;
+    assert_eq!(elections(), 0, "the safekeepers had no more than what is committed");
+    world.fakes.state.lock().left_by_crash.insert(parent, Lsn::new(0x2100));
+    let child = world.create_branch(json!({ "name": "child", "from": "parent" })).await;
+    assert_eq!((child["branch_lsn"].as_str(), elections()), (Some("0/00002100"), 1));
+
+    // Everything is started again, and the page server has not got that far yet.
+    world.fakes.ingested.send_replace(Lsn::new(0x2000));
+    world.fakes.state.lock().left_by_crash.insert(parent, Lsn::new(0x2100));
+    let (status, reply) = world.call("POST", "/v1/branches/child/wake", None).await;
+    assert_eq!((status, elections()), (200, 2), "{reply}");
+    // Nobody is elected beside a compute, which has a writer.
+    assert_eq!(world.call("POST", "/v1/branches/parent/wake", None).await.0, 200);
+    world.fakes.state.lock().left_by_crash.insert(parent, Lsn::new(0x2200));
+    world.create_branch(json!({ "name": "late", "from": "parent" })).await;
+    assert_eq!(elections(), 2);
+}
+
 #[tokio::test]
 async fn production_out_of_reach_is_said_and_latest_works() {
     let world = World::connected().await;

@@ -76,3 +76,30 @@ fn acknowledged_commits_survive_kills_of_everything() {
     assert_eq!(checked, "");
     assert_eq!(production.sql("select count(*) from ledger"), "0");
 }
+
+/// Nobody wakes a parent because something was made from it, and a safekeeper that dies knows only what it had noted when it rested last.
+#[test]
+fn a_branch_of_a_branch_is_woken_after_everything_died_at_once() {
+    let production = TestPg::start(production_options());
+    production.sql("create table t (n int primary key)");
+    let mut house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let parent = house.branch("parent", "main");
+    sql(&parent, "insert into t values (1)");
+    let child = house.branch("child", "parent");
+    sql(&child, "insert into t values (2)");
+    let grandchild = house.branch("grandchild", "child");
+    house.kill_server();
+    house.up();
+    // The youngest first, so that it needs both.
+    assert_eq!(sql(&grandchild, "select string_agg(n::text, ',' order by n) from t"), "1,2");
+    assert_eq!(sql(&child, "select string_agg(n::text, ',' order by n) from t"), "1,2");
+    assert_eq!(sql(&parent, "select string_agg(n::text, ',' order by n) from t"), "1");
+    // Nor does who branches from it wake it.
+    sql(&child, "insert into t values (3)");
+    house.kill_server();
+    house.up();
+    let late = house.branch("late", "child");
+    assert_eq!(sql(&late, "select string_agg(n::text, ',' order by n) from t"), "1,2,3");
+    house.stop();
+}

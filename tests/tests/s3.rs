@@ -69,6 +69,15 @@ fn the_whole_job_with_kills_a_lost_cache_and_an_outage() {
     let child = house.branch("child", "work");
     assert_eq!(sql(&child, "select count(*) from t where filler = 'during the outage'"), commits.to_string());
 
+    // The page server's disk is lost, in a crash at that.
+    let before = table_sums(&child);
+    sql(&child, "insert into t values (-1, 'just before')");
+    house.kill_server();
+    fs::remove_dir_all(house.data_dir().join("pageserver")).expect("a folder can be removed");
+    house.up();
+    assert_eq!(sql(&child, "delete from t where n = -1 returning filler"), "just before");
+    assert_eq!(table_sums(&child), before);
+
     // Answers get lost and calls fail all the time, and nobody notices.
     let faults = [Fault::Reset, Fault::LoseAnswer, Fault::Answer { status: 503, code: "SlowDown" }, Fault::Truncate];
     proxy.plan(move |request| match request.number % 5 {

@@ -174,6 +174,18 @@ impl Store {
         })
     }
 
+    /// What the timeline hangs on: its parent first, the root last.
+    pub fn ancestors_of(&self, timeline: TimelineId) -> Result<Vec<TimelineId>, StoreError> {
+        let sql = "WITH RECURSIVE above (id, depth) AS (
+                SELECT ancestor_id, 1 FROM timelines WHERE id = ?1
+                UNION ALL SELECT t.ancestor_id, depth + 1 FROM timelines t JOIN above ON t.id = above.id)
+            SELECT id FROM above WHERE id IS NOT NULL ORDER BY depth";
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(sql)?;
+            statement.query_map([timeline.to_string()], |row| parsed(row, "id"))?.collect()
+        })
+    }
+
     /// Every timeline that has a row, ancestors first.
     pub fn all_timelines(&self) -> Result<Vec<(TenantId, TimelineId)>, StoreError> {
         self.read(|connection| {

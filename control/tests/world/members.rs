@@ -174,11 +174,17 @@ impl MemberService for Fakes {
 
     fn elect(
         &self,
-        _timeline: (TenantId, TimelineId),
+        (_, timeline): (TenantId, TimelineId),
         _membership: Membership,
         _token: String,
-    ) -> BoxFuture<'_, Result<Box<dyn std::any::Any + Send>, StorageError>> {
-        async move { Ok(Box::new(()) as Box<dyn std::any::Any + Send>) }.boxed()
+    ) -> BoxFuture<'_, Result<(Box<dyn std::any::Any + Send + Sync>, Lsn), StorageError>> {
+        let mut state = self.state.lock();
+        state.requests.push(format!("elect {timeline}"));
+        let left = state.left_by_crash.remove(&timeline);
+        let end = left.or_else(|| state.safekeeper.get(&timeline).map(|branch| branch.start_lsn));
+        drop(state);
+        self.ingested.send_modify(|at| *at = (*at).max(left.unwrap_or(*at)));
+        async move { Ok((Box::new(()) as Box<dyn std::any::Any + Send + Sync>, end.unwrap_or(Lsn::INVALID))) }.boxed()
     }
 }
 

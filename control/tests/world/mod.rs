@@ -28,7 +28,7 @@ use ardent_api::control::{
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus, UnnamedFiles, UnnamedRelation};
 use ardent_api::wal_service::{ArchiveStall, Membership, SafekeeperStatus};
 use ardent_control::deps::{
-    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogicalRuntime, LogicalStatus, MemberService,
+    ConnectorRuntime, ConnectorSpec, ImportProgress, Imported, LogEnd, LogicalRuntime, LogicalStatus, MemberService,
     PageService, RootBranch, StorageError, StorageErrorKind, WalBranch, WalService,
 };
 use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
@@ -50,6 +50,8 @@ pub struct FakeState {
     pub page_server: BTreeMap<TimelineId, FakeTimeline>,
     pub safekeeper: BTreeMap<TimelineId, WalBranch>,
     pub leases: BTreeMap<String, Lsn>,
+    /// Logs that go on behind what the safekeepers say to be committed, and until where: whoever is elected finds that.
+    pub left_by_crash: BTreeMap<TimelineId, Lsn>,
     pub slots: u32,
     pub requests: Vec<String>,
     /// How often the page server was asked how far it is.
@@ -410,8 +412,12 @@ impl WalService for Fakes {
         Box::pin(async move { answer })
     }
 
-    fn commit_lsn(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<Lsn>, StorageError>> {
-        let found = self.state.lock().safekeeper.get(&timeline).map(|branch| branch.start_lsn);
+    fn log_end(&self, _tenant: TenantId, timeline: TimelineId) -> BoxFuture<'_, Result<Option<LogEnd>, StorageError>> {
+        let state = self.state.lock();
+        let found = state.safekeeper.get(&timeline).map(|branch| {
+            let commit_lsn = branch.start_lsn;
+            LogEnd { commit_lsn, flush_lsn: state.left_by_crash.get(&timeline).map_or(commit_lsn, |left| *left) }
+        });
         Box::pin(async move { Ok(found) })
     }
 }
