@@ -57,6 +57,8 @@ pub(crate) enum Bug {
     CountedBeforeBegin,
     /// Whoever answers at a member's address counts for it.
     DiskNotChecked,
+    /// A writer whose clock was set back waits until it shows what it showed before.
+    ClockNeverSetBack,
 }
 
 /// The bugs that are switched on: none outside tests.

@@ -80,6 +80,9 @@ pub struct Proposer {
 
 type Effects = Vec<ProposerEffect>;
 
+/// A lost election is repeated after a quarter of `resend_after_us` at most, in one of so many steps.
+const RETRY_SPREAD: u64 = 16;
+
 impl Proposer {
     /// A proposer for the members of `configuration`, which it knows by their indexes in [`Configuration::everyone`]. `id` must be random
     /// and never used before.
@@ -163,7 +166,7 @@ impl Proposer {
         self.present().filter(|peer| peer.phase == Phase::Streaming).count()
     }
 
-    /// Takes one input at time `now_us` (any monotonic clock) and says what to do.
+    /// Takes one input at time `now_us` and says what to do. Any clock will do: one that jumps makes it ask too early or a little late.
     pub fn step(&mut self, now_us: u64, input: ProposerInput, out: &mut Effects) {
         if self.stage == Stage::Closed || self.is_gone(&input) {
             return;
@@ -233,8 +236,17 @@ impl Proposer {
         if matches!(self.stage, Stage::Closed | Stage::Leading { announced: true }) || self.retry_at_us.is_some() {
             return;
         }
-        let spread = (self.id.get() as u64 ^ self.term.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)) % 16;
-        self.retry_at_us = Some(now_us + (spread + 1) * self.limits.resend_after_us / 64);
+        let spread = (self.id.get() as u64 ^ self.term.get().wrapping_mul(0x9E37_79B9_7F4A_7C15)) % RETRY_SPREAD;
+        self.retry_at_us = Some(now_us + (spread + 1) * self.limits.resend_after_us / (4 * RETRY_SPREAD));
+    }
+
+    /// A clock that was set back would otherwise have it wait until it shows again what it showed before.
+    fn notice_clock_set_back(&mut self, now_us: u64) {
+        let pause_us_max = self.limits.resend_after_us / 4;
+        self.retry_at_us = self.retry_at_us.map(|at| at.min(now_us + pause_us_max));
+        for peer in &mut self.peers {
+            peer.heard_at_us = peer.heard_at_us.min(now_us);
+        }
     }
 
     fn higher_term(&mut self, now_us: u64, seen: Term, out: &mut Effects) {
@@ -632,6 +644,9 @@ impl Proposer {
     }
 
     fn tick(&mut self, now_us: u64, out: &mut Effects) {
+        if !self.bugs.has(Bug::ClockNeverSetBack) {
+            self.notice_clock_set_back(now_us);
+        }
         if self.retry_at_us.is_some_and(|at| at <= now_us) {
             return self.start_election(now_us, out);
         }

@@ -1,4 +1,4 @@
-//! A cluster on a simulated network: one queue of events, one source of chance, one clock.
+//! A cluster on a simulated network: one queue of events, one source of chance, one time, which each writer's clock shows in its own way.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -9,6 +9,7 @@ use ardent_api::wal_service::{Append, AppendReply, Begin, BeginReply, ProposerId
 use ardent_types::{Lsn, Term};
 
 use super::change::Changes;
+use super::clock::{Clocks, Jumps};
 use super::dice::Dice;
 use super::node::{Node, Outcome, vote_reply};
 use super::record;
@@ -33,6 +34,7 @@ pub(crate) struct Setup {
     pub(crate) nodes: usize,
     /// Nodes more that are no members at first. With any, members change.
     pub(crate) spares: usize,
+    pub(crate) clocks: Clocks,
     pub(crate) bug: Option<Bug>,
 }
 
@@ -65,13 +67,16 @@ pub(super) enum Event {
     Reconnect { proposer: usize, peer: usize },
     Restart(usize),
     Chaos,
+    ClockJump,
     Change(super::change::ChangeEvent),
 }
 
-struct Writer {
+pub(super) struct Writer {
     core: Proposer,
     id: u128,
-    alive: bool,
+    pub(super) alive: bool,
+    /// How much more than the time its clock shows.
+    pub(super) clock_ahead_us: u64,
     /// Where its peers are.
     nodes: Vec<usize>,
     /// The log as this writer knows it, once elected.
@@ -91,10 +96,12 @@ pub(crate) struct World {
     queue: BinaryHeap<Reverse<(u64, u64)>>,
     events: BTreeMap<(u64, u64), Event>,
     pub(super) nodes: Vec<Node>,
-    writers: Vec<Writer>,
+    pub(super) writers: Vec<Writer>,
     pub(super) bugs: Bugs,
     /// Who the members are, and who changes them.
     pub(super) changes: Changes,
+    pub(super) clocks: Clocks,
+    pub(crate) jumps: Jumps,
     /// Pairs that cannot talk: a proposer or a changer, and a node.
     pub(super) cut: Vec<(usize, usize)>,
     elected: BTreeMap<Term, u128>,
@@ -110,7 +117,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(setup: Setup) -> Self {
         let bugs = Bugs::with(setup.bug);
-        let dice = Dice::new(setup.seed.wrapping_mul(31).wrapping_add((setup.nodes + 7 * setup.spares) as u64));
+        // Clusters of steady clocks have the histories that they had before others were.
+        let cluster =
+            (setup.nodes + 7 * setup.spares) as u64 + if setup.clocks == Clocks::Jumping { 1 << 40 } else { 0 };
+        let dice = Dice::new(setup.seed.wrapping_mul(31).wrapping_add(cluster));
         let disks: Vec<DiskId> = (0..(setup.nodes + setup.spares) as u128).map(DiskId::new).collect();
         // Where they never change, acceptors are told of no members.
         let (members, told) = if setup.spares > 0 {
@@ -130,6 +140,8 @@ impl World {
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             changes: Changes::new(members, &disks, setup.spares > 0),
+            clocks: setup.clocks,
+            jumps: Jumps::default(),
             nodes,
             writers: Vec::new(),
             bugs,
@@ -169,7 +181,7 @@ impl World {
 
     /// Puts a message on the network, which may lose it, delay it, or deliver it twice.
     pub(super) fn post(&mut self, proposer: usize, node: usize, event: Event) {
-        if self.faults() {
+        if self.may_lose(&event) {
             if self.cut.contains(&(proposer, node)) || self.dice.chance(25) {
                 return;
             }
@@ -187,6 +199,7 @@ impl World {
         self.schedule(0, Event::Chaos);
         self.spawn_writer();
         self.start_changes();
+        self.start_clocks();
         self.run_until(FAULTS_END_US)?;
         self.calm_down()?;
         self.run_until(CALM_END_US)?;
@@ -240,11 +253,12 @@ impl World {
         let nodes: Vec<usize> = configuration.everyone().iter().map(|disk| self.changes.addresses[disk]).collect();
         let mut core = Proposer::new(ProposerId::new(id), configuration, limits);
         core.set_bugs(self.bugs);
-        let (log, unsent, given) = (None, Vec::new(), record::start());
+        let clock_ahead_us = self.clock_of_a_writer();
+        let (log, unsent, given, flushed) = (None, Vec::new(), record::start(), Lsn::INVALID);
         for peer in 0..nodes.len() {
             self.schedule(1, Event::Reconnect { proposer: index, peer });
         }
-        self.writers.push(Writer { core, id, alive: true, nodes, log, unsent, given, flushed: Lsn::INVALID });
+        self.writers.push(Writer { core, id, alive: true, clock_ahead_us, nodes, log, unsent, given, flushed });
         self.schedule(TICK_US, Event::Tick(index));
     }
 
@@ -298,6 +312,10 @@ impl World {
                 Ok(())
             }
             Event::Chaos => self.chaos(),
+            Event::ClockJump => {
+                self.clock_jump();
+                Ok(())
+            }
             Event::Change(event) => self.change(event),
         }
     }
@@ -400,7 +418,8 @@ impl World {
             return Ok(());
         }
         let mut effects = Vec::new();
-        self.writers[index].core.step(self.now_us, input, &mut effects);
+        let writer = &mut self.writers[index];
+        writer.core.step(self.now_us + writer.clock_ahead_us, input, &mut effects);
         for effect in effects {
             // Carrying out one may end the writer; then the rest never happens.
             if self.writers[index].alive {

@@ -6,10 +6,11 @@
 //!
 //! `ARDENT_MODEL=full` looks at all changes and all deliberate bugs.
 
-mod check;
+#[path = "../support/explore.rs"]
+mod explore;
 mod spec;
 
-use check::{Outcome, explore};
+use explore::{Outcome, explore};
 use spec::{Bug, Change, Spec};
 
 /// Grow, shrink, replace, and give up.

@@ -5,6 +5,8 @@ use ardent_quorum::invariant::{self, Violation};
 use ardent_quorum::{Configuration, DiskId, TermHistory};
 use ardent_types::{Lsn, Term};
 
+use crate::explore::Specification;
+
 /// Who the members are, and who they become.
 #[derive(Clone, Copy)]
 pub struct Change {
@@ -180,8 +182,11 @@ enum Seen {
 
 type Steps = Vec<(String, State)>;
 
-impl Spec {
-    pub fn first(&self) -> State {
+impl Specification for Spec {
+    type State = State;
+    type Step = String;
+
+    fn first(&self) -> State {
         let mut nodes: [Node; NODES] = Default::default();
         for node in self.change.members {
             nodes[*node] = Node { exists: true, generation: 1, ..Node::default() };
@@ -201,6 +206,49 @@ impl Spec {
         }
     }
 
+    fn steps(&self, state: &State) -> Steps {
+        let mut out = Steps::new();
+        if state.seen.is_some() {
+            return out;
+        }
+        for writer in 0..WRITERS {
+            self.elect(state, writer, &mut out);
+            self.choose(state, writer, &mut out);
+            self.announce_or_commit(state, writer, &mut out);
+            self.write(state, writer, &mut out);
+            for node in 0..NODES {
+                self.vote(state, writer, node, &mut out);
+                self.begin(state, writer, node, &mut out);
+                self.append(state, writer, node, &mut out);
+            }
+        }
+        for node in 0..NODES {
+            self.flush(state, node, &mut out);
+        }
+        self.change_members(state, &mut out);
+        out
+    }
+
+    /// The core's invariants.
+    fn check(&self, state: &State) -> Result<(), Violation> {
+        match &state.seen {
+            Some(Seen::TwoWriters { term, first, second }) => {
+                invariant::one_writer_per_term(Term::new((*term).into()), (*first).into(), (*second).into())?;
+            }
+            Some(Seen::Lost { log }) => invariant::elected_log_holds_committed(&state.committed, log)?,
+            Some(Seen::NotHeld) => {
+                let settled = self.configuration(3);
+                invariant::next_members_hold_committed(&settled, |disk| {
+                    state.nodes[disk.get() as usize].durable().bytes.starts_with(&state.committed)
+                })?;
+            }
+            None => {}
+        }
+        self.check_logs(state)
+    }
+}
+
+impl Spec {
     fn has(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
@@ -250,30 +298,6 @@ impl Spec {
 
     fn takes(&self, node: &Node, generation: u8) -> bool {
         node.exists && (node.generation == generation || self.has(Bug::OldGenerationAccepted))
-    }
-
-    /// Every state that can follow, and by which step.
-    pub fn steps(&self, state: &State) -> Steps {
-        let mut out = Steps::new();
-        if state.seen.is_some() {
-            return out;
-        }
-        for writer in 0..WRITERS {
-            self.elect(state, writer, &mut out);
-            self.choose(state, writer, &mut out);
-            self.announce_or_commit(state, writer, &mut out);
-            self.write(state, writer, &mut out);
-            for node in 0..NODES {
-                self.vote(state, writer, node, &mut out);
-                self.begin(state, writer, node, &mut out);
-                self.append(state, writer, node, &mut out);
-            }
-        }
-        for node in 0..NODES {
-            self.flush(state, node, &mut out);
-        }
-        self.change_members(state, &mut out);
-        out
     }
 
     /// A writer comes, once, with any term and in any generation that was ever stored. One that starts over is another writer: what it sent
@@ -595,24 +619,6 @@ impl Spec {
             }
             out.push(("generation 3 is stored".to_owned(), next));
         }
-    }
-
-    /// The core's invariants.
-    pub fn check(&self, state: &State) -> Result<(), Violation> {
-        match &state.seen {
-            Some(Seen::TwoWriters { term, first, second }) => {
-                invariant::one_writer_per_term(Term::new((*term).into()), (*first).into(), (*second).into())?;
-            }
-            Some(Seen::Lost { log }) => invariant::elected_log_holds_committed(&state.committed, log)?,
-            Some(Seen::NotHeld) => {
-                let settled = self.configuration(3);
-                invariant::next_members_hold_committed(&settled, |disk| {
-                    state.nodes[disk.get() as usize].durable().bytes.starts_with(&state.committed)
-                })?;
-            }
-            None => {}
-        }
-        self.check_logs(state)
     }
 
     fn check_logs(&self, state: &State) -> Result<(), Violation> {

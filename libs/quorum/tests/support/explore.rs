@@ -1,11 +1,23 @@
-//! Visits every state, breadth first, so that the way to a broken one is a shortest.
+//! Visits every state of a specification, breadth first, so that the way to a broken one is a shortest.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hash as _, Hasher};
+use std::fmt::Display;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 
 use ardent_quorum::invariant::Violation;
 
-use crate::spec::{Spec, State};
+/// What is explored: states, and the steps between them.
+pub trait Specification {
+    type State: Hash;
+    type Step: Display;
+
+    fn first(&self) -> Self::State;
+
+    /// Every state that can follow, and by which step.
+    fn steps(&self, state: &Self::State) -> Vec<(Self::Step, Self::State)>;
+
+    fn check(&self, state: &Self::State) -> Result<(), Violation>;
+}
 
 pub enum Outcome {
     Holds { states: usize, depth: usize },
@@ -65,13 +77,13 @@ impl Hasher for Taken {
 
 type Seen = HashMap<Print, Print, BuildHasherDefault<Taken>>;
 
-fn print_of(state: &State) -> Print {
+fn print_of(state: &impl Hash) -> Print {
     let mut prints = Prints(0x243F_6A88_85A3_08D3, 0x1319_8A2E_0370_7344);
     state.hash(&mut prints);
     (prints.0, prints.1)
 }
 
-pub fn explore(spec: &Spec, states_max: usize) -> Outcome {
+pub fn explore<S: Specification>(spec: &S, states_max: usize) -> Outcome {
     let first = spec.first();
     // From where each state was reached.
     let mut seen = Seen::default();
@@ -100,7 +112,7 @@ pub fn explore(spec: &Spec, states_max: usize) -> Outcome {
 }
 
 /// The names of the steps that lead to a state, found by walking them again.
-fn way_to(spec: &Spec, seen: &Seen, last: Print) -> Vec<String> {
+fn way_to<S: Specification>(spec: &S, seen: &Seen, last: Print) -> Vec<String> {
     let mut prints = vec![last];
     while let Some(from) = seen.get(prints.last().expect("never empty")).filter(|from| Some(*from) != prints.last()) {
         prints.push(*from);
@@ -111,7 +123,7 @@ fn way_to(spec: &Spec, seen: &Seen, last: Print) -> Vec<String> {
     for print in &prints[1..] {
         let step = spec.steps(&state).into_iter().find(|(_, next)| print_of(next) == *print);
         let (name, next) = step.expect("it was reached by a step");
-        names.push(name);
+        names.push(name.to_string());
         state = next;
     }
     names
