@@ -7,7 +7,7 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, storage, import and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, redo, storage, idle, import and ingest to run (default: all; ingest is always last)
 #   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
 #   BENCH_DIFF_ROWS=LIST  numbers of changed rows (default "1 1000 100000")
 #   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
@@ -21,7 +21,7 @@ scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan diff socket tls wal storage import ingest)
+known_cases=(create first_row scan diff socket tls wal redo storage idle import ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -456,8 +456,24 @@ of_crates() { # benchmarks: runs crates' own, whose tables have a column for the
 
 case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WAL in files, without servers of ours
 
+# Single records, and whole pages, redone in memory.
+case_redo() {
+    local name ns target
+    cargo test --manifest-path "$top/Cargo.toml" --workspace --bench=redo -- --bench --output-format bencher >"$work/redo.out" 2>"$work/redo.log" ||
+        { cat "$work/redo.log" >&2; return 1; }
+    sed -nE 's|^test (.*) \.\.\. bench: +([0-9,]+) ns/iter.*|\1;\2|p' "$work/redo.out" | tr -d , >"$work/redo.figures"
+    [ -s "$work/redo.figures" ] || { cat "$work/redo.out" >&2; return 1; }
+    while IFS=';' read -r name ns; do
+        case $name in "page from an image"*) target="<= 25 us" ;; *) target=- ;; esac
+        row "$name" "$(divide "$ns" 1000 2) us" - - "$target"
+    done <"$work/redo.figures"
+}
+
 # A page server's latency, its branches, what it stores, and how fast that comes from S3.
 case_storage() { of_crates get_page branches stored_size cold_scan; }
+
+# What a safekeeper takes for timelines that nobody uses.
+case_idle() { of_crates idle; }
 
 in_pairs() { # name: runs NAME_ours and NAME_peer in turns, and what undoes each; their times go to two files
     local round of began

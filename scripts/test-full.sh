@@ -21,6 +21,14 @@ run_tests() { # as of test_programs_of, then, after --, arguments of the program
     return $result
 }
 
+# Those that make test passes over and this area does not, with the variable that the caller sets.
+run_passed_over() { # area
+    local these
+    mapfile -t these < <(passed_over_but_in "$1")
+    [ ${#these[@]} -gt 0 ] || { echo "test-full: scripts/test-programs.sh lists nothing of area $1" >&2; return 2; }
+    run_tests "${these[@]}" -- --nocapture
+}
+
 echo "area ${1:-}: commit $(git rev-parse --short HEAD), $(date -u +%F)"
 case "${1:-}" in
     redo)
@@ -73,6 +81,10 @@ case "${1:-}" in
         ARDENT_UPDATES_WAL_MB=${ARDENT_UPDATES_WAL_MB:-10240} ARDENT_UPDATES_TABLE_MB=${ARDENT_UPDATES_TABLE_MB:-1024} \
             run_tests pageserver:amplification -- --nocapture
         ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} run_tests tests:s3 -- --nocapture
+        # What grows without being large: 100,000 tables and 100 GB made up, 64 branches of branches, 100,000 tables of a real server.
+        run_tests pageserver:large -- --nocapture
+        ARDENT_CHAIN_DEPTH=${ARDENT_CHAIN_DEPTH:-64} run_tests tests:many -- --nocapture a_chain_of_branches
+        ARDENT_TABLES=${ARDENT_TABLES:-100000} run_passed_over storage
         ;;
     quorum)
         build_test_programs
@@ -83,7 +95,7 @@ case "${1:-}" in
         build_test_programs
         ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests libs/schema-diff libs/diff libs/change-set -- --nocapture
         # 200 statements on a branch, and what the commands say of them.
-        ARDENT_TRANSCRIPT=1 run_tests tests:transcript -- --nocapture
+        ARDENT_TRANSCRIPT=1 run_passed_over diff
         ;;
     e2e)
         build_test_programs
@@ -114,18 +126,18 @@ case "${1:-}" in
         $python/bin/pip install --quiet --disable-pip-version-check 'mcp==2.3.0'
         build_test_programs
         run_tests tests:mcp
-        ARDENT_MCP_PYTHON=$PWD/$python/bin/python run_tests tests:mcp_client -- --nocapture
+        ARDENT_MCP_PYTHON=$PWD/$python/bin/python run_passed_over mcp
         ;;
     drivers)
         scripts/setup-drivers.sh
         build_test_programs
-        ARDENT_DRIVERS=$PWD/target/drivers run_tests tests:drivers -- --nocapture
+        ARDENT_DRIVERS=$PWD/target/drivers run_passed_over drivers
         ;;
     packages)
         scripts/setup-shells.sh
         # Of the program that all tests run.
         build_test_programs
-        ARDENT_SHELLS=1 run_tests tests:shells -- --nocapture
+        ARDENT_SHELLS=1 run_passed_over packages
         packages/test.sh "${CARGO_TARGET_DIR:-target}/debug/ardent"
         ;;
     *)

@@ -27,5 +27,34 @@ test_programs_of() { # crates...
     done
 }
 
+# Test programs of tests/ that pass without having looked at anything where their variable is not set: the program, the area of
+# test-full.sh that brings what it needs, and the variable.
+passed_over=(
+    "drivers drivers ARDENT_DRIVERS"
+    "mcp_client mcp ARDENT_MCP_PYTHON"
+    "shells packages ARDENT_SHELLS"
+    "tables storage ARDENT_TABLES"
+    "transcript diff ARDENT_TRANSCRIPT"
+)
+
+# Those of an area, as test_programs_of takes them.
+passed_over_but_in() { # area
+    local entry program area
+    for entry in "${passed_over[@]}"; do
+        read -r program area _ <<<"$entry"
+        [ "$area" != "$1" ] || echo "tests:$program"
+    done
+}
+
+# One line that names those whose variable is not set, and what runs them.
+say_what_is_passed_over() {
+    local entry program area variable named=
+    for entry in "${passed_over[@]}"; do
+        read -r program area variable <<<"$entry"
+        [ -n "${!variable:-}" ] || named+=", $program (make test-full AREA=$area)"
+    done
+    [ -z "$named" ] || echo "not run here: ${named#, }"
+}
+
 # Without what cargo adds to a program's file.
 test_program_name() { basename "$1" | sed 's/-[0-9a-f]*$//'; }

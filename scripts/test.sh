@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
-    ["storage"]="libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
+    ["storage"]="libs/trusted-clock libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
     ["quorum"]="libs/unix-stream libs/service-tls libs/quorum libs/wal-client safekeeper"
     ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking cli tests"
 )
@@ -82,6 +82,7 @@ fi
 echo
 printf '%-20s %10s %10s  %s\n' area seconds budget result
 printf '%s\n' "${lines[@]}"
+say_what_is_passed_over
 target=${CARGO_TARGET_DIR:-target}
 echo "disk: $(du -sh "$target" 2>/dev/null | cut -f1) in $target (budget 4G)"
 exit $failed

@@ -255,6 +255,17 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes() {
+        let bytes = header(&spec(16 << 20, 0x0500_0100), 5).encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = "4152574c0100000003000000000000010700000000000000\
+                      0000000500000000000100000000400004000000\
+                      0900000000000000090000000100000009000000020000000900000003000000\
+                      938e2936";
+        assert_eq!(hex, golden);
+    }
+
+    #[test]
     fn a_header_of_something_else_is_refused_by_name_and_a_damaged_one_never_believed() {
         let spec = spec(16 << 20, 0x0500_0100);
         let good = header(&spec, 5).encode();

@@ -69,6 +69,12 @@ impl Ledger {
         at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
     }
 
+    /// What is acknowledged by now.
+    pub fn so_far(&self) -> Acknowledged {
+        let acknowledged = self.acknowledged.lock().expect("no writer panics");
+        Acknowledged(acknowledged.iter().map(|(number, _)| *number).collect())
+    }
+
     /// Stops writing.
     pub fn finish(self) -> Acknowledged {
         self.stop.store(true, Ordering::Relaxed);

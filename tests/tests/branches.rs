@@ -96,6 +96,12 @@ fn asleep_and_awake_again_and_again_loses_nothing() {
 
     let mut end = String::new();
     for round in 1..=sleeps() {
+        // Where its folder was kept it is woken by the command, which says how it started; else by a connection.
+        if round % 2 == 0 {
+            let woken = house.json(&["branch", "wake", "sleeper"]);
+            let how = (woken["was_running"].as_bool(), woken["warm"].as_bool());
+            assert_eq!(how, (Some(false), Some(true)), "not started from its folder in round {round}: {woken}");
+        }
         sql(
             &branch,
             &format!("insert into t select {round}, string_agg(md5(n::text), '') from generate_series(1, 2000) n"),

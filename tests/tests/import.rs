@@ -2,9 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 
 use ardent_test_pg::{TempDir, TestPg, temp_dir};
-use ardent_tests::{Extension, House, Load, in_database, pg_program, production_options, sql, table_sums};
+use ardent_tests::{
+    Extension, House, Ledger, Load, in_database, pg_program, production_options, sql, table_sums, wait_until,
+};
 
 const SHOP: &str = "
     create extension pg_trgm;
@@ -65,6 +70,99 @@ impl Tablespaces {
     }
 }
 
+/// A ledger that knows when its rows were written.
+const TIMED_LEDGER: &str = "create table ledger (n int primary key, at timestamptz not null default clock_timestamp())";
+
+/// Tables that come and go. Each transaction makes one, notes its number in `steps`, and drops the last but one with its note.
+struct Steps {
+    stop: Arc<AtomicBool>,
+    maker: JoinHandle<()>,
+}
+
+impl Steps {
+    /// Starts making them at `url`, and waits for the first two.
+    fn start(url: &str) -> Steps {
+        sql(url, "create table steps (n int primary key)");
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, at) = (Arc::clone(&stop), url.to_owned());
+        let maker = thread::spawn(move || {
+            for step in 3u32.. {
+                if stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+                let before = step - 2;
+                sql(
+                    &at,
+                    &format!(
+                        "create table step_{step} as select generate_series(1, 100) as a; create index on step_{step} (a);
+                         alter table step_{step} add b text default 'later'; insert into steps values ({step});
+                         drop table if exists step_{before}; delete from steps where n = {before}"
+                    ),
+                );
+            }
+        });
+        wait_until("two steps are made", 60, || (sql(url, "select count(*) from steps") == "2").then_some(()));
+        Steps { stop, maker }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.maker.join().expect("no statement fails");
+    }
+
+    /// Sees to it that the tables are those that are noted, whole.
+    fn check(url: &str) {
+        let noted = sql(url, "select string_agg('step_' || n, ',' order by n) from steps");
+        let tables = "select string_agg(relname, ',' order by substr(relname, 6)::int) from pg_class
+            where relkind = 'r' and relname ~ '^step_[0-9]+$'";
+        assert_eq!(sql(url, tables), noted);
+        assert_eq!(noted.split(',').count(), 2, "{noted}");
+        for table in noted.split(',') {
+            let rows = format!("select count(*), sum(a), count(*) filter (where b = 'later') from {table}");
+            assert_eq!(sql(url, &rows), "100|5050|100", "{table}");
+        }
+    }
+}
+
+/// Makes a branch while pgbench, a ledger and DDL write, and sees to it that it is of one moment: one at which everything was there that
+/// was acknowledged before the command was called, and nothing that was begun after it returned.
+fn check_a_branch_made_under_writes(house: &House, production: &TestPg, ledger: &Ledger) {
+    let acknowledged = ledger.so_far();
+    let branch = house.branch("moving", "shop");
+    let returned = production.sql("select clock_timestamp()");
+    ledger.wait_for_more();
+    let url = in_database(&branch, "load");
+    assert!(!acknowledged.is_empty());
+    acknowledged.check(&url);
+    let begun_later = format!("select count(*) from ledger where at > '{returned}'");
+    assert_eq!(sql(&url, &begun_later), "0", "rows from after {returned}");
+    assert_ne!(production.sql_in("load", &begun_later), "0", "production goes on");
+    let balances = sql(
+        &url,
+        "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
+                (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)",
+    );
+    let balances: Vec<&str> = balances.split('|').collect();
+    assert!(
+        balances.iter().all(|balance| *balance == balances[0]),
+        "accounts, tellers, branches, history: {balances:?}"
+    );
+    Steps::check(&url);
+    check_structure(&[&url]);
+    house.ok(&["branch", "delete", "moving"]);
+}
+
+/// `pg_amcheck` of heaps and indexes.
+fn check_structure(arguments: &[&str]) {
+    let checked = pg_program("pg_amcheck")
+        .args(["--install-missing", "--heapallindexed"])
+        .args(arguments)
+        .output()
+        .expect("pg_amcheck can be run");
+    let said = [checked.stdout, checked.stderr].concat();
+    assert!(checked.status.success(), "pg_amcheck: {}", String::from_utf8_lossy(&said));
+}
+
 #[test]
 fn a_branch_equals_the_production_it_was_taken_from() {
     let extensions = Extension::all();
@@ -98,7 +196,13 @@ fn a_branch_equals_the_production_it_was_taken_from() {
 
     let house = House::start();
     let load = Load::start(&production, "load");
+    production.sql_in("load", TIMED_LEDGER);
+    let ledger = Ledger::start(&production.socket_url("load"));
+    let steps = Steps::start(&production.socket_url("load"));
     house.connect("shop", &production.tcp_url("postgres", "shop"));
+    check_a_branch_made_under_writes(&house, &production, &ledger);
+    ledger.finish();
+    steps.finish();
     // What commits after the import comes by WAL.
     production.sql_in("shop", "insert into sales.pending values (3); select nextval('sales.numbers')");
     production.sql_in("shop", "update sales.documents set body = repeat('new', 5000) where id % 10 = 0");
@@ -155,10 +259,5 @@ fn a_branch_equals_the_production_it_was_taken_from() {
     let rows = house.ok(&["branch", "diff", "copy", "--table", "of_hstore"]);
     assert!(rows.contains("id=14") && rows.contains("white"), "{rows}");
 
-    let checked = pg_program("pg_amcheck")
-        .args(["--all", "--install-missing", "--heapallindexed", "--maintenance-db", &branch])
-        .output()
-        .expect("pg_amcheck can be run");
-    let said = [checked.stdout, checked.stderr].concat();
-    assert!(checked.status.success(), "pg_amcheck: {}", String::from_utf8_lossy(&said));
+    check_structure(&["--all", "--maintenance-db", &branch]);
 }

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueHint};
 
+use ardent_redo_oracle::ExpectedTypes;
 use ardent_types::{Lsn, TimelineId};
 
 use crate::duration::parse_seconds;
@@ -172,9 +173,10 @@ pub struct VerifyRedoArgs {
     /// Stop at this LSN [default: the end of the WAL]
     #[arg(long, value_name = "LSN")]
     pub end: Option<Lsn>,
-    /// Record types that must be checked, and refusals that are allowed
-    #[arg(long, value_name = "FILE")]
-    pub expect: Option<PathBuf>,
+    /// Record types that must be checked, and refusals that are allowed: a list in a file, or "major" for the built-in list of every
+    /// record type of the WAL's major [default: what the WAL has is compared, and nothing is asked of what it lacks]
+    #[arg(long, value_name = "major|FILE", value_hint = ValueHint::FilePath)]
+    pub expect: Option<ExpectedTypes>,
     /// The cluster logs hint bits (data checksums or wal_log_hints)
     #[arg(long)]
     pub hint_bits: bool,
@@ -202,7 +204,24 @@ fn parse_rel(text: &str) -> Result<ardent_types::RelTag, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::args::{Cli, Command};
+
+    #[test]
+    fn expected_record_types_are_a_majors_own_or_in_a_file_and_by_default_none() {
+        let check = |words: &[&str], expect: Option<ExpectedTypes>| {
+            let words = [&["ardent", "inspect", "verify-redo", "--wal", "pg_wal"][..], words].concat();
+            let cli = Cli::try_parse_from(words).expect("the command line is right");
+            let Command::Inspect(InspectCommand::VerifyRedo(args)) = cli.command else { panic!("another command") };
+            assert_eq!(args.expect, expect);
+        };
+        check(&[], None);
+        check(&["--expect", "major"], Some(ExpectedTypes::OfMajor));
+        check(&["--expect", "./major"], Some(ExpectedTypes::File("./major".into())));
+        check(&["--expect", "expected-15.txt"], Some(ExpectedTypes::File("expected-15.txt".into())));
+    }
 
     #[test]
     fn relations_are_read_as_they_are_shown() {

@@ -241,11 +241,26 @@ mod tests {
         assert!(std::fs::symlink_metadata(at("pipe")).expect("there").file_type().is_fifo());
     }
 
+    /// The content is in a frame of zstd that is not compressed: what compressing makes of it is zstd's own.
     #[test]
-    fn the_header_is_where_the_table_says() {
-        let bytes = bytes_of(&sample());
-        assert_eq!(&bytes[..12], b"ARDNTCHG\x01\0\0\0");
-        assert_eq!(u64::from_le_bytes(*bytes[16..].first_chunk().unwrap()), (bytes.len() - 36) as u64);
+    fn golden_bytes() {
+        let golden = [
+            &b"ARDNTCHG\x01\0\0\0"[..],
+            b"\xd0\xdb\x7d\x35",
+            b"\x54\x00\x00\x00\x00\x00\x00\x00",
+            b"\x4b\x00\x00\x00\x00\x00\x00\x00",
+            b"\xc1\xa0\xa2\x22",
+            b"\x28\xb5\x2f\xfd\x20\x4b\x59\x02\x00",
+            br#"{"branch":"b","from_lsn":"0/00000010","to_lsn":"0/00000020","databases":[]}"#,
+        ]
+        .concat();
+        assert_eq!(read(&mut Cursor::new(&golden)).expect("it is whole"), file(vec![]));
+        let written = bytes_of(&file(vec![]));
+        let (header, packed) = written.split_at(36);
+        let (checksum, len) = (crc32c::crc32c(packed).to_le_bytes(), (packed.len() as u64).to_le_bytes());
+        let expect = [&golden[..12], &checksum, &len, &golden[24..32]].concat();
+        assert_eq!(header[..32], expect);
+        assert_eq!(header[32..], crc32c::crc32c(&expect).to_le_bytes());
     }
 
     /// Rows go from a list in a file to a file and back without being held: what is in memory stays what lists may keep there.

@@ -111,6 +111,14 @@ impl RecordBuilder {
         self
     }
 
+    /// Adds the top-level transaction of the subtransaction that the record is of.
+    #[must_use]
+    pub fn toplevel_xid(mut self, xid: u32) -> RecordBuilder {
+        self.headers.push(252);
+        self.headers.extend_from_slice(&xid.to_le_bytes());
+        self
+    }
+
     /// Adds a block reference. Ids must be added in ascending order.
     #[must_use]
     pub fn block(

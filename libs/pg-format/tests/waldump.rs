@@ -72,12 +72,16 @@ fn waldump(server: &TestPg, size: WalSegmentSize, start: Lsn, end: Lsn) -> Vec<S
     String::from_utf8(output.stdout).unwrap().lines().map(normalize).collect()
 }
 
-/// What we compare of a line: up to the previous LSN, the type's name, and the block references.
+/// What we compare of a line: up to the previous LSN, the type's name, the block references, and a commit's replication origin.
 fn normalize(line: &str) -> String {
     let (head, rest) = line.split_once(", desc: ").unwrap();
     let blocks = rest.find("blkref #").map_or("", |at| &rest[at..]);
     let name = rest.split_whitespace().next().unwrap().trim_end_matches(',');
-    format!("{head}, desc: {name} {blocks}").trim_end().to_owned()
+    let origin = rest.split_once("; origin: node ").map_or_else(String::new, |(_, origin)| {
+        let (node, _) = origin.split_once(',').unwrap();
+        format!("origin {node}")
+    });
+    format!("{head}, desc: {name} {blocks}{origin}").trim_end().to_owned()
 }
 
 fn show(record: &DecodedRecord<'_>) -> String {
@@ -111,6 +115,10 @@ fn show(record: &DecodedRecord<'_>) -> String {
         if let Some(image) = &block.image {
             line.push_str(if image.apply { " FPW" } else { " FPW for WAL verification" });
         }
+    }
+    // Rows have their origin too, but pg_waldump shows it of ends of transactions only.
+    if let Some(origin) = record.origin.filter(|_| header.rmid == rmgr::TRANSACTION) {
+        write!(line, "origin {origin}").unwrap();
     }
     line.trim_end().to_owned()
 }
@@ -147,19 +155,32 @@ fn decode(mut decoder: WalDecoder, wal: &Bytes, piece: usize, end: Lsn) -> Vec<O
     records
 }
 
-fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
-    let mut server = TestPg::start(options.set("max_prepared_transactions", "5").set("wal_keep_size", "1GB"));
-    run_workload(&server);
+/// The WAL of a server that was stopped, and its records: each is what `pg_waldump` shows of it.
+struct Shown {
+    start: Lsn,
+    end: Lsn,
+    wal: Bytes,
+    records: Vec<OwnedRecord>,
+}
+
+fn shown_by_waldump(mut server: TestPg, size: WalSegmentSize) -> Shown {
     let end: Lsn = server.sql("select pg_current_wal_flush_lsn()").parse().unwrap();
     server.stop(StopMode::Immediate);
     let (start, wal) = read_wal(&segments(&server), size);
     let records = decode(WalDecoder::at_page(start, PgMajor::V15, size), &wal, 1 << 20, end);
-    let records: Vec<_> = records.iter().map(OwnedRecord::get).collect();
-    let expect = waldump(&server, size, records[0].start_lsn, end);
+    let expect = waldump(&server, size, records[0].get().start_lsn, end);
     assert_eq!(records.len(), expect.len());
     for (record, expect) in records.iter().zip(&expect) {
-        assert_eq!(&show(record), expect);
+        assert_eq!(&show(&record.get()), expect);
     }
+    Shown { start, end, wal, records }
+}
+
+fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
+    let server = TestPg::start(options.set("max_prepared_transactions", "5").set("wal_keep_size", "1GB"));
+    run_workload(&server);
+    let Shown { start, end, wal, records } = shown_by_waldump(server, size);
+    let records: Vec<_> = records.iter().map(OwnedRecord::get).collect();
     for record in &records {
         for block in record.blocks.iter().filter(|block| block.image.is_some()) {
             restore_image(record, block).unwrap();
@@ -183,6 +204,41 @@ fn check_against_waldump(options: TestPgOptions, size: WalSegmentSize) {
 #[test]
 fn checklist_02_03_04_08_12_decode_is_what_pg_waldump_shows() {
     check_against_waldump(TestPgOptions::default(), WalSegmentSize::DEFAULT);
+}
+
+#[test]
+fn checklist_12_origins_and_top_level_transactions_are_decoded() {
+    let options = TestPgOptions::default().set("wal_level", "logical").set("wal_keep_size", "1GB");
+    let server = TestPg::start(options);
+    server.sql("create table t (a int)");
+    let origin = server.sql("select pg_replication_origin_create('elsewhere')");
+    let said = server.sql(
+        "select pg_replication_origin_session_setup('elsewhere'); begin; insert into t values (1); \
+         select pg_current_xact_id(); savepoint a; insert into t values (2), (3); commit",
+    );
+    let top: u32 = said.lines().last().expect("it gives its transaction's id").parse().expect("an id");
+    let sub: u32 = server.sql("select xmin from t where a = 2").parse().expect("an id");
+    let origin: u16 = origin.parse().expect("an origin's number");
+    // A commit's origin is in what pg_waldump shows, and so it is compared; all else is known from SQL.
+    let Shown { records, .. } = shown_by_waldump(server, WalSegmentSize::DEFAULT);
+    let found: Vec<_> = records
+        .iter()
+        .map(OwnedRecord::get)
+        .filter(|record| [top, sub].contains(&record.header.xid))
+        .map(|record| {
+            let (rmid, info, xid) = (record.header.rmid, record.header.info, record.header.xid);
+            let name = rmgr::identify(rmid, info, PgMajor::V15).unwrap_or("UNKNOWN");
+            (name, xid, record.origin, record.toplevel_xid)
+        })
+        .collect();
+    // Only the first record of a subtransaction says whose it is.
+    let expect = [
+        ("INSERT+INIT", top, Some(origin), None),
+        ("INSERT", sub, Some(origin), Some(top)),
+        ("INSERT", sub, Some(origin), None),
+        ("COMMIT", top, Some(origin), None),
+    ];
+    assert_eq!(found, expect);
 }
 
 #[test]

@@ -216,6 +216,12 @@ fn checklist_31_33_heap_records_clear_map_bits_without_a_reference() {
     check(heap(rmgr::HEAP, 0x10, &[0, 0, 0, 0, 1, 0, 0, 0], &[5]), 5, 3);
     check(heap(rmgr::HEAP, 0x00, &[1, 0, 1], &[5]), 5, 0);
     check(heap(rmgr::HEAP2, 0x50, &[1, 0, 0, 0, 0, 0], &[5]), 5, 0);
+    // Tuples that are frozen as they are inserted leave the bits alone.
+    check(heap(rmgr::HEAP2, 0x50, &[0x20, 0, 0, 0, 0, 0], &[5]), 5, 3);
+    // HOT_UPDATE: both tuples are on block 0, so that only the old one's flag is ever set.
+    let hot_update = |flags: u8| [0, 0, 0, 0, 1, 0, 0, flags, 0, 0, 0, 0, 2, 0];
+    check(heap(rmgr::HEAP, 0x40, &hot_update(1), &[33_000]), 33_000, 0);
+    check(heap(rmgr::HEAP, 0x40, &hot_update(0), &[5]), 5, 3);
     // LOCK and LOCK_UPDATED: xmax, offset, infobits, flags; only the frozen bit goes.
     check(heap(rmgr::HEAP, 0x60, &delete, &[5]), 5, 1);
     check(heap(rmgr::HEAP2, 0x60, &delete, &[5]), 5, 1);

@@ -78,10 +78,13 @@ fn checklist_44_every_id_seen_moves_the_next_one() {
     };
     let nothing = RecordBuilder::new(rmgr::XLOG, rmgr::xlog::NOOP);
     check(nothing.clone(), 1024);
+    check(nothing.clone().xid(1023).toplevel_xid(5000), 5120);
     check(nothing.xid(5000), 5120);
     check(end(0x00, 1100, &[3000], None), 3072);
     check(end(0x20, 1100, &[1101, 3000], None), 3072);
     check(end(0x30, 0, &[3000], Some(4000)), 4096);
+    // Of the subtransactions 2048 and 2049, which are past what the transaction's own id is rounded up to.
+    check(prepare(2047), 3072);
     // ASSIGNMENT: top, count, subtransactions; RUNNING_XACTS: counts, overflow, next, oldest, latest.
     check(record(rmgr::TRANSACTION, 0x50, &[1100, 2, 1101, 9000]), 9216);
     check(record(rmgr::STANDBY, 0x10, &[0, 0, 0, 6000, 1000, 5999]), 6144);
@@ -265,6 +268,53 @@ fn checklist_50_pages_past_the_last_are_refused() {
     let mut timeline = Timeline::new();
     let error = timeline.try_add(&record(rmgr::CLOG, 0, &[131_072])).expect_err("there is no such page");
     assert!(matches!(error, IngestError::Malformed { rmid: rmgr::CLOG, .. }), "{error}");
+}
+
+#[test]
+fn checklist_50_new_pages_and_gaps_between_pages_are_zeros() {
+    let mut timeline = Timeline::new();
+    for page in [40, 43] {
+        timeline.add(&record(rmgr::CLOG, 0, &[page]));
+        timeline.add(&end(0x00, page * 32_768 + 4, &[], None));
+    }
+    let files = backup_files(&timeline);
+    let (_, content) = files.iter().find(|(path, _)| path == "pg_xact/0001").expect("the segment is sent");
+    // It begins with page 32. Of its pages only two were ever made: each is in its place, the others are zeros.
+    let marked: Vec<usize> = (0..content.len()).filter(|&at| content[at] != 0).collect();
+    assert_eq!((content.len(), marked), (12 * BLCKSZ, vec![8 * BLCKSZ + 1, 11 * BLCKSZ + 1]));
+    // The circle comes around: what the page held is not to be seen again.
+    timeline.add(&record(rmgr::CLOG, 0, &[40]));
+    let page = timeline.slru(SlruKind::Xact, 40).expect("the page exists");
+    assert!(page.len() == BLCKSZ && page.iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn checklist_50_page_numbers_have_64_bits_since_17() {
+    let mut timeline = Timeline::of_major(PgMajor::V17);
+    for page in [0, 31, 32, 65] {
+        timeline.add(&record(rmgr::CLOG, 0, &[page, 0]));
+    }
+    // What follows a page number lies behind its upper half.
+    timeline.add(&record(rmgr::CLOG, 0x10, &[65, 0, 65 * 32_768, 7]));
+    let live: Vec<u64> = (0..66).filter(|page| timeline.slru(SlruKind::Xact, *page).is_some()).collect();
+    assert_eq!(live, [65]);
+    assert_eq!((timeline.checkpoint().oldest_xid, timeline.checkpoint().oldest_xid_db), (65 * 32_768, 7));
+
+    let start = CheckPoint { oldest_commit_ts_xid: 1000, newest_commit_ts_xid: 1000, ..checkpoint() };
+    let control = ControlFile { major: PgMajor::V17, track_commit_timestamp: true, ..control_file() };
+    let mut timeline = Timeline::with(start, control, Lsn::INVALID);
+    timeline.add(&record(rmgr::COMMIT_TS, 0x10, &[3, 0, 2457]));
+    assert_eq!(timeline.checkpoint().oldest_commit_ts_xid, 2457);
+
+    // A number that only its upper half makes impossible, and one of which the upper half is missing.
+    let kinds = [(rmgr::CLOG, 0x00), (rmgr::COMMIT_TS, 0x00), (rmgr::MULTIXACT, 0x00), (rmgr::MULTIXACT, 0x10)];
+    for (rmid, info) in kinds {
+        for fields in [&[3, 1][..], &[3]] {
+            let mut timeline = Timeline::of_major(PgMajor::V17);
+            let error = timeline.try_add(&record(rmid, info, fields)).expect_err("there is no such page");
+            assert!(matches!(error, IngestError::Malformed { rmid: of, .. } if of == rmid), "{error}");
+        }
+    }
 }
 
 fn track_commit_timestamp(on: bool) -> RecordBuilder {

@@ -376,6 +376,24 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes() {
+        let hex = |delta: &Delta| delta.encode().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let golden = [
+            "00",
+            "010700000003",
+            "02409c0000",
+            "030900",
+            "04020080000001800000409c0000",
+            "05000800004d0000000108000050000000",
+            "06630600000900000001000000000800000005",
+            "07fbffffffffffffff02003303000034030000",
+        ];
+        assert_eq!(samples().iter().map(|(delta, _)| hex(delta)).collect::<Vec<_>>(), golden);
+        let set = Delta::Vm(smallvec![VmChange { heap_block: 9, clear: 1, set: 2 }]);
+        assert_eq!(hex(&set), "010900000021");
+    }
+
+    #[test]
     fn checklist_42_clog_bits() {
         let key = Key::SlruPage(SlruKind::Xact, 0);
         let mut page = [0; BLCKSZ];

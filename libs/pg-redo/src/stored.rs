@@ -167,3 +167,55 @@ impl<'a> StoredRecord<'a> {
         Ok(StoredRecord { view, block_id })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ardent_pg_format::OwnedRecord;
+    use ardent_pg_format::encode::RecordBuilder;
+
+    use super::*;
+
+    #[test]
+    fn golden_bytes() {
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
+        let (map, other) = (rel.with_fork(ForkNumber::Vm), RelTag { relnode: 7, ..rel });
+        let record = RecordBuilder::new(rmgr::HEAP, 0x20)
+            .xid(900)
+            .main_data([10, 11])
+            .block(0, rel, 3, false, None, &[1, 2, 3])
+            .block(1, rel, 9, false, None, &[])
+            .block(2, map, 1, false, None, &[])
+            .block(3, other, 8, true, None, &[4]);
+        let raw = Bytes::from(record.encode(Lsn::INVALID));
+        let (start, end) = (Lsn::new(0x100_0028), Lsn::new(0x100_0100));
+        let record = OwnedRecord::parse(raw, start, end, PgMajor::V15).expect("the record is well-formed");
+        let record = record.get();
+        let value = Value::for_block(PgMajor::V15, &record, &record.blocks[0], HintBits::Logged, &mut BytesMut::new());
+        let Value::Record { will_init: false, record: stored } = value.expect("it can be stored") else {
+            panic!("not a record")
+        };
+        let hex: String = stored.iter().map(|byte| format!("{byte:02x}")).collect();
+        let golden = "010a2004840300000300\
+                      000c\
+                      010409000000\
+                      022401000000\
+                      03017f060000050000000700000008000000\
+                      010203\
+                      0a0b";
+        assert_eq!(hex, golden);
+
+        let opened = StoredRecord::decode(&stored, end, rel, 3).expect("it can be opened");
+        let view = &opened.view;
+        let blocks: Vec<_> =
+            view.blocks.iter().map(|block| (block.id, block.rel, block.blkno, block.will_init, block.data)).collect();
+        let expect: [(u8, RelTag, BlockNumber, bool, &[u8]); 4] = [
+            (0, rel, 3, false, &[1, 2, 3]),
+            (1, rel, 9, false, &[]),
+            (2, map, 1, false, &[]),
+            (3, other, 8, true, &[]),
+        ];
+        assert_eq!(blocks, expect);
+        assert_eq!((opened.block_id, view.rmid, view.info, view.xid), (0, rmgr::HEAP, 0x20, 900));
+        assert_eq!((view.end_lsn, view.hint_bits, view.main_data), (end, HintBits::Logged, &[10, 11][..]));
+    }
+}

@@ -102,18 +102,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_round_trip_and_reject() {
+    fn values_have_these_bytes_and_reject_others() {
         let body = Bytes::from_static(b"body");
-        let values = [
-            Value::Image(Bytes::new()),
-            Value::Image(body.clone()),
-            Value::Record { will_init: false, record: body.clone() },
-            Value::Record { will_init: true, record: body.clone() },
-            Value::Delta(Delta::ZeroPage.encode()),
-            Value::Unreadable(body),
+        let values: [(Value, &[u8]); 6] = [
+            (Value::Image(Bytes::new()), b"\x01"),
+            (Value::Image(body.clone()), b"\x01body"),
+            (Value::Record { will_init: false, record: body.clone() }, b"\x02body"),
+            (Value::Record { will_init: true, record: body.clone() }, b"\x03body"),
+            (Value::Delta(Delta::ZeroPage.encode()), b"\x04\x00"),
+            (Value::Unreadable(body), b"\x05body"),
         ];
-        for value in values {
+        for (value, golden) in values {
             let encoded = value.encode();
+            assert_eq!(encoded, golden);
             assert_eq!(encoded.len(), value.encoded_len());
             assert_eq!(Value::decode(encoded), Ok(value));
         }

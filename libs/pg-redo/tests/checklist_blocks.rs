@@ -95,6 +95,23 @@ fn checklist_17_an_image_or_an_initialisation_needs_no_earlier_history() {
 }
 
 #[test]
+fn checklist_33_an_insert_of_frozen_tuples_marks_its_page_all_visible() {
+    // `Heap2/MULTI_INSERT+INIT` of one tuple; the flags are `XLH_INSERT_LAST_IN_MULTI`, alone and with `XLH_INSERT_ALL_FROZEN_SET`.
+    for (flags, expect) in [(0x02u8, 0), (0x22, 0x04)] {
+        let mut data = vec![21, 0, 1, 0, 2, 8, 24, 0];
+        data.extend([7; 20]);
+        let record = RecordBuilder::new(rmgr::HEAP2, 0xD0).xid(900).main_data([flags, 0, 1, 0]);
+        let record = decode(&record.block(0, REL, 3, true, None, &data));
+        let lsn = record.get().end_lsn;
+        let page = reconstruct(PgMajor::V15, &Key::RelBlock(REL, 3), None, [(lsn, value(&record, 0))])
+            .expect("the record makes the page");
+        assert_eq!(page[10] & 0x04, expect, "PD_ALL_VISIBLE");
+        // 44 bytes, aligned to 8.
+        assert_eq!((page[8187], page[8188]), (7, 0), "the tuple is there");
+    }
+}
+
+#[test]
 fn checklist_18_redo_of_one_block_ignores_the_others() {
     // `Heap/UPDATE` from block 9 to block 3: the new tuple is block 0's, the old one's end block 1's.
     let mut main = 900u32.to_le_bytes().to_vec();

@@ -37,7 +37,7 @@ use ardent_types::Lsn;
 pub use end::{EndDifference, EndError, EndReport, EndState, Leave, LeaveCount};
 pub use files::{FilesError, WalFolder};
 pub use oracle::{Oracle, OracleError, Tamper};
-pub use report::{Expectations, ExpectationsError, Mismatch, Report, TypeReport};
+pub use report::{Expectations, ExpectationsError, ExpectedTypes, Mismatch, Report, TypeReport};
 
 /// The record types of Postgres 15 that a thorough workload must reach, and the refusals that are allowed.
 pub const EXPECTED_15: &str = include_str!("../expected-15.txt");
@@ -57,8 +57,9 @@ pub struct VerifyRedoArgs {
     pub start: Option<Lsn>,
     /// Records that start at or past this are not read. Default: where the WAL ends.
     pub end: Option<Lsn>,
-    /// A list of record types that must be checked, and of refusals that are allowed; [`EXPECTED_15`] shows the format.
-    pub expect: Option<PathBuf>,
+    /// The list of record types that must be checked, and of refusals that are allowed; [`EXPECTED_15`] shows the format. Without
+    /// one, what the WAL has is verified, whatever it lacks.
+    pub expect: Option<ExpectedTypes>,
     /// Whether the cluster logs hint bits (checksums or `wal_log_hints`); decides which pages `Heap2/VISIBLE` stamps.
     pub hint_bits: HintBits,
     /// Also compare the server's files at the end.
@@ -93,8 +94,8 @@ pub enum VerifyRedoError {
 
 /// Verifies redo over a folder of WAL. The report says whether it passed ([`Report::passed`]).
 pub fn run(args: &VerifyRedoArgs) -> Result<Report, VerifyRedoError> {
-    let expectations = args.expect.as_deref().map(Expectations::load).transpose()?;
     let mut folder = WalFolder::open(&args.wal, args.start, args.end)?;
+    let expectations = args.expect.as_ref().map(|expect| expect.load(folder.major().number())).transpose()?;
     let mut oracle = Oracle::new(folder.major(), args.hint_bits);
     let mut end_state = args.end_state.as_ref().map(|args| EndState::begin(&args.base)).transpose()?;
     while let Some(record) = folder.next_record()? {

@@ -1,6 +1,7 @@
 //! What verification found, for people and as JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -98,9 +99,41 @@ pub struct Expectations {
     pub absent: BTreeMap<String, String>,
 }
 
+/// Which list of record types a run is held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExpectedTypes {
+    /// The built-in one of the major that wrote the WAL. It has every record type, so only WAL that was made to reach them all passes.
+    OfMajor,
+    /// One in a file.
+    File(PathBuf),
+}
+
+impl From<OsString> for ExpectedTypes {
+    /// `major`, or the path of a file.
+    fn from(text: OsString) -> ExpectedTypes {
+        if text == "major" { ExpectedTypes::OfMajor } else { ExpectedTypes::File(PathBuf::from(text)) }
+    }
+}
+
+impl ExpectedTypes {
+    /// The list, for WAL of `major`.
+    pub fn load(&self, major: u32) -> Result<Expectations, ExpectationsError> {
+        match self {
+            ExpectedTypes::OfMajor => Expectations::of_major(major).ok_or(ExpectationsError::NoList { major }),
+            ExpectedTypes::File(path) => Expectations::load(path),
+        }
+    }
+}
+
 /// The list can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ExpectationsError {
+    /// No list is built in for the major.
+    #[error("no list of record types is built in for Postgres {major}: name a file with one")]
+    NoList {
+        /// The major.
+        major: u32,
+    },
     /// I/O.
     #[error("{path}", path = path.display())]
     Io {

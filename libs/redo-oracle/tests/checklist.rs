@@ -40,7 +40,7 @@ const TRAPS: [&str; 68] = [
     "One key for a relation and for a database",
     "Heap records clear map bits without a reference",
     "An update makes one change for each map page",
-    "Locks clear only the frozen bit",
+    "Locks clear only the frozen bit; an insert of frozen tuples marks its page",
     "A bit is cleared where there is no map",
     "Setting map bits stamps the heap page only where hints are logged",
     "Map pages start from zeros",

@@ -10,7 +10,9 @@ use std::rc::Rc;
 
 use ardent_pg_format::{DecodedRecord, rmgr};
 use ardent_pg_redo::HintBits;
-use ardent_redo_oracle::{EXPECTED_15, Expectations, Mismatch, Oracle, Tamper, WalFolder};
+use ardent_redo_oracle::{
+    EXPECTED_15, Expectations, ExpectedTypes, Mismatch, Oracle, Tamper, VerifyRedoArgs, WalFolder, run,
+};
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions};
 use ardent_types::{BlockNumber, ForkNumber, Lsn, RelTag};
 use support::damage::Damage;
@@ -210,4 +212,13 @@ fn expected_types_that_never_came_fail_the_run() {
     assert!(!report.unlisted.contains(&"Transaction/COMMIT".to_owned()), "{:?}", report.unlisted);
     assert!(!report.passed());
     assert!(Expectations::parse("Heap INSERT").is_err());
+
+    // The built-in list has all of the major's types, so it is missing most of them here, and knows what came.
+    let wal = server.data_dir().join("pg_wal");
+    let args = VerifyRedoArgs { wal, expect: Some(ExpectedTypes::OfMajor), ..VerifyRedoArgs::default() };
+    let report = run(&args).expect("the WAL can be read");
+    let missing = |name: &str| report.missing.iter().any(|missing| missing == name);
+    assert!(missing("Hash/INSERT") && missing("Transaction/PREPARE"), "{:?}", report.missing);
+    assert!(!missing("Heap/INSERT"), "{:?}", report.missing);
+    assert!(report.unlisted.is_empty() && !report.passed(), "{:?}", report.unlisted);
 }

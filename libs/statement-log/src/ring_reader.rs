@@ -293,6 +293,28 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_a_ring_are_these() {
+        let (_folder, mut reader, ring) = rings(2);
+        // 7 begins to look at the second slot.
+        let slot = ring.claim(7).expect("a slot");
+        assert_eq!(slot.push(b"ab"), Pushed::Done { wake: false });
+        let hex = |reader: &RingReader, at: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            reader.file.read_exact_at(&mut bytes, at).expect("it is as long");
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        assert_eq!(hex(&reader, 0, 20), "01474e4952445241020000000000020000000000");
+        let control =
+            |taken: &str| format!("07000000000000000a00000000000000f5ffffffffffffff{taken}{}", "00".repeat(24));
+        assert_eq!(hex(&reader, 4096 + 64, 64), control(&"00".repeat(16)));
+        assert_eq!(hex(&reader, 4096 + 4096 + 131_072, 10), "020000006d48839e6162");
+        assert_eq!(taken(&mut reader), [(1, b"ab".to_vec())]);
+        assert_eq!(hex(&reader, 4096 + 64, 64), control("0a00000000000000f5ffffffffffffff"));
+        reader.fall_asleep().expect("written");
+        assert_eq!(hex(&reader, 16, 4), "01000000");
+    }
+
+    #[test]
     fn the_bell_is_rung_when_the_reader_sleeps_and_when_half_is_full() {
         let (_folder, mut reader, ring) = rings(2);
         let slot = ring.claim(7).expect("a slot");

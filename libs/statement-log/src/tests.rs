@@ -7,6 +7,7 @@ use ardent_types::{Lsn, TimelineId};
 use proptest::prelude::*;
 
 use crate::record::tests::statement;
+use crate::segment::Segment;
 use crate::{
     Amount, End, EntryKind, Failed, LOG_LEN_MIN, LogEntry, LogFilter, LogWriter, Outcome, RECORD_MAX, ReadSummary,
     Record, SegmentHeader, Session, SessionKey, Statement, TransactionEnd, find_transaction, read_log, segments,
@@ -67,6 +68,42 @@ fn read(folder: &Path, filter: &LogFilter, amount: Amount) -> (Vec<LogEntry>, Re
 
 fn told(entries: &[LogEntry]) -> Vec<(String, Outcome)> {
     entries.iter().map(|entry| (entry.statement.clone(), entry.outcome)).collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn bytes_of_hex(hex: &str) -> Vec<u8> {
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("two digits")).collect()
+}
+
+#[test]
+fn the_bytes_of_a_segment_are_these() {
+    let header_bytes = "415244534c4f470201010101010101010101010101010101\
+                        bc02000000000000000000000000000000000000ff209152";
+    let block = "6e0000000ecc951e\
+                 070000000a0000000000000035000000\
+                 07070000000a0000000000000000040073686f700300617070030061707004007073716c0f003139322e302e322e313a3530303030\
+                 070000000a0000000000000019000000\
+                 04e07072000000000006000000000000000600000000000000";
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+    let undone = bytes(Record::Undone { at_us: 7_500_000, first: 6, last: 6 });
+    append(&mut writer, &[(0, session(7)), (0, undone.clone())]);
+    let open = std::fs::read(folder.path().join("00000001.log")).expect("it is there");
+    assert_eq!(hex(&open), header_bytes.to_owned() + block);
+
+    // A closed one, in a frame of zstd that is not compressed: what compressing makes of it is zstd's own.
+    let packed = "760000005a93b25c28b52ffd2076b10300";
+    let folder = tempfile::tempdir().expect("a folder");
+    let closed = bytes_of_hex(&[header_bytes, packed, block].concat());
+    std::fs::write(folder.path().join("00000001.zst"), closed).expect("written");
+    let files = segments(folder.path()).expect("listed");
+    let segment = Segment::read(&files[0]).expect("it is whole");
+    assert_eq!(segment.header, header(1, 700));
+    let key = SessionKey { pid: 7, started_us: 10 };
+    assert_eq!(segment.entries().collect::<Vec<_>>(), [(key, &session(7)[..]), (key, &undone[..])]);
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub const START: Lsn = Lsn::new(0x100_0028);
 pub struct Timeline {
     pub store: Store,
     pub ingest: Ingest,
+    major: PgMajor,
     end: Lsn,
 }
 
@@ -82,18 +83,24 @@ pub fn checkpoint() -> CheckPoint {
 
 impl Timeline {
     pub fn new() -> Timeline {
-        Timeline::with(checkpoint(), control_file(), Lsn::INVALID)
+        Timeline::of_major(PgMajor::V15)
     }
 
+    pub fn of_major(major: PgMajor) -> Timeline {
+        Timeline::with(checkpoint(), ControlFile { major, ..control_file() }, Lsn::INVALID)
+    }
+
+    /// Its major is that of the control file.
     pub fn with(checkpoint: CheckPoint, control_file: ControlFile, consistent_from: Lsn) -> Timeline {
-        let mut store = Store::default();
+        let major = control_file.major;
+        let mut store = Store::of_major(major);
         let mut batch = Batch::default();
-        let checkpoint = Bytes::copy_from_slice(&checkpoint.encode(PgMajor::V15));
+        let checkpoint = Bytes::copy_from_slice(&checkpoint.encode(major));
         batch.push(Key::Checkpoint, START, Value::Image(checkpoint));
         batch.push(Key::ControlFile, START, Value::Image(Bytes::from(control_file.encode())));
         store.apply(&mut batch);
-        let ingest = Ingest::load(PgMajor::V15, consistent_from, &store.newest()).expect("the keys are there");
-        Timeline { store, ingest, end: START }
+        let ingest = Ingest::load(major, consistent_from, &store.newest()).expect("the keys are there");
+        Timeline { store, ingest, major, end: START }
     }
 
     /// Ingests a record and gives its end.
@@ -116,12 +123,12 @@ impl Timeline {
         let raw = Bytes::from(record.encode(Lsn::INVALID));
         let start = self.end;
         self.end = start.advance(raw.len() as u64).align_up_8();
-        OwnedRecord::parse(raw, start, self.end, PgMajor::V15).expect("the record is well-formed")
+        OwnedRecord::parse(raw, start, self.end, self.major).expect("the record is well-formed")
     }
 
     /// Starts again from what is stored.
     pub fn restart(&mut self, consistent_from: Lsn) {
-        self.ingest = Ingest::load(PgMajor::V15, consistent_from, &self.store.newest()).expect("the keys are there");
+        self.ingest = Ingest::load(self.major, consistent_from, &self.store.newest()).expect("the keys are there");
     }
 
     pub fn get(&self, key: Key) -> Option<Bytes> {
@@ -143,6 +150,6 @@ impl Timeline {
 
     pub fn checkpoint(&self) -> CheckPoint {
         let bytes = self.get(Key::Checkpoint).expect("there is a checkpoint");
-        CheckPoint::decode(&bytes, PgMajor::V15).expect("it decodes")
+        CheckPoint::decode(&bytes, self.major).expect("it decodes")
     }
 }
