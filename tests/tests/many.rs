@@ -1,6 +1,7 @@
 //! Fifty branches at once, branches of branches, and the space that comes back when they are deleted.
 
 use std::thread;
+use std::time::Instant;
 
 use ardent_test_pg::TestPg;
 use ardent_tests::{House, production_options, sql, wait_until};
@@ -20,6 +21,12 @@ const LEFT_BYTES_MAX: u64 = 4 << 20;
 fn awake() -> usize {
     let text = std::env::var("ARDENT_AWAKE").unwrap_or_else(|_| "4".to_owned());
     text.parse().expect("ARDENT_AWAKE is a number")
+}
+
+/// How many branches hang on each other.
+fn chain_depth() -> u32 {
+    let text = std::env::var("ARDENT_CHAIN_DEPTH").unwrap_or_else(|_| "8".to_owned());
+    text.parse().expect("ARDENT_CHAIN_DEPTH is a number")
 }
 
 /// Runs `work` for every item, a few at a time.
@@ -155,4 +162,49 @@ fn branches_of_branches_have_what_their_parents_had() {
         }
     }
     assert_eq!(production.sql("select count(*), max(at) from t"), "1|0");
+}
+
+#[test]
+fn a_chain_of_branches_is_read_compared_and_held_after_a_crash() {
+    /// Computes that are left running.
+    const AWAKE: u32 = 8;
+    let depth = chain_depth();
+    let production = TestPg::start(production_options());
+    production.sql("create table t (level int primary key); insert into t values (0)");
+    let mut house = House::start();
+    house.connect("level-0", &production.tcp_url("postgres", "postgres"));
+    let name = |level: u32| format!("level-{level}");
+    let mut last = String::new();
+    for level in 1..=depth {
+        let began = Instant::now();
+        last = house.branch(&name(level), &name(level - 1));
+        sql(&last, &format!("insert into t values ({level})"));
+        println!("level {level}, made and written to: {:.2} s", began.elapsed().as_secs_f64());
+        if level > AWAKE {
+            house.ok(&["branch", "suspend", &name(level - AWAKE)]);
+        }
+    }
+
+    house.kill_server();
+    house.up();
+    let levels = "select count(*), sum(level) from t";
+    let expect = |level: u32| format!("{}|{}", level + 1, level * (level + 1) / 2);
+    let began = Instant::now();
+    assert_eq!(sql(&last, levels), expect(depth));
+    println!("all levels read by the last, after the crash: {:.2} s", began.elapsed().as_secs_f64());
+    let middle = depth / 2;
+    let url = house.ok(&["branch", "info", &name(middle), "--print-url"]);
+    assert_eq!(sql(&url, levels), expect(middle));
+
+    for (against, rows) in [(name(0), depth), (name(depth - 1), 1)] {
+        let began = Instant::now();
+        let stat = house.json(&["branch", "diff", &name(depth), "--against", &against, "--stat"]);
+        println!("diff against {against}: {:.2} s", began.elapsed().as_secs_f64());
+        let tables = &stat["databases"][0]["tables"];
+        assert_eq!(tables.as_array().map(Vec::len), Some(1), "{stat}");
+        assert_eq!((&tables[0]["name"], &tables[0]["inserted"]), (&"t".into(), &rows.into()), "{stat}");
+    }
+    house.ardent(&["branch", "delete", &name(middle)]).refused(6, &[&name(middle + 1)]);
+    assert_eq!(sql(&last, levels), expect(depth));
+    assert_eq!(production.sql(levels), expect(0));
 }

@@ -458,7 +458,8 @@ fn update_data(xid: u32, old: u8, flags: u8, new: u8) -> Vec<u8> {
     main
 }
 
-fn empty_page(special: usize) -> Vec<u8> {
+/// A page without items, with so many bytes for whoever the page belongs to.
+pub fn empty_page(special: usize) -> Vec<u8> {
     let mut page = vec![0; BLCKSZ];
     let end = ((BLCKSZ - special) as u16).to_le_bytes();
     page[12..14].copy_from_slice(&24u16.to_le_bytes());
@@ -468,7 +469,8 @@ fn empty_page(special: usize) -> Vec<u8> {
     page
 }
 
-fn add_item(page: &mut [u8], item: &[u8]) {
+/// Puts an item on a page that has room for it; its length is a multiple of 8.
+pub fn add_item(page: &mut [u8], item: &[u8]) {
     let lower = usize::from(u16::from_le_bytes([page[12], page[13]]));
     let upper = usize::from(u16::from_le_bytes([page[14], page[15]])) - item.len();
     page[upper..upper + item.len()].copy_from_slice(item);

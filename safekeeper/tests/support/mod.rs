@@ -2,7 +2,10 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod usage;
+
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +22,7 @@ use ardent_wal_client::{Elected, Proposer, ProposerConfig, SafekeeperClient, Tim
 
 /// One tenant with one timeline, and the keys to it.
 pub struct World {
-    pub issuer: TokenIssuer,
+    pub issuer: Arc<TokenIssuer>,
     pub spec: TimelineSpec,
 }
 
@@ -27,7 +30,7 @@ impl World {
     pub fn new() -> World {
         let key = TokenIssuer::generate_key().expect("a key");
         World {
-            issuer: TokenIssuer::from_key(&key).expect("the key is valid"),
+            issuer: Arc::new(TokenIssuer::from_key(&key).expect("the key is valid")),
             spec: TimelineSpec {
                 tenant: TenantId::generate(),
                 timeline: TimelineId::generate(),
@@ -40,6 +43,11 @@ impl World {
                 ancestor: None,
             },
         }
+    }
+
+    /// The same with another timeline of the tenant.
+    pub fn of(&self, timeline: TimelineId) -> World {
+        World { issuer: Arc::clone(&self.issuer), spec: TimelineSpec { timeline, ..self.spec } }
     }
 
     pub fn token(&self, rights: Rights) -> String {
