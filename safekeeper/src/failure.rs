@@ -99,6 +99,20 @@ pub enum TimelineError {
         #[source]
         source: CopyError,
     },
+    /// What its first segment begins with cannot be read.
+    #[error(
+        "timeline {timeline} is not made: its first segment begins with WAL of timeline {ancestor}, which is on this safekeeper and cannot be \
+         read; try again once it can"
+    )]
+    Ancestor {
+        /// Which.
+        timeline: TimelineId,
+        /// What it hangs on.
+        ancestor: TimelineId,
+        /// Why.
+        #[source]
+        source: Box<TimelineError>,
+    },
     /// A position that cannot be read.
     #[error("timeline {timeline} has WAL from {oldest_lsn} to {end_lsn} here, {lsn} was asked for")]
     OutOfRange {
@@ -144,6 +158,8 @@ impl TimelineError {
             TimelineError::UntoldWriter { .. } | TimelineError::ForgedMembers { .. } => ErrorCode::Refused,
             TimelineError::BadMembers { .. } => ErrorCode::Invalid,
             TimelineError::Copy { source, .. } => source.code(),
+            // The timeline itself has nothing that could be damaged: it can be made when the ancestor can be read, or is not here any more.
+            TimelineError::Ancestor { .. } => ErrorCode::Unavailable,
             TimelineError::OutOfRange { .. } => ErrorCode::LsnOutOfRange,
             TimelineError::BadSpec { .. } => ErrorCode::Invalid,
             TimelineError::Conflict(_) => ErrorCode::Conflict,

@@ -22,10 +22,10 @@ use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 
 use crate::copy::{self, CopyError};
 use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
-use crate::failure::TimelineError;
+use crate::failure::{TimelineError, with_causes};
 use crate::follow::read_committed;
 use crate::timeline::{TimelineView, WalForWriter};
-use crate::wal_files::{ancestor_bytes, is_timeline_dir};
+use crate::wal_files::{WalFileError, ancestor_bytes, is_timeline_dir};
 
 /// The way to all timelines. When it is dropped, the workers save what they have and end.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ impl Registry {
             let (timeline, generation) = (source.timeline, membership.generation);
             return Err(TimelineError::ForgedMembers { timeline, generation });
         }
-        let before = self.ancestor_bytes(&outline.spec).await;
+        let before = self.ancestor_bytes(&outline.spec).await?;
         let fresh = dir.with_file_name(format!(".copying-{}", source.timeline));
         copy::copy(source, outline, before, fresh.clone(), Arc::clone(turn), &self.faults).await.map_err(failed)?;
         self.ask(key, |answer| Command::Install { fresh, answer }).await
@@ -271,23 +271,44 @@ impl Registry {
         self.ask(key, Command::Delete).await
     }
 
-    /// Makes a timeline; its first segment begins with its ancestor's bytes, if they are here and committed.
+    /// Makes a timeline; its first segment begins with its ancestor's bytes, if they are here and committed. If they cannot be read, none
+    /// is made.
     pub(crate) async fn create(&self, spec: TimelineSpec) -> Result<(), TimelineError> {
         check_spec(&spec)?;
-        let before = self.ancestor_bytes(&spec).await;
+        let before = self.ancestor_bytes(&spec).await?;
         let key = (spec.tenant, spec.timeline);
         self.ask(key, |answer| Command::Create { spec, before, answer }).await
     }
 
-    async fn ancestor_bytes(&self, spec: &TimelineSpec) -> Option<Bytes> {
-        let ancestor = spec.ancestor?;
-        let view = self.open((spec.tenant, ancestor.timeline)).await.ok()?;
+    /// What the timeline's first segment begins with; `None` if its ancestor is not here, or has not got that. An ancestor that is here and
+    /// cannot be read is an error: without these bytes the segment would be another than on other safekeepers, for good.
+    async fn ancestor_bytes(&self, spec: &TimelineSpec) -> Result<Option<Bytes>, TimelineError> {
+        let Some(ancestor) = spec.ancestor else { return Ok(None) };
+        let read = self.read_ancestor(spec, ancestor.timeline).await;
+        read.map_err(|source| {
+            let (timeline, source) = (spec.timeline, Box::new(source));
+            let error = TimelineError::Ancestor { timeline, ancestor: ancestor.timeline, source };
+            tracing::warn!(%timeline, error = with_causes(&error), "a timeline is not made now");
+            error
+        })
+    }
+
+    async fn read_ancestor(&self, spec: &TimelineSpec, ancestor: TimelineId) -> Result<Option<Bytes>, TimelineError> {
+        let view = match self.open((spec.tenant, ancestor)).await {
+            Err(TimelineError::NotFound(_)) => return Ok(None),
+            view => view?,
+        };
         let same = view.spec.wal_segment_size == spec.wal_segment_size && view.spec.pg_tli == spec.pg_tli;
         if !same || *view.commit().borrow() < spec.start_lsn {
-            return None;
+            return Ok(None);
         }
-        let (start_lsn, oldest) = (spec.start_lsn, view.oldest_lsn());
-        tokio::task::spawn_blocking(move || ancestor_bytes(&view.names, start_lsn, oldest)).await.ok()?
+        let start_lsn = spec.start_lsn;
+        let path = view.names.path(start_lsn.segment_number(view.names.size()));
+        let read =
+            tokio::task::spawn_blocking(move || ancestor_bytes(&view.names, start_lsn, || view.oldest_lsn())).await;
+        let read = read
+            .unwrap_or_else(|ended| Err(WalFileError::Io { action: "read", path, source: io::Error::other(ended) }));
+        read.map_err(|source| TimelineError::Wal { timeline: ancestor, source })
     }
 
     /// The timelines of a tenant.

@@ -428,15 +428,25 @@ fn synthetic_start(spec: &TimelineSpec, major: PgMajor) -> Vec<u8> {
     bytes
 }
 
-/// The ancestor's bytes of the segment in which a branch begins, up to the branch point; `None` where they are not all kept.
-pub(crate) fn ancestor_bytes(names: &SegmentNames, start_lsn: Lsn, oldest: Lsn) -> Option<Bytes> {
+/// The ancestor's bytes of the segment in which a branch begins, up to the branch point; `None` where they are not all kept, as `oldest`
+/// says, which is asked again where they are missing: they may be trimmed at this moment. What is kept and cannot be read is an error.
+pub(crate) fn ancestor_bytes(
+    names: &SegmentNames,
+    start_lsn: Lsn,
+    oldest: impl Fn() -> Lsn,
+) -> Result<Option<Bytes>, WalFileError> {
     let from = start_lsn.segment_start(names.size());
     // The ancestor's own first segment is whole too: it begins with bytes of its ancestor or with synthetic headers.
-    if from.segment_number(names.size()) < oldest.segment_number(names.size()) {
-        return None;
-    }
+    let is_trimmed = || from.segment_number(names.size()) < oldest().segment_number(names.size());
     let length = start_lsn.saturating_sub(from) as usize;
-    names.read(from, length).ok()
+    // A branch that begins with a segment has nothing of its ancestor in it: that segment may not be begun there.
+    if length == 0 || is_trimmed() {
+        return Ok(None);
+    }
+    match names.read(from, length) {
+        Err(WalFileError::Missing { .. }) if is_trimmed() => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// Whether `dir` holds a timeline.
@@ -446,9 +456,39 @@ pub(crate) fn is_timeline_dir(dir: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+
+    #[test]
+    fn an_ancestors_bytes_that_cannot_be_read_are_not_taken_for_absent_ones() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let size = WalSegmentSize::DEFAULT;
+        let names = SegmentNames { dir: dir.path().to_owned(), tli: PgTli::new(1), size };
+        let segment = |number: u64| Lsn::new(number * size.bytes());
+        let start = segment(3).advance(1000);
+        let trimmed = ancestor_bytes(&names, start, || segment(4)).expect("nothing to read");
+        assert_eq!(trimmed, None);
+        assert_eq!(ancestor_bytes(&names, segment(3), || segment(3)).expect("nothing is needed"), None);
+        // It is to be there, and is not.
+        let missing = ancestor_bytes(&names, start, || segment(3));
+        assert!(matches!(missing, Err(WalFileError::Missing { .. })), "{missing:?}");
+        // It is trimmed while it is read.
+        let asked = Cell::new(0);
+        let at_this_moment = || segment(2 + 2 * asked.replace(asked.get() + 1));
+        assert_eq!(ancestor_bytes(&names, start, at_this_moment).expect("it is not kept any more"), None);
+        assert_eq!(asked.get(), 2);
+        // A folder can be opened, and not read.
+        fs::create_dir(names.path(3)).expect("made");
+        let unreadable = ancestor_bytes(&names, start, || segment(3));
+        assert!(matches!(unreadable, Err(WalFileError::Io { action: "read", .. })), "{unreadable:?}");
+        fs::remove_dir(names.path(3)).expect("removed");
+        let mut files = WalFiles::new(names.clone(), &Arc::default());
+        files.write(segment(3), &[7; 1000]).expect("written");
+        let bytes = ancestor_bytes(&names, start, || segment(3)).expect("readable");
+        assert_eq!(bytes.as_deref(), Some(&[7; 1000][..]));
+    }
 
     #[test]
     fn the_log_is_written_into_what_was_filled_before_and_zeros_follow_it() {

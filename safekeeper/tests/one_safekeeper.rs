@@ -183,14 +183,27 @@ async fn a_branch_begins_with_its_ancestors_bytes() {
         ancestor: Some(Ancestor { timeline: parent.timeline, lsn: wal.end() }),
         ..parent
     };
-    client.create_timeline(branch).await.expect("made");
-    client.create_timeline(branch).await.expect("again is no error");
     let size = parent.wal_segment_size;
     let name = ardent_pg_format::segment::wal_file_name(parent.pg_tli, branch.start_lsn.segment_number(size), size);
-    let read = |timeline: TimelineId| {
+    let segment = |timeline: TimelineId| {
         let path = dir.path().join("data").join(parent.tenant.to_string()).join(timeline.to_string());
-        std::fs::read(path.join("wal").join(&name)).expect("the segment")
+        path.join("wal").join(&name)
     };
+    // What cannot be read (a folder can be opened, and no more) is not taken for what is not there.
+    let aside = dir.path().join("aside");
+    std::fs::rename(segment(parent.timeline), &aside).expect("moved");
+    std::fs::create_dir(segment(parent.timeline)).expect("made");
+    let error = client.create_timeline(branch).await.expect_err("the ancestor cannot be read");
+    assert_eq!(error.code(), Some(ErrorCode::Unavailable), "{error}");
+    assert!(error.to_string().contains(&parent.timeline.to_string()), "{error}");
+    let error = client.status(branch.timeline).await.expect_err("nothing was made");
+    assert_eq!(error.code(), Some(ErrorCode::TimelineNotFound), "{error}");
+    std::fs::remove_dir(segment(parent.timeline)).expect("removed");
+    std::fs::rename(&aside, segment(parent.timeline)).expect("moved");
+
+    client.create_timeline(branch).await.expect("made");
+    client.create_timeline(branch).await.expect("again is no error");
+    let read = |timeline: TimelineId| std::fs::read(segment(timeline)).expect("the segment");
     assert!(read(parent.timeline) == read(branch.timeline));
     safekeeper.shutdown().await;
 }
