@@ -79,6 +79,11 @@ pub fn parse_milliseconds(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Milliseconds of how long something may wait or run; `none` and `never` are 0.
+pub fn parse_timeout(text: &str) -> Result<u64, String> {
+    if text == "never" { Ok(0) } else { parse_milliseconds(text) }
+}
+
 /// A whole number above 0; `none` is 0.
 pub fn parse_count(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a number of rows: write a whole number above 0, or none");

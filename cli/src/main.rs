@@ -28,6 +28,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::api::Api;
 use crate::args::{Cli, Command, GlobalArgs};
@@ -89,9 +90,14 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     let json = std::env::args_os().any(|argument| argument == "--json");
     if error.use_stderr() && json {
         let global = GlobalArgs { json, url: None, no_input: true, no_color: true };
-        // The first line says it; usage and tips follow it for people.
+        // The first line says it; usage and tips follow it for people. What is missing is listed in those that follow.
         let text = error.to_string();
-        let message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        let mut message = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        if let (ErrorKind::MissingRequiredArgument, Some(ContextValue::Strings(missing))) =
+            (error.kind(), error.get(ContextKind::InvalidArg))
+        {
+            message = format!("required arguments were not given: {}", missing.join(", "));
+        }
         Output::new(&global).failure(&Failure::usage(message).hint("ardent --help"));
         return ExitCode::from(2);
     }

@@ -18,6 +18,7 @@ use tokio_postgres::Client;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, SCHEMA_VERSION};
 use ardent_api::page_service::BlockRange;
 use ardent_api::token::{Claims, Rights, Service};
+use ardent_diff::unquoted;
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_pg_format::page::{self, ItemState};
 use ardent_statement_log::{
@@ -334,10 +335,17 @@ select c.oid, n.nspname || '.' || c.relname as name,
   pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(c.relname) as quoted,
   c.relkind::text as kind
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where c.relkind in ('r', 'p') and (c.relname = $1 or n.nspname || '.' || c.relname = $1)
+where c.relkind in ('r', 'p')
+  and (c.relname = $1 or n.nspname || '.' || c.relname = $1 or ($2 = c.relname and ($3::text is null or $3 = n.nspname)))
   and n.nspname not in ('pg_catalog', 'information_schema', 'pg_toast')
 order by n.nspname";
-    let rows = client.query(QUERY, &[&wanted]).await.map_err(|error| {
+    let parts = unquoted(wanted);
+    let (schema, name) = match &parts[..] {
+        [name] => (None, Some(name)),
+        [schema, name] => (Some(schema), Some(name)),
+        _ => (None, None),
+    };
+    let rows = client.query(QUERY, &[&wanted, &name, &schema]).await.map_err(|error| {
         ErrorInfo::new(ApiErrorCode::ComputeFailed, format!("branch {} cannot be read: {}", branch.name, chain(&error)))
     })?;
     match &rows[..] {

@@ -4,6 +4,7 @@
 //! give; its compute goes at once. Then, or at once if it is asked for, the row becomes `deleting`: timeline, WAL and the row go,
 //! and after them the timelines that the branch was on before. Deleting for good is finished by the housekeeper, however often it
 //! fails and whenever it was interrupted. Timelines go leaves first: one that others hang on stays, and gives up what they don't need.
+//! Whether something is old enough is told by a clock that believes no jump of the host's ([`ardent_trusted_clock`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,11 @@ impl Control {
     /// Until when a branch that was deleted at this time can be had back.
     pub(crate) fn kept_until_us(&self, deleted_us: i64) -> i64 {
         deleted_us.saturating_add(microseconds(self.config.keep_deleted))
+    }
+
+    /// The time by which what is old enough goes, in microseconds since the Unix epoch: no clock that has just jumped.
+    fn deletion_time_us(&self) -> i64 {
+        microseconds(self.clock.look())
     }
 
     /// Deletes a branch. Goes on when the caller goes away.
@@ -215,7 +221,7 @@ impl Control {
 
     /// Lets timelines go from which branches were to be restorable for as long as history is kept.
     pub(crate) async fn delete_expired_timelines(&self) -> Result<(), ErrorInfo> {
-        let now = now_us();
+        let now = self.deletion_time_us();
         for past in self.context.store.all_past_timelines()? {
             if !past.leaving && self.restorable_until_us(&past)? <= now {
                 self.context.store.let_past_timeline_go(past.timeline)?;
@@ -274,7 +280,7 @@ impl Control {
     }
 
     async fn delete_if_due(&self, row: &BranchRow) -> Result<(), ErrorInfo> {
-        let now = now_us();
+        let now = self.deletion_time_us();
         if row.is_root() {
             return Ok(());
         }

@@ -186,8 +186,23 @@ impl Context {
             Ok(status) => {
                 let message =
                     format!("{}; the history of branch {} goes {}", error.message, parent.name, range_text(&status));
-                ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
-                    .with_hint("choose a point in it; ardent branch set NAME --retention keeps more from now on")
+                // Before it was made there was its parent, however long history is kept.
+                let made_from = match status.oldest_lsn {
+                    Some(oldest) if Some(oldest) == parent.start_lsn => parent.parent,
+                    _ => None,
+                };
+                let above = made_from.and_then(|id| self.store.branch_by_id(id).ok().flatten());
+                let hint = match above {
+                    Some(above) => format!(
+                        "branch {} was made there: choose a later point, or what was before: --from {}",
+                        parent.name, above.name
+                    ),
+                    None => format!(
+                        "choose a point in it; ardent branch set {} --retention keeps more from now on",
+                        parent.name
+                    ),
+                };
+                ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint)
             }
             Err(_) => error.into(),
         }

@@ -26,13 +26,21 @@ pub(crate) struct Metrics {
     creations: Histogram,
     starts: Family<OneLabel, Histogram, fn() -> Histogram>,
     crashes: Counter,
+    warm_bytes: Gauge,
+    warm_dropped: Counter,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
         // From 1 ms to 33 s, each twice the one before.
         let histogram: fn() -> Histogram = || Histogram::new(exponential_buckets(1e-3, 2.0, 16));
-        Metrics { creations: histogram(), starts: Family::new_with_constructor(histogram), crashes: Counter::default() }
+        Metrics {
+            creations: histogram(),
+            starts: Family::new_with_constructor(histogram),
+            crashes: Counter::default(),
+            warm_bytes: Gauge::default(),
+            warm_dropped: Counter::default(),
+        }
     }
 }
 
@@ -46,6 +54,16 @@ impl Metrics {
     pub fn started(&self, began: Instant, warm: bool) {
         let kind = if warm { "warm" } else { "cold" };
         self.starts.get_or_create(&[("start", kind)]).observe(began.elapsed().as_secs_f64());
+    }
+
+    /// What the folders of suspended computes take.
+    pub fn warm_folders(&self, bytes: u64) {
+        self.warm_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// One of them was removed.
+    pub fn warm_dropped(&self) {
+        self.warm_dropped.inc();
     }
 
     /// A compute ended without having been asked to.
@@ -63,6 +81,10 @@ pub(crate) fn register(control: &Arc<Control>, registry: &mut Registry) {
     let starts = "Time from starting a compute's agent until its Postgres accepts connections";
     registry.register_with_unit("compute_start", starts, Unit::Seconds, metrics.starts.clone());
     registry.register("compute_crashes", "Computes that ended without having been asked to", metrics.crashes.clone());
+    let warm = "Local disk that suspended branches take to start warm";
+    registry.register("warm_bytes", warm, metrics.warm_bytes.clone());
+    let dropped = "Suspended branches that will not start warm, as their time was over or there was too much";
+    registry.register("warm_dropped", dropped, metrics.warm_dropped.clone());
     registry.register_collector(Box::new(AtScrape(Arc::downgrade(control))));
 }
 

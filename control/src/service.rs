@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use ardent_api::control::{BranchState, ConnectorState, ErrorInfo, SCHEMA_VERSION, StatusReply};
 use ardent_api::page_service::ManageRequest;
 use ardent_api::token::{KeyError, TokenIssuer};
+use ardent_trusted_clock::KeptClock;
 
 use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
@@ -34,7 +35,7 @@ use crate::slots::Slots;
 use crate::store::{Store, StoreError, iso8601, now_us};
 use crate::wal_debts::TimelineLocks;
 
-/// How often expired branches are looked for and unfinished deletions tried again.
+/// How often expired branches and folders are looked for and unfinished deletions tried again.
 const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(10);
 /// How long computes of a crashed server get to stop by themselves (their agents notice that it is gone).
 const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
@@ -157,6 +158,11 @@ impl DataDir {
         &self.root
     }
 
+    /// What control last saw of the clock.
+    pub fn clock(&self) -> PathBuf {
+        self.root.join("clock")
+    }
+
     /// A socket or other run-time file.
     pub fn run(&self, name: &str) -> PathBuf {
         self.root.join("run").join(name)
@@ -216,6 +222,8 @@ pub struct Control {
     pub(crate) host: Option<Arc<dyn SafekeeperHost>>,
     pub(crate) changing: Changing,
     pub(crate) slots: Slots,
+    /// By which branches get old.
+    pub(crate) clock: KeptClock,
     pub(crate) config: ControlConfig,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancel: CancellationToken,
@@ -242,7 +250,8 @@ impl RunningControl {
         metrics::register(&self.control, registry);
     }
 
-    /// What tells, whenever it is called, what does not work: connectors that are not followed, branches that did not start.
+    /// What tells, whenever it is called, what does not work: connectors that are not followed, branches that did not start, a clock that
+    /// has jumped.
     pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
         let control = Arc::downgrade(&self.control);
         move || control.upgrade().map(|control| control.problems()).unwrap_or_default()
@@ -306,6 +315,7 @@ impl Control {
             host: dependencies.safekeeper_host,
             changing: Changing::default(),
             slots: Slots::default(),
+            clock: KeptClock::open(data_dir.clock()),
             config,
             tasks: TaskTracker::new(),
             cancel: cancel.child_token(),
@@ -362,7 +372,8 @@ impl Control {
             let problem = self.pool.problem(row.id)?;
             Some(format!("branch {}: {problem}", row.name))
         });
-        failing.chain(stuck).collect()
+        let clock = self.clock.problem().map(|problem| format!("control: {problem}"));
+        failing.chain(stuck).chain(clock).collect()
     }
 
     /// Facts about the server.
@@ -380,6 +391,7 @@ impl Control {
             connectors: self.context.store.connectors()?.len() as u64,
             branches: branches.iter().filter(|row| !row.is_root() && row.is_listed()).count() as u64,
             computes_running: self.pool.running(),
+            clock_problem: self.clock.problem(),
         })
     }
 
@@ -473,6 +485,9 @@ impl Control {
                     Ok(()) => renewed = Some(tokio::time::Instant::now()),
                     Err(error) => warn!(%error, "leases could not be renewed; trying again"),
                 }
+            }
+            if let Err(error) = self.pool.remove_warm_folders(self.clock.look()).await {
+                warn!(%error, "what suspended computes left cannot be looked through");
             }
         }
     }

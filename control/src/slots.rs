@@ -62,9 +62,12 @@ impl Control {
     pub(crate) async fn look_at_slot(&self, row: &ConnectorRow) {
         let Ok(spec) = self.connector_spec_of(row) else { return };
         match tokio::time::timeout(LOOK_TIMEOUT, self.context.connectors.slot(spec)).await {
-            Ok(Ok(slot)) => drop(self.slots.0.lock().insert(row.name.clone(), slot)),
+            Ok(Ok(slot)) => return drop(self.slots.0.lock().insert(row.name.clone(), slot)),
             Ok(Err(error)) => debug!(connector = %row.name, %error, "production cannot be asked about its slot"),
             Err(_) => debug!(connector = %row.name, "production does not answer when asked about its slot"),
+        }
+        if let Some(Some(slot)) = self.slots.0.lock().get_mut(&row.name) {
+            slot.current = false;
         }
     }
 
@@ -118,6 +121,7 @@ mod tests {
             wal_status: Some(wal_status.into()),
             kept_bytes: Some(kept * MB),
             safe_bytes: safe.map(|safe| safe * MB),
+            current: true,
         };
         for (slot, words) in [
             (slot("reserved", 1, None), None),

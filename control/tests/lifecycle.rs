@@ -410,6 +410,7 @@ async fn what_production_keeps_is_shown_and_warned_of() {
         wal_status: Some("extended".into()),
         kept_bytes: Some(kept_bytes),
         safe_bytes: None,
+        current: true,
     };
     for (kept_bytes, warnings) in [(50 << 20, 0), (200 << 20, 1), (50 << 20, 0)] {
         world.fakes.state.lock().slot = Some(slot(kept_bytes));
@@ -420,7 +421,11 @@ async fn what_production_keeps_is_shown_and_warned_of() {
             "{info}"
         );
         assert_eq!(world.get("/v1/connectors").await["connectors"][0]["warnings"], info["warnings"]);
+        assert_eq!(info["slot"]["current"], true);
     }
+    world.fakes.state.lock().production_down = true;
+    let slot = world.get("/v1/connectors/shop").await["slot"].clone();
+    assert_eq!((&slot["kept_bytes"], &slot["current"]), (&json!(50 << 20), &json!(false)), "it was so once");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use ardent_api::control::ApiErrorCode;
+use ardent_trusted_clock::{KeptClock, Reading, boot_id};
 use ardent_types::TimelineId;
 use world::{Held, World, until};
 
@@ -222,6 +223,41 @@ async fn a_deleted_branch_can_be_had_back_for_a_while() {
     world.keep_deleted_for(Duration::ZERO).await;
     until("its time is over, and its space is given back", || world.fakes.timelines() == (1, 0)).await;
     assert_eq!(world.get("/v1/branches?deleted=true").await["branches"], json!([]));
+}
+
+#[tokio::test]
+async fn a_clock_that_has_jumped_deletes_nothing_for_its_age() {
+    let mut world = World::connected().await;
+    world.keep_deleted_for(Duration::from_secs(3600)).await;
+    for name in ["a", "e"] {
+        world.create_branch(json!({ "name": name })).await;
+    }
+    assert_eq!(world.get("/v1/status").await["clock_problem"], json!(null));
+    assert_eq!(world.call("DELETE", "/v1/branches/a", None).await.0, 200);
+    // What the housekeeper finishes, whatever the clock says; by its name it comes after the other, which is `deleted.ID` now.
+    world.fakes.state.lock().page_server_down = true;
+    assert_ne!(world.call("DELETE", "/v1/branches/e?for_good=true", None).await.0, 200);
+    world.stop().await;
+    world.fakes.state.lock().page_server_down = false;
+    assert_eq!(world.fakes.timelines(), (3, 2));
+
+    // As if the clock had been a week behind, and right, while it was seen last.
+    let path = world.folder.path().join("clock");
+    std::fs::remove_file(&path).expect("it is kept there");
+    let behind = || {
+        let now = Reading::of_host();
+        Reading { wall: now.wall - Duration::from_secs(7 * 86_400 + 3600), ..now }
+    };
+    drop(KeptClock::open_with(path.clone(), &boot_id(), behind));
+    world.keep_deleted = Duration::ZERO;
+    world.start().await;
+    until("the housekeeper was there", || world.fakes.timelines() == (2, 1)).await;
+    let problem = world.get("/v1/status").await["clock_problem"].clone();
+    assert!(problem.as_str().is_some_and(|text| text.contains("clock is 7 days ahead")), "{problem}");
+    post(&world, "/v1/branches/a/undelete", json!({})).await;
+
+    assert_eq!(world.call("DELETE", "/v1/branches/a", None).await.0, 200);
+    assert_eq!(world.fakes.timelines(), (1, 0), "what somebody asks for is done");
 }
 
 #[tokio::test]

@@ -46,17 +46,26 @@ pub(crate) struct Collector {
     retention: Duration,
     notes: HashMap<TimelineKey, Note>,
     round: u64,
+    /// The time of the last round.
+    last: Duration,
 }
 
 impl Collector {
     /// For timelines whose history is kept for `retention` unless they say otherwise.
     pub fn new(engine: Arc<Engine>, retention: Duration) -> Collector {
-        Collector { engine, retention, notes: HashMap::new(), round: 0 }
+        Collector { engine, retention, notes: HashMap::new(), round: 0, last: Duration::ZERO }
     }
 
-    /// Goes over all timelines once. `now` is since the Unix epoch. What fails is tried again in the next round.
+    /// Goes over all timelines once. `now` is since the Unix epoch, and nothing may be given up by a clock that went wrong: see
+    /// [`ardent_trusted_clock`]. What fails is tried again in the next round.
     pub fn collect_all(&mut self, now: Duration) {
         self.round += 1;
+        self.engine.tell_time(now);
+        if now < self.last {
+            // The clock was ahead: what is noted as due by it would be left alone for long.
+            self.notes.clear();
+        }
+        self.last = now;
         for (tenant, timeline, change) in self.engine.take_changes() {
             let is_news = |note: &Note| match change {
                 Change::Unloaded(generation) => note.generation != generation,
@@ -174,6 +183,7 @@ mod tests {
     use ardent_pg_format::PgMajor;
     use ardent_pg_redo::Value;
     use ardent_storage::{EngineConfig, RecordPosition, TimelineFacts};
+    use ardent_trusted_clock::{Reading, TrustedClock};
     use ardent_types::{Key, Lsn, PgTli, SystemId, WalSegmentSize};
     use bytes::Bytes;
 
@@ -220,12 +230,17 @@ mod tests {
     /// Commits `numbers`, each at ten times so many microseconds, 0x100 bytes of WAL apart, and flushes each.
     fn commit(timeline: &Timeline, numbers: std::ops::RangeInclusive<u64>) {
         for commit in numbers {
-            let lsn = Lsn::new(START + commit * 0x100);
-            let time = Bytes::copy_from_slice(&(commit as i64 * 10).to_le_bytes());
-            let position = RecordPosition { end: lsn, start: Lsn::new(lsn.get() - 0x40) };
-            timeline.put(vec![(LAST_COMMIT_TIME, lsn, Value::Image(time))], position).expect("taken");
-            timeline.flush().expect("durable");
+            commit_at(timeline, commit, Duration::from_micros(commit * 10));
         }
+    }
+
+    fn commit_at(timeline: &Timeline, commit: u64, at: Duration) {
+        let lsn = Lsn::new(START + commit * 0x100);
+        let at_us = i64::try_from(at.as_micros()).expect("in our time");
+        let time = Bytes::copy_from_slice(&at_us.to_le_bytes());
+        let position = RecordPosition { end: lsn, start: Lsn::new(lsn.get() - 0x40) };
+        timeline.put(vec![(LAST_COMMIT_TIME, lsn, Value::Image(time))], position).expect("taken");
+        timeline.flush().expect("durable");
     }
 
     fn root(engine: &Engine) -> Arc<Timeline> {
@@ -382,6 +397,56 @@ mod tests {
         }
         assert_eq!(engine.loaded_timelines(), 1);
         unload(&engine, timeline);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_takes_neither_history_nor_leases_before_it_has_stayed_there() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let house = House::new();
+        let engine = house.engine();
+        let timeline = root(&engine);
+        let mut now = Reading::of_host();
+        for (number, hours) in [(1, 3), (2, 2), (3, 1)] {
+            commit_at(&timeline, number, now.wall - HOUR * hours);
+        }
+        let mut clock = TrustedClock::first("a start", now);
+        let mut collector = Collector::new(engine.clone(), HOUR * 24 * 7);
+        collector.collect_all(clock.look(now));
+        timeline.lease("reader", Lsn::new(START + 0x100), HOUR * 2).expect("held");
+        let is_leased = || timeline.glance().expect("readable").lease_expires_at_s.is_some();
+
+        now.wall += HOUR * 24 * 30;
+        for _ in 0..20 {
+            collector.collect_all(clock.look(now));
+            assert!(timeline.retained_from() < Lsn::new(START + 0x100), "{}", timeline.retained_from());
+            // By the time that has passed it is over after two hours, and not by the clock.
+            now.wall += Duration::from_secs(300);
+            now.since_boot += Duration::from_secs(300);
+            assert!(is_leased());
+        }
+        now.wall += HOUR * 24;
+        now.since_boot += HOUR * 24;
+        collector.collect_all(clock.look(now));
+        assert_eq!(timeline.retained_from(), Lsn::new(START + 0x300));
+        assert!(!is_leased());
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_holds_nothing_up_once_it_is_set_right() {
+        let house = House::new();
+        let engine = house.engine();
+        let timeline = root(&engine);
+        commit(&timeline, 1..=5);
+        let mut collector = Collector::new(engine.clone(), RETENTION);
+        unload(&engine, timeline);
+        let ahead = Duration::from_micros(45) + RETENTION;
+        // When its turn is, is noted by the clock that is ahead.
+        collector.collect_all(ahead);
+        let noted = collector.notes.get(&(TENANT, ROOT)).and_then(|note| note.due);
+        assert!(noted.is_some_and(|due| due > ahead), "{noted:?}");
+        collector.collect_all(Duration::from_micros(1));
+        let note = collector.notes.get(&(TENANT, ROOT)).expect("it was looked at again");
+        assert!(note.due.is_some_and(|due| due <= RETENTION), "{note:?}");
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //!  computes, control ──page service──► connection (one thread each) ─┘ get pages, base backup, changed blocks, manage
 //! ```
 //!
-//! Beside them `retention` finds the LSN of a moment, and `collector` gives up history that is too old, without loading what is idle.
+//! Beside them `retention` finds the LSN of a moment, and `collector` gives up history that is too old, without loading what is idle, by a
+//! clock that believes no jump of the host's (`libs/trusted-clock`).
 //!
 //! This crate is the shell: sockets, threads, tokens. What a record means is in `pg-ingest`, what is kept is in `storage`.
 //!

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use ardent_storage::{CommitError, Engine, ReadError, Timeline};
+use ardent_trusted_clock::KeptClock;
 use ardent_types::{Key, Lsn};
 
 use crate::collector::Collector;
@@ -16,6 +17,8 @@ const LAST_COMMIT_TIME: Key = Key::AuxFile(1);
 pub(crate) const RETENTION: &str = "retention_s";
 /// How often history is looked through, so that of a timeline in use no more than an eighth is kept too long.
 const PERIOD: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(3600));
+/// How often the clock is looked at: a jump is told soon after it.
+const LOOK_PERIOD: Duration = Duration::from_secs(60);
 
 /// Sets how long a timeline's history is kept, durably.
 pub(crate) fn set(timeline: &Timeline, retention: Option<Duration>) -> Result<(), CommitError> {
@@ -63,11 +66,16 @@ pub(crate) fn lsn_at_time(timeline: &Timeline, timestamp_us: i64) -> Result<Opti
 }
 
 /// Collects garbage of all timelines once in a while, until the other end of `stop` is dropped.
-pub(crate) fn run(engine: &Arc<Engine>, retention: Duration, stop: &Receiver<()>) {
+pub(crate) fn run(engine: &Arc<Engine>, retention: Duration, clock: &KeptClock, stop: &Receiver<()>) {
     let mut collector = Collector::new(Arc::clone(engine), retention);
     let period = (retention / 8).clamp(PERIOD.0, PERIOD.1);
-    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(period) {
-        collector.collect_all(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default());
+    let mut collected = Instant::now();
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(period.min(LOOK_PERIOD)) {
+        let now = clock.look();
+        if collected.elapsed() >= period {
+            collector.collect_all(now);
+            collected = Instant::now();
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ardent_api::addr::ServiceAddr;
 use ardent_api::token::TokenVerifier;
 use ardent_storage::{Engine, EngineConfig, OpenError};
+use ardent_trusted_clock::KeptClock;
 use nix::sys::socket::{setsockopt, sockopt};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
@@ -31,6 +32,9 @@ use crate::socket::Socket;
 /// Why it listens nowhere else.
 const NOT_LOCAL: &str = "pages are served on this host alone, on Unix sockets and loopback addresses: computes are given connections that the \
                          agent has made, and these do not leave a host";
+
+/// In the engine's folder: what was last seen of the clock.
+const CLOCK_FILE: &str = "clock";
 
 /// What a page server is made from.
 #[derive(Debug)]
@@ -77,6 +81,8 @@ pub(crate) struct Shared {
     pub followers: Followers,
     pub pages_sent: PagesSent,
     pub metrics: Metrics,
+    /// By which history and leases get old.
+    pub clock: Arc<KeptClock>,
 }
 
 /// A running page server.
@@ -98,8 +104,9 @@ impl Pageserver {
         let followers = Followers::new(runtime, Arc::clone(&engine), config.safekeepers, config.safekeeper_token);
         let pages_sent = PagesSent::default();
         let (verifier, metrics) = (config.verifier, Metrics::default());
-        let shared = Arc::new(Shared { engine, verifier, followers, pages_sent, metrics });
-        let retention = start_retention(&shared.engine, config.retention).map_err(StartError::Thread)?;
+        let clock = Arc::new(KeptClock::open(engine.config().local_dir.join(CLOCK_FILE)));
+        let shared = Arc::new(Shared { engine, verifier, followers, pages_sent, metrics, clock });
+        let retention = start_retention(&shared.engine, config.retention, &shared.clock).map_err(StartError::Thread)?;
         let mut server = Pageserver {
             shared,
             cancel,
@@ -124,14 +131,15 @@ impl Pageserver {
     }
 
     /// What tells, whenever it is called, what does not work: timelines whose WAL cannot be received or ingested, or whose files cannot
-    /// be compacted.
+    /// be compacted, and a clock that has jumped.
     pub fn problems(&self) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
         let shared = Arc::downgrade(&self.shared);
         move || {
             let Some(shared) = shared.upgrade() else { return Vec::new() };
             let named = |(timeline, problem)| format!("page server: timeline {timeline}: {problem}");
             let engine = shared.engine.problems().into_iter().map(named);
-            shared.followers.problems().into_iter().chain(engine).collect()
+            let clock = shared.clock.problem().map(|problem| format!("page server: {problem}"));
+            shared.followers.problems().into_iter().chain(engine).chain(clock).collect()
         }
     }
 
@@ -201,11 +209,15 @@ impl Pageserver {
     }
 }
 
-fn start_retention(engine: &Arc<Engine>, retention: Duration) -> io::Result<(Sender<()>, JoinHandle<()>)> {
+fn start_retention(
+    engine: &Arc<Engine>,
+    retention: Duration,
+    clock: &Arc<KeptClock>,
+) -> io::Result<(Sender<()>, JoinHandle<()>)> {
     let (sender, stop) = std::sync::mpsc::channel();
-    let engine = Arc::clone(engine);
+    let (engine, clock) = (Arc::clone(engine), Arc::clone(clock));
     let thread = std::thread::Builder::new().name("retention".to_owned());
-    Ok((sender, thread.spawn(move || retention::run(&engine, retention, &stop))?))
+    Ok((sender, thread.spawn(move || retention::run(&engine, retention, &clock, &stop))?))
 }
 
 fn remove_stale_socket(path: &PathBuf) -> io::Result<()> {

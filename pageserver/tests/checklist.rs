@@ -13,6 +13,7 @@ use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_pg_format::PgMajor;
 use ardent_pg_redo::Value;
 use ardent_storage::{Engine, EngineConfig, RecordPosition, TimelineFacts};
+use ardent_trusted_clock::{KeptClock, Reading, boot_id};
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SystemId, TenantId, TimelineId, WalSegmentSize};
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
@@ -124,6 +125,43 @@ async fn checklist_22_reading_past_the_end_gives_no_stale_page() {
     assert!(matches!(error, PageError::Lost { .. }), "{error}");
     cancel.cancel();
     server.await.expect("the page server ends");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clock_that_has_jumped_is_told_as_a_problem() {
+    let folder = tempfile::tempdir().expect("folder");
+    let issuer = TokenIssuer::from_key(&TokenIssuer::generate_key().expect("key")).expect("issuer");
+    let config = || PageserverConfig {
+        engine: engine_config(folder.path()),
+        retention: Duration::from_secs(3600),
+        listen: Vec::new(),
+        verifier: issuer.verifier(),
+        safekeepers: Vec::new(),
+        safekeeper_token: String::new(),
+    };
+    let cancel = CancellationToken::new();
+    let server = Pageserver::start(config(), cancel.clone()).await.expect("the page server starts");
+    assert_eq!(server.problems()(), Vec::<String>::new());
+    cancel.cancel();
+    server.run().await;
+
+    // As if the clock had been a week behind, and right, while it was seen last.
+    let path = engine_config(folder.path()).local_dir.join("clock");
+    std::fs::remove_file(&path).expect("it is kept there");
+    let behind = || {
+        let now = Reading::of_host();
+        Reading { wall: now.wall - Duration::from_secs(7 * 86_400 + 3600), ..now }
+    };
+    drop(KeptClock::open_with(path, &boot_id(), behind));
+    let cancel = CancellationToken::new();
+    let server = Pageserver::start(config(), cancel.clone()).await.expect("the page server starts");
+    let problems = server.problems()();
+    assert!(
+        matches!(&problems[..], [one] if one.starts_with("page server: this host's clock is 7 days ahead")),
+        "{problems:?}"
+    );
+    cancel.cancel();
+    server.run().await;
 }
 
 /// `Some`: a page of this byte; `None`: the block is named as one that is not there.

@@ -346,4 +346,5 @@ fn what_a_branch_ran_is_recorded_and_rows_are_traced_to_statements() {
         "the new history has another transaction of that number"
     );
     assert_eq!(text(&blame("dev", "users", "5")), "update users set name = 'again' where id = 5");
+    assert_eq!(text(&blame("dev", "public.\"users\"", "5")), "update users set name = 'again' where id = 5");
 }

@@ -156,6 +156,8 @@ fn queries_only_read(mcp: &mut Mcp) {
     let (wide, _) = query("select repeat('x', 5000) from generate_series(1, 500)");
     assert!(wide.to_string().len() < 64 << 10 && wide["more_rows"] == true, "{}", wide.to_string().len());
     assert_eq!(query("select count(*) from users").0["rows"], json!([["2000"]]));
+    let lacking = mcp.refused("query", json!({ "branch": "work", "sql": "explain select $1::int" }));
+    assert_eq!(lacking["code"], "invalid_arguments", "{lacking}");
     let late = mcp.refused("query", json!({ "branch": "work", "sql": "select pg_sleep(60)", "timeout_s": 1 }));
     assert_eq!(late["sqlstate"], "57014", "{late}");
 }

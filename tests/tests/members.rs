@@ -12,18 +12,31 @@ fn told(status: &serde_json::Value) -> (usize, u64) {
     (count, status["safekeeper_generation"].as_u64().expect("a number"))
 }
 
-/// From one to three under load, with a kill of everything on the way, and back to one. A branch that sleeps meanwhile has all that it had.
-#[test]
-fn one_safekeeper_becomes_three_and_one_again_under_load() {
+/// A server with a branch for a ledger, and one that has a row and is to sleep.
+struct Written {
+    production: TestPg,
+    house: House,
+    branch: String,
+    asleep: String,
+}
+
+fn written(safekeepers: &str) -> Written {
     let production = TestPg::start(production_options());
     production.sql(Ledger::TABLE);
-    // It starts in the middle of the change back to one, and when that is over.
-    let mut house = House::prepare().with_arguments(&["--safekeepers", "1"]);
+    let mut house = House::prepare().with_arguments(&["--safekeepers", safekeepers]);
     house.up();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let branch = house.branch("ledger", "main");
     let asleep = house.branch("asleep", "main");
     sql(&asleep, "insert into ledger values (-1)");
+    Written { production, house, branch, asleep }
+}
+
+/// From one to three under load, with a kill of everything on the way, and back to one. A branch that sleeps meanwhile has all that it had.
+#[test]
+fn one_safekeeper_becomes_three_and_one_again_under_load() {
+    // It starts in the middle of the change back to one, and when that is over.
+    let Written { production: _production, mut house, branch, asleep } = written("1");
     house.ok(&["branch", "suspend", "asleep"]);
     let ledger = Ledger::start(&branch);
     ledger.wait_for_more();
@@ -67,14 +80,7 @@ fn one_safekeeper_becomes_three_and_one_again_under_load() {
 /// One of three is lost with its disk. Another takes its place; the lost one comes back, and is nobody.
 #[test]
 fn a_safekeeper_that_is_lost_with_its_disk_is_replaced_under_load() {
-    let production = TestPg::start(production_options());
-    production.sql(Ledger::TABLE);
-    let mut house = House::prepare().with_arguments(&["--safekeepers", "3"]);
-    house.up();
-    house.connect("main", &production.tcp_url("postgres", "postgres"));
-    let branch = house.branch("ledger", "main");
-    let asleep = house.branch("asleep", "main");
-    sql(&asleep, "insert into ledger values (-1)");
+    let Written { production: _production, mut house, branch, asleep } = written("3");
     house.kill_server();
     let (disk, lost) = (house.data_dir().join("safekeeper-3"), house.data_dir().join("lost"));
     fs::rename(&disk, &lost).expect("moved");

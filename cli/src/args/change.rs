@@ -6,7 +6,7 @@ use clap::Args;
 
 use ardent_change_set::RowChoice;
 
-use crate::duration::parse_seconds;
+use crate::duration::parse_timeout;
 
 /// `ardent branch diff`.
 #[derive(Debug, Args)]
@@ -142,10 +142,10 @@ pub struct BranchApplyArgs {
     /// Where to write the change set that undoes this one [default: NAME-undo-TIME.changes]
     #[arg(long, value_name = "FILE")]
     pub inverse: Option<PathBuf>,
-    /// Longest wait for a lock in the target
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5s")]
+    /// Longest wait for a lock in the target, such as 5s or 500ms
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout, default_value = "5s")]
     pub lock_timeout: u64,
     /// Longest run of one statement in the target
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds, default_value = "5m")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_timeout, default_value = "5m")]
     pub statement_timeout: u64,
 }

@@ -114,12 +114,19 @@ pub struct ComputeArgs {
     /// Run Postgres without a sandbox: its users can then reach files and networks that this server's host can
     #[arg(long)]
     pub no_sandbox: bool,
-    /// Most memory of one compute, such as 2GB, where control groups can be made [default: no limit]
+    /// Most memory of one compute, such as 2GB, where control groups can be made; none for no limit [default: half of the host's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub compute_memory: Option<u64>,
-    /// Most local disk of one compute, such as 50GB [default: half of what is free when it starts]
+    /// Most processors that one compute uses at a time, such as 1.5, where control groups can be made [default: no limit]
+    #[arg(long, value_name = "NUMBER", value_parser = parse_processors)]
+    pub compute_cpus: Option<u64>,
+    /// Most local disk of one compute, such as 50GB; none for no limit [default: half of what is free when it starts]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub compute_disk: Option<u64>,
+    /// Most local disk that suspended branches take together to start fast, of which the longest suspended lose theirs first; none to
+    /// keep nothing [default: a quarter of what is free without it]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub warm_disk: Option<u64>,
     /// Folder with a major version's server programs; may be repeated
     #[arg(long, value_name = "MAJOR=DIR", value_parser = parse_pg_bin)]
     pub pg_bin: Vec<(u32, PathBuf)>,
@@ -306,6 +313,19 @@ fn parse_local_addr(text: &str) -> Result<ServiceAddr, String> {
     text.parse().map_err(|_| format!("{text:?} is not unix:/path/to.sock or tcp:HOST:PORT"))
 }
 
+/// A number of processors, in thousandths: the kernel takes no less than a hundredth.
+fn parse_processors(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of processors: write a number of 0.01 or more, such as 2 or 1.5");
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+    let is_plain = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_plain(whole) || !is_plain(part) || part.len() > 3 {
+        return Err(wrong());
+    }
+    let thousandths = format!("{part:0<3}").parse::<u64>().map_err(|_| wrong())?;
+    let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(1000));
+    whole.and_then(|whole| whole.checked_add(thousandths)).filter(|milli| *milli >= 10).ok_or_else(wrong)
+}
+
 /// A number of safekeepers: odd, since another one would not let one more fail.
 fn parse_safekeepers(text: &str) -> Result<u8, String> {
     match text {
@@ -319,4 +339,19 @@ fn parse_safekeepers(text: &str) -> Result<u8, String> {
 pub(super) fn parse_pg_bin(text: &str) -> Result<(u32, PathBuf), String> {
     let parsed = text.split_once('=').and_then(|(major, dir)| Some((major.parse().ok()?, PathBuf::from(dir))));
     parsed.ok_or_else(|| format!("{text:?} is not MAJOR=DIR, such as 15=/usr/lib/postgresql/15/bin"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_read_as_people_write_them() {
+        for (text, thousandths) in [("2", 2000), ("1.5", 1500), ("0.25", 250), ("0.01", 10), ("16.125", 16_125)] {
+            assert_eq!(parse_processors(text), Ok(thousandths), "{text}");
+        }
+        for bad in ["", ".", "0", "0.001", "1.", ".5", "-1", "+1", "1e3", "1,5", "1.2345", "99999999999999999999"] {
+            assert!(parse_processors(bad).is_err(), "{bad:?} parsed");
+        }
+    }
 }

@@ -192,8 +192,8 @@ fn options(args: &BranchApplyArgs) -> ApplyOptions {
         part,
         dry_run: args.dry_run,
         prefer: args.prefer.as_deref().map(|side| if side == "branch" { Prefer::Branch } else { Prefer::Target }),
-        lock_timeout_ms: args.lock_timeout.saturating_mul(1000),
-        statement_timeout_ms: args.statement_timeout.saturating_mul(1000),
+        lock_timeout_ms: args.lock_timeout,
+        statement_timeout_ms: args.statement_timeout,
     }
 }
 
@@ -399,7 +399,8 @@ pub fn conflict_text(conflict: &Conflict, other: &str) -> String {
     match conflict {
         Conflict::Row { table, key, why, columns } => {
             let key: Vec<String> = key.iter().map(|(name, v)| format!("{name}={}", value(v))).collect();
-            let mut out = format!("conflict: {table} {}: {why}\n", key.join(" "));
+            let row = if key.is_empty() { table.clone() } else { format!("{table} {}", key.join(" ")) };
+            let mut out = format!("conflict: {row}: {why}\n");
             for column in columns {
                 let (base, branch, target) = (value(&column.base), value(&column.branch), value(&column.target));
                 out.push_str(&format!("  {}: was {base}, branch {branch}, {other} {target}\n", column.column));

@@ -234,7 +234,8 @@ fn slot_text(slot: &SlotInfo) -> String {
         (_, Some(bytes)) => format!("given up after {} more", bytes_text(bytes)),
         (_, None) => "without limit".to_owned(),
     };
-    format!("{}: {kept} kept, {limit}", slot.name)
+    let when = if slot.current { "" } else { ", when production could be asked last" };
+    format!("{}: {kept} kept, {limit}{when}", slot.name)
 }
 
 fn list(output: &Output, api: &Api) -> Result<(), Failure> {

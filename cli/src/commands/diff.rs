@@ -1,10 +1,12 @@
 //! `ardent branch diff`.
 
 use std::io::{self, IsTerminal as _, Write};
+use std::path::Path;
 
-use ardent_api::control::{DiffPart, DiffRequest};
+use ardent_api::control::{DiffPart, DiffRequest, SCHEMA_VERSION};
 use ardent_change_set::{ChangeSetFile, script, write_file};
 use ardent_diff::{DiffReport, DiffStat, Style, render_people, render_stat};
+use ardent_types::Lsn;
 use serde::Serialize;
 
 use super::{diff_lines, pager, path_name};
@@ -36,6 +38,16 @@ pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Fail
         None => show(output, args, &mut report)?,
     }
     if args.exit_code && differs { Err(Failure::differences()) } else { Ok(()) }
+}
+
+/// What `--json` prints of a diff that went to a file.
+#[derive(Serialize)]
+struct Kept<'a> {
+    schema_version: u32,
+    branch: &'a str,
+    from_lsn: Lsn,
+    to_lsn: Lsn,
+    file: &'a Path,
 }
 
 /// Asks the server for a diff.
@@ -71,9 +83,20 @@ pub fn file_content(report: DiffReport) -> ChangeSetFile {
     }
 }
 
-fn keep(output: &Output, path: &std::path::Path, report: DiffReport) -> Result<(), Failure> {
-    write_file(path, &file_content(report))
+fn keep(output: &Output, path: &Path, report: DiffReport) -> Result<(), Failure> {
+    let content = file_content(report);
+    write_file(path, &content)
         .map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))?;
+    if output.json {
+        let kept = Kept {
+            schema_version: SCHEMA_VERSION,
+            branch: &content.branch,
+            from_lsn: content.from_lsn,
+            to_lsn: content.to_lsn,
+            file: path,
+        };
+        return output.data(&kept, |_| String::new());
+    }
     output.note(&format!("wrote {}; apply it with: ardent branch apply {} --to URL", path.display(), path.display()));
     Ok(())
 }

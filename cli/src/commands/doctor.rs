@@ -176,6 +176,9 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
         Err(failure) => return vec![failed("server", failure)],
     };
     let mut checks = vec![check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None)];
+    if let Some(problem) = status.clock_problem {
+        checks.push(check("clock", CheckOutcome::Warning, problem, Some("date; timedatectl status")));
+    }
     let safekeepers = match safekeepers {
         Ok(safekeepers) => safekeepers,
         Err(failure) => {

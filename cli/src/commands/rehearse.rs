@@ -83,7 +83,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchRehearseArgs) -> Result<(), 
     let warn = |text: &str| output.warning(text);
     let rehearsed =
         on_new_branch(api, runtime.handle(), &place, &script, &interrupt, &Told { warn: &warn, starting: &starting })?;
-    let Rehearsed { branch, report, changes, left } = rehearsed;
+    let Rehearsed { branch, report, changes, not_compared, left } = rehearsed;
     if let Some(changes) = &changes {
         diff::warn_of(output, &changes.databases_not_compared);
     }
@@ -92,7 +92,8 @@ pub fn run(output: &Output, api: &Api, args: &BranchRehearseArgs) -> Result<(), 
         output.note(&format!("kept branch {0}; delete it with: ardent branch delete {0}", branch.name));
     }
     left.map_or(Ok(()), Err)?;
-    outcome(&report)
+    outcome(&report)?;
+    not_compared.map_or(Ok(()), Err)
 }
 
 /// Where a migration is rehearsed, and as whom. What is absent is as for a new branch.
@@ -124,8 +125,10 @@ pub struct Rehearsed {
     pub branch: BranchInfo,
     /// What the statements did.
     pub report: RehearsalReport,
-    /// What is different afterwards; absent after an interruption.
+    /// What is different afterwards; absent after an interruption, and where it could not be found out.
     pub changes: Option<DiffReport>,
+    /// Why it could not.
+    pub not_compared: Option<Failure>,
     /// Why the branch is still there, or not kept, against what was wanted.
     pub left: Option<Failure>,
 }
@@ -150,7 +153,17 @@ pub fn on_new_branch(
     });
     let left = if place.keep { keep(api, &branch.name) } else { delete(api, &branch.name) }.err();
     match found {
-        Ok((report, changes)) => Ok(Rehearsed { branch, report, changes, left }),
+        Ok((report, changes)) => {
+            let (changes, not_compared) = match changes {
+                Ok(changes) => (changes, None),
+                Err(mut failure) => {
+                    failure.info.message =
+                        format!("what is different afterwards cannot be told: {}", failure.info.message);
+                    (None, Some(failure))
+                }
+            };
+            Ok(Rehearsed { branch, report, changes, not_compared, left })
+        }
         Err(failure) => {
             // Both are told of.
             if let Some(left) = left {
@@ -250,7 +263,7 @@ async fn on_branch(
     script: &Script,
     interrupt: &CancellationToken,
     told: &Told<'_>,
-) -> Result<(RehearsalReport, Option<DiffReport>), Failure> {
+) -> Result<(RehearsalReport, Result<Option<DiffReport>, Failure>), Failure> {
     let name = &branch.name;
     // Its first start takes longer than a connection may.
     api.post::<WakeReply>(&format!("/v1/branches/{name}/wake"), &json!({}))?;
@@ -266,10 +279,10 @@ async fn on_branch(
         })
     })?;
     if report.interrupted {
-        return Ok((report, None));
+        return Ok((report, Ok(None)));
     }
-    let changes = diff::ask(api, name, &DiffRequest::default())?;
-    Ok((report, Some(changes)))
+    // What the statements did is worth telling without it.
+    Ok((report, diff::ask(api, name, &DiffRequest::default()).map(Some)))
 }
 
 fn print(

@@ -101,6 +101,10 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     }
     let connectors: ConnectorList = api.get("/v1/connectors")?;
     let mut is_warned = !concerns.is_empty();
+    if let Some(problem) = &status.clock_problem {
+        output.warning(problem);
+        is_warned = true;
+    }
     for connector in &connectors.connectors {
         for warning in &connector.warnings {
             output.warning(&format!("connector {}: {warning}", connector.name));

@@ -70,7 +70,8 @@ pub async fn rehearse(call: &Call, args: RehearseArgs) -> Result<Report, Trouble
             let rehearsed =
                 on_new_branch(api, &runtime, &place, &script, &interrupt, &Told { warn: &warn, starting: &starting })?;
             let mut warnings = warnings.into_inner();
-            warnings.extend(rehearsed.left.as_ref().map(|left| left.info.message.clone()));
+            let failed = [&rehearsed.not_compared, &rehearsed.left];
+            warnings.extend(failed.into_iter().flatten().map(|failure| failure.info.message.clone()));
             let changes = rehearsed.changes.as_ref().map(changes::summary).transpose()?;
             Ok((rehearsed.report.interrupted, told(&rehearsed, changes, warnings)))
         })

@@ -139,7 +139,8 @@ pub async fn query(call: &Call, args: SqlArgs) -> Result<Rows, Trouble> {
             Form::Told => session.read_told(&args.sql, &mut rows, &mut taking).await?,
         }
         // Whatever the statement did besides giving rows is not to stay.
-        session.client.simple_query("ROLLBACK").await.map(|_| true)
+        session.client.simple_query("ROLLBACK").await?;
+        Ok(true)
     };
     let held = session.in_time(call, &args, if form == Form::Cursor { DECLARE.len() } else { 0 }, reading).await?;
     if held { Ok(rows) } else { Err(not_held()) }
@@ -302,9 +303,10 @@ impl Session {
         Ok(Session { client, tls, connection })
     }
 
-    async fn read_cursor(&self, sql: &str, rows: &mut Rows, taking: &mut Taking) -> Result<(), tokio_postgres::Error> {
+    async fn read_cursor(&self, sql: &str, rows: &mut Rows, taking: &mut Taking) -> Result<(), Stopped> {
         // Prepared, and so one statement or none.
         let declared = self.client.prepare(&format!("{DECLARE}{sql}")).await?;
+        check_parameters(&declared)?;
         self.client.execute(&declared, &[]).await?;
         let fetch = format!("FETCH FORWARD {FETCHED} FROM ardent_query");
         loop {
@@ -328,8 +330,9 @@ impl Session {
         }
     }
 
-    async fn read_told(&self, sql: &str, rows: &mut Rows, taking: &mut Taking) -> Result<(), tokio_postgres::Error> {
+    async fn read_told(&self, sql: &str, rows: &mut Rows, taking: &mut Taking) -> Result<(), Stopped> {
         let prepared = self.client.prepare(sql).await?;
+        check_parameters(&prepared)?;
         rows.columns = prepared.columns().iter().map(|column| column.name().to_owned()).collect();
         let mut lines = std::pin::pin!(self.client.query_raw(&prepared, std::iter::empty::<&str>()).await?);
         while let Some(line) = lines.try_next().await? {
@@ -345,11 +348,11 @@ impl Session {
         call: &Call,
         args: &SqlArgs,
         shift: usize,
-        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        work: impl Future<Output = Result<T, Stopped>>,
     ) -> Result<T, Trouble> {
         let timeout_s = args.timeout_s();
         let why = tokio::select! {
-            done = work => return done.map_err(|error| told(&error, shift)),
+            done = work => return done.map_err(|stopped| stopped.trouble(shift)),
             () = tokio::time::sleep(Duration::from_secs(timeout_s) + GRACE) => {
                 let error = ErrorInfo::new(ApiErrorCode::Timeout, format!("the statement ran longer than {timeout_s} s"));
                 Trouble::Failure(error.with_hint("give timeout_s, or ask for less").into())
@@ -383,6 +386,35 @@ impl<'a> FromSql<'a> for Told {
     fn accepts(_: &Type) -> bool {
         true
     }
+}
+
+/// Why a statement was not run to its end.
+enum Stopped {
+    Postgres(tokio_postgres::Error),
+    /// It cannot be run without values that it lacks.
+    LacksValues,
+}
+
+impl From<tokio_postgres::Error> for Stopped {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Stopped::Postgres(error)
+    }
+}
+
+impl Stopped {
+    fn trouble(&self, shift: usize) -> Trouble {
+        match self {
+            Stopped::Postgres(error) => told(error, shift),
+            Stopped::LacksValues => {
+                let what = "the statement has parameters such as $1, and there is nothing to put in their place";
+                Failure::usage(what).hint("write the values into the statement").into()
+            }
+        }
+    }
+}
+
+fn check_parameters(statement: &tokio_postgres::Statement) -> Result<(), Stopped> {
+    if statement.params().is_empty() { Ok(()) } else { Err(Stopped::LacksValues) }
 }
 
 /// What Postgres says of an error. `shift`: characters that stand before the statement that was given.

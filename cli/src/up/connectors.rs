@@ -171,6 +171,7 @@ impl ConnectorRuntime for Connectors {
                 wal_status: slot.wal_status,
                 kept_bytes: slot.kept_bytes,
                 safe_bytes: slot.safe_wal_bytes.map(|bytes| u64::try_from(bytes).unwrap_or(0)),
+                current: true,
             }))
         }
         .boxed()

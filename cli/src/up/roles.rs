@@ -228,7 +228,12 @@ pub async fn start_control(
             pg_bin_dirs,
             sandbox: confined,
             first_uid: is_root.then_some(FIRST_COMPUTE_UID),
-            limits: ComputeLimits { memory_bytes: computes.compute_memory, disk_bytes: computes.compute_disk },
+            limits: ComputeLimits {
+                memory_bytes: computes.compute_memory,
+                disk_bytes: computes.compute_disk,
+                cpus_milli: computes.compute_cpus,
+            },
+            warm_bytes_max: computes.warm_disk,
             statement_log: StatementLogs { dir: place.files.statement_logs(), bytes_max: keep.statement_log },
             wake_timeout: WAKE_TIMEOUT,
             stop_deadline: STOP_DEADLINE,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ardent_api::compute::ComputeEvent;
 use ardent_api::page_service::ErrorCode;
@@ -99,6 +100,18 @@ pub enum ComputeError {
         /// The compute's base LSN.
         lsn: Lsn,
     },
+    /// The page server was not met for as long as a lease holds.
+    #[error(
+        "the page server does not answer this compute for {} s, so that what it reads may be out of date: the sessions were ended, and what was committed is kept (see what is away with ardent status; once storage answers, a connection starts the branch again)",
+        silent.as_secs()
+    )]
+    LeaseRanOut {
+        /// Since it was last met.
+        silent: Duration,
+        /// What the last try met, if it was answered at all.
+        #[source]
+        source: Option<PageError>,
+    },
     /// What the next cold start would have been given is not kept.
     #[error("the state of the data directory is not kept")]
     NotKept {
@@ -163,6 +176,7 @@ impl ComputeError {
             ComputeError::NoSandbox { .. } => "no_sandbox",
             ComputeError::NoPostgres { .. } => "no_postgres",
             ComputeError::BaseLsnExpired { .. } => "base_lsn_expired",
+            ComputeError::LeaseRanOut { .. } => "lease_ran_out",
             ComputeError::Invalid(_) | ComputeError::Io { .. } | ComputeError::NotKept { .. } => "invalid",
         }
     }

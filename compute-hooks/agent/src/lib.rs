@@ -18,6 +18,8 @@
 //! - `AG-4`: no token enters the sandbox, and the connections that do can only read.
 //! - `AG-5`: Postgres ends with the agent, and the agent's work ends when its standard input does.
 //! - `AG-6`: no WAL that the branch's policy forbids reaches a quorum.
+//! - `AG-7`: Postgres serves no longer than the page server's last promise to keep what it reads: without a renewal it is killed before
+//!   that is over.
 //!
 //! What it does not know: branches, passwords, other computes, how pages are made. What stock Postgres keeps over a clean
 //! restart and WAL does not carry (free space maps, statistics, exact sequence values, unlogged tables) comes along with a warm
@@ -28,6 +30,7 @@ mod activity;
 mod channel;
 mod cold_start;
 mod data_dir;
+mod disk;
 mod error;
 mod kept_state;
 mod layout;

@@ -1,32 +1,31 @@
-//! What one compute may use of its host: processes, memory, disk.
+//! What one compute may use of its host: processes, memory, processors, disk.
 //!
 //! ```text
-//!  cgroup (version 2, or 1) ── memory, processes      where the host lets us make one
-//!  prlimit in the sandbox ──── processes              everywhere; counted per user id, so per compute where `up` is root
-//!  DiskWatch ───────────────── data directory         the agent looks, and ends the compute past the limit
-//!  sizes of tmpfs ──────────── /tmp, /dev/shm         in a sandbox
+//!  cgroup (version 2, or 1) ── memory, processes, processors  where the host lets us make one
+//!  prlimit in the sandbox ──── processes                      everywhere; counted per user id, so per compute where `up` is root
+//!  disk ────────────────────── files, named or not            the agent looks, and ends the compute past the limit
+//!  sizes of tmpfs ──────────── /tmp, /dev/shm                 in a sandbox
 //! ```
 //!
 //! When memory runs out, a compute's processes are the first that the kernel ends: their `oom_score_adj` says so.
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use ardent_api::compute::ComputeLimits;
 
-use crate::error::ComputeError;
-
 /// Processes beyond those that Postgres's own settings call for: shells, compilers, what `COPY ... PROGRAM` runs.
 const PROCESSES_BESIDE: u64 = 512;
-/// Between two looks at the disk; longer where a look takes long.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Of the host's memory, what one compute may have without a limit of its own: one in so many.
+const MEMORY_SHARE: u64 = 2;
+/// What a compute counts for when processors are fought over, whether it has one process or hundreds: as much as any other group that
+/// nobody gave a weight.
+const CPU_WEIGHT: u32 = 100;
+/// What a limit of processors is counted over.
+const CPU_PERIOD_US: u64 = 100_000;
 /// The file of a control group that lists its processes, and takes new ones.
 const MEMBERS: &str = "cgroup.procs";
-/// A look may take this part of the time.
-const LOOK_SHARE: u32 = 20;
 
 /// Most processes of a compute whose Postgres has so many connections and workers.
 pub(crate) fn processes_max(connections_and_workers: u64) -> u64 {
@@ -43,23 +42,19 @@ impl ControlGroup {
     /// Makes the group, with what this host allows of it; `None`: nothing.
     pub(crate) fn create(name: &str, limits: &ComputeLimits, processes_max: u64) -> Option<ControlGroup> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| memory_of_host(&text));
         let mut folders = Vec::new();
         for line in own.lines() {
             let mut fields = line.splitn(3, ':').skip(1);
             let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
             let path = path.trim_start_matches('/');
-            let wanted: &[(&str, Option<u64>)] = match controllers {
-                "" => &[("memory.max", limits.memory_bytes), ("pids.max", Some(processes_max))],
-                "memory" => &[("memory.limit_in_bytes", limits.memory_bytes)],
-                "pids" => &[("pids.max", Some(processes_max))],
-                _ => continue,
-            };
+            let wanted = wanted(controllers, limits, host, processes_max);
             // Where version 1 has the controllers, version 2 may be mounted beside them.
             let roots = match controllers {
                 "" => vec!["/sys/fs/cgroup".into(), "/sys/fs/cgroup/unified".into()],
                 controllers => vec![Path::new("/sys/fs/cgroup").join(controllers)],
             };
-            folders.extend(roots.iter().find_map(|root| make_group(&root.join(path), name, wanted)));
+            folders.extend(roots.iter().find_map(|root| make_group(&root.join(path), name, &wanted)));
         }
         (!folders.is_empty()).then_some(ControlGroup { folders })
     }
@@ -70,20 +65,56 @@ impl ControlGroup {
     }
 }
 
+/// A file of a control group, and what is to be written to it.
+type Setting = (&'static str, String);
+
+/// What is set in a group of these controllers, as `/proc/self/cgroup` lists them: none is named for version 2, which has all in one.
+/// `host`: its memory in bytes, if that is known.
+fn wanted(controllers: &str, limits: &ComputeLimits, host: Option<u64>, processes_max: u64) -> Vec<Setting> {
+    let memory = match limits.memory_bytes {
+        Some(0) => None,
+        Some(bytes) => Some(bytes),
+        None => host.map(|bytes| bytes / MEMORY_SHARE),
+    };
+    let memory = |file| memory.map(|bytes| (file, bytes.to_string()));
+    let processes = ("pids.max", processes_max.to_string());
+    let quota_us = limits.cpus_milli.filter(|milli| *milli > 0).map(|milli| milli.saturating_mul(CPU_PERIOD_US) / 1000);
+    match controllers {
+        "" => {
+            let cpu_max = quota_us.map(|quota_us| ("cpu.max", format!("{quota_us} {CPU_PERIOD_US}")));
+            let weight = ("cpu.weight", CPU_WEIGHT.to_string());
+            memory("memory.max").into_iter().chain([processes, weight]).chain(cpu_max).collect()
+        }
+        "memory" => memory("memory.limit_in_bytes").into_iter().collect(),
+        "pids" => vec![processes],
+        // No share of its own here: the server's processes may be beside the group, each of them with as much as all of it.
+        "cpu" | "cpu,cpuacct" => {
+            quota_us.map(|quota_us| ("cpu.cfs_quota_us", quota_us.to_string())).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The host's memory in bytes, from the text of `/proc/meminfo`.
+fn memory_of_host(meminfo: &str) -> Option<u64> {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Makes a group below `parent`, if that is a group and the host lets us limit something in it.
-fn make_group(parent: &Path, name: &str, wanted: &[(&str, Option<u64>)]) -> Option<PathBuf> {
+fn make_group(parent: &Path, name: &str, wanted: &[Setting]) -> Option<PathBuf> {
     // A folder above the controllers' is an ordinary one, in which everything can be made and nothing is limited.
-    parent.join(MEMBERS).is_file().then_some(())?;
-    // Only version 2 has this file. Fails where the group has processes of its own and is not the root, or was not delegated to us.
-    let _ = write_existing(&parent.join("cgroup.subtree_control"), "+memory +pids");
+    (!wanted.is_empty() && parent.join(MEMBERS).is_file()).then_some(())?;
+    // Only version 2 has this file. Fails where the group has processes of its own and is not the root, or was not delegated to us. One
+    // by one, as a controller that the host lacks would cost the others too.
+    for controller in ["+cpu", "+memory", "+pids"] {
+        let _ = write_existing(&parent.join("cgroup.subtree_control"), controller);
+    }
     let folder = parent.join(name);
     if fs::create_dir(&folder).is_err() && !folder.is_dir() {
         return None;
     }
-    let set = |(file, value): &(&str, Option<u64>)| {
-        value.is_some_and(|value| write_existing(&folder.join(file), &value.to_string()).is_ok())
-    };
-    if wanted.iter().filter(|limit| set(limit)).count() > 0 {
+    if wanted.iter().filter(|(file, value)| write_existing(&folder.join(file), value).is_ok()).count() > 0 {
         return Some(folder);
     }
     let _ = fs::remove_dir(&folder);
@@ -104,64 +135,6 @@ impl Drop for ControlGroup {
     }
 }
 
-/// Watches how much of the disk a compute has taken.
-#[derive(Debug)]
-pub(crate) struct DiskWatch {
-    folder: PathBuf,
-    bytes_max: u64,
-    pause: Duration,
-}
-
-impl DiskWatch {
-    /// Without a limit of its own, a compute may fill half of what is free when it starts.
-    pub(crate) fn new(folder: &Path, limits: &ComputeLimits) -> Self {
-        let free = nix::sys::statvfs::statvfs(folder).map_or(u64::MAX, |stat| {
-            #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
-            u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()))
-        });
-        let bytes_max = limits.disk_bytes.unwrap_or_else(|| used(folder).saturating_add(free / 2));
-        DiskWatch { folder: folder.to_owned(), bytes_max, pause: LOOK_EVERY }
-    }
-
-    /// Returns when too much is used. Cancel-safe.
-    pub(crate) async fn full(&mut self) -> ComputeError {
-        loop {
-            tokio::time::sleep(self.pause).await;
-            let folder = self.folder.clone();
-            let began = std::time::Instant::now();
-            let Ok(used) = tokio::task::spawn_blocking(move || used(&folder)).await else { continue };
-            self.pause = LOOK_EVERY.max(began.elapsed() * LOOK_SHARE);
-            if used > self.bytes_max {
-                let what = format!(
-                    "the compute filled {} MB of local disk, and may fill {} MB",
-                    used >> 20,
-                    self.bytes_max >> 20
-                );
-                return ComputeError::Limit { what, hint: "ardent up --compute-disk sets the limit".to_owned() };
-            }
-        }
-    }
-}
-
-/// Bytes on disk below `folder`. What vanishes meanwhile does not count.
-fn used(folder: &Path) -> u64 {
-    let mut bytes = 0;
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        for entry in entries.flatten() {
-            // Of the entry itself, not of what a link points to.
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            } else {
-                bytes += metadata.blocks() * 512;
-            }
-        }
-    }
-    bytes
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,27 +142,62 @@ mod tests {
     #[test]
     fn nothing_is_made_in_a_folder_that_is_no_control_group() {
         let folder = tempfile::tempdir().expect("a folder");
-        assert_eq!(make_group(folder.path(), "ardent-x", &[("pids.max", Some(10))]), None);
+        let wanted = [("pids.max", "10".to_owned())];
+        assert_eq!(make_group(folder.path(), "ardent-x", &wanted), None);
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         // One that has none of the files that limit something.
         fs::write(folder.path().join(MEMBERS), "").expect("written");
-        assert_eq!(make_group(folder.path(), "ardent-x", &[("pids.max", Some(10))]), None);
+        assert_eq!(make_group(folder.path(), "ardent-x", &wanted), None);
         assert!(!folder.path().join("ardent-x").exists());
     }
 
-    #[tokio::test]
-    async fn a_folder_past_its_limit_is_noticed_and_links_are_not_followed() {
+    #[test]
+    fn each_limit_is_written_to_its_file() {
+        let limits = |memory_bytes, cpus_milli| ComputeLimits { memory_bytes, disk_bytes: None, cpus_milli };
+        let check = |controllers: &str, limits: ComputeLimits, expected: &[(&str, &str)]| {
+            let wanted = wanted(controllers, &limits, Some(8 << 30), 600);
+            let wanted: Vec<(&str, &str)> = wanted.iter().map(|(file, value)| (*file, value.as_str())).collect();
+            assert_eq!(wanted, expected, "{controllers:?} {limits:?}");
+        };
+        let usual = [("memory.max", "4294967296"), ("pids.max", "600"), ("cpu.weight", "100")];
+        check("", limits(None, None), &usual);
+        check("", limits(Some(0), Some(0)), &usual[1..]);
+        let set = [("memory.max", "1000"), ("pids.max", "600"), ("cpu.weight", "100"), ("cpu.max", "150000 100000")];
+        check("", limits(Some(1000), Some(1500)), &set);
+        check("memory", limits(None, None), &[("memory.limit_in_bytes", "4294967296")]);
+        check("memory", limits(Some(0), None), &[]);
+        check("pids", limits(None, None), &[("pids.max", "600")]);
+        check("cpu,cpuacct", limits(None, Some(500)), &[("cpu.cfs_quota_us", "50000")]);
+        check("cpu", limits(None, None), &[]);
+        check("freezer", limits(Some(1000), Some(500)), &[]);
+        // A host whose memory is not known.
+        assert!(wanted("memory", &limits(None, None), None, 600).is_empty());
+    }
+
+    #[test]
+    fn a_group_gets_what_its_host_has_files_for() {
         let folder = tempfile::tempdir().expect("a folder");
-        fs::create_dir(folder.path().join("a")).expect("made");
-        fs::write(folder.path().join("a/b"), vec![1; 1 << 20]).expect("written");
-        std::os::unix::fs::symlink("/usr", folder.path().join("link")).expect("linked");
-        let bytes = used(folder.path());
-        assert!((1 << 20..2 << 20).contains(&bytes), "{bytes}");
-        let limits = ComputeLimits { disk_bytes: Some(1 << 19), ..ComputeLimits::default() };
-        let mut watch = DiskWatch::new(folder.path(), &limits);
-        watch.pause = Duration::ZERO;
-        let error = watch.full().await;
-        assert_eq!(error.code(), "limit");
-        assert!(error.to_string().contains("--compute-disk"), "{error}");
+        let group = folder.path().join("ardent-x");
+        fs::create_dir(&group).expect("made");
+        for file in
+            [folder.path().join(MEMBERS), group.join("pids.max"), group.join("cpu.weight"), group.join("cpu.max")]
+        {
+            fs::write(file, "").expect("written");
+        }
+        let limits = ComputeLimits { memory_bytes: Some(1000), disk_bytes: None, cpus_milli: Some(2000) };
+        let wanted = wanted("", &limits, None, 600);
+        assert_eq!(make_group(folder.path(), "ardent-x", &wanted).as_ref(), Some(&group));
+        let read = |file| fs::read_to_string(group.join(file)).expect("there");
+        assert_eq!((read("pids.max"), read("cpu.weight")), ("600".to_owned(), "100".to_owned()));
+        assert_eq!(read("cpu.max"), "200000 100000");
+        assert!(!group.join("memory.max").exists(), "the kernel makes these files, not we");
+    }
+
+    #[test]
+    fn the_hosts_memory_is_what_the_kernel_says() {
+        assert_eq!(memory_of_host("MemTotal:       2048 kB\nMemFree: 1 kB\n"), Some(2 << 20));
+        assert_eq!((memory_of_host(""), memory_of_host("MemTotal: much kB")), (None, None));
+        let own = fs::read_to_string("/proc/meminfo").expect("readable");
+        assert!(memory_of_host(&own).is_some_and(|bytes| bytes > 1 << 20));
     }
 }

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 
+use crate::disk::Processes;
 use crate::error::ComputeError;
 use crate::limits::ControlGroup;
 use crate::sandbox::{FILTER_FD, INFO_FD};
@@ -39,7 +40,7 @@ pub(crate) struct Postmaster {
     /// Its other end is open in the postmaster and all that it starts.
     lifeline: pipe::Receiver,
     /// Goes last: it can be removed only when it is empty.
-    _group: Option<ControlGroup>,
+    group: Option<ControlGroup>,
 }
 
 /// Descriptors from here on are none that a sandbox is told of.
@@ -110,7 +111,7 @@ impl Postmaster {
         drop((info_write, held));
         let sandbox_init = if sandboxed { Some(read_sandbox_info(info_read).await?) } else { None };
         let server = if sandboxed { None } else { Some(PidFd::open(spawned.pid).map_err(failed)?) };
-        Ok(Postmaster { spawned, server, sandbox_init, exit, lifeline, _group: group })
+        Ok(Postmaster { spawned, server, sandbox_init, exit, lifeline, group })
     }
 
     /// The postmaster's process id as seen from outside the sandbox. `inner` is what it calls itself.
@@ -123,6 +124,12 @@ impl Postmaster {
         let pid = pid.ok_or_else(|| io::Error::other(format!("process {inner} of the sandbox was not found")))?;
         self.server = Some(PidFd::open(pid)?);
         Ok(pid)
+    }
+
+    /// Where all that runs for it is found.
+    pub(crate) fn processes(&self) -> Processes {
+        let groups = self.group.as_ref().map(ControlGroup::members).unwrap_or_default();
+        Processes::new(self.spawned.pid, groups)
     }
 
     /// Asks the postmaster for a fast shutdown.
@@ -284,7 +291,14 @@ impl PidFd {
 
 /// The process ids of its children.
 pub(crate) fn children_of(parent: u32) -> io::Result<Vec<u32>> {
-    if let Ok(text) = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")) {
+    let threads = format!("/proc/{parent}/task");
+    if let Ok(mut text) = std::fs::read_to_string(format!("{threads}/{parent}/children")) {
+        // Each thread has children of its own.
+        let others = std::fs::read_dir(threads)?.flatten().filter(|thread| *thread.file_name() != *parent.to_string());
+        for thread in others {
+            text.push(' ');
+            text.push_str(&std::fs::read_to_string(thread.path().join("children")).unwrap_or_default());
+        }
         return Ok(text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect());
     }
     // Kernels without that file: look at everybody.
@@ -297,6 +311,11 @@ pub(crate) fn children_of(parent: u32) -> io::Result<Vec<u32>> {
         }
     }
     Ok(children)
+}
+
+/// Whether it runs no more, though it may not have been waited for yet.
+pub(crate) fn has_ended(pid: u32) -> bool {
+    status_field(pid, "State:").is_none_or(|state| state.trim_start().starts_with(['Z', 'X']))
 }
 
 /// The process's id in its own, innermost namespace.

@@ -3,7 +3,7 @@
 //! ```text
 //!              ┌── stop, idle ──► fast shutdown ──► all on the quorum ──► warm marker ──► Stopped{clean}
 //!  running ────┤                        └─ deadline ──► kill ──┐
-//!              ├── control gone, fenced, lease lost ──► kill ──┼──► data directory discarded ──► Stopped / Failed
+//!              ├── control gone, fenced, lease over ──► kill ──┼──► data directory discarded ──► Stopped / Failed
 //!              └── Postgres ended by itself ───────────────────┘
 //! ```
 
@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::activity::ActivityWatch;
 use crate::channel::{Events, Order, Orders};
+use crate::disk::DiskWatch;
 use crate::error::ComputeError;
 use crate::kept_state::{self, Header, Limits};
 use crate::layout::PORT;
 use crate::lease::Lease;
-use crate::limits::DiskWatch;
 use crate::memory::{WarmFacts, WarmMarker};
 use crate::overdue::OverdueWatch;
 use crate::page_door::PageDoor;
@@ -112,7 +112,7 @@ impl Running {
         } = started;
         let idle_time = Duration::from_secs(compute.spec.idle_timeout_s);
         let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, idle_time);
-        let disk = DiskWatch::new(&compute.layout.compute_dir, &compute.spec.limits);
+        let disk = DiskWatch::new(&compute.layout.compute_dir, postmaster.processes(), &compute.spec.limits);
         let overdue = OverdueWatch::new(&compute.layout.run, compute.spec.policy.statement_timeout_ms);
         let stopping = shipper.stopping.clone();
         let shipping = tokio::spawn(shipper.run(sender));

@@ -29,7 +29,7 @@ use crate::data_dir::{make_folder, write_file};
 use crate::error::{ComputeError, with_causes};
 use crate::kept_state::{self, Restored};
 use crate::layout::{AUTO_CONF, Layout, PORT, PRESENCE_MAP, View};
-use crate::lease::{self, Lease, LeasedAt};
+use crate::lease::{self, Lease, LeaseTimes, LeasedAt};
 use crate::limits::{self, ControlGroup};
 use crate::memory::{Memory, WarmMarker};
 use crate::page_door::PageDoor;
@@ -208,15 +208,21 @@ impl Compute {
     }
 
     fn lease_on(&self, base_lsn: Lsn, map_lsn: Lsn) -> Lease {
-        let every = self.spec.lease_renewal_ms.map(Duration::from_millis);
-        let name = self.memory.lease.clone();
-        Lease::new(self.spec.pageserver.clone(), self.binding(), name, LeasedAt { base_lsn, map_lsn }, every)
+        let (name, at) = (self.memory.lease.clone(), LeasedAt { base_lsn, map_lsn });
+        Lease::new(self.spec.pageserver.clone(), self.binding(), name, at, LeaseTimes::of(&self.spec))
     }
 
     async fn connect_patiently(&self) -> Result<PageClient, ComputeError> {
         let deadline = Instant::now() + PAGESERVER_PATIENCE;
         loop {
-            match PageClient::connect(&self.spec.pageserver, &self.binding()).await {
+            let binding = self.binding();
+            let connecting = PageClient::connect(&self.spec.pageserver, &binding);
+            // One that takes connections and says nothing is as good as none.
+            let connected = tokio::time::timeout_at(deadline, connecting).await.unwrap_or_else(|_| {
+                let addr = self.spec.pageserver.clone();
+                Err(PageError::Lost { addr, source: std::io::ErrorKind::TimedOut.into() })
+            });
+            match connected {
                 Err(error) if error.is_retryable() && Instant::now() < deadline => {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
@@ -481,8 +487,10 @@ impl Compute {
         let command = sandbox::command(sandbox, layout, &self.view, &self.programs, run_as, most, &arguments)?;
         let name = format!("ardent-{}", self.spec.timeline);
         let group = ControlGroup::create(&name, &self.spec.limits, most);
-        if group.is_none() && self.spec.limits.memory_bytes.is_some() {
-            tracing::warn!("no control group can be made here: memory is not limited");
+        let limits = &self.spec.limits;
+        let is_asked = [limits.memory_bytes, limits.cpus_milli].into_iter().flatten().any(|limit| limit > 0);
+        if group.is_none() && is_asked {
+            tracing::warn!("no control group can be made here: memory and processors are not limited");
         }
         let spawned = Postmaster::spawn(command, &log.file, sandbox == Sandbox::Bubblewrap, group).await;
         spawned.map_err(|error| match error {

@@ -4,9 +4,9 @@
 mod rig;
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ardent_api::compute::{ComputeEvent, Sandbox};
+use ardent_api::compute::{ComputeEvent, ComputeSpec, Sandbox};
 use ardent_test_pg::{TestPgOptions, test_major};
 use ardent_types::Lsn;
 use rig::{DEADLINE, World};
@@ -170,6 +170,36 @@ async fn the_base_moves_up_after_a_checkpoint_and_a_lost_lease_ends_the_compute(
     seen.refuse_leases.store(true, Ordering::Relaxed);
     let (code, message) = agent.until_failed().await;
     assert_eq!(code, "base_lsn_expired", "{message}");
+}
+
+/// The bound on what a compute that is cut off from storage serves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compute_whose_page_server_is_silent_ends_with_its_lease_and_the_next_one_starts() {
+    const TTL: Duration = Duration::from_secs(6);
+    let world = world().await;
+    let lease_ttl_ms = Some(u64::try_from(TTL.as_millis()).expect("short"));
+    let mut agent = world.start_with(ComputeSpec { lease_ttl_ms, ..rig::quick_renewal(world.spec()) }).await;
+    let client = agent.connect().await;
+    client.sql("insert into t values (-1, 'kept')").await.expect("commits");
+    // A page server that answers, and cannot renew, is no reason to end.
+    world.page_server.seen.store_away.store(true, Ordering::Relaxed);
+    let began = Instant::now();
+    rig::eventually("more time than a lease holds", || began.elapsed() > TTL + TTL / 4).await;
+    assert_eq!(client.sql("select count(*) from t").await.expect("it goes on"), "1001");
+
+    let silent = &world.page_server.seen.silent;
+    silent.store(true, Ordering::Relaxed);
+    let (code, message) = agent.until_failed().await;
+    assert_eq!(code, "lease_ran_out", "{message}");
+    assert!(message.contains("the page server does not answer"), "{message}");
+    client.sql("select count(*) from t").await.expect_err("nothing old is served");
+
+    silent.store(false, Ordering::Relaxed);
+    world.page_server.seen.store_away.store(false, Ordering::Relaxed);
+    let mut agent = world.start().await;
+    // This rig's page server takes no WAL: what a cold start has is what it began with.
+    assert_eq!(agent.sql("select count(*) from t").await, "1000");
+    assert!(agent.stop(DEADLINE).await.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,3 +107,20 @@ async fn a_compute_that_fills_the_disk_or_makes_too_many_processes_is_held() {
     assert!(!world.compute_dir().join("data").exists(), "the space is given back");
     assert_eq!(world.recover().sql("select count(*) from t"), "1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compute_that_fills_the_disk_with_a_file_without_a_name_is_held() {
+    let world = World::new(TestPgOptions::default(), "create table t (id int)").await;
+    let mut spec = world.spec();
+    spec.limits.disk_bytes = Some(300 << 20);
+    let mut agent = world.start_with(spec).await;
+    let client = agent.connect().await;
+    client.sql("insert into t values (1)").await.expect("works");
+    // It stays open for as long as the shell runs, which is until somebody ends it.
+    let program = "exec 3>/ardent/data/full; rm /ardent/data/full; yes 1 | head -c 3G >&3; sleep 600";
+    let fill = tokio::spawn(async move { client.sql(&format!("copy t from program '{program}'")).await });
+    let (code, message) = agent.until_failed().await;
+    assert!(code == "limit" && message.contains("local disk"), "{code} {message}");
+    assert!(fill.await.expect("no panic").is_err());
+    assert_eq!(world.recover().sql("select count(*) from t"), "1");
+}

@@ -208,6 +208,7 @@ impl Drive {
             settings: connector.settings,
             idle_timeout_s: branch.idle_timeout_s,
             lease_renewal_ms: None,
+            lease_ttl_ms: None,
         };
         // Beside the folder, not in it: the folder belongs to the compute's own user, who must not see the token.
         let path = pool.computes_dir.join(format!("{}.spec", row.id));

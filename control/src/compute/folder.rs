@@ -80,7 +80,8 @@ pub fn discard_all(computes: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn gone(result: io::Result<()>) -> io::Result<()> {
+/// What was done already needs not be done.
+pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,

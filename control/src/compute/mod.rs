@@ -5,11 +5,14 @@
 //!  wake ──►      │  (waiters share one start)      │  stdin: commands, stdout: events
 //!  suspend ─►    └── watch: starting/running/...◄──┘
 //! ```
+//!
+//! What a compute leaves in its folder goes with its branch (`folder`), or when it is of no use any more, or too much (`warm`).
 
 mod drive;
 mod folder;
 mod pool;
 mod process;
+mod warm;
 
 pub use folder::discard_all;
 pub(crate) use folder::sweep_discarded;

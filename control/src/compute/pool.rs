@@ -17,6 +17,7 @@ use ardent_api::control::{ApiErrorCode, BranchState, ComputeState, ErrorInfo};
 use ardent_types::{BranchId, ComputeId};
 
 use crate::compute::drive::{Drive, DriveCommand, LogRequested};
+use crate::compute::warm::WarmFolders;
 use crate::context::Context;
 use crate::statement_log::StatementLogs;
 use crate::store::BranchRow;
@@ -43,6 +44,8 @@ pub struct PoolConfig {
     pub first_uid: Option<u32>,
     /// What each compute may use of the host.
     pub limits: ComputeLimits,
+    /// Most local disk that the folders of all suspended computes take together; absent: a quarter of what is free without them.
+    pub warm_bytes_max: Option<u64>,
     /// Where what branches run is recorded.
     pub statement_log: StatementLogs,
     /// Longest that a wake may take.
@@ -101,6 +104,7 @@ pub struct ComputePool {
     slots: Mutex<HashMap<BranchId, Slot>>,
     /// Why a branch's last start failed, until it runs again.
     problems: Mutex<HashMap<BranchId, String>>,
+    pub(super) warm: WarmFolders,
     tasks: TaskTracker,
     closing: std::sync::atomic::AtomicBool,
     /// Shared by wakes while they look for a slot, held alone by whoever must not have a compute started meanwhile.
@@ -118,6 +122,7 @@ impl ComputePool {
             context,
             slots: Mutex::default(),
             problems: Mutex::default(),
+            warm: WarmFolders::default(),
             tasks: TaskTracker::new(),
             closing: std::sync::atomic::AtomicBool::new(false),
             gates: Mutex::default(),
@@ -131,6 +136,11 @@ impl ComputePool {
     /// Keeps the branch's compute from being started until what this gives is dropped. One that runs goes on.
     pub(crate) async fn close_gate(&self, branch: BranchId) -> ClosedGate {
         ClosedGate { _held: self.gate(branch).write_owned().await }
+    }
+
+    /// The same, if nobody looks for the branch's compute at this moment, or keeps it from being started.
+    pub(crate) fn try_close_gate(&self, branch: BranchId) -> Option<ClosedGate> {
+        self.gate(branch).try_write_owned().ok().map(|held| ClosedGate { _held: held })
     }
 
     fn gate(&self, branch: BranchId) -> Arc<RwLock<()>> {

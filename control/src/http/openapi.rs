@@ -219,6 +219,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("connectors", "integer"),
             ("branches", "integer"),
             ("computes_running", "integer"),
+            ("clock_problem", "string?"),
         ],
     ),
     (
@@ -357,6 +358,7 @@ pub(crate) const OBJECTS: &[(&str, Fields)] = &[
             ("wal_status", "string?"),
             ("kept_bytes", "integer?"),
             ("safe_bytes", "integer?"),
+            ("current", "boolean"),
         ],
     ),
     ("Reindexed", &[("schema_version", "integer"), ("name", "string"), ("databases", "[ReindexedDatabase]")]),

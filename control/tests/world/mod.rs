@@ -595,8 +595,10 @@ impl ConnectorRuntime for Fakes {
     }
 
     fn slot(&self, _spec: ConnectorSpec) -> BoxFuture<'static, Result<Option<SlotInfo>, ErrorInfo>> {
-        let slot = self.state.lock().slot.clone();
-        Box::pin(async move { Ok(slot) })
+        let state = self.state.lock();
+        let refused = ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "connection refused");
+        let answer = if state.production_down { Err(refused) } else { Ok(state.slot.clone()) };
+        Box::pin(async move { answer })
     }
 
     fn can_follow(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
@@ -626,6 +628,8 @@ pub struct World {
     /// How long deleted branches and history are kept, from the next start on.
     pub keep_deleted: Duration,
     pub retention: Duration,
+    /// What suspended computes may leave, from the next start on.
+    pub warm_bytes_max: Option<u64>,
     running: Option<RunningControl>,
     /// Control's own, so that it can end as in a crash.
     runtime: Option<tokio::runtime::Runtime>,
@@ -646,6 +650,7 @@ impl World {
             token: String::new(),
             keep_deleted: Duration::ZERO,
             retention: Duration::from_secs(7 * 86_400),
+            warm_bytes_max: None,
             running: None,
             runtime: None,
         };
@@ -686,6 +691,7 @@ impl World {
                 sandbox: Sandbox::None,
                 first_uid: None,
                 limits: ardent_api::compute::ComputeLimits::default(),
+                warm_bytes_max: self.warm_bytes_max,
                 statement_log: ardent_control::StatementLogs { dir: root.join("logs"), bytes_max: 0 },
                 wake_timeout: Duration::from_secs(20),
                 stop_deadline: Duration::from_secs(5),

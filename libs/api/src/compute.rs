@@ -79,6 +79,9 @@ pub struct ComputeSpec {
     /// How often the lease on what absent pages are read at is renewed, and moved up, in milliseconds; absent: as the agent likes.
     #[serde(default)]
     pub lease_renewal_ms: Option<u64>,
+    /// How long that lease holds without being renewed, in milliseconds: the compute ends before then. Absent: as the agent likes.
+    #[serde(default)]
+    pub lease_ttl_ms: Option<u64>,
 }
 
 impl std::fmt::Debug for ComputeSpec {
@@ -125,10 +128,13 @@ impl std::fmt::Debug for RoleReport {
 /// What a compute may use of its host. Absent: no limit but the agent's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ComputeLimits {
-    /// Memory of all its processes, in bytes.
+    /// Memory of all its processes, in bytes; 0: as much as there is.
     pub memory_bytes: Option<u64>,
-    /// Local disk, in bytes.
+    /// Local disk, in bytes; 0: as much as there is.
     pub disk_bytes: Option<u64>,
+    /// Processors of all its processes together, in thousandths; 0: as many as there are.
+    #[serde(default)]
+    pub cpus_milli: Option<u64>,
 }
 
 /// Where the log of a branch's statements is kept.
@@ -242,7 +248,7 @@ pub enum ComputeEvent {
     /// The compute could not start or could not go on; the last line.
     Failed {
         /// A word for scripts: `fenced`, `pageserver_unavailable`, `safekeeper_unavailable`, `postgres_failed`, `crashed`, `no_sandbox`,
-        /// `no_postgres`, `base_lsn_expired`, `policy`, `limit`, `invalid`.
+        /// `no_postgres`, `base_lsn_expired`, `lease_ran_out`, `policy`, `limit`, `invalid`.
         code: String,
         /// What failed, why, what to do.
         message: String,

@@ -54,6 +54,9 @@ pub struct StatusReply {
     pub branches: u64,
     /// Computes that run.
     pub computes_running: u64,
+    /// Why nothing is deleted for its age now: the host's clock has jumped, or is not what it was when the server ran last.
+    #[serde(default)]
+    pub clock_problem: Option<String>,
 }
 
 /// `GET /v1/whoami`.

@@ -423,8 +423,9 @@ impl<'a> Run<'a> {
                 let chunk = chunk?;
                 let count = self.referring(key, table, &dml::any_of(&names, &chunk)).await?;
                 if count > 0 {
-                    let why =
-                        format!("the branch deleted rows that {count} rows of the target's {} refer to", key.table);
+                    let which = if count == 1 { "a row" } else { &format!("{count} rows") };
+                    let verb = if count == 1 { "refers" } else { "refer" };
+                    let why = format!("the branch deleted rows that {which} of the target's {} {verb} to", key.table);
                     self.applied.conflict(Conflict::Row {
                         table: table.to_owned(),
                         key: Vec::new(),

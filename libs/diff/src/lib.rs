@@ -54,4 +54,4 @@ pub use report::DiffReport;
 pub use session::Session;
 pub use spool::{Item, MEMORY_BYTES_MAX, Spool, SpoolError, memory_bytes, spill_into};
 pub use stat::{ChangeSetStat, DiffStat, LargeObjectStat, ObjectStat, SchemaStat, TableStat};
-pub use wanted::{names, unknown};
+pub use wanted::{names, unknown, unquoted};

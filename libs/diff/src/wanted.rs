@@ -16,9 +16,53 @@ const NAMED: &str = "
      where c.relkind in ('r', 'p', 'm', 'f', 'S') and c.relpersistence <> 't'
        and n.nspname <> 'pg_catalog' and n.nspname <> 'information_schema' and n.nspname !~ '^pg_toast'";
 
-/// A name of a table, as a diff takes it: `name`, or `schema.name`.
+/// A name of a table, as a diff takes it: `name`, or `schema.name`, each as the catalog has it, or in double quotes as SQL takes it.
 pub(crate) fn is_named(wanted: &str, schema: &str, name: &str) -> bool {
-    wanted == name || wanted.strip_suffix(name).and_then(|start| start.strip_suffix('.')) == Some(schema)
+    let is_plain =
+        wanted == name || wanted.strip_suffix(name).and_then(|start| start.strip_suffix('.')) == Some(schema);
+    is_plain
+        || match &unquoted(wanted)[..] {
+            [of] => of == name,
+            [of_schema, of] => of_schema == schema && of == name,
+            _ => false,
+        }
+}
+
+/// The parts of a name in which there are double quotes; none where there are none, or where it is no name.
+pub fn unquoted(text: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while text.contains('"') {
+        let (part, after) = match rest.strip_prefix('"') {
+            Some(inside) => {
+                let Some((part, after)) = closing_quote(inside) else { return Vec::new() };
+                (part.replace("\"\"", "\""), after)
+            }
+            None => {
+                let end = rest.find('.').unwrap_or(rest.len());
+                (rest[..end].to_owned(), &rest[end..])
+            }
+        };
+        parts.push(part);
+        match after.strip_prefix('.') {
+            Some(more) => rest = more,
+            None if after.is_empty() => break,
+            None => return Vec::new(),
+        }
+    }
+    parts
+}
+
+/// What stands before the quote that ends it, and what after: two quotes are one that does not.
+fn closing_quote(inside: &str) -> Option<(&str, &str)> {
+    let mut from = 0;
+    loop {
+        let at = from + inside[from..].find('"')?;
+        match inside[at + 1..].starts_with('"') {
+            true => from = at + 2,
+            false => return Some((&inside[..at], &inside[at + 1..])),
+        }
+    }
 }
 
 /// Schema and name of everything in a database that a diff can be asked for.
@@ -87,7 +131,18 @@ mod tests {
             let near: Option<Vec<&str>> = found.first().map(|(_, near)| near.iter().map(String::as_str).collect());
             assert_eq!(near.as_deref(), expect, "{wanted:?}");
         };
-        for there in ["orders", "shop.orders", "customers", "Order.lines", "public.Order.lines"] {
+        for there in [
+            "orders",
+            "shop.orders",
+            "customers",
+            "Order.lines",
+            "public.Order.lines",
+            "\"orders\"",
+            "\"shop\".\"orders\"",
+            "shop.\"orders\"",
+            "\"Order.lines\"",
+            "public.\"Order.lines\"",
+        ] {
             check(there, None);
         }
         check("oders", Some(&["public.orders", "shop.orders"]));
@@ -97,6 +152,18 @@ mod tests {
         check("invoices", Some(&[]));
         // A part of a schema's name is none.
         check("op.orders", Some(&["shop.orders", "public.orders"]));
+    }
+
+    #[test]
+    fn quoted_names_have_parts() {
+        let check = |text: &str, expect: &[&str]| assert_eq!(unquoted(text), expect, "{text}");
+        check("a.b", &[]);
+        check("\"a.b\"", &["a.b"]);
+        check("\"a b\".c", &["a b", "c"]);
+        check("a.\"say \"\"x\"\"\"", &["a", "say \"x\""]);
+        for broken in ["\"a", "\"a\"b", "\"a\"\"", "\""] {
+            check(broken, &[]);
+        }
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Column {
     pub not_null: bool,
     /// It is in a unique index or exclusion constraint.
     pub unique: bool,
+    /// Partitions list values of it, and there is none for others.
+    pub partition_key: bool,
     /// It is an identity that is always generated: no statement may give it a value.
     pub always_generated: bool,
 }
@@ -85,7 +87,10 @@ const COLUMNS: &str = "
     select c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', a.attnum, a.attname::text,
         format_type(a.atttypid, a.atttypmod), format_type(a.atttypid, null), format_type(b.at, null), a.attnotnull,
         exists (select from pg_index i where i.indrelid = c.oid and (i.indisunique or i.indisexclusion)
-            and (a.attnum = any (i.indkey::int2[]) or 0 = any (i.indkey::int2[]))), a.attidentity = 'a'
+            and (a.attnum = any (i.indkey::int2[]) or 0 = any (i.indkey::int2[]))), a.attidentity = 'a',
+        c.relkind = 'p' and exists (select from pg_partition_tree(c.oid) p join pg_partitioned_table k on k.partrelid = p.relid
+            join pg_attribute part on part.attrelid = k.partrelid and part.attnum = any (k.partattrs::int2[])
+            where part.attname = a.attname and k.partstrat = 'l' and k.partdefid = 0)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
     left join (pg_attribute a join based b on b.oid = a.atttypid join pg_type t on t.oid = b.at and t.typtype <> 'd')
         on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
@@ -146,6 +151,7 @@ pub async fn read_database(client: &Client, name: &str) -> Result<Database, toki
                 not_null: row.try_get(9)?,
                 unique: row.try_get(10)?,
                 always_generated: row.try_get(11)?,
+                partition_key: row.try_get(12)?,
             });
         }
     }

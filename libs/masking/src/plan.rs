@@ -368,6 +368,13 @@ fn misfit(action: &Action, column: &Column) -> Option<String> {
         let instead = if INTEGERS.contains(&&column.base_type[..]) { ": take permute" } else { "" };
         return Some(format!("{} would make values equal that have to be unique{instead}", action.text()));
     }
+    // A value that another row had has a partition.
+    if column.partition_key && *action != Action::Keep && !action.permutes() {
+        return Some(
+            "partitions list its values, and new ones have none: keep it, or give the table a default partition"
+                .to_owned(),
+        );
+    }
     None
 }
 

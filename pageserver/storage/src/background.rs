@@ -8,6 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounde
 
 use crate::engine::{Engine, WeakEngine};
 use crate::error::chain;
+use crate::shared::Shared;
 use crate::timeline::Timeline;
 
 /// A third of what others get of a processor that is fought over.
@@ -33,12 +34,14 @@ impl Background {
         assert!(only_once.is_ok(), "the background is started once");
         let flush_stop = stopped.clone();
         let (compact_stop, compact_weak) = (stopped.clone(), Arc::downgrade(engine));
+        let at_work = AtWork::begin(engine.shared());
         let weak = Arc::downgrade(engine);
         let threads = vec![
             std::thread::Builder::new()
                 .name("ardent-flush".to_owned())
                 .spawn(move || flush_loop(&frozen, &flush_stop))?,
             std::thread::Builder::new().name("ardent-compact".to_owned()).spawn(move || {
+                let _at_work = at_work;
                 stand_back();
                 compact_loop(&compact_weak, &compact_stop);
             })?,
@@ -81,6 +84,22 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
                 }
             }
         }
+    }
+}
+
+/// While it is there, somebody compacts: nobody waits for a thread that has ended, however it did.
+struct AtWork(Arc<Shared>);
+
+impl AtWork {
+    fn begin(shared: &Arc<Shared>) -> AtWork {
+        shared.set_compacting(true);
+        AtWork(Arc::clone(shared))
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.set_compacting(false);
     }
 }
 

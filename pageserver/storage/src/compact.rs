@@ -90,7 +90,7 @@ impl Timeline {
         self.next_job(&self.layer_set().files).is_some()
     }
 
-    fn next_job(&self, files: &LayerMap) -> Option<Job> {
+    pub(crate) fn next_job(&self, files: &LayerMap) -> Option<Job> {
         let config = &self.shared.config;
         let policy = Policy {
             compact_at_l0_files: config.compact_at_l0_files,

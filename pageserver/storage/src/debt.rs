@@ -6,8 +6,9 @@
 //!                      a quarter at three quarters, ...
 //! ```
 //!
-//! Whenever a writer waits, [`crate::plan`] has a job that brings debt down; and as a writer gets past the hard limits with no more than
-//! one batch in ten seconds, those limits bound what a read visits and applies while compaction takes seconds.
+//! Whenever a writer waits, [`crate::plan`] has a job that brings debt down; and as no writer gets past the hard limits while that job is
+//! done, however long it takes, those limits bound what a read visits and applies. Where nobody brings debt down, as compaction fails,
+//! writers go on slowly.
 
 use std::time::Duration;
 
@@ -106,13 +107,36 @@ impl DebtLimits {
     }
 }
 
+/// How long a batch waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not at all.
+    Not,
+    /// So long since it came, and then it goes, unless debt is less before.
+    For(Duration),
+    /// Until debt is less.
+    UntilLess,
+}
+
+impl Pace {
+    /// What it means for a batch of so many bytes. `is_worked_off`: somebody is bringing debt down, or is about to.
+    pub(crate) fn wait(self, batch_bytes: usize, is_worked_off: bool) -> Wait {
+        match self {
+            Pace::Free => Wait::Not,
+            Pace::Slowed(delay) => Wait::For(delay),
+            Pace::Stopped if is_worked_off => Wait::UntilLess,
+            Pace::Stopped => Wait::For(longest_delay(batch_bytes)),
+        }
+    }
+}
+
 fn delay(slowness: f64, batch_bytes: usize) -> Duration {
     Duration::from_secs_f64(slowness.min(SLOWEST) * batch_bytes as f64 / BYTES_PER_SECOND_HALF_WAY)
 }
 
 /// How long a batch waits where compaction has failed and may never bring debt down: reads get slower, but nothing is lost, and
 /// whoever looks at health is told.
-pub(crate) fn longest_delay(batch_bytes: usize) -> Duration {
+fn longest_delay(batch_bytes: usize) -> Duration {
     delay(SLOWEST, batch_bytes)
 }
 
@@ -165,6 +189,18 @@ mod tests {
                 assert!(!delay.is_zero() && delay <= longest_delay(4 << 20), "seed {seed}: {delay:?}");
             }
         }
+    }
+
+    #[test]
+    fn at_the_hard_limits_nobody_goes_on_while_debt_is_worked_off() {
+        let check = |pace: Pace, is_worked_off, expect| assert_eq!(pace.wait(64 << 20, is_worked_off), expect);
+        let delay = Duration::from_secs(3);
+        for is_worked_off in [false, true] {
+            check(Pace::Free, is_worked_off, Wait::Not);
+            check(Pace::Slowed(delay), is_worked_off, Wait::For(delay));
+        }
+        check(Pace::Stopped, true, Wait::UntilLess);
+        check(Pace::Stopped, false, Wait::For(Duration::from_secs(64)));
     }
 
     #[test]

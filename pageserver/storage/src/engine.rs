@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use ardent_object_store::{StoreError, list_all};
 use ardent_types::{Generation, Lsn, TenantId, TimelineId};
@@ -465,6 +466,12 @@ impl Engine {
             Some((timeline.id(), text))
         };
         self.loaded().iter().filter_map(problem).collect()
+    }
+
+    /// Says what time it is, since the Unix epoch, by which leases end: until it is told, none does. The caller answers for it: what is
+    /// given up since a clock went wrong does not come back.
+    pub fn tell_time(&self, now: Duration) {
+        self.shared.tell_time(now.as_secs());
     }
 
     /// A timeline, unless it would have to be loaded for it.

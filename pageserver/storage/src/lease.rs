@@ -10,7 +10,8 @@ use crate::manifest::{Lease, Manifest};
 use crate::timeline::Timeline;
 
 impl Timeline {
-    /// Holds `lsn` under `name` for `ttl` from now; the same name again renews or moves it. A `ttl` of zero gives it back.
+    /// Holds `lsn` under `name` for `ttl` from now; the same name again renews or moves it. A `ttl` of zero gives it back. It ends by the time
+    /// that the engine is told ([`crate::Engine::tell_time`]), and lasts longer where the host's clock is ahead of that.
     ///
     /// Errors if `lsn` is ahead of what was ingested, or is retained by nothing any more: a lease that was lost cannot be taken
     /// again.
@@ -30,13 +31,14 @@ impl Timeline {
             return Ok(());
         }
         let _pinning = self.pinning.read();
-        let now_s = now_s();
-        let expires_at_s = now_s.saturating_add(ttl.as_secs());
+        let told_s = self.shared.told_s();
+        // Where what is told is behind, the lease is not to be over by the time that is told next.
+        let expires_at_s = now_s().max(told_s).saturating_add(ttl.as_secs());
         if !ttl.is_zero() {
             self.check_can_lease(lsn)?;
         }
         let change = |manifest: &mut Manifest| {
-            manifest.leases.retain(|_, lease| lease.expires_at_s > now_s);
+            manifest.leases.retain(|_, lease| lease.expires_at_s > told_s);
             if ttl.is_zero() {
                 manifest.leases.remove(name);
             } else {
@@ -60,8 +62,7 @@ impl Timeline {
     }
 }
 
-/// Seconds since the Unix epoch.
-pub(crate) fn now_s() -> u64 {
-    // A clock before 1970 makes leases last, which is the safe side.
+/// Seconds since the Unix epoch, as the host's clock says.
+fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -32,13 +32,13 @@
 //! - PS-8: memory is bounded: writers wait for flushes, caches have sizes, merges hold one group per input (`put.rs`,
 //!   `clock_cache.rs`, `merge.rs`).
 //! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
-//!   at a limit (`debt.rs`, `put.rs`), each batch for ten seconds at most; unless compaction fails, which is told.
+//!   at a limit for as long as it takes (`debt.rs`, `put.rs`); unless compaction fails, which is told.
 //! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
 //!   no read of it or of its branches finds any (`cut.rs`, `tests/cut.rs`).
 //!
 //! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
-//! images), time (the caller turns a retention time into an LSN), or the network. Formats: `docs/formats/layers.md`,
-//! `docs/formats/manifest.md`.
+//! images), time (the caller turns a retention time into an LSN, and tells by what time leases end), or the network. Formats:
+//! `docs/formats/layers.md`, `docs/formats/manifest.md`.
 //!
 //! Start reading at [`Timeline`] in `timeline.rs`, then `put.rs`, `read.rs`, `flush.rs`, `layer_map.rs`.
 

@@ -8,19 +8,19 @@ use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
 use parking_lot::Mutex;
 
-use crate::debt::{DebtLimits, Pace, longest_delay};
+use crate::debt::{DebtLimits, Pace, Wait};
 use crate::error::PutError;
-use crate::layer_map::Frozen;
+use crate::layer_map::{Frozen, LayerSet};
 use crate::limits::{FROZEN_LAYERS_MAX, VALUE_BYTES_MAX};
 use crate::mem_layer::{Disorder, MemLayer};
 use crate::position::RecordPosition;
 use crate::stats::count;
 use crate::stored_key::StoredKey;
-use crate::timeline::{Timeline, Writer};
+use crate::timeline::{FlushState, Timeline, Writer};
 use crate::version::VersionKind;
 
-/// How long a batch waits for compaction at most where debt has reached its limit.
-const STOP_MAX: Duration = Duration::from_secs(10);
+/// How often a writer that is stopped looks whether somebody still brings debt down: not all that ends that is told to writers.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// With memory used up, an open layer of this part of its largest size is worth a file.
 const SHARE_WORTH_A_FILE: usize = 8;
 /// How long a writer waits for a flush before it says that it is stalled.
@@ -125,8 +125,8 @@ impl Timeline {
         PutError::Disorder { timeline: self.id(), rule }
     }
 
-    /// Back-pressure: what reads visit and apply is bounded because writers wait here. No batch waits for ever, as a damaged file may keep
-    /// compaction from ever finishing; that is told by [`crate::Engine::problems`].
+    /// Back-pressure: what reads visit and apply is bounded because writers wait here (PS-9). No batch waits for what does not come: a damaged
+    /// file may keep compaction from ever finishing; that is told by [`crate::Engine::problems`].
     fn wait_for_compaction(&self, batch: &[(Key, Lsn, Value)]) {
         let config = &self.shared.config;
         // The common case costs a look.
@@ -139,18 +139,27 @@ impl Timeline {
         let mut state = self.flush_state.lock();
         let mut is_late = false;
         while !is_late && self.owned.load(Ordering::Acquire) {
-            let delay = match limits.pace(&self.layer_set().debt(), bytes) {
-                Pace::Free => break,
-                Pace::Slowed(delay) => delay,
-                Pace::Stopped if self.compaction_failed.lock().is_some() => longest_delay(bytes),
-                Pace::Stopped => STOP_MAX,
-            };
+            let set = self.layer_set();
+            let pace = limits.pace(&set.debt(), bytes);
+            let is_worked_off = pace == Pace::Stopped && self.is_worked_off(&set, &state);
             // Compaction and flushes notify: debt may be less, or more, by then.
-            is_late = self.flushed.wait_until(&mut state, began + delay).timed_out();
+            match pace.wait(bytes, is_worked_off) {
+                Wait::Not => break,
+                Wait::For(delay) => is_late = self.flushed.wait_until(&mut state, began + delay).timed_out(),
+                Wait::UntilLess => _ = self.flushed.wait_for(&mut state, LOOK_AGAIN),
+            }
         }
         drop(state);
         count(&self.shared.stats.puts_slowed, 1);
         count(&self.shared.stats.puts_slowed_us, began.elapsed().as_micros() as u64);
+    }
+
+    /// Whether what there is will be less: the engine has a job for it, and the last one did not fail; or a flush will bring one about.
+    fn is_worked_off(&self, set: &LayerSet, flush: &FlushState) -> bool {
+        let is_flushed = !set.frozen.is_empty() && flush.last_error.is_none();
+        self.shared.is_compacting()
+            && self.compaction_failed.lock().is_none()
+            && (is_flushed || self.next_job(&set.files).is_some())
     }
 
     /// Back-pressure: memory is bounded because writers wait here.

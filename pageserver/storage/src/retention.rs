@@ -7,7 +7,6 @@ use ardent_types::Lsn;
 
 use crate::error::TimelineError;
 use crate::layer::LayerDesc;
-use crate::lease::now_s;
 use crate::manifest::Manifest;
 use crate::plan::unneeded;
 use crate::timeline::Timeline;
@@ -55,7 +54,7 @@ impl Timeline {
     /// With compaction held back.
     fn collect(&self, horizon: Lsn) -> Result<Collected, TimelineError> {
         let _pinning = self.pinning.write();
-        let now = now_s();
+        let now = self.shared.told_s();
         let has_expired = self.leases.read().values().any(|lease| lease.expires_at_s <= now);
         if horizon > self.retained_from() || has_expired {
             let set = |manifest: &mut Manifest| {

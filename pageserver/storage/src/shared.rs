@@ -1,7 +1,7 @@
 //! What all timelines of an engine share.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
@@ -44,6 +44,9 @@ pub(crate) struct Shared {
     next_file: AtomicU64,
     next_instance: AtomicU64,
     opened: Instant,
+    /// By which leases end, in seconds since the Unix epoch; 0 until it is told.
+    told_s: AtomicU64,
+    compacting: AtomicBool,
 }
 
 impl Shared {
@@ -59,6 +62,8 @@ impl Shared {
             next_file: AtomicU64::new(0),
             next_instance: AtomicU64::new(0),
             opened: Instant::now(),
+            told_s: AtomicU64::new(0),
+            compacting: AtomicBool::new(false),
             config,
         }
     }
@@ -86,6 +91,24 @@ impl Shared {
     /// Milliseconds since the engine was opened.
     pub(crate) fn now_ms(&self) -> u64 {
         self.opened.elapsed().as_millis() as u64
+    }
+
+    /// Whether there is a thread that compacts.
+    pub(crate) fn is_compacting(&self) -> bool {
+        self.compacting.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_compacting(&self, is_compacting: bool) {
+        self.compacting.store(is_compacting, Ordering::Release);
+    }
+
+    /// The time by which leases end, in seconds since the Unix epoch. What is not told does not pass.
+    pub(crate) fn told_s(&self) -> u64 {
+        self.told_s.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn tell_time(&self, now_s: u64) {
+        self.told_s.store(now_s, Ordering::Release);
     }
 
     pub(crate) fn engine(&self) -> Option<Arc<Engine>> {

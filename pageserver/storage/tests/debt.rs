@@ -141,6 +141,27 @@ fn reads_keep_their_bound_under_a_writer_that_outruns_compaction() {
 }
 
 #[test]
+fn a_writer_is_not_held_up_when_nobody_compacts_any_more() {
+    const WRITES: u64 = 40;
+    let folder = tempfile::tempdir().unwrap();
+    let (_store, engine, root) = open_uphill(folder.path());
+    engine.shutdown().unwrap();
+    let writing = root.clone();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let writer = std::thread::spawn(move || {
+        for n in 0..WRITES {
+            write(&writing, n..n + 1);
+            writing.flush().unwrap();
+        }
+        done.send(()).unwrap();
+    });
+    is_done.recv_timeout(PATIENCE).expect("the writer waits for nobody");
+    writer.join().unwrap();
+    assert_eq!(root.sizes().uncompacted_files as u64, WRITES, "past the limit: {:?}", root.sizes());
+    check_content(&root, WRITES);
+}
+
+#[test]
 fn a_writer_is_not_held_up_for_ever_when_compaction_fails_and_the_engine_tells() {
     const WRITES: u64 = 4000;
     let folder = tempfile::tempdir().unwrap();

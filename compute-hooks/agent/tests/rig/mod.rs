@@ -130,6 +130,7 @@ impl World {
             settings: BTreeMap::from([("timezone".to_owned(), "UTC".to_owned())]),
             idle_timeout_s: 0,
             lease_renewal_ms: None,
+            lease_ttl_ms: None,
         }
     }
 

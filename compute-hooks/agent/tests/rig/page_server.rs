@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use ardent_api::addr::ServiceAddr;
@@ -29,7 +29,11 @@ pub struct Seen {
     /// Lease name to base LSN, while held.
     pub leases: Mutex<BTreeMap<String, Lsn>>,
     /// Answer lease requests with an error from now on.
-    pub refuse_leases: std::sync::atomic::AtomicBool,
+    pub refuse_leases: AtomicBool,
+    /// The store is away: leases cannot be renewed.
+    pub store_away: AtomicBool,
+    /// Answer nothing any more, on whichever connection.
+    pub silent: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -79,6 +83,9 @@ async fn serve(mut stream: UnixStream, cluster: Arc<Cluster>, seen: Arc<Seen>) {
     loop {
         match Frame::take(&mut received).expect("frame") {
             Some(frame) => {
+                if seen.silent.load(Ordering::Relaxed) {
+                    return std::future::pending().await;
+                }
                 let mut out = BytesMut::new();
                 let request = Request::decode(frame).expect("request");
                 match &request {
@@ -128,6 +135,9 @@ impl Cluster {
             Request::Manage { id, request: ManageRequest::Lease { name, lsn, ttl_s, .. } } => {
                 if seen.refuse_leases.load(Ordering::Relaxed) {
                     return vec![error(id, ErrorCode::BaseLsnExpired)];
+                }
+                if seen.store_away.load(Ordering::Relaxed) {
+                    return vec![error(id, ErrorCode::Unavailable)];
                 }
                 let mut leases = seen.leases.lock().expect("leases");
                 if ttl_s == 0 {

@@ -315,6 +315,14 @@ pub struct SlotInfo {
     pub kept_bytes: Option<u64>,
     /// Bytes that production may still write before it is given up; null: it is never given up.
     pub safe_bytes: Option<u64>,
+    /// Whether production said so when it was asked last; false: it could not be asked since.
+    #[serde(default = "said_just_now")]
+    pub current: bool,
+}
+
+/// What servers of older versions tell.
+fn said_just_now() -> bool {
+    true
 }
 
 /// Body of `POST /v1/connectors/{name}/move`: the same production at another address, or the server that has taken its place.

@@ -148,15 +148,20 @@ const CASES: &[(&str, &str)] = &[
     ("create publication p for table app.users, app.fat", "alter publication p drop table app.fat"),
 ];
 
+/// A base that `before` was run in, and a head of it that the change was made in.
+fn prepare(pair: &Pair, before: &str, change: &str) {
+    pair.new_base(&[before.to_owned()]);
+    pair.copy("base", "head");
+    for statement in change.split("; ") {
+        pair.pg.sql_in("head", statement);
+    }
+}
+
 #[test]
 fn what_is_dropped_and_made_again_is_no_conflict() {
     let pair = Pair::new();
     for (before, change) in CASES.iter().chain(ROWS) {
-        pair.new_base(&[(*before).to_owned()]);
-        pair.copy("base", "head");
-        for statement in change.split("; ") {
-            pair.pg.sql_in("head", statement);
-        }
+        prepare(&pair, before, change);
         pair.round_trip(change);
     }
 }
@@ -178,11 +183,7 @@ const ROWS: &[(&str, &str)] = &[
 fn the_script_does_what_apply_does() {
     let pair = Pair::new();
     for (before, change) in CASES.iter().chain(ROWS) {
-        pair.new_base(&[(*before).to_owned()]);
-        pair.copy("base", "head");
-        for statement in change.split("; ") {
-            pair.pg.sql_in("head", statement);
-        }
+        prepare(&pair, before, change);
         let set = pair.diff();
         pair.copy("base", "scripted");
         let text = script(&set).replacen("\\connect head", "\\connect scripted", 1);

@@ -10,6 +10,7 @@ fn column(number: i16, name: &str, data_type: &str) -> Column {
         base_type: data_type.to_owned(),
         not_null: false,
         unique: false,
+        partition_key: false,
         always_generated: false,
     }
 }
@@ -125,6 +126,14 @@ fn rules_that_do_not_fit_are_refused_by_name() {
   shop.public.users, column id: hash would make values equal that have to be unique: take permute
   shop.public.users, column email: number 1 to 2 is for number types, and its type is text
   shop.public.users, column born: email is for text types, and its type is date",
+    );
+    let by_born = Column { partition_key: true, ..column(3, "born", "date") };
+    refused(
+        json!({ "shop.public.users": { "born": { "shift_days": 3 } } }),
+        all.clone(),
+        &[database(vec![table(20_000, "users", vec![by_born])])],
+        "the rules do not fit the database:
+  shop.public.users, column born: partitions list its values, and new ones have none: keep it, or give the table a default partition",
     );
     refused(
         json!({ "shop.public.users": { "id": "null" } }),
