@@ -7,7 +7,7 @@
 #   BENCH_SCALE=N         size of the big production, about 15 MB each (default 100)
 #   BENCH_SECONDS=N       length of each pgbench run (default 10)
 #   BENCH_ROUNDS=N        samples that a median is taken of (default 10); for scans and pgbench half as many, at least 3
-#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, redo, storage, idle, import and ingest to run (default: all; ingest is always last)
+#   BENCH_CASES=LIST      which of create, first_row, scan, diff, socket, tls, wal, suite, redo, storage, idle, import and ingest to run (default: all; ingest is always last)
 #   BENCH_DIFF_MB=N       size of the table that is diffed (default 100)
 #   BENCH_DIFF_ROWS=LIST  numbers of changed rows (default "1 1000 100000")
 #   BENCH_DIFF_SPARSE_MB=N  size of another one with as many rows, the rest of it empty pages (default 10240; 0: none)
@@ -21,7 +21,7 @@ scale=${BENCH_SCALE:-100}
 seconds=${BENCH_SECONDS:-10}
 rounds=${BENCH_ROUNDS:-10}
 long_rounds=$((rounds / 2 < 3 ? 3 : rounds / 2))
-known_cases=(create first_row scan diff socket tls wal redo storage idle import ingest)
+known_cases=(create first_row scan diff socket tls wal suite redo storage idle import ingest)
 cases=()
 for case in "${known_cases[@]}"; do
     [[ " ${BENCH_CASES:-${known_cases[*]}} " != *" $case "* ]] || cases+=("$case")
@@ -455,6 +455,20 @@ of_crates() { # benchmarks: runs crates' own, whose tables have a column for the
 }
 
 case_wal() { of_crates pgbench_wal ingest; } # decoding, redo and layers from WAL in files, without servers of ours
+
+# Decoding and redo of what Postgres's own regression suite writes, without images and with them.
+case_suite() {
+    local kind row
+    for kind in without with; do
+        row="no full-page writes"
+        [ $kind = without ] || row=default
+        # Logged as in production; nothing is verified here.
+        VERIFY_REDO=true VERIFY_REDO_SUITES=regress VERIFY_REDO_MATRIX=$row VERIFY_REDO_DIR=$work/suite-$kind \
+            VERIFY_REDO_CONF=$'wal_consistency_checking = \'\'\nwal_compression = off\nwal_level = replica' \
+            "$top/scripts/verify-redo.sh" >"$work/suite-$kind.log" 2>&1 || { cat "$work/suite-$kind.log" >&2; return 1; }
+    done
+    BENCH_SUITE_WITHOUT_IMAGES=$work/suite-without BENCH_SUITE_WITH_IMAGES=$work/suite-with of_crates pgbench_wal
+}
 
 # Single records, and whole pages, redone in memory.
 case_redo() {

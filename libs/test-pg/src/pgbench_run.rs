@@ -1,4 +1,5 @@
-//! The WAL of a pgbench run, and Postgres's own programs over it: what benchmarks of WAL measure themselves against.
+//! The WAL of a pgbench run, or of Postgres's regression suite, and Postgres's own programs over it: what benchmarks of WAL measure
+//! themselves against.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ pub struct PgbenchRunOptions {
     pub transactions: u32,
 }
 
-/// A data directory from before a pgbench run, and the WAL of that run.
+/// A data directory from before a run, and the WAL of that run: of pgbench, or of what `scripts/verify-redo.sh` has run.
 #[derive(Debug)]
 pub struct PgbenchRun {
     /// Removed with the run, unless the caller gave the folder.
@@ -74,6 +75,13 @@ impl PgbenchRun {
         PgbenchRun::open(&folder, root)
     }
 
+    /// The run that `scripts/verify-redo.sh` has left in its folder (`VERIFY_REDO_DIR`).
+    pub fn of_suite(folder: &Path) -> PgbenchRun {
+        let (base, data) = (folder.join("base"), folder.join("data"));
+        let (start, end) = (control_lsn(&base, "checkpoint's REDO"), control_lsn(&data, "checkpoint"));
+        PgbenchRun { _root: None, base, wal: data.join("pg_wal"), start, end }
+    }
+
     fn open(folder: &Path, root: Option<TempDir>) -> PgbenchRun {
         let lsn = |name| fs::read_to_string(folder.join(name)).expect("the run's ends can be read");
         let (base, wal) = (folder.join("base"), folder.join("pg_wal"));
@@ -115,6 +123,8 @@ impl PgbenchRun {
         // With no archive to ask, it ends recovery where the WAL ends.
         command.args(["-c", "restore_command=false", "-c", "hot_standby=off", "-c", "fsync=off"]);
         command.args(["-c", "recovery_target_timeline=current", "-c", "shared_buffers=1GB", "-c", "listen_addresses="]);
+        // The suites prepare some.
+        command.args(["-c", "max_prepared_transactions=20"]);
         let handle = log.try_clone().expect("a handle can be cloned");
         let mut child = command.stdin(Stdio::null()).stdout(handle).stderr(log).spawn().expect("postgres can be run");
         let deadline = Instant::now() + DEADLINE;
@@ -146,6 +156,16 @@ impl PgbenchRun {
         command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("pg_waldump can be run");
         Took { elapsed: begun.elapsed(), cpu: Duration::ZERO }
     }
+}
+
+/// Of a stopped server: `Latest {what} location` in what `pg_controldata` prints.
+fn control_lsn(data: &Path, what: &str) -> String {
+    let output = server_command(program("pg_controldata")).arg("-D").arg(data).env("LC_ALL", "C").output();
+    let output = output.expect("pg_controldata can be run");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let label = format!("Latest {what} location:");
+    let lsn = text.lines().find_map(|line| line.strip_prefix(label.as_str()));
+    lsn.unwrap_or_else(|| panic!("{} is no stopped server's: {output:?}", data.display())).trim().to_owned()
 }
 
 fn succeed(command: &mut Command) {

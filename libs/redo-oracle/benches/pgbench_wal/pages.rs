@@ -57,6 +57,21 @@ impl Pages {
         page(&mut self.chunks, number)
     }
 
+    /// Blocks from `blocks` on are gone: those that were asked for are zeros from now on.
+    pub fn truncate(&mut self, rel: RelTag, blocks: BlockNumber) {
+        let fork = match self.forks.get(&rel) {
+            Some(fork) => *fork,
+            None => self.open(rel),
+        };
+        let known = self.files[fork].blocks.len();
+        for block in (blocks as usize)..known {
+            let number = self.files[fork].blocks[block];
+            if number != UNREAD {
+                page(&mut self.chunks, number as usize).fill(0);
+            }
+        }
+    }
+
     /// The same pages as these, each as its file has it.
     pub fn again(&self) -> Pages {
         let mut pages = Pages::new(&self.base);
