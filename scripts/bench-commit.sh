@@ -288,7 +288,7 @@ case_failover() {
     psql -Xq "$url" -c 'create table ledger (n bigint generated always as identity primary key)'
     for round in $(seq $((rounds * 5))); do
         psql -Xq "$url" -c 'insert into ledger default values'
-        agent=$(pgrep -P "$(pid_of failover.control)" -f 'agent --spec')
+        agent=$(pgrep -P "$(pid_of failover.control)" -f 'agent .*--spec')
         began=$(now_us)
         kill -KILL "$agent"
         until psql -Xq "$url" -c 'insert into ledger default values' 2>/dev/null; do :; done

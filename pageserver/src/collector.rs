@@ -16,10 +16,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_storage::{Change, Engine, Glance, Timeline};
-use ardent_types::{Generation, TenantId, TimelineId};
+use ardent_types::{Generation, TenantId, TimelineId, with_causes};
 
 use crate::import::consistent_from;
-use crate::pages::chain;
 use crate::retention::{RETENTION, lsn_at_time, retention_of};
 
 /// History of a timeline that is not loaded is looked through this many times in its retention time: no more than an eighth of it is kept
@@ -77,13 +76,13 @@ impl Collector {
         }
         let tenants = match self.engine.tenants() {
             Ok(tenants) => tenants,
-            Err(error) => return tracing::warn!(error = chain(&error), "no history is given up now"),
+            Err(error) => return tracing::warn!(error = with_causes(&error), "no history is given up now"),
         };
         for tenant in tenants {
             let timelines = match self.engine.list(tenant) {
                 Ok(timelines) => timelines,
                 Err(error) => {
-                    tracing::warn!(%tenant, error = chain(&error), "no history of this tenant is given up now");
+                    tracing::warn!(%tenant, error = with_causes(&error), "no history of this tenant is given up now");
                     continue;
                 }
             };
@@ -110,7 +109,9 @@ impl Collector {
             return Ok(());
         }
         let is_due = self.notes.contains_key(&key);
-        let Some(glance) = self.engine.glance(key.0, key.1).map_err(|error| chain(&error))? else { return Ok(()) };
+        let Some(glance) = self.engine.glance(key.0, key.1).map_err(|error| with_causes(&error))? else {
+            return Ok(());
+        };
         let has_expired = glance.lease_expires_at_s.is_some_and(|at_s| Duration::from_secs(at_s) <= now);
         if glance.is_importing || !(is_due || has_expired || glance.has_garbage || glance.is_deleted) {
             self.note(key, Some(&glance), now);
@@ -120,13 +121,13 @@ impl Collector {
             Ok(timeline) => timeline,
             // That was the end of its deletion.
             Err(_) if glance.is_deleted => return Ok(()),
-            Err(error) => return Err(chain(&error)),
+            Err(error) => return Err(with_causes(&error)),
         };
         let glance = timeline.unused(|timeline| collect(timeline, now, self.retention))?;
         self.note(key, glance.as_ref(), now);
         // What has to be compacted now gets the time for it that any idle timeline has.
         if !timeline.has_compaction_to_do() {
-            self.engine.unload(timeline).map_err(|error| chain(&*error))?;
+            self.engine.unload(timeline).map_err(|error| with_causes(&*error))?;
         }
         Ok(())
     }
@@ -164,16 +165,16 @@ fn collect(timeline: &Timeline, now: Duration, retention: Duration) -> Result<Op
         // Nothing of it but what is pinned; pins go.
         timeline.retained_from()
     } else {
-        let found = lsn_at_time(timeline, horizon_us).map_err(|error| chain(&error))?;
+        let found = lsn_at_time(timeline, horizon_us).map_err(|error| with_causes(&error))?;
         // What leases held may be free now, also where the horizon has not moved.
         found.unwrap_or_else(|| timeline.retained_from())
     };
-    let collected = timeline.collect_garbage(lsn).map_err(|error| chain(&error))?;
+    let collected = timeline.collect_garbage(lsn).map_err(|error| with_causes(&error))?;
     if collected.files > 0 {
         let (files, bytes) = (collected.files, collected.bytes);
         tracing::info!(timeline = %timeline.id(), %lsn, files, bytes, "history before this LSN was given up");
     }
-    timeline.glance().map(Some).map_err(|error| chain(&error))
+    timeline.glance().map(Some).map_err(|error| with_causes(&error))
 }
 
 #[cfg(test)]

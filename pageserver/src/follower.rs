@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ErrorCode;
 use ardent_storage::{Engine, Timeline, TimelineError};
-use ardent_types::{Lsn, TenantId, TimelineId};
+use ardent_types::{Lsn, TenantId, TimelineId, with_causes};
 use ardent_wal_client::{ClientError, WalChunk, WalReader};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -20,7 +20,7 @@ use crate::connection::Failure;
 use crate::intake::{Intake, IntakeError};
 use crate::limits;
 use crate::metrics::IngestState;
-use crate::pages::{chain, timeline_failure};
+use crate::pages::timeline_failure;
 
 type TimelineKey = (TenantId, TimelineId);
 
@@ -301,7 +301,7 @@ impl Worker {
                 Ok(Ended::Cancelled | Ended::Idle) => return,
                 Ok(Ended::Behind) => self.state.turn(),
                 Err(error) => {
-                    let text = chain(&error);
+                    let text = with_causes(&error);
                     if self.state.problem.lock().replace(text.clone()).as_ref() != Some(&text) {
                         tracing::warn!(timeline = %self.key.1, error = text, "following WAL failed; trying again");
                     }

@@ -7,12 +7,12 @@ use ardent_api::token::Rights;
 use ardent_pg_format::PgMajor;
 use ardent_pg_ingest::{Batch, ImportError};
 use ardent_storage::{PutError, Timeline, TimelineFacts};
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{Lsn, TimelineId, with_causes};
 use bytes::Bytes;
 
 use crate::connection::{Bound, Connection, Failure};
 use crate::limits;
-use crate::pages::{chain, code_of, commit_failure, timeline_failure};
+use crate::pages::{code_of, commit_failure, timeline_failure};
 
 /// Metadata of a timeline: the end LSN of the base backup that it began with.
 pub(crate) const CONSISTENT_FROM: &str = "consistent_from";
@@ -147,9 +147,9 @@ pub(crate) fn check_consistent(timeline: &Timeline, lsn: Lsn) -> Result<(), Fail
 }
 
 fn import_failure(error: &ImportError) -> Failure {
-    Failure::new(ErrorCode::Invalid, chain(error))
+    Failure::new(ErrorCode::Invalid, with_causes(error))
 }
 
 fn put_failure(error: &PutError) -> Failure {
-    Failure::new(code_of(error.kind(), ErrorCode::Unreadable), chain(error))
+    Failure::new(code_of(error.kind(), ErrorCode::Unreadable), with_causes(error))
 }

@@ -3,9 +3,10 @@
 use ardent_api::page_service::{ErrorCode, KeptAt, KeptState, ManageReply, Response};
 use ardent_api::token::Rights;
 use ardent_storage::{KeptStateError, KeptStateId, Timeline};
+use ardent_types::with_causes;
 
 use crate::connection::{Bound, Connection, Failure};
-use crate::pages::{chain, code_of};
+use crate::pages::code_of;
 
 impl Connection<'_> {
     pub(crate) fn keep_part(
@@ -60,5 +61,5 @@ fn failure(error: KeptStateError) -> Failure {
         KeptStateError::Fenced { .. } => ErrorCode::Conflict,
         ref other => code_of(other.kind(), ErrorCode::Unreadable),
     };
-    Failure::new(code, chain(&error))
+    Failure::new(code, with_causes(&error))
 }

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest, TimelineStatus};
 use ardent_api::token::Rights;
 use ardent_storage::{CutError, CutRoot, Glance, Timeline, TimelineError};
-use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId};
+use ardent_types::{ForkNumber, Key, Lsn, RelTag, TimelineId, with_causes};
 
 use crate::connection::{Bound, Connection, Failure};
 use crate::description;
 use crate::import::{CONSISTENT_FROM, check_consistent, consistent_from, consistent_from_of};
 use crate::kept_state;
 use crate::limits;
-use crate::pages::{chain, code_of, commit_failure, decode_size, read_failure, timeline_failure};
+use crate::pages::{code_of, commit_failure, decode_size, read_failure, timeline_failure};
 use crate::retention;
 
 impl Connection<'_> {
@@ -288,6 +288,6 @@ fn cut_failure(error: &CutError) -> Failure {
     match error {
         CutError::Timeline(error) => timeline_failure(error),
         CutError::Read(error) => read_failure(error),
-        other => Failure::new(code_of(other.kind(), ErrorCode::Unreadable), chain(other)),
+        other => Failure::new(code_of(other.kind(), ErrorCode::Unreadable), with_causes(other)),
     }
 }

@@ -7,7 +7,7 @@ use ardent_api::page_service::{BlockRange, ErrorCode, Response};
 use ardent_api::token::Rights;
 use ardent_pg_ingest::{BackupError, BackupPoint, base_backup};
 use ardent_storage::{CommitError, ErrorKind, ReadError, Timeline, TimelineError};
-use ardent_types::{BLCKSZ, BlockNumber, Key, Lsn, RelTag};
+use ardent_types::{BLCKSZ, BlockNumber, Key, Lsn, RelTag, with_causes};
 use bytes::{BufMut as _, Bytes, BytesMut};
 
 use crate::connection::{Bound, Connection, Failure};
@@ -106,7 +106,7 @@ impl Connection<'_> {
         made.map_err(|error| match error {
             BackupError::Receiver(failure) => failure,
             BackupError::State(error) => read_failure(&error),
-            damaged => Failure::new(ErrorCode::Unreadable, chain(&damaged)),
+            damaged => Failure::new(ErrorCode::Unreadable, with_causes(&damaged)),
         })
     }
 
@@ -188,7 +188,7 @@ pub(crate) fn read_failure(error: &ReadError) -> Failure {
         ReadError::NotYet { .. } | ReadError::Retired { .. } => ErrorCode::LsnOutOfRange,
         other => code_of(other.kind(), ErrorCode::Unreadable),
     };
-    Failure::new(code, chain(error))
+    Failure::new(code, with_causes(error))
 }
 
 pub(crate) fn timeline_failure(error: &TimelineError) -> Failure {
@@ -198,11 +198,11 @@ pub(crate) fn timeline_failure(error: &TimelineError) -> Failure {
         TimelineError::Retired { .. } | TimelineError::NotYet { .. } => ErrorCode::LsnOutOfRange,
         other => code_of(other.kind(), ErrorCode::Unreadable),
     };
-    Failure::new(code, chain(error))
+    Failure::new(code, with_causes(error))
 }
 
 pub(crate) fn commit_failure(error: &CommitError) -> Failure {
-    Failure::new(code_of(error.kind(), ErrorCode::Unreadable), chain(error))
+    Failure::new(code_of(error.kind(), ErrorCode::Unreadable), with_causes(error))
 }
 
 pub(crate) fn code_of(kind: ErrorKind, corrupt: ErrorCode) -> ErrorCode {
@@ -214,16 +214,4 @@ pub(crate) fn code_of(kind: ErrorKind, corrupt: ErrorCode) -> ErrorCode {
         ErrorKind::Corrupt => corrupt,
         ErrorKind::Internal => ErrorCode::Internal,
     }
-}
-
-/// An error and its causes in one line, for a client that sees no chain.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -198,7 +198,7 @@ impl Pageserver {
             shared.followers.end_all();
             if let Err(error) = shared.engine.shutdown() {
                 tracing::warn!(
-                    error = crate::pages::chain(&error),
+                    error = ardent_types::with_causes(&error),
                     "not all that is in memory became durable; WAL will be read again"
                 );
             }

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use ardent_pg_ingest::ReadState;
 use ardent_storage::{ReadError, Timeline};
-use ardent_types::{Key, Lsn};
+use ardent_types::{Key, Lsn, with_causes};
 use bytes::Bytes;
 
 /// Everything that readers see at `lsn`. That is all that ingest asks for as well: what the batch under way changed, it remembers
@@ -26,7 +26,7 @@ impl ReadState for TimelineAt<'_> {
     }
     fn unreadable(error: &ReadError) -> Option<String> {
         match error {
-            ReadError::Corrupt(_) | ReadError::Rebuild { .. } => Some(crate::pages::chain(error)),
+            ReadError::Corrupt(_) | ReadError::Rebuild { .. } => Some(with_causes(error)),
             _ => None,
         }
     }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use ardent_api::page_service::{ErrorCode, UnnamedFiles, UnnamedRelation};
 use ardent_pg_ingest::{Unnamed, UnnamedError, UnnamedFile, unnamed_files};
 use ardent_storage::Timeline;
-use ardent_types::{BLCKSZ, Lsn};
+use ardent_types::{BLCKSZ, Lsn, with_causes};
 
 use crate::connection::{Connection, Failure};
 use crate::import::check_consistent;
 use crate::limits;
-use crate::pages::{ReadFailure, chain};
+use crate::pages::ReadFailure;
 use crate::state::TimelineAt;
 
 impl Connection<'_> {
@@ -40,7 +40,7 @@ impl Connection<'_> {
         self.read(timeline, |timeline| {
             unnamed_files(&TimelineAt { timeline, lsn }).map_err(|error| match error {
                 UnnamedError::State(error) => ReadFailure::from(error),
-                damaged => Failure::new(ErrorCode::Unreadable, chain(&damaged)).into(),
+                damaged => Failure::new(ErrorCode::Unreadable, with_causes(&damaged)).into(),
             })
         })
     }

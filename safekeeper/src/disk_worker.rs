@@ -266,9 +266,12 @@ impl DiskWorker {
         if matches!(error, TimelineError::Wal { .. } | TimelineError::ControlFile { .. }) {
             // What is in memory may be ahead of the disk: start over from the disk.
             self.dirty.remove(&key);
-            if let Some(Slot::Loaded(mut timeline)) = self.timelines.remove(&key) {
+            // One that failed before stays what it is: if loading it fails too, as when no more files can be opened, what may only seem to be
+            // on disk must not be believed by the next attempt.
+            if let Some(Slot::Loaded(timeline)) = self.timelines.get_mut(&key) {
                 told = told.or_else(|| timeline.take_writer());
-                self.timelines.insert(key, Slot::Failed { durable: timeline.flush_lsn() });
+                let durable = timeline.flush_lsn();
+                self.timelines.insert(key, Slot::Failed { durable });
             }
         }
         if let Some(to) = told {
@@ -412,5 +415,41 @@ impl DiskWorker {
                 tracing::warn!(timeline = %key.1, error = ?error, "commit position not saved");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal_files::WalFileError;
+
+    fn worker(data_dir: &Path) -> DiskWorker {
+        DiskWorker::new(WorkerConfig {
+            data_dir: data_dir.to_owned(),
+            disk: DiskId::generate(),
+            verifier: TokenVerifier::from_public_key(Vec::new()),
+            keep: Keep { near_bytes: 0, for_others_bytes: 0 },
+            unload_after: Duration::ZERO,
+            metrics: Metrics::default(),
+            archiver: None,
+            faults: Arc::default(),
+        })
+    }
+
+    #[test]
+    fn what_was_durable_when_a_timeline_failed_is_known_until_it_is_loaded() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (mut worker, key) = (worker(dir.path()), (TenantId::generate(), TimelineId::generate()));
+        let durable = Lsn::new(0x0200_2000);
+        worker.timelines.insert(key, Slot::Failed { durable });
+        // Loading it fails as well, for want of a descriptor.
+        let source = std::io::Error::from_raw_os_error(nix::libc::EMFILE);
+        let source = WalFileError::Io { action: "open", path: dir.path().to_owned(), source };
+        let error = TimelineError::Wal { timeline: key.1, source };
+        let (to, mut told) = mpsc::unbounded_channel();
+        worker.fail(key, &error, Some(&to));
+        let Some(Slot::Failed { durable: known }) = worker.timelines.get(&key) else { panic!("it is forgotten") };
+        assert_eq!(*known, durable);
+        assert_eq!(told.try_recv().expect("the writer is told"), error.response(0));
     }
 }

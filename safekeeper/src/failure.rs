@@ -168,8 +168,27 @@ impl TimelineError {
 
     /// The message for the client, with its causes: the other side has no other way to learn them.
     pub fn response(&self, id: u64) -> Response {
-        Response::Error { id, code: self.code(), message: with_causes(self) }
+        let mut message = with_causes(self);
+        if is_for_want_of_descriptors(self) {
+            message.push_str(MORE_DESCRIPTORS);
+        }
+        Response::Error { id, code: self.code(), message }
     }
+}
+
+/// What to do when no more files can be opened. The timeline goes on by itself when others have come to rest.
+const MORE_DESCRIPTORS: &str = "; it is tried again; raise the limit on open files of this safekeeper (systemd: LimitNOFILE=, a shell: ulimit -Hn)";
+
+fn is_for_want_of_descriptors(error: &dyn std::error::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let code = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        if matches!(code, Some(nix::libc::EMFILE | nix::libc::ENFILE)) {
+            return true;
+        }
+        cause = source.source();
+    }
+    false
 }
 
 /// An error's text, with its causes.
@@ -184,4 +203,27 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         cause = source.source();
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_finds_no_descriptor_is_told_so_and_tries_again() {
+        let of = |code| {
+            let source = std::io::Error::from_raw_os_error(code);
+            let source = WalFileError::Io { action: "open", path: "000000010000000000000001".into(), source };
+            TimelineError::Wal { timeline: TimelineId::NONE, source }.response(0)
+        };
+        for code in [nix::libc::EMFILE, nix::libc::ENFILE] {
+            let Response::Error { code, message, .. } = of(code) else { panic!("an error") };
+            assert_eq!(code, ErrorCode::Unavailable);
+            for word in ["cannot open WAL file 000000010000000000000001", "oo many open files", "LimitNOFILE"] {
+                assert!(message.contains(word), "no {word:?} in {message}");
+            }
+        }
+        let Response::Error { message, .. } = of(nix::libc::EIO) else { panic!("an error") };
+        assert!(!message.contains("LimitNOFILE"), "{message}");
+    }
 }

@@ -18,7 +18,7 @@ use ardent_api::token::Rights;
 use ardent_api::wal_service::{ErrorCode, Hello, PROTOCOL_VERSION, Request, Response, TimelineStatus};
 use ardent_object_store::{
     ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
-    list_all,
+    UnfinishedUpload, list_all,
 };
 use ardent_safekeeper::{Safekeeper, StartError};
 use ardent_types::{Lsn, Term};
@@ -106,6 +106,12 @@ impl ObjectStore for Flaky {
     }
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.call(name.as_str()).and_then(|()| self.inner.delete(name))
+    }
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.inner.unfinished_uploads()
+    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.inner.give_up_upload(upload)
     }
 }
 

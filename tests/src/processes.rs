@@ -36,7 +36,7 @@ impl Process {
 
     /// Whether this is the agent of a compute.
     pub fn is_agent(&self) -> bool {
-        self.command.contains(" agent --spec ")
+        self.command.contains(" agent ") && self.command.contains(" --spec ")
     }
 
     /// Whether this is the first process of a Postgres server.

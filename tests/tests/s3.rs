@@ -1,16 +1,19 @@
 //! The whole job with an S3 server as the store, through a proxy that can take it away.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ardent_test_pg::TestPg;
 use ardent_test_s3::{Fault, FaultProxy, Seaweed};
 use ardent_tests::{House, production_options, sql, table_sums};
+use serde_json::Value;
 
 const BUCKET: &str = "pages";
 
 /// A server with a bucket, and a proxy in front of it.
-fn store() -> (std::sync::Arc<Seaweed>, FaultProxy) {
+fn store() -> (Arc<Seaweed>, FaultProxy) {
     let server = Seaweed::shared();
     // It may be another server than that of the test before, or the same.
     server.make_bucket(BUCKET);
@@ -127,4 +130,70 @@ fn a_store_that_ignores_conditions_is_refused_by_name() {
     let moved = house.ardent(&["up", "--data-dir", &house.data_dir().to_string_lossy(), "--store", &elsewhere]);
     assert_ne!(moved.code, 0);
     assert!(moved.stderr.contains("data is in s3://pages/refused/"), "{}", moved.stderr);
+}
+
+/// An upload that somebody began in 2024 and left.
+const LEFT: (&str, u64) = ("2024-01-02T03:04:05.000Z", 1_704_164_645);
+
+#[test]
+fn uploads_that_were_cut_off_are_told_and_removed_and_a_store_that_does_not_list_them_is_no_obstacle() {
+    let (server, proxy) = store();
+    let production = TestPg::start(production_options());
+    production.sql("create table t as select generate_series(1, 100) n");
+    let mut house = house_on(&server, &proxy, "inspected");
+    house.up();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    house.ok(&["branch", "create", "work", "--from", "main"]);
+    let info = house.json(&["branch", "info", "work"]);
+    let id = |name: &str| info[name].as_str().unwrap_or_else(|| panic!("no {name} in {info}")).to_owned();
+    let (tenant, timeline) = (id("tenant_id"), id("timeline_id"));
+    house.stop();
+    let url = format!("s3://{BUCKET}/inspected?endpoint={}", proxy.endpoint());
+    let inspect = ["inspect", "store", "--store", &url];
+    let is_list = |target: &str| target.contains("?uploads") || target.contains("&uploads");
+
+    proxy.plan(move |request| {
+        let refused = Fault::Answer { status: 403, code: "AccessDenied" };
+        if is_list(&request.target) { refused } else { Fault::None }
+    });
+    let said = house.ok(&inspect);
+    for word in ["uploads that were cut off could not be looked for", "docs/s3.md", timeline.as_str(), "leftovers:"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    let report = house.json(&inspect);
+    assert!(report["uploads_refused"].as_str().is_some_and(|why| why.contains("docs/s3.md")), "{report}");
+
+    let object = format!("timelines/{tenant}/{timeline}/layers/i1-0000000000000110-0000000000000000-0");
+    let (begun, begun_s) = LEFT;
+    let listed = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?><ListMultipartUploadsResult><Bucket>{BUCKET}</Bucket><IsTruncated>false</IsTruncated>\
+         <Upload><Key>inspected/{object}</Key><UploadId>left-1</UploadId><Initiated>{begun}</Initiated></Upload></ListMultipartUploadsResult>"
+    );
+    let given_up = Arc::new(AtomicBool::new(false));
+    let seen = given_up.clone();
+    proxy.plan(move |request| {
+        if request.method == "DELETE" && request.target.contains("uploadId=left-1") {
+            seen.store(true, Ordering::SeqCst);
+        }
+        if is_list(&request.target) { Fault::Say(listed.clone()) } else { Fault::None }
+    });
+    let said = house.ok(&inspect);
+    let line = format!("{object} (upload left-1)");
+    for word in ["1 x upload that was cut off", line.as_str(), "remove them with --delete"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    let report = house.json(&inspect);
+    assert_eq!(report["uploads_refused"], Value::Null);
+    let orphans = report["orphans"].as_array().expect("a list");
+    let upload = orphans.iter().find(|orphan| orphan["kind"] == "unfinished_upload").expect("it is listed");
+    assert_eq!((&upload["object"], &upload["upload"]), (&Value::from(object), &Value::from("left-1")));
+    assert_eq!(upload["modified_s"], begun_s);
+
+    // Whatever else was left a moment ago is too young.
+    let said = house.ok(&[&inspect[..], &["--delete"]].concat());
+    assert!(said.contains("removed 1 leftovers"), "{said}");
+    assert!(given_up.load(Ordering::SeqCst), "the store is told");
+    proxy.plan(|_| Fault::None);
+    let said = house.ok(&inspect);
+    assert!(!said.contains("cut off"), "{said}");
 }

@@ -301,6 +301,9 @@ pub struct AgentArgs {
     /// What to run
     #[arg(long, value_name = "FILE")]
     pub spec: PathBuf,
+    /// Most files that it and what it runs may each have open
+    #[arg(long, value_name = "NUMBER")]
+    pub open_files: Option<u64>,
 }
 
 /// The page service gives computes connections of this host.

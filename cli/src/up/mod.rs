@@ -13,6 +13,7 @@ mod logical;
 mod metrics;
 pub mod names;
 pub mod object_store;
+pub mod open_files;
 mod roles;
 pub mod safekeepers;
 mod wal_archive;
@@ -49,6 +50,7 @@ fn run_until_signal<End: Future<Output = ()>>(
     start: impl AsyncFnOnce() -> Result<(Result<(), Failure>, End), Failure>,
 ) -> Result<(), Failure> {
     logging::start(log_json);
+    open_files::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("ardent")

@@ -31,7 +31,7 @@ use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
 use super::object_store::{OpenStore, StorePlace};
 use super::safekeepers::{self, Safekeepers};
-use super::{keys, library, names, object_store, wal_archive};
+use super::{keys, library, names, object_store, open_files, wal_archive};
 use crate::args::{ComputeArgs, FrontArgs, KeepArgs, SourcesArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -368,7 +368,12 @@ fn agent_command() -> Result<Vec<OsString>, Failure> {
         Ok(_) => PathBuf::from("/proc/self/exe"),
         Err(error) => return Err(Failure::local("this program's own file cannot be found", &error)),
     };
-    Ok(vec![program.into(), "agent".into()])
+    let mut command: Vec<OsString> = vec![program.into(), "agent".into()];
+    if let Some(soft) = open_files::started_with() {
+        command.push("--open-files".into());
+        command.push(soft.to_string().into());
+    }
+    Ok(command)
 }
 
 pub fn start_failed(error: &StartError) -> Failure {

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use crate::error::{ErrorKind, StoreError};
 use crate::fault::FailPoints;
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload, part_inside};
 
 /// Entries in a page of a listing unless the request says otherwise.
 const PAGE_SIZE: usize = 1000;
@@ -435,6 +435,15 @@ impl ObjectStore for LocalFolder {
             }
         }
     }
+
+    // Every write is whole or leaves a file that opening the folder sweeps: there are no uploads in parts.
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn give_up_upload(&self, _upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -453,6 +462,10 @@ fn io_error(operation: &'static str, object: &str, error: io::Error) -> StoreErr
             (ErrorKind::Retry, format!("{error}; free space on the store's file system"))
         }
         io::ErrorKind::Interrupted | io::ErrorKind::TimedOut => (ErrorKind::Retry, error.to_string()),
+        _ if matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
+            let more = "raise this server's limit on open files (systemd: LimitNOFILE=, a shell: ulimit -Hn)";
+            (ErrorKind::Retry, format!("{error}; {more}"))
+        }
         _ => (ErrorKind::Internal, error.to_string()),
     };
     StoreError::new(kind, operation, object, detail).with_source(error)

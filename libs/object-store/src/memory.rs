@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 
 use crate::error::{ErrorKind, StoreError};
 use crate::name::ObjectName;
-use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, part_inside};
+use crate::store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload, part_inside};
 
 /// Entries in a page of a listing unless the request says otherwise.
 const PAGE_SIZE: usize = 1000;
@@ -116,6 +116,15 @@ impl ObjectStore for MemoryStore {
 
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.objects.write().remove(name);
+        Ok(())
+    }
+
+    // Every write is whole: there are no uploads in parts.
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    fn give_up_upload(&self, _upload: &UnfinishedUpload) -> Result<(), StoreError> {
         Ok(())
     }
 }

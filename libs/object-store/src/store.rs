@@ -110,15 +110,11 @@ pub trait ObjectStore: Send + Sync + Debug {
     }
 
     /// All uploads in parts that are under way, or that somebody left behind who died within one. A store without such uploads has
-    /// none.
-    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
-        Ok(Vec::new())
-    }
+    /// none. Each store says so itself: one in front of another that forgot to ask would hide what is left there.
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError>;
 
     /// Gives an upload up and its parts with it. It need not be there. Whoever is at it gets an error.
-    fn give_up_upload(&self, _upload: &UnfinishedUpload) -> Result<(), StoreError> {
-        Ok(())
-    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError>;
 
     /// What was read of an object was damaged: a nearer copy of it is given up. True if there was one, so that reading again is
     /// worth it.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_object_store::{
     CacheOptions, CachedStore, ErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart,
-    ObjectStore, StoreError, conformance,
+    ObjectStore, StoreError, UnfinishedUpload, conformance,
 };
 use bytes::Bytes;
 
@@ -68,6 +68,12 @@ impl ObjectStore for Far {
     }
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.inner.delete(name)
+    }
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.inner.unfinished_uploads()
+    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.inner.give_up_upload(upload)
     }
 }
 

@@ -36,6 +36,8 @@ pub enum Fault {
         /// Code in the body, such as `SlowDown`.
         code: &'static str,
     },
+    /// An answer of status 200 with this XML, and the server never sees the request.
+    Say(String),
     /// The server does what is asked; its answer is lost and the connection reset.
     LoseAnswer,
     /// The server does what is asked; the answer is this one.
@@ -211,6 +213,7 @@ fn answer(client: &TcpStream, shared: &Shared, head: &Head, body: &[u8], fault: 
     match fault {
         Fault::Reset => return Ok(false),
         Fault::Answer { status, code } => return error_answer(client, *status, code),
+        Fault::Say(body) => return xml_answer(client, "200 OK", body),
         Fault::Delay(pause) => std::thread::sleep(*pause),
         _ => {}
     }
@@ -245,12 +248,14 @@ fn answer(client: &TcpStream, shared: &Shared, head: &Head, body: &[u8], fault: 
     Ok(answer.content_length.is_some() || answer.is_chunked || body.is_empty())
 }
 
-fn error_answer(mut client: &TcpStream, status: u16, code: &str) -> io::Result<bool> {
+fn error_answer(client: &TcpStream, status: u16, code: &str) -> io::Result<bool> {
     let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as planned</Message></Error>");
-    let head = format!(
-        "HTTP/1.1 {status} Planned\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
+    xml_answer(client, &format!("{status} Planned"), &body)
+}
+
+fn xml_answer(mut client: &TcpStream, status: &str, body: &str) -> io::Result<bool> {
+    let head =
+        format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     client.write_all(head.as_bytes())?;
     Ok(true)
 }

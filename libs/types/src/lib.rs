@@ -9,15 +9,20 @@
 //! - [`DiskId`], [`MemberGeneration`]: a safekeeper's disk, and the number of a list of them.
 //! - [`RelTag`], [`BlockNumber`]: a relation fork and a block of it.
 //! - [`Key`]: what the page server stores versions of; its 18-byte encoding sorts as the enum does.
+//! - [`sql`]: names and texts as SQL takes them, whatever is in them.
+//! - [`with_causes`]: what an error says, for whoever sees no chain of causes.
 //!
 //! Invariants: parsing never panics; `Display` and `FromStr` round-trip; arithmetic on LSNs is checked and named.
 
+mod causes;
 mod id;
 mod key;
 mod lsn;
 mod member;
 mod rel;
+pub mod sql;
 
+pub use causes::with_causes;
 pub use id::{BranchId, ComputeId, Generation, ParseIdError, PgTli, SystemId, TenantId, Term, TimelineId};
 pub use key::{KEY_LEN, Key, KeyDecodeError, SlruKind};
 pub use lsn::{Lsn, ParseLsnError, WalSegmentSize, WalSegmentSizeError};

@@ -4,10 +4,11 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ardent_types::with_causes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
 use crate::engine::{Engine, WeakEngine};
-use crate::error::chain;
+use crate::error::ErrorKind;
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 
@@ -78,8 +79,10 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
         for weak in due {
             let Some(timeline) = weak.upgrade() else { continue };
             if let Err(error) = timeline.flush_frozen() {
-                tracing::warn!(timeline = %timeline.id(), error = %chain(&error), "a flush failed");
-                if error.kind() == crate::ErrorKind::Retry {
+                tracing::warn!(timeline = %timeline.id(), error = %with_causes(&error), "a flush failed");
+                // A timeline that is another's now has nothing to write. Anything else, a failing disk even, may be mended, and until it is
+                // written again its writers wait.
+                if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotFound) {
                     failed.push(weak);
                 }
             }
@@ -133,7 +136,7 @@ fn tend_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
         let Some(engine) = engine.upgrade() else { return };
         for timeline in engine.loaded() {
             if let Err(error) = tend(&engine, timeline) {
-                tracing::warn!(error = %chain(&error), "background work on a timeline failed");
+                tracing::warn!(error = %with_causes(&error), "background work on a timeline failed");
             }
         }
     }

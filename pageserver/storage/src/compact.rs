@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use ardent_types::{Key, Lsn, RelTag};
+use ardent_types::{Key, Lsn, RelTag, with_causes};
 use bytes::Bytes;
 
 use crate::delta_writer::DeltaWriter;
-use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError, chain};
+use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
 use crate::image_writer::ImageWriter;
 use crate::layer::{Layer, LayerDesc, LayerKind};
 use crate::layer_map::LayerMap;
@@ -68,7 +68,7 @@ impl Timeline {
             }
             Err(error) => {
                 count(&self.shared.stats.background_failures, 1);
-                tracing::warn!(timeline = %self.id(), error = %chain(&error), "a compaction failed");
+                tracing::warn!(timeline = %self.id(), error = %with_causes(&error), "a compaction failed");
                 // One whose timeline is another's now is no fault of its files.
                 let failed = FailedCompaction { files, since: Instant::now(), error: Arc::new(error) };
                 *self.compaction_failed.lock() = Some(failed).filter(|_| self.owned.load(Ordering::Acquire));
@@ -143,7 +143,17 @@ impl Timeline {
         self.layer_set().files.layers().iter().filter(is_between).all(is_input)
     }
 
-    /// Makes image layers that speak for `keys` as of `lsn`, beside what is there.
+    /// Makes image layers that speak for `keys` as of `lsn`, beside what is there. Why no read at any LSN gets another answer for it (PS-3;
+    /// `tests/import.rs`):
+    ///
+    /// - `lsn` is where a delta file ends ([`crate::plan`]), and all versions of a timeline lie above where it begins, as its first open layer
+    ///   does. So a read at an import's own LSN, or below `lsn` anywhere, does not visit these images: it finds what it found before.
+    /// - Files are written in the order of LSNs, and [`Timeline::put`] takes nothing below what is there: no version at or below `lsn` comes
+    ///   after the images, and a key that they leave out has none. Nor does an import bring one: while it goes on nothing is compacted, and
+    ///   one manifest names all of it.
+    /// - Within a base backup, whose pages are newer than their LSN says, an image is what a read at `lsn` would make of them; redo goes by a
+    ///   page's bytes alone, so that it makes the same of the image later. Where it makes nothing of them there is a hole.
+    /// - A block past the end of its relation at `lsn` is left out: what comes back there begins with a version that needs none before it.
     pub(crate) fn make_images(&self, keys: KeyRange, lsn: Lsn) -> Result<(), CommitError> {
         let mut writer = ImageWriter::new(self, keys, lsn);
         let files = self.layer_set().files.clone();

@@ -8,14 +8,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use ardent_object_store::{StoreError, list_all};
-use ardent_types::{Generation, Lsn, TenantId, TimelineId};
+use ardent_types::{Generation, Lsn, TenantId, TimelineId, with_causes};
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
 
 use crate::background::Background;
 use crate::config::EngineConfig;
 use crate::debt::Debt;
-use crate::error::{CommitError, OpenError, TimelineError, chain};
+use crate::error::{CommitError, OpenError, TimelineError};
 use crate::manifest::{Ancestor, Manifest, TimelineFacts};
 use crate::manifest_log::{FIRST_GENERATION, ManifestLog, newest_generation};
 use crate::object_names::{TimelineNames, parse_child, parse_manifest, tenant_prefix};
@@ -459,13 +459,22 @@ impl Engine {
 
     /// What of the engine's own work fails, by timeline. It is tried again, and what is said here goes when it works.
     pub fn problems(&self) -> Vec<(TimelineId, String)> {
-        let problem = |timeline: &Arc<Timeline>| {
-            let error = timeline.compaction_failed.lock().as_ref()?.error.clone();
-            let text =
-                format!("its compaction fails, so reading it gets slower and its ingest is slowed: {}", chain(&*error));
-            Some((timeline.id(), text))
+        let problems = |timeline: &Arc<Timeline>| {
+            let (id, is_ours) = (timeline.id(), timeline.owned.load(Ordering::Acquire));
+            let flush = timeline.flush_state.lock().last_error.clone().filter(|_| is_ours).map(|error| {
+                let consequence = "its layers cannot be written, so its ingest stops when memory for them is used up";
+                format!("{consequence}: {}", with_causes(&*error))
+            });
+            let compaction = timeline.compaction_failed.lock().as_ref().map(|failed| failed.error.clone());
+            let compaction = compaction.map(|error| {
+                format!(
+                    "its compaction fails, so reading it gets slower and its ingest is slowed: {}",
+                    with_causes(&*error)
+                )
+            });
+            flush.into_iter().chain(compaction).map(move |text| (id, text))
         };
-        self.loaded().iter().filter_map(problem).collect()
+        self.loaded().iter().flat_map(problems).collect()
     }
 
     /// Says what time it is, since the Unix epoch, by which leases end: until it is told, none does. The caller answers for it: what is

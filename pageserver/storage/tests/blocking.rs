@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{
-    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError, list_all,
+    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError, UnfinishedUpload,
+    list_all,
 };
 use ardent_storage::{CommitError, Engine, EngineConfig, Timeline};
 use bytes::Bytes;
@@ -105,6 +106,12 @@ impl ObjectStore for Gated {
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.pass();
         self.store.delete(name)
+    }
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.store.unfinished_uploads()
+    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.store.give_up_upload(upload)
     }
 }
 

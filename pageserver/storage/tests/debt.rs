@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{
-    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError,
+    ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore, StoreError, UnfinishedUpload,
+    list_all,
 };
-use ardent_storage::{Engine, EngineConfig, Timeline};
+use ardent_storage::{Engine, EngineConfig, ErrorKind, Timeline};
 use bytes::Bytes;
 use support::*;
 
@@ -62,11 +63,16 @@ impl ObjectStore for Uphill {
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.store.delete(name)
     }
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.store.unfinished_uploads()
+    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.store.give_up_upload(upload)
+    }
 }
 
-fn open_uphill(folder: &Path) -> (Arc<Uphill>, Arc<Engine>, Arc<Timeline>) {
-    let store = Arc::new(Uphill::default());
-    let engine = Engine::open(EngineConfig {
+fn uphill_config(folder: &Path, store: &Arc<Uphill>) -> EngineConfig {
+    EngineConfig {
         store: store.clone(),
         background: true,
         open_layer_bytes_max: 4000,
@@ -76,8 +82,12 @@ fn open_uphill(folder: &Path) -> (Arc<Uphill>, Arc<Engine>, Arc<Timeline>) {
         images_at_deltas_per_key: IMAGES_AT_DELTAS,
         page_cache_bytes: 0,
         ..config(folder, &Arc::new(FailPoints::new()))
-    })
-    .unwrap();
+    }
+}
+
+fn open_uphill(folder: &Path) -> (Arc<Uphill>, Arc<Engine>, Arc<Timeline>) {
+    let store = Arc::new(Uphill::default());
+    let engine = Engine::open(uphill_config(folder, &store)).unwrap();
     let root = empty_root(&engine, 1);
     (store, engine, root)
 }
@@ -193,5 +203,88 @@ fn a_writer_is_not_held_up_for_ever_when_compaction_fails_and_the_engine_tells()
     }
     check_content(&root, next);
     assert_eq!(engine.stats().compactions_failing, 0);
+    engine.shutdown().unwrap();
+}
+
+/// Where the checksum of a layer file's first versions is: behind the header (`docs/formats/layers.md`).
+const FIRST_CHECKSUM: usize = 8;
+
+/// Damages the newest level-0 file of a timeline: its name, and the file as it was.
+fn damage_newest(store: &MemoryStore, timeline: u8) -> (ObjectName, Bytes) {
+    let folder = format!("timelines/{TENANT}/{}/layers/", timeline_id(timeline));
+    let files = list_all(store, &folder, false).unwrap().objects;
+    let name = files.into_iter().map(|file| file.name).filter(|name| name.file_name().starts_with("d0")).max().unwrap();
+    let whole = store.get(&name).unwrap();
+    let mut damaged = whole.to_vec();
+    damaged[FIRST_CHECKSUM] ^= 4;
+    store.put(&name, &damaged).unwrap();
+    (name, whole)
+}
+
+#[test]
+fn a_damaged_file_that_nobody_can_compact_is_told_and_holds_up_no_writer_and_no_other_timeline() {
+    const WRITES: u64 = 4000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Uphill::default());
+    let engine = Engine::open(EngineConfig { background: false, ..uphill_config(folder.path(), &store) }).unwrap();
+    // Files that are to be compacted, and nobody is there who does it yet.
+    for number in [1, 2] {
+        let root = empty_root(&engine, number);
+        for part in 0..COMPACT_AT as u64 {
+            write(&root, part * BLOCKS..(part + 1) * BLOCKS);
+            root.flush().unwrap();
+        }
+    }
+    drop(engine);
+    let (damaged, whole) = damage_newest(&store.store, 1);
+
+    let engine = Engine::open(uphill_config(folder.path(), &store)).unwrap();
+    let timelines = [1, 2].map(|number| engine.timeline(TENANT, timeline_id(number)).unwrap());
+    let (done, is_done) = std::sync::mpsc::channel();
+    let writers = timelines.clone().map(|timeline| {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            write(&timeline, COMPACT_AT as u64 * BLOCKS..WRITES);
+            timeline.flush().unwrap();
+            done.send(()).unwrap();
+        })
+    });
+    for _ in &writers {
+        is_done.recv_timeout(PATIENCE).expect("no writer waits for what does not come");
+    }
+    for writer in writers {
+        writer.join().unwrap();
+    }
+    let [victim, other] = timelines;
+    assert!(victim.sizes().uncompacted_files > 4 * COMPACT_AT, "past the limit: {:?}", victim.sizes());
+    let problems = engine.problems();
+    assert_eq!(problems.iter().map(|(timeline, _)| *timeline).collect::<Vec<_>>(), [victim.id()]);
+    for word in ["compaction fails", damaged.file_name(), "is corrupt", "restore the file"] {
+        assert!(problems[0].1.contains(word), "no {word:?} in {problems:?}");
+    }
+    let error = victim.get(&block(0), victim.last_record().end).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    // The other one is as if nothing had happened.
+    check_content(&other, WRITES);
+    let deadline = Instant::now() + PATIENCE;
+    while other.sizes().files_per_read_max > COMPACT_AT + IMAGES_AT_FILES {
+        assert!(Instant::now() < deadline, "{:?}", other.sizes());
+        std::thread::yield_now();
+    }
+
+    // The file comes back from a copy, and compaction goes on by itself.
+    store.store.put(&damaged, &whole).unwrap();
+    let mut next = WRITES;
+    while !engine.problems().is_empty() || victim.sizes().uncompacted_files >= COMPACT_AT {
+        assert!(Instant::now() < deadline + PATIENCE, "{:?} {:?}", engine.problems(), victim.sizes());
+        // It is looked at again when there are other files, or in a while.
+        if !engine.problems().is_empty() {
+            write(&victim, next..next + 1);
+            victim.flush().unwrap();
+            next += 1;
+        }
+        std::thread::yield_now();
+    }
+    check_content(&victim, next);
     engine.shutdown().unwrap();
 }

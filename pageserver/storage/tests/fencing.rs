@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{
     ErrorKind as StoreErrorKind, ListPage, ListRequest, MemoryStore, ObjectMeta, ObjectName, ObjectPart, ObjectStore,
-    StoreError,
+    StoreError, UnfinishedUpload,
 };
 use ardent_storage::{
     Engine, EngineConfig, ErrorKind, PutError, ReadError, Timeline, TimelineError, remove_orphans, survey,
@@ -134,6 +134,12 @@ impl ObjectStore for Scheduled {
     }
     fn delete(&self, name: &ObjectName) -> Result<(), StoreError> {
         self.call("delete", || self.store.delete(name))
+    }
+    fn unfinished_uploads(&self) -> Result<Vec<UnfinishedUpload>, StoreError> {
+        self.store.unfinished_uploads()
+    }
+    fn give_up_upload(&self, upload: &UnfinishedUpload) -> Result<(), StoreError> {
+        self.store.give_up_upload(upload)
     }
 }
 

@@ -10,7 +10,7 @@ use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
 use ardent_object_store_s3::{S3Keys, S3Location, S3Options, S3Store};
 use ardent_pg_format::segment::wal_file_name;
 use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, WAL_ARCHIVE_MARK, remove_orphans, survey};
-use ardent_test_s3::Seaweed;
+use ardent_test_s3::{Fault, FaultProxy, Seaweed};
 use ardent_types::TimelineId;
 use support::*;
 
@@ -173,8 +173,13 @@ fn leftovers_in_a_folder_are_found_and_removed() {
 
 /// A store in a bucket of its own.
 fn bucket(server: &Seaweed, bucket: &str, faults: &Arc<FailPoints>) -> Arc<S3Store> {
+    bucket_at(&server.endpoint(), server, bucket, faults)
+}
+
+/// The same by way of `endpoint`.
+fn bucket_at(endpoint: &str, server: &Seaweed, bucket: &str, faults: &Arc<FailPoints>) -> Arc<S3Store> {
     server.make_bucket(bucket);
-    let location = S3Location::parse(&format!("s3://{bucket}/store?endpoint={}", server.endpoint())).unwrap();
+    let location = S3Location::parse(&format!("s3://{bucket}/store?endpoint={endpoint}")).unwrap();
     let (access, secret) = server.keys();
     let keys = S3Keys { access: access.to_owned(), secret: secret.to_owned() };
     let options = S3Options { keys: Some(keys), faults: faults.clone(), ..S3Options::default() };
@@ -222,4 +227,37 @@ fn an_upload_that_was_cut_off_is_found_and_removed_once_it_is_old_enough() {
     assert_eq!(survey(&*store).unwrap().orphans, []);
     assert_eq!(store.unfinished_uploads().unwrap().len(), 1, "what is not ours stays");
     assert_eq!(survey(&*store).unwrap().timelines.len(), 1);
+}
+
+/// From now on whoever asks for the uploads gets this answer; all else goes to the server.
+fn answer_lists_of_uploads(proxy: &FaultProxy, status: u16, code: &'static str) {
+    proxy.plan(move |request| {
+        let is_asked = ["?uploads", "&uploads"].iter().any(|word| request.target.contains(word));
+        if is_asked { Fault::Answer { status, code } } else { Fault::None }
+    });
+}
+
+#[test]
+fn a_store_that_does_not_list_uploads_is_surveyed_all_the_same() {
+    let (server, folder) = (Seaweed::shared(), tempfile::tempdir().unwrap());
+    let proxy = FaultProxy::start(server.address());
+    let store = bucket_at(&proxy.endpoint(), &server, "refusing", &Arc::default());
+    let config = config(folder.path(), &Arc::new(FailPoints::new()));
+    let engine = Engine::open(EngineConfig { store: store.clone(), ..config }).unwrap();
+    empty_root(&engine, 1).flush().unwrap();
+    let lost = name(format!("timelines/{TENANT}/{}/layers/d0-0000000000000110-0000000000000000-0", timeline_id(8)));
+    store.put(&lost, b"lost").unwrap();
+    answer_lists_of_uploads(&proxy, 403, "AccessDenied");
+    let found = survey(&*store).unwrap();
+    let refused = found.uploads_refused.as_deref().expect("it says that it could not look");
+    assert!(refused.contains("list of uploads") && refused.contains("docs/s3.md"), "{refused}");
+    assert_eq!((found.timelines.len(), found.problems.len()), (1, 0));
+    let orphans: Vec<_> = found.orphans.iter().map(|orphan| (orphan.object.as_str(), orphan.kind)).collect();
+    assert_eq!(orphans, [(lost.as_str(), OrphanKind::NoTimeline)]);
+    // What it cannot list it cannot remove; the rest goes.
+    let removed = remove_orphans(&*store, &found, FAR_FUTURE_S).unwrap();
+    assert_eq!(removed, RemovedOrphans { objects: 1, bytes: 4, too_young: 0 });
+    // Any other answer says nothing of what is there, and is no survey.
+    answer_lists_of_uploads(&proxy, 400, "MalformedXML");
+    survey(&*store).unwrap_err();
 }

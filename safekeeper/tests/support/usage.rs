@@ -47,9 +47,19 @@ impl Counters {
 
     /// How many timelines are in memory; told once a second.
     pub fn loaded(&self) -> usize {
+        self.told("timelines_loaded")
+    }
+
+    /// How many requests have failed.
+    pub fn failures(&self) -> usize {
+        self.told("failures_total")
+    }
+
+    fn told(&self, name: &str) -> usize {
         let mut told = String::new();
         encode(&mut told, &self.0).expect("metrics can be told");
-        let line = told.lines().find_map(|line| line.strip_prefix("ardent_safekeeper_timelines_loaded "));
+        let prefix = format!("ardent_safekeeper_{name} ");
+        let line = told.lines().find_map(|line| line.strip_prefix(&prefix));
         line.and_then(|number| number.parse().ok()).expect("it is told")
     }
 }
