@@ -94,6 +94,8 @@ case "${1:-}" in
     diff)
         build_test_programs
         ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests libs/schema-diff libs/diff libs/change-set -- --nocapture
+        # The same of branches, by the commands.
+        ARDENT_ROUND_TRIPS=${ARDENT_ROUND_TRIPS:-20} run_tests tests:round_trip -- --nocapture
         # 200 statements on a branch, and what the commands say of them.
         ARDENT_TRANSCRIPT=1 run_passed_over diff
         ;;

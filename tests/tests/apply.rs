@@ -75,6 +75,52 @@ fn changes_are_shown_applied_and_undone() {
     assert!(refused.code == 1 && refused.stderr.contains("damaged"), "{}", refused.stderr);
 }
 
+/// Of a table that loses a column nothing changes but the catalog: what rows had in it, only production has.
+#[test]
+fn what_goes_without_a_changed_block_is_undone_with_its_values() {
+    let production = TestPg::start(production_options());
+    production.sql(
+        "create table users (id int primary key, name text, note text); insert into users select n, 'user ' || n, 'note ' || n from generate_series(1, 3000) n;
+         create table loose (a int, b text); insert into loose select n % 3, 'b' || n % 4 from generate_series(1, 30) n;
+         create table parted (id int primary key, v text) partition by range (id); create table parted_1 partition of parted for values from (0) to (100);
+         insert into parted select n, 'v' || n from generate_series(1, 50) n;
+         create type place as (street text, number int); create table homes (id int primary key, at place, others place[]);
+         insert into homes select n, row('street', n)::place, array[row('other', n)::place] from generate_series(1, 50) n;
+         create unlogged table scratch (id int primary key, v text); insert into scratch select n, 'v' || n from generate_series(1, 50) n",
+    );
+    let url = production.tcp_url("postgres", "postgres");
+    let house = House::start();
+    house.connect("main", &url);
+    let branch = house.branch("work", "main");
+    sql(
+        &branch,
+        "alter table users drop column note; alter table loose drop column b; alter table parted drop column v;
+         alter type place drop attribute number; drop table scratch",
+    );
+    let [file, undo, redo] =
+        ["work", "undo", "redo"].map(|name| house.data_dir().join(format!("../{name}.changes")).display().to_string());
+    house.ok(&["branch", "diff", "work", "-o", &file]);
+
+    // What production does meanwhile goes and comes back with the rest.
+    production.sql("insert into users values (5000, 'later', 'of production''s own'); update users set note = 'changed' where id = 7");
+    let scratch = "select count(*), md5(string_agg(t::text, ' ' order by id)) from scratch t";
+    let (before, scratched) = (table_sums(&url), production.sql(scratch));
+    house.ok(&["branch", "apply", &file, "--to", &url, "--dry-run"]);
+    assert_eq!(table_sums(&url), before);
+    house.ok(&["branch", "apply", &file, "--to", &url, "--inverse", &undo]);
+    assert_eq!(
+        production
+            .sql("select to_regclass('scratch') is null and (select at::text from homes where id = 1) = '(street)'"),
+        "t"
+    );
+    let applied = table_sums(&url);
+    assert_ne!(applied, before);
+    house.ok(&["branch", "apply", &undo, "--to", &url, "--inverse", &redo]);
+    assert_eq!((table_sums(&url), production.sql(scratch)), (before, scratched));
+    house.ok(&["branch", "apply", &redo, "--to", &url]);
+    assert_eq!(table_sums(&url), applied);
+}
+
 /// A migration on a branch of its own, which is gone afterwards, however it ends.
 fn rehearse(house: &House) {
     let path = house.data_dir().join("../migrate.sql");
@@ -128,6 +174,21 @@ fn rehearse(house: &House) {
     let kept = rehearsals();
     assert_eq!(kept.len(), 1);
     house.ok(&["branch", "delete", "--for-good", &kept[0]]);
+
+    // What the statements did is told, though what is different afterwards cannot be: a row has a value that its type lost.
+    write(
+        "create type mood as enum ('good');\ncreate table moods (id int primary key, mood mood);\n\
+         insert into moods values (1, 'good');\ndelete from pg_enum where enumtypid = 'mood'::regtype;\n",
+    );
+    let failed = house.ardent(&["--json", "branch", "rehearse", file]);
+    failed.refused(1, &["what is different afterwards cannot be told"]);
+    let report: serde_json::Value = serde_json::from_str(&failed.stdout).expect("one object");
+    assert_eq!(
+        (&report["succeeded"], &report["statements"][3]["state"], &report["diff"]),
+        (&true.into(), &"done".into(), &serde_json::Value::Null),
+        "{report}"
+    );
+    assert_eq!(rehearsals(), Vec::<String>::new());
 
     write("select 1;\n\\i other.sql\n");
     house.ardent(&["branch", "rehearse", file]).refused(2, &["line 2: \\i other.sql", "psql"]);

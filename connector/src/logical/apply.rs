@@ -13,12 +13,13 @@ use tokio_postgres::{Client, Statement};
 
 use ardent_pgoutput::{Begin, Change, Commit, Message, Relation, Truncate, Update};
 use ardent_types::Lsn;
+use ardent_types::sql::{literal, qualified, quoted};
 
 use crate::logical::config::RootBranch;
 use crate::logical::ddl;
 use crate::logical::error::{LogicalError, passes, root, source};
 use crate::logical::relation::{compare, is_on_root, root_columns, shape};
-use crate::logical::session::{connect_root, connect_source, literal, qualified, quoted};
+use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalState, TableState};
 use crate::logical::statements::{NoStatement, Prepared, Shape};
 

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use ardent_api::page_service::ManageRequest;
 use ardent_page_client::{Binding, PageClient};
 use ardent_pg_wire::{ConnectMode, Connection};
+use ardent_types::sql::quoted;
 
 use crate::config::ConnectorConfig;
 use crate::error::ConnectorError;
@@ -22,7 +23,7 @@ use crate::import::{Imported, import, read_settings};
 use crate::logical::config::LogicalConfig;
 use crate::logical::error::{LogicalError, source};
 use crate::logical::program;
-use crate::logical::session::{connect_source, quoted};
+use crate::logical::session::connect_source;
 
 /// How long the empty server may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(60);

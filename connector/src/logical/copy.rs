@@ -12,12 +12,13 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, LogicalSlot, SlotLifetime};
+use ardent_types::sql::{literal, qualified};
 
 use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
 use crate::logical::error::{LogicalError, reading, root, source};
 use crate::logical::relation::root_columns;
 use crate::logical::row_format::SourceColumns;
-use crate::logical::session::{connect_root, connect_source, literal, qualified, read_source};
+use crate::logical::session::{connect_root, connect_source, read_source};
 use crate::logical::state::{LogicalState, TableState};
 
 /// Tables that are copied at the same time.

@@ -1,11 +1,11 @@
 //! Changes of a table on production that the root can follow by itself: columns added, columns dropped.
 
 use ardent_pgoutput::Relation;
+use ardent_types::sql::{literal, qualified, quoted};
 use tokio_postgres::Client;
 
 use crate::logical::error::{LogicalError, source};
 use crate::logical::relation::Difference;
-use crate::logical::session::{literal, qualified, quoted};
 
 /// A column as production has it now. `missing` is what rows have in it that were there before the column.
 struct SourceColumn {

@@ -6,9 +6,9 @@ use ardent_schema_diff::{Action, Catalog, CatalogQueries, Identity, Kind, Statem
 use tokio_postgres::Client;
 
 use ardent_api::control::LogicalOptions;
+use ardent_types::sql::{qualified, quoted};
 
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::{qualified, quoted};
 use crate::logical::state::{LogicalState, TableState};
 use crate::logical::tables::SourceTable;
 

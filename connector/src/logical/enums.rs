@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use ardent_types::sql::{literal, qualified};
 use tokio_postgres::Client;
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::{connect_root, connect_source, literal, qualified};
+use crate::logical::session::{connect_root, connect_source};
 
 const LABELS: &str = "
     select n.nspname::text, t.typname::text, pg_catalog.array_agg(e.enumlabel::text order by e.enumsortorder)

@@ -16,6 +16,7 @@ use ardent_api::control::{AddTablesReply, SCHEMA_VERSION, SkippedTable};
 use ardent_pg_wire::{Connection, SlotLifetime};
 use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
+use ardent_types::sql::{qualified, quoted};
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{Moment, Pace, copy_rows, encode};
@@ -24,7 +25,7 @@ use crate::logical::error::{LogicalError, passes, reading, root, source};
 use crate::logical::run::LogicalHandle;
 use crate::logical::schema::{self, Dump};
 use crate::logical::sequences;
-use crate::logical::session::{connect_root, connect_source, qualified, quoted};
+use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::tables::{SourceTable, tables};
 

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 
 use ardent_api::control::{CheckOutcome, KeylessTables, LogicalOptions, PreflightCheck};
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, QueryResult, WireError};
+use ardent_types::sql::{literal, quoted};
 use tokio_postgres::Client;
 
 use crate::logical::config::program_folders;
 use crate::logical::error::{LogicalError, source};
 use crate::logical::program;
-use crate::logical::session::{connect_source, literal};
+use crate::logical::session::connect_source;
 use crate::logical::tables::{SourceTable, tables};
 use crate::preflight::{Checks, FACTS, HostFacts, LOCALES, locales, major, number, server, slots};
 
@@ -187,7 +188,7 @@ fn table_rights(checks: &mut Checks, facts: &QueryResult, found: &[SourceTable])
         owners.entry(&table.owner).or_default().push(table.quoted());
     }
     let names = owners.values().flatten().cloned().collect();
-    let grants = owners.keys().map(|owner| format!("grant \"{}\" to {role}", owner.replace('"', "\"\"")));
+    let grants = owners.keys().map(|owner| format!("grant {} to {role}", quoted(owner)));
     checks.require(
         "ownership",
         owners.is_empty(),
@@ -200,10 +201,8 @@ fn table_rights(checks: &mut Checks, facts: &QueryResult, found: &[SourceTable])
     );
     let hidden: Vec<&SourceTable> = found.iter().filter(|table| !table.is_readable).collect();
     let names = hidden.iter().map(|table| table.quoted()).collect();
-    let mut fixes: Vec<String> = hidden
-        .iter()
-        .map(|table| format!("grant usage on schema \"{}\" to {role}", table.schema.replace('"', "\"\"")))
-        .collect();
+    let mut fixes: Vec<String> =
+        hidden.iter().map(|table| format!("grant usage on schema {} to {role}", quoted(&table.schema))).collect();
     fixes.dedup();
     fixes.extend(hidden.iter().map(|table| format!("grant select on {} to {role}", table.quoted())));
     fixes.truncate(LISTED_MAX);

@@ -1,10 +1,10 @@
 //! Relations of production's, held against the root's catalog.
 
 use ardent_pgoutput::{Relation, ReplicaIdentity};
+use ardent_types::sql::qualified;
 use tokio_postgres::Client;
 
 use crate::logical::error::{LogicalError, root};
-use crate::logical::session::qualified;
 use crate::logical::statements::{Key, Shape, ShapeColumn};
 
 /// `FirstGenbkiObjectId`: OIDs below are the same on every server.

@@ -4,10 +4,10 @@
 //! hold nothing that a server made itself: an enum's, a composite's or `regclass`'s value holds or rests on OIDs of its own.
 
 use ardent_pg_wire::Connection;
+use ardent_types::sql::quoted;
 
 use crate::logical::error::{LogicalError, reading};
 use crate::logical::relation::{FIRST_OWN_OID, RootColumn};
-use crate::logical::session::quoted;
 
 /// Types whose binary form says the same on every server, by `pg_type.dat`. What is not here, goes as text.
 const PORTABLE: [u32; 35] = [

@@ -15,6 +15,7 @@ use ardent_api::control::SkippedTable;
 use ardent_pg_wire::SlotLifetime;
 use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
+use ardent_types::sql::{qualified, quoted};
 
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
@@ -26,7 +27,7 @@ use crate::logical::new_tables::left_out_rows;
 use crate::logical::relation::is_on_root;
 use crate::logical::root_sessions::RootSessions;
 use crate::logical::schema::RootDatabase;
-use crate::logical::session::{connect_root, connect_source, qualified, quoted};
+use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::stream::Stream;
 use crate::logical::tables::{is_followed, tables};

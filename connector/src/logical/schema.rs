@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ardent_types::sql::{literal, quoted};
 use futures_util::future::try_join;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -10,7 +11,7 @@ use crate::logical::config::{LogicalConfig, RootAt, program_folders};
 use crate::logical::dump_statement::{Weight, extension_of, for_root, summary, weight};
 use crate::logical::error::{LogicalError, passes, root, source};
 use crate::logical::program;
-use crate::logical::session::{connect_root, literal, quoted};
+use crate::logical::session::connect_root_anywhere;
 use ardent_sql_script::{PsqlCommands, Script};
 
 /// Statements that are tried in one transaction: so many locks fit.
@@ -98,7 +99,7 @@ pub(crate) async fn make_database(
     here: RootDatabase,
     left_out: &mut Vec<String>,
 ) -> Result<(), LogicalError> {
-    let client = connect_root(at, "template1").await?;
+    let client = connect_root_anywhere(at).await?;
     make_roles(production, &client, left_out).await?;
     let is_there = client.query_one("select exists (select 1 from pg_database where datname = $1)", &[&database]).await;
     let is_there: bool = is_there.map_err(root("listing databases"))?.get(0);

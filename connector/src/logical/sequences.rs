@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 
 use ardent_api::control::LogicalOptions;
+use ardent_types::sql::{literal, qualified};
 use tokio_postgres::Client;
 
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::session::{literal, qualified};
 
 const VALUES: &str = "
     select s.schemaname::text, s.sequencename::text, s.last_value, s.increment_by, s.cycle, s.min_value, s.max_value

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ardent_api::compute::AGENT_ROLE;
+use ardent_api::compute::{AGENT_ROLE, USUAL_DATABASES, is_closed_database};
 use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, driver};
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -63,18 +63,13 @@ pub(crate) async fn connect_root(at: &RootAt, database: &str) -> Result<Arc<Clie
     Ok(Arc::new(client))
 }
 
-/// A name, quoted.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A schema and a name, quoted.
-pub(crate) fn qualified(schema: &str, name: &str) -> String {
-    format!("{}.{}", quoted(schema), quoted(name))
-}
-
-/// A text, quoted, whatever `standard_conforming_strings` is.
-pub(crate) fn literal(text: &str) -> String {
-    let doubled = text.replace('\'', "''");
-    if text.contains('\\') { format!(" E'{}'", doubled.replace('\\', "\\\\")) } else { format!("'{doubled}'") }
+/// The same in whichever of the usual databases there is.
+pub(crate) async fn connect_root_anywhere(at: &RootAt) -> Result<Arc<Client>, LogicalError> {
+    let [first, other] = USUAL_DATABASES;
+    match connect_root(at, first).await {
+        Err(LogicalError::Root { source, .. }) if source.code().is_some_and(|code| is_closed_database(code.code())) => {
+            connect_root(at, other).await
+        }
+        opened => opened,
+    }
 }

@@ -6,10 +6,11 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use ardent_types::Lsn;
+use ardent_types::sql::quoted;
 
 use crate::logical::config::LogicalConfig;
 use crate::logical::error::{LogicalError, source};
-use crate::logical::session::{connect_source, quoted};
+use crate::logical::session::connect_source;
 
 /// How long a connection of ours that has just been closed may hold the slot.
 const WAIT: Duration = Duration::from_secs(5);

@@ -1,10 +1,9 @@
 //! The SQL that brings a change to its table on the root.
 
 use ardent_pgoutput::{Tuple, Value};
+use ardent_types::sql::{qualified, quoted};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
-
-use crate::logical::session::{qualified, quoted};
 
 /// A value as its type's output function writes it, for its input function to read.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! What production has: tables that can be followed, and what cannot.
 
 use ardent_api::control::LogicalOptions;
+use ardent_types::sql::qualified;
 use tokio_postgres::Client;
 
 use crate::logical::error::{LogicalError, source};
-use crate::logical::session::qualified;
 
 /// A table of production's, in the schemas that were chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use ardent_api::control::{SCHEMA_VERSION, VerifiedTable, VerifyReply};
 use ardent_pg_wire::SlotLifetime;
 use ardent_types::Lsn;
+use ardent_types::sql::quoted;
 
 use crate::error::ConnectorError;
 use crate::logical::config::{LogicalConfig, RootBranch};
@@ -16,7 +17,7 @@ use crate::logical::drift::schema_differences;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::run::LogicalHandle;
 use crate::logical::sequences::{self, is_behind};
-use crate::logical::session::{connect_root, connect_source, quoted};
+use crate::logical::session::{connect_root, connect_source};
 use crate::logical::tables::{is_followed, tables};
 use crate::position::flush_lsn;
 

@@ -1,7 +1,10 @@
 //! Applies a change set, in one transaction.
 
+mod computed;
 mod large_objects;
+mod losses;
 mod making_way;
+mod report;
 mod sequences;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use self::losses::Losses;
+use self::report::Report;
 use crate::choice::RowChoice;
 use crate::dml;
 use crate::exchange::{self, Moving};
@@ -27,8 +32,6 @@ use crate::target::{Target, TextRow};
 const ROWS_PER_INSERT: usize = 500;
 /// Most updates or deletes that are sent at once.
 const ROWS_PER_BATCH: usize = 200;
-/// After so many rows it is said how far the writing is.
-const ROWS_PER_REPORT: u64 = 50_000;
 
 /// What to apply, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,11 +111,14 @@ async fn select_and_run(
     // What tables and columns are called depends on it even where only rows are wanted.
     let before = if set.schema.touched.is_empty() { Catalog::default() } else { target.catalog().await? };
     let there = before.definitions();
-    let Selection { set, rows_chosen, taken_along, already_there, notes, conflicts } = select(set, options, &there)?;
+    let Selection { mut set, rows_chosen, taken_along, already_there, notes, conflicts } =
+        select(set, options, &there)?;
+    let losses = Losses::find(target, &before, &mut set).await?;
     let inverse = inverse::of(&set);
     let applied = Applied { inverse, taken_along, already_there, notes, conflicts, ..Applied::default() };
-    let mut run = Run { target, set: &set, options, rows_chosen, applied };
+    let mut run = Run { target, set: &set, losses: &losses, options, rows_chosen, applied };
     run.check_schema(&there);
+    losses.check(&mut run.applied);
     run.all(&before, progress).await?;
     Ok(run.applied)
 }
@@ -126,6 +132,7 @@ struct Run<'a> {
     target: &'a Target<'a>,
     /// All of it is meant.
     set: &'a ChangeSet,
+    losses: &'a Losses,
     options: &'a ApplyOptions,
     /// Sequences follow the tables whose rows were chosen.
     rows_chosen: bool,
@@ -148,6 +155,8 @@ impl<'a> Run<'a> {
         if !self.applied.conflicts.is_empty() {
             return Ok(());
         }
+        self.read_losses(&mut tables, key_types, progress).await?;
+        let snapshots = self.snapshots(&tables).await?;
         let may_go = self.sequences_that_may_go().await?;
         // Before columns go and tables are rewritten, which moves rows to other places.
         for guarded in &tables {
@@ -171,18 +180,19 @@ impl<'a> Run<'a> {
             self.large_object(change).await?;
         }
         self.keep_gone_sequences(may_go).await?;
-        if !statements.is_empty() {
-            let after = self.target.catalog().await?;
-            let back = SchemaChange::new(plan(&after, before, Identity::Oid), plan(before, &after, Identity::Oid));
+        let after = if statements.is_empty() { None } else { Some(self.target.catalog().await?) };
+        let catalogs = after.as_ref().map(|after| (before, after));
+        if let Some((before, after)) = catalogs {
+            let back = SchemaChange::new(plan(after, before, Identity::Oid), plan(before, after, Identity::Oid));
             self.applied.inverse.schema = undoing(&back, &set.schema)?;
         }
+        self.applied.inverse.tables = self.tables_back(&tables, snapshots, catalogs).await?;
         // Last: a sequence does not go back with a transaction.
         for change in self.check_sequences().await? {
             if !self.options.dry_run {
                 self.sequence(change).await?;
             }
         }
-        self.applied.inverse.tables = tables.iter().map(inverse::table).collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -549,29 +559,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
-    }
-}
-
-/// Says how far long work is.
-struct Report<'a> {
-    verb: &'a str,
-    table: &'a str,
-    all: u64,
-    done: u64,
-    said: u64,
-}
-
-impl<'a> Report<'a> {
-    fn new(verb: &'a str, table: &'a str, all: u64) -> Report<'a> {
-        Report { verb, table, all, done: 0, said: 0 }
-    }
-
-    fn add(&mut self, count: u64, progress: &mut impl FnMut(&str)) {
-        self.done += count;
-        if self.done >= self.said + ROWS_PER_REPORT {
-            self.said = self.done;
-            progress(&format!("{} {} of {} rows of {}", self.verb, self.done, self.all, self.table));
-        }
     }
 }
 

@@ -241,6 +241,16 @@ mod tests {
         assert!(std::fs::symlink_metadata(at("pipe")).expect("there").file_type().is_fifo());
     }
 
+    #[test]
+    fn large_objects_of_older_programs_are_read() {
+        let older =
+            r#"{"database":"shop","tables":[],"sequences":[],"large_objects":[{"oid":7,"state":"kept","pages":[]}]}"#;
+        let set: ChangeSet = serde_json::from_str(older).expect("no owner, no comment");
+        let large_objects = vec![ardent_diff::LargeObjectChange::kept(7)];
+        assert_eq!(set, ChangeSet { database: "shop".into(), large_objects, ..ChangeSet::default() });
+        assert_eq!(serde_json::to_string(&set).expect("plain data"), older);
+    }
+
     /// The content is in a frame of zstd that is not compressed: what compressing makes of it is zstd's own.
     #[test]
     fn golden_bytes() {

@@ -1,11 +1,15 @@
 //! Compares what a change set changes with what the target has, before anything is changed.
 
+mod dropped_columns;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, SpoolError, TableChange, TableState};
-use ardent_schema_diff::{MISSING, MISSING_IN_PARTITIONS, identifier, literal, qualified};
+use ardent_schema_diff::{identifier, literal, qualified};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::dropped_columns::is_referred_to;
+use self::dropped_columns::{keep_dropped_columns, readded};
 use crate::dml::{any_of, any_of_texts};
 use crate::outcome::{Applied, ApplyError, ColumnConflict, Conflict};
 use crate::target::{Target, TextRow};
@@ -74,7 +78,7 @@ pub(crate) struct Guarded<'a> {
     pub change: &'a TableChange,
     prefer: Option<Prefer>,
     /// What rows get in each of [`TableChange::columns_dropped`] when it is added again.
-    readded: TextRow,
+    pub readded: TextRow,
     pub inserts: Spool<TextRow>,
     pub updates: Spool<RowUpdate>,
     /// Keys.
@@ -207,13 +211,25 @@ pub(crate) async fn table<'a>(
     Ok(guarded)
 }
 
+/// A table that goes and of whose rows the change set says nothing: all of them are kept for the way back.
+pub(crate) async fn whole<'a>(target: &Target<'_>, change: &'a TableChange) -> Result<Guarded<'a>, ApplyError> {
+    let mut guarded = Guarded::new(change);
+    let name = base_table(change);
+    target.run(&format!("lock table only {name} in access exclusive mode")).await?;
+    let undo = &mut guarded.undo;
+    let sql = format!("select {} from only {name}", select_list(change));
+    target.each(&sql, |row| undo.push(&RowChange::Insert { new: row })).await?;
+    guarded.seal()?;
+    Ok(guarded)
+}
+
 /// The columns that are read: those of the branch point, those that the branch dropped, and those that the change set does not know.
 fn columns_read(change: &TableChange) -> Vec<&str> {
     let kept = base_columns(change).into_iter().map(|(_, name)| name);
     kept.chain(change.columns_dropped.iter().chain(&change.columns_left).map(String::as_str)).collect()
 }
 
-fn select_list(change: &TableChange) -> String {
+pub(crate) fn select_list(change: &TableChange) -> String {
     let all: Vec<String> = columns_read(change).into_iter().map(identifier).collect();
     if all.is_empty() { "null".to_owned() } else { all.join(", ") }
 }
@@ -551,108 +567,6 @@ async fn find_places(
             let why = "the branch deleted or updated it; the target has no row like it".to_owned();
             applied.conflict(Conflict::Row { table: base_table(change), key, why, columns: Vec::new() });
         }
-    }
-    Ok(())
-}
-
-/// What the target has in columns that are about to go, for the inverse.
-async fn keep_dropped_columns(
-    target: &Target<'_>,
-    guarded: &mut Guarded<'_>,
-    key: &[usize],
-    applied: &mut Applied,
-) -> Result<(), ApplyError> {
-    let change = guarded.change;
-    if key.is_empty() {
-        return keep_rows_without_key(target, guarded, applied).await;
-    }
-    let columns = base_columns(change);
-    let at: Vec<usize> = key.iter().filter_map(|place| columns.iter().position(|column| column.0 == *place)).collect();
-    // Rows that the inverse has already, and those that have something to lose, are told apart by one more value. They meet by key.
-    let mut meeting = Pairing::new(at, PAIRING_BYTES_MAX);
-    for row in guarded.undo.iter() {
-        let mut row = values_of(&row?).to_vec();
-        row.push(Some("known".to_owned()));
-        meeting.add_head(row)?;
-    }
-    let sql = format!("select {} from only {}{}", select_list(change), base_table(change), losing(guarded));
-    target
-        .each(&sql, |mut row| {
-            row.push(None);
-            meeting.add_base(row)
-        })
-        .await?;
-    for row in meeting.finish(Order::Key)?.iter() {
-        let RowChange::Delete { old: mut row } = row? else { continue };
-        row.pop();
-        let mut old = row.clone();
-        old[columns.len()..columns.len() + change.columns_dropped.len()].clone_from_slice(&guarded.readded);
-        guarded.undo.push(&RowChange::Update { old, new: row })?;
-    }
-    Ok(())
-}
-
-/// What rows get in the dropped columns when those are added again: what old rows of a column that was added late have, or nothing.
-async fn readded(target: &Target<'_>, change: &TableChange) -> Result<TextRow, ApplyError> {
-    let table = literal(&base_table(change));
-    let sql = format!(
-        "select a.attname, {MISSING} from pg_attribute a join pg_class c on c.oid = a.attrelid {MISSING_IN_PARTITIONS} \
-         where c.oid = {table}::regclass and a.attnum > 0 and not a.attisdropped"
-    );
-    let rows = target.rows(&sql).await?;
-    let value = |name: &String| {
-        let row = rows.iter().find(|row| row.first().is_some_and(|column| column.as_ref() == Some(name)));
-        row.and_then(|row| row.get(1).cloned().flatten())
-    };
-    Ok(change.columns_dropped.iter().map(value).collect())
-}
-
-/// The condition for rows that have another value in a column that is about to go than they get when it is added again.
-fn losing(guarded: &Guarded<'_>) -> String {
-    let differs = |(name, value): (&String, &Option<String>)| match value {
-        None => format!("{} is distinct from null", identifier(name)),
-        Some(value) => format!("{}::text is distinct from {}", identifier(name), literal(value)),
-    };
-    let columns = guarded.change.columns_dropped.iter().zip(&guarded.readded);
-    format!(" where {}", columns.map(differs).collect::<Vec<_>>().join(" or "))
-}
-
-/// The same for rows that no key tells apart: the inverse takes them away and brings them again, whole.
-async fn keep_rows_without_key(
-    target: &Target<'_>,
-    guarded: &mut Guarded<'_>,
-    applied: &mut Applied,
-) -> Result<(), ApplyError> {
-    let change = guarded.change;
-    let table = base_table(change);
-    let sql = format!(
-        "select exists (select from pg_constraint where contype = 'f' and confrelid = {}::regclass)",
-        literal(&table)
-    );
-    if target.rows(&sql).await? == [[Some("t".to_owned())]] {
-        let columns = change.columns_dropped.join(", ");
-        applied.notes.push(format!(
-            "{table} has no key that both sides have, and others refer to its rows: the inverse cannot bring back the values of {columns}"
-        ));
-        return Ok(());
-    }
-    // Rows that differ in columns that the inverse cannot compare must not be taken for one another: then all of them.
-    let losing = if change.columns_left.is_empty() { losing(guarded) } else { String::new() };
-    let mut meeting = Pairing::new(Vec::new(), PAIRING_BYTES_MAX);
-    for row in guarded.undo.iter() {
-        if let RowChange::Insert { new } = row? {
-            meeting.add_head(new)?;
-        }
-    }
-    let sql = format!("select {} from only {table}{losing}", select_list(change));
-    target.each(&sql, |row| meeting.add_base(row)).await?;
-    let kept = base_columns(change).len();
-    for row in meeting.finish(Order::Kind)?.iter() {
-        let RowChange::Delete { old: row } = row? else { continue };
-        let mut old = row.clone();
-        old[kept..kept + change.columns_dropped.len()].clone_from_slice(&guarded.readded);
-        guarded.undo.push(&RowChange::Delete { old })?;
-        guarded.undo.push(&RowChange::Insert { new: row })?;
     }
     Ok(())
 }

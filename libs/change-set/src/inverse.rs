@@ -1,7 +1,8 @@
 //! The change set that undoes another.
 
 use ardent_diff::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, SequenceChange, Spool, SpoolError, TableChange, TableState,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, SequenceChange, Sides, Spool, SpoolError, TableChange,
+    TableState,
 };
 
 use crate::guard::{Guarded, base_columns, key_places};
@@ -82,7 +83,9 @@ pub(crate) fn large_object(change: &LargeObjectChange) -> Result<LargeObjectChan
         pages.push(&PageChange { number, old: new, new: old })?;
     }
     pages.seal()?;
-    Ok(LargeObjectChange { oid: change.oid, state, pages })
+    let access = change.access.clone().map(Sides::reversed);
+    let comment = change.comment.clone().map(Sides::reversed);
+    Ok(LargeObjectChange { oid: change.oid, state, pages, access, comment })
 }
 
 /// An empty inverse for this database.

@@ -19,6 +19,8 @@
 //! - CS-3: the inverse holds what the target had, not what the branch point had.
 //! - CS-4: a file that is truncated, or differs in one bit, is refused.
 //! - CS-5: what is chosen is applied alone, or not at all: what it needs besides is named, or taken along if that is wanted.
+//! - CS-6: what goes of rows with a change of the schema is in the inverse, whether or not the change set knows those rows; or a note says
+//!   what is not.
 //!
 //! Start reading at [`apply`].
 
@@ -30,6 +32,7 @@ mod file;
 mod foreign_keys;
 mod guard;
 mod inverse;
+mod large_object;
 mod outcome;
 mod remote;
 mod schema_choice;

@@ -7,6 +7,7 @@ use ardent_schema_diff::{Section, Statement, identifier, literal, qualified};
 
 use crate::dml;
 use crate::guard::{base_columns, key_places};
+use crate::large_object;
 use crate::target::SETTINGS;
 
 /// The script that turns the branch point's database into the branch's, in one transaction. It is not guarded: it expects a
@@ -93,7 +94,7 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
         }
     }
     for object in &set.large_objects {
-        writeln!(out, "-- not covered: large object {}: ardent branch apply brings it over", object.oid)?;
+        large_object::script(out, object)?;
     }
     for sequence in &set.sequences {
         let (Some(value), called) = (sequence.new, sequence.new_called.unwrap_or(true)) else { continue };

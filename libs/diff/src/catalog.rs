@@ -78,19 +78,24 @@ fn columns() -> String {
     )
 }
 
-/// Columns of each table's best key: the primary key, else the oldest unique key that no null can escape.
-const KEYS: &str = "
+/// Columns of each table's best key, as SQL that gives OID and attribute number in the key's order: the primary key, else the oldest
+/// unique key that no null can escape. `tables` is an array of OIDs, as SQL.
+pub fn keys(tables: &str) -> String {
+    format!(
+        "
     select i.indrelid, k.attnum
       from (select distinct on (u.indrelid) u.*
               from pg_index u
-             where u.indrelid = any($1) and u.indisunique and u.indisvalid and u.indimmediate and u.indpred is null and u.indexprs is null
+             where u.indrelid = any({tables}) and u.indisunique and u.indisvalid and u.indimmediate and u.indpred is null and u.indexprs is null
                and not exists (select from unnest(u.indkey::int2[]) with ordinality as c(attnum, place)
                                  join pg_attribute a on a.attrelid = u.indrelid and a.attnum = c.attnum
                                 where c.place <= u.indnkeyatts and not a.attnotnull)
              order by u.indrelid, u.indisprimary desc, u.indexrelid) i,
            unnest(i.indkey::int2[]) with ordinality as k(attnum, place)
      where k.place <= i.indnkeyatts
-     order by i.indrelid, k.place";
+     order by i.indrelid, k.place"
+    )
+}
 
 /// The files of catalogs whose changes are changes of the schema; statistics and large objects are not among them.
 const CATALOG_FILES: &str = "
@@ -163,7 +168,7 @@ impl Catalog {
                 table.columns.push(column);
             }
         }
-        for row in session.query(KEYS, &[&tables]).await? {
+        for row in session.query(&keys("$1"), &[&tables]).await? {
             let oid: u32 = field(session, &row, 0)?;
             let attnum: i16 = field(session, &row, 1)?;
             if let Some(table) = self.tables.get_mut(&oid) {

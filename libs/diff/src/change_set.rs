@@ -1,6 +1,6 @@
 //! What a diff says: plain data, the same for people and programs.
 
-use ardent_schema_diff::{Plan, Statement, Touched};
+use ardent_schema_diff::{LargeObjectAccess, Plan, Statement, Touched, comment_on_large_object};
 use serde::{Deserialize, Serialize};
 
 use crate::compare::Piece;
@@ -84,6 +84,61 @@ pub struct LargeObjectChange {
     pub state: TableState,
     /// Its pages (2048 bytes, from a number that counts from 0) that differ, with hexadecimal content; absent: no such page.
     pub pages: Spool<PageChange>,
+    /// Its owner and privileges, where they differ, or it is new or gone; absent too in what older programs wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Sides<LargeObjectAccess>>,
+    /// Its comment, where that differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comment: Option<Sides<String>>,
+}
+
+/// Something before and after; absent: there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sides<T> {
+    /// Before.
+    pub old: Option<T>,
+    /// After.
+    pub new: Option<T>,
+}
+
+impl<T> Sides<T> {
+    /// The other way round.
+    pub fn reversed(self) -> Sides<T> {
+        Sides { old: self.new, new: self.old }
+    }
+}
+
+impl LargeObjectChange {
+    /// One that is on both sides and of which nothing is known to differ yet.
+    pub fn kept(oid: u32) -> LargeObjectChange {
+        LargeObjectChange { oid, state: TableState::Kept, pages: Spool::default(), access: None, comment: None }
+    }
+
+    /// What differs besides pages, where it is on both sides: `owner`, `privileges`, `comment`.
+    pub fn properties(&self) -> Vec<&'static str> {
+        let mut words = Vec::new();
+        if self.state != TableState::Kept {
+            return words;
+        }
+        if let Some(Sides { old: Some(old), new: Some(new) }) = &self.access {
+            words.extend((old.owner != new.owner).then_some("owner"));
+            words.extend(old.grants_differ(new).then_some("privileges"));
+        }
+        words.extend(self.comment.is_some().then_some("comment"));
+        words
+    }
+
+    /// Statements that give it its owner, privileges and comment, as it is at the branch point or was just made.
+    pub fn statements(&self) -> Vec<String> {
+        let mut statements = match &self.access {
+            _ if self.state == TableState::Dropped => return Vec::new(),
+            Some(Sides { old: Some(old), new: Some(new) }) => old.change_to(new, self.oid),
+            Some(Sides { old: None, new: Some(new) }) => new.of_new(self.oid),
+            _ => Vec::new(),
+        };
+        statements.extend(self.comment.iter().map(|text| comment_on_large_object(self.oid, text.new.as_deref())));
+        statements
+    }
 }
 
 /// A page of a large object before and after.

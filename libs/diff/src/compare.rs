@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_types::ForkNumber;
+use ardent_types::sql::{self, literal, quoted};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -15,7 +16,7 @@ use crate::error::DiffError;
 use crate::large_objects;
 use crate::pairing::{Order, Pairing};
 use crate::scan::{self, Extent, Side};
-use crate::session::{Session, quote_identifier, quote_literal};
+use crate::session::Session;
 use crate::wanted::is_named;
 
 /// Bytes of rows that the comparison of one table holds in memory before they go to a temporary file.
@@ -345,7 +346,10 @@ async fn compare_table(
     };
     let columns = Columns { shown, before, identity: options.identity };
     let key = columns.key();
-    let side = |session, table: &Table, expressions| Side { session, table: qualified(table), expressions };
+    let side = |session, table: &Table, expressions| {
+        let table = qualified(table);
+        Side { session, table, expressions, condition: None }
+    };
     let old = before.filter(|table| table.populated).map(|table| side(base, table, columns.old_values(table)));
     let new = after.filter(|table| table.populated).map(|table| side(head, table, columns.new_values()));
     let mut pairing = Pairing::new(key.clone(), options.memory_bytes);
@@ -415,14 +419,14 @@ impl<'a> Columns<'a> {
     }
 
     fn new_values(&self) -> Vec<String> {
-        self.shown.columns.iter().map(|column| quote_identifier(&column.name)).collect()
+        self.shown.columns.iter().map(|column| quoted(&column.name)).collect()
     }
 
     /// Expressions for shown columns on the old side: the column, whatever its name was, or what a row would have there.
     fn old_values(&self, table: &'a Table) -> Vec<String> {
         let value = |shown: &Column| match self.find(table, shown) {
-            Some(column) => quote_identifier(&column.name),
-            None => shown.missing.as_deref().map_or("null".to_owned(), quote_literal),
+            Some(column) => quoted(&column.name),
+            None => shown.missing.as_deref().map_or("null".to_owned(), literal),
         };
         self.shown.columns.iter().map(value).collect()
     }
@@ -444,7 +448,7 @@ impl<'a> Columns<'a> {
 }
 
 fn qualified(table: &Table) -> String {
-    format!("{}.{}", quote_identifier(&table.schema), quote_identifier(&table.name))
+    sql::qualified(&table.schema, &table.name)
 }
 
 async fn compare_sequences(
@@ -506,8 +510,8 @@ fn sequence_pairs<'a>(
 
 async fn last_value(session: &Session, sequence: Option<&Sequence>) -> Result<Option<(i64, bool)>, DiffError> {
     let Some(sequence) = sequence else { return Ok(None) };
-    let (schema, name) = (quote_identifier(&sequence.schema), quote_identifier(&sequence.name));
-    let rows = session.query(&format!("select last_value, is_called from {schema}.{name}"), &[]).await?;
+    let name = sql::qualified(&sequence.schema, &sequence.name);
+    let rows = session.query(&format!("select last_value, is_called from {name}"), &[]).await?;
     let row = rows.first().ok_or_else(|| session.unexpected("a sequence without a row"))?;
     let value = (row.try_get(0), row.try_get(1));
     match value {

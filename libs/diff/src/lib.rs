@@ -39,8 +39,9 @@ mod stat;
 mod wanted;
 
 pub use ardent_schema_diff::Identity;
+pub use catalog::keys;
 pub use change_set::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, TableChange,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, RowCounts, SchemaChange, SequenceChange, Sides, TableChange,
     TableState,
 };
 pub use compare::{

@@ -112,6 +112,9 @@ pub fn render_people(out: &mut dyn Write, sets: &[ChangeSet], style: Style) -> i
         }
         for object in &set.large_objects {
             writeln!(out, "large object {}: {}", object.oid, large_object(object))?;
+            for sql in object.statements() {
+                writeln!(out, "  {}", style.paint(CHANGED, &format!("{};", visible(&sql))))?;
+            }
         }
     }
     if cut.get() { writeln!(out, "values that end in … are cut: --full shows them whole") } else { Ok(()) }
@@ -146,7 +149,13 @@ fn large_object(change: &LargeObjectChange) -> String {
         TableState::Dropped => "deleted",
         TableState::Kept => "changed",
     };
-    format!("{word}, {} pages of 2 kB", change.pages.len())
+    let properties = change.properties();
+    let mut parts = vec![word.to_owned()];
+    if !change.pages.is_empty() || properties.is_empty() {
+        parts.push(format!("{} pages of 2 kB", change.pages.len()));
+    }
+    parts.extend(properties.into_iter().map(str::to_owned));
+    parts.join(", ")
 }
 
 fn several(sets: &[ChangeSet]) -> bool {
@@ -220,8 +229,9 @@ fn arrow(old: Option<i64>, new: Option<i64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change_set::Sides;
     use crate::spool::Spool;
-    use ardent_schema_diff::Statement;
+    use ardent_schema_diff::{LargeObjectAccess, Statement};
 
     fn sample() -> Vec<ChangeSet> {
         let text = |text: &str| Some(text.to_owned());
@@ -257,6 +267,22 @@ mod tests {
         let stat = " public.users  +1 ~1 -1  (dropped column age)\n1 inserted, 1 updated, 1 deleted\n";
         assert_eq!(rendered(|out| render_stat(out, &sample())), stat);
         assert_eq!(rendered(|out| render_stat(out, &[])), "no changes\n");
+    }
+
+    #[test]
+    fn what_a_large_object_gets_is_named_and_shown() {
+        let access = |owner: &str| Some(LargeObjectAccess::default_of(owner));
+        let object = LargeObjectChange {
+            access: Some(Sides { old: access("ann"), new: access("bob") }),
+            comment: Some(Sides { old: Some("was".into()), new: Some("is\u{1b}[2J".into()) }),
+            ..LargeObjectChange::kept(7)
+        };
+        let sets = [ChangeSet { large_objects: vec![object], ..ChangeSet::default() }];
+        let people = rendered(|out| render_people(out, &sets, Style::default()));
+        let statements = "  ALTER LARGE OBJECT 7 OWNER TO bob;\n  COMMENT ON LARGE OBJECT 7 IS 'is\\u{1b}[2J';\n";
+        assert_eq!(people, format!("large object 7: changed, owner, comment\n{statements}"));
+        let stat = rendered(|out| render_stat(out, &sets));
+        assert!(stat.starts_with(" large object 7  changed, owner, comment\n"), "{stat}");
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Side<'a> {
     pub table: String,
     /// What is read of each row.
     pub expressions: Vec<String>,
+    /// Which rows alone are read.
+    pub condition: Option<&'static str>,
 }
 
 #[derive(Clone, Copy)]
@@ -90,10 +92,13 @@ async fn open<'a>(side: Option<&'a Side<'a>>, from: From, part: Option<&[BlockRa
 fn statement(side: &Side<'_>, part: Option<&[BlockRange]>) -> String {
     let list = if side.expressions.is_empty() { "null".to_owned() } else { side.expressions.join(", ") };
     match part {
-        None => format!("select {list} from only {}", side.table),
+        None => {
+            let condition = side.condition.map(|condition| format!(" where {condition}")).unwrap_or_default();
+            format!("select {list} from only {}{condition}", side.table)
+        }
         // A union of range scans: conditions joined by OR would be a filter over the whole table.
         Some(ranges) => {
-            let scans: Vec<_> = ranges.iter().map(|range| one_range(&list, &side.table, range)).collect();
+            let scans: Vec<_> = ranges.iter().map(|range| one_range(&list, side, range)).collect();
             scans.join(" union all ")
         }
     }
@@ -121,14 +126,15 @@ fn parts(ranges: &[BlockRange]) -> Vec<Vec<BlockRange>> {
     parts
 }
 
-fn one_range(list: &str, table: &str, range: &BlockRange) -> String {
+fn one_range(list: &str, side: &Side<'_>, range: &BlockRange) -> String {
     let BlockRange { start, count } = range;
+    let condition = side.condition.map(|condition| format!(" and {condition}")).unwrap_or_default();
     // The last block that there can be has no successor to compare with.
     let end = match start.checked_add(*count) {
         Some(end) if end < u32::MAX => format!(" and ctid < '({end},0)'::tid"),
         _ => String::new(),
     };
-    format!("select {list} from only {table} where ctid >= '({start},0)'::tid{end}")
+    format!("select {list} from only {} where ctid >= '({start},0)'::tid{end}{condition}", side.table)
 }
 
 #[cfg(test)]

@@ -82,17 +82,3 @@ impl Session {
         DiffError::Unexpected { database: self.database.clone(), what }
     }
 }
-
-/// `name` as an SQL identifier.
-pub(crate) fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// `text` as an SQL string constant that means the same whatever `standard_conforming_strings` says.
-pub(crate) fn quote_literal(text: &str) -> String {
-    if text.contains('\\') {
-        format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-    } else {
-        format!("'{}'", text.replace('\'', "''"))
-    }
-}

@@ -88,7 +88,7 @@ pub struct TableStat<'a> {
 }
 
 /// How much of a large object changed.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct LargeObjectStat {
     /// Its OID.
     pub oid: u32,
@@ -96,6 +96,9 @@ pub struct LargeObjectStat {
     pub state: TableState,
     /// Its pages of 2048 bytes that differ.
     pub pages: u64,
+    /// What else does: `owner`, `privileges`, `comment`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub properties: Vec<&'static str>,
 }
 
 impl<'a> DiffStat<'a> {
@@ -124,6 +127,7 @@ impl<'a> ChangeSetStat<'a> {
             oid: object.oid,
             state: object.state,
             pages: object.pages.len(),
+            properties: object.properties(),
         });
         Ok(ChangeSetStat {
             database: &set.database,
@@ -181,7 +185,7 @@ fn objects(statements: &[Statement]) -> Vec<ObjectStat<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change_set::{LargeObjectChange, PageChange, RowChange, SchemaChange};
+    use crate::change_set::{LargeObjectChange, PageChange, RowChange, SchemaChange, Sides};
     use crate::spool::Spool;
     use ardent_schema_diff::Section;
     use serde_json::json;
@@ -230,12 +234,15 @@ mod tests {
             ..SchemaChange::default()
         };
         let page = PageChange { number: 0, old: None, new: Some("ff".into()) };
-        let object = LargeObjectChange { oid: 7, state: TableState::Created, pages: Spool::of([page]).expect("short") };
+        let pages = Spool::of([page]).expect("short");
+        let object = LargeObjectChange { state: TableState::Created, pages, ..LargeObjectChange::kept(7) };
+        let comment = Some(Sides { old: None, new: Some("a comment".into()) });
+        let commented = LargeObjectChange { comment, ..LargeObjectChange::kept(8) };
         let set = ChangeSet {
             database: "shop".into(),
             schema,
             tables: vec![table("a", rows), table("b", vec![RowChange::Delete { old: value() }])],
-            large_objects: vec![object],
+            large_objects: vec![object, commented],
             ..ChangeSet::default()
         };
         let report = DiffReport {
@@ -273,7 +280,10 @@ mod tests {
                     },
                     "tables": [table("a", 1, 1, 0), table("b", 0, 0, 1)],
                     "sequences": [],
-                    "large_objects": [{ "oid": 7, "state": "created", "pages": 1 }],
+                    "large_objects": [
+                        { "oid": 7, "state": "created", "pages": 1 },
+                        { "oid": 8, "state": "kept", "pages": 0, "properties": ["comment"] },
+                    ],
                 }],
             })
         );

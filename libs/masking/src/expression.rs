@@ -1,8 +1,9 @@
 //! What SQL makes of a value. Nothing is made for it in the database: what is used is built in.
 
+use ardent_types::sql::{literal, quoted};
+
 use crate::action::Action;
 use crate::catalog::Column;
-use crate::name::{literal, quoted};
 use crate::permutation::{Range, permuted};
 
 /// The alias of the row that is changed, and of the same row as it was.

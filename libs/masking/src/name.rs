@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ardent_types::sql::quoted;
+
 /// A table of a server.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TableName {
@@ -67,17 +69,6 @@ impl fmt::Display for TableName {
     }
 }
 
-/// A name as SQL takes it whatever is in it.
-pub(crate) fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A text as SQL takes it whatever is in it.
-pub(crate) fn literal(text: &str) -> String {
-    let quoted = text.replace('\'', "''");
-    if quoted.contains('\\') { format!(" E'{}'", quoted.replace('\\', "\\\\")) } else { format!("'{quoted}'") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,12 +90,5 @@ mod tests {
         for wrong in ["", "users", "public.users", "a.b.c.d", "a..c", "a.b.\"c", "a.b\"b.c", "\"a\"b.c.d", "a.b."] {
             check(wrong, None);
         }
-    }
-
-    #[test]
-    fn what_is_quoted_stays_one_thing() {
-        assert_eq!(quoted("a\"b"), "\"a\"\"b\"");
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal("a\\'b"), " E'a\\\\''b'");
     }
 }

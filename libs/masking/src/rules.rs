@@ -56,6 +56,14 @@ pub enum RulesError {
     /// Two names for one type.
     #[error("there are two rules for the type {0}")]
     SameType(String),
+    /// A type's name with a length, a precision or the like.
+    #[error("the rule for type {given} has a length or precision, and rules are for all of a type: name it {take}")]
+    Modifier {
+        /// The name.
+        given: String,
+        /// The same without.
+        take: String,
+    },
 }
 
 #[derive(Deserialize)]
@@ -119,6 +127,9 @@ impl Rules {
         let mut types = BTreeMap::new();
         for (name, action) in file.types {
             check(&action, || format!("type {name}"))?;
+            if let Some(bare) = without_modifier(&name) {
+                return Err(RulesError::Modifier { given: name, take: type_name(&bare).to_owned() });
+            }
             if types.insert(type_name(&name).to_owned(), action).is_some() {
                 return Err(RulesError::SameType(type_name(&name).to_owned()));
             }
@@ -142,6 +153,27 @@ fn check(action: &Action, of: impl Fn() -> String) -> Result<(), RulesError> {
         _ => return Ok(()),
     };
     Err(RulesError::Rule { of: of(), why })
+}
+
+/// A type's name without its length, precision or fields, as in `character(5)`; `None`: it has none.
+fn without_modifier(name: &str) -> Option<String> {
+    if name.starts_with("interval ") {
+        let array = if name.ends_with("[]") { "[]" } else { "" };
+        return Some(format!("interval{array}"));
+    }
+    let (mut bare, mut is_quoted, mut is_modifier) = (String::new(), false, false);
+    for c in name.chars() {
+        match c {
+            '(' if !is_quoted => is_modifier = true,
+            ')' if is_modifier => is_modifier = false,
+            _ if is_modifier => {}
+            c => {
+                is_quoted ^= c == '"';
+                bare.push(c);
+            }
+        }
+    }
+    (bare != name).then(|| bare.trim_end().to_owned())
 }
 
 /// Postgres's own name of a type, for the short ones that people write.
@@ -208,5 +240,24 @@ mod tests {
         refused(r#"{ "version": 1, "columns": { "a.b.c": {}, "a.b.\"c\"": {} } }"#, &["twice"]);
         refused(r#"{ "version": 1, "types": { "integer": { "number": [5, 1] } } }"#, &["type integer", "larger"]);
         refused(r#"{ "version": 1, "types": { "date": { "shift_days": 0 } } }"#, &["type date", "36500"]);
+    }
+
+    #[test]
+    fn types_are_named_without_length_and_precision() {
+        for (given, take) in [
+            ("character(5)", "character"),
+            ("varchar(20)", "character varying"),
+            ("numeric (10,2)", "numeric"),
+            ("character varying(9)[]", "character varying[]"),
+            ("timestamp(3) with time zone", "timestamp with time zone"),
+            ("interval day to second(3)", "interval"),
+            (r#"public."a(b"(7)"#, r#"public."a(b""#),
+        ] {
+            let text = serde_json::json!({ "version": 1, "types": { given: "keep" } }).to_string();
+            refused(&text, &[&format!("type {given} "), &format!("name it {take}")]);
+        }
+        for plain in ["character", "interval", "timestamp with time zone", "integer[]", r#"public."a(b)""#] {
+            assert_eq!(without_modifier(plain), None, "{plain}");
+        }
     }
 }

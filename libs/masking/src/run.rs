@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
+use ardent_api::compute::USUAL_DATABASES;
+use ardent_types::sql::{self, literal, quoted};
+
 use crate::catalog::{Database, read_database};
-use crate::name::{literal, quoted};
 use crate::plan::{Plan, PlanError, PlannedTable, plan};
 use crate::report::{ColumnReport, MaskReport, SecretsReport};
 use crate::rules::{LargeObjects, Rules};
@@ -21,8 +23,6 @@ use crate::rules::{LargeObjects, Rules};
 /// Longest wait for sessions that still see what was there before.
 const OTHERS_DEADLINE: Duration = Duration::from_secs(60);
 const OTHERS_POLL: Duration = Duration::from_millis(50);
-/// The database that every cluster has.
-const ANY_DATABASE: &str = "template1";
 
 /// Nothing of the cluster's own runs, names are written with their schemas, dates as one format has them, and nothing waits for ever.
 const SESSION: &str = "set session_replication_role = replica; set search_path = ''; set statement_timeout = 0;
@@ -201,9 +201,19 @@ impl<'a> Masking<'a> {
         Ok(client)
     }
 
+    /// A session in whichever of the usual databases lets in, for what concerns the whole cluster.
+    async fn open_any(&self) -> Result<Client, MaskError> {
+        let [first, other] = USUAL_DATABASES;
+        match self.open(first).await {
+            // Its error says why, unless another can be opened.
+            Err(error @ MaskError::Connect { .. }) => self.open(other).await.map_err(|_| error),
+            opened => opened,
+        }
+    }
+
     /// What would become of each column. Changes nothing but whom databases let in.
     pub async fn check(&self) -> Result<Plan, MaskError> {
-        let client = self.open(ANY_DATABASE).await?;
+        let client = self.open_any().await?;
         let (databases, _) = connectable_databases(&client).await?;
         self.plan(&databases).await
     }
@@ -224,7 +234,7 @@ impl<'a> Masking<'a> {
         key: &[u8; 32],
         mut progress: impl FnMut(Progress) + Send,
     ) -> Result<MaskReport, MaskError> {
-        let client = self.open(ANY_DATABASE).await?;
+        let client = self.open_any().await?;
         let (databases, closed) = connectable_databases(&client).await?;
         let plan = self.plan(&databases).await?;
         // What it would write from now on would be statistics of rows as they were.
@@ -368,7 +378,7 @@ async fn generate(client: &Client, table: &PlannedTable, when: &str) -> Result<(
 }
 
 fn qualified(table: &PlannedTable) -> String {
-    format!("{}.{}", quoted(&table.name.schema), quoted(&table.name.table))
+    sql::qualified(&table.name.schema, &table.name.table)
 }
 
 /// Indexes of a table that refuse equal values. While rows are changed one by one, a value that two rows exchange is there twice.

@@ -184,6 +184,16 @@ fn nothing_of_what_was_is_left_in_any_file() {
 }
 
 #[test]
+fn a_cluster_whose_first_database_lets_nobody_in_is_masked() {
+    let server = start();
+    server.sql("create table t (a text); insert into t values ('xSECRETxa')");
+    server.sql("alter database template1 allow_connections false");
+    run(&server, r#"{ "version": 1, "types": { "text": "hash" } }"#, 1).expect("masked");
+    assert_eq!(server.sql("select a <> 'xSECRETxa' from t"), "t");
+    assert_eq!(server.sql("select datname from pg_database where not datallowconn order by 1"), "template0\ntemplate1");
+}
+
+#[test]
 fn rules_that_leave_something_open_change_nothing_and_failures_name_the_place() {
     let server = start();
     server.sql(
@@ -196,12 +206,7 @@ fn rules_that_leave_something_open_change_nothing_and_failures_name_the_place() 
     assert_eq!(server.sql("show autovacuum"), "off");
     let check = |rules: &str, words: &[&str]| {
         let error = run(&server, rules, 1).expect_err("it cannot be done");
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(error) = cause {
-            text = format!("{text}: {error}");
-            cause = error.source();
-        }
+        let text = ardent_types::with_causes(&error);
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
     let fixed = r#"{ "version": 1, "types": { "text": "hash", "jsonb": "null" }, "columns": { "postgres.public.t": { "a": { "fixed": "masked" } } } }"#;

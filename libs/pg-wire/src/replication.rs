@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 
+use ardent_types::sql::quoted;
 use ardent_types::{Lsn, PgTli, SystemId};
 
 use crate::connection::{Connection, QueryResult};
@@ -102,7 +103,7 @@ impl Connection {
 
     /// Makes a permanent physical slot that keeps WAL from now on.
     pub async fn create_physical_slot(&mut self, name: &str) -> Result<(), WireError> {
-        let command = format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", quote_identifier(name));
+        let command = format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", quoted(name));
         self.query(&command).await.map(drop)
     }
 
@@ -110,7 +111,7 @@ impl Connection {
     /// snapshot is gone with the next command on this connection.
     pub async fn create_logical_slot(&mut self, name: &str, lifetime: SlotLifetime) -> Result<LogicalSlot, WireError> {
         let temporary = if lifetime == SlotLifetime::Temporary { "TEMPORARY " } else { "" };
-        let name = quote_identifier(name);
+        let name = quoted(name);
         // The form that servers before 15 know as well.
         let command = format!("CREATE_REPLICATION_SLOT {name} {temporary}LOGICAL pgoutput EXPORT_SNAPSHOT");
         let result = self.query(&command).await?;
@@ -129,8 +130,8 @@ impl Connection {
         publication: &str,
     ) -> Result<ReplicationStream, WireError> {
         // A list of names within a string: quotes of both kinds are doubled.
-        let publications = quote_identifier(publication).replace('\'', "''");
-        let slot = quote_identifier(slot);
+        let publications = quoted(publication).replace('\'', "''");
+        let slot = quoted(slot);
         let options = format!("proto_version '1', publication_names '{publications}'");
         self.send_query(&format!("START_REPLICATION SLOT {slot} LOGICAL {start} ({options})")).await?;
         match self.messages.expect().await?.tag {
@@ -141,12 +142,12 @@ impl Connection {
 
     /// Drops a slot; an error if another connection uses it.
     pub async fn drop_slot(&mut self, name: &str) -> Result<(), WireError> {
-        self.query(&format!("DROP_REPLICATION_SLOT {}", quote_identifier(name))).await.map(drop)
+        self.query(&format!("DROP_REPLICATION_SLOT {}", quoted(name))).await.map(drop)
     }
 
     /// The state of a physical slot; `None` if there is no such slot.
     pub async fn read_slot(&mut self, name: &str) -> Result<Option<SlotState>, WireError> {
-        let result = self.query(&format!("READ_REPLICATION_SLOT {}", quote_identifier(name))).await?;
+        let result = self.query(&format!("READ_REPLICATION_SLOT {}", quoted(name))).await?;
         if result.value("slot_type").is_none() {
             return Ok(None);
         }
@@ -162,7 +163,7 @@ impl Connection {
         start: Lsn,
         tli: Option<PgTli>,
     ) -> Result<ReplicationStream, WireError> {
-        let slot = slot.map(|name| format!("SLOT {} ", quote_identifier(name))).unwrap_or_default();
+        let slot = slot.map(|name| format!("SLOT {} ", quoted(name))).unwrap_or_default();
         let timeline = tli.map(|tli| format!(" TIMELINE {tli}")).unwrap_or_default();
         self.send_query(&format!("START_REPLICATION {slot}PHYSICAL {start}{timeline}")).await?;
         let message = self.messages.expect().await?;
@@ -282,9 +283,4 @@ fn postgres_time_us() -> i64 {
 pub(crate) fn parsed<T: std::str::FromStr>(result: &QueryResult, column: &str) -> Result<T, WireError> {
     let value = result.value(column).and_then(|text| text.parse().ok());
     value.ok_or_else(|| WireError::protocol(format!("no usable {column} in the server's answer")))
-}
-
-/// Quoted for the replication grammar, whose identifiers double their quotes as SQL's do.
-fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }

@@ -1,13 +1,14 @@
 //! Statements that change an object where it is.
 
+use ardent_types::sql::literal;
 use serde_json::Value;
 
 use crate::catalog::{Catalog, Kind, Object, ObjectId};
 use crate::create::{
-    attribute, column_type, enabling, identity_of_other_type, identity_options, identity_sequence, index_flags,
-    sequence_options, set_option, table_flags,
+    column_type, enabling, identity_of_other_type, identity_options, identity_sequence, index_flags, sequence_options,
+    set_option, table_flags,
 };
-use crate::name::{identifier, literal};
+use crate::name::identifier;
 use crate::phrase::{full_name, grant_target, phrase, whole_name};
 use crate::plan::Identity;
 use crate::privileges;
@@ -324,58 +325,6 @@ impl Change<'_> {
         Alteration::InPlace(statements)
     }
 
-    fn attributes(&self) -> Alteration {
-        if !self.differs("attributes") {
-            return Alteration::InPlace(Vec::new());
-        }
-        let name = full_name(self.new);
-        let (old, new) = (self.old.rows("attributes"), self.new.rows("attributes"));
-        let key = |row: &Value| match self.identity {
-            Identity::Oid => row.get(0).cloned(),
-            Identity::Name => row.get(1).cloned(),
-        };
-        let stored = |object: &Object, key_wanted: Option<Value>| -> Option<Value> {
-            let rows = object.s.get("attributes").and_then(Value::as_array)?;
-            rows.iter()
-                .find(|row| row.get(0).cloned() == key_wanted)
-                .map(|row| Value::from(row.as_array().map(|row| row[2..].to_vec()).unwrap_or_default()))
-        };
-        let mut statements = Vec::new();
-        for row in old {
-            if !new.iter().any(|other| key(other) == key(row)) {
-                statements.push(format!(
-                    "ALTER TYPE {name} DROP ATTRIBUTE {}",
-                    row.get(1).and_then(Value::as_str).unwrap_or_default()
-                ));
-            }
-        }
-        for row in new {
-            let Some(was) = old.iter().find(|other| key(other) == key(row)) else {
-                statements.push(format!("ALTER TYPE {name} ADD ATTRIBUTE {}", attribute(row)));
-                continue;
-            };
-            let word =
-                |row: &Value, place: usize| row.get(place).and_then(Value::as_str).unwrap_or_default().to_owned();
-            if word(was, 1) != word(row, 1) {
-                statements.push(format!("ALTER TYPE {name} RENAME ATTRIBUTE {} TO {}", word(was, 1), word(row, 1)));
-            }
-            let retyped = match self.identity {
-                Identity::Oid => stored(self.old, was.get(0).cloned()) != stored(self.new, row.get(0).cloned()),
-                Identity::Name => was.get(2) != row.get(2) || was.get(3) != row.get(3),
-            };
-            if retyped {
-                let collation = row.get(3).and_then(Value::as_str).map(|name| format!(" COLLATE {name}"));
-                statements.push(format!(
-                    "ALTER TYPE {name} ALTER ATTRIBUTE {} TYPE {}{}",
-                    word(row, 1),
-                    word(row, 2),
-                    collation.unwrap_or_default()
-                ));
-            }
-        }
-        Alteration::InPlace(statements)
-    }
-
     fn persistence(&self, word: &str) -> Option<String> {
         let logged = if self.new.text("persistence") == Some("u") { "UNLOGGED" } else { "LOGGED" };
         self.differs("persistence").then(|| format!("ALTER {word} {} SET {logged}", full_name(self.new)))
@@ -457,6 +406,7 @@ impl Change<'_> {
         if self.any(&["generated", "virtual"]) {
             let expressions = (self.old.text("generated"), self.new.text("generated"));
             match expressions {
+                (_, None) if inherited => {}
                 (_, None) if !self.old.flag("virtual") => statements.push(format!("{alter} DROP EXPRESSION")),
                 // Its values would be lost with it.
                 (_, None) => return Alteration::Impossible("how it is generated changed".to_owned()),

@@ -105,7 +105,7 @@ impl Kind {
 }
 
 /// A privilege: who has it (absent: everybody), from whom, which, and whether it may be passed on.
-pub(crate) type Privilege = (Option<String>, String, String, bool);
+pub type Privilege = (Option<String>, String, String, bool);
 
 /// An object of a catalog.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -477,7 +477,7 @@ impl Catalog {
     }
 }
 
-fn parse<'a, T: Deserialize<'a>>(row: &'a str) -> Result<T, CatalogError> {
+pub(crate) fn parse<'a, T: Deserialize<'a>>(row: &'a str) -> Result<T, CatalogError> {
     serde_json::from_str(row)
         .map_err(|source| CatalogError { text: row.chars().take(200).collect(), source: Some(source) })
 }

@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ardent_types::sql::literal;
+
 use crate::catalog::{Catalog, Kind, Object};
-use crate::name::{identifier, literal};
+use crate::composite;
+use crate::name::identifier;
 use crate::phrase::{full_name, grant_target, phrase, whole_name};
 use crate::privileges;
 
@@ -50,10 +53,7 @@ impl Making<'_> {
                 vec![format!("CREATE TYPE {name} AS ENUM ({})", labels.join(", "))]
             }
             Kind::Domain => vec![domain(object)],
-            Kind::Composite => {
-                let attributes: Vec<_> = object.rows("attributes").iter().map(attribute).collect();
-                vec![format!("CREATE TYPE {name} AS ({})", attributes.join(", "))]
-            }
+            Kind::Composite => composite::statements(object),
             Kind::Range => {
                 vec![format!("CREATE TYPE {name} AS RANGE ({})", object.text("options").unwrap_or_default())]
             }
@@ -563,13 +563,6 @@ fn view_columns(object: &Object) -> String {
     let names: Vec<_> = object.rows("columns").iter().filter_map(|row| row.get(0)?.as_str()).collect();
     // A view may have none.
     if names.is_empty() { String::new() } else { format!(" ({})", names.join(", ")) }
-}
-
-/// An attribute of a composite type: `[number, name, type, collation]`.
-pub(crate) fn attribute(row: &serde_json::Value) -> String {
-    let word = |place: usize| row.get(place).and_then(serde_json::Value::as_str);
-    let collation = word(3).map(|name| format!(" COLLATE {name}")).unwrap_or_default();
-    format!("{} {}{collation}", word(1).unwrap_or_default(), word(2).unwrap_or_default())
 }
 
 fn domain(object: &Object) -> String {

@@ -19,12 +19,17 @@
 //! - SD-4: what rows must obey only when all are there comes in [`Section::AfterRows`].
 //! - SD-5: the statements of any parts ([`Statement::part`]) that have all that they need ([`Touched::needs`]) run without the rest.
 //!
-//! Sans-IO: it knows nothing of connections, and nothing of rows. Start reading at [`plan`].
+//! Sans-IO: it knows nothing of connections, and nothing of rows. Large objects are not in a catalog, as there may be millions: what is
+//! said about one's owner and privileges is in `large_object`. Start reading at [`plan`].
 
 mod alter;
 mod catalog;
+mod composite;
 mod create;
 mod drop;
+mod kept_table;
+mod large_object;
+mod losses;
 mod matching;
 mod name;
 mod needs;
@@ -35,7 +40,11 @@ mod privileges;
 mod queries;
 mod rename;
 
-pub use catalog::{Catalog, CatalogError, CatalogQueries, Kind, Object, ObjectId};
-pub use name::{identifier, literal, qualified};
+pub use ardent_types::sql::literal;
+pub use catalog::{Catalog, CatalogError, CatalogQueries, Kind, Object, ObjectId, Privilege};
+pub use kept_table::{KeptColumn, KeptTable};
+pub use large_object::{LARGE_OBJECT_OWNER, LargeObjectAccess, comment_on_large_object, large_object_privileges};
+pub use losses::{Fate, LosingColumn, LosingTable, Losses};
+pub use name::{identifier, qualified};
 pub use plan::{Action, Identity, Plan, Section, Statement, Touched, plan};
 pub use queries::{MISSING, MISSING_IN_PARTITIONS};

@@ -56,7 +56,8 @@ impl Catalog {
     }
 
     /// The same catalog where what was made again just as it was before (Postgres does so itself to indexes and constraints of a
-    /// column that gets another type) has the identity that it had.
+    /// column that gets another type) has the identity that it had. Not so what needs something else now: a column or a function that was
+    /// made again under its name is another one, and what stood on the old one went with it.
     pub(crate) fn with_identities_of(&self, old: &Catalog) -> Catalog {
         let key = |object: &Object| (object.kind, object.parent.clone(), object.schema.clone(), object.name.clone());
         let mut gone: BTreeMap<_, &Object> = old
@@ -80,6 +81,20 @@ impl Catalog {
                 map.insert(object.id.clone(), was.id.clone());
                 gone.remove(&key(object));
             }
+        }
+        loop {
+            let matched: BTreeSet<&ObjectId> = map.values().collect();
+            let is_new =
+                |id: &ObjectId| self.objects.contains_key(id) && !old.objects.contains_key(id) && !map.contains_key(id);
+            let is_gone =
+                |id: &ObjectId| old.objects.contains_key(id) && !self.objects.contains_key(id) && !matched.contains(id);
+            let is_another =
+                |(id, was): &(&ObjectId, &ObjectId)| self.needs_of(id).any(is_new) || old.needs_of(was).any(is_gone);
+            let others: Vec<ObjectId> = map.iter().filter(is_another).map(|(id, _)| id.clone()).collect();
+            if others.is_empty() {
+                break;
+            }
+            map.retain(|id, _| !others.contains(id));
         }
         let mut result = self.renumbered(&map);
         for id in map.values() {

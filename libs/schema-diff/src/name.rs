@@ -1,4 +1,6 @@
-//! Names and constants as SQL.
+//! Names as SQL writes them, in quotes only where they are needed.
+
+use ardent_types::sql::quoted;
 
 /// Words that are names only in quotes: Postgres's reserved ones, and those that cannot name a type or function.
 const RESERVED: &[&str] = &[
@@ -173,21 +175,12 @@ pub fn identifier(name: &str) -> String {
     let plain = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
         && RESERVED.binary_search(&name).is_err();
-    if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
+    if plain { name.to_owned() } else { quoted(name) }
 }
 
 /// `schema.name` as SQL.
 pub fn qualified(schema: &str, name: &str) -> String {
     format!("{}.{}", identifier(schema), identifier(name))
-}
-
-/// `text` as an SQL string constant that means the same whatever `standard_conforming_strings` says.
-pub fn literal(text: &str) -> String {
-    if text.contains('\\') {
-        format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-    } else {
-        format!("'{}'", text.replace('\'', "''"))
-    }
 }
 
 #[cfg(test)]
@@ -202,7 +195,5 @@ mod tests {
         {
             assert_eq!(identifier(name), expect);
         }
-        assert_eq!(literal("it's"), "'it''s'");
-        assert_eq!(literal("a\\b'"), "E'a\\\\b'''");
     }
 }

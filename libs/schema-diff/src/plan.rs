@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ardent_types::sql::literal;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use crate::alter::{Alteration, Change, retype};
 use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
 use crate::create::{Making, is_inherited};
 use crate::drop;
-use crate::name::{literal, qualified};
+use crate::name::qualified;
 use crate::order::{self, Edges};
 use crate::phrase::whole_name;
 use crate::rename::Renames;
@@ -182,6 +183,7 @@ impl<'a> Planner<'a> {
             let kept = leaning.map(|(id, _)| id).filter(|id| self.new.objects.contains_key(id));
             replaced.extend(kept.filter(|id| kinds.contains(&self.old.objects[*id].kind)).cloned());
         }
+        replaced.extend(self.leaning_on_columns_that_go());
         let forced = self.spread(&mut replaced, &retyped);
         for id in forced {
             let Some(column) = self.new.objects.get(&id) else { continue };
@@ -208,6 +210,29 @@ impl<'a> Planner<'a> {
             self.drops.insert(id.clone());
             self.creates.insert(id);
         }
+    }
+
+    /// What is on both sides and needs a column that goes: its name and its text may be the same, and be of another column that has the
+    /// name now. Postgres drops some of these with the column, and drops no column because of the others.
+    fn leaning_on_columns_that_go(&self) -> BTreeSet<ObjectId> {
+        let goes = |id: &ObjectId| {
+            self.drops.contains(id) && self.old.objects.get(id).is_some_and(|object| object.kind == Kind::Column)
+        };
+        let leaning = self.old.needs.iter().filter(|(_, needs)| needs.iter().any(goes)).map(|(id, _)| id);
+        let is_made_again = |id: &&ObjectId| {
+            let Some(object) = self.old.objects.get(*id).filter(|_| self.new.objects.contains_key(*id)) else {
+                return false;
+            };
+            match object.kind {
+                Kind::Index | Kind::Constraint | Kind::Statistics | Kind::Trigger => true,
+                // Whose text changes lets go of the column by that.
+                Kind::View | Kind::MaterializedView | Kind::Function | Kind::Policy | Kind::Rule => {
+                    !self.altered.contains_key(*id)
+                }
+                _ => false,
+            }
+        };
+        leaning.filter(is_made_again).cloned().collect()
     }
 
     /// What depends on something that is made again is made again too. Gives the columns that must be moved from an old type to

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use ardent_types::sql::literal;
+
 use crate::catalog::{Kind, Object, Privilege};
-use crate::name::literal;
 
 /// Whether this is what an object has when nobody granted or revoked anything.
 pub(crate) fn is_default(object: &Object) -> bool {

@@ -4,10 +4,12 @@
 //! `search_path = pg_catalog`, so that every name carries its schema. `d` holds what definitions are written from, `s` what is
 //! stored, by which a thing that was not touched is recognised even where something that it names was renamed.
 
+mod types;
+
 use crate::catalog::FIRST_USER_OID;
 
 /// An ACL as `[[grantee or null, grantor, privilege, grantable], ...]`, the default one spelt out.
-fn acl(column: &str, kind: char, owner: &str) -> String {
+pub(crate) fn acl(column: &str, kind: char, owner: &str) -> String {
     format!(
         "(select jsonb_agg(jsonb_build_array(case when x.grantee <> 0 then quote_ident(pg_get_userbyid(x.grantee)) end, \
            quote_ident(pg_get_userbyid(x.grantor)), x.privilege_type, x.is_grantable) order by x.place) \
@@ -45,7 +47,7 @@ fn owner(oid: &str) -> String {
 /// Every query, with what it reads.
 pub(crate) fn objects() -> Vec<String> {
     let mut queries = vec![schemas(), extensions()];
-    queries.extend(types());
+    queries.extend(types::types());
     queries.extend([relations(), columns(), defaults(), constraints(), indexes(), views(), sequences(), functions()]);
     queries.extend([
         triggers(),
@@ -79,65 +81,6 @@ fn extensions() -> String {
         head("pg_extension", "x.oid", "'extension'", "null", "x.extname"),
         schema("x.extnamespace"),
     )
-}
-
-fn types() -> [String; 4] {
-    let common = |kind: &str| {
-        format!(
-            "{}, {}, 'acl', {}",
-            head("pg_type", "t.oid", kind, &schema("t.typnamespace"), "t.typname"),
-            owner("t.typowner"),
-            acl("t.typacl", 'T', "t.typowner")
-        )
-    };
-    let user = made_by_user("pg_type", "t.oid");
-    [
-        format!(
-            "select jsonb_build_object({}, \
-               'd', jsonb_build_object('labels', (select jsonb_agg(e.enumlabel order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid)), \
-               's', jsonb_build_object('labels', (select jsonb_agg(e.oid::bigint order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid))) \
-             from pg_type t where t.typtype = 'e' and {user}",
-            common("'enum'")
-        ),
-        format!(
-            "select jsonb_build_object({}, 'd', jsonb_build_object('type', format_type(t.typbasetype, t.typtypmod), \
-               'default', pg_get_expr(t.typdefaultbin, 'pg_type'::regclass), 'not_null', t.typnotnull, \
-               'collation', (select format('%I.%I', {}, l.collname) from pg_collation l, pg_type b \
-                             where l.oid = t.typcollation and b.oid = t.typbasetype and b.typcollation <> t.typcollation)), \
-               's', jsonb_build_object('type', jsonb_build_array(t.typbasetype::bigint, t.typtypmod, t.typcollation::bigint), \
-               'default', t.typdefaultbin::text)) \
-             from pg_type t where t.typtype = 'd' and {user}",
-            common("'domain'"),
-            schema("l.collnamespace"),
-        ),
-        format!(
-            "select jsonb_build_object({}, 'd', jsonb_build_object('attributes', coalesce((select jsonb_agg(jsonb_build_array(a.attnum, \
-               quote_ident(a.attname), format_type(a.atttypid, a.atttypmod), \
-               (select format('%I.%I', {}, l.collname) from pg_collation l, pg_type b \
-                 where l.oid = a.attcollation and b.oid = a.atttypid and b.typcollation <> a.attcollation)) order by a.attnum) \
-               from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '[]')), \
-               's', jsonb_build_object('attributes', coalesce((select jsonb_agg(jsonb_build_array(a.attnum, a.attname, a.atttypid::bigint, \
-               a.atttypmod, a.attcollation::bigint) order by a.attnum) \
-               from pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped), '[]'))) \
-             from pg_type t join pg_class c on c.oid = t.typrelid where t.typtype = 'c' and c.relkind = 'c' and {user}",
-            common("'composite'"),
-            schema("l.collnamespace"),
-        ),
-        format!(
-            "select jsonb_build_object({}, 'd', jsonb_build_object('options', concat_ws(', ', \
-               'subtype = ' || format_type(r.rngsubtype, null), \
-               'subtype_opclass = ' || (select format('%I.%I', {}, o.opcname) from pg_opclass o where o.oid = r.rngsubopc), \
-               'collation = ' || (select format('%I.%I', {}, l.collname) from pg_collation l where l.oid = r.rngcollation), \
-               'canonical = ' || nullif(r.rngcanonical::regproc::text, '-'), \
-               'subtype_diff = ' || nullif(r.rngsubdiff::regproc::text, '-'), \
-               'multirange_type_name = ' || format_type(r.rngmultitypid, null))), \
-               's', jsonb_build_object('options', to_jsonb(r) - 'rngtypid' - 'rngmultitypid')) \
-             from pg_type t join pg_range r on r.rngtypid = t.oid where t.typtype = 'r' and {user}",
-            common("'range'"),
-            schema("o.opcnamespace"),
-            schema("l.collnamespace"),
-        ),
-    ]
 }
 
 fn relations() -> String {
@@ -544,7 +487,7 @@ pub(crate) fn dependencies() -> String {
 }
 
 /// Things that belong to another one so closely that they are one for us: rows' types, arrays, a view's rule, a constraint's
-/// index, an identity's sequence, a generated column's expression.
+/// index, an identity's sequence, a publication's share in a table, a generated column's expression.
 pub(crate) fn aliases() -> String {
     format!(
         "select jsonb_build_array('pg_type', t.oid::bigint, 'pg_class', t.typrelid::bigint, 0) from pg_type t join pg_class c on c.oid = t.typrelid \
@@ -557,6 +500,8 @@ pub(crate) fn aliases() -> String {
            where k.contype in ('p', 'u', 'x') and k.oid >= {FIRST_USER_OID} \
          union all select jsonb_build_array('pg_class', e.objid::bigint, 'pg_class', e.refobjid::bigint, e.refobjsubid) from pg_depend e \
            join pg_class s on s.oid = e.objid and s.relkind = 'S' where e.classid = 'pg_class'::regclass and e.deptype = 'i' and e.refclassid = 'pg_class'::regclass \
+         union all select jsonb_build_array('pg_publication_rel', r.oid::bigint, 'pg_publication', r.prpubid::bigint, 0) from pg_publication_rel r \
+           where r.oid >= {FIRST_USER_OID} \
          union all select jsonb_build_array('pg_attrdef', f.oid::bigint, 'pg_class', f.adrelid::bigint, f.adnum) from pg_attrdef f \
            join pg_attribute a on a.attrelid = f.adrelid and a.attnum = f.adnum where a.attgenerated <> '' and f.oid >= {FIRST_USER_OID}"
     )

@@ -81,7 +81,7 @@ impl Renames {
                     continue;
                 }
                 let name = if taken.contains(&self.place(planner, object, false)) {
-                    format!("ardent_old_{}", id.oid)
+                    format!("ardent_old_{}_{}", id.oid, id.sub)
                 } else {
                     object.name.clone()
                 };

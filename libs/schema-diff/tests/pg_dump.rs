@@ -164,7 +164,7 @@ const INHERITED: &str =
      alter table parted_1 alter id set not null, alter v set statistics 60; comment on column parted_1.id is 'the partition''s'";
 
 /// Each in a schema of its own: its name, what it begins with, and what changes it. What failed once.
-const CASES: [(&str, &str, &str); 9] = [
+const CASES: [(&str, &str, &str); 11] = [
     // Columns that come with those of another table have settings of their own.
     (
         "columns_of_a_parent",
@@ -234,6 +234,25 @@ const CASES: [(&str, &str, &str); 9] = [
          create table parted_2 partition of parted for values in (2); create index parted_v on parted (v)",
         "create index again on parted_1 (v); drop index parted_v; create index belongs on parted_1 (v); create index parted_w on only parted (v);
          alter index parted_w attach partition belongs; create index other on parted_2 (v); alter index parted_w attach partition other",
+    ),
+    // Attributes have comments, which stay with them whatever they are called.
+    (
+        "comments_of_attributes",
+        "create type place as (street text, \"Zip\" int, city text); comment on column place.street is 'was';
+         comment on column place.\"Zip\" is 'goes'; create type plain as (a int); create type gone as (a int); comment on column gone.a is 'x'",
+        "alter type place rename attribute street to road; comment on column place.road is 'is'; alter type place drop attribute \"Zip\";
+         alter type place alter attribute city type varchar(10); comment on column place.city is 'it''s a city';
+         alter type place add attribute \"No\" int; comment on column place.\"No\" is 'new'; comment on column plain.a is 'alone';
+         drop type gone; create type fresh as (b text, c int); comment on column fresh.c is 'fresh'",
+    ),
+    // A column of partitions loses its expression, with what leans on it.
+    (
+        "expressions_of_partitions",
+        "create table parted (id int, v int, twice int generated always as (v * 2) stored) partition by list (id);
+         create table parted_1 partition of parted for values in (1); create index parted_twice on parted (twice);
+         comment on column parted.twice is 'two times'; comment on column parted_1.twice is 'here too';
+         alter table parted_1 alter twice set statistics 30; create view seen as select twice from parted",
+        "alter table parted alter twice drop expression",
     ),
 ];
 

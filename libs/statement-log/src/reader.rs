@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{Lsn, TimelineId, with_causes};
 
 use crate::entry::{EntryKind, LogEntry, LogFilter, Outcome};
 use crate::record::{End, Record, Session, Statement, TransactionEnd};
@@ -478,14 +478,4 @@ fn iso8601(at_us: i64) -> String {
         Ok(time) => format!("{time:.6}"),
         Err(_) => format!("{at_us} us"),
     }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  TestPg::start(options) ── initdb ──► temp folder ── postgres ──► Unix socket (and TCP, if asked for)
+//!                                                                      ▲                    │
+//!                                RandomTables: a seed's statements ────┘                    └──► state, rows: what is in it, as text
 //! ```
 //!
 //! Postgres refuses to run as root. When the tests run as root, every server program is run as the user `postgres`, and
@@ -14,15 +16,19 @@
 //!
 //! Knows nothing of Ardent.
 
+mod contents;
 mod pgbench_run;
 mod programs;
+mod random_tables;
 mod server;
 pub mod side_by_side;
 
 pub use tempfile::TempDir;
 
+pub use contents::{Ask, differing_lines, rows, state};
 pub use pgbench_run::{PgbenchRun, PgbenchRunOptions};
 pub use programs::{
     bin_dir, bin_dir_of, clients_dir_of, other_majors, program, server_command, server_command_of, temp_dir, test_major,
 };
+pub use random_tables::RandomTables;
 pub use server::{StopMode, TestPg, TestPgOptions};

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use ardent_change_set::{ApplyError, ApplyOptions, Conflict, RowChoice};
 use ardent_diff::{ChangeSet, Part, RowChange, TableState};
+use ardent_test_pg::RandomTables;
 use rand::Rng as _;
 use rand::seq::IndexedRandom as _;
 
 use crate::pair::{Pair, script};
-use crate::random::Random;
 use crate::seeds;
 
 fn chosen() -> ApplyOptions {
@@ -249,11 +249,14 @@ fn random_parts_there_and_back() {
     let pair = Pair::new();
     for seed in seeds() {
         println!("seed {seed}");
-        let mut random = Random::new(&pair.pg, seed);
+        let mut random = RandomTables::new(seed);
         pair.new_base(&random.schema());
         pair.copy("base", "head");
         for _ in 0..25 {
-            let change = if random.rng.random_bool(0.5) { random.of_schema("head") } else { random.of_rows("head") };
+            let change = match random.rng.random_bool(0.5) {
+                true => pair.random_schema(&mut random, "head"),
+                false => pair.random_rows(&mut random, "head"),
+            };
             pair.change("head", &change.into_iter().collect::<Vec<_>>());
         }
         let set = pair.diff();

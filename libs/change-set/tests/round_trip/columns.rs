@@ -218,3 +218,117 @@ fn rows_without_a_key_that_others_would_go_with_are_a_conflict() {
     pair.pg.sql_in("head", "update app.tags set note = 'changed' where tag = 'b'");
     pair.round_trip("a row that nobody refers to");
 }
+
+/// Postgres cannot give a column its expression back: it goes, and comes anew.
+#[test]
+fn a_column_that_lost_its_expression_is_computed_again() {
+    let pair = Pair::new();
+    pair.pg.sql_in(
+        "base",
+        "create table app.boxes (id int primary key, w int, area int generated always as (w * w) stored not null, note text);
+         insert into app.boxes (id, w, note) select n, n, 'box ' || n from generate_series(1, 20) n;
+         create index boxes_area on app.boxes (area); alter table app.boxes add constraint large check (area >= 0);
+         create view app.areas as select id, area from app.boxes; comment on column app.boxes.area is 'in square metres';
+         grant select (area) on app.boxes to public; alter table app.boxes alter area set statistics 70;
+         create trigger log_area after update of area on app.boxes for each row execute function app.log();
+         create table app.loose (a int, b int generated always as (a + 1) stored);
+         insert into app.loose (a) select n % 4 from generate_series(1, 9) n;
+         create table app.parts (id int primary key, v int, twice int generated always as (v * 2) stored) partition by range (id);
+         create table app.parts_a partition of app.parts for values from (0) to (100);
+         insert into app.parts (id, v) select n, n from generate_series(1, 5) n;
+         create table app.same (id int primary key, v int, twice int generated always as (v * 2) stored);
+         insert into app.same (id, v) values (1, 1), (2, null);
+         create table app.by_key (v int, twice int generated always as (v * 2) stored primary key, note text);
+         insert into app.by_key (v, note) values (1, 'a'), (2, 'b')",
+    );
+    pair.copy("base", "head");
+    for change in [
+        "alter table app.boxes alter area drop expression",
+        "update app.boxes set area = 1000 + id where id in (2, 3)",
+        "update app.boxes set area = 7, w = 100, note = 'changed' where id = 4",
+        "insert into app.boxes values (30, 2, 99, 'new')",
+        "delete from app.boxes where id = 5",
+        "alter table app.boxes rename area to size",
+        "alter table app.loose alter b drop expression",
+        "update app.loose set b = 50 where ctid = (select max(ctid) from app.loose where a = 2)",
+        "insert into app.loose values (7, 7), (2, 3)",
+        "alter table app.parts alter twice drop expression",
+        "update app.parts set twice = 1 where id = 3",
+        "alter table app.same alter twice drop expression",
+        "alter table app.by_key alter twice drop expression",
+        "update app.by_key set note = 'c' where v = 2",
+        "insert into app.by_key values (5, 5, 'd')",
+    ] {
+        pair.pg.sql_in("head", change);
+    }
+    let set = pair.round_trip("dropped expressions");
+
+    // What rows have in such columns is lost when they are computed again, and comes back with the inverse of that.
+    pair.copy("base", "target");
+    let applied = pair.apply("target", &set, &ApplyOptions::default());
+    pair.pg.sql_in(
+        "target",
+        "set session_replication_role = replica; update app.same set twice = 77 where id = 2; update app.boxes set size = 3 where id = 9",
+    );
+    pair.copy("target", "before");
+    let undone = pair.apply("target", &applied.inverse, &ApplyOptions::default());
+    assert_eq!(undone.conflicts, [], "{}", script(&applied.inverse));
+    pair.assert_equal("target", "base", "computed again", &applied.inverse);
+    let redone = pair.apply("target", &undone.inverse, &ApplyOptions::default());
+    assert_eq!(redone.conflicts, [], "{}", script(&undone.inverse));
+    pair.assert_equal("target", "before", "and back", &undone.inverse);
+    let undone = pair.apply("target", &redone.inverse, &ApplyOptions::default());
+    assert_eq!(undone.conflicts, [], "{}", script(&redone.inverse));
+    pair.assert_equal("target", "base", "computed once more", &redone.inverse);
+}
+
+/// What is made again under its name is another thing: what stood on the old one goes with it, however equal it looks.
+#[test]
+fn what_stands_on_something_made_again_is_made_again() {
+    let pair = Pair::new();
+    pair.pg.sql_in(
+        "base",
+        "create type app.temper as enum ('low', 'high'); create sequence app.counted;
+         create function app.positive(int) returns boolean language sql immutable as 'select $1 > 0';
+         create table app.c (id int primary key, x int unique check (x > 0), y int, z int);
+         create index c_y on app.c (y); create index c_z on app.c (z) where app.positive(z);
+         create statistics app.c_both on x, y from app.c;
+         alter table app.c add constraint z_positive check (app.positive(z));
+         insert into app.c select n, n, n, n from generate_series(1, 20) n;
+         create table app.k (k int constraint k_key primary key, note text); insert into app.k values (1, 'a'), (2, 'b');
+         create table app.s (id int primary key, n int default nextval('app.counted')); insert into app.s values (1), (2);
+         create table app.m (id int primary key, m app.temper default 'low', constraint m_low check (m >= 'low'));
+         insert into app.m values (1), (2, 'high')",
+    );
+    pair.copy("base", "head");
+    for change in [
+        "alter table app.c drop column x cascade, drop column y cascade",
+        "alter table app.c add x int, add y int",
+        "update app.c set x = id, y = id + 1",
+        "alter table app.c add constraint c_x_check check (x > 0), add constraint c_x_key unique (x)",
+        "create index c_y on app.c (y); create statistics app.c_both on x, y from app.c",
+        "drop function app.positive cascade",
+        "create function app.positive(int) returns boolean language sql immutable as 'select $1 > 0'",
+        "alter table app.c add constraint z_positive check (app.positive(z))",
+        "create index c_z on app.c (z) where app.positive(z)",
+        "alter table app.k drop column k; alter table app.k add k bigint; update app.k set k = ascii(note)",
+        "alter table app.k add constraint k_key primary key (k)",
+        "drop sequence app.counted cascade; create sequence app.counted",
+        "alter table app.s alter n set default nextval('app.counted')",
+        "alter table app.m alter m drop default, drop constraint m_low",
+        "alter table app.m alter m type text; drop type app.temper; create type app.temper as enum ('low', 'high')",
+        "alter table app.m alter m type app.temper using m::app.temper, alter m set default 'low'",
+        "alter table app.m add constraint m_low check (m >= 'low')",
+    ] {
+        pair.pg.sql_in("head", change);
+    }
+    let set = pair.round_trip("made again");
+    pair.copy("base", "target");
+    let applied = pair.apply("target", &set, &ApplyOptions::default());
+    let undone = pair.apply("target", &applied.inverse, &ApplyOptions::default());
+    assert_eq!(undone.conflicts, [], "{}", script(&applied.inverse));
+    pair.assert_equal("target", "base", "undone", &applied.inverse);
+    let redone = pair.apply("target", &undone.inverse, &ApplyOptions::default());
+    assert_eq!(redone.conflicts, [], "{}", script(&undone.inverse));
+    pair.assert_equal("target", "head", "done again", &undone.inverse);
+}

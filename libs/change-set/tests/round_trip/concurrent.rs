@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_change_set::{ApplyOptions, Conflict};
 use ardent_diff::{ChangeSet, RowChange, RowValues};
+use ardent_test_pg::RandomTables;
 
 use crate::pair::{Pair, script};
-use crate::random::Random;
 use crate::seeds;
 
 /// A row by its table and key.
@@ -72,7 +72,7 @@ fn conflicts_are_those_that_there_are() {
     let (mut with, mut without) = (0, 0);
     for seed in seeds() {
         println!("seed {seed}");
-        let mut random = Random::new(&pair.pg, seed);
+        let mut random = RandomTables::new(seed);
         // The fixed tables have foreign keys and unique columns: rows that fit one by one and not together are tested elsewhere.
         pair.new_base(&random.schema());
         pair.pg.sql_in("base", "do $$ declare t regclass; begin for t in select oid from pg_class where relnamespace = 'app'::regnamespace and relkind in ('r', 'p') and relname !~ '^r[0-9]'
@@ -81,7 +81,8 @@ fn conflicts_are_those_that_there_are() {
             pair.copy("base", side);
             let count = if seed % 3 == 0 { 2 } else { 8 };
             for _ in 0..count {
-                pair.change(side, &random.of_rows(side).into_iter().collect::<Vec<_>>());
+                let change = pair.random_rows(&mut random, side);
+                pair.change(side, &change.into_iter().collect::<Vec<_>>());
             }
         }
         let set = pair.diff();

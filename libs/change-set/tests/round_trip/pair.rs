@@ -1,18 +1,18 @@
 //! A server with the databases that a round trip takes: the branch point, the branch, and the target.
 
+use std::io::Write as _;
+use std::process::Stdio;
+
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply};
 use ardent_diff::{ChangeSet, CompareOptions, Session, compare};
-use ardent_test_pg::{TestPg, TestPgOptions, program, server_command};
+use ardent_test_pg::{RandomTables, TestPg, TestPgOptions, differing_lines, program, rows, server_command, state};
 use ardent_types::{ForkNumber, RelTag, oid};
 use tokio::runtime::Runtime;
 use tokio_postgres::{Client, NoTls};
 
+/// Beside what random tables need.
 const SCHEMA: &str = "
-    create schema app;
-    create type app.mood as enum ('bad', 'good');
-    create type app.place as (street text, number int);
-    create domain app.positive as int check (value > 0);
     create table app.users (id int generated always as identity primary key, name text, mail text unique, mood app.mood default 'good',
         home app.place, age app.positive, tags text[], data jsonb, raw bytea, at timestamptz, span int4range, price numeric(10, 2),
         twice int generated always as (id * 2) stored, flag boolean, code char(6));
@@ -68,6 +68,7 @@ impl Pair {
     pub fn new() -> Pair {
         let pg = TestPg::start(TestPgOptions::default().set("fsync", "off"));
         pg.sql("create database base");
+        pg.sql_in("base", RandomTables::BEFORE);
         pg.sql_in("base", SCHEMA);
         Pair { pg, runtime: Runtime::new().expect("a runtime") }
     }
@@ -102,13 +103,24 @@ impl Pair {
 
     /// What another database has changed since the branch point.
     pub fn diff_of(&self, head: &'static str) -> ChangeSet {
+        self.diff_where(head, "true")
+    }
+
+    /// Only catalogs count as changed: no block of the branch's tables is another one.
+    pub fn diff_of_catalogs(&self) -> ChangeSet {
+        self.diff_where("head", "oid < 16384")
+    }
+
+    fn diff_where(&self, head: &'static str, condition: &str) -> ChangeSet {
         let dbnode = self.pg.sql(&format!("select oid from pg_database where datname = '{head}'"));
         let dbnode: u32 = dbnode.parse().expect("an OID");
-        let sql = "select pg_relation_filenode(oid), pg_relation_size(oid) / 8192 from pg_class \
-            where relkind in ('r', 'm', 'S') and pg_relation_filenode(oid) is not null";
+        let sql = format!(
+            "select pg_relation_filenode(oid), pg_relation_size(oid) / 8192 from pg_class \
+             where relkind in ('r', 'm', 'S') and pg_relation_filenode(oid) is not null and {condition}"
+        );
         let mut changed = Vec::new();
         for side in ["base", head] {
-            for line in self.pg.sql_in(side, sql).lines() {
+            for line in self.pg.sql_in(side, &sql).lines() {
                 let (relnode, count) = line.split_once('|').expect("two fields");
                 let (relnode, count): (u32, u32) =
                     (relnode.parse().expect("a number"), count.parse().expect("a number"));
@@ -135,48 +147,31 @@ impl Pair {
         })
     }
 
-    /// Schema, rows, sequences and large objects, as text. Columns are in the order of their names: one that comes back comes last.
-    pub fn state(&self, database: &str) -> String {
-        let output = server_command(program("pg_dump"))
-            .args(["--schema-only", "-d"])
-            .arg(self.pg.socket_url(database))
-            .output()
-            .expect("pg_dump runs");
-        assert!(output.status.success());
-        let dump = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut lines: Vec<&str> =
-            dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(',')).collect();
-        lines.sort_unstable();
-        let rows = self.rows(database);
-        let sequences = self.pg.sql_in(database, "select string_agg(format('select %L, last_value, is_called from %s', oid::regclass, oid::regclass), ' union all ' order by oid::regclass::text) from pg_class where relkind = 'S'");
-        let sequences = if sequences.is_empty() { sequences } else { self.pg.sql_in(database, &sequences) };
-        let objects = self.pg.sql_in(database, "select oid, md5(lo_get(oid)) from pg_largeobject_metadata order by 1");
-        format!("{}\n{rows}\n{sequences}\n{objects}", lines.join("\n"))
+    fn state(&self, database: &str) -> String {
+        let ask = |sql: &str| self.pg.sql_in(database, sql);
+        state(&ask, server_command(program("pg_dump")).arg("-d").arg(self.pg.socket_url(database)))
     }
 
     /// All rows of all tables, as text.
     pub fn rows(&self, database: &str) -> String {
-        let queries = self.pg.sql_in(
-            database,
-            "select string_agg(format('select %L, (select coalesce(string_agg(r, E''\\n'' order by r collate \"C\"), '''') from (select row(%s)::text as r from only %s) x)', c.oid::regclass,
-                (select string_agg(quote_ident(attname), ', ' order by attname) from pg_attribute a where a.attrelid = c.oid and attnum > 0 and not attisdropped), c.oid::regclass), ' union all ' order by c.oid::regclass::text)
-             from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind in ('r', 'm') and c.relispopulated and c.oid >= 16384",
-        );
-        if queries.is_empty() { String::new() } else { self.pg.sql_in(database, &queries) }
+        rows(&|sql: &str| self.pg.sql_in(database, sql))
     }
 
     pub fn assert_equal(&self, got: &str, wanted: &str, what: &str, set: &ChangeSet) {
         let (got, wanted) = (self.state(got), self.state(wanted));
         if got != wanted {
-            let lines = |text: &str| text.lines().map(str::to_owned).collect::<std::collections::BTreeSet<_>>();
-            let (a, b) = (lines(&wanted), lines(&got));
-            panic!(
-                "{what}: missing {:#?}\nsurplus {:#?}\n{}",
-                a.difference(&b).collect::<Vec<_>>(),
-                b.difference(&a).collect::<Vec<_>>(),
-                script(set)
-            );
+            panic!("{what}: {}\n{}", differing_lines(&wanted, &got), script(set));
         }
+    }
+
+    /// A random change of a database's rows; none if nothing fits.
+    pub fn random_rows(&self, random: &mut RandomTables, database: &str) -> Option<String> {
+        random.of_rows(&|sql: &str| self.pg.sql_in(database, sql))
+    }
+
+    /// A random change of a database's schema; none if nothing fits.
+    pub fn random_schema(&self, random: &mut RandomTables, database: &str) -> Option<String> {
+        random.of_schema(&|sql: &str| self.pg.sql_in(database, sql))
     }
 
     /// Runs each statement of a script on the branch; gives up on none.
@@ -187,17 +182,40 @@ impl Pair {
         }
     }
 
+    /// The script makes the branch's state of the branch point's.
+    pub fn assert_scripted(&self, set: &ChangeSet, what: &str) {
+        self.copy("base", "scripted");
+        let text = script(set).replacen("\\connect head", "\\connect scripted", 1);
+        let mut psql = server_command(program("psql"))
+            .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d"])
+            .arg(self.pg.socket_url("scripted"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("psql runs");
+        psql.stdin.take().expect("piped").write_all(text.as_bytes()).expect("written");
+        let output = psql.wait_with_output().expect("psql ends");
+        assert!(output.status.success(), "{what}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
+        self.assert_equal("scripted", "head", &format!("{what}: by the script"), set);
+    }
+
     pub fn round_trip(&self, what: &str) -> ChangeSet {
         let set = self.diff();
+        self.there_and_back(&set, what);
+        set
+    }
+
+    /// Applied to what the branch point was, and undone.
+    pub fn there_and_back(&self, set: &ChangeSet, what: &str) {
         self.copy("base", "target");
-        let applied = self.apply("target", &set, &ApplyOptions { dry_run: true, ..ApplyOptions::default() });
-        assert_eq!(applied.conflicts, [], "{what}\n{}", script(&set));
-        let applied = self.apply("target", &set, &ApplyOptions::default());
-        assert_eq!((applied.conflicts, applied.already_there), (vec![], 0), "{what}\n{}", script(&set));
-        self.assert_equal("target", "head", &format!("{what}: applied"), &set);
+        let applied = self.apply("target", set, &ApplyOptions { dry_run: true, ..ApplyOptions::default() });
+        assert_eq!(applied.conflicts, [], "{what}\n{}", script(set));
+        let applied = self.apply("target", set, &ApplyOptions::default());
+        assert_eq!((applied.conflicts, applied.already_there), (vec![], 0), "{what}\n{}", script(set));
+        self.assert_equal("target", "head", &format!("{what}: applied"), set);
         let undone = self.apply("target", &applied.inverse, &ApplyOptions::default());
         assert_eq!(undone.conflicts, [], "{what}: undone\n{}", script(&applied.inverse));
         self.assert_equal("target", "base", &format!("{what}: undone"), &applied.inverse);
-        set
     }
 }

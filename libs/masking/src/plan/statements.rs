@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use ardent_types::sql::{literal, qualified, quoted};
+
 use super::{Chosen, ColumnKey, INTEGERS, PlannedColumn, PlannedSequence, RangeCheck};
 use crate::action::Action;
 use crate::catalog::{Column, Database, Sequence, Table};
 use crate::expression::{NEW, OLD, new_value, out_of_range};
-use crate::name::{literal, quoted};
 
 /// The table as statements name it: without what inherits from it, which is a table of its own, and with its partitions.
 fn from_clause(table: &Table) -> String {
     let only = if table.is_partitioned { "" } else { "only " };
-    format!("{only}{}.{}", quoted(&table.schema), quoted(&table.name))
+    format!("{only}{}", qualified(&table.schema, &table.name))
 }
 
 /// The columns that have to let themselves be changed for it.

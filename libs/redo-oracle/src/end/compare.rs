@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_pg_ingest::ReadState;
-use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, RelTag};
+use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, RelTag, with_causes};
 
-use super::contents::full_message;
 use super::directory::DataDirectory;
 use super::leave::{Leave, Leaves, never_logged};
 use super::report::{EndDifference, EndReport};
@@ -72,7 +71,7 @@ fn page(
             let what = format!("our page has {} bytes", content.len());
             return report.differs(EndDifference::of_page(rel, block, what));
         }
-        Err(error) => return report.differs(EndDifference::of_page(rel, block, full_message(&error))),
+        Err(error) => return report.differs(EndDifference::of_page(rel, block, with_causes(&error))),
     }
     if *ours == *server {
         report.identical_pages += 1;

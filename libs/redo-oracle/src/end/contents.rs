@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use ardent_pg_format::PgMajor;
 use ardent_pg_ingest::{Batch, ReadState};
 use ardent_pg_redo::{ReconstructError, Value, reconstruct};
-use ardent_types::{Key, Lsn, RelTag};
+use ardent_types::{Key, Lsn, RelTag, with_causes};
 use bytes::Bytes;
 
 /// Values on top of a base that are kept before they are made into one image.
@@ -39,7 +39,7 @@ impl Contents {
                 let content = reconstruct(self.major, &key, None, chain.drain(..));
                 // What can't be rebuilt stays so until a new base, and is a difference if it is compared.
                 let value =
-                    content.map_or_else(|error| Value::Unreadable(Bytes::from(full_message(&error))), Value::Image);
+                    content.map_or_else(|error| Value::Unreadable(Bytes::from(with_causes(&error))), Value::Image);
                 chain.push((lsn, value));
             }
         }
@@ -74,17 +74,6 @@ impl Contents {
     }
 }
 
-/// An error with its sources.
-pub(super) fn full_message(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
-    }
-    text
-}
-
 impl ReadState for Contents {
     type Error = ReconstructError;
 
@@ -103,6 +92,6 @@ impl ReadState for Contents {
     }
 
     fn unreadable(error: &ReconstructError) -> Option<String> {
-        Some(full_message(error))
+        Some(with_causes(error))
     }
 }

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_pg_format::{CheckPoint, ControlFile};
 use ardent_pg_ingest::ReadState;
-use ardent_types::{BLCKSZ, Key, SlruKind, oid};
+use ardent_types::{BLCKSZ, Key, SlruKind, oid, with_causes};
 
-use super::contents::full_message;
 use super::directory::DataDirectory;
 use super::report::{EndDifference, EndReport};
 use super::{EndError, EndState};
@@ -28,7 +27,7 @@ pub(super) fn slrus(state: &EndState, directory: &DataDirectory, report: &mut En
             let key = Key::SlruPage(kind, segment * PAGES_PER_SEGMENT + page);
             kept.insert(key);
             let what = match state.contents.get(key) {
-                Err(error) => full_message(&error),
+                Err(error) => with_causes(&error),
                 Ok(Some(ours)) if ours[..] == *server => continue,
                 Ok(None) if server.iter().all(|byte| *byte == 0) => continue,
                 Ok(None) => "we have no such page".to_owned(),

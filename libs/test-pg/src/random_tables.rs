@@ -1,9 +1,10 @@
 //! Random tables with columns of many types, and random changes of whatever is there.
 
-use ardent_test_pg::TestPg;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
+
+use crate::contents::Ask;
 
 /// Types with an expression for a value of theirs made from a number `n`.
 const TYPES: &[(&str, &str)] = &[
@@ -65,13 +66,12 @@ const KEY_TYPES: &[(&str, &str)] = &[
 const NAMES: &[&str] =
     &["alpha", "beta", "\"Gamma Δ\"", "delta", "\"select\"", "eps", "\"dot.ted\"", "eta", "theta", "iota"];
 
-/// What is in a database once there: types that tables use.
-pub const BEFORE: &str = "create type app.span as range (subtype = float8)";
-
-/// A stream of statements for one database, which it looks at to know what is there.
-pub struct Random<'a> {
+/// A stream of statements from a seed: tables in a schema `app`, and changes of whatever is in that schema. A change may be one
+/// that Postgres refuses.
+#[derive(Debug)]
+pub struct RandomTables {
+    /// For whatever else is decided by the same seed.
     pub rng: StdRng,
-    pg: &'a TestPg,
 }
 
 /// A column as it is just now.
@@ -105,9 +105,17 @@ fn value(data_type: &str, n: i64) -> Option<String> {
     Some(format!("(select {expression} from (values ({n})) v(n))"))
 }
 
-impl<'a> Random<'a> {
-    pub fn new(pg: &'a TestPg, seed: u64) -> Random<'a> {
-        Random { rng: StdRng::seed_from_u64(seed), pg }
+impl RandomTables {
+    /// What a database must have before: the schema, and types that columns are of.
+    pub const BEFORE: &'static str = "create schema app;
+        create type app.mood as enum ('bad', 'good');
+        create type app.place as (street text, number int);
+        create domain app.positive as int check (value > 0);
+        create type app.span as range (subtype = float8);";
+
+    /// The stream of a seed, from its beginning.
+    pub fn new(seed: u64) -> RandomTables {
+        RandomTables { rng: StdRng::seed_from_u64(seed) }
     }
 
     fn pick<T: Clone>(&mut self, list: &[T]) -> T {
@@ -119,7 +127,7 @@ impl<'a> Random<'a> {
     }
 
     /// Statements that make a table, with what it takes to be found again: a key of one or two columns, a unique one, or none.
-    pub fn table(&mut self, name: &str) -> Vec<String> {
+    fn table(&mut self, name: &str) -> Vec<String> {
         let (key_type, key_value) = self.pick(KEY_TYPES);
         let count = self.rng.random_range(1..7);
         let columns: Vec<(&str, &str, &str)> = NAMES[2..]
@@ -190,42 +198,15 @@ impl<'a> Random<'a> {
         statements
     }
 
-    /// A number of random tables.
+    /// Statements that make some tables with rows, where [`RandomTables::BEFORE`] is.
     pub fn schema(&mut self) -> Vec<String> {
-        let mut statements = vec![BEFORE.to_owned()];
-        for number in 0..5 {
-            statements.extend(self.table(&format!("r{number}")));
-        }
-        statements
-    }
-
-    /// Ordinary tables and partitioned ones, quoted.
-    fn tables(&self, database: &str, kinds: &str) -> Vec<String> {
-        let sql = format!(
-            "select oid::regclass from pg_class where relkind in ({kinds}) and relnamespace = 'app'::regnamespace order by relname"
-        );
-        self.pg.sql_in(database, &sql).lines().map(str::to_owned).collect()
-    }
-
-    fn columns(&self, database: &str, table: &str) -> Vec<Column> {
-        let sql = format!(
-            "select quote_ident(attname), format_type(atttypid, atttypmod), exists (select from pg_index i where i.indrelid = attrelid and i.indisprimary and attnum = any (i.indkey))
-             from pg_attribute where attrelid = '{}'::regclass and attnum > 0 and not attisdropped and attgenerated = '' and attidentity <> 'a' order by attnum",
-            table.replace('\'', "''")
-        );
-        let column = |line: &str| {
-            let mut fields = line.split('|').map(str::to_owned);
-            let (name, data_type, is_key) = (fields.next()?, fields.next()?, fields.next()?);
-            Some(Column { name, data_type, is_key: is_key == "t" })
-        };
-        self.pg.sql_in(database, &sql).lines().filter_map(column).collect()
+        (0..5).flat_map(|number| self.table(&format!("r{number}"))).collect()
     }
 
     /// A change of rows; none if nothing fits.
-    pub fn of_rows(&mut self, database: &str) -> Option<String> {
-        let tables = self.tables(database, "'r', 'p'");
-        let table = self.pick(&tables);
-        let columns = self.columns(database, &table);
+    pub fn of_rows(&mut self, ask: Ask<'_>) -> Option<String> {
+        let table = tables(ask).choose(&mut self.rng).cloned()?;
+        let columns = columns(ask, &table);
         let n = self.number();
         let modulus = self.rng.random_range(2..9);
         let filter = format!("abs(hashtext(x::text)) % {modulus} = 0");
@@ -251,10 +232,9 @@ impl<'a> Random<'a> {
     }
 
     /// A change of the schema; none if nothing fits.
-    pub fn of_schema(&mut self, database: &str) -> Option<String> {
-        let tables = self.tables(database, "'r', 'p'");
-        let table = self.pick(&tables);
-        let columns = self.columns(database, &table);
+    pub fn of_schema(&mut self, ask: Ask<'_>) -> Option<String> {
+        let table = tables(ask).choose(&mut self.rng).cloned()?;
+        let columns = columns(ask, &table);
         let column = columns.choose(&mut self.rng).map(|column| column.name.clone())?;
         let other = columns.choose(&mut self.rng).map(|column| column.name.clone())?;
         let n = self.number();
@@ -304,4 +284,25 @@ impl<'a> Random<'a> {
             _ => format!("create statistics app.stat_{n} on l, k from {table}"),
         })
     }
+}
+
+/// Ordinary tables and partitioned ones, quoted.
+fn tables(ask: Ask<'_>) -> Vec<String> {
+    let sql = "select oid::regclass from pg_class where relkind in ('r', 'p') and relnamespace = 'app'::regnamespace order by relname";
+    ask(sql).lines().map(str::to_owned).collect()
+}
+
+/// Columns that a statement can give a value.
+fn columns(ask: Ask<'_>, table: &str) -> Vec<Column> {
+    let sql = format!(
+        "select quote_ident(attname), format_type(atttypid, atttypmod), exists (select from pg_index i where i.indrelid = attrelid and i.indisprimary and attnum = any (i.indkey))
+         from pg_attribute where attrelid = '{}'::regclass and attnum > 0 and not attisdropped and attgenerated = '' and attidentity <> 'a' order by attnum",
+        table.replace('\'', "''")
+    );
+    let column = |line: &str| {
+        let mut fields = line.split('|').map(str::to_owned);
+        let (name, data_type, is_key) = (fields.next()?, fields.next()?, fields.next()?);
+        Some(Column { name, data_type, is_key: is_key == "t" })
+    };
+    ask(&sql).lines().filter_map(column).collect()
 }
