@@ -2,6 +2,7 @@
 
 mod branch;
 mod change;
+mod checkpoint;
 mod connector;
 mod history;
 mod inspect;
@@ -21,9 +22,12 @@ pub use branch::{
     BranchPolicyArgs, BranchSetArgs, NameArgs,
 };
 pub use change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
+pub use checkpoint::{
+    BranchRewindArgs, CheckpointCommand, CheckpointCreateArgs, CheckpointDeleteArgs, CheckpointListArgs,
+};
 pub use connector::{
     ConnectorAddTablesArgs, ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs,
-    ConnectorResumeArgs, ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
+    ConnectorResumeArgs, ConnectorSetArgs, ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
 };
 pub use history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, KeepArgs};
 pub use inspect::{
@@ -101,12 +105,27 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Production servers that branches are made from
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent connector preflight postgresql 'postgresql://app:PASSWORD@db.example.com/shop'
+  ardent connector create postgresql 'postgresql://app:PASSWORD@db.example.com/shop' -n shop
+  ardent connector status shop
+  ardent connector switch shop")]
     Connector(ConnectorCommand),
     /// Branches
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent branch create feature-x --ttl 8h
+  ardent branch switch feature-x
+  ardent branch diff feature-x
+  ardent branch apply feature-x --to shop --dry-run
+  ardent branch delete feature-x")]
     Branch(BranchCommand),
     /// Data that is masked by rules, for branches that can be handed out
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent mask check mask.json
+  ardent mask create nightly --rules mask.json
+  ardent branch create for-the-agent --masked nightly")]
     Mask(MaskCommand),
     /// Open psql on a branch
     Psql(PsqlArgs),
@@ -114,12 +133,22 @@ pub enum Command {
     Mcp(McpArgs),
     /// Look into files; for operators
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent inspect store --data-dir /srv/ardent --verify
+  ardent inspect unnamed-files feature-x
+  ardent inspect wal /srv/pg/pg_wal --stats")]
     Inspect(InspectCommand),
     /// Make anew what was lost, from what is left; for operators
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent recover control --data-dir /srv/ardent
+  ardent recover safekeeper 2 --data-dir /srv/ardent")]
     Recover(RecoverCommand),
     /// Change what an installation was made with; for operators
     #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent reconfigure safekeepers 3
+  ardent reconfigure safekeepers --replace 2")]
     Reconfigure(ReconfigureCommand),
     /// Print a shell's completion script: of commands, flags, and the server's branches, connectors and templates
     #[command(after_help = "Examples:
@@ -151,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent_and_every_command_has_examples() {
+    fn the_command_line_is_consistent_and_every_command_and_group_has_examples() {
         let command = Cli::command();
         command.clone().debug_assert();
         check_examples(&command);
@@ -162,12 +191,9 @@ mod tests {
             if sub.is_hide_set() {
                 continue;
             }
-            if sub.has_subcommands() {
-                check_examples(sub);
-            } else {
-                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
-                assert!(help.contains("Examples:"), "{} has no examples", sub.get_name());
-            }
+            let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Examples:\n  "), "{} has no examples", sub.get_name());
+            check_examples(sub);
         }
     }
 }

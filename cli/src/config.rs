@@ -88,6 +88,8 @@ pub struct ProjectFile {
     pub path: PathBuf,
     /// The default branch.
     pub branch: Option<String>,
+    /// The default connector.
+    pub connector: Option<String>,
     /// The server's API.
     pub url: Option<String>,
 }
@@ -117,12 +119,13 @@ impl ProjectFile {
             }
             let wrong = |what: &str| {
                 Failure::usage(format!("{}:{}: {what}", path.display(), number + 1))
-                    .hint("lines are: branch = NAME, or url = http://HOST:PORT")
+                    .hint("lines are: branch = NAME, connector = NAME, or url = http://HOST:PORT")
             };
             let (name, value) = line.split_once('=').ok_or_else(|| wrong("no = in this line"))?;
             let value = Some(value.trim().to_owned());
             match name.trim() {
                 "branch" => project.branch = value,
+                "connector" => project.connector = value,
                 "url" => project.url = value,
                 "token" => return Err(wrong("a token does not belong into a project's file: it would be committed")),
                 other => return Err(wrong(&format!("{other} is not a setting"))),
@@ -133,20 +136,29 @@ impl ProjectFile {
 
     /// Sets the default branch of the nearest project file, or of a new one in the current folder.
     pub fn switch_branch(name: &str) -> Result<PathBuf, Failure> {
+        Self::change(|project| project.branch = Some(name.to_owned()))
+    }
+
+    /// The same of the default connector.
+    pub fn switch_connector(name: &str) -> Result<PathBuf, Failure> {
+        Self::change(|project| project.connector = Some(name.to_owned()))
+    }
+
+    fn change(change: impl FnOnce(&mut ProjectFile)) -> Result<PathBuf, Failure> {
         let mut project = match Self::find()? {
             Some(project) => project,
             None => ProjectFile { path: PathBuf::from(PROJECT_FILE), ..ProjectFile::default() },
         };
-        project.branch = Some(name.to_owned());
-        let mut text = String::new();
-        for (name, value) in [("branch", &project.branch), ("url", &project.url)] {
-            if let Some(value) = value {
-                text.push_str(&format!("{name} = {value}\n"));
-            }
-        }
-        fs::write(&project.path, text)
+        change(&mut project);
+        fs::write(&project.path, project.text())
             .map_err(|error| Failure::local(format!("{} cannot be written", project.path.display()), &error))?;
         Ok(project.path)
+    }
+
+    fn text(&self) -> String {
+        let settings = [("branch", &self.branch), ("connector", &self.connector), ("url", &self.url)];
+        let lines = settings.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        lines.map(|(name, value)| format!("{name} = {value}\n")).collect()
     }
 }
 
@@ -193,6 +205,22 @@ pub fn branch_or_default(given: Option<&str>) -> Result<String, Failure> {
         .hint("name one, set ARDENT_BRANCH, or make one this folder's default: ardent branch switch NAME"))
 }
 
+/// The connector that is meant where none is named: the environment's, or the project's; absent: the only one that there is.
+pub fn default_connector() -> Result<Option<String>, Failure> {
+    match env::var("ARDENT_CONNECTOR").ok().filter(|name| !name.is_empty()) {
+        Some(name) => Ok(Some(name)),
+        None => Ok(ProjectFile::find()?.and_then(|project| project.connector)),
+    }
+}
+
+/// The branch to start from: the argument, or the root of the default connector, which has its name; absent: the only root.
+pub fn from_or_default(given: Option<&str>) -> Result<Option<String>, Failure> {
+    match given {
+        Some(name) => Ok(Some(name.to_owned())),
+        None => default_connector(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,6 +230,11 @@ mod tests {
         let parse = |text: &str| ProjectFile::parse(Path::new(".ardent"), text);
         let project = parse("# ours\n\nbranch = feature-x\nurl=http://h:1\n").expect("valid");
         assert_eq!((project.branch.as_deref(), project.url.as_deref()), (Some("feature-x"), Some("http://h:1")));
+        assert_eq!(project.connector, None);
+        assert_eq!(project.text(), "branch = feature-x\nurl = http://h:1\n");
+        let switched = ProjectFile { connector: Some("shop".to_owned()), ..project };
+        assert_eq!(switched.text(), "branch = feature-x\nconnector = shop\nurl = http://h:1\n");
+        assert_eq!(parse(&switched.text()).expect("its own"), switched);
         for bad in ["branch", "token = x", "colour = red"] {
             assert!(parse(bad).is_err(), "{bad:?} parsed");
         }

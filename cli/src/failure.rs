@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
+use ardent_types::with_causes;
 
 /// Exit code of `--exit-code` where there are differences.
 const EXIT_DIFFERENCES: u8 = 3;
@@ -25,22 +26,13 @@ impl Failure {
 
     /// A fault of this machine or of the program, with its causes.
     pub fn local(message: impl Into<String>, cause: &(dyn Error + 'static)) -> Self {
-        let mut text = message.into();
-        let mut next = Some(cause);
-        while let Some(error) = next {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            next = error.source();
-        }
-        ErrorInfo::new(ApiErrorCode::Internal, text).into()
+        let message: String = message.into();
+        ErrorInfo::new(ApiErrorCode::Internal, format!("{message}: {}", with_causes(cause))).into()
     }
 
     /// An error of a library, with its causes.
     pub fn of(error: &(dyn Error + 'static)) -> Self {
-        match error.source() {
-            Some(cause) => Self::local(error.to_string(), cause),
-            None => ErrorInfo::new(ApiErrorCode::Internal, error.to_string()).into(),
-        }
+        ErrorInfo::new(ApiErrorCode::Internal, with_causes(error)).into()
     }
 
     /// With what to do next.

@@ -15,9 +15,9 @@ Made from the program's own help; `ARDENT_UPDATE_DOCS=1 cargo test -p ardent ref
 
 Data goes to standard output, everything else to standard error. With `--json` every command prints one flat object (`schema_version`,
 ISO 8601 times, null for what is absent), and errors are `{\"schema_version\":1,\"error\":{\"code\",\"message\",\"hint\"}}` on standard error.
-Settings are taken from the flag, then the environment (`ARDENT_URL`, `ARDENT_TOKEN`, `ARDENT_BRANCH`, `ARDENT_SOURCE_URL`,
-`ARDENT_DATA_DIR`, `ARDENT_STORE`), then the nearest `.ardent` file upward (`branch = NAME`, `url = URL`; it holds no secret), then the user's
-configuration (`~/.config/ardent/config.json`, 0600), then the default.
+Settings are taken from the flag, then the environment (`ARDENT_URL`, `ARDENT_TOKEN`, `ARDENT_BRANCH`,
+`ARDENT_CONNECTOR`, `ARDENT_SOURCE_URL`, `ARDENT_DATA_DIR`, `ARDENT_STORE`), then the nearest `.ardent` file upward (`branch = NAME`,
+`connector = NAME`, `url = URL`; it holds no secret), then the user's configuration (`~/.config/ardent/config.json`, 0600), then the default.
 
 ## Exit codes
 

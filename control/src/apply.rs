@@ -8,8 +8,8 @@ use ardent_api::control::{ApiErrorCode, DiffRequest, ErrorInfo};
 use ardent_change_set::{ApplyError, ApplyEvent, ApplyRequest, ChangeSetFile, RemoteApplied, apply, elsewhere};
 use ardent_diff::{ChangeSet, DiffReport};
 use ardent_pg_wire::driver;
+use ardent_types::with_causes;
 
-use crate::diff::chain;
 use crate::service::Control;
 
 impl Control {
@@ -55,14 +55,17 @@ impl Control {
             }
         };
         let (mut config, tls) = driver(url).map_err(|error| {
-            ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, format!("connector {connector}: {}", chain(&error)))
+            ErrorInfo::new(
+                ApiErrorCode::ConnectorUnavailable,
+                format!("connector {connector}: {}", with_causes(&error)),
+            )
         })?;
         config.application_name("ardent branch apply");
         let database = request.database.clone().or(config.get_dbname().map(str::to_owned));
         let database = database.or(config.get_user().map(str::to_owned)).unwrap_or_else(|| "postgres".to_owned());
         config.dbname(&database);
         let (client, connection) = config.connect(tls).await.map_err(|error| {
-            let message = format!("production ({connector}) cannot be reached: {}", chain(&error));
+            let message = format!("production ({connector}) cannot be reached: {}", with_causes(&error));
             ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, message)
                 .with_hint(format!("ardent connector status {connector} says more"))
         })?;
@@ -84,7 +87,7 @@ impl Control {
             ApplyError::Choice { what, hint } => ErrorInfo::new(ApiErrorCode::InvalidArguments, what).with_hint(hint),
             error => {
                 let code = if error.is_timeout() { ApiErrorCode::Timeout } else { ApiErrorCode::Internal };
-                ErrorInfo::new(code, chain(&error)).with_hint(error.hint())
+                ErrorInfo::new(code, with_causes(&error)).with_hint(error.hint())
             }
         })?;
         let other_databases = others.into_iter().map(|set| set.database).collect();

@@ -24,9 +24,9 @@ use ardent_pg_format::page::{self, ItemState};
 use ardent_statement_log::{
     BlameFound, BlameReply, BlameRequest, KnownTransaction, LogEntry, Outcome, find_transaction, statements_of,
 };
-use ardent_types::{BLCKSZ, ForkNumber, Lsn, RelTag, TimelineId};
+use ardent_types::{BLCKSZ, ForkNumber, Lsn, RelTag, TimelineId, with_causes};
 
-use crate::diff::{chain, connect};
+use crate::diff::connect;
 use crate::service::Control;
 use crate::statement_log::refuse_root;
 use crate::store::BranchRow;
@@ -129,7 +129,7 @@ impl Control {
             let mut is_missing = false;
             for (name, folder) in places {
                 let found = find_transaction(&folder, timeline, end.unwrap_or(Lsn::MAX), xid);
-                let found = found.map_err(|error| ErrorInfo::new(ApiErrorCode::Internal, chain(&error)))?;
+                let found = found.map_err(|error| ErrorInfo::new(ApiErrorCode::Internal, with_causes(&error)))?;
                 match found {
                     Ok(transaction) => {
                         return Ok(Search::Found(Located { branch: name, timeline, folder, transaction }));
@@ -161,7 +161,7 @@ impl Control {
             statements_of(&folder, transaction.session, transaction.first..=transaction.last)
         });
         let statements = reading.await.map_err(|_| crate::branches::shutting_down())?;
-        let statements = statements.map_err(|error| ErrorInfo::new(ApiErrorCode::Internal, chain(&error)))?;
+        let statements = statements.map_err(|error| ErrorInfo::new(ApiErrorCode::Internal, with_causes(&error)))?;
         let mut wrote: Vec<LogEntry> = statements
             .into_iter()
             .filter(|entry| entry.is_write() && !matches!(entry.outcome, Outcome::Failed | Outcome::RolledBack))
@@ -201,7 +201,7 @@ impl Control {
         version: &Version,
         statements: &[LogEntry],
     ) -> Result<Option<usize>, String> {
-        let failed = |error: PageError| chain(&error);
+        let failed = |error: PageError| with_causes(&error);
         let claims = Claims {
             service: Service::Pageserver,
             tenant: Some(branch.tenant),
@@ -259,7 +259,10 @@ struct Table {
 /// Looks the row up.
 async fn find_version(client: &Client, branch: &BranchRow, request: &BlameRequest) -> Result<Version, ErrorInfo> {
     let failed = |error: tokio_postgres::Error| {
-        ErrorInfo::new(ApiErrorCode::ComputeFailed, format!("branch {} cannot be read: {}", branch.name, chain(&error)))
+        ErrorInfo::new(
+            ApiErrorCode::ComputeFailed,
+            format!("branch {} cannot be read: {}", branch.name, with_causes(&error)),
+        )
     };
     let table = find_table(client, branch, &request.table).await?;
     let columns = client.query(KEY_QUERY, &[&table.oid]).await.map_err(failed)?;
@@ -297,7 +300,7 @@ async fn find_version(client: &Client, branch: &BranchRow, request: &BlameReques
     let key: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> = request.key.iter().map(|value| value as _).collect();
     let rows = client.query(&query, &key).await.map_err(|error| match error.code() {
         Some(code) if code.code().starts_with("22") => {
-            let message = format!("{} is no key of {}: {}", request.key.join(","), table.name, chain(&error));
+            let message = format!("{} is no key of {}: {}", request.key.join(","), table.name, with_causes(&error));
             ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
         }
         _ => failed(error),
@@ -346,7 +349,10 @@ order by n.nspname";
         _ => (None, None),
     };
     let rows = client.query(QUERY, &[&wanted, &name, &schema]).await.map_err(|error| {
-        ErrorInfo::new(ApiErrorCode::ComputeFailed, format!("branch {} cannot be read: {}", branch.name, chain(&error)))
+        ErrorInfo::new(
+            ApiErrorCode::ComputeFailed,
+            format!("branch {} cannot be read: {}", branch.name, with_causes(&error)),
+        )
     })?;
     match &rows[..] {
         [] => Err(ErrorInfo::new(ApiErrorCode::NotFound, format!("branch {} has no table {wanted}", branch.name))

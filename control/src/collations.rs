@@ -8,9 +8,10 @@ use tracing::info;
 
 use ardent_api::collations::COLLATIONS_IN_USE;
 use ardent_api::control::{ApiErrorCode, ErrorInfo, ReindexReply, ReindexedDatabase, SCHEMA_VERSION};
+use ardent_types::with_causes;
 
 use crate::branches::shutting_down;
-use crate::diff::{chain, connect};
+use crate::diff::{connect, connect_anywhere};
 use crate::service::Control;
 use crate::store::BranchRow;
 
@@ -62,7 +63,7 @@ impl Control {
         }
         let at = self.wake_branch(&branch, Instant::now()).await?;
         let failed = |error: tokio_postgres::Error| reindex_failed(&branch, &error.into());
-        let lister = connect(&at, "template1").await?;
+        let lister = connect_anywhere(&at, &branch).await?;
         lister.batch_execute(ALONE).await.map_err(failed)?;
         let listed = lister
             .query("select datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
@@ -126,7 +127,7 @@ async fn reindex_database(client: &Client) -> Result<(Vec<String>, Vec<String>),
 }
 
 fn reindex_failed(branch: &BranchRow, error: &ReindexError) -> ErrorInfo {
-    let message = format!("indexes of branch {} cannot be made anew: {}", branch.name, chain(error));
+    let message = format!("indexes of branch {} cannot be made anew: {}", branch.name, with_causes(error));
     ErrorInfo::new(ApiErrorCode::ComputeFailed, message)
         .with_hint(format!("it goes on with: ardent branch create {} --reindex-collations", branch.name))
 }

@@ -233,8 +233,12 @@ impl Control {
     /// Until when a branch can be restored from a timeline that it has left.
     pub(crate) fn restorable_until_us(&self, past: &PastTimeline) -> Result<i64, ErrorInfo> {
         let branch = self.context.store.branch_by_id(past.branch)?;
-        let own = branch.and_then(|branch| branch.retention_s).map(Duration::from_secs);
-        Ok(past.until_us.saturating_add(microseconds(own.unwrap_or(self.config.retention))))
+        Ok(past.until_us.saturating_add(self.retention_us(branch.and_then(|branch| branch.retention_s))))
+    }
+
+    /// How long history is kept, in microseconds, where a branch says this itself or not.
+    pub(crate) fn retention_us(&self, own_s: Option<u64>) -> i64 {
+        microseconds(own_s.map_or(self.config.retention, Duration::from_secs))
     }
 
     /// Brings a deleted branch back, with all that it had. It never expires then.
@@ -261,6 +265,10 @@ impl Control {
             )
             .with_hint(format!("ardent branch undelete {parent}, then this one"))),
             Undelete::Gone => Err(not_found(name)),
+            Undelete::Withheld => {
+                let what = format!("deleted branch {name} is not masked, and stays deleted");
+                Err(self.withheld(&branch.connector, &what))
+            }
         }
     }
 

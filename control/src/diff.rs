@@ -1,4 +1,4 @@
-//! The diff of a branch against its branch point, an LSN of its history, or another branch: two computes, the page server's list
+//! The diff of a branch against its branch point, a checkpoint or LSN of its history, or another branch: two computes, the page server's list
 //! of changed blocks, and `ardent-diff`.
 
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_postgres::{Client, NoTls};
 use tracing::warn;
 
-use ardent_api::compute::AGENT_ROLE;
+use ardent_api::compute::{AGENT_ROLE, USUAL_DATABASES, is_closed_database};
 use ardent_api::control::{ApiErrorCode, BranchState, DiffPart, DiffRequest, ErrorInfo, SCHEMA_VERSION, WakeReply};
 use ardent_api::page_service::{ChangedRelation, ManageReply, ManageRequest};
 use ardent_api::token::{Claims, Rights, Service};
@@ -18,7 +18,7 @@ use ardent_diff::{
     compare_in_pieces,
 };
 use ardent_page_client::{Binding, PageClient, PageError};
-use ardent_types::{Lsn, TimelineId};
+use ardent_types::{Lsn, TimelineId, with_causes};
 
 use crate::lineage::{History, changed_on_either, common_point, timeline_at};
 use crate::point::{PointSpec, unexpected_reply};
@@ -167,7 +167,7 @@ impl Control {
         request: &DiffRequest,
         found: mpsc::Sender<Found>,
     ) -> Result<DiffEnd, ErrorInfo> {
-        let against = self.against(branch, request.against.as_deref())?;
+        let against = self.against(branch, request)?;
         // What lies on an older timeline was reached before that was left.
         if let Against::Past { timeline, lsn, .. } = &against
             && *timeline == branch.timeline
@@ -204,7 +204,7 @@ impl Control {
     }
 
     /// Understands what is to be compared with.
-    fn against(&self, branch: &BranchRow, wanted: Option<&str>) -> Result<Against, ErrorInfo> {
+    fn against(&self, branch: &BranchRow, request: &DiffRequest) -> Result<Against, ErrorInfo> {
         let name = &branch.name;
         if branch.is_root() {
             let message = format!("{name} follows production: it has no Postgres to compare");
@@ -213,7 +213,17 @@ impl Control {
         }
         ready(branch)?;
         let Some(branch_lsn) = branch.branch_lsn else { return Err(busy(branch)) };
-        match wanted.map(|text| (text, text.parse::<Lsn>())) {
+        if let Some(label) = &request.since {
+            if request.against.is_some() {
+                let message = "a branch is compared with one thing: since a checkpoint, or against something else";
+                return Err(
+                    ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint("leave --since or --against out")
+                );
+            }
+            // On the line that the branch is the end of, an LSN is one point.
+            return self.past(branch, branch_lsn, self.passed_checkpoint(branch, label)?);
+        }
+        match request.against.as_deref().map(|text| (text, text.parse::<Lsn>())) {
             None => self.past(branch, branch_lsn, branch_lsn),
             Some((_, Ok(lsn))) => self.past(branch, branch_lsn, lsn),
             Some((text, Err(_))) => {
@@ -225,13 +235,22 @@ impl Control {
                     )
                     .with_hint("leave --against out to compare with the branch point, or give an LSN"));
                 }
-                if other.is_root() {
-                    return Ok(Against::Root(other));
+                if !other.is_root() {
+                    ready(&other)?;
                 }
-                ready(&other)?;
-                Ok(Against::Branch(other))
+                // Before anything is made or woken for it.
+                if common_point(&self.history(branch)?, &self.history(&other)?).is_none() {
+                    return Err(self.unrelated(branch, &other)?);
+                }
+                Ok(if other.is_root() { Against::Root(other) } else { Against::Branch(other) })
             }
         }
+    }
+
+    /// Why two branches cannot be compared that share nothing.
+    fn unrelated(&self, branch: &BranchRow, other: &BranchRow) -> Result<ErrorInfo, ErrorInfo> {
+        let (of_branch, of_other) = (self.masked_by(branch)?, self.masked_by(other)?);
+        Ok(unrelated((branch.name.as_str(), of_branch.as_deref()), (other.name.as_str(), of_other.as_deref())))
     }
 
     /// Refuses an LSN that is not there yet: nobody knows when it will be.
@@ -348,7 +367,7 @@ impl Control {
         Ok(DiffEnd {
             schema_version: SCHEMA_VERSION,
             branch: branch.name.clone(),
-            against: request.against.clone(),
+            against: request.against.clone().or_else(|| request.since.clone()),
             from_lsn,
             to_lsn: head.lsn,
             changed_blocks: changed.iter().flat_map(|rel| &rel.ranges).map(|range| u64::from(range.count)).sum(),
@@ -383,9 +402,9 @@ impl Control {
         (base, base_lsn): (&BranchRow, Lsn),
     ) -> Result<Changed, ErrorInfo> {
         let point = common_point(&self.history(head)?, &self.history(base)?).ok_or_else(|| {
-            let message = format!("branches {} and {} have no history in common", head.name, base.name);
-            ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
-                .with_hint("only branches of one connector can be compared")
+            // They had one when this began.
+            let message = format!("branch {} and what it is compared with share no history any more", head.name);
+            ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment")
         })?;
         let began = self.oldest_running(head, point.timeline, point.lsn).await?;
         // What ran at the point is aborted on a branch that leaves there, unless it was prepared.
@@ -414,7 +433,7 @@ impl Control {
         let binding =
             Binding { tenant: branch.tenant, timeline: branch.timeline, token: self.context.tokens.issue(&claims) };
         let unavailable = |error: PageError| {
-            let message = format!("the page server cannot say what changed: {}", chain(&error));
+            let message = format!("the page server cannot say what changed: {}", with_causes(&error));
             ErrorInfo::new(ApiErrorCode::StorageUnavailable, message)
         };
         let mut client = PageClient::connect(&self.context.page_service.addr(), &binding).await.map_err(unavailable)?;
@@ -445,6 +464,23 @@ async fn check_tables(wanted: &[String], branch: &str, base: &str, head: &Side, 
     Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint))
 }
 
+/// The same for two branches' names, each with the template that it comes from, if it is masked.
+fn unrelated(first: (&str, Option<&str>), second: (&str, Option<&str>)) -> ErrorInfo {
+    let named = |(name, template): (&str, Option<&str>)| match template {
+        Some(template) => format!("branch {name} of masked template {template}"),
+        None => format!("branch {name}"),
+    };
+    let message = format!("{} and {} have no history in common", named(first), named(second));
+    let hint = match first.1.or(second.1) {
+        Some(template) => format!(
+            "a masked branch shares nothing with the root, its branches, and those of other templates: leave --against out, or name another \
+             branch of masked template {template}"
+        ),
+        None => "only branches of one connector can be compared".to_owned(),
+    };
+    ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint)
+}
+
 fn busy(branch: &BranchRow) -> ErrorInfo {
     let doing = if branch.state == BranchState::Deleting { "deleted" } else { "made" };
     ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {} is just being {doing}", branch.name))
@@ -457,7 +493,7 @@ fn ready(branch: &BranchRow) -> Result<(), ErrorInfo> {
 
 /// Takes a snapshot of every database. `name` is what errors call this side.
 async fn open_side(branch: &BranchRow, at: &WakeReply, name: &str) -> Result<Side, ErrorInfo> {
-    let lister = connect(at, "template1").await?;
+    let lister = connect_anywhere(at, branch).await?;
     let listed = lister
         .query("select oid, datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
         .await
@@ -488,15 +524,38 @@ async fn open_side(branch: &BranchRow, at: &WakeReply, name: &str) -> Result<Sid
 
 /// Connects to a compute as its agent does.
 pub(crate) async fn connect(at: &WakeReply, database: &str) -> Result<Client, ErrorInfo> {
+    open(at, database).await.map_err(|error| not_opened(database, &error))
+}
+
+/// The same in whichever of the usual databases there is, or else in the branch's own: its users may have renamed, dropped or closed
+/// any of them.
+pub(crate) async fn connect_anywhere(at: &WakeReply, branch: &BranchRow) -> Result<Client, ErrorInfo> {
+    let [first, second] = USUAL_DATABASES;
+    let databases = [first, second, branch.database.as_str()];
+    for database in databases {
+        match open(at, database).await {
+            Err(error) if error.code().is_some_and(|code| is_closed_database(code.code())) => {}
+            opened => return opened.map_err(|error| not_opened(database, &error)),
+        }
+    }
+    let message =
+        format!("none of the databases {} of branch {} takes connections", databases.join(", "), branch.known_name());
+    Err(ErrorInfo::new(ApiErrorCode::ComputeFailed, message)
+        .with_hint(format!("let one of them in again: ALTER DATABASE {first} ALLOW_CONNECTIONS true")))
+}
+
+fn not_opened(database: &str, error: &tokio_postgres::Error) -> ErrorInfo {
+    let code = match error.code() {
+        Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME) => ApiErrorCode::NotFound,
+        _ => ApiErrorCode::ComputeFailed,
+    };
+    ErrorInfo::new(code, format!("database {database} cannot be opened: {}", with_causes(error)))
+}
+
+async fn open(at: &WakeReply, database: &str) -> Result<Client, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
     config.host_path(&at.socket_dir).port(at.port).user(AGENT_ROLE).dbname(database).application_name("ardent diff");
-    let (client, connection) = config.connect(NoTls).await.map_err(|error| {
-        let code = match error.code() {
-            Some(&tokio_postgres::error::SqlState::INVALID_CATALOG_NAME) => ApiErrorCode::NotFound,
-            _ => ApiErrorCode::ComputeFailed,
-        };
-        ErrorInfo::new(code, format!("database {database} cannot be opened: {}", chain(&error)))
-    })?;
+    let (client, connection) = config.connect(NoTls).await?;
     // Ends with the client; its errors reach the queries.
     tokio::spawn(async move {
         if let Err(error) = connection.await {
@@ -507,21 +566,31 @@ pub(crate) async fn connect(at: &WakeReply, database: &str) -> Result<Client, Er
 }
 
 fn failed(error: &DiffError) -> ErrorInfo {
-    ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(error))
+    ErrorInfo::new(ApiErrorCode::ComputeFailed, with_causes(error))
 }
 
 fn query_failed(branch: &BranchRow, error: &tokio_postgres::Error) -> ErrorInfo {
-    ErrorInfo::new(ApiErrorCode::ComputeFailed, format!("branch {} cannot be read: {}", branch.name, chain(error)))
+    ErrorInfo::new(
+        ApiErrorCode::ComputeFailed,
+        format!("branch {} cannot be read: {}", branch.name, with_causes(error)),
+    )
 }
 
-/// An error with its causes.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn branches_that_share_nothing_are_named_with_their_templates() {
+        let check = |first, second, message: &str, hint: &str| {
+            let error = unrelated(first, second);
+            assert_eq!((error.code, error.message.as_str()), (ApiErrorCode::InvalidArguments, message));
+            assert!(error.hint.as_deref().is_some_and(|said| said.contains(hint)), "{error:?}");
+        };
+        let masked = "branch m2 of masked template nightly and branch shop have no history in common";
+        check(("m2", Some("nightly")), ("shop", None), masked, "shares nothing with the root, its branches");
+        let turned = "branch b and branch m2 of masked template nightly have no history in common";
+        check(("b", None), ("m2", Some("nightly")), turned, "another branch of masked template nightly");
+        check(("a", None), ("b", None), "branch a and branch b have no history in common", "of one connector");
     }
-    text
 }

@@ -6,6 +6,7 @@ use ardent_api::control::{ApiErrorCode, BranchHistory, ErrorInfo, HistoryStretch
 use ardent_api::page_service::{ManageReply, ManageRequest, TimelineStatus};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
+use crate::checkpoints::Position;
 use crate::context::Context;
 use crate::deps::{StorageError, StorageErrorKind};
 use crate::point::{PointSpec, unexpected_reply};
@@ -40,7 +41,7 @@ pub(crate) struct PointInHistory {
 
 impl Control {
     /// The stretches that a branch can be restored from, oldest first.
-    fn stretches(&self, branch: &BranchRow) -> Result<Vec<Stretch>, ErrorInfo> {
+    pub(crate) fn stretches(&self, branch: &BranchRow) -> Result<Vec<Stretch>, ErrorInfo> {
         let past = self.context.store.past_timelines(branch.id)?;
         let mut stretches: Vec<Stretch> = past
             .iter()
@@ -103,6 +104,31 @@ impl Control {
             Some((stretch, lsn)) => Ok(PointInHistory { stretch: stretch.clone(), lsn }),
             None => Err(self.outside_history(branch, &stretches).await),
         }
+    }
+
+    /// Where a position is that the branch was at: on its timeline, or else where another timeline of the branch's begins.
+    pub(crate) async fn position_in_history(
+        &self,
+        branch: &BranchRow,
+        (timeline, lsn): Position,
+    ) -> Result<PointInHistory, ErrorInfo> {
+        let stretches = self.stretches(branch)?;
+        if let Some(stretch) = stretches.iter().find(|stretch| stretch.timeline == timeline) {
+            let status = self.caught_up(branch, stretch).await?;
+            if status.oldest_lsn.unwrap_or(status.retained_from_lsn) <= lsn {
+                return Ok(PointInHistory { stretch: stretch.clone(), lsn });
+            }
+        }
+        for stretch in stretches.iter().rev().filter(|stretch| stretch.start_lsn == Some(lsn)) {
+            let Some(ancestor) = stretch.ancestor else { continue };
+            if self.first_with(stretch.timeline, lsn)? == timeline {
+                // What begins there anew begins on that one.
+                self.make_readable(branch.tenant, ancestor, lsn).await;
+                self.context.page_service.wait_lsn(branch.tenant, ancestor, lsn, CATCH_UP_TIMEOUT).await?;
+                return Ok(PointInHistory { stretch: stretch.clone(), lsn });
+            }
+        }
+        Err(self.outside_history(branch, &stretches).await)
     }
 
     /// A stretch's LSN at a time that lies within it; `None` if that is not kept any more.

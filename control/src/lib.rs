@@ -30,6 +30,9 @@
 //! - CT-9: before a timeline without a writer is read up to where it is committed, or something that hangs on it is, safekeepers that hold
 //!   more than they say to be committed are made to commit it: what a crash left was acknowledged, or may have been (`log_completion.rs`).
 //!
+//! - CT-10: of a connector that gives out masked data only, nothing comes behind a URL that is not masked, but for what was behind that one
+//!   before (`masked_only.rs`).
+//!
 //! Control does not know WAL or the Postgres protocol, and of pages only whether a row's version is there (`blame.rs`). It depends on
 //! no other service's crate: the page server, safekeepers and connectors are traits in [`deps`]. Start reading at [`service`], then
 //! [`branches`].
@@ -37,6 +40,7 @@
 mod apply;
 mod blame;
 pub mod branches;
+mod checkpoints;
 mod collations;
 pub mod compute;
 pub mod connectors;
@@ -51,8 +55,10 @@ mod lineage;
 mod log_completion;
 mod logical;
 mod masked;
+mod masked_only;
 mod members;
 mod metrics;
+mod parent;
 pub mod pgurl;
 mod point;
 mod rebase;

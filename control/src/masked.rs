@@ -28,11 +28,11 @@ use ardent_masking::{
     CheckMaskingRequest, Connect, CreateMaskedRequest, MaskError, MaskEvent, MaskReport, MaskedInfo, Masking,
     MaskingCheck, Progress, RULES_LEN_MAX, Rules,
 };
-use ardent_types::{BranchId, Lsn};
+use ardent_types::{BranchId, Lsn, with_causes};
 
 use crate::branches::{not_found, shutting_down};
 use crate::deps::WalBranch;
-use crate::diff::{chain, connect};
+use crate::diff::connect;
 use crate::point::{PointSpec, unexpected_reply};
 use crate::service::Control;
 use crate::store::{BranchRow, InsertBranch, iso8601};
@@ -92,7 +92,8 @@ impl Control {
         let row = BranchRow::below(&parent, BranchRow::template_row_name(name.as_str()));
         match self.context.store.insert_template(&row, &request.rules)? {
             InsertBranch::Inserted { .. } => {}
-            InsertBranch::ParentGone => return Err(not_found(&parent.name)),
+            // What is going to be masked is not withheld.
+            InsertBranch::ParentGone | InsertBranch::Withheld => return Err(not_found(&parent.name)),
             InsertBranch::Exists(existing) => return self.same_template(&existing, request),
         }
         let made = self.mask_and_cut(&row, &parent, rules, events).await;
@@ -246,7 +247,7 @@ impl Control {
         Ok(None)
     }
 
-    fn templates(&self) -> Result<Vec<BranchRow>, ErrorInfo> {
+    pub(crate) fn templates(&self) -> Result<Vec<BranchRow>, ErrorInfo> {
         let mut rows = self.context.store.branches()?;
         rows.retain(|row| row.template_name().is_some());
         Ok(rows)
@@ -333,7 +334,7 @@ fn masking_failed(parent: &BranchRow, error: &MaskError) -> ErrorInfo {
             None => info.with_hint("nothing was masked. Change the rules: docs/masking.md describes them"),
         };
     }
-    let message = format!("the data of {} cannot be masked: {}", parent.name, chain(error));
+    let message = format!("the data of {} cannot be masked: {}", parent.name, with_causes(error));
     ErrorInfo::new(ApiErrorCode::ComputeFailed, message)
         .with_hint("nothing of it is left. Change the rules, or production, and make the template again")
 }

@@ -16,10 +16,10 @@ use ardent_api::control::{ApiErrorCode, DiffRequest, ErrorInfo, SCHEMA_VERSION};
 use ardent_api::policy::BranchPolicy;
 use ardent_change_set::{Applied, ApplyOptions, RebaseReply, RebaseRequest, apply};
 use ardent_diff::DiffReport;
-use ardent_types::Lsn;
+use ardent_types::{Lsn, with_causes};
 
 use crate::branches::shutting_down;
-use crate::diff::{chain, connect};
+use crate::diff::connect;
 use crate::point::PointSpec;
 use crate::service::Control;
 use crate::store::{BranchRow, now_us};
@@ -58,6 +58,7 @@ impl Control {
             }
         };
         let parent = parent.ok_or_else(|| crate::branches::not_found(name))?;
+        self.check_not_withheld(branch, "rebased")?;
         for _ in 0..ATTEMPTS_MAX {
             if let Some(reply) = self.try_rebase(branch, &parent, request).await? {
                 return Ok(reply);
@@ -128,9 +129,10 @@ impl Control {
         for set in &report.databases {
             let client = connect(&at, &set.database).await?;
             let allow = client.batch_execute("set default_transaction_read_only = off").await;
-            allow.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(&error)))?;
+            allow.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, with_causes(&error)))?;
             let applied = apply(&client, set, &options, |_| {}).await;
-            take(&mut reply, applied.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, chain(&error)))?);
+            let applied = applied.map_err(|error| ErrorInfo::new(ApiErrorCode::ComputeFailed, with_causes(&error)))?;
+            take(&mut reply, applied);
         }
         if !reply.conflicts.is_empty() || request.dry_run {
             return Ok(Some(reply));

@@ -306,6 +306,7 @@ fn name_the_nameless(
             created_us: now_us(),
             // One is made when the URL is asked for.
             credentials: Vec::new(),
+            checkpoints: Vec::new(),
             ..root.clone()
         });
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use nix::sys::resource::{Resource, getrlimit};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -392,6 +393,7 @@ impl Control {
             branches: branches.iter().filter(|row| !row.is_root() && row.is_listed()).count() as u64,
             computes_running: self.pool.running(),
             clock_problem: self.clock.problem(),
+            open_files_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
         })
     }
 

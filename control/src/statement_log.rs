@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo, SCHEMA_VERSION};
 use ardent_statement_log::{Amount, LogEnd, LogEntry, LogFilter, LogLine, LogRequest, read_log};
-use ardent_types::BranchId;
+use ardent_types::{BranchId, with_causes};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -146,7 +146,7 @@ impl LogReading {
             let summary = match read {
                 Ok(summary) => summary,
                 Err(error) => {
-                    let message = format!("the log of {} cannot be read: {}", self.branch, crate::diff::chain(&error));
+                    let message = format!("the log of {} cannot be read: {}", self.branch, with_causes(&error));
                     let error = ErrorInfo::new(ApiErrorCode::Internal, message);
                     return write_line(out, &LogLine::Error { error });
                 }

@@ -15,7 +15,7 @@ use ardent_api::page_service::{ErrorCode, ManageReply, ManageRequest};
 use ardent_api::wal_service::{self, CopySource, Member, MemberStanding, Membership, PromisedTerm, SafekeeperStatus};
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_quorum::Configuration;
-use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, TimelineId};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, TimelineId, with_causes};
 use ardent_wal_client::{
     Ancestor, ClientError, Proposer, ProposerConfig, SafekeeperClient, TimelineSpec, TimelineStatus,
 };
@@ -143,7 +143,7 @@ fn page_error(error: PageError) -> StorageError {
         None if error.is_retryable() => StorageErrorKind::Unavailable,
         None => StorageErrorKind::Failed,
     };
-    StorageError::new(kind, with_cause(&error))
+    StorageError::new(kind, with_causes(&error))
 }
 
 /// How long a safekeeper may take to answer.
@@ -584,7 +584,7 @@ impl MemberService for SafekeepersAt {
             let config = ProposerConfig { membership, ..ProposerConfig::new(tenant, timeline, self.addrs(), token) };
             let elected = Proposer::elect(config, CancellationToken::new()).await;
             let (proposer, found) =
-                elected.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, with_cause(&error)))?;
+                elected.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, with_causes(&error)))?;
             Ok((Box::new(proposer) as Box<dyn std::any::Any + Send + Sync>, found.end_lsn))
         }
         .boxed()
@@ -607,19 +607,8 @@ fn wal_error(error: ClientError) -> StorageError {
         None if error.is_retryable() || matches!(error, ClientError::WrongKey { .. }) => StorageErrorKind::Unavailable,
         None => StorageErrorKind::Failed,
     };
-    StorageError::new(kind, with_cause(&error))
-}
-
-/// These messages go to people at once, with the reason.
-fn with_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
+    // Such a message goes to people at once: with the reason.
+    StorageError::new(kind, with_causes(&error))
 }
 
 #[cfg(test)]

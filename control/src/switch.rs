@@ -1,4 +1,4 @@
-//! Reset and restore: a branch moves to a new timeline, from its parent or from its own history.
+//! Reset, restore and rewind: a branch moves to a new timeline, from its parent or from its own history.
 //!
 //! ```text
 //!  point ──► row in `switches` ──► timeline on page server, safekeepers ──► made ──► gate closed, compute stopped, folder gone
@@ -21,9 +21,20 @@ use ardent_api::control::{ApiErrorCode, BranchState, ErrorInfo, ResetRequest, Re
 use ardent_types::{Lsn, TimelineId};
 
 use crate::branches::{MadeTimeline, not_found, root_branch, shutting_down};
+use crate::history::PointInHistory;
 use crate::point::{Point, PointSpec};
 use crate::service::Control;
 use crate::store::{BeginSwitch, BranchRow, SwitchKind, SwitchRow, iso8601, iso8601_us, now_us};
+
+/// What a branch is to become.
+pub(crate) enum Goal {
+    /// What its parent is or was.
+    Parent(PointSpec),
+    /// What it was itself.
+    Past(PointSpec),
+    /// What it was at the checkpoint of this label; absent: at the last one that it has passed.
+    Checkpoint(Option<String>),
+}
 
 /// Where a new timeline begins.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +51,7 @@ impl Control {
     /// Makes a branch what its parent is. Goes on when the caller goes away.
     pub async fn reset_branch(self: &Arc<Self>, name: &str, request: ResetRequest) -> Result<SwitchReply, ErrorInfo> {
         let point = request.at.as_deref().map_or(Ok(PointSpec::Now), str::parse)?;
-        self.switch_branch(name, SwitchKind::Reset, point).await
+        self.switch_branch(name, Goal::Parent(point)).await
     }
 
     /// Makes a branch what it was. Goes on when the caller goes away.
@@ -49,35 +60,46 @@ impl Control {
         name: &str,
         request: RestoreRequest,
     ) -> Result<SwitchReply, ErrorInfo> {
-        self.switch_branch(name, SwitchKind::Restore, request.at.parse()?).await
+        self.switch_branch(name, Goal::Past(request.at.parse()?)).await
     }
 
-    async fn switch_branch(
-        self: &Arc<Self>,
-        name: &str,
-        kind: SwitchKind,
-        point: PointSpec,
-    ) -> Result<SwitchReply, ErrorInfo> {
+    pub(crate) async fn switch_branch(self: &Arc<Self>, name: &str, goal: Goal) -> Result<SwitchReply, ErrorInfo> {
         let began = Instant::now();
         let (control, name) = (self.clone(), name.to_owned());
         let task = self.tasks.spawn(async move {
             let lock = control.name_lock(&name);
             let _guard = lock.lock().await;
-            let branch = control.find_branch(&name)?;
-            if branch.is_root() {
-                return Err(root_branch(&branch));
-            }
-            if branch.state != BranchState::Ready {
-                let message = format!("branch {name} is just being made or deleted");
-                return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
-            }
-            let at_lsn = match kind {
-                SwitchKind::Reset => control.reset(&branch, point).await?,
-                SwitchKind::Restore => control.restore(&branch, point).await?,
+            let branch = control.branch_to_move(&name)?;
+            let mut checkpoint = None;
+            let at_lsn = match goal {
+                Goal::Parent(point) => control.reset(&branch, point).await?,
+                Goal::Past(point) => {
+                    let found = control.point_in_history(&branch, point).await?;
+                    control.restore(&branch, found).await?
+                }
+                Goal::Checkpoint(label) => {
+                    let row = control.checkpoint_to_rewind_to(&branch, label.as_deref())?;
+                    let found = control.position_in_history(&branch, row.position()).await?;
+                    checkpoint = Some(row.label);
+                    control.restore(&branch, found).await?
+                }
             };
-            control.switch_reply(&branch, at_lsn, began)
+            Ok(SwitchReply { checkpoint, ..control.switch_reply(&branch, at_lsn, began)? })
         });
         task.await.map_err(|_| shutting_down())?
+    }
+
+    /// A branch that is there and has a history of its own. To be called with the name's lock held.
+    pub(crate) fn branch_to_move(&self, name: &str) -> Result<BranchRow, ErrorInfo> {
+        let branch = self.find_branch(name)?;
+        if branch.is_root() {
+            return Err(root_branch(&branch));
+        }
+        if branch.state != BranchState::Ready {
+            let message = format!("branch {name} is just being made or deleted");
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("try again in a moment"));
+        }
+        Ok(branch)
     }
 
     fn switch_reply(&self, branch: &BranchRow, at_lsn: Lsn, began: Instant) -> Result<SwitchReply, ErrorInfo> {
@@ -88,6 +110,7 @@ impl Control {
         Ok(SwitchReply {
             branch: self.branch_info(&row)?,
             at_lsn,
+            checkpoint: None,
             // The last moment at which it was on that one.
             undo_at: iso8601_us(past.until_us - 1),
             undo_until: iso8601(self.restorable_until_us(&past)?),
@@ -96,6 +119,7 @@ impl Control {
     }
 
     async fn reset(&self, branch: &BranchRow, point: PointSpec) -> Result<Lsn, ErrorInfo> {
+        self.check_not_withheld(branch, "reset")?;
         let parent = match branch.parent {
             Some(id) => self.context.store.branch_by_id(id)?,
             None => None,
@@ -106,8 +130,7 @@ impl Control {
         self.switch(branch, &parent, SwitchKind::Reset, origin).await
     }
 
-    async fn restore(&self, branch: &BranchRow, point: PointSpec) -> Result<Lsn, ErrorInfo> {
-        let found = self.point_in_history(branch, point).await?;
+    async fn restore(&self, branch: &BranchRow, found: PointInHistory) -> Result<Lsn, ErrorInfo> {
         let stretch = found.stretch;
         // One that begins where this one began hangs where this one hangs: going back to the same point again and again makes
         // no chain.

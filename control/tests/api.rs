@@ -114,6 +114,12 @@ async fn the_openapi_document_is_true() {
     check("Branch", &world.call("POST", "/v1/branches/a/suspend", None).await.1);
     check("Branch", &world.call("PATCH", "/v1/branches/a", Some(json!({}))).await.1);
     check("SwitchedBranch", &world.call("POST", "/v1/branches/a/reset", Some(json!({}))).await.1);
+    check("Checkpoint", &world.call("POST", "/v1/branches/a/checkpoints", Some(json!({}))).await.1);
+    let checkpoints = world.get("/v1/branches/a/checkpoints").await;
+    check("CheckpointList", &checkpoints);
+    check("Checkpoint", &checkpoints["checkpoints"][0]);
+    check("SwitchedBranch", &world.call("POST", "/v1/branches/a/rewind", Some(json!({}))).await.1);
+    check("Deleted", &world.call("DELETE", "/v1/branches/a/checkpoints/step-1", None).await.1);
     let history = world.get("/v1/branches/a/history").await;
     check("BranchHistory", &history);
     check("HistoryStretch", &history["stretches"][0]);

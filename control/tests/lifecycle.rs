@@ -147,6 +147,29 @@ async fn names_are_checked_and_children_protect_their_parent() {
 }
 
 #[tokio::test]
+async fn of_several_connectors_the_one_that_is_meant_is_branched_from() {
+    let world = World::connected().await;
+    world.connect("crm").await;
+    let error = world.fails("POST", "/v1/branches", Some(json!({ "name": "a" })), ApiErrorCode::InvalidArguments).await;
+    assert!(
+        error["hint"].as_str().is_some_and(|hint| hint.contains("crm, shop") && hint.contains("switch")),
+        "{error}"
+    );
+    let made = world.create_branch(json!({ "name": "a", "connector": "crm" })).await;
+    assert_eq!((&made["connector"], &made["parent"]), (&json!("crm"), &json!("crm")));
+    // What is named counts; and the same again is the same, whatever of the connector it was made from.
+    let made = world.create_branch(json!({ "name": "b", "from": "shop", "connector": "crm" })).await;
+    assert_eq!(made["connector"], "shop");
+    world.create_branch(json!({ "name": "c", "from": "a" })).await;
+    let (_, again) = world.call("POST", "/v1/branches", Some(json!({ "name": "c", "connector": "crm" }))).await;
+    assert_eq!((&again["created"], &again["parent"]), (&json!(false), &json!("a")), "{again}");
+    let other = json!({ "name": "c", "connector": "shop" });
+    world.fails("POST", "/v1/branches", Some(other), ApiErrorCode::AlreadyExists).await;
+    let none = json!({ "name": "d", "connector": "none" });
+    world.fails("POST", "/v1/branches", Some(none), ApiErrorCode::NotFound).await;
+}
+
+#[tokio::test]
 async fn a_branch_that_storage_refuses_is_undone_even_later() {
     let world = World::connected().await;
     world.fakes.state.lock().safekeeper_down = true;

@@ -1,4 +1,4 @@
-//! Random histories of branches against a model: made, reset, restored, renamed, deleted and had back, while control is killed in the
+//! Random histories of branches against a model: made, reset, restored, rewound, renamed, deleted and had back, while control is killed in the
 //! middle and storage is away.
 //!
 //! After each step the branches are those of the model with their ids and passwords, and storage has exactly the timelines that these, what they
@@ -126,8 +126,15 @@ impl Run {
 
     async fn reset_or_restore(&mut self) {
         let Some((id, branch)) = self.any(false) else { return };
-        let (verb, body) =
-            if self.one_in(2) { ("reset", json!({})) } else { ("restore", json!({ "at": branch.branch_lsn })) };
+        let (verb, body) = match self.random.random_range(0..3) {
+            0 => ("reset", json!({})),
+            1 => ("restore", json!({ "at": branch.branch_lsn })),
+            _ => {
+                let path = format!("/v1/branches/{}/checkpoints", branch.name);
+                self.expect("POST", &path, Some(json!({})), 200).await;
+                ("rewind", json!({}))
+            }
+        };
         let path = format!("/v1/branches/{}/{verb}", branch.name);
         let anew = self.expect("POST", &path, Some(body), 200).await;
         self.is_anew(&id, &anew);

@@ -65,6 +65,7 @@ async fn seen(world: &World) -> Vec<Value> {
     for branch in ["a", "b2"] {
         seen.push(world.get(&format!("/v1/branches/{branch}/url")).await);
         seen.push(world.get(&format!("/v1/branches/{branch}/history")).await);
+        seen.push(world.get(&format!("/v1/branches/{branch}/checkpoints")).await);
     }
     let mut connector = world.get("/v1/connectors/shop").await;
     // How it runs is not what it is.
@@ -86,7 +87,20 @@ async fn full_world() -> World {
     assert_eq!(status, 200);
     let (status, _) = world.call("DELETE", "/v1/branches/c", None).await;
     assert_eq!(status, 200);
+    let mark = |branch: &'static str, body: Value| {
+        let world = &world;
+        async move {
+            let (status, reply) = world.call("POST", &format!("/v1/branches/{branch}/checkpoints"), Some(body)).await;
+            assert_eq!(status, 200, "{reply}");
+        }
+    };
+    mark("a", json!({})).await;
+    mark("b2", json!({ "label": "gone" })).await;
+    mark("b2", json!({ "label": "first" })).await;
     let (status, reply) = world.call("POST", "/v1/branches/a/reset", Some(json!({}))).await;
+    assert_eq!(status, 200, "{reply}");
+    mark("a", json!({ "label": "after-the-reset" })).await;
+    let (status, reply) = world.call("DELETE", "/v1/branches/b2/checkpoints/gone", None).await;
     assert_eq!(status, 200, "{reply}");
     told(&world).await;
     world
@@ -110,7 +124,15 @@ async fn everything_is_as_it_was_after_the_database_was_lost() {
     world.start().await;
     world.token = world.control().new_user_token("again").expect("token");
     assert_eq!(seen(&world).await, before);
+    let labels = |list: &Value| {
+        let list = list["checkpoints"].as_array().expect("a list").iter();
+        list.map(|made| made["label"].as_str().expect("a label").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(labels(&world.get("/v1/branches/a/checkpoints").await), ["step-1", "after-the-reset"]);
+    assert_eq!(labels(&world.get("/v1/branches/b2/checkpoints").await), ["first"]);
     // They are not only shown.
+    let (status, reply) = world.call("POST", "/v1/branches/a/rewind", Some(json!({ "checkpoint": "step-1" }))).await;
+    assert_eq!(status, 200, "{reply}");
     world.create_branch(json!({ "name": "d", "from": "b2" })).await;
     let (status, reply) = world.call("POST", "/v1/branches/c/undelete", Some(json!({}))).await;
     assert_eq!(status, 200, "{reply}");
@@ -236,6 +258,28 @@ async fn what_nothing_describes_comes_back_under_another_name_and_nothing_is_cla
 }
 
 #[tokio::test]
+async fn what_a_branch_was_compared_with_before_a_reset_is_known_after_the_database_was_lost() {
+    let mut world = World::connected().await;
+    let made = world.create_branch(json!({ "name": "a" })).await;
+    world.fakes.ingested.send_replace(Lsn::new(0x2000));
+    let (status, reset) = world.call("POST", "/v1/branches/a/reset", Some(json!({}))).await;
+    assert_eq!(status, 200, "{reset}");
+    assert_ne!(reset["branch_lsn"], made["branch_lsn"]);
+    for at in ["0/1800", "0/1C00"] {
+        told(&world).await;
+        let tenant = tenant(&world).await;
+        world.crash();
+        lose(&world);
+        make_database(&database(&world), &keyring(&world), found(&world, tenant)).expect("made");
+        world.start().await;
+        world.token = world.control().new_user_token("again").expect("token");
+        let (status, restored) = world.call("POST", "/v1/branches/a/restore", Some(json!({ "at": at }))).await;
+        assert_eq!(status, 200, "{restored}");
+        assert_eq!(restored["branch_lsn"], made["branch_lsn"], "{at}");
+    }
+}
+
+#[tokio::test]
 async fn a_database_that_is_there_stays_and_an_empty_store_makes_none() {
     let mut world = full_world().await;
     let tenant = tenant(&world).await;
@@ -252,6 +296,18 @@ async fn a_database_that_is_there_stays_and_an_empty_store_makes_none() {
     make_database(&path, &keyring(&world), found(&world, tenant)).expect("made");
     let opened: Result<Store, StoreError> = Store::open(&path);
     assert!(opened.is_ok() && !path.with_extension("db.recovering").exists());
+}
+
+#[tokio::test]
+async fn a_connector_that_gives_out_masked_data_only_comes_back_as_one() {
+    let world = World::connected().await;
+    let (status, reply) = world.call("PATCH", "/v1/connectors/shop", Some(json!({ "masked_only": true }))).await;
+    assert_eq!(status, 200, "{reply}");
+    told(&world).await;
+    let path = world.folder.path().join("other.db");
+    make_database(&path, &keyring(&world), found(&world, tenant(&world).await)).expect("made anew");
+    let connector = Store::open(&path).expect("opened").connector("shop").expect("read").expect("it is back");
+    assert!(connector.masked_only);
 }
 
 #[tokio::test]

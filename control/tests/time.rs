@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use ardent_api::control::ApiErrorCode;
 use ardent_trusted_clock::{KeptClock, Reading, boot_id};
-use ardent_types::TimelineId;
+use ardent_types::{Lsn, TimelineId};
 use world::{Held, World, until};
 
 async fn post(world: &World, path: &str, body: Value) -> Value {
@@ -37,6 +37,7 @@ async fn a_reset_branch_is_its_parent_anew_and_can_be_had_back() {
     let (_, first) = world.call("POST", "/v1/branches/a/wake", None).await;
     let folder = world.compute_dir("a").expect("it was started");
 
+    world.fakes.ingested.send_replace(Lsn::new(0x2000));
     let reset = post(&world, "/v1/branches/a/reset", json!({})).await;
     assert_ne!(timeline(&reset), timeline(&made));
     assert_eq!(ancestor(&world, timeline(&reset)), ancestor(&world, timeline(&made)));
@@ -67,6 +68,41 @@ async fn a_reset_branch_is_its_parent_anew_and_can_be_had_back() {
     assert_eq!(undone["branch_lsn"], made["branch_lsn"], "compared with what it was compared with");
     assert_eq!(url(&world, "a").await, made["url"]);
     assert_eq!(world.fakes.timelines(), (5, 4));
+}
+
+#[tokio::test]
+async fn a_branch_is_compared_with_what_it_was_compared_with_at_the_point_that_it_goes_back_to() {
+    let world = World::connected().await;
+    let written_up_to = |lsn| world.fakes.ingested.send_replace(Lsn::new(lsn));
+    let made = world.create_branch(json!({ "name": "a" })).await;
+    written_up_to(0x1400);
+    let old = post(&world, "/v1/branches/a/checkpoints", json!({ "label": "old" })).await;
+    assert_eq!((timeline(&old), &old["lsn"]), (timeline(&made), &json!("0/00001400")));
+    written_up_to(0x2000);
+    let reset = post(&world, "/v1/branches/a/reset", json!({})).await;
+    assert_eq!((&made["branch_lsn"], &reset["branch_lsn"]), (&json!("0/00001000"), &json!("0/00002000")));
+    written_up_to(0x2800);
+    let new = post(&world, "/v1/branches/a/checkpoints", json!({ "label": "new" })).await;
+    assert_eq!((timeline(&new), &new["lsn"]), (timeline(&reset), &json!("0/00002800")));
+
+    let before = post(&world, "/v1/branches/a/restore", json!({ "at": "0/1800" })).await;
+    assert_eq!(ancestor(&world, timeline(&before)), Some(timeline(&made)));
+    assert_eq!(before["branch_lsn"], made["branch_lsn"], "not with what the reset made of it");
+    let deeper = post(&world, "/v1/branches/a/restore", json!({ "at": "0/1C00" })).await;
+    assert_eq!(ancestor(&world, timeline(&deeper)), Some(timeline(&before)));
+    assert_eq!(deeper["branch_lsn"], made["branch_lsn"]);
+    let again = post(&world, "/v1/branches/a/restore", json!({ "at": "0/1800" })).await;
+    assert_eq!(ancestor(&world, timeline(&again)), Some(timeline(&made)));
+    assert_eq!(again["branch_lsn"], made["branch_lsn"]);
+
+    for _ in 0..2 {
+        let after = post(&world, "/v1/branches/a/rewind", json!({ "checkpoint": "new" })).await;
+        assert_eq!(ancestor(&world, timeline(&after)), Some(timeline(&reset)));
+        assert_eq!(after["branch_lsn"], reset["branch_lsn"], "after the reset again");
+        let before = post(&world, "/v1/branches/a/rewind", json!({ "checkpoint": "old" })).await;
+        assert_eq!(ancestor(&world, timeline(&before)), Some(timeline(&made)));
+        assert_eq!(before["branch_lsn"], made["branch_lsn"], "and before it again");
+    }
 }
 
 #[tokio::test]

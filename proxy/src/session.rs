@@ -209,7 +209,7 @@ async fn check_password<C: ControlPlane>(
     let started = Exchange::start(verifier, &mechanism, &first, &server_nonce()?, Some(end_point));
     let exchange = match started {
         Ok(exchange) => exchange,
-        Err(error) => return Ok(Err(denied(&route.role, error))),
+        Err(error) => return Ok(Err(denied(route, error))),
     };
     stream.write_all(&message::sasl_continue(exchange.server_first())).await?;
     let last = read_password_message(stream).await?;
@@ -218,7 +218,7 @@ async fn check_password<C: ControlPlane>(
             stream.write_all(&message::sasl_final(&server_final)).await?;
             Ok(Ok(()))
         }
-        Err(error) => Ok(Err(denied(&route.role, error))),
+        Err(error) => Ok(Err(denied(route, error))),
     }
 }
 
@@ -235,14 +235,17 @@ fn server_nonce() -> Result<String, SessionError> {
     Ok(STANDARD_NO_PAD.encode(bytes))
 }
 
-/// The same words whether the branch, the role or the password is wrong (PX-2).
-fn denied(role: &str, error: ScramError) -> ClientError {
+/// The same words whether the branch, the role or the password is wrong (PX-2). The names are those that the client sent.
+fn denied(route: &Route, error: ScramError) -> ClientError {
+    let Route { branch, role, .. } = route;
     let message = match error {
         ScramError::Denied => format!("password authentication failed for user \"{role}\""),
         other => format!("authentication failed for user \"{role}\": {other}"),
     };
-    let hint = "A branch has a password of its own: take the connection string that \"ardent branch info NAME --print-url\" shows.";
-    ClientError { sqlstate: "28P01", message, hint: Some(hint.to_owned()) }
+    let hint = format!(
+        "A branch has a password of its own: take the connection string that \"ardent branch info {branch} --print-url\" shows."
+    );
+    ClientError { sqlstate: "28P01", message, hint: Some(hint) }
 }
 
 fn control_error(error: ControlError) -> ClientError {

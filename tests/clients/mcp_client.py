@@ -33,7 +33,7 @@ def said(result, is_error=False):
 
 async def converse(client, name):
     tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    assert len(tools) == 11 and all(tool.output_schema for tool in tools.values()), tools
+    assert len(tools) == 13 and all(tool.output_schema for tool in tools.values()), tools
     assert tools["query"].annotations.read_only_hint and tools["delete_branch"].annotations.destructive_hint
 
     progress = []

@@ -49,18 +49,27 @@ impl Mcp {
         writeln!(input, "{message}").and_then(|()| input.flush()).expect("it reads");
     }
 
+    /// The next message that it sends. `after`: what that is to answer.
+    fn next(&mut self, after: &str) -> Value {
+        let mut line = String::new();
+        assert!(self.output.read_line(&mut line).expect("it can be read") > 0, "it ended without an answer to {after}");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    /// Sends a line as it is; the answer.
+    pub fn line(&mut self, line: &[u8]) -> Value {
+        let input = self.input.as_mut().expect("it is not closed");
+        input.write_all(&[line, b"\n"].concat()).and_then(|()| input.flush()).expect("it reads");
+        self.next(&String::from_utf8_lossy(line))
+    }
+
     /// A request's result. What is asked meanwhile is answered.
     pub fn request(&mut self, method: &str, params: Value) -> Value {
         self.count += 1;
         let id = self.count;
         self.send(&json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }));
         loop {
-            let mut line = String::new();
-            assert!(
-                self.output.read_line(&mut line).expect("it can be read") > 0,
-                "it ended without an answer to {method}"
-            );
-            let message: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+            let message = self.next(method);
             if message["method"] == "elicitation/create" {
                 self.asked.push(message["params"]["message"].as_str().unwrap_or_default().to_owned());
                 let answer = self.answer.clone().expect("it asks though it was told that it cannot");

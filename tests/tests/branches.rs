@@ -6,6 +6,7 @@ use std::process::Command;
 
 use ardent_test_pg::{TestPg, program};
 use ardent_tests::{House, production_options, sql, try_sql};
+use serde_json::Value;
 
 #[test]
 fn branches_are_apart_and_give_their_names_back() {
@@ -56,9 +57,33 @@ fn branches_are_apart_and_give_their_names_back() {
     assert!(try_sql(&one, "select 1").is_err(), "the old password opens nothing");
 
     house.ok(&["branch", "delete", "one", "two"]);
+    default_connectors_are_meant_where_none_is_named(&house, &production);
     house.ok(&["connector", "delete", "main", "--yes"]);
     assert_eq!(production.sql("select count(*) from pg_replication_slots"), "0");
     assert_eq!(house.compute_processes(), []);
+}
+
+/// Environment before project file, and both before a question.
+fn default_connectors_are_meant_where_none_is_named(house: &House, production: &TestPg) {
+    house.connect("other", &production.tcp_url("postgres", "postgres"));
+    let words = ["more than one connector", "main, other", "ardent connector switch NAME"];
+    house.ardent(&["branch", "create", "three"]).refused(2, &words);
+    house.ardent(&["connector", "status"]).refused(2, &words);
+    house.ardent(&["connector", "switch", "nobody"]).refused(5, &["nobody"]);
+    assert_eq!(house.json(&["connector", "list"])["default_connector"], Value::Null);
+    let said = house.ok(&["connector", "switch", "other"]);
+    assert!(said.contains("other is the default connector now"), "{said}");
+    house.ok(&["branch", "switch", "other"]);
+    assert_eq!(house.json(&["connector", "list"])["default_connector"], "other", "it stays beside the default branch");
+    assert_eq!(house.json(&["connector", "status"])["name"], "other");
+    assert_eq!(house.json(&["branch", "create", "three"])["connector"], "other");
+    let program = house.program().to_str().expect("UTF-8");
+    let made = house.other("env", &["ARDENT_CONNECTOR=main", program, "--json", "branch", "create", "four"]);
+    let made: Value = serde_json::from_str(&made.stdout).unwrap_or_else(|error| panic!("{error}: {made:?}"));
+    assert_eq!(made["connector"], "main");
+    assert_eq!(house.completed(&["ardent", "connector", "switch", "o"]), ["other"]);
+    house.ok(&["branch", "delete", "three", "four"]);
+    house.ok(&["connector", "delete", "other", "--yes"]);
 }
 
 /// How often the branch is put to sleep.

@@ -252,6 +252,34 @@ fn every_change_is_shown_exactly_once() {
     assert_eq!(house.ardent(&["branch", "diff", "work", "--exit-code"]).code, 3);
 }
 
+#[test]
+fn databases_that_were_renamed_or_closed_stop_no_diff() {
+    let production = TestPg::start(production_options());
+    production.sql("create database shop");
+    production.sql_in("shop", "create table t (id int primary key)");
+    let house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "shop"));
+    let check = |name: &str, statements: &[&str], not_compared: Value| {
+        let url = house.branch(name, "main");
+        sql(&url, "insert into t values (1)");
+        for statement in statements {
+            sql(&url, statement);
+        }
+        let report = house.json(&["branch", "diff", name]);
+        let table = kept("t", &["id"], &["id"], json!([insert(json!(["1"]))]));
+        assert_eq!(report["databases"][0]["tables"], json!([table]), "{report}");
+        assert_eq!(report["databases_not_compared"], not_compared);
+        // It lists databases as well, and needs one to do so.
+        house.ok(&["branch", "create", name, "--from", "main", "--reindex-collations"]);
+    };
+    check("renamed", &["alter database template1 rename to elsewhere"], json!(["elsewhere", "template1"]));
+    let dropped = ["alter database template1 is_template false", "drop database template1"];
+    check("dropped", &dropped, json!(["template1"]));
+    let closed =
+        ["alter database template1 allow_connections false", "alter database postgres allow_connections false"];
+    check("closed", &closed, json!(["postgres", "template1"]));
+}
+
 /// A table that neither side has, whether anything changed or not.
 fn unknown_tables_are_mistakes(house: &House) {
     let diff = |more: &[&str]| house.ardent(&[&["branch", "diff", "work", "--exit-code"], more].concat());

@@ -29,7 +29,9 @@ fn roles_of_a_branch_log_in_also_while_it_is_asleep() {
     house.connect("main", &production.tcp_url("postgres", "postgres"));
     let branch = house.branch("dev", "main");
     let denied = "password authentication failed";
-    assert!(refused(&as_role(&branch, "app", "of-production")).contains(denied), "nobody's password is production's");
+    let error = refused(&as_role(&branch, "app", "of-production"));
+    assert!(error.contains(denied), "nobody's password is production's: {error}");
+    assert!(error.contains("ardent branch info dev --print-url"), "{error}");
 
     sql(&branch, "create role made login password 'one' in role pg_read_all_data");
     let one = as_role(&branch, "made", "one");
@@ -94,9 +96,10 @@ fn policies_are_set_shown_held_and_lifted() {
 
     let url = house.ok(&["branch", "create", "ro", "--read-only", "--statement-timeout", "700ms", "--print-url"]);
     let error = try_sql(&url, "set default_transaction_read_only = off; delete from t").expect_err("read-only");
-    assert!(error.contains("read-only") && error.contains("ardent branch policy"), "{error}");
+    assert!(error.contains("read-only") && error.contains("ardent branch policy ro --read-only off"), "{error}");
     let error = try_sql(&url, "set statement_timeout = 0; select pg_sleep(30)").expect_err("too long");
-    assert!(error.contains("statement-timeout 700 ms"), "{error}");
+    let next = "ardent branch policy ro --statement-timeout";
+    assert!(error.contains("statement-timeout 700 ms") && error.contains(next), "{error}");
     assert_eq!(sql(&url, "select count(*) from t"), "1000");
     let info = house.json(&["branch", "info", "ro"]);
     assert_eq!((&info["read_only"], &info["statement_timeout_ms"]), (&true.into(), &700.into()));
@@ -111,7 +114,7 @@ fn policies_are_set_shown_held_and_lifted() {
     let url = house.ok(&["branch", "create", "few", "--max-rows-changed", "10", "--print-url"]);
     sql(&url, "delete from t where n <= 6");
     let error = try_sql(&url, "update t set n = n + 10000").expect_err("too many");
-    assert!(error.contains("max-rows-changed 10") && error.contains("ardent branch diff"), "{error}");
+    assert!(error.contains("max-rows-changed 10") && error.contains("ardent branch diff few"), "{error}");
     assert_eq!(sql(&url, "select count(*), max(n) from t"), "994|1000");
     wait_until("the count is known", 30, || {
         let info = house.json(&["branch", "info", "few"]);

@@ -202,6 +202,28 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     house.ok(&["branch", "apply", "safe", "--to", &to, "--row", "public.people:7"]);
     assert_eq!(production.sql("select note, mail from people where id = 7"), "seen|xSECRETxmail-7");
 
+    // From here on it is the only way.
+    let said = house.ardent(&["connector", "set", "main", "--masked-only", "on"]);
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(said.stderr.contains("1 branch is not masked, as it was made before: plain"), "{said:?}");
+    let withheld = ["masked data only", "ardent branch create NAME --masked nightly"];
+    house.ardent(&["branch", "create", "x"]).refused(6, &withheld);
+    house.ardent(&["branch", "create", "x", "--from", "plain", "--print-url"]).refused(6, &withheld);
+    house.ardent(&["branch", "reset", "plain"]).refused(6, &withheld);
+    house.ardent(&["branch", "rebase", "plain"]).refused(6, &withheld);
+    let migration = house.data_dir().join("migration.sql");
+    fs::write(&migration, "alter table people add more int;").expect("written");
+    let migration = migration.to_str().expect("UTF-8");
+    house.ardent(&["branch", "rehearse", migration]).refused(6, &withheld);
+    house.ok(&["branch", "rehearse", migration, "--from", "safe"]);
+    let refused = house.mcp(&[], None).refused("create_branch", serde_json::json!({ "branch": "x" }));
+    assert!(withheld.iter().all(|words| refused.to_string().contains(words)), "{refused}");
+    // What was there stays, and can be compared and masked: nobody can connect to what that takes.
+    assert_eq!(house.ok(&["branch", "info", "plain", "--print-url"]), plain);
+    assert_eq!(sql(&plain, "select count(*) from people"), "20");
+    house.ok(&["branch", "diff", "plain", "--stat"]);
+    house.ok(&["mask", "check", rules, "--from", "plain"]);
+
     // No name leads to the template, and none passes for masked that is not.
     house.ardent(&["branch", "info", "nightly"]).refused(5, &[]);
     house.ardent(&["branch", "create", "x", "--from", "nightly"]).refused(5, &[]);
@@ -217,7 +239,10 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
         for field in ["state", "compute"] {
             info.as_object_mut().expect("an object").remove(field);
         }
-        (info, house.json(&["mask", "report", "nightly"]), house.json(&["mask", "list"]))
+        let connectors = house.json(&["connector", "list"]);
+        let connector = &connectors["connectors"][0];
+        let gate = (connector["masked_only"].clone(), connector["unmasked_first"].clone());
+        (info, house.json(&["mask", "report", "nightly"]), house.json(&["mask", "list"]), gate)
     };
     let mut before = seen(&house);
     house.stop();
@@ -236,6 +261,8 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
         template["lsn"] = serde_json::Value::Null;
     }
     assert_eq!(seen(&house), before);
+    assert_eq!(before.3, (true.into(), serde_json::json!(["plain"])));
+    house.ardent(&["branch", "create", "x"]).refused(6, &withheld);
     let other = house.ok(&["branch", "create", "other", "--masked", "nightly", "--print-url"]);
     assert_eq!(sql(&other, PAGES), "");
     house.ok(&["branch", "delete", "other", "--for-good"]);

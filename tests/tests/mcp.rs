@@ -35,6 +35,7 @@ fn an_agent_works_on_branches_and_asks_before_it_destroys() {
     let mut mcp = house.mcp(&[], None);
     let error = mcp.refused("list_branches", json!({}));
     assert!(error["next"].as_str().is_some_and(|next| next.contains("ardent up")), "{error}");
+    what_is_no_message_is_answered(&mut mcp);
     house.up();
     house.connect("main", &url);
     let before = table_sums(&url);
@@ -107,6 +108,7 @@ fn an_agent_works_on_branches_and_asks_before_it_destroys() {
     let conflict = mcp.ok("apply", apply);
     assert_eq!((&conflict["state"], &conflict["confirmation"]), (&json!("conflict"), &Value::Null), "{conflict}");
 
+    steps(&mut mcp);
     confirmed(&mut mcp, "reset_branch", json!({ "branch": "work" }));
     assert_eq!(mcp.ok("diff", json!({ "branch": "work" }))["changed"], false);
     with_a_user(&house);
@@ -115,6 +117,25 @@ fn an_agent_works_on_branches_and_asks_before_it_destroys() {
     confirmed(&mut mcp, "delete_branch", json!({ "branch": "work" }));
     let left = mcp.ok("list_branches", json!({}));
     assert_eq!(left["branches"].as_array().map(Vec::len), Some(1), "{left}");
+}
+
+/// Whoever sends what cannot be read does not wait for ever, and is served on.
+fn what_is_no_message_is_answered(mcp: &mut Mcp) {
+    let mut answer = |line: &[u8]| {
+        let answer = mcp.line(line);
+        (answer["error"]["code"].as_i64(), answer.get("id").cloned())
+    };
+    for line in [&b"hello"[..], b"{\"jsonrpc\": \"2.0\", \"id\": 7,", b"\xff\xfe", b"{} {}"] {
+        assert_eq!(answer(line), (Some(-32700), Some(Value::Null)), "{}", String::from_utf8_lossy(line));
+    }
+    let wrong = b"{\"jsonrpc\": \"2.0\", \"id\": \"x\", \"method\": 5}";
+    assert_eq!(answer(wrong), (Some(-32600), Some(json!("x"))));
+    // An answer that nobody asked for could be taken for that of another request.
+    assert_eq!(answer(b"{\"jsonrpc\": \"2.0\", \"id\": 7}"), (Some(-32600), Some(Value::Null)));
+    // Nothing is said of a blank line, nor of a notification.
+    let long = [b"\n{\"jsonrpc\": \"2.0\", \"method\": 5}\n".to_vec(), vec![b'x'; 17 << 20]].concat();
+    assert_eq!(answer(&long), (Some(-32600), Some(Value::Null)));
+    assert!(mcp.refused("list_branches", json!({}))["next"].is_string(), "it goes on");
 }
 
 /// What a query cannot do. The library's own test tries many more.
@@ -160,6 +181,37 @@ fn queries_only_read(mcp: &mut Mcp) {
     assert_eq!(lacking["code"], "invalid_arguments", "{lacking}");
     let late = mcp.refused("query", json!({ "branch": "work", "sql": "select pg_sleep(60)", "timeout_s": 1 }));
     assert_eq!(late["sqlstate"], "57014", "{late}");
+}
+
+/// Marks and goes back.
+fn steps(mcp: &mut Mcp) {
+    let run = |mcp: &mut Mcp, sql: &str| mcp.ok("execute", json!({ "branch": "work", "sql": sql }));
+    let none = mcp.refused("rewind", json!({ "branch": "work" }));
+    assert_eq!(none["code"], "not_found", "{none}");
+    run(mcp, "create table steps (n int)");
+    assert_eq!(mcp.ok("checkpoint", json!({ "branch": "work" }))["label"], "step-1");
+    run(mcp, "insert into steps values (1)");
+    assert_eq!(mcp.ok("checkpoint", json!({ "branch": "work", "label": "one" }))["label"], "one");
+    run(mcp, "insert into steps values (2)");
+    let since = mcp.ok("diff", json!({ "branch": "work", "since": "one" }));
+    assert_eq!(since["databases"][0]["tables"][0]["inserted"], 1, "{since}");
+    // What is confirmed is of the state that it was asked about.
+    let asked = mcp.ok("rewind", json!({ "branch": "work", "checkpoint": "one" }));
+    assert!(asked["message"].as_str().is_some_and(|question| question.contains("checkpoint one")), "{asked}");
+    let rows = |mcp: &mut Mcp| {
+        mcp.ok("query", json!({ "branch": "work", "sql": "select count(*) from steps" }))["rows"].clone()
+    };
+    assert_eq!(rows(mcp), json!([["2"]]), "nothing is done before it is confirmed");
+    let done = confirmed(mcp, "rewind", json!({ "branch": "work" }));
+    assert!(done["message"].as_str().is_some_and(|message| message.contains("checkpoint one")), "{done}");
+    assert_eq!(rows(mcp), json!([["1"]]));
+    let old =
+        mcp.refused("rewind", json!({ "branch": "work", "checkpoint": "one", "confirmation": asked["confirmation"] }));
+    assert_eq!(old["code"], "conflict", "{old}");
+    confirmed(mcp, "rewind", json!({ "branch": "work", "checkpoint": "step-1" }));
+    assert_eq!(rows(mcp), json!([["0"]]));
+    let unknown = mcp.refused("rewind", json!({ "branch": "work", "checkpoint": "two" }));
+    assert!(unknown["next"].as_str().is_some_and(|next| next.contains("one, step-1")), "{unknown}");
 }
 
 /// A client that can ask its user.

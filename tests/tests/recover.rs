@@ -44,11 +44,13 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     let two = house.branch("two", "one");
     house.branch("gone", "main");
     house.ok(&["branch", "delete", "gone"]);
+    house.ok(&["branch", "checkpoint", "create", "one", "--name", "empty-handed"]);
     sql(&one, "insert into shop values (2, 'two'); create table own as select generate_series(1, 5000) n");
     house.ok(&["branch", "policy", "two", "--read-only"]);
     sql(&two, "select 1");
     // What changes about a branch is in its manifest a moment later.
     wait_until("the limit is in the store", 20, || is_stored(store.path(), "\"read_only\":true").then_some(()));
+    wait_until("the checkpoint is", 20, || is_stored(store.path(), "\"label\":\"empty-handed\"").then_some(()));
     // The last commits are nowhere but on the safekeepers.
     house.kill_server();
 
@@ -86,6 +88,9 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     other.ok(&["connector", "move", "main", &production.tcp_url("postgres", "postgres")]);
     let new = other.branch("new", "main");
     assert_eq!(sql(&new, "select count(*) from shop"), "2");
+    // Checkpoints are back.
+    other.ok(&["branch", "rewind", "one", "empty-handed"]);
+    assert_eq!(sql(&one, "select count(*), to_regclass('own') is null from shop"), "1|t");
     other.stop();
 }
 

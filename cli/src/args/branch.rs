@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchRehearseArgs};
+use super::checkpoint::{BranchRewindArgs, CheckpointCommand};
 use super::history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs};
 use super::log::{BranchBlameArgs, BranchLogArgs};
 use crate::duration::{parse_count, parse_milliseconds, parse_own_retention, parse_seconds, parse_size, parse_switch};
@@ -47,6 +48,7 @@ pub enum BranchCommand {
   ardent branch diff feature-x --table public.users --json
   ardent branch diff feature-x --against feature-y
   ardent branch diff feature-x --against 0/16B3748
+  ardent branch diff feature-x --since step-2
   ardent branch diff feature-x --sql > migrate.sql
   ardent branch diff feature-x -o feature-x.changes
   ardent branch diff feature-x --exit-code >/dev/null || echo changed")]
@@ -150,6 +152,21 @@ sessions end; the next connection finds it as it was. A time has its zone, as 20
     /// Show what a branch was, and what it can be restored to
     #[command(after_help = "Examples:\n  ardent branch history feature-x\n  ardent branch history feature-x --json")]
     History(NameArgs),
+    /// Checkpoints: marks at the steps of your work on a branch, to go back to
+    #[command(subcommand)]
+    #[command(after_help = "Examples:
+  ardent branch checkpoint create feature-x
+  ardent branch checkpoint list feature-x
+  ardent branch rewind feature-x step-2")]
+    Checkpoint(CheckpointCommand),
+    /// Make a branch what it was at a checkpoint
+    #[command(after_help = "Examples:
+  ardent branch rewind feature-x
+  ardent branch rewind feature-x step-2
+  ardent branch checkpoint list feature-x
+
+Same name, URL, passwords and limits; its sessions end, and the next connection finds it as it was. Nothing that was written since is lost while history is kept: the command prints how to undo it, and later checkpoints can be gone to as well.")]
+    Rewind(BranchRewindArgs),
     /// Give a branch another name, and so another hostname
     #[command(after_help = "Examples:\n  ardent branch rename feature-x feature-y")]
     Rename(BranchRenameArgs),
@@ -176,7 +193,7 @@ Of several that had the name, the one that was deleted last. It does not expire 
 pub struct BranchCreateArgs {
     /// Its name: a-z, 0-9 and -, at most 63 characters; it becomes a hostname
     pub name: String,
-    /// The branch to start from [default: the only connector's root]
+    /// The branch to start from [default: the root of the default connector, or of the only one]
     #[arg(long, value_name = "BRANCH")]
     pub from: Option<String>,
     /// Start from a masked template: nothing that was there before it was masked can be read [default: the only one]

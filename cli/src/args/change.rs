@@ -16,6 +16,9 @@ pub struct BranchDiffArgs {
     /// Compare with another branch, or with the branch as it was at an LSN [default: its branch point]
     #[arg(long, value_name = "BRANCH|LSN")]
     pub against: Option<String>,
+    /// Compare with the branch as it was at a checkpoint that it has passed
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "against")]
+    pub since: Option<String>,
     /// Only count statements and rows per table
     #[arg(long)]
     pub stat: bool,
@@ -68,7 +71,8 @@ pub struct BranchRehearseArgs {
     /// The migration: SQL as psql takes it, without psql's own commands; - to read it from standard input
     #[arg(value_name = "FILE")]
     pub file: String,
-    /// The branch or connector whose newest state it is run on [default: the only connector's root]
+    /// The branch or connector whose newest state it is run on [default: the root of the default connector, or of the
+    /// only one]
     #[arg(long, value_name = "BRANCH|CONNECTOR")]
     pub from: Option<String>,
     /// latest, an LSN, or a time such as 2026-01-31T12:00:00Z [default: now, with all that is committed]

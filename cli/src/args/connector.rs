@@ -2,8 +2,9 @@
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::branch::NameArgs;
 use super::logical::LogicalArgs;
-use crate::duration::parse_byte_rate;
+use crate::duration::{parse_byte_rate, parse_switch};
 
 /// `ardent connector ...`.
 #[derive(Debug, Subcommand)]
@@ -25,6 +26,13 @@ The copy goes on when this command is interrupted; the same command again shows 
     /// List connectors
     #[command(after_help = "Examples:\n  ardent connector list\n  ardent connector list --json")]
     List,
+    /// Make a connector the default one of this folder (kept in .ardent)
+    #[command(after_help = "Examples:
+  ardent connector switch shop
+  ARDENT_CONNECTOR=shop ardent branch create feature-x
+
+Where no connector or branch is named, commands mean the one in ARDENT_CONNECTOR, else the one in .ardent, else the only one.")]
+    Switch(NameArgs),
     /// Show how far a connector is behind production, and what production keeps for it
     #[command(after_help = "Examples:
   ardent connector status
@@ -74,6 +82,15 @@ what is sent; ardent connector status says which. The statements bring the root 
 the same form, in one transaction; then it goes on, or says why not. ardent connector verify proves \
 the result.")]
     Resume(ConnectorResumeArgs),
+    /// Change a connector's settings
+    #[command(after_help = "Examples:
+  ardent connector set shop --masked-only on
+  ardent connector set shop --masked-only off
+
+With --masked-only a branch can only be made --masked, or of a masked branch. Branches that are not masked \
+stay, and so do their URLs; they cannot be reset, rebased or, once deleted, had back. ardent connector status \
+names them.")]
+    Set(ConnectorSetArgs),
     /// Delete a connector and drop its replication slot
     #[command(after_help = "Examples:\n  ardent connector delete shop --yes")]
     Delete(ConnectorDeleteArgs),
@@ -115,6 +132,16 @@ pub struct ConnectorCreateArgs {
     /// Most bytes per second to copy, such as 20M
     #[arg(long, value_name = "RATE", value_parser = parse_byte_rate)]
     pub max_rate: Option<u64>,
+}
+
+/// `ardent connector set`.
+#[derive(Debug, Args)]
+pub struct ConnectorSetArgs {
+    /// Its name
+    pub name: String,
+    /// Refuse branches that are not masked; off allows them again
+    #[arg(long, value_name = "on|off", num_args = 0..=1, default_missing_value = "on", value_parser = parse_switch)]
+    pub masked_only: Option<bool>,
 }
 
 /// `ardent connector delete`.
@@ -172,6 +199,6 @@ pub struct ConnectorMoveArgs {
 /// A name that may be left out.
 #[derive(Debug, Args)]
 pub struct OptionalNameArgs {
-    /// Its name
+    /// Its name [default: ARDENT_CONNECTOR, or .ardent's, or the only one]
     pub name: Option<String>,
 }

@@ -43,7 +43,7 @@ pub struct MaskCreateArgs {
     /// The file with the rules, - for standard input
     #[arg(long, value_name = "FILE")]
     pub rules: String,
-    /// The branch to mask [default: the only connector's root]
+    /// The branch to mask [default: the root of the default connector, or of the only one]
     #[arg(long, value_name = "BRANCH")]
     pub from: Option<String>,
 }
@@ -54,7 +54,7 @@ pub struct MaskCheckArgs {
     /// The file with the rules, - for standard input
     #[arg(value_name = "FILE")]
     pub rules: String,
-    /// The branch to look at [default: the only connector's root]
+    /// The branch to look at [default: the root of the default connector, or of the only one]
     #[arg(long, value_name = "BRANCH")]
     pub from: Option<String>,
 }

@@ -34,6 +34,7 @@ struct Reply {
     inserted: u64,
     updated: u64,
     deleted: u64,
+    large_objects: u64,
     already_there: u64,
     settled: u64,
     taken_along: Vec<String>,
@@ -49,9 +50,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     let source = if path.is_file() {
         Source::File(path)
     } else {
-        Source::Branch(path_name(&args.source).map_err(|failure| {
-            failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote")
-        })?)
+        Source::Branch(path_name(&args.source).map_err(|failure| no_source(&args.source, failure))?)
     };
     let connector: Option<BranchName> = args.to.parse().ok();
     if let Some(connector) = &connector {
@@ -98,6 +97,12 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
         output.warning(&format!("database {other} has changes too: they are applied with --database {other}"));
     }
     print(output, args, done.applied, kept)
+}
+
+/// What is neither a file nor a branch's name.
+fn no_source(source: &str, mut failure: Failure) -> Failure {
+    failure.info.message = format!("there is no file {source}, and {}", failure.info.message);
+    failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote")
 }
 
 /// Makes the file that the inverse is going to be in.
@@ -332,6 +337,8 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         inserted: applied.rows.inserted,
         updated: applied.rows.updated,
         deleted: applied.rows.deleted,
+        // What undoes it has each that was changed.
+        large_objects: applied.inverse.large_objects.len() as u64,
         already_there: applied.already_there,
         settled: applied.settled,
         taken_along: applied.taken_along,
@@ -379,8 +386,13 @@ fn text(reply: &Reply, to: &str) -> String {
     }
     if reply.conflicts.is_empty() {
         let verb = if reply.dry_run { "would apply" } else { "applied" };
+        let objects = match reply.large_objects {
+            0 => String::new(),
+            1 => "; 1 large object changed".to_owned(),
+            several => format!("; {several} large objects changed"),
+        };
         out.push_str(&format!(
-            "{verb} {} statements; {} rows inserted, {} updated, {} deleted; {} changes were there already\n",
+            "{verb} {} statements; {} rows inserted, {} updated, {} deleted{objects}; {} changes were there already\n",
             reply.statements, reply.inserted, reply.updated, reply.deleted, reply.already_there
         ));
         if reply.settled > 0 {
@@ -421,5 +433,44 @@ pub fn conflict_text(conflict: &Conflict, other: &str) -> String {
             let detail = detail.as_ref().map(|detail| format!(" ({detail})")).unwrap_or_default();
             format!("conflict: {message}{detail}\n")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_objects_are_counted_where_there_are_any() {
+        let said = |large_objects| {
+            let reply = Reply {
+                schema_version: SCHEMA_VERSION,
+                applied: true,
+                dry_run: false,
+                statements: 0,
+                inserted: 0,
+                updated: 0,
+                deleted: 0,
+                large_objects,
+                already_there: 0,
+                settled: 0,
+                taken_along: Vec::new(),
+                conflicts: Vec::new(),
+                conflicts_left_out: 0,
+                notes: Vec::new(),
+                inverse_file: None,
+            };
+            text(&reply, "shop")
+        };
+        assert!(said(1).contains("0 deleted; 1 large object changed; 0 changes"), "{}", said(1));
+        assert!(said(2).contains("; 2 large objects changed;"), "{}", said(2));
+        assert!(!said(0).contains("large object"), "{}", said(0));
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_said_to_be_so_first() {
+        let failure = no_source("x.undo", path_name("x.undo").expect_err("it has a dot"));
+        assert!(failure.info.message.starts_with("there is no file x.undo, and \"x.undo\" is not a"), "{failure:?}");
+        assert_eq!(failure.info.code, ApiErrorCode::InvalidName);
     }
 }

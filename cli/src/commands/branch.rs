@@ -12,13 +12,13 @@ use ardent_api::control::{
 
 use ardent_api::policy::BranchPolicy;
 
-use super::{history, path_name, psql};
+use super::{checkpoint, history, path_name, psql};
 use crate::api::Api;
 use crate::args::{
     BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs,
     BranchPolicyArgs, BranchSetArgs, NameArgs,
 };
-use crate::config::{ProjectFile, branch_or_default};
+use crate::config::{ProjectFile, branch_or_default, default_connector};
 use crate::duration::{bytes_text, milliseconds_text};
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
@@ -44,6 +44,8 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Reset(args) => history::reset(output, api, args),
         BranchCommand::Restore(args) => history::restore(output, api, args),
         BranchCommand::History(args) => history::history(output, api, args),
+        BranchCommand::Checkpoint(command) => checkpoint::run(output, api, command),
+        BranchCommand::Rewind(args) => checkpoint::rewind(output, api, args),
         BranchCommand::Rename(args) => history::rename(output, api, args),
         BranchCommand::Delete(args) => delete(output, api, args),
         BranchCommand::Undelete(args) => history::undelete(output, api, args),
@@ -55,6 +57,7 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
     let request = CreateBranchRequest {
         name: name.as_str().to_owned(),
         from: args.from.clone(),
+        connector: default_connector()?,
         masked: args.masked.clone(),
         at: args.at.clone(),
         // "never" is what absence means.

@@ -4,19 +4,21 @@ use std::io::{BufRead as _, IsTerminal as _};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 use ardent_api::control::{
     AddTablesReply, AddTablesRequest, ApiErrorCode, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorList,
     CreateConnectorRequest, DeleteReply, ErrorInfo, MoveConnectorRequest, NewTables, PreflightReply, PreflightRequest,
-    ResumeConnectorRequest, SlotInfo, VerifyReply,
+    ResumeConnectorRequest, SlotInfo, UpdateConnectorRequest, VerifyReply,
 };
 
 use super::path_name;
 use crate::api::Api;
 use crate::args::{
     ConnectorAddTablesArgs, ConnectorCommand, ConnectorCreateArgs, ConnectorDeleteArgs, ConnectorMoveArgs,
-    ConnectorResumeArgs, ConnectorStatusArgs, OptionalNameArgs, SourceArgs,
+    ConnectorResumeArgs, ConnectorSetArgs, ConnectorStatusArgs, NameArgs, OptionalNameArgs, SourceArgs,
 };
+use crate::config::{ProjectFile, default_connector};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
@@ -30,11 +32,13 @@ pub fn run(output: &Output, api: &Api, command: &ConnectorCommand) -> Result<(),
         ConnectorCommand::Preflight(args) => preflight(output, api, args),
         ConnectorCommand::Create(args) => create(output, api, args),
         ConnectorCommand::List => list(output, api),
+        ConnectorCommand::Switch(args) => switch(output, api, args),
         ConnectorCommand::Status(args) => status(output, api, args),
         ConnectorCommand::AddTables(args) => add_tables(output, api, args),
         ConnectorCommand::Resume(args) => resume(output, api, args),
         ConnectorCommand::Move(args) => move_to(output, api, args),
         ConnectorCommand::Verify(args) => verify(output, api, args),
+        ConnectorCommand::Set(args) => set(output, api, args),
         ConnectorCommand::Delete(args) => delete(output, api, args),
     }
 }
@@ -180,6 +184,17 @@ impl Progress {
 }
 
 fn connector_text(connector: &ConnectorInfo) -> String {
+    pairs(&connector_lines(connector))
+}
+
+/// The same where production was not asked: then a lag that is not known says nothing of it.
+fn unasked_text(connector: &ConnectorInfo) -> String {
+    let mut lines = connector_lines(connector);
+    lines.retain(|(name, _)| *name != "lag" || connector.lag_bytes.is_some());
+    pairs(&lines)
+}
+
+fn connector_lines(connector: &ConnectorInfo) -> Vec<(&'static str, String)> {
     let unknown = || "not known (production cannot be asked)".to_owned();
     let lag = match (connector.lag_bytes, connector.lag_seconds) {
         (Some(0), _) => "none".to_owned(),
@@ -201,6 +216,10 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         ("size", connector.logical_size_bytes.map_or_else(|| "not known".to_owned(), bytes_text)),
         ("branches", connector.branches.to_string()),
     ];
+    if connector.masked_only {
+        let text = unmasked_text(connector);
+        lines.push(("masked-only", text.map_or_else(|| "on".to_owned(), |text| format!("on; {text}"))));
+    }
     if let Some(slot) = &connector.slot {
         lines.push(("slot", slot_text(slot)));
     }
@@ -223,7 +242,17 @@ fn connector_text(connector: &ConnectorInfo) -> String {
         lines.extend(not_followed.map(|text| ("not followed", text)));
         lines.extend(logical.schema_changes.iter().map(|change| ("changed", change.clone())));
     }
-    pairs(&lines)
+    lines
+}
+
+/// `12 branches are not masked, as they were made before: a, b, c and 9 more`; `None` if all are, or need not be.
+fn unmasked_text(connector: &ConnectorInfo) -> Option<String> {
+    let count = connector.unmasked_branches.filter(|count| *count > 0)?;
+    let first = &connector.unmasked_first;
+    let more = count.saturating_sub(first.len() as u64);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let (branches, they) = if count == 1 { ("branch is", "it was") } else { ("branches are", "they were") };
+    Some(format!("{count} {branches} not masked, as {they} made before: {}{rest}", first.join(", ")))
 }
 
 /// `ardent_0123: 1.5 MB kept, given up after 10.0 GB more`.
@@ -238,6 +267,15 @@ fn slot_text(slot: &SlotInfo) -> String {
     format!("{}: {kept} kept, {limit}{when}", slot.name)
 }
 
+/// What `ardent connector list` tells.
+#[derive(Serialize)]
+struct Listed {
+    #[serde(flatten)]
+    list: ConnectorList,
+    /// The one that is meant where none is named, if one is chosen.
+    default_connector: Option<String>,
+}
+
 fn list(output: &Output, api: &Api) -> Result<(), Failure> {
     let list: ConnectorList = api.get("/v1/connectors")?;
     for connector in &list.connectors {
@@ -245,7 +283,15 @@ fn list(output: &Output, api: &Api) -> Result<(), Failure> {
             output.warning(&format!("{}: {warning}", connector.name));
         }
     }
-    output.data(&list, |list| {
+    let default_connector = default_connector()?;
+    if let Some(name) = &default_connector
+        && list.connectors.iter().all(|connector| connector.name != *name)
+    {
+        output.warning(&format!(
+            "the default connector {name} is not there; choose another with: ardent connector switch NAME"
+        ));
+    }
+    output.data(&Listed { list, default_connector }, |Listed { list, default_connector }| {
         if list.connectors.is_empty() {
             return "no connectors; make one with: ardent connector create postgresql URL".to_owned();
         }
@@ -254,22 +300,34 @@ fn list(output: &Output, api: &Api) -> Result<(), Failure> {
             .iter()
             .map(|connector| {
                 let following = if connector.following { "yes" } else { "no" };
+                let is_default = default_connector.as_ref() == Some(&connector.name);
                 vec![
                     connector.name.clone(),
                     connector.source.clone(),
                     following.to_owned(),
                     connector.branches.to_string(),
-                    connector.logical_size_bytes.map(bytes_text).unwrap_or_default(),
+                    connector.logical_size_bytes.map_or_else(|| "-".to_owned(), bytes_text),
+                    if is_default { "default".to_owned() } else { String::new() },
                 ]
             })
             .collect();
-        table(&["NAME", "SOURCE", "FOLLOWING", "BRANCHES", "SIZE"], &rows)
+        table(&["NAME", "SOURCE", "FOLLOWING", "BRANCHES", "SIZE", ""], &rows)
     })
 }
 
+fn switch(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
+    let connector: ConnectorInfo = api.get(&format!("/v1/connectors/{}", path_name(&args.name)?))?;
+    let path = ProjectFile::switch_connector(&connector.name)?;
+    output.data(&connector, |connector| format!("{} is the default connector now ({})", connector.name, path.display()))
+}
+
+/// The connector that is named, else the default one, else the only one.
 fn named(api: &Api, args: &OptionalNameArgs) -> Result<String, Failure> {
-    match &args.name {
-        Some(name) => Ok(name.clone()),
+    if let Some(name) = &args.name {
+        return Ok(name.clone());
+    }
+    match default_connector()? {
+        Some(name) => Ok(name),
         None => only_connector(api),
     }
 }
@@ -361,6 +419,18 @@ fn add_tables(output: &Output, api: &Api, args: &ConnectorAddTablesArgs) -> Resu
     }
 }
 
+fn set(output: &Output, api: &Api, args: &ConnectorSetArgs) -> Result<(), Failure> {
+    let request = UpdateConnectorRequest { masked_only: args.masked_only };
+    if request == UpdateConnectorRequest::default() {
+        return Err(Failure::usage("nothing to set").hint("give --masked-only on or off"));
+    }
+    let connector: ConnectorInfo = api.patch(&format!("/v1/connectors/{}", path_name(&args.name)?), &request)?;
+    if let Some(text) = unmasked_text(&connector) {
+        output.warning(&format!("{text}; they stay, and so do their URLs, until: ardent branch delete NAME"));
+    }
+    output.data(&connector, unasked_text)
+}
+
 fn move_to(output: &Output, api: &Api, args: &ConnectorMoveArgs) -> Result<(), Failure> {
     let request = MoveConnectorRequest { url: source_url(&args.source)? };
     // What both servers have is compared first.
@@ -379,7 +449,9 @@ fn only_connector(api: &Api) -> Result<String, Failure> {
             .with_hint("make one with: ardent connector create postgresql URL")
             .into()),
         several => {
-            Err(Failure::usage("there is more than one connector").hint(format!("name one: {}", several.join(", "))))
+            let names = several.join(", ");
+            Err(Failure::usage("there is more than one connector")
+                .hint(format!("name one: {names}; ardent connector switch NAME makes one the default")))
         }
     }
 }
@@ -399,4 +471,28 @@ fn delete(output: &Output, api: &Api, args: &ConnectorDeleteArgs) -> Result<(), 
         output.warning(warning);
     }
     output.data(&reply, |reply| format!("deleted connector {} ({})", reply.name, connector.source))
+}
+
+#[cfg(test)]
+mod tests {
+    use ardent_types::{TenantId, TimelineId};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_lag_that_nobody_asked_for_is_left_out() {
+        let connector = |lag_bytes: Option<u64>| -> ConnectorInfo {
+            let info = json!({
+                "schema_version": 1, "name": "shop", "state": "ready", "source": "h:5432/shop", "created_at": "A",
+                "tenant_id": TenantId::NONE, "timeline_id": TimelineId::NONE, "following": true, "branches": 2,
+                "lag_bytes": lag_bytes,
+            });
+            serde_json::from_value(info).expect("a connector")
+        };
+        assert!(connector_text(&connector(None)).contains("production cannot be asked"));
+        let text = unasked_text(&connector(None));
+        assert!(!text.contains("lag") && text.contains("branches"), "{text}");
+        assert!(unasked_text(&connector(Some(0))).contains("lag"));
+    }
 }

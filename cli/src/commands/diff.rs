@@ -16,7 +16,7 @@ use crate::config::branch_or_default;
 use crate::failure::Failure;
 use crate::output::Output;
 
-/// Shows what changed on a branch: since it was made, since an LSN, or against another branch.
+/// Shows what changed on a branch: since it was made, since a checkpoint or an LSN, or against another branch.
 pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Failure> {
     let name = path_name(&branch_or_default(args.name.as_deref())?)?;
     let part = match (args.schema_only, args.data_only) {
@@ -24,7 +24,8 @@ pub fn run(output: &Output, api: &Api, args: &BranchDiffArgs) -> Result<(), Fail
         (_, true) => Some(DiffPart::Rows),
         _ => None,
     };
-    let request = DiffRequest { tables: args.table.clone(), against: args.against.clone(), part };
+    let request =
+        DiffRequest { tables: args.table.clone(), against: args.against.clone(), since: args.since.clone(), part };
     if args.ndjson {
         let told = diff_lines::run(api, &name, &request)?;
         warn_of(output, &told.databases_not_compared);

@@ -16,7 +16,7 @@ use crate::args::{DoctorArgs, StoreArgs};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::up::object_store::{self, StorePlace};
-use crate::up::{library, names};
+use crate::up::{library, names, open_files};
 
 #[derive(Serialize)]
 struct Report {
@@ -176,6 +176,7 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
         Err(failure) => return vec![failed("server", failure)],
     };
     let mut checks = vec![check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None)];
+    checks.extend(status.open_files_max.map(|max| open_files(max, status.branches)));
     if let Some(problem) = status.clock_problem {
         checks.push(check("clock", CheckOutcome::Warning, problem, Some("date; timedatectl status")));
     }
@@ -199,8 +200,39 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     checks
 }
 
+/// Whether the server may have as many files open as its branches may come to need.
+fn open_files(max: u64, branches: u64) -> PreflightCheck {
+    let needed = open_files::needed(branches);
+    if needed <= max {
+        let message = format!("the server may have {max}, and needs {needed} with {branches} branches in use at once");
+        return check("open_files", CheckOutcome::Ok, message, None);
+    }
+    let message = format!(
+        "the server may have {max}; with all of its {branches} branches in use at once it needs about {needed}, and some could not be written to"
+    );
+    let fix = "start the server with a higher hard limit (systemd: LimitNOFILE=, a shell: ulimit -Hn)";
+    check("open_files", CheckOutcome::Warning, message, Some(fix))
+}
+
 fn first_line(program: &Path, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
     output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_on_open_files_is_measured_by_the_branches() {
+        let few = open_files(1024, 3);
+        assert_eq!((few.outcome, few.fix), (CheckOutcome::Ok, None));
+        let many = open_files(1024, 1000);
+        assert_eq!(many.outcome, CheckOutcome::Warning);
+        for word in ["1024", "1000 branches", "32256"] {
+            assert!(many.message.contains(word), "no {word:?} in {}", many.message);
+        }
+        assert!(many.fix.is_some_and(|fix| fix.contains("LimitNOFILE")));
+    }
 }

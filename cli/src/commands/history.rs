@@ -29,7 +29,8 @@ pub fn restore(output: &Output, api: &Api, args: &BranchRestoreArgs) -> Result<(
     say_what_was_done(output, &reply, &what)
 }
 
-fn say_what_was_done(output: &Output, reply: &SwitchReply, what: &str) -> Result<(), Failure> {
+/// Says what was done, and how to undo it.
+pub fn say_what_was_done(output: &Output, reply: &SwitchReply, what: &str) -> Result<(), Failure> {
     output.note(&format!("{what} ({:.1} ms); its sessions have ended", reply.server_us as f64 / 1000.0));
     output.note(&format!(
         "to undo it, until {}: ardent branch restore {} --at {}",

@@ -13,6 +13,7 @@ use ardent_masking::{
 use super::path_name;
 use crate::api::Api;
 use crate::args::{MaskCheckArgs, MaskCommand, MaskCreateArgs, MaskDeleteArgs, NameArgs};
+use crate::config::from_or_default;
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
 
@@ -46,7 +47,8 @@ fn read_rules(file: &str) -> Result<String, Failure> {
 fn create(output: &Output, api: &Api, args: &MaskCreateArgs) -> Result<(), Failure> {
     let name: BranchName = args.name.parse().map_err(ErrorInfo::from)?;
     let rules = read_rules(&args.rules)?;
-    let request = CreateMaskedRequest { name: name.as_str().to_owned(), from: args.from.clone(), rules };
+    let from = from_or_default(args.from.as_deref())?;
+    let request = CreateMaskedRequest { name: name.as_str().to_owned(), from, rules };
     let mut made = None;
     api.post_lines("/v1/masked", &request, |event: MaskEvent| {
         match event {
@@ -67,7 +69,8 @@ fn create(output: &Output, api: &Api, args: &MaskCreateArgs) -> Result<(), Failu
 }
 
 fn check(output: &Output, api: &Api, args: &MaskCheckArgs) -> Result<(), Failure> {
-    let request = CheckMaskingRequest { from: args.from.clone(), rules: read_rules(&args.rules)? };
+    let from = from_or_default(args.from.as_deref())?;
+    let request = CheckMaskingRequest { from, rules: read_rules(&args.rules)? };
     let found: MaskingCheck = api.post_long("/v1/masked/check", &request)?;
     output.data(&found, |found| columns_text(&found.columns))
 }

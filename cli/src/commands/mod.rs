@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod branch;
+pub mod checkpoint;
 pub mod connector;
 pub mod diff;
 mod diff_lines;

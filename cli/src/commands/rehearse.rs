@@ -23,6 +23,7 @@ use super::diff::Shown;
 use super::{branch, diff, pager, wait_for_signal};
 use crate::api::Api;
 use crate::args::BranchRehearseArgs;
+use crate::config::from_or_default;
 use crate::failure::Failure;
 use crate::output::Output;
 
@@ -73,8 +74,9 @@ pub fn run(output: &Output, api: &Api, args: &BranchRehearseArgs) -> Result<(), 
             output.note(&format!("{}/{} line {}: {text}", number + 1, script.len(), script.line(number)));
         }
     };
+    let from = from_or_default(args.from.as_deref())?;
     let place = Place {
-        from: args.from.as_deref(),
+        from: from.as_deref(),
         at: args.at.as_deref(),
         role: args.role.as_deref(),
         database: args.database.as_deref(),

@@ -1,9 +1,11 @@
-//! Tools whose work cannot be taken back by the same tool: `apply`, `reset_branch`, `delete_branch`. Each is prepared, confirmed, done.
+//! Tools whose work cannot be taken back by the same tool: `apply`, `reset_branch`, `delete_branch`; `rewind` is in
+//! `checkpoints`. Each is prepared, confirmed, done.
 
 use std::path::PathBuf;
 
 use ardent_api::control::{
-    ApiErrorCode, BranchInfo, BranchName, DeleteReply, DiffRequest, ErrorInfo, ResetRequest, SwitchReply,
+    ApiErrorCode, BranchInfo, BranchName, CheckpointInfo, DeleteReply, DiffRequest, ErrorInfo, ResetRequest,
+    SwitchReply,
 };
 use ardent_change_set::{ApplyOptions, Prefer, RemoteApplied, RowChoice, write_file};
 use ardent_diff::Part;
@@ -15,6 +17,7 @@ use tempfile::TempDir;
 use super::answer::{ANSWER_LEN_MAX, Trouble, fitting};
 use super::branches::look;
 use super::call::Call;
+use super::checkpoints;
 use super::confirmation::{Outcome, State};
 use crate::commands::apply::{Source, Target, Told, Wish, apply_to, inverse_name, reserve, write_inverse};
 use crate::commands::{branch, diff, path_name};
@@ -104,6 +107,8 @@ pub enum Prepared {
     Apply(Box<Application>),
     /// A branch that is to be its parent again.
     Reset { seen: Box<BranchInfo>, at: Option<String> },
+    /// A branch that is to be what it was at a checkpoint.
+    Rewind { seen: Box<BranchInfo>, to: Box<CheckpointInfo> },
     /// A branch that is to go.
     Delete { seen: Box<BranchInfo> },
 }
@@ -167,7 +172,8 @@ pub async fn prepare_reset(call: &Call, args: &ResetArgs) -> Result<Preparation,
     Ok(Preparation::Ask { question, details, prepared: Prepared::Reset { seen, at: args.at.clone() } })
 }
 
-fn no_root(seen: BranchInfo) -> Result<BranchInfo, Failure> {
+/// A branch that can be changed.
+pub fn no_root(seen: BranchInfo) -> Result<BranchInfo, Failure> {
     if seen.is_root {
         let message = format!("{} follows a production server: it is no branch to change", seen.name);
         return Err(ErrorInfo::new(ApiErrorCode::RootBranch, message).with_hint("name a branch of it").into());
@@ -316,6 +322,7 @@ pub async fn carry_out(call: &Call, prepared: Prepared) -> Result<Outcome, Troub
             let details = json!({ "undo_command": undo, "undo_until": reply.undo_until });
             Ok(Outcome::new(State::Done, message, details))
         }
+        Prepared::Rewind { seen, to } => checkpoints::rewind(call, &seen, &to).await,
         Prepared::Delete { seen } => {
             unchanged(call, &seen).await?;
             let path = format!("/v1/branches/{}", path_name(&seen.name)?);
@@ -328,7 +335,7 @@ pub async fn carry_out(call: &Call, prepared: Prepared) -> Result<Outcome, Troub
 }
 
 /// A name may stand for another branch by now, and a branch for another state.
-async fn unchanged(call: &Call, seen: &BranchInfo) -> Result<(), Trouble> {
+pub async fn unchanged(call: &Call, seen: &BranchInfo) -> Result<(), Trouble> {
     let now = look(call, &seen.name).await?;
     if (now.id, now.timeline_id) != (seen.id, seen.timeline_id) {
         let message = format!("branch {} is another one than when this was confirmed", seen.name);

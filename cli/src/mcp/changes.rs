@@ -24,6 +24,8 @@ pub struct DiffArgs {
     pub branch: String,
     /// Compare with another branch, or with the branch at an LSN; absent: with its branch point
     pub against: Option<String>,
+    /// Compare with the branch as it was at a checkpoint of this label, in place of that
+    pub since: Option<String>,
     /// Show the changed rows of this table, as NAME or SCHEMA.NAME; absent: the schema's changes, and counts by table
     pub table: Option<String>,
     /// Of the table's changes, skip so many
@@ -60,6 +62,7 @@ pub async fn diff(call: &Call, args: DiffArgs) -> Result<Changes, Trouble> {
     let request = DiffRequest {
         tables: args.table.clone().into_iter().collect(),
         against: args.against.clone(),
+        since: args.since.clone(),
         part: args.table.is_some().then_some(DiffPart::Rows),
     };
     let shown = call

@@ -1,7 +1,7 @@
 //! `ardent mcp`: what the other commands do, as tools for programs that speak the Model Context Protocol.
 //!
 //! ```text
-//!  a client ──stdio, or HTTP with a token──► server ──► branches, sql, changes, rehearsal, applying
+//!  a client ──stdio, or HTTP with a token──► server ──► branches, sql, changes, checkpoints, rehearsal, applying
 //!                                              │              │ the same functions as the commands
 //!                                              │              ▼
 //!                                              │            api (HTTP) ──► a server's control;  a branch, by its URL
@@ -23,6 +23,7 @@ mod applying;
 mod branches;
 mod call;
 mod changes;
+mod checkpoints;
 mod confirmation;
 mod http;
 mod install;
@@ -31,6 +32,7 @@ mod rehearsal;
 mod remote;
 mod server;
 mod sql;
+mod stdio;
 mod tools;
 
 use std::time::Duration;
@@ -43,6 +45,7 @@ use crate::config::Session;
 use crate::failure::Failure;
 use crate::output::Output;
 use server::{Access, Offer, Tools};
+use stdio::Stdio;
 
 /// Longest wait for what must come to its end when the client is gone.
 const END_WAITS: Duration = Duration::from_secs(60);
@@ -75,7 +78,7 @@ pub fn run(output: &Output, url: Option<&str>, args: &McpArgs) -> Result<(), Fai
 }
 
 async fn serve(tools: Tools) -> Result<(), Failure> {
-    let service = tools.serve(rmcp::transport::stdio()).await;
+    let service = tools.serve(Stdio::open()).await;
     let service = service.map_err(|error| {
         Failure::local("the client does not speak the Model Context Protocol", &error)
             .hint("programs start this command; to set one up: ardent mcp install CLIENT")

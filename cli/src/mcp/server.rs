@@ -19,7 +19,7 @@ use super::applying::{Preparation, Prepared, carry_out, prepare_apply, prepare_d
 use super::call::Call;
 use super::confirmation::{Confirmations, Outcome, Reply, State, Verdict};
 use super::tools::{self, INSTRUCTIONS, Name};
-use super::{branches, changes, rehearsal, sql};
+use super::{branches, changes, checkpoints, rehearsal, sql};
 use crate::api::Api;
 use crate::config::Session;
 use crate::failure::Failure;
@@ -109,7 +109,8 @@ impl Tools {
             Name::Execute => done(sql::execute(&call, parse(arguments)?).await),
             Name::Diff => done(changes::diff(&call, parse(arguments)?).await),
             Name::Rehearse => done(rehearsal::rehearse(&call, parse(arguments)?).await),
-            Name::Apply | Name::ResetBranch | Name::DeleteBranch => {
+            Name::Checkpoint => done(checkpoints::mark(&call, parse(arguments)?).await),
+            Name::Apply | Name::Rewind | Name::ResetBranch | Name::DeleteBranch => {
                 self.confirmed(tool, &call, arguments, &request, context).await
             }
         }
@@ -137,6 +138,7 @@ impl Tools {
         }
         let preparation = match tool {
             Name::Apply => prepare_apply(call, &parse(arguments)?).await?,
+            Name::Rewind => checkpoints::prepare(call, &parse(arguments)?).await?,
             Name::ResetBranch => prepare_reset(call, &parse(arguments)?).await?,
             _ => prepare_delete(call, &parse(arguments)?).await?,
         };

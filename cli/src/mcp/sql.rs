@@ -143,7 +143,7 @@ pub async fn query(call: &Call, args: SqlArgs) -> Result<Rows, Trouble> {
         Ok(true)
     };
     let held = session.in_time(call, &args, if form == Form::Cursor { DECLARE.len() } else { 0 }, reading).await?;
-    if held { Ok(rows) } else { Err(not_held()) }
+    if held { Ok(rows) } else { Err(not_held(&args.branch)) }
 }
 
 /// `execute`.
@@ -183,11 +183,10 @@ fn values(row: &SimpleQueryRow) -> impl Iterator<Item = Option<&str>> {
     (0..row.len()).map(|column| row.try_get(column).ok().flatten())
 }
 
-fn not_held() -> Trouble {
+fn not_held(branch: &str) -> Trouble {
     let message = "the branch's Postgres does not hold this session to reading";
-    let error = ErrorInfo::new(ApiErrorCode::Conflict, message);
-    Failure::from(error.with_hint("it was started by an older server: ardent branch suspend NAME, then try again"))
-        .into()
+    let hint = format!("it was started by an older server: ardent branch suspend {branch}, then try again");
+    Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint(hint)).into()
 }
 
 impl SqlArgs {
@@ -293,7 +292,7 @@ impl Session {
             config.dbname(database);
         }
         config.options(options(&config, args, rights));
-        let connecting = async { config.connect(tls.clone()).await.map_err(|error| told(&error, 0)) };
+        let connecting = async { config.connect(tls.clone()).await.map_err(|error| told(&error, 0, &args.branch)) };
         let (client, connection) = tokio::select! {
             connected = connecting => connected?,
             () = call.cancelled.cancelled() => return Err(Trouble::Cancelled),
@@ -352,7 +351,7 @@ impl Session {
     ) -> Result<T, Trouble> {
         let timeout_s = args.timeout_s();
         let why = tokio::select! {
-            done = work => return done.map_err(|stopped| stopped.trouble(shift)),
+            done = work => return done.map_err(|stopped| stopped.trouble(shift, &args.branch)),
             () = tokio::time::sleep(Duration::from_secs(timeout_s) + GRACE) => {
                 let error = ErrorInfo::new(ApiErrorCode::Timeout, format!("the statement ran longer than {timeout_s} s"));
                 Trouble::Failure(error.with_hint("give timeout_s, or ask for less").into())
@@ -402,9 +401,9 @@ impl From<tokio_postgres::Error> for Stopped {
 }
 
 impl Stopped {
-    fn trouble(&self, shift: usize) -> Trouble {
+    fn trouble(&self, shift: usize, branch: &str) -> Trouble {
         match self {
-            Stopped::Postgres(error) => told(error, shift),
+            Stopped::Postgres(error) => told(error, shift, branch),
             Stopped::LacksValues => {
                 let what = "the statement has parameters such as $1, and there is nothing to put in their place";
                 Failure::usage(what).hint("write the values into the statement").into()
@@ -418,10 +417,10 @@ fn check_parameters(statement: &tokio_postgres::Statement) -> Result<(), Stopped
 }
 
 /// What Postgres says of an error. `shift`: characters that stand before the statement that was given.
-fn told(error: &tokio_postgres::Error, shift: usize) -> Trouble {
+fn told(error: &tokio_postgres::Error, shift: usize, branch: &str) -> Trouble {
     let Some(said) = error.as_db_error() else {
         let failure = Failure::of(error).code(ApiErrorCode::ComputeFailed);
-        return failure.hint("see whether the branch works: ardent psql NAME").into();
+        return failure.hint(format!("see whether the branch works: ardent psql {branch}")).into();
     };
     let position = match said.position() {
         Some(ErrorPosition::Original(position)) => position.checked_sub(u32::try_from(shift).unwrap_or(0)),

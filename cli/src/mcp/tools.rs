@@ -6,6 +6,7 @@ use rmcp::schemars::JsonSchema;
 use super::applying::{ApplyArgs, DeleteArgs, ResetArgs};
 use super::branches::{Branch, BranchArgs, Branches, Connection, ConnectionArgs, CreateArgs, Created, ListArgs};
 use super::changes::{Changes, DiffArgs};
+use super::checkpoints::{CheckpointArgs, Marked, RewindArgs};
 use super::confirmation::Outcome;
 use super::rehearsal::{RehearseArgs, Report};
 use super::sql::{Executed, Rows, SqlArgs};
@@ -13,10 +14,10 @@ use super::sql::{Executed, Rows, SqlArgs};
 /// What a client is told before it sees the tools.
 pub const INSTRUCTIONS: &str = "Ardent makes branches of a production Postgres: isolated databases with all of its data, made in \
     milliseconds. Every tool takes the branch that it works on as an argument; there is no current branch. Work on a branch of your \
-    own: create_branch, then query and execute. diff shows what you changed. rehearse tells what a migration would lock, rewrite and \
-    change, without keeping anything. apply, reset_branch and delete_branch do nothing at first: they answer with what they would do, \
-    and do it when that is confirmed. A branch that descends from no other (is_root) follows production: it cannot be queried or \
-    changed, make a branch of it.";
+    own: create_branch, then query and execute. checkpoint marks a step of your work, and rewind goes back to one. diff shows what you \
+    changed. rehearse tells what a migration would lock, rewrite and change, without keeping anything. apply, rewind, reset_branch and \
+    delete_branch do nothing at first: they answer with what they would do, and do it when that is confirmed. A branch that descends from \
+    no other (is_root) follows production: it cannot be queried or changed, make a branch of it.";
 
 /// A tool's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub enum Name {
     Execute,
     Diff,
     Rehearse,
+    Checkpoint,
+    Rewind,
     Apply,
     ResetBranch,
     DeleteBranch,
@@ -48,7 +51,7 @@ enum Effect {
 }
 
 impl Name {
-    const ALL: [Name; 11] = [
+    const ALL: [Name; 13] = [
         Name::ListBranches,
         Name::BranchInfo,
         Name::CreateBranch,
@@ -57,6 +60,8 @@ impl Name {
         Name::Execute,
         Name::Diff,
         Name::Rehearse,
+        Name::Checkpoint,
+        Name::Rewind,
         Name::Apply,
         Name::ResetBranch,
         Name::DeleteBranch,
@@ -73,6 +78,8 @@ impl Name {
             Name::Execute => "execute",
             Name::Diff => "diff",
             Name::Rehearse => "rehearse",
+            Name::Checkpoint => "checkpoint",
+            Name::Rewind => "rewind",
             Name::Apply => "apply",
             Name::ResetBranch => "reset_branch",
             Name::DeleteBranch => "delete_branch",
@@ -89,8 +96,8 @@ impl Name {
             Name::ListBranches | Name::BranchInfo | Name::Query | Name::Diff => Effect::Reads,
             Name::CreateBranch => Effect::AddsOnce,
             // Who has the string may write; the branch of a rehearsal is there for a while.
-            Name::ConnectionString | Name::Rehearse => Effect::Adds,
-            Name::Execute | Name::Apply | Name::ResetBranch | Name::DeleteBranch => Effect::Destroys,
+            Name::ConnectionString | Name::Rehearse | Name::Checkpoint => Effect::Adds,
+            Name::Execute | Name::Apply | Name::Rewind | Name::ResetBranch | Name::DeleteBranch => Effect::Destroys,
         }
     }
 
@@ -125,12 +132,20 @@ impl Name {
                  COMMIT. Production is not reached.",
             )),
             Name::Diff => shaped::<DiffArgs, Changes>(described(
-                "Show what changed on a branch since it was made, or against another branch: the schema's statements and counts by \
-                 table; with table, that table's changed rows.",
+                "Show what changed on a branch since it was made, since a checkpoint, or against another branch: the schema's statements \
+                 and counts by table; with table, that table's changed rows.",
             )),
             Name::Rehearse => shaped::<RehearseArgs, Report>(described(
                 "Run a migration on a branch that is made for it and deleted again, and report for each statement: time, locks that \
                  would block others, rewritten tables, rows, errors; then what is different afterwards.",
+            )),
+            Name::Checkpoint => shaped::<CheckpointArgs, Marked>(described(
+                "Mark what a branch has committed now, for rewind to go back to. It costs nothing and ends no session: make one before each \
+                 step of your work.",
+            )),
+            Name::Rewind => shaped::<RewindArgs, Outcome>(described(
+                "Make a branch what it was at a checkpoint, and so throw away what changed on it since. It is done after a confirmation, \
+                 can be undone for a while, and later checkpoints can still be gone to.",
             )),
             Name::Apply => shaped::<ApplyArgs, Outcome>(described(
                 "Apply what changed on a branch to production (a connector's name) or to another branch, in one transaction, each row \

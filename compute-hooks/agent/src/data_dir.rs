@@ -21,10 +21,10 @@ use ardent_api::compute::RunAs;
 use ardent_api::page_service::BackupItem;
 use ardent_pg_format::{PgMajor, data_directory};
 use ardent_presence_map::{PresenceMap, PresenceMapBuilder};
-use ardent_types::{BLCKSZ, BlockNumber, Lsn, RelTag};
+use ardent_types::{BLCKSZ, BlockNumber, Lsn, RelTag, with_causes};
 use bytes::Bytes;
 
-use crate::error::{ComputeError, with_causes};
+use crate::error::ComputeError;
 use crate::layout::PRESENCE_MAP;
 
 /// Blocks in one file of a relation (`RELSEG_SIZE`): 1 GiB.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ardent_api::compute::ComputeEvent;
 use ardent_api::page_service::ErrorCode;
 use ardent_page_client::PageError;
-use ardent_types::Lsn;
+use ardent_types::{Lsn, with_causes};
 use ardent_wal_client::ProposerError;
 
 use crate::kept_state::KeptStateError;
@@ -185,15 +185,4 @@ impl ComputeError {
     pub(crate) fn event(&self) -> ComputeEvent {
         ComputeEvent::Failed { code: self.code().to_owned(), message: with_causes(self) }
     }
-}
-
-/// An error and all its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text.push_str(&format!(": {source}"));
-        cause = source.source();
-    }
-    text
 }

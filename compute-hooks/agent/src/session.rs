@@ -2,15 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ardent_api::compute::AGENT_ROLE;
-use tokio_postgres::error::SqlState;
+use ardent_api::compute::{AGENT_ROLE, USUAL_DATABASES, is_closed_database};
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use crate::layout::PORT;
 
-/// The databases to ask in, likeliest first. A lasting session in the first would block CREATE DATABASE; a short one is
-/// waited for.
-const DATABASES: [&str; 2] = ["template1", "postgres"];
 /// What the branch's users may have set for the role or the database must not reach the agent.
 const OPTIONS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c role=none -c search_path=pg_catalog \
     -c default_transaction_isolation=read\\ committed -c client_encoding=utf8 -c session_preload_libraries= \
@@ -32,9 +28,11 @@ impl Sessions {
 
     /// Runs one query in whichever of the usual databases there is.
     pub(crate) async fn ask(&self, query: &str) -> Result<Rows, tokio_postgres::Error> {
-        let [first, other] = DATABASES;
+        let [first, other] = USUAL_DATABASES;
         match self.ask_in(first, query).await {
-            Err(error) if is_missing_database(&error) => self.ask_in(other, query).await,
+            Err(error) if error.code().is_some_and(|code| is_closed_database(code.code())) => {
+                self.ask_in(other, query).await
+            }
             answer => answer,
         }
     }
@@ -53,10 +51,4 @@ impl Sessions {
         });
         Ok(rows.collect())
     }
-}
-
-/// It was dropped, renamed, or takes no connections.
-fn is_missing_database(error: &tokio_postgres::Error) -> bool {
-    let gone = [SqlState::INVALID_CATALOG_NAME, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE];
-    error.code().is_some_and(|code| gone.contains(code))
 }

@@ -261,10 +261,11 @@ unsafe fn raise_unobtainable(storage: &Storage, target: &Target<'_>, state: SqlS
             settings::agent_socket().to_str().unwrap_or("?")
         ));
         let hint = if waited.is_some() {
-            c"Nothing was changed. Run the statement again when \"ardent status\" shows the page server as ready."
+            "Nothing was changed. Run the statement again when \"ardent status\" shows the page server as ready."
         } else {
-            c"Nothing was changed. Other blocks are not affected; the page server's log has the details."
+            "Nothing was changed. Other blocks are not affected; the page server's log has the details."
         };
+        let hint = Text::format(format_args!("{hint}"));
         Report { state, message, detail, hint }.raise(Level::Error)
     }
 }

@@ -293,11 +293,10 @@ unsafe extern "C-unwind" fn explain(_: *mut c_void) {
         {
             let ran_us = pg::GetCurrentTimestamp() - pg::GetCurrentStatementStartTimestamp();
             if u64::try_from(ran_us / 1000).is_ok_and(|ran_ms| ran_ms + 1 >= limit) {
-                let detail = Text::format(format_args!(
-                    "The policy of branch \"{}\" is statement-timeout {limit} ms.",
-                    settings::branch()
-                ));
-                let hint = c"ardent branch policy NAME --statement-timeout changes it.";
+                let branch = settings::branch();
+                let detail =
+                    Text::format(format_args!("The policy of branch \"{branch}\" is statement-timeout {limit} ms."));
+                let hint = Text::format(format_args!("ardent branch policy {branch} --statement-timeout changes it."));
                 Report { state: SqlState::QUERY_CANCELED, message: Text::new(), detail, hint }.explain();
             }
         }
@@ -313,7 +312,9 @@ fn report(page: &PolicyPage, refusal: Refusal) -> Report {
             state: SqlState::READ_ONLY_TRANSACTION,
             message: Text::format(format_args!("branch \"{branch}\" is read-only")),
             detail: Text::format(format_args!("Its policy is {policy}.")),
-            hint: c"Write on a branch of it: ardent branch create OTHER --from NAME. Or lift the policy: ardent branch policy NAME --read-only off",
+            hint: Text::format(format_args!(
+                "Write on a branch of it: ardent branch create OTHER --from {branch}. Or lift the policy: ardent branch policy {branch} --read-only off"
+            )),
         },
         Refusal::RowsChanged => Report {
             state: SqlState::LIMIT_EXCEEDED,
@@ -323,7 +324,9 @@ fn report(page: &PolicyPage, refusal: Refusal) -> Report {
                 page.rows_max().unwrap_or_default(),
                 page.rows_changed()
             )),
-            hint: c"ardent branch diff NAME shows what was changed; ardent branch policy NAME --max-rows-changed allows more.",
+            hint: Text::format(format_args!(
+                "ardent branch diff {branch} shows what was changed; ardent branch policy {branch} --max-rows-changed allows more."
+            )),
         },
         Refusal::BytesWritten => Report {
             state: SqlState::LIMIT_EXCEEDED,
@@ -332,7 +335,9 @@ fn report(page: &PolicyPage, refusal: Refusal) -> Report {
                 "Its policy is {policy} {} (bytes of WAL since the branch was made). The branch takes no more changes.",
                 page.bytes_max().unwrap_or_default()
             )),
-            hint: c"ardent branch diff NAME shows what was changed; ardent branch policy NAME --max-bytes-written allows more.",
+            hint: Text::format(format_args!(
+                "ardent branch diff {branch} shows what was changed; ardent branch policy {branch} --max-bytes-written allows more."
+            )),
         },
     }
 }

@@ -183,7 +183,9 @@ unsafe fn refuse(message: std::fmt::Arguments<'_>) -> ! {
         state: SqlState::READ_ONLY_TRANSACTION,
         message: Text::format(message),
         detail: Text::new(),
-        hint: c"The session was begun with ardent.read_only_session=on, which holds it to reading. Use another one.",
+        hint: Text::format(format_args!(
+            "The session was begun with ardent.read_only_session=on, which holds it to reading. Use another one."
+        )),
     };
     // SAFETY: nothing in these frames has a destructor.
     unsafe { report.raise(Level::Error) }

@@ -112,13 +112,13 @@ pub struct Report {
     /// More about the cause; may be empty.
     pub detail: Text,
     /// What to do; may be empty.
-    pub hint: &'static CStr,
+    pub hint: Text,
 }
 
 impl Report {
     /// A report without detail and hint.
     pub fn plain(state: SqlState, message: fmt::Arguments<'_>) -> Self {
-        Report { state, message: Text::format(message), detail: Text::new(), hint: c"" }
+        Report { state, message: Text::format(message), detail: Text::new(), hint: Text::new() }
     }
 
     /// Adds detail and hint to the error that is being put together.
@@ -129,7 +129,7 @@ impl Report {
         // SAFETY: as in `raise`.
         unsafe {
             pg::errdetail_internal(c"%s".as_ptr(), self.detail.as_c_str().as_ptr());
-            pg::errhint(c"%s".as_ptr(), self.hint.as_ptr());
+            pg::errhint(c"%s".as_ptr(), self.hint.as_c_str().as_ptr());
         }
     }
 
@@ -152,7 +152,7 @@ impl Report {
                 pg::errdetail_internal(c"%s".as_ptr(), self.detail.as_c_str().as_ptr());
             }
             if !self.hint.is_empty() {
-                pg::errhint(c"%s".as_ptr(), self.hint.as_ptr());
+                pg::errhint(c"%s".as_ptr(), self.hint.as_c_str().as_ptr());
             }
             pg::errfinish(c"ardent_compute".as_ptr(), 0, c"ardent".as_ptr());
         }

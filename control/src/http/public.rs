@@ -18,11 +18,12 @@ use tokio::sync::watch;
 
 use ardent_api::control::{
     AddTablesReply, AddTablesRequest, ApiErrorCode, BranchHistory, BranchInfo, BranchList, ChangeSafekeepersRequest,
-    ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply, CreateBranchRequest, CreateConnectorRequest,
-    DeleteReply, DiffRequest, ErrorInfo, MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest,
-    ReindexReply, RenameRequest, ResetRequest, RestoreRequest, ResumeConnectorRequest, SCHEMA_VERSION,
-    SafekeeperChange, SafekeepersReply, StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply,
-    UpdateBranchRequest, UrlReply, VerifyReply, WakeReply, WhoamiReply,
+    CheckpointInfo, CheckpointList, ConnectorEvent, ConnectorInfo, ConnectorList, CreateBranchReply,
+    CreateBranchRequest, CreateCheckpointRequest, CreateConnectorRequest, DeleteReply, DiffRequest, ErrorInfo,
+    MoveConnectorRequest, PasswordRequest, PreflightReply, PreflightRequest, ReindexReply, RenameRequest, ResetRequest,
+    RestoreRequest, ResumeConnectorRequest, RewindRequest, SCHEMA_VERSION, SafekeeperChange, SafekeepersReply,
+    StatusReply, SwitchReply, UndeleteRequest, UnnamedFilesReply, UpdateBranchRequest, UpdateConnectorRequest,
+    UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
 use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
@@ -52,7 +53,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/token", delete(revoke_token))
         .route("/v1/connectors", get(list_connectors).post(create_connector))
         .route("/v1/connectors/preflight", post(preflight))
-        .route("/v1/connectors/{name}", get(show_connector).delete(delete_connector))
+        .route("/v1/connectors/{name}", get(show_connector).patch(update_connector).delete(delete_connector))
         .route("/v1/connectors/{name}/verify", post(verify_connector))
         .route("/v1/connectors/{name}/move", post(move_connector))
         .route("/v1/connectors/{name}/resume", post(resume_connector))
@@ -77,6 +78,9 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/reset", post(reset))
         .route("/v1/branches/{name}/restore", post(restore))
         .route("/v1/branches/{name}/history", get(history))
+        .route("/v1/branches/{name}/checkpoints", get(list_checkpoints).post(create_checkpoint))
+        .route("/v1/branches/{name}/checkpoints/{label}", delete(delete_checkpoint))
+        .route("/v1/branches/{name}/rewind", post(rewind))
         .route("/v1/branches/{name}/undelete", post(undelete))
         .route("/v1/branches/{name}/rename", post(rename))
         .method_not_allowed_fallback(no_such_route)
@@ -314,6 +318,14 @@ async fn show_branch(State(control): Shared, Path(name): Path<String>) -> Result
     Ok(Reply(control.show_branch(&name)?))
 }
 
+async fn update_connector(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<UpdateConnectorRequest>,
+) -> Result<ConnectorInfo> {
+    Ok(Reply(control.update_connector(&name, &request).await?))
+}
+
 async fn update_branch(
     State(control): Shared,
     Path(name): Path<String>,
@@ -355,6 +367,30 @@ async fn restore(
 
 async fn history(State(control): Shared, Path(name): Path<String>) -> Result<BranchHistory> {
     Ok(Reply(control.branch_history(&name).await?))
+}
+
+async fn list_checkpoints(State(control): Shared, Path(name): Path<String>) -> Result<CheckpointList> {
+    Ok(Reply(control.list_checkpoints(&name).await?))
+}
+
+async fn create_checkpoint(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<CreateCheckpointRequest>,
+) -> Result<CheckpointInfo> {
+    Ok(Reply(control.create_checkpoint(&name, &request).await?))
+}
+
+async fn delete_checkpoint(State(control): Shared, Path((name, label)): Path<(String, String)>) -> Result<DeleteReply> {
+    Ok(Reply(control.delete_checkpoint(&name, &label)?))
+}
+
+async fn rewind(
+    State(control): Shared,
+    Path(name): Path<String>,
+    Body(request): Body<RewindRequest>,
+) -> Result<SwitchReply> {
+    Ok(Reply(control.rewind_branch(&name, request).await?))
 }
 
 async fn undelete(
@@ -530,7 +566,7 @@ async fn receive(control: &Control, request: Request) -> std::result::Result<Cha
     reading.await.map_err(|_| crate::branches::shutting_down())?.map_err(|error| {
         ErrorInfo::new(
             ApiErrorCode::InvalidArguments,
-            format!("the change set cannot be applied: {}", crate::diff::chain(&error)),
+            format!("the change set cannot be applied: {}", ardent_types::with_causes(&error)),
         )
         .with_hint("write it again: ardent branch diff NAME -o FILE")
     })

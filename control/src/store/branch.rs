@@ -175,6 +175,8 @@ pub enum InsertBranch {
     Exists(Box<BranchRow>),
     /// The parent is gone or being deleted.
     ParentGone,
+    /// The parent's data is not masked, and its connector gives out masked data only.
+    Withheld,
 }
 
 pub(super) const SELECT: &str = "SELECT b.id, b.name, b.state, b.connector, b.parent_id, t.tenant_id, b.timeline_id,
@@ -301,7 +303,8 @@ pub(super) fn by_name(connection: &Connection, name: &str) -> rusqlite::Result<O
 
 impl Store {
     /// Adds a branch that is being created, with its timeline and its role's password. Its parent must be there and stay: both are
-    /// seen to in one transaction. It hangs on `row.ancestor`, or on the timeline that the parent is on at this moment.
+    /// seen to in one transaction. It hangs on `row.ancestor`, or on the timeline that the parent is on at this moment. What is not hidden
+    /// has to be masked, if the connector is so.
     pub fn insert_branch(&self, row: &BranchRow, credential: &CredentialRow) -> Result<InsertBranch, StoreError> {
         self.write(|transaction| {
             if let Some(existing) = by_name(transaction, &row.name)? {
@@ -324,6 +327,11 @@ impl Store {
             )?;
             if !is_there {
                 return Ok(InsertBranch::ParentGone);
+            }
+            if let Some(parent) = row.parent.filter(|_| !row.hidden)
+                && super::masked::is_withheld(transaction, parent)?
+            {
+                return Ok(InsertBranch::Withheld);
             }
             super::timeline::insert(transaction, row.timeline, row.tenant, &ancestor)?;
             insert(transaction, row)?;
@@ -454,7 +462,7 @@ impl Store {
     }
 
     /// Gives `branch` the timeline of `other`, which gets the branch's and this name, for users to see, as a kept state of it. What a timeline is compared
-    /// with, those that came before it and the branches that hang on it go with it. Rows that a limit counts are counted anew.
+    /// with, those that came before it, the checkpoints on them and the branches that hang on it go with it. Rows that a limit counts are counted anew.
     /// Both computes are forgotten: nothing of them may be left.
     pub fn exchange_timelines(
         &self,
@@ -505,6 +513,7 @@ impl Store {
                 "UPDATE past_timelines SET branch_id = CASE branch_id WHEN ?1 THEN ?2 ELSE ?1 END WHERE branch_id IN (?1, ?2)",
                 params![id, other_id],
             )?;
+            super::checkpoint::exchange(transaction, &id, &other_id)?;
             transaction.execute("DELETE FROM computes WHERE branch_id IN (?1, ?2)", params![id, other_id])?;
             // What roles there are, and with which passwords, is another timeline's now: taken for changes made on the branch,
             // production's newer passwords would be accepted there.

@@ -42,11 +42,13 @@ pub struct ConnectorRow {
     pub logical: Option<LogicalOptions>,
     /// How this host sorted texts otherwise than production when it was made.
     pub collation_warning: Option<String>,
+    /// Only masked branches can be made of it.
+    pub masked_only: bool,
     /// When it was made, microseconds since the Unix epoch.
     pub created_us: i64,
 }
 
-pub(super) const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, collation_warning, created_us";
+pub(super) const COLUMNS: &str = "name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major, superuser, settings, logical, collation_warning, masked_only, created_us";
 
 impl ConnectorRow {
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -78,6 +80,7 @@ impl ConnectorRow {
             settings,
             logical,
             collation_warning: row.get("collation_warning")?,
+            masked_only: row.get("masked_only")?,
             created_us: row.get("created_us")?,
         })
     }

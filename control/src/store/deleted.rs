@@ -31,6 +31,8 @@ pub enum Undelete {
     ParentDeleted(String),
     /// It is being deleted for good.
     Gone,
+    /// Its data is not masked, and its connector gives out masked data only.
+    Withheld,
 }
 
 impl Store {
@@ -60,6 +62,9 @@ impl Store {
     /// Brings a deleted branch back under `name`.
     pub fn undelete(&self, id: BranchId, name: &str) -> Result<Undelete, StoreError> {
         self.write(|transaction| {
+            if super::masked::is_withheld(transaction, id)? {
+                return Ok(Undelete::Withheld);
+            }
             let id = id.to_string();
             let taken: bool = transaction.query_row(
                 "SELECT EXISTS (SELECT 1 FROM branches WHERE name = ?1) OR EXISTS (SELECT 1 FROM connectors WHERE name = ?1)",

@@ -15,6 +15,7 @@ use ardent_api::policy::BranchPolicy;
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
 use super::branch::CREDENTIAL_COLUMNS;
+use super::checkpoint::CheckpointRow;
 use super::connector::COLUMNS as CONNECTOR_COLUMNS;
 use super::masked::MaskedDescription;
 use super::timeline::SwitchKind;
@@ -85,6 +86,9 @@ pub struct BranchDescription {
     pub created_us: i64,
     /// Its roles' passwords.
     pub credentials: Vec<CredentialDescription>,
+    /// Its newest checkpoints, in the order in which they were made; they may be on other timelines.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointRow>,
 }
 
 /// A role's password.
@@ -127,6 +131,9 @@ pub struct ConnectorDescription {
     pub logical_state: Option<String>,
     /// How this host sorted texts otherwise.
     pub collation_warning: Option<String>,
+    /// Only masked branches can be made of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masked_only: bool,
     /// When it was made.
     pub created_us: i64,
 }
@@ -269,6 +276,7 @@ fn describe(connection: &Connection, timeline: TimelineId, half: Half) -> rusqli
     let branch = match branch {
         Some(mut branch) => {
             branch.credentials = credentials(connection, branch.id)?;
+            branch.checkpoints = super::checkpoint::newest(connection, branch.id)?;
             Some(branch)
         }
         None => None,
@@ -338,6 +346,7 @@ impl BranchDescription {
             expires_us: row.get("expires_us")?,
             created_us: row.get("created_us")?,
             credentials: Vec::new(),
+            checkpoints: Vec::new(),
         })
     }
 }
@@ -373,6 +382,7 @@ impl ConnectorDescription {
             logical: row.logical,
             logical_state,
             collation_warning: row.collation_warning,
+            masked_only: row.masked_only,
             created_us: row.created_us,
         }
     }

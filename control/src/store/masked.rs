@@ -113,6 +113,19 @@ pub(super) fn by_branch(connection: &Connection, branch: BranchId) -> rusqlite::
         .optional()
 }
 
+/// Whether a branch holds other data than masked, of a connector that gives out masked data only.
+pub(super) fn is_withheld(connection: &Connection, branch: BranchId) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "WITH RECURSIVE line (name, parent_id) AS (
+                SELECT name, parent_id FROM branches WHERE id = ?1
+                UNION ALL SELECT b.name, b.parent_id FROM branches b JOIN line l ON b.id = l.parent_id)
+             SELECT EXISTS (SELECT 1 FROM branches b JOIN connectors c ON c.name = b.connector WHERE b.id = ?1 AND c.masked_only)
+                AND NOT EXISTS (SELECT 1 FROM line WHERE substr(name, 1, length(?2)) = ?2)",
+        )?
+        .query_row(params![branch.to_string(), PREFIX], |row| row.get(0))
+}
+
 /// Adds how a template was made.
 pub(super) fn insert(transaction: &Transaction<'_>, branch: BranchId, made: &MaskedRow) -> rusqlite::Result<()> {
     transaction
@@ -170,6 +183,34 @@ impl Store {
                     params![id.to_string(), source_lsn.to_string(), report],
                 )
                 .map(|_| ())
+        })
+    }
+
+    /// Whether a branch holds other data than masked, of a connector that gives out masked data only.
+    pub fn is_withheld(&self, id: BranchId) -> Result<bool, StoreError> {
+        self.read(|connection| is_withheld(connection, id))
+    }
+
+    /// Lets a connector give out masked data only, or all again. When this returns no branch can be made any more that is not masked.
+    pub fn set_masked_only(&self, connector: &str, masked_only: bool) -> Result<(), StoreError> {
+        self.write(|transaction| {
+            transaction
+                .execute("UPDATE connectors SET masked_only = ?2 WHERE name = ?1", params![connector, masked_only])
+                .map(|_| ())
+        })
+    }
+
+    /// The names of a connector's branches that are not masked, in order.
+    pub fn unmasked_branches(&self, connector: &str) -> Result<Vec<String>, StoreError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "WITH RECURSIVE masked (id) AS (
+                    SELECT id FROM branches WHERE substr(name, 1, length(?2)) = ?2
+                    UNION SELECT b.id FROM branches b JOIN masked m ON b.parent_id = m.id)
+                 SELECT name FROM branches WHERE connector = ?1 AND parent_id IS NOT NULL AND NOT hidden AND deleted_us IS NULL
+                    AND state <> 'deleting' AND id NOT IN (SELECT id FROM masked) ORDER BY name",
+            )?;
+            statement.query_map(params![connector, PREFIX], |row| row.get(0))?.collect()
         })
     }
 

@@ -4,6 +4,7 @@
 //! The schema's version is SQLite's `user_version`; older files are migrated at opening, newer ones refused by name.
 
 mod branch;
+mod checkpoint;
 mod compute;
 mod connector;
 mod deleted;
@@ -29,6 +30,7 @@ use ardent_api::wal_service::Membership;
 use ardent_types::TimelineId;
 
 pub use branch::{BranchRow, CredentialRow, Deleted, InsertBranch};
+pub use checkpoint::{CHECKPOINTS_MAX, CheckpointRow, InsertCheckpoint};
 pub use compute::{ComputeRow, LeaseRow};
 pub use connector::{ConnectorRow, NotInserted};
 pub use deleted::{SoftDelete, Undelete};

@@ -7,7 +7,7 @@ use ardent_types::{Lsn, TenantId, TimelineId};
 use super::branch::policy_text;
 use super::description::{BranchDescription, ConnectorDescription, PastDescription};
 use super::masked::{self, MaskedRow};
-use super::{Store, StoreError};
+use super::{Store, StoreError, checkpoint};
 
 /// A timeline as storage has it, with what it is to users.
 #[derive(Clone, Debug)]
@@ -90,8 +90,8 @@ fn insert_connector(
     transaction
         .execute(
             "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, max_rate_bytes, pg_major,
-                superuser, settings, created_us, logical, logical_state, collation_warning)
-             VALUES (?1, ?2, ?3, 'ready', ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                superuser, settings, created_us, logical, logical_state, collation_warning, masked_only)
+             VALUES (?1, ?2, ?3, 'ready', ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
             params![
                 connector.name,
                 tenant,
@@ -106,7 +106,8 @@ fn insert_connector(
                 connector.created_us,
                 connector.logical.as_ref().map(|options| serde_json::to_string(options).expect("plain data")),
                 connector.logical_state,
-                connector.collation_warning
+                connector.collation_warning,
+                connector.masked_only
             ],
         )
         .map(|_| ())
@@ -160,7 +161,7 @@ fn insert_branch(transaction: &Transaction<'_>, timeline: &str, branch: &BranchD
             ],
         )?;
     }
-    Ok(())
+    branch.checkpoints.iter().try_for_each(|row| checkpoint::insert(transaction, &id, row))
 }
 
 fn unhex(text: &str) -> rusqlite::Result<Vec<u8>> {

@@ -215,6 +215,42 @@ const MIGRATIONS: &[&str] = &[
         to_members TEXT NOT NULL,
         begun_us INTEGER NOT NULL
     ) STRICT;",
+    // 11 -> 12: marks in branches' histories. The timeline of one may be gone.
+    "CREATE TABLE checkpoints (
+        id INTEGER PRIMARY KEY,
+        branch_id TEXT NOT NULL REFERENCES branches(id) ON DELETE CASCADE,
+        label TEXT NOT NULL,
+        timeline_id TEXT NOT NULL,
+        lsn TEXT NOT NULL,
+        created_us INTEGER NOT NULL,
+        UNIQUE (branch_id, label)
+    ) STRICT;
+    CREATE TRIGGER checkpoint_made AFTER INSERT ON checkpoints BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = NEW.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;
+    CREATE TRIGGER checkpoint_gone AFTER DELETE ON checkpoints BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = (SELECT timeline_id FROM branches WHERE branches.id = OLD.branch_id)
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;",
+    // 12 -> 13: connectors that give out masked data only.
+    "ALTER TABLE connectors ADD COLUMN masked_only INTEGER NOT NULL DEFAULT 0;
+    CREATE TRIGGER connector_masked_only_changed AFTER UPDATE OF masked_only ON connectors BEGIN
+        INSERT INTO descriptions (timeline_id, changed) SELECT id, 1 FROM timelines WHERE id = NEW.timeline_id
+        ON CONFLICT (timeline_id) DO UPDATE SET changed = changed + 1;
+    END;",
+    // 13 -> 14: a restore to before a reset kept the reset's branch point. The timelines say which one it is.
+    "UPDATE branches SET (base_timeline_id, base_lsn) = (
+        WITH RECURSIVE chain (ancestor_id, branch_lsn) AS (
+            SELECT ancestor_id, branch_lsn FROM timelines WHERE id = branches.timeline_id
+            UNION ALL
+            SELECT t.ancestor_id, t.branch_lsn FROM chain c JOIN past_timelines p ON p.timeline_id = c.ancestor_id
+                JOIN timelines t ON t.id = p.timeline_id WHERE p.branch_id = branches.id
+        )
+        SELECT ancestor_id, branch_lsn FROM chain
+        WHERE NOT EXISTS (SELECT 1 FROM past_timelines p WHERE p.timeline_id = chain.ancestor_id AND p.branch_id = branches.id)
+    )
+    WHERE base_timeline_id IS NOT NULL AND id IN (SELECT branch_id FROM past_timelines WHERE ended_by = 'reset');",
 ];
 
 /// Version of the schema that this program writes.
@@ -261,16 +297,76 @@ pub fn prepare(connection: &mut Connection, path: &Path) -> Result<(), StoreErro
 mod tests {
     use super::*;
 
-    #[test]
-    fn states_that_rebases_have_kept_are_taken_from_their_names_once() {
-        let mut connection = Connection::open_in_memory().expect("opens");
-        for migration in &MIGRATIONS[..9] {
+    /// A file of an older version, with a connector.
+    fn of_version(version: usize) -> Connection {
+        let connection = Connection::open_in_memory().expect("opens");
+        for migration in &MIGRATIONS[..version] {
             connection.execute_batch(migration).expect("an older schema");
         }
         connection.pragma_update(None, "application_id", APPLICATION_ID).expect("set");
-        connection.pragma_update(None, "user_version", 9).expect("set");
+        connection.pragma_update(None, "user_version", version as i64).expect("set");
         connection.execute_batch("INSERT INTO tenants VALUES ('t', 0); INSERT INTO timelines (id, tenant_id) VALUES ('root', 't');
             INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, created_us) VALUES ('c', 't', 'root', 'ready', x'', '', 0, 0)").expect("made");
+        connection
+    }
+
+    #[test]
+    fn branches_of_an_older_version_can_have_checkpoints() {
+        let mut connection = of_version(11);
+        connection
+            .execute_batch(
+                "INSERT INTO branches (id, name, state, connector, timeline_id, hidden, read_only, role, database, idle_timeout_s, created_us)
+                 VALUES ('b', 'b', 'ready', 'c', 'root', 0, 0, '', '', 0, 0);
+                 UPDATE descriptions SET told = changed",
+            )
+            .expect("made");
+        prepare(&mut connection, Path::new("memory")).expect("migrated");
+        let untold = |connection: &Connection| {
+            let query = "SELECT count(*) FROM descriptions WHERE changed <> told";
+            connection.query_row(query, [], |row| row.get::<_, i64>(0)).expect("asked")
+        };
+        assert_eq!(untold(&connection), 0, "nothing is told anew for the migration alone");
+        let mark = "INSERT INTO checkpoints (branch_id, label, timeline_id, lsn, created_us) VALUES ('b', 'one', 'gone', '0/1', 0)";
+        connection.execute_batch(mark).expect("made");
+        assert_eq!(untold(&connection), 1);
+        assert!(connection.execute_batch(mark).is_err(), "a label is there once");
+        connection.execute_batch("DELETE FROM branches").expect("deleted");
+        let left = connection.query_row("SELECT count(*) FROM checkpoints", [], |row| row.get::<_, i64>(0));
+        assert_eq!(left.expect("asked"), 0);
+    }
+
+    #[test]
+    fn branches_that_were_restored_to_before_a_reset_are_compared_with_what_they_were_then() {
+        let mut connection = of_version(13);
+        connection
+            .execute_batch(
+                "INSERT INTO timelines (id, tenant_id, ancestor_id, branch_lsn) VALUES ('one', 't', 'root', '0/1'),
+                    ('two', 't', 'root', '0/5'), ('three', 't', 'one', '0/3'), ('four', 't', 'three', '0/4'),
+                    ('lost', 't', 'root', '0/1'), ('other', 't', 'lost', '0/2');
+                 INSERT INTO branches (id, name, state, connector, timeline_id, hidden, read_only, role, database, idle_timeout_s,
+                    created_us, base_timeline_id, base_lsn)
+                 VALUES ('b', 'b', 'ready', 'c', 'four', 0, 0, '', '', 0, 0, 'root', '0/5'),
+                    ('never-reset', 'never-reset', 'ready', 'c', 'other', 0, 0, '', '', 0, 0, 'root', '0/1');
+                 INSERT INTO past_timelines (timeline_id, branch_id, since_us, until_us, ended_by, leaving, retired)
+                 VALUES ('one', 'b', 0, 1, 'reset', 0, 0), ('two', 'b', 1, 2, 'restore', 0, 0), ('three', 'b', 2, 3, 'restore', 0, 0);
+                 UPDATE descriptions SET told = changed",
+            )
+            .expect("made");
+        prepare(&mut connection, Path::new("memory")).expect("migrated");
+        let base = |branch: &str| -> (String, String) {
+            let query = "SELECT base_timeline_id, base_lsn FROM branches WHERE id = ?1";
+            connection.query_row(query, [branch], |row| Ok((row.get(0)?, row.get(1)?))).expect("asked")
+        };
+        let root_at = |lsn: &str| ("root".to_owned(), lsn.to_owned());
+        assert_eq!((base("b"), base("never-reset")), (root_at("0/1"), root_at("0/1")));
+        let query = "SELECT group_concat(timeline_id) FROM descriptions WHERE changed <> told";
+        let untold: String = connection.query_row(query, [], |row| row.get(0)).expect("asked");
+        assert_eq!(untold, "four", "its manifest is to say so as well");
+    }
+
+    #[test]
+    fn states_that_rebases_have_kept_are_taken_from_their_names_once() {
+        let mut connection = of_version(9);
         let branches = [
             ("c", None),
             ("x", Some("c")),

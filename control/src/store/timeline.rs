@@ -123,6 +123,28 @@ pub(super) fn insert(
         .map(|_| ())
 }
 
+/// What a branch is compared with on this timeline: what the oldest of the branch's timelines hangs on that this one descends from,
+/// which a creation, a reset or a rebase has made, and where; restores make those in between. The timelines that the branch has left
+/// must be past.
+fn base_of(
+    transaction: &Transaction<'_>,
+    branch: &str,
+    timeline: &str,
+) -> rusqlite::Result<(Option<String>, Option<String>)> {
+    transaction.query_row(
+        "WITH RECURSIVE chain (ancestor_id, branch_lsn) AS (
+            SELECT ancestor_id, branch_lsn FROM timelines WHERE id = ?2
+            UNION ALL
+            SELECT t.ancestor_id, t.branch_lsn FROM chain c JOIN past_timelines p ON p.timeline_id = c.ancestor_id
+                JOIN timelines t ON t.id = p.timeline_id WHERE p.branch_id = ?1
+         )
+         SELECT ancestor_id, branch_lsn FROM chain
+         WHERE NOT EXISTS (SELECT 1 FROM past_timelines p WHERE p.timeline_id = chain.ancestor_id AND p.branch_id = ?1)",
+        params![branch, timeline],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
+}
+
 /// Gives up a branch's move: the timeline that it was to move to is to be deleted.
 pub(super) fn undo_switch(transaction: &Transaction<'_>, branch: &str) -> rusqlite::Result<()> {
     transaction.execute(
@@ -200,8 +222,8 @@ impl Store {
     /// left.
     ///
     /// A reset begins anew: nothing is counted yet, and the roles are the parent's; those that were renamed here have their old
-    /// names again. After a restore the branch is compared with what it was compared with before, what was counted counts on,
-    /// and roles are told from each other by the next report.
+    /// names again. After a restore the branch is compared with what it was compared with at that point, which a reset in between
+    /// has changed; what was counted counts on, and roles are told from each other by the next report.
     pub fn finish_switch(&self, row: &SwitchRow, now_us: i64) -> Result<(), StoreError> {
         self.write(|transaction| {
             let (id, timeline) = (row.branch.to_string(), row.timeline.to_string());
@@ -226,13 +248,21 @@ impl Store {
                     transaction.execute("DELETE FROM roles WHERE branch_id = ?1", params![id])?;
                 }
                 SwitchKind::Restore => {
+                    let left: String =
+                        transaction.query_row("SELECT timeline_id FROM branches WHERE id = ?1", params![id], |row| {
+                            row.get(0)
+                        })?;
+                    let base = base_of(transaction, &id, &timeline)?;
+                    // With no reset in between, the branch's row is right, even where the database was made anew and older
+                    // timelines are not known to be the branch's.
+                    let stays = base == base_of(transaction, &id, &left)?;
                     transaction.execute(
                         "UPDATE branches SET
-                            base_timeline_id = coalesce(base_timeline_id, (SELECT ancestor_id FROM timelines t WHERE t.id = branches.timeline_id)),
-                            base_lsn = coalesce(base_lsn, (SELECT branch_lsn FROM timelines t WHERE t.id = branches.timeline_id)),
+                            base_timeline_id = CASE WHEN ?5 THEN coalesce(base_timeline_id, ?3) ELSE ?3 END,
+                            base_lsn = CASE WHEN ?5 THEN coalesce(base_lsn, ?4) ELSE ?4 END,
                             rows_counted_to = (SELECT branch_lsn FROM timelines t WHERE t.id = ?2)
                          WHERE id = ?1",
-                        params![id, timeline],
+                        params![id, timeline, base.0, base.1, stays],
                     )?;
                 }
             }
@@ -319,5 +349,89 @@ impl Store {
             transaction.execute("DELETE FROM leases WHERE timeline_id = ?1", params![timeline])?;
             transaction.execute("DELETE FROM timelines WHERE id = ?1", params![timeline]).map(|_| ())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::BranchRow;
+    use super::*;
+
+    /// A store with two branches that hang on a root: `a` at 0/10, `b` at 0/50.
+    fn store() -> (tempfile::TempDir, Store, TimelineId, [BranchRow; 2]) {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(&folder.path().join("control.db")).expect("made");
+        let (tenant, root) = (TenantId::generate(), TimelineId::generate());
+        let branches =
+            ["a", "b"].map(|name| BranchRow::fresh(name.to_owned(), "shop".to_owned(), tenant, TimelineId::generate()));
+        let made = store.write(|transaction| {
+            let (tenant, root) = (tenant.to_string(), root.to_string());
+            transaction.execute("INSERT INTO tenants (id, created_us) VALUES (?1, 0)", params![tenant])?;
+            transaction.execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![root, tenant])?;
+            transaction.execute(
+                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, created_us)
+                 VALUES ('shop', ?1, ?2, 'ready', x'00', '', 0, 0)",
+                params![tenant, root],
+            )?;
+            for branch in &branches {
+                insert(transaction, branch.timeline, branch.tenant, &root)?;
+                super::super::branch::insert(transaction, branch)?;
+            }
+            Ok(())
+        });
+        made.expect("made");
+        for (branch, lsn) in branches.iter().zip([0x10, 0x50]) {
+            store.branch_ready(branch, (Lsn::new(lsn), Lsn::new(8)), &[], None).expect("written");
+        }
+        (folder, store, root, branches)
+    }
+
+    /// Moves a branch to a new timeline that hangs there. Gives the timeline, and what the branch is compared with then.
+    fn moved(
+        store: &Store,
+        branch: &BranchRow,
+        kind: SwitchKind,
+        (ancestor, lsn): (TimelineId, u64),
+    ) -> (TimelineId, Option<(TimelineId, Lsn)>) {
+        let row = SwitchRow { branch: branch.id, timeline: TimelineId::generate(), kind, made: false };
+        assert_eq!(store.begin_switch(&row, ancestor, ancestor).expect("written"), BeginSwitch::Begun);
+        store.switch_made((branch.tenant, &row), Lsn::new(lsn), Lsn::new(8), &[]).expect("written");
+        store.finish_switch(&row, 7).expect("written");
+        let now = store.branch_by_id(branch.id).expect("read").expect("it is there");
+        assert_eq!(now.timeline, row.timeline);
+        (now.timeline, now.base_timeline.zip(now.branch_lsn))
+    }
+
+    #[test]
+    fn what_a_branch_is_compared_with_is_that_of_the_point_that_it_is_restored_to() {
+        use SwitchKind::{Reset, Restore};
+        let (_folder, store, root, [a, b]) = store();
+        let at = |lsn| Some((root, Lsn::new(lsn)));
+        let (reset, base) = moved(&store, &a, Reset, (root, 0x20));
+        assert_eq!(base, at(0x20));
+        assert_eq!(moved(&store, &a, Restore, (reset, 0x22)).1, at(0x20), "nothing was reset in between");
+        let (before, base) = moved(&store, &a, Restore, (a.timeline, 0x12));
+        assert_eq!(base, at(0x10), "before the reset");
+        let (deeper, base) = moved(&store, &a, Restore, (before, 0x14));
+        assert_eq!(base, at(0x10));
+        assert_eq!(moved(&store, &a, Restore, (reset, 0x24)).1, at(0x20), "after it again");
+        assert_eq!(moved(&store, &a, Restore, (deeper, 0x15)).1, at(0x10), "and before it again");
+        assert_eq!(moved(&store, &a, Restore, (root, 0x20)).1, at(0x20), "where the reset began");
+        assert_eq!(moved(&store, &a, Restore, (root, 0x10)).1, at(0x10), "where the branch began");
+
+        // A rebase: what was past of a timeline goes with it.
+        let [a, b] = [&a, &b].map(|branch| store.branch_by_id(branch.id).expect("read").expect("it is there"));
+        store.exchange_timelines(&a, &b, "kept", 9).expect("written");
+        assert_eq!(moved(&store, &a, Restore, (b.timeline, 0x51)).1, at(0x50));
+        assert_eq!(moved(&store, &b, Restore, (reset, 0x25)).1, at(0x20));
+        let (last, base) = moved(&store, &b, Restore, (before, 0x13));
+        assert_eq!(base, at(0x10));
+
+        // As after a recovery that did not find whose a timeline was.
+        let lost = store.write(|transaction| {
+            transaction.execute("DELETE FROM past_timelines WHERE timeline_id = ?1", params![before.to_string()])
+        });
+        assert_eq!(lost.expect("written"), 1);
+        assert_eq!(moved(&store, &b, Restore, (last, 0x14)).1, at(0x10));
     }
 }

@@ -17,6 +17,16 @@ use crate::wal_service::Membership;
 /// as a name can be, so that the real name fits in its place; only the user that runs the agent is let in under it.
 pub const AGENT_ROLE: &str = "ardent-agent---------------------------------------------------";
 
+/// The databases that a cluster has unless its users have dropped or renamed them, in the order in which they are to be tried by whoever
+/// needs a session in any. A lasting session in the first would block CREATE DATABASE; a short one is waited for.
+pub const USUAL_DATABASES: [&str; 2] = ["template1", "postgres"];
+
+/// Whether an SQLSTATE with which Postgres refuses a session says that there is no such database (`invalid_catalog_name`), or that it
+/// takes no connections (`object_not_in_prerequisite_state`): another one may.
+pub fn is_closed_database(sqlstate: &str) -> bool {
+    matches!(sqlstate, "3D000" | "55000")
+}
+
 /// The setting in which the proxy tells a compute's library, when a session begins, where its client is: address and port as
 /// `SocketAddr` writes them. The library believes it only of connections that come from outside of the sandbox.
 pub const CLIENT_ADDRESS_SETTING: &str = "ardent.client_address";

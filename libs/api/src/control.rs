@@ -6,6 +6,7 @@
 
 mod branch;
 mod branch_name;
+mod checkpoint;
 mod connector;
 mod error;
 mod internal;
@@ -15,6 +16,10 @@ use serde::{Deserialize, Serialize};
 
 pub use branch::*;
 pub use branch_name::{BranchName, BranchNameError};
+pub use checkpoint::{
+    CheckpointInfo, CheckpointLabel, CheckpointLabelError, CheckpointList, CheckpointPlace, CreateCheckpointRequest,
+    RewindRequest,
+};
 pub use connector::*;
 pub use error::{ApiErrorCode, ErrorInfo, ErrorReply};
 pub use internal::{AuthInfo, AuthQuery, WakeReply, WakeRequest};
@@ -57,6 +62,9 @@ pub struct StatusReply {
     /// Why nothing is deleted for its age now: the host's clock has jumped, or is not what it was when the server ran last.
     #[serde(default)]
     pub clock_problem: Option<String>,
+    /// How many files the server's process may have open at most; absent: it could not find out.
+    #[serde(default)]
+    pub open_files_max: Option<u64>,
 }
 
 /// `GET /v1/whoami`.

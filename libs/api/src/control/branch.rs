@@ -16,6 +16,9 @@ pub struct DiffRequest {
     /// What to compare with: another branch, or an LSN of the branch's own history; absent: its branch point.
     #[serde(default)]
     pub against: Option<String>,
+    /// A checkpoint that the branch has passed, to compare with in place of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<String>,
     /// Only this part; absent: all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<DiffPart>,
@@ -36,9 +39,12 @@ pub enum DiffPart {
 pub struct CreateBranchRequest {
     /// Its name.
     pub name: String,
-    /// The branch to start from; absent: the only connector's root.
+    /// The branch to start from; absent: a connector's root.
     #[serde(default)]
     pub from: Option<String>,
+    /// The connector whose root is meant where no branch and no template is named; absent: the only one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connector: Option<String>,
     /// The masked template to start from, in place of a branch; empty: the only one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masked: Option<String>,
@@ -109,7 +115,7 @@ pub struct RestoreRequest {
     pub at: String,
 }
 
-/// Answer to [`ResetRequest`] and [`RestoreRequest`].
+/// Answer to [`ResetRequest`], [`RestoreRequest`] and [`RewindRequest`](super::RewindRequest).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchReply {
     /// The branch.
@@ -117,7 +123,10 @@ pub struct SwitchReply {
     pub branch: BranchInfo,
     /// The LSN that it begins at.
     pub at_lsn: Lsn,
-    /// Restoring it to this time undoes the reset or restore.
+    /// The checkpoint that it was rewound to; null: that was not asked for.
+    #[serde(default)]
+    pub checkpoint: Option<String>,
+    /// Restoring it to this time undoes the reset, restore or rewind.
     pub undo_at: String,
     /// For as long as that is possible.
     pub undo_until: String,

@@ -297,6 +297,15 @@ pub struct ConnectorInfo {
     pub warnings: Vec<String>,
     /// Branches made from it.
     pub branches: u64,
+    /// Only masked branches can be made of it.
+    #[serde(default)]
+    pub masked_only: bool,
+    /// How many of its branches are not masked, as they were made before; null unless `masked_only`.
+    #[serde(default)]
+    pub unmasked_branches: Option<u64>,
+    /// The names of the first of these.
+    #[serde(default)]
+    pub unmasked_first: Vec<String>,
     /// Of a connector in logical mode; null: it follows by physical replication.
     #[serde(default)]
     pub logical: Option<LogicalInfo>,
@@ -323,6 +332,15 @@ pub struct SlotInfo {
 /// What servers of older versions tell.
 fn said_just_now() -> bool {
     true
+}
+
+/// Body of `PATCH /v1/connectors/{name}`. What is absent stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateConnectorRequest {
+    /// Refuse branches that are not masked, or no longer. Those that are there stay, and their URLs.
+    #[serde(default)]
+    pub masked_only: Option<bool>,
 }
 
 /// Body of `POST /v1/connectors/{name}/move`: the same production at another address, or the server that has taken its place.

@@ -1,8 +1,12 @@
-//! Branches: making, showing, changing, waking. Deleting is in [`crate::deletion`], resetting and restoring in [`crate::switch`].
+//! Branches: making and changing. What is said of them is in `info.rs`, waking in `wake.rs`; what a new one starts from in
+//! `../parent.rs`, deleting in [`crate::deletion`], resetting and restoring in [`crate::switch`].
 //!
 //! Making one: a row in state `creating` (with its timeline id and password), the timeline on the page server and on the
 //! safekeepers, then `ready`. Failing in the middle, or found half-made at start, it is undone: the row becomes `deleting`
 //! and is deleted for good as any other.
+
+mod info;
+mod wake;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +15,8 @@ use tracing::{info, warn};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::{
-    ApiErrorCode, BranchInfo, BranchName, BranchState, ComputeState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
-    PasswordRequest, RenameRequest, SCHEMA_VERSION, UnnamedFilesReply, UpdateBranchRequest, UrlReply, WakeReply,
+    ApiErrorCode, BranchInfo, BranchName, BranchState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
+    PasswordRequest, RenameRequest, SCHEMA_VERSION, UpdateBranchRequest, UrlReply,
 };
 use ardent_api::page_service::{ManageReply, ManageRequest};
 use ardent_api::policy::BranchPolicy;
@@ -21,7 +25,7 @@ use ardent_types::{Lsn, TenantId, TimelineId};
 use crate::deps::{ConnectorSpec, StorageError, StorageErrorKind, WalBranch};
 use crate::point::{Point, PointSpec, unexpected_reply};
 use crate::service::Control;
-use crate::store::{BranchRow, Description, InsertBranch, iso8601, now_us};
+use crate::store::{BranchRow, Description, InsertBranch, now_us};
 
 /// Idle time of branches that are made without one.
 pub(crate) const IDLE_TIMEOUT_DEFAULT_S: u64 = 300;
@@ -125,47 +129,6 @@ impl Control {
         })
     }
 
-    /// The branch that a new one starts from.
-    pub(crate) fn parent_of(&self, request: &CreateBranchRequest) -> Result<BranchRow, ErrorInfo> {
-        if let Some(template) = &request.masked {
-            if request.from.is_some() {
-                let message = "a branch is made from another branch or from a masked template, not from both";
-                return Err(
-                    ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint("leave --from or --masked out")
-                );
-            }
-            return self.template_to_branch(template);
-        }
-        if let Some(from) = &request.from {
-            let parent = self.find_branch(from)?;
-            return match parent.state {
-                BranchState::Ready => Ok(parent),
-                BranchState::Creating => {
-                    Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {from} is still being made"))
-                        .with_hint("try again in a moment"))
-                }
-                BranchState::Deleting | BranchState::Deleted => Err(not_found(from)),
-            };
-        }
-        let roots: Vec<BranchRow> =
-            self.context.store.branches()?.into_iter().filter(|row| row.is_root() && row.is_listed()).collect();
-        match roots.as_slice() {
-            [root] => Ok(root.clone()),
-            [] => Err(ErrorInfo::new(
-                ApiErrorCode::NotFound,
-                "there is nothing to branch from: no database is connected",
-            )
-            .with_hint(
-                "connect one: ardent connector create postgresql 'postgresql://ROLE:PASSWORD@HOST:PORT/DATABASE'",
-            )),
-            several => {
-                let names: Vec<&str> = several.iter().map(|row| row.name.as_str()).collect();
-                Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, "there is more than one connector to branch from")
-                    .with_hint(format!("say which with --from: {}", names.join(", "))))
-            }
-        }
-    }
-
     /// The new branch's row, or the one that has the name.
     fn insert_or_find(
         &self,
@@ -185,6 +148,9 @@ impl Control {
         match self.context.store.insert_branch(&row, &credential)? {
             InsertBranch::Inserted { ancestor } => Ok((BranchRow { ancestor: Some(ancestor), ..row }, true)),
             InsertBranch::ParentGone => Err(not_found(&parent.name)),
+            InsertBranch::Withheld => {
+                Err(self.withheld(&parent.connector, &format!("a branch of {} would not be masked", parent.name)))
+            }
             InsertBranch::Exists(existing) => {
                 self.check_same(&existing, parent, request)?;
                 Ok((*existing, false))
@@ -211,8 +177,12 @@ impl Control {
             )
             .with_hint("take another name"));
         }
-        // Least of all may one pass for masked that is not.
-        if (request.from.is_some() || request.masked.is_some()) && existing.parent != Some(parent.id) {
+        // Least of all may one pass for masked that is not. Where no parent is named, one of the same production is meant.
+        let is_other = match request.from.is_some() || request.masked.is_some() {
+            true => existing.parent != Some(parent.id),
+            false => existing.connector != parent.connector,
+        };
+        if is_other {
             return Err(ErrorInfo::new(
                 ApiErrorCode::AlreadyExists,
                 format!("branch {name} exists already, and was not made from {}", parent.name),
@@ -351,7 +321,10 @@ impl Control {
         let credential = self.context.new_credential(&row, &row.role)?;
         match self.context.store.insert_branch(&row, &credential)? {
             InsertBranch::Inserted { .. } => {}
-            InsertBranch::ParentGone | InsertBranch::Exists(_) => return Err(not_found(&parent.name)),
+            // What no name reaches is not withheld.
+            InsertBranch::ParentGone | InsertBranch::Exists(_) | InsertBranch::Withheld => {
+                return Err(not_found(&parent.name));
+            }
         }
         let parent = BranchRow { timeline: ancestor, ..parent.clone() };
         let made = match self.context.point_at(&parent, Some(at)).await {
@@ -363,65 +336,6 @@ impl Control {
             return Err(error);
         }
         Ok(self.context.store.branch_by_id(row.id)?.unwrap_or(row))
-    }
-
-    /// A branch as the API shows it.
-    pub(crate) fn branch_info(&self, row: &BranchRow) -> Result<BranchInfo, ErrorInfo> {
-        let parent = match row.parent {
-            Some(id) => self.context.store.branch_by_id(id)?.map(|parent| parent.known_name().to_owned()),
-            None => None,
-        };
-        let has_none = row.is_root() || row.deleted.is_some();
-        let compute = if has_none { ComputeState::None } else { self.pool.state(row.id) };
-        let deleted_us = row.deleted.as_ref().map(|deleted| deleted.at_us);
-        Ok(BranchInfo {
-            schema_version: SCHEMA_VERSION,
-            id: row.id,
-            name: row.known_name().to_owned(),
-            state: if row.deleted.is_some() { BranchState::Deleted } else { row.state },
-            connector: row.connector.clone(),
-            is_root: row.is_root(),
-            parent,
-            masked: self.masked_by(row)?,
-            branch_lsn: row.branch_lsn,
-            tenant_id: row.tenant,
-            timeline_id: row.timeline,
-            created_at: iso8601(row.created_us),
-            expires_at: row.expires_us.map(iso8601),
-            deleted_at: deleted_us.map(iso8601),
-            kept_until: deleted_us.map(|at_us| iso8601(self.kept_until_us(at_us))),
-            retention_s: row.retention_s,
-            compute,
-            compute_problem: self.pool.problem(row.id),
-            missing_libraries: self.pool.missing_libraries(row.id),
-            idle_timeout_s: row.idle_timeout_s,
-            policy: row.policy.clone(),
-            rows_changed: row.policy.max_rows_changed.map(|_| row.usage.rows_changed),
-            role: row.role.clone(),
-            database: row.database.clone(),
-            url: self.context.url(row),
-            children: self.context.store.children(row.id)?.into_iter().filter(|name| !name.contains('.')).collect(),
-        })
-    }
-
-    /// All branches that users see.
-    pub fn list_branches(&self) -> Result<Vec<BranchInfo>, ErrorInfo> {
-        let rows = self.context.store.branches()?;
-        rows.iter().filter(|row| row.is_listed()).map(|row| self.branch_info(row)).collect()
-    }
-
-    /// Deleted branches that can be had back, by the names that they had.
-    pub fn list_deleted(&self) -> Result<Vec<BranchInfo>, ErrorInfo> {
-        let mut rows = self.context.store.branches()?;
-        rows.retain(|row| row.deleted.is_some() && row.state == BranchState::Ready);
-        rows.sort_by_key(|row| row.deleted.as_ref().map(|deleted| (deleted.name.clone(), deleted.at_us)));
-        rows.iter().map(|row| self.branch_info(row)).collect()
-    }
-
-    /// The branch with this name, whatever its state.
-    pub fn find_branch(&self, name: &str) -> Result<BranchRow, ErrorInfo> {
-        let found = self.context.store.branch(name)?.filter(BranchRow::is_listed);
-        found.ok_or_else(|| not_found(name))
     }
 
     /// Gives a branch another name, and with it another hostname. Open sessions go on.
@@ -451,26 +365,6 @@ impl Control {
             return Err(name_taken(new.as_str()));
         }
         self.show_branch(new.as_str())
-    }
-
-    /// One branch.
-    pub fn show_branch(&self, name: &str) -> Result<BranchInfo, ErrorInfo> {
-        self.branch_info(&self.find_branch(name)?)
-    }
-
-    /// Files of the branch that no catalog names, as far as WAL has been ingested.
-    pub async fn unnamed_files(&self, name: &str) -> Result<UnnamedFilesReply, ErrorInfo> {
-        let branch = self.find_branch(name)?;
-        if branch.state != BranchState::Ready {
-            return Err(not_found(name));
-        }
-        let request = ManageRequest::FindUnnamedFiles { timeline: branch.timeline };
-        match self.context.page_service.manage(branch.tenant, request).await? {
-            ManageReply::UnnamedFiles(files) => {
-                Ok(UnnamedFilesReply { schema_version: SCHEMA_VERSION, name: branch.name, files })
-            }
-            other => Err(unexpected_reply("the search for unnamed files", &other).into()),
-        }
     }
 
     /// The branch's connection string with the password of `role`, which gets one if it has none.
@@ -550,66 +444,6 @@ impl Control {
     ) -> Result<(), StorageError> {
         let request = ManageRequest::SetRetention { timeline, retention_s };
         self.context.page_service.manage(tenant, request).await.map(|_| ())
-    }
-
-    /// The branch's running Postgres, started if need be.
-    pub async fn wake(&self, name: &str) -> Result<WakeReply, ErrorInfo> {
-        let began = Instant::now();
-        let mut branch = self.find_branch(name)?;
-        if branch.state == BranchState::Creating {
-            // Whoever makes it holds this lock.
-            let lock = self.name_lock(name);
-            let limit = self.context.pool.wake_timeout;
-            let waited = tokio::time::timeout(limit, lock.lock()).await;
-            drop(
-                waited
-                    .map_err(|_| ErrorInfo::new(ApiErrorCode::Timeout, format!("branch {name} is still being made")))?,
-            );
-            branch = self.find_branch(name)?;
-        }
-        if let Some(expired) = branch.expires_us.filter(|at_us| *at_us <= now_us()) {
-            let message = format!("branch {name} has expired at {}", iso8601(expired));
-            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint(format!(
-                "it is there for the branches that were made from it; ardent branch set {name} --ttl 4h takes it up again"
-            )));
-        }
-        self.wake_branch(&branch, began).await
-    }
-
-    /// The same for a row, hidden ones included.
-    pub async fn wake_branch(&self, branch: &BranchRow, began: Instant) -> Result<WakeReply, ErrorInfo> {
-        if branch.is_root() {
-            return Err(root_branch(branch));
-        }
-        if branch.state != BranchState::Ready {
-            return Err(not_found(&branch.name));
-        }
-        if !self.pool.has_slot(branch.id) {
-            self.make_ancestors_readable(branch).await;
-        }
-        let (running, was_running) = self.pool.wake(branch).await?;
-        Ok(WakeReply {
-            schema_version: SCHEMA_VERSION,
-            branch_id: branch.id,
-            compute_id: running.id,
-            incarnation: running.incarnation,
-            socket_dir: running.socket_dir,
-            port: running.port,
-            warm: running.warm || was_running,
-            was_running,
-            missing_libraries: running.missing_libraries,
-            waited_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Stops the branch's Postgres. The next connection starts it again.
-    pub async fn suspend(&self, name: &str) -> Result<BranchInfo, ErrorInfo> {
-        let branch = self.find_branch(name)?;
-        if branch.is_root() {
-            return Err(root_branch(&branch));
-        }
-        self.pool.suspend(branch.id).await?;
-        self.branch_info(&branch)
     }
 }
 

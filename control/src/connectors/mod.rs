@@ -1,22 +1,23 @@
-//! Connectors: importing, following, deleting.
+//! Connectors: making, finding, deleting. Following production is in `following.rs`, what is said of them in `status.rs`.
 //!
 //! Creating one: preflight (nothing is stored before it passes), a row in state `creating`, the import, following, and once the
 //! root timeline is consistent `ready` with its root branch. Failing in the middle, or found half-made at start, it is undone.
+
+mod following;
+mod status;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, mpsc, watch};
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
 
 use ardent_api::control::{
     ApiErrorCode, BranchName, CheckOutcome, ConnectorEvent, ConnectorInfo, ConnectorState, CreateConnectorRequest,
     DeleteReply, ErrorInfo, LogicalOptions, PreflightCheck, PreflightReply, SCHEMA_VERSION,
 };
-use ardent_api::page_service::ManageRequest;
 use ardent_api::token::{Claims, Rights, Service};
 use ardent_types::{Lsn, TenantId, TimelineId};
 
@@ -25,18 +26,14 @@ use crate::deps::{ConnectorSpec, ImportProgress, Imported, StorageErrorKind};
 use crate::logical::progress_to;
 use crate::pgurl::PgUrl;
 use crate::service::Control;
-use crate::store::{BranchRow, ConnectorRow, NotInserted, iso8601, now_us, template_name_of};
+use crate::store::{BranchRow, ConnectorRow, NotInserted, now_us, template_name_of};
 
-/// Pauses between attempts to follow a source after an error that waiting alone does not mend: doubled from the first to the last.
-const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// A follower that ran this long starts over with the shortest pause.
-const FOLLOW_STEADY: Duration = Duration::from_secs(60);
+use following::Follower;
+
 /// Longest wait for the WAL of the base backup's time to be ingested without any progress.
 const CATCH_UP_STALL: Duration = Duration::from_secs(300);
 /// Step in which catching up is watched.
 const CATCH_UP_STEP: Duration = Duration::from_millis(500);
-/// Longest wait for production's position in a status.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for a preflight.
 const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for the slot to be dropped at a delete.
@@ -48,17 +45,6 @@ pub(crate) struct Creation {
     pub preflight: Option<PreflightReply>,
     pub progress: Option<ConnectorEvent>,
     pub end: Option<Result<Box<ConnectorInfo>, ErrorInfo>>,
-}
-
-/// A root timeline that is being followed.
-struct Follower {
-    cancel: CancellationToken,
-    problem: watch::Receiver<Option<String>>,
-    /// Set while it does not try, because of what waiting alone does not mend.
-    given_up: watch::Receiver<Option<String>>,
-    ended: CancellationToken,
-    /// Rung when it has to begin again with what control knows now.
-    anew: Arc<Notify>,
 }
 
 /// Followers by connector name, and creations under way.
@@ -191,6 +177,7 @@ impl Control {
             settings: Default::default(),
             logical: request.logical.clone(),
             collation_warning: collation_warning(&report.checks),
+            masked_only: false,
             created_us: now_us(),
         };
         match self.context.store.insert_connector(&row)? {
@@ -319,131 +306,6 @@ impl Control {
         }
     }
 
-    /// Receives production's WAL from now on, through the safekeepers into the page server.
-    pub(crate) async fn start_following(self: &Arc<Self>, row: &ConnectorRow) -> Result<(), ErrorInfo> {
-        // A root branch with a compute is received while that runs, as any branch is.
-        if row.logical.is_none() {
-            let request =
-                ManageRequest::FollowWal { timeline: row.timeline, safekeepers: self.context.wal_service.addrs() };
-            self.context.page_service.manage(row.tenant, request).await?;
-        }
-        let cancel = self.cancel.child_token();
-        let ended = CancellationToken::new();
-        let (problem_in, problem) = watch::channel(None);
-        let (given_up_in, given_up) = watch::channel(None);
-        let anew = Arc::new(Notify::new());
-        let follower =
-            Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone(), anew: Arc::clone(&anew) };
-        if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
-            warn!(connector = %row.name, "was followed already");
-        }
-        let (control, row) = (self.clone(), row.clone());
-        self.tasks.spawn(async move {
-            tokio::join!(
-                control.follow(&row, cancel.clone(), &anew, problem_in, given_up_in),
-                control.watch_slot(&row, cancel.clone())
-            );
-            ended.cancel();
-        });
-        Ok(())
-    }
-
-    async fn follow(
-        &self,
-        row: &ConnectorRow,
-        cancel: CancellationToken,
-        anew: &Notify,
-        problem: watch::Sender<Option<String>>,
-        given_up: watch::Sender<Option<String>>,
-    ) {
-        let mut pause = FOLLOW_PAUSE.0;
-        while !cancel.is_cancelled() {
-            let began = Instant::now();
-            let this_time = cancel.child_token();
-            let following = async {
-                match self.connector_spec_of(row) {
-                    Ok(_) if row.logical.is_some() => self.run_logical(row, this_time.clone(), problem.clone()).await,
-                    Ok(spec) => self.context.connectors.follow(spec, this_time.clone(), problem.clone()).await,
-                    Err(error) => Err(error),
-                }
-            };
-            tokio::pin!(following);
-            let outcome = tokio::select! {
-                outcome = &mut following => outcome,
-                () = anew.notified() => {
-                    this_time.cancel();
-                    if let Err(error) = following.await {
-                        debug!(connector = %row.name, %error, "ended to begin again");
-                    }
-                    continue;
-                }
-            };
-            if cancel.is_cancelled() {
-                return;
-            }
-            let why = match outcome {
-                Ok(()) => "the source ended the stream".to_owned(),
-                Err(error) => error.message,
-            };
-            if began.elapsed() > FOLLOW_STEADY {
-                pause = FOLLOW_PAUSE.0;
-            }
-            warn!(connector = %row.name, why, retry_s = pause.as_secs(), "production is not being followed");
-            problem.send_replace(Some(why.clone()));
-            given_up.send_replace(Some(why));
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = cancel.cancelled() => return,
-            }
-            given_up.send_replace(None);
-            pause = (pause * 2).min(FOLLOW_PAUSE.1);
-        }
-    }
-
-    /// Whether somebody follows it, or tries to.
-    pub(crate) fn is_followed(&self, name: &str) -> bool {
-        self.connectors.followers.lock().contains_key(name)
-    }
-
-    /// Whether a connector is being followed, and why not.
-    pub(crate) fn following(&self, name: &str) -> (bool, Option<String>) {
-        match self.connectors.followers.lock().get(name) {
-            None => (false, None),
-            Some(follower) => {
-                let problem = follower.problem.borrow().clone();
-                (problem.is_none(), problem)
-            }
-        }
-    }
-
-    /// Lets whoever follows it begin again with what control knows now. It stays followed, whatever is away meanwhile.
-    pub(crate) fn follow_anew(&self, name: &str) {
-        if let Some(follower) = self.connectors.followers.lock().get(name) {
-            follower.anew.notify_one();
-        }
-    }
-
-    /// Ends when production is not followed any more and waiting does not mend it; says why.
-    pub(crate) async fn given_up(&self, name: &str) -> String {
-        let follower = self.connectors.followers.lock().get(name).map(|follower| follower.given_up.clone());
-        if let Some(mut given_up) = follower
-            && let Ok(why) = given_up.wait_for(Option::is_some).await
-            && let Some(why) = why.clone()
-        {
-            return why;
-        }
-        // Nobody follows it: it is just being started or deleted.
-        std::future::pending().await
-    }
-
-    pub(crate) async fn stop_following(&self, name: &str) {
-        let follower = self.connectors.followers.lock().remove(name);
-        if let Some(follower) = follower {
-            follower.cancel.cancel();
-            follower.ended.cancelled().await;
-        }
-    }
-
     /// The connector with this name.
     pub(crate) fn find_connector(&self, name: &str) -> Result<ConnectorRow, ErrorInfo> {
         self.context.store.connector(name)?.ok_or_else(|| {
@@ -487,90 +349,6 @@ impl Control {
             members: self.context.wal_service.membership(),
             token,
             logical: row.logical.clone(),
-        })
-    }
-
-    /// All connectors, without asking production.
-    pub async fn list_connectors(&self) -> Result<Vec<ConnectorInfo>, ErrorInfo> {
-        let mut list = Vec::new();
-        for row in self.context.store.connectors()? {
-            let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
-            list.push(self.connector_info(&row, status.as_ref(), None)?);
-        }
-        Ok(list)
-    }
-
-    /// One connector with its lag.
-    pub async fn show_connector(&self, name: &str) -> Result<ConnectorInfo, ErrorInfo> {
-        self.connector_status_of(&self.find_connector(name)?).await
-    }
-
-    pub(crate) async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
-        self.refresh_logical(row).await;
-        let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
-        let looked = async {
-            if row.state == ConnectorState::Ready {
-                self.look_at_slot(row).await;
-            }
-        };
-        // Side by side: a production that does not answer is waited for once.
-        let (production, ()) = tokio::join!(tokio::time::timeout(STATUS_TIMEOUT, asked), looked);
-        let production = production.ok().and_then(Result::ok);
-        let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
-        self.connector_info(row, status.as_ref(), production)
-    }
-
-    /// What will hurt if nothing is done.
-    pub(crate) fn connector_warnings(&self, row: &ConnectorRow) -> Vec<String> {
-        let mut warnings = self.slot_warnings(&row.name);
-        warnings.extend(self.logical_warnings(row));
-        warnings
-    }
-
-    fn connector_info(
-        &self,
-        row: &ConnectorRow,
-        status: Option<&ardent_api::page_service::TimelineStatus>,
-        production: Option<Lsn>,
-    ) -> Result<ConnectorInfo, ErrorInfo> {
-        let ingested = status.map(|status| status.last_record_lsn);
-        let last_commit_us = status.and_then(|status| status.last_commit_us);
-        let logical = self.logical_info(row);
-        // The root branch of a connector in logical mode has a log of its own.
-        let reached = match &logical {
-            Some(logical) => logical.applied_lsn,
-            None => ingested,
-        };
-        let lag_bytes = production.zip(reached).map(|(production, reached)| production.saturating_sub(reached));
-        let lag_seconds = match (lag_bytes, last_commit_us) {
-            (Some(0), _) => Some(0),
-            (Some(_), Some(at_us)) => u64::try_from(now_us().saturating_sub(at_us) / 1_000_000).ok(),
-            _ => None,
-        };
-        let branches = self.context.store.branches()?;
-        let (following, problem) = self.following(&row.name);
-        Ok(ConnectorInfo {
-            schema_version: SCHEMA_VERSION,
-            name: row.name.clone(),
-            state: row.state,
-            source: row.source.clone(),
-            tenant_id: row.tenant,
-            timeline_id: row.timeline,
-            created_at: iso8601(row.created_us),
-            pg_major: row.pg_major,
-            following,
-            problem,
-            ingested_lsn: ingested,
-            last_commit_at: last_commit_us.map(iso8601),
-            production_lsn: production,
-            lag_bytes,
-            lag_seconds,
-            logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
-            slot: self.slots.last(&row.name),
-            warnings: self.connector_warnings(row),
-            branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
-                as u64,
-            logical,
         })
     }
 

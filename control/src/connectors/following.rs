@@ -1,0 +1,157 @@
+//! Following production: one task for each connector, which begins again whenever it ends, until it is stopped.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use ardent_api::control::ErrorInfo;
+use ardent_api::page_service::ManageRequest;
+
+use crate::service::Control;
+use crate::store::ConnectorRow;
+
+/// Pauses between attempts to follow a source after an error that waiting alone does not mend: doubled from the first to the last.
+const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// A follower that ran this long starts over with the shortest pause.
+const FOLLOW_STEADY: Duration = Duration::from_secs(60);
+
+/// A root timeline that is being followed.
+pub(super) struct Follower {
+    cancel: CancellationToken,
+    problem: watch::Receiver<Option<String>>,
+    /// Set while it does not try, because of what waiting alone does not mend.
+    given_up: watch::Receiver<Option<String>>,
+    ended: CancellationToken,
+    /// Rung when it has to begin again with what control knows now.
+    anew: Arc<Notify>,
+}
+
+impl Control {
+    /// Receives production's WAL from now on, through the safekeepers into the page server.
+    pub(crate) async fn start_following(self: &Arc<Self>, row: &ConnectorRow) -> Result<(), ErrorInfo> {
+        // A root branch with a compute is received while that runs, as any branch is.
+        if row.logical.is_none() {
+            let request =
+                ManageRequest::FollowWal { timeline: row.timeline, safekeepers: self.context.wal_service.addrs() };
+            self.context.page_service.manage(row.tenant, request).await?;
+        }
+        let cancel = self.cancel.child_token();
+        let ended = CancellationToken::new();
+        let (problem_in, problem) = watch::channel(None);
+        let (given_up_in, given_up) = watch::channel(None);
+        let anew = Arc::new(Notify::new());
+        let follower =
+            Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone(), anew: Arc::clone(&anew) };
+        if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
+            warn!(connector = %row.name, "was followed already");
+        }
+        let (control, row) = (self.clone(), row.clone());
+        self.tasks.spawn(async move {
+            tokio::join!(
+                control.follow(&row, cancel.clone(), &anew, problem_in, given_up_in),
+                control.watch_slot(&row, cancel.clone())
+            );
+            ended.cancel();
+        });
+        Ok(())
+    }
+
+    async fn follow(
+        &self,
+        row: &ConnectorRow,
+        cancel: CancellationToken,
+        anew: &Notify,
+        problem: watch::Sender<Option<String>>,
+        given_up: watch::Sender<Option<String>>,
+    ) {
+        let mut pause = FOLLOW_PAUSE.0;
+        while !cancel.is_cancelled() {
+            let began = Instant::now();
+            let this_time = cancel.child_token();
+            let following = async {
+                match self.connector_spec_of(row) {
+                    Ok(_) if row.logical.is_some() => self.run_logical(row, this_time.clone(), problem.clone()).await,
+                    Ok(spec) => self.context.connectors.follow(spec, this_time.clone(), problem.clone()).await,
+                    Err(error) => Err(error),
+                }
+            };
+            tokio::pin!(following);
+            let outcome = tokio::select! {
+                outcome = &mut following => outcome,
+                () = anew.notified() => {
+                    this_time.cancel();
+                    if let Err(error) = following.await {
+                        debug!(connector = %row.name, %error, "ended to begin again");
+                    }
+                    continue;
+                }
+            };
+            if cancel.is_cancelled() {
+                return;
+            }
+            let why = match outcome {
+                Ok(()) => "the source ended the stream".to_owned(),
+                Err(error) => error.message,
+            };
+            if began.elapsed() > FOLLOW_STEADY {
+                pause = FOLLOW_PAUSE.0;
+            }
+            warn!(connector = %row.name, why, retry_s = pause.as_secs(), "production is not being followed");
+            problem.send_replace(Some(why.clone()));
+            given_up.send_replace(Some(why));
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = cancel.cancelled() => return,
+            }
+            given_up.send_replace(None);
+            pause = (pause * 2).min(FOLLOW_PAUSE.1);
+        }
+    }
+
+    /// Whether somebody follows it, or tries to.
+    pub(crate) fn is_followed(&self, name: &str) -> bool {
+        self.connectors.followers.lock().contains_key(name)
+    }
+
+    /// Whether a connector is being followed, and why not.
+    pub(crate) fn following(&self, name: &str) -> (bool, Option<String>) {
+        match self.connectors.followers.lock().get(name) {
+            None => (false, None),
+            Some(follower) => {
+                let problem = follower.problem.borrow().clone();
+                (problem.is_none(), problem)
+            }
+        }
+    }
+
+    /// Lets whoever follows it begin again with what control knows now. It stays followed, whatever is away meanwhile.
+    pub(crate) fn follow_anew(&self, name: &str) {
+        if let Some(follower) = self.connectors.followers.lock().get(name) {
+            follower.anew.notify_one();
+        }
+    }
+
+    /// Ends when production is not followed any more and waiting does not mend it; says why.
+    pub(crate) async fn given_up(&self, name: &str) -> String {
+        let follower = self.connectors.followers.lock().get(name).map(|follower| follower.given_up.clone());
+        if let Some(mut given_up) = follower
+            && let Ok(why) = given_up.wait_for(Option::is_some).await
+            && let Some(why) = why.clone()
+        {
+            return why;
+        }
+        // Nobody follows it: it is just being started or deleted.
+        std::future::pending().await
+    }
+
+    pub(crate) async fn stop_following(&self, name: &str) {
+        let follower = self.connectors.followers.lock().remove(name);
+        if let Some(follower) = follower {
+            follower.cancel.cancel();
+            follower.ended.cancelled().await;
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What is said of a connector: its state, how far it is behind production, and what will hurt.
+
+use std::time::Duration;
+
+use ardent_api::control::{ConnectorInfo, ConnectorState, ErrorInfo, SCHEMA_VERSION};
+use ardent_types::Lsn;
+
+use crate::service::Control;
+use crate::store::{ConnectorRow, iso8601, now_us};
+
+/// Longest wait for production's position in a status.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+
+impl Control {
+    /// All connectors, without asking production.
+    pub async fn list_connectors(&self) -> Result<Vec<ConnectorInfo>, ErrorInfo> {
+        let mut list = Vec::new();
+        for row in self.context.store.connectors()? {
+            let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+            list.push(self.connector_info(&row, status.as_ref(), None)?);
+        }
+        Ok(list)
+    }
+
+    /// One connector with its lag.
+    pub async fn show_connector(&self, name: &str) -> Result<ConnectorInfo, ErrorInfo> {
+        self.connector_status_of(&self.find_connector(name)?).await
+    }
+
+    pub(crate) async fn connector_status_of(&self, row: &ConnectorRow) -> Result<ConnectorInfo, ErrorInfo> {
+        self.refresh_logical(row).await;
+        let asked = self.context.connectors.production_flush_lsn(self.connector_spec_of(row)?);
+        let looked = async {
+            if row.state == ConnectorState::Ready {
+                self.look_at_slot(row).await;
+            }
+        };
+        // Side by side: a production that does not answer is waited for once.
+        let (production, ()) = tokio::join!(tokio::time::timeout(STATUS_TIMEOUT, asked), looked);
+        let production = production.ok().and_then(Result::ok);
+        let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+        self.connector_info(row, status.as_ref(), production)
+    }
+
+    /// What will hurt if nothing is done.
+    pub(crate) fn connector_warnings(&self, row: &ConnectorRow) -> Vec<String> {
+        let mut warnings = self.slot_warnings(&row.name);
+        warnings.extend(self.logical_warnings(row));
+        warnings
+    }
+
+    pub(crate) fn connector_info(
+        &self,
+        row: &ConnectorRow,
+        status: Option<&ardent_api::page_service::TimelineStatus>,
+        production: Option<Lsn>,
+    ) -> Result<ConnectorInfo, ErrorInfo> {
+        let ingested = status.map(|status| status.last_record_lsn);
+        let last_commit_us = status.and_then(|status| status.last_commit_us);
+        let logical = self.logical_info(row);
+        // The root branch of a connector in logical mode has a log of its own.
+        let reached = match &logical {
+            Some(logical) => logical.applied_lsn,
+            None => ingested,
+        };
+        let lag_bytes = production.zip(reached).map(|(production, reached)| production.saturating_sub(reached));
+        let lag_seconds = match (lag_bytes, last_commit_us) {
+            (Some(0), _) => Some(0),
+            (Some(_), Some(at_us)) => u64::try_from(now_us().saturating_sub(at_us) / 1_000_000).ok(),
+            _ => None,
+        };
+        let branches = self.context.store.branches()?;
+        let (following, problem) = self.following(&row.name);
+        let unmasked = self.unmasked(row)?;
+        Ok(ConnectorInfo {
+            schema_version: SCHEMA_VERSION,
+            name: row.name.clone(),
+            state: row.state,
+            source: row.source.clone(),
+            tenant_id: row.tenant,
+            timeline_id: row.timeline,
+            created_at: iso8601(row.created_us),
+            pg_major: row.pg_major,
+            following,
+            problem,
+            ingested_lsn: ingested,
+            last_commit_at: last_commit_us.map(iso8601),
+            production_lsn: production,
+            lag_bytes,
+            lag_seconds,
+            logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
+            slot: self.slots.last(&row.name),
+            warnings: self.connector_warnings(row),
+            branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
+                as u64,
+            masked_only: row.masked_only,
+            unmasked_branches: unmasked.as_ref().map(|(count, _)| *count),
+            unmasked_first: unmasked.map(|(_, first)| first).unwrap_or_default(),
+            logical,
+        })
+    }
+}
