@@ -45,7 +45,10 @@ impl Losses {
         let none = Vec::new();
         let beside = missing.iter().map(|table| change_of(table, keys.get(&table.oid).unwrap_or(&none))).collect();
         for name in named(target, sequences).await? {
-            let has_it = |change: &SequenceChange| (&change.schema, &change.name) == (&name.0, &name.1);
+            // One that is made under the name of one that goes says nothing of that.
+            let is_made = |change: &SequenceChange| change.old.is_none() && change.new.is_some();
+            let has_it =
+                |change: &SequenceChange| (&change.schema, &change.name) == (&name.0, &name.1) && !is_made(change);
             if !set.sequences.iter().any(has_it) {
                 let (schema, name) = name;
                 let (old, old_called, new, new_called) = (None, None, None, None);

@@ -9,14 +9,22 @@ use super::Run;
 use crate::inverse;
 use crate::outcome::ApplyError;
 
+/// A sequence that may be about to go.
+pub(super) struct MayGo {
+    /// Its OID, as text: another one may have its name afterwards.
+    oid: Option<String>,
+    /// What sets it to where it is.
+    back: SequenceChange,
+}
+
 impl<'a> Run<'a> {
     /// Where sequences are that may be about to go.
-    pub(super) async fn sequences_that_may_go(&self) -> Result<Vec<SequenceChange>, ApplyError> {
+    pub(super) async fn sequences_that_may_go(&self) -> Result<Vec<MayGo>, ApplyError> {
         let mut found = Vec::new();
         for change in self.set.sequences.iter().filter(|change| change.new.is_none()) {
             let name = qualified(&change.schema, &change.name);
-            let there = self.target.rows(&format!("select to_regclass({}) is not null", literal(&name))).await?;
-            if there.first().and_then(|row| row.first()?.as_deref()) != Some("t") {
+            let oid = self.oid_of(&name).await?;
+            if oid.is_none() {
                 continue;
             }
             let rows = self.target.rows(&format!("select last_value, is_called from {name}")).await?;
@@ -24,18 +32,23 @@ impl<'a> Run<'a> {
             let called = rows.first().and_then(|row| row.get(1)?.as_deref()) == Some("t");
             let (schema, name) = (change.schema.clone(), change.name.clone());
             let (old, old_called) = (None, None);
-            found.push(SequenceChange { schema, name, old, old_called, new: value, new_called: Some(called) });
+            let back = SequenceChange { schema, name, old, old_called, new: value, new_called: Some(called) };
+            found.push(MayGo { oid, back });
         }
         Ok(found)
     }
 
+    /// The OID of the relation of that name, as text.
+    async fn oid_of(&self, name: &str) -> Result<Option<String>, ApplyError> {
+        let rows = self.target.rows(&format!("select to_regclass({})::oid", literal(name))).await?;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next().flatten()))
+    }
+
     /// What is gone of them comes back where it was.
-    pub(super) async fn keep_gone_sequences(&mut self, before: Vec<SequenceChange>) -> Result<(), ApplyError> {
-        for sequence in before {
-            let name = literal(&qualified(&sequence.schema, &sequence.name));
-            let rows = self.target.rows(&format!("select to_regclass({name}) is null")).await?;
-            if rows.first().and_then(|row| row.first()?.as_deref()) == Some("t") {
-                self.applied.inverse.sequences.push(sequence);
+    pub(super) async fn keep_gone_sequences(&mut self, before: Vec<MayGo>) -> Result<(), ApplyError> {
+        for MayGo { oid, back } in before {
+            if self.oid_of(&qualified(&back.schema, &back.name)).await? != oid {
+                self.applied.inverse.sequences.push(back);
             }
         }
         Ok(())

@@ -289,16 +289,16 @@ fn what_stands_on_something_made_again_is_made_again() {
     pair.pg.sql_in(
         "base",
         "create type app.temper as enum ('low', 'high'); create sequence app.counted;
-         create function app.positive(int) returns boolean language sql immutable as 'select $1 > 0';
+         create function app.above_zero(int) returns boolean language sql immutable as 'select $1 > 0';
          create table app.c (id int primary key, x int unique check (x > 0), y int, z int);
-         create index c_y on app.c (y); create index c_z on app.c (z) where app.positive(z);
+         create index c_y on app.c (y); create index c_z on app.c (z) where app.above_zero(z);
          create statistics app.c_both on x, y from app.c;
-         alter table app.c add constraint z_positive check (app.positive(z));
+         alter table app.c add constraint z_positive check (app.above_zero(z));
          insert into app.c select n, n, n, n from generate_series(1, 20) n;
          create table app.k (k int constraint k_key primary key, note text); insert into app.k values (1, 'a'), (2, 'b');
          create table app.s (id int primary key, n int default nextval('app.counted')); insert into app.s values (1), (2);
          create table app.m (id int primary key, m app.temper default 'low', constraint m_low check (m >= 'low'));
-         insert into app.m values (1), (2, 'high')",
+         insert into app.m values (1, 'low'), (2, 'high')",
     );
     pair.copy("base", "head");
     for change in [
@@ -307,10 +307,10 @@ fn what_stands_on_something_made_again_is_made_again() {
         "update app.c set x = id, y = id + 1",
         "alter table app.c add constraint c_x_check check (x > 0), add constraint c_x_key unique (x)",
         "create index c_y on app.c (y); create statistics app.c_both on x, y from app.c",
-        "drop function app.positive cascade",
-        "create function app.positive(int) returns boolean language sql immutable as 'select $1 > 0'",
-        "alter table app.c add constraint z_positive check (app.positive(z))",
-        "create index c_z on app.c (z) where app.positive(z)",
+        "drop function app.above_zero cascade",
+        "create function app.above_zero(int) returns boolean language sql immutable as 'select $1 > 0'",
+        "alter table app.c add constraint z_positive check (app.above_zero(z))",
+        "create index c_z on app.c (z) where app.above_zero(z)",
         "alter table app.k drop column k; alter table app.k add k bigint; update app.k set k = ascii(note)",
         "alter table app.k add constraint k_key primary key (k)",
         "drop sequence app.counted cascade; create sequence app.counted",
