@@ -175,13 +175,14 @@ fn under_clocks_that_jump_all_keep_their_promises() {
 }
 
 /// Seeds that once failed.
-const ONCE_FAILED: [(Cluster, u64); 6] = [
+const ONCE_FAILED: [(Cluster, u64); 7] = [
     (fixed(5), 30),
     (fixed(3), 1164),
     (fixed(5), 5667),
     (fixed(1), 47),
     (changing(1, 3), 226),
     (changing(3, 4), 10990),
+    (jumping(3, 2), 4337),
 ];
 
 #[test]

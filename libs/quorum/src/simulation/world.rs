@@ -104,6 +104,8 @@ pub(crate) struct World {
     pub(crate) jumps: Jumps,
     /// Pairs that cannot talk: a proposer or a changer, and a node.
     pub(super) cut: Vec<(usize, usize)>,
+    /// The disk at the other end of each proposer's connection to a peer: the one that was there when it connected.
+    connections: BTreeMap<(usize, usize), DiskId>,
     elected: BTreeMap<Term, u128>,
     /// Everything that was ever reported as committed.
     pub(super) committed: Vec<u8>,
@@ -146,6 +148,7 @@ impl World {
             writers: Vec::new(),
             bugs,
             cut: Vec::new(),
+            connections: BTreeMap::new(),
             elected: BTreeMap::new(),
             committed: Vec::new(),
             committed_by_term: BTreeMap::new(),
@@ -304,7 +307,10 @@ impl World {
                 self.step(index, ProposerInput::Tick)
             }
             Event::Write(index) => self.write(index),
-            Event::Reconnect { proposer, peer } => self.step(proposer, ProposerInput::Connected(peer)),
+            Event::Reconnect { proposer, peer } => {
+                self.connections.insert((proposer, peer), self.nodes[self.node_of(proposer, peer)].disk_id());
+                self.step(proposer, ProposerInput::Connected(peer))
+            }
             Event::Restart(node) => {
                 if self.nodes[node].is_down() {
                     self.nodes[node].recover(None)?;
@@ -334,7 +340,13 @@ impl World {
     fn at_node(&mut self, from: usize, peer: usize, message: ToNode) -> Result<(), Violation> {
         let index = self.node_of(from, peer);
         let node = &mut self.nodes[index];
+        let disk = node.disk_id();
         let Some(acceptor) = node.acceptor_mut() else { return Ok(()) };
+        // A connection ends with the process that has the disk: nothing of it reaches another disk at that address.
+        if self.connections.get(&(from, peer)) != Some(&disk) {
+            self.post(from, index, Event::Reconnect { proposer: from, peer });
+            return Ok(());
+        }
         let mut effects = Vec::new();
         let is_append = matches!(&message, ToNode::Append(append, _) if !append.data.is_empty());
         // Out of order: the network of the simulation reorders; the real shell closes the connection.
