@@ -106,7 +106,7 @@ case "${1:-}" in
             ARDENT_KILL_ROUNDS=${ARDENT_KILL_ROUNDS:-25} ARDENT_ROUNDS=${ARDENT_ROUNDS:-100} \
             ARDENT_RESET_ROUNDS=${ARDENT_RESET_ROUNDS:-5} \
             run_tests tests -- --nocapture
-        ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests control:random -- --nocapture
+        ARDENT_SEEDS=${ARDENT_SEEDS:-200} run_tests control:it -- --nocapture random::
         # The short form of all, again and again.
         for round in $(seq "${ROUNDS:-10}"); do
             echo "round $round"

@@ -15,7 +15,7 @@ build_test_programs() {
 }
 
 # The crate, its folder and the program of each test program of these crates, each ended by a zero byte. CRATE is a folder, or
-# CRATE:NAME for the one whose file in tests/ is NAME.
+# CRATE:NAME for the one whose file or folder in tests/ is NAME.
 test_programs_of() { # crates...
     local wanted crate name folder program
     for wanted in "$@"; do

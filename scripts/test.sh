@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
     ["storage"]="libs/trusted-clock libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
-    ["quorum"]="libs/unix-stream libs/service-tls libs/quorum libs/wal-client safekeeper"
-    ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking cli tests"
+    ["quorum"]="safekeeper libs/unix-stream libs/service-tls libs/quorum libs/wal-client"
+    ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking libs/open-files cli tests"
 )
 declare -A minutes=(["build"]=12 ["formats and redo"]=4 ["storage"]=4 ["quorum"]=2 ["end to end"]=8)
 order=("formats and redo" "storage" "quorum" "end to end")
@@ -67,7 +67,7 @@ run_program() { # crate, folder, program
 export -f run_program test_program_name
 export programs
 
-# As many programs at once as there are processors: most have fewer tests than that.
+# As many programs at once as there are processors: most have fewer tests than that. Where one takes most of an area's time, its crate is first.
 tests() { # area
     local folders
     read -ra folders <<<"${crates[$1]}"

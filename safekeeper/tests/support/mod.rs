@@ -1,6 +1,6 @@
 //! What the tests of the safekeeper share: WAL made from a seed, safekeepers on temporary folders.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, reason = "each program uses a part of it")]
 
 pub mod usage;
 

@@ -1,13 +1,11 @@
 //! What suspended computes leave for a warm start, and when it goes.
 
-mod world;
-
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
-use world::{World, until};
+use crate::world::{World, until};
 
 /// Makes a branch and wakes it; what its agent would leave is good for so many more seconds.
 async fn awake(world: &World, name: &str, good_for_s: i64) -> PathBuf {

@@ -1,7 +1,5 @@
 //! Connectors that give out masked data only.
 
-mod world;
-
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,7 +7,8 @@ use serde_json::{Value, json};
 use ardent_api::control::ApiErrorCode;
 use ardent_control::store::{BranchRow, Store};
 use ardent_types::Lsn;
-use world::{FakeTimeline, World};
+
+use crate::world::{FakeTimeline, World};
 
 async fn set(world: &World, masked_only: bool) -> Value {
     let body = json!({ "masked_only": masked_only });

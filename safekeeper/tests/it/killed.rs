@@ -1,7 +1,5 @@
 //! A safekeeper in a process of its own, killed with SIGKILL while it is written to.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -14,7 +12,7 @@ use ardent_types::Lsn;
 use ardent_wal_client::SafekeeperClient;
 use tokio_util::sync::CancellationToken;
 
-use support::{World, eventually, read_up_to};
+use crate::support::{World, eventually, reached, read_up_to};
 
 /// Below its folder: where it archives WAL, if that is there.
 const STORE: &str = "store";
@@ -38,7 +36,7 @@ async fn be_the_safekeeper() {
 
 fn spawn(dir: &Path) -> Child {
     Command::new(std::env::current_exe().expect("a path"))
-        .args(["--exact", "be_the_safekeeper"])
+        .args(["--exact", "killed::be_the_safekeeper"])
         .env(DIR_VARIABLE, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -68,7 +66,7 @@ async fn what_was_committed_when_the_writer_left_is_read_after_a_kill() {
     let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
     let (start, data) = wal.take(10_000);
     proposer.append(start, data).await.expect("appended");
-    support::reached(proposer.committed(), wal.end()).await;
+    reached(proposer.committed(), wal.end()).await;
     proposer.shutdown().await;
     let state =
         dir.path().join("data").join(world.spec.tenant.to_string()).join(world.spec.timeline.to_string()).join("state");
@@ -139,7 +137,7 @@ async fn kill_again_and_again(dir: &Path) {
             record_ends.push(wal.end());
             if piece == pieces / 2 {
                 // At least that much is acknowledged, the rest is anywhere between here and the disk.
-                support::reached(committed.clone(), record_ends[0]).await;
+                reached(committed.clone(), record_ends[0]).await;
             }
         }
         process.kill().expect("killed");

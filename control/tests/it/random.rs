@@ -4,8 +4,6 @@
 //! After each step the branches are those of the model with their ids and passwords, and storage has exactly the timelines that these, what they
 //! were, and what can be had back need. `ARDENT_SEED=n` runs one seed alone, `ARDENT_SEEDS=n` so many.
 
-mod world;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
@@ -16,7 +14,8 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use ardent_types::TimelineId;
-use world::{Held, World, until};
+
+use crate::world::{FakeState, Held, World, until};
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 const STEPS: usize = 20;
@@ -326,9 +325,8 @@ impl Run {
             assert_eq!(found, branch.password.replace("postgresql://", ""), "{}", done());
         }
         let needed = self.needed();
-        let root = |state: &world::FakeState| {
-            state.page_server.iter().find(|(_, found)| found.ancestor.is_none()).map(|(id, _)| *id)
-        };
+        let root =
+            |state: &FakeState| state.page_server.iter().find(|(_, found)| found.ancestor.is_none()).map(|(id, _)| *id);
         until(&format!("storage has what is needed, {needed:?}:\n{}", done()), || {
             let state = self.world.fakes.state.lock();
             let pages: BTreeSet<TimelineId> = state.page_server.keys().copied().collect();

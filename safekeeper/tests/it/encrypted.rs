@@ -1,7 +1,5 @@
 //! Safekeepers that are reached over TLS, as from other hosts.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,7 +13,7 @@ use ardent_api::wal_service::ErrorCode;
 use ardent_safekeeper::{Safekeeper, SafekeeperConfig, StartError};
 use ardent_wal_client::{ClientError, Proposer, ProposerError, SafekeeperClient};
 
-use support::{World, reached, read_up_to};
+use crate::support::{World, reached, read_up_to};
 
 fn config(world: &World, dir: &Path, listen: &str) -> SafekeeperConfig {
     let mut config = world.config(dir);

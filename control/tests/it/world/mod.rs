@@ -1,7 +1,5 @@
 //! Control on fakes: storage and production in memory, a shell script as the agent, and a client of the API.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
-
 mod client;
 mod fakes;
 pub mod members;
@@ -23,9 +21,7 @@ use ardent_api::control::ApiErrorCode;
 use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
 
 use client::request;
-#[allow(unused_imports, reason = "each test file uses a part of it")]
 pub use fakes::{FakeState, FakeTimeline, Fakes, Held};
-#[allow(unused_imports, reason = "each test file uses a part of it")]
 pub use wal_service::stall;
 
 pub const SOURCE: &str = "postgresql://app:s3cret@prod.example/shop";
@@ -86,7 +82,7 @@ impl World {
 
     pub fn config(&self) -> ControlConfig {
         let root = self.folder.path();
-        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/world/fake-agent.sh");
+        let agent = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/world/fake-agent.sh");
         ControlConfig {
             data_dir: root.to_owned(),
             listen: "127.0.0.1:0".parse().expect("address"),

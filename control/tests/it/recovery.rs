@@ -1,7 +1,5 @@
 //! A lost database comes back from what stands in timelines' manifests.
 
-mod world;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +10,8 @@ use ardent_control::recovery::{FoundTimeline, RecoveryError, make_database};
 use ardent_control::secrets::Keyring;
 use ardent_control::store::{MaskedRow, Store, StoreError};
 use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
-use world::{World, until};
+
+use crate::world::{FakeTimeline, SOURCE, World, until};
 
 const PREV: Lsn = Lsn::new(0xF00);
 
@@ -32,7 +31,7 @@ async fn told(world: &World) {
 /// What the store would say of the timelines that are there.
 fn found(world: &World, tenant: TenantId) -> Vec<FoundTimeline> {
     let state = world.fakes.state.lock();
-    let one = |(timeline, fake): (&TimelineId, &world::FakeTimeline)| FoundTimeline {
+    let one = |(timeline, fake): (&TimelineId, &FakeTimeline)| FoundTimeline {
         tenant,
         timeline: *timeline,
         ancestor: fake.ancestor.map(|ancestor| (ancestor, fake.branch_lsn, PREV)),
@@ -190,7 +189,7 @@ async fn without_the_key_log_ins_stay_and_the_url_is_asked_for() {
     assert!(error["message"].as_str().is_some_and(|text| text.contains("not known here")), "{error}");
     let (status, reply) = world.call("POST", "/v1/branches/a/password", Some(json!({}))).await;
     assert_eq!(status, 200, "{reply}");
-    let (status, reply) = world.call("POST", "/v1/connectors/shop/move", Some(json!({ "url": world::SOURCE }))).await;
+    let (status, reply) = world.call("POST", "/v1/connectors/shop/move", Some(json!({ "url": SOURCE }))).await;
     assert_eq!(status, 200, "{reply}");
     world.create_branch(json!({ "name": "new" })).await;
 }

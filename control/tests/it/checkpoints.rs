@@ -1,14 +1,13 @@
 //! Checkpoints of branches, and rewinds to them.
 
-mod world;
-
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use ardent_api::control::ApiErrorCode;
 use ardent_types::{Lsn, TimelineId};
-use world::World;
+
+use crate::world::World;
 
 async fn post(world: &World, path: &str, body: Value) -> Value {
     let (status, value) = world.call("POST", path, Some(body)).await;

@@ -1,7 +1,5 @@
 //! A quorum of two out of three, on real files and sockets.
 
-mod support;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +8,7 @@ use ardent_safekeeper::{CopiedTimeline, OfflineError, Safekeeper, rebuild, recon
 use ardent_types::Lsn;
 use ardent_wal_client::{Proposer, ProposerError};
 
-use support::{WalSource, World, eventually, reached, read_up_to};
+use crate::support::{WalSource, World, eventually, reached, read_up_to};
 
 struct Cluster {
     world: World,

@@ -1,12 +1,11 @@
 //! Connectors in logical mode, with restarts in between.
 
-mod world;
-
 use serde_json::json;
 
 use ardent_api::control::ApiErrorCode;
 use ardent_types::Lsn;
-use world::{SOURCE, World, until};
+
+use crate::world::{SOURCE, World, until};
 
 async fn connect(world: &World) -> Vec<serde_json::Value> {
     let body = json!({ "name": "shop", "url": SOURCE, "logical": { "schemas": ["a"] } });

@@ -150,7 +150,8 @@ impl ConnectorRuntime for Fakes {
         };
         let fails = self.state.lock().import_fails;
         Box::pin(async move {
-            let step = ImportProgress { phase: "copy".into(), bytes_done: 5, bytes_total: 10 };
+            let step =
+                ImportProgress { phase: "copy".into(), bytes_done: 5, bytes_total: 10, ..ImportProgress::default() };
             let _ = progress.send(step).await;
             if held {
                 let _ = production.changed().await;

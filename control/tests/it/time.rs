@@ -1,7 +1,5 @@
 //! Branches that are reset, restored, deleted and had back; and control that ends in the middle of it.
 
-mod world;
-
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -9,7 +7,8 @@ use serde_json::{Value, json};
 use ardent_api::control::ApiErrorCode;
 use ardent_trusted_clock::{KeptClock, Reading, boot_id};
 use ardent_types::{Lsn, TimelineId};
-use world::{Held, World, until};
+
+use crate::world::{Held, World, until};
 
 async fn post(world: &World, path: &str, body: Value) -> Value {
     let (status, value) = world.call("POST", path, Some(body)).await;

@@ -1,7 +1,5 @@
 //! WAL of a real server through a safekeeper to the real `pg_receivewal`, read by the real `pg_waldump`.
 
-mod support;
-
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -19,7 +17,7 @@ use ardent_safekeeper::Safekeeper;
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program};
 use ardent_types::{Lsn, PgTli, SystemId, WalSegmentSize};
 
-use support::{World, eventually, reached};
+use crate::support::{World, eventually, reached};
 
 /// WAL of a server that has done some work, from a checkpoint in the middle of a segment to the last record.
 struct RealWal {

@@ -1,7 +1,5 @@
 //! One safekeeper, its clients, real files.
 
-mod support;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +11,7 @@ use ardent_safekeeper::Safekeeper;
 use ardent_types::{Lsn, TimelineId};
 use ardent_wal_client::{ClientError, Proposer, ProposerError, SafekeeperClient, WalReader};
 
-use support::{World, eventually, reached, read_up_to};
+use crate::support::{World, eventually, reached, read_up_to};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_appended_is_flushed_committed_and_read() {

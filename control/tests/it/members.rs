@@ -1,12 +1,11 @@
 //! Which safekeepers there are changes: control ends in any phase and goes on, gives it up, or refuses it and has changed nothing.
 
-mod world;
-
 use serde_json::{Value, json};
 
 use ardent_api::control::{ApiErrorCode, ChangePhase};
-use world::members::address;
-use world::{World, until};
+
+use crate::world::members::address;
+use crate::world::{World, until};
 
 async fn change(world: &World, body: Value) -> Value {
     let (status, value) = world.call("POST", "/v1/safekeepers/change", Some(body)).await;

@@ -1,7 +1,5 @@
 //! Branches and connectors from birth to death, with faults and restarts in between.
 
-mod world;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -10,7 +8,8 @@ use ardent_api::control::{ApiErrorCode, SlotInfo};
 use ardent_control::compute::ProcessIdentity;
 use ardent_control::store::Store;
 use ardent_types::{Lsn, TimelineId};
-use world::{SOURCE, World, until};
+
+use crate::world::{SOURCE, World, stall, until};
 
 #[tokio::test]
 async fn a_branch_is_made_once_and_prints_the_same_url() {
@@ -411,7 +410,7 @@ async fn how_the_safekeepers_are_is_shown_with_the_names_of_branches() {
     let branch = world.fakes.state.lock().safekeeper.keys().next().copied().expect("the branch's");
     {
         let mut state = world.fakes.state.lock();
-        state.archive_stalls = vec![world::stall(branch), world::stall(TimelineId::generate())];
+        state.archive_stalls = vec![stall(branch), stall(TimelineId::generate())];
         state.second_away = true;
     }
     let shown = world.get("/v1/safekeepers").await["safekeepers"].clone();

@@ -1,13 +1,12 @@
 //! The HTTP API: who gets in, what the proxy is told, and that the OpenAPI document is true.
 
-mod world;
-
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
 use ardent_api::control::ApiErrorCode;
-use world::World;
+
+use crate::world::{SOURCE, World, stall};
 
 #[tokio::test]
 async fn strangers_get_nothing_but_a_word() {
@@ -89,7 +88,7 @@ async fn the_openapi_document_is_true() {
     check("CreatedBranch", &created);
     check("Status", &world.get("/v1/status").await);
     let timeline = world.fakes.state.lock().safekeeper.keys().next().copied().expect("the branch's");
-    world.fakes.state.lock().archive_stalls.push(world::stall(timeline));
+    world.fakes.state.lock().archive_stalls.push(stall(timeline));
     let safekeepers = world.get("/v1/safekeepers").await;
     check("SafekeeperList", &safekeepers);
     check("Safekeeper", &safekeepers["safekeepers"][0]);
@@ -107,7 +106,7 @@ async fn the_openapi_document_is_true() {
     let unnamed = world.get("/v1/branches/a/unnamed-files").await;
     check("UnnamedFiles", &unnamed);
     check("UnnamedRelation", &unnamed["relations"][0]);
-    let (_, report) = world.call("POST", "/v1/connectors/preflight", Some(json!({ "url": world::SOURCE }))).await;
+    let (_, report) = world.call("POST", "/v1/connectors/preflight", Some(json!({ "url": SOURCE }))).await;
     check("PreflightReport", &report);
     check("PreflightCheck", &report["checks"][0]);
     check("Wake", &world.call("POST", "/v1/branches/a/wake", None).await.1);

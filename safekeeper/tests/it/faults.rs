@@ -1,8 +1,6 @@
 //! Death (SIGABRT, as sudden as SIGKILL) and errors at every named write, fsync, rename, removal and upload of a safekeeper: what was
 //! acknowledged is there, the same bytes, here or archived, and everything goes on.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,7 +22,7 @@ use ardent_wal_client::{
 use tokio::io::AsyncReadExt as _;
 use tokio_util::sync::CancellationToken;
 
-use support::{WalSource, World, read_up_to};
+use crate::support::{WalSource, World, reached, read_up_to};
 
 /// Tells a process of this program that it is to be the safekeeper, in which folder, and what is to happen to it.
 const CHILD: &str = "ARDENT_FAULTS_SAFEKEEPER";
@@ -172,7 +170,7 @@ impl House {
     fn start(&mut self, fate: Option<&Fate>) {
         let words = fate.map_or("  ".to_owned(), Fate::words);
         let process = Command::new(std::env::current_exe().expect("a path"))
-            .args(["--exact", "be_the_safekeeper"])
+            .args(["--exact", "faults::be_the_safekeeper"])
             .env(CHILD, format!("{words} {}", self.dir.path().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -322,7 +320,7 @@ async fn join(house: &mut House) {
     let mut wal = house.world.wal(elected.end_lsn, elected.prev_lsn);
     let (start, data) = wal.take(1_200_000);
     proposer.append(start, data).await.expect("appended");
-    support::reached(proposer.committed(), wal.end()).await;
+    reached(proposer.committed(), wal.end()).await;
     proposer.shutdown().await;
 
     let source = CopySource { tenant, timeline, address, token: token.clone() };
@@ -492,7 +490,7 @@ async fn written(world: &World, dir: &Path, bytes: usize) -> Vec<u8> {
     let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
     let (start, data) = wal.take(bytes);
     proposer.append(start, data).await.expect("appended");
-    support::reached(proposer.committed(), wal.end()).await;
+    reached(proposer.committed(), wal.end()).await;
     proposer.shutdown().await;
     safekeeper.shutdown().await;
     wal.bytes().to_vec()
@@ -541,7 +539,7 @@ async fn at_every_point(
     let mut wal = world.wal(elected.end_lsn, elected.prev_lsn);
     let (start, data) = wal.take(2 * SEGMENT_BYTES as usize);
     proposer.append(start, data).await.expect("appended");
-    support::reached(proposer.committed(), wal.end()).await;
+    reached(proposer.committed(), wal.end()).await;
     proposer.shutdown().await;
     safekeeper.shutdown().await;
     let log = [&part[..], wal.bytes()].concat();

@@ -1,8 +1,6 @@
 //! Safekeepers change while a writer writes, on real files and sockets: what was acknowledged is on the new ones, the writer goes on in its term, and
 //! whoever counts on the old ones is refused.
 
-mod support;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,7 +21,7 @@ use ardent_safekeeper::Safekeeper;
 use ardent_types::{DiskId, Lsn, MemberGeneration};
 use ardent_wal_client::{ClientError, Proposer, ProposerConfig, ProposerError, SafekeeperClient};
 
-use support::{WalSource, World, eventually, reached, read_up_to};
+use crate::support::{WalSource, World, eventually, reached, read_up_to};
 
 struct Node {
     dir: PathBuf,

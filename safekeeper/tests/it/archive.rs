@@ -1,7 +1,5 @@
 //! WAL that goes to the object store: all of it can be read for good, and the safekeeper's own disk holds what is near.
 
-mod support;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -24,7 +22,7 @@ use ardent_safekeeper::{Safekeeper, StartError};
 use ardent_types::{Lsn, Term};
 use ardent_wal_client::{ClientError, Elected, Proposer, WalReader};
 
-use support::{WalSource, World, eventually, reached, read_up_to};
+use crate::support::{WalSource, World, eventually, reached, read_up_to};
 
 /// What is kept behind the commit position, in bytes: two segments.
 const KEEP_BYTES: u64 = 2 << 20;
