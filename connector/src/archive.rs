@@ -230,14 +230,10 @@ impl Archive {
         let messages = folder.path().join("messages");
         let stderr = std::fs::File::create(&messages);
         let stderr = stderr.map_err(|error| failed(format!("no temporary file can be made: {error}")))?;
-        let ended = Command::new("sh")
-            .args(["-c", &text])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .kill_on_drop(true)
-            .status();
-        let ended = tokio::time::timeout(COMMAND_DEADLINE, ended).await;
+        let mut command = Command::new("sh");
+        ardent_open_files::as_before(command.as_std_mut());
+        command.args(["-c", &text]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).kill_on_drop(true);
+        let ended = tokio::time::timeout(COMMAND_DEADLINE, command.status()).await;
         let ended =
             ended.map_err(|_| failed(format!("the command did not end within {} s", COMMAND_DEADLINE.as_secs())))?;
         let status = ended.map_err(|error| failed(format!("the shell cannot be run: {error}")))?;

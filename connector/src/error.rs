@@ -8,7 +8,7 @@ use ardent_wal_client::{ClientError, ProposerError};
 use crate::tar_stream::TarError;
 
 /// What is left to do when the root timeline cannot go on.
-const IMPORT_AGAIN: &str = "its branches stay as they are; connect production once more under another name (ardent connector create \
+pub(crate) const IMPORT_AGAIN: &str = "its branches stay as they are; connect production once more under another name (ardent connector create \
                             postgresql URL --name OTHER), and delete this connector when nobody needs its branches";
 
 /// What else may have it.

@@ -122,7 +122,7 @@ impl Control {
         listeners: &watch::Sender<Creation>,
     ) -> Result<(), ErrorInfo> {
         let report = progress_to(listeners);
-        report(ImportProgress { phase: "empty_root".into(), bytes_done: 0, bytes_total: 0 });
+        report(ImportProgress { phase: "empty_root".into(), ..ImportProgress::default() });
         let imported = tokio::select! {
             imported = self.context.logical.begin(self.connector_spec_of(row)?) => imported?,
             () = self.cancel.cancelled() => return Err(shutting_down()),
@@ -166,7 +166,7 @@ impl Control {
                 return Ok(());
             }
             let (bytes_done, bytes_total) = status.progress;
-            report(ImportProgress { phase: status.phase, bytes_done, bytes_total });
+            report(ImportProgress { phase: status.phase, bytes_done, bytes_total, waits_for: status.waits_for });
         }
     }
 
@@ -324,7 +324,9 @@ impl Control {
 
 /// What there is to say of a connector, with the commands to type.
 fn warnings(name: &str, wanted: NewTables, status: &LogicalStatus) -> Vec<String> {
-    let mut warnings = Vec::new();
+    let waits = status.waits_for.iter();
+    let mut warnings: Vec<String> =
+        waits.map(|what| format!("production gives a snapshot when this has ended: {what}")).collect();
     let tables = status.new_tables.join(", ");
     match (&status.adding_error, wanted) {
         _ if status.new_tables.is_empty() => {}
@@ -364,8 +366,8 @@ pub(crate) fn progress_to(listeners: &watch::Sender<Creation>) -> impl Fn(Import
     let began = Instant::now();
     move |progress: ImportProgress| {
         let elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let ImportProgress { phase, bytes_done, bytes_total } = progress;
-        let event = ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms };
+        let ImportProgress { phase, bytes_done, bytes_total, waits_for } = progress;
+        let event = ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms, waits_for };
         listeners.send_modify(|creation| creation.progress = Some(event));
     }
 }
@@ -382,6 +384,7 @@ mod tests {
         let skipped = LogicalStatus { not_followed: vec![refused], ..LogicalStatus::default() };
         let changed = LogicalStatus { schema_changes: vec!["DROP TABLE s.d".into()], ..LogicalStatus::default() };
         let blind = LogicalStatus { look_error: Some("no answer".into()), ..LogicalStatus::default() };
+        let waiting = LogicalStatus { waits_for: vec!["process 7".into()], ..LogicalStatus::default() };
         for (status, wanted, words) in [
             (LogicalStatus::default(), NewTables::Report, None),
             (new.clone(), NewTables::Report, Some("(s.a, s.b): ardent connector add-tables shop takes")),
@@ -393,6 +396,7 @@ mod tests {
                 Some("table s.c is new on production, and not followed: run ardent connector resume shop"),
             ),
             (blind, NewTables::Report, Some("no answer; ardent connector verify shop")),
+            (waiting, NewTables::Report, Some("when this has ended: process 7")),
             (changed, NewTables::Add, Some("(1): ardent connector status shop")),
         ] {
             let said = warnings("shop", wanted, &status);

@@ -148,6 +148,10 @@ fn everything_that_can_be_followed_is_the_same_on_the_root_and_on_branches() {
     assert!(try_sql(&branch, "insert into sales.lines values (1000000, 1, 'x')").unwrap_err().contains("foreign key"));
     let diff = house.ok(&["branch", "diff", "dev", "--stat"]);
     assert!(diff.contains("sales.orders"), "{diff}");
+    // How a database has names written is no difference of what is named.
+    sql(&branch, "alter database shop set quote_all_identifiers = on");
+    let diff = house.ok(&["branch", "diff", "dev"]);
+    assert!(diff.contains("sales.orders") && !diff.contains("recent"), "{diff}");
     // Nobody writes on the root.
     let root = house.ok(&["branch", "info", "shop", "--json"]);
     let root: Value = serde_json::from_str(&root).expect("JSON");
@@ -353,6 +357,10 @@ fn preflight_names_what_is_missing_and_the_sql() {
     production.sql_in(
         "shop",
         "create table keyless (a int); create table theirs (id int primary key); alter table theirs owner to other;
+         create table supers (id int primary key);
+         create schema a2; create type a2.mood as enum ('sad'); create table moody (id int primary key, m a2.mood[]);
+         create table parted (id int primary key) partition by range (id);
+         create table a2.parted_1 partition of parted for values from (0) to (10);
          alter table keyless owner to app; create unlogged table scratch (id int primary key); alter table scratch owner to app;
          select lo_create(0);",
     );
@@ -378,6 +386,9 @@ fn preflight_names_what_is_missing_and_the_sql() {
         ("replication_privilege", "failed", "alter role app replication"),
         ("create_privilege", "failed", "grant create on database shop to app"),
         ("ownership", "failed", "grant \"other\" to app"),
+        ("ownership", "failed", "alter table \"public\".\"supers\" owner to app"),
+        ("partitions", "warning", "rows of a2.parted_1, which table public.parted shows"),
+        ("definitions", "failed", "type a2.mood (of table public.moody)"),
         ("readable", "failed", "grant select on \"public\".\"theirs\" to app"),
         ("replica_identity", "failed", "alter table \"public\".\"keyless\" replica identity full"),
         ("schemas", "failed", "nope"),
@@ -396,6 +407,8 @@ fn preflight_names_what_is_missing_and_the_sql() {
 fn changes_of_tables_are_followed_or_said() {
     let production = managed("shop");
     production.sql_in("shop", "set role app; create table t (id int primary key, gone text, kept int); insert into t select n, 'g', n from generate_series(1, 10) n; create table keyless (a int)");
+    // Names are written alike on both sides, whatever this role has set.
+    production.sql("alter role app set quote_all_identifiers = on");
     let house = House::start();
     house.connect_logical(&production, &["--keyless", "empty"]);
     production.sql_in(
@@ -421,6 +434,12 @@ fn changes_of_tables_are_followed_or_said() {
         house.json(&["connector", "status", "shop"])["problem"].as_str().map(str::to_owned)
     });
     assert!(problem.contains("public.t") && problem.contains("renamed"), "{problem}");
+    assert!(problem.contains("connector resume shop --sql"), "{problem}");
+    // How it was when it stopped is said beside it.
+    let stopped = house.json(&["connector", "status", "shop"]);
+    assert_eq!(stopped["logical"]["phase"], "follow", "{stopped}");
+    assert_eq!(stopped["logical"]["tables"], 5, "{stopped}");
+    assert!(stopped["logical"]["applied_lsn"].is_string() && stopped["lag_bytes"].is_u64(), "{stopped}");
     house.ardent(&["branch", "create", "late", "--from", "shop"]).refused(1, &["renamed"]);
     house.ok(&["branch", "create", "old", "--from", "shop", "--at", "latest"]);
 
@@ -439,4 +458,61 @@ fn changes_of_tables_are_followed_or_said() {
     assert!(!named.contains("keyless"), "{verified}");
     let branch = house.branch("now", "shop");
     assert_eq!(sql(&branch, "select count(*), sum(renamed) from t where id >= 11"), "4|6");
+}
+
+#[test]
+fn what_chosen_schemas_leave_out_and_wait_for_is_said() {
+    let production = managed("shop");
+    production.sql_in(
+        "shop",
+        "create schema a1 authorization app; create schema a2 authorization app;
+         set role app; select lo_create(0);
+         create table a1.t (id int primary key); create table a1.slow (id serial primary key);
+         create table a1.p (id int primary key) partition by range (id);
+         create table a1.p_1 partition of a1.p for values from (0) to (10);
+         create table a2.p_2 partition of a1.p for values from (10) to (20);
+         insert into a1.t values (1); insert into a1.p values (1), (11)",
+    );
+    let house = House::start();
+    let writer = Writer::start(
+        &production,
+        "with written as (insert into a1.slow default values returning id) select pg_sleep(3) from written",
+    );
+    wait_until("it writes", 60, || {
+        let writes = production.sql("select exists (select from pg_stat_activity where backend_xid is not null)");
+        (writes == "t").then_some(())
+    });
+    let url = managed_url(&production, "shop");
+    let create = ["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical", "--schemas", "a1"];
+    let created = house.ardent(&create);
+    drop(writer);
+    assert_eq!(created.code, 0, "{created:?}");
+    for words in [
+        "when this has ended: transaction of role app in database shop (process ",
+        "not on the root branch: rows of a2.p_2, which table a1.p shows",
+        "not on the root branch: 1 large object:",
+    ] {
+        assert!(created.stderr.contains(words), "{words}: {created:?}");
+    }
+    let left_out = house.json(&["connector", "status", "shop"])["logical"]["left_out"].to_string();
+    assert!(left_out.contains("rows of a2.p_2") && left_out.contains("1 large object:"), "{left_out}");
+
+    // A column that the root branch has yet to get is named, and all other tables are judged.
+    production.sql_in("shop", "set role app; alter table a1.t add column nn int");
+    let finished = house.ardent(&["--json", "connector", "verify", "shop"]);
+    assert_eq!(finished.code, 3, "{finished:?}");
+    let verified: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!(verified["not_followed"], serde_json::json!(["a2.p_2"]), "{verified}");
+    let tables = verified["tables"].as_array().expect("a list");
+    assert_eq!(tables.len(), 3, "{verified}");
+    for table in tables {
+        let differs = table["table"] == "a1.t";
+        assert_eq!(table["equal"], !differs, "{verified}");
+        assert_eq!(table["columns_differ"].as_str(), differs.then_some("only production has nn"), "{verified}");
+        assert_eq!(table["production_rows"], table["root_rows"], "{verified}");
+    }
+    let said = house.ardent(&["connector", "verify", "shop"]);
+    assert!(said.stdout.contains("columns of a1.t differ: only production has nn"), "{said:?}");
+    production.sql_in("shop", "insert into a1.t values (2, 2)");
+    house.assert_equal_to_production();
 }

@@ -238,3 +238,133 @@ fn emptied_tables_and_those_that_are_made_anew_are_followed() {
     resume(&house, "alter table b drop constraint b_pkey");
     house.assert_equal_to_production();
 }
+
+#[test]
+fn identity_columns_that_change_and_keys_with_generated_columns_are_no_surprise() {
+    let production = managed("shop");
+    as_app(
+        &production,
+        "create table keyed (id bigint generated always as identity primary key, a int, filler text,
+             twice int generated always as (a * 2) stored);
+         alter table keyed alter column filler set storage external;
+         create table child (id int primary key, keyed_id bigint references keyed on update cascade);
+         create table beside (a int generated always as identity, k text primary key, v int, filler text);
+         alter table beside alter column filler set storage external;
+         create table whole (a int generated always as identity, v int); alter table whole replica identity full;
+         create table alone (id int generated always as identity primary key);
+         create table gk (a int, b int, g int generated always as (a * 2) stored, primary key (b, g));
+         insert into keyed (a, filler) select n, repeat(md5(n::text), 200) from generate_series(1, 20) n;
+         insert into child values (1, 9);
+         insert into beside (k, v, filler) select n::text, n, repeat(md5(n::text), 200) from generate_series(1, 20) n;
+         insert into whole (v) select 1 from generate_series(1, 3); insert into alone default values;
+         insert into alone default values; insert into alone default values;
+         insert into gk values (1, 1), (2, 1)",
+    );
+    let house = House::start();
+    let url = managed_url(&production, "shop");
+    // Of its key only a part would be sent, which names two rows.
+    house
+        .ardent(&["connector", "create", "postgresql", &url, "--name", "shop", "--logical"])
+        .refused(2, &["replica identity", "\"gk\""]);
+    house.connect_logical(&production, &["--keyless", "empty"]);
+    as_app(
+        &production,
+        "update keyed set id = default, a = 77 where id = 9; update keyed set id = default where id = 10;
+         update keyed set a = 78 where id = 11; update beside set a = default where k = '2';
+         update beside set a = default, v = 30, k = 'three' where k = '3'; update beside set v = 40 where k = '4';
+         update whole set a = default where a = 2; update alone set id = default where id = 1;
+         update gk set a = 5 where a = 1",
+    );
+    let verified = house.assert_equal_to_production();
+    assert_eq!(verified["not_followed"], serde_json::json!(["public.gk"]), "{verified}");
+    let branch = house.branch("dev", "shop");
+    let seen = "select (select string_agg(k.id || ' ' || k.a || ' ' || k.twice || ' ' || length(k.filler), ',') from keyed k
+            join child c on c.keyed_id = k.id),
+        (select string_agg(a || ' ' || k || ' ' || v || ' ' || length(filler), ',' order by k) from beside where k in ('2', 'three', '4')),
+        (select sum(a) from whole), (select sum(id) from alone)";
+    assert_eq!(sql(&branch, seen), "21 77 154 6400|21 2 2 6400,4 4 40 6400,22 three 30 6400|8|9");
+    assert_eq!(sql(&branch, seen), sql(&url, seen));
+}
+
+#[test]
+fn columns_that_look_as_before_and_are_not_stop() {
+    let production = managed("shop");
+    as_app(
+        &production,
+        "create table noted (id int primary key); create table emptied (id int primary key);
+         create table filled (id int primary key); create table frozen (id int primary key);
+         create table anew (id int primary key, n int); create table twice (id int primary key);
+         create table swapped (id int primary key, n int, m int);
+         insert into noted select generate_series(1, 3); insert into emptied select generate_series(1, 3);
+         insert into filled select generate_series(1, 3); insert into frozen select generate_series(1, 3);
+         insert into anew select n, n from generate_series(1, 3) n; insert into twice values (1);
+         insert into swapped select n, n, 10 * n from generate_series(1, 3) n",
+    );
+    let house = House::start();
+    house.connect_logical(&production, &[]);
+    let stopped = |statements: &str, words: &[&str]| {
+        as_app(&production, statements);
+        let why = problem(&house);
+        for words in words {
+            assert!(why.contains(words), "{words}: {why}");
+        }
+    };
+    // What rows hold is known: they are where they were, or there are none.
+    as_app(&production, "alter table noted add column note text; insert into noted values (4, 'x')");
+    as_app(
+        &production,
+        "truncate emptied; alter table emptied add column note text; insert into emptied values (4, 'x')",
+    );
+    house.assert_equal_to_production();
+    production.sql_in("shop", "vacuum full noted");
+    as_app(&production, "insert into noted values (5, 'y')");
+    house.assert_equal_to_production();
+    as_app(&production, "alter table noted add column more int; insert into noted values (6, 'z', 6)");
+    house.assert_equal_to_production();
+
+    // It was given by a default that is gone: to each row another value, or one to all, written out since.
+    stopped(
+        "alter table filled add column u uuid default gen_random_uuid(); alter table filled alter column u drop default;
+         insert into filled values (4)",
+        &["public.filled", "column u was added", "connector resume"],
+    );
+    let values = "select string_agg(format('update filled set u = %L where id = %s', u, id), '; ') from filled";
+    let values = production.sql_in("shop", values);
+    resume(&house, &format!("alter table filled add column u uuid; {values}"));
+    house.assert_equal_to_production();
+    as_app(
+        &production,
+        "alter table frozen add column x int default 5; alter table frozen alter column x drop default",
+    );
+    production.sql_in("shop", "vacuum full frozen");
+    stopped("insert into frozen values (4)", &["public.frozen", "column x was added", "connector resume"]);
+    resume(&house, "alter table frozen add column x int default 5; alter table frozen alter column x drop default");
+    house.assert_equal_to_production();
+
+    // The same name and type, and another column.
+    stopped(
+        "alter table anew drop column n; alter table anew add column n int default 5; insert into anew values (4)",
+        &["public.anew", "column n", "made anew", "connector resume"],
+    );
+    resume(&house, "alter table anew drop column n; alter table anew add column n int default 5");
+    house.assert_equal_to_production();
+    let swap =
+        "alter table swapped rename n to x; alter table swapped rename m to n; alter table swapped rename x to m";
+    stopped(
+        &format!("{swap}; insert into swapped values (4, 40, 4)"),
+        &["public.swapped", "is by now what column", "connector resume"],
+    );
+    resume(&house, swap);
+    as_app(&production, "insert into anew values (5); update swapped set m = m + 1");
+    house.assert_equal_to_production();
+    let branch = house.branch("dev", "shop");
+    let seen = "select (select sum(n) from anew), (select string_agg(n || ' ' || m, ',' order by id) from swapped)";
+    assert_eq!(sql(&branch, seen), sql(&managed_url(&production, "shop"), seen));
+
+    // One that came and went may have had the name of the one that came after it.
+    stopped(
+        "alter table twice add column x int; insert into twice values (2, 1); alter table twice drop column x;
+         alter table twice add column x int default 5; insert into twice values (3)",
+        &["public.twice", "column x was added", "came and went", "connector resume"],
+    );
+}

@@ -101,8 +101,9 @@ fn create(output: &Output, api: &Api, args: &ConnectorCreateArgs) -> Result<(), 
                     output.warning(&format!("{}: {}", check.name, check.message));
                 }
             }
-            ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms } => {
+            ConnectorEvent::Progress { phase, bytes_done, bytes_total, elapsed_ms, waits_for } => {
                 progress.show(&phase, bytes_done, bytes_total, elapsed_ms);
+                progress.show_waits(waits_for);
             }
             ConnectorEvent::Done { connector } => made = Some(connector),
             ConnectorEvent::Error { error } => return Err(error.into()),
@@ -132,6 +133,8 @@ struct Progress {
     plain: bool,
     /// When a line was printed last, of which phase, and whether anything was counted in it.
     last: Option<(Instant, String, bool)>,
+    /// What it was said to wait for last.
+    waits_for: Vec<String>,
 }
 
 impl Progress {
@@ -147,7 +150,20 @@ impl Progress {
             }
             bar
         });
-        Progress { bar, plain: !output.json && !terminal, last: None }
+        Progress { bar, plain: !output.json && !terminal, last: None, waits_for: Vec::new() }
+    }
+
+    /// Each once, unless it was another one meanwhile.
+    fn show_waits(&mut self, waits_for: Vec<String>) {
+        for what in waits_for.iter().filter(|what| !self.waits_for.contains(what)) {
+            let line = format!("production gives a snapshot when this has ended: {what}");
+            match &self.bar {
+                Some(bar) => bar.println(line),
+                None if self.plain => eprintln!("{line}"),
+                None => {}
+            }
+        }
+        self.waits_for = waits_for;
     }
 
     fn show(&mut self, phase: &str, done: u64, total: u64, elapsed_ms: u64) {
@@ -195,7 +211,10 @@ fn unasked_text(connector: &ConnectorInfo) -> String {
 }
 
 fn connector_lines(connector: &ConnectorInfo) -> Vec<(&'static str, String)> {
-    let unknown = || "not known (production cannot be asked)".to_owned();
+    let unknown = || match connector.production_lsn {
+        Some(lsn) => format!("not known (production is at {lsn}, and what is here is not known yet)"),
+        None => "not known (production cannot be asked)".to_owned(),
+    };
     let lag = match (connector.lag_bytes, connector.lag_seconds) {
         (Some(0), _) => "none".to_owned(),
         (Some(bytes), Some(seconds)) => format!("{}, newest commit {seconds} s old", bytes_text(bytes)),
@@ -226,7 +245,8 @@ fn connector_lines(connector: &ConnectorInfo) -> Vec<(&'static str, String)> {
     if let Some(logical) = &connector.logical {
         let schemas = &logical.options.schemas;
         lines.push(("mode", "logical".to_owned()));
-        lines.push(("phase", logical.phase.clone()));
+        let phase = if logical.phase.is_empty() { "not known yet" } else { logical.phase.as_str() };
+        lines.push(("phase", phase.to_owned()));
         lines.push(("schemas", if schemas.is_empty() { "all".to_owned() } else { schemas.join(", ") }));
         lines.push(("tables", logical.tables.to_string()));
         let applied = logical.applied_lsn.map_or_else(|| "not known yet".to_owned(), |lsn| lsn.to_string());
@@ -347,6 +367,11 @@ fn verify(output: &Output, api: &Api, args: &OptionalNameArgs) -> Result<(), Fai
             })
             .collect();
         let mut text = table(&["TABLE", "PRODUCTION", "ROOT", "EQUAL"], &rows);
+        for table in &reply.tables {
+            if let Some(how) = &table.columns_differ {
+                text.push_str(&format!("\ncolumns of {} differ: {how}", table.table));
+            }
+        }
         for name in &reply.sequences_behind {
             text.push_str(&format!("\nsequence {name} is behind production's"));
         }
@@ -475,7 +500,7 @@ fn delete(output: &Output, api: &Api, args: &ConnectorDeleteArgs) -> Result<(), 
 
 #[cfg(test)]
 mod tests {
-    use ardent_types::{TenantId, TimelineId};
+    use ardent_types::{Lsn, TenantId, TimelineId};
     use serde_json::json;
 
     use super::*;
@@ -494,5 +519,8 @@ mod tests {
         let text = unasked_text(&connector(None));
         assert!(!text.contains("lag") && text.contains("branches"), "{text}");
         assert!(unasked_text(&connector(Some(0))).contains("lag"));
+        let asked = ConnectorInfo { production_lsn: Some(Lsn::new(0x10)), ..connector(None) };
+        let text = connector_text(&asked);
+        assert!(text.contains("production is at 0/") && !text.contains("cannot be asked"), "{text}");
     }
 }

@@ -102,9 +102,14 @@ impl ConnectorRuntime for Connectors {
                             ImportPhase::Copy => "copy",
                             ImportPhase::Finish => "finish",
                         };
-                        let (bytes_done, bytes_total) = (step.bytes_done, step.bytes_total);
+                        let told = ImportProgress {
+                            phase: phase.to_owned(),
+                            bytes_done: step.bytes_done,
+                            bytes_total: step.bytes_total,
+                            ..ImportProgress::default()
+                        };
                         // A listener that is slow misses a figure; the next one says more.
-                        let _ = progress.try_send(ImportProgress { phase: phase.to_owned(), bytes_done, bytes_total });
+                        let _ = progress.try_send(told);
                     }
                 }
             };
@@ -251,7 +256,9 @@ fn locales() -> Option<Vec<String>> {
 }
 
 fn output(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok()?;
+    let mut command = Command::new(program);
+    ardent_open_files::as_before(&mut command);
+    let output = command.args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 

@@ -18,8 +18,8 @@ use ardent_agent::ServerPrograms;
 use ardent_api::control::{AddTablesReply, ApiErrorCode, ErrorInfo, LogicalOptions, PreflightCheck, VerifyReply};
 use ardent_connector::HostFacts;
 use ardent_connector::logical::{
-    LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, add_tables, bootstrap, bring_current,
-    can_follow_logical, delete_logical, logical_connector, preflight_logical, run_on_root, verify,
+    self, LogicalConfig, LogicalError, LogicalHandle, LogicalPhase, RootAt, RootFuture, add_tables, bootstrap,
+    bring_current, can_follow_logical, delete_logical, logical_connector, preflight_logical, run_on_root, verify,
 };
 use ardent_control::deps::{ConnectorSpec, Imported, LogicalRuntime, LogicalStatus, RootBranch};
 use ardent_pg_format::PgMajor;
@@ -27,15 +27,35 @@ use ardent_types::{Lsn, TimelineId};
 
 use super::connectors::config;
 
-/// Those that run, by root timeline.
-type Running = Arc<Mutex<HashMap<TimelineId, LogicalHandle>>>;
+/// Those that run, by root timeline, and those that ran last and are stopped.
+#[derive(Default)]
+struct Known {
+    running: HashMap<TimelineId, LogicalHandle>,
+    stopped: HashMap<TimelineId, logical::LogicalStatus>,
+}
+
+impl Known {
+    fn status(&self, timeline: TimelineId) -> Option<logical::LogicalStatus> {
+        let running = self.running.get(&timeline).map(LogicalHandle::status);
+        running.or_else(|| self.stopped.get(&timeline).cloned())
+    }
+
+    /// It does not run any more: what it came to is kept, to be told beside why.
+    fn stop(&mut self, timeline: TimelineId) {
+        if let Some(handle) = self.running.remove(&timeline) {
+            let mut status = handle.status();
+            status.is_streaming = false;
+            self.stopped.insert(timeline, status);
+        }
+    }
+}
 
 /// Runs connectors in logical mode in this process.
 pub struct LogicalConnectors {
     host: Arc<HostFacts>,
     /// Folders of server programs, by major.
     programs: Arc<BTreeMap<u32, PathBuf>>,
-    running: Running,
+    known: Arc<Mutex<Known>>,
 }
 
 impl LogicalConnectors {
@@ -46,17 +66,17 @@ impl LogicalConnectors {
             Some((major.number(), ServerPrograms::find(major.number(), given).ok()?.bin_dir))
         };
         let programs = Arc::new(PgMajor::ALL.into_iter().filter_map(folder).collect());
-        LogicalConnectors { host, programs, running: Running::default() }
+        LogicalConnectors { host, programs, known: Arc::default() }
     }
 
     /// Adds how far behind production they are.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let registry = registry.sub_registry_with_prefix("ardent_logical");
-        registry.register_collector(Box::new(Lag(self.running.clone())));
+        registry.register_collector(Box::new(Lag(self.known.clone())));
     }
 
     fn handle(&self, timeline: TimelineId) -> Result<LogicalHandle, ErrorInfo> {
-        self.running.lock().get(&timeline).cloned().ok_or_else(|| {
+        self.known.lock().running.get(&timeline).cloned().ok_or_else(|| {
             ErrorInfo::new(ApiErrorCode::ConnectorUnavailable, "the connector does not run at this moment")
                 .with_hint("ardent connector status says why")
         })
@@ -95,8 +115,8 @@ impl LogicalRuntime for LogicalConnectors {
         cancel: CancellationToken,
         problem: watch::Sender<Option<String>>,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>> {
-        let (handle, run) = logical_connector();
-        let listed = Listed::new(&self.running, spec.timeline, handle.clone());
+        let (handle, run) = logical_connector(self.known.lock().status(spec.timeline));
+        let listed = Listed::new(&self.known, spec.timeline, handle.clone());
         let programs = self.programs.clone();
         async move {
             let _listed = listed;
@@ -122,7 +142,7 @@ impl LogicalRuntime for LogicalConnectors {
     }
 
     fn status(&self, timeline: TimelineId) -> Option<LogicalStatus> {
-        let status = self.running.lock().get(&timeline)?.status();
+        let status = self.known.lock().status(timeline)?;
         Some(LogicalStatus {
             phase: status.phase.word().to_owned(),
             is_ready: status.phase == LogicalPhase::Follow,
@@ -136,6 +156,7 @@ impl LogicalRuntime for LogicalConnectors {
             not_followed: status.not_followed,
             schema_changes: status.schema_changes,
             look_error: status.look_error,
+            waits_for: status.waits_for,
         })
     }
 
@@ -202,6 +223,7 @@ impl LogicalRuntime for LogicalConnectors {
     }
 
     fn delete(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        self.known.lock().stopped.remove(&spec.timeline);
         let programs = self.programs.clone();
         async move {
             let config = logical_config(spec, &programs);
@@ -254,25 +276,28 @@ impl ardent_connector::logical::RootBranch for Root {
 
 /// A connector's place in the list, for as long as it runs.
 struct Listed {
-    running: Running,
+    known: Arc<Mutex<Known>>,
     timeline: TimelineId,
 }
 
 impl Listed {
-    fn new(running: &Running, timeline: TimelineId, handle: LogicalHandle) -> Self {
-        running.lock().insert(timeline, handle);
-        Listed { running: running.clone(), timeline }
+    fn new(known: &Arc<Mutex<Known>>, timeline: TimelineId, handle: LogicalHandle) -> Self {
+        let mut list = known.lock();
+        list.stopped.remove(&timeline);
+        list.running.insert(timeline, handle);
+        drop(list);
+        Listed { known: known.clone(), timeline }
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        self.running.lock().remove(&self.timeline);
+        self.known.lock().stop(self.timeline);
     }
 }
 
 /// How far connectors are behind: of all, the worst.
-struct Lag(Running);
+struct Lag(Arc<Mutex<Known>>);
 
 impl fmt::Debug for Lag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -282,7 +307,11 @@ impl fmt::Debug for Lag {
 
 impl Collector for Lag {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let all: Vec<_> = self.0.lock().values().map(LogicalHandle::status).collect();
+        let known = self.0.lock();
+        let running = known.running.values().map(LogicalHandle::status);
+        // Those that are stopped fall behind, too.
+        let all: Vec<_> = running.chain(known.stopped.values().cloned()).collect();
+        drop(known);
         let bytes = all.iter().map(|status| i64::try_from(status.lag_bytes()).unwrap_or(i64::MAX)).max();
         let bytes = ConstGauge::new(bytes.unwrap_or(0));
         let help = "Log that production has and that is not applied, of the logical connector that is furthest behind";
@@ -291,5 +320,31 @@ impl Collector for Lag {
         let seconds = ConstGauge::new(seconds.as_secs_f64());
         let help = "For how long the logical connector that is furthest behind has been behind";
         seconds.encode(encoder.encode_descriptor("lag_seconds", help, None, seconds.metric_type())?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_stopped_connector_came_to_is_kept_until_it_runs_again() {
+        let known = Arc::new(Mutex::new(Known::default()));
+        let timeline = TimelineId::generate();
+        let mut came_to = logical::LogicalStatus::default();
+        (came_to.phase, came_to.is_streaming) = (LogicalPhase::Follow, true);
+        (came_to.tables, came_to.applied_lsn) = (3, Lsn::new(7));
+        came_to.new_tables.push("s.t".into());
+        came_to.last_error = Some("stopped".into());
+        assert!(known.lock().status(timeline).is_none());
+        let (handle, _run) = logical_connector(Some(came_to));
+        let listed = Listed::new(&known, timeline, handle);
+        assert_eq!(known.lock().status(timeline).and_then(|status| status.last_error), None, "it is tried again");
+        drop(listed);
+        let kept = known.lock().status(timeline).expect("it is known");
+        assert_eq!((kept.phase, kept.tables, kept.applied_lsn), (LogicalPhase::Follow, 3, Lsn::new(7)));
+        assert_eq!((kept.new_tables, kept.is_streaming), (vec!["s.t".to_owned()], false));
+        let _again = Listed::new(&known, timeline, logical_connector(None).0);
+        assert!(known.lock().stopped.is_empty());
     }
 }

@@ -16,9 +16,10 @@ use ardent_types::Lsn;
 use ardent_types::sql::{literal, qualified, quoted};
 
 use crate::logical::config::RootBranch;
-use crate::logical::ddl;
+use crate::logical::ddl::{self, KnownColumns};
 use crate::logical::error::{LogicalError, passes, root, source};
 use crate::logical::relation::{compare, is_on_root, root_columns, shape};
+use crate::logical::same_columns::SourceNumbers;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalState, TableState};
 use crate::logical::statements::{NoStatement, Prepared, Shape};
@@ -46,6 +47,11 @@ const REACHED: &str = "
     where not exists (select 1 from emptied e where e.oid = r.oid) and not exists (select 1 from followed f where f.oid = r.oid)
         and not exists (select 1 from pg_catalog.pg_partition_tree(c.oid) t join followed f on f.oid = t.relid
             where not exists (select 1 from emptied e where e.oid = t.relid))";
+
+/// What a change has found that does not name exactly one row.
+const MISSING: &str = "is not on the root branch, which is therefore not equal to production";
+const SEVERAL: &str = "has the key of several rows on the root branch: a column of that key is generated and not sent, or the key is not \
+                       unique here";
 
 type Running = Pin<Box<dyn Future<Output = Result<u64, tokio_postgres::Error>> + Send>>;
 
@@ -103,6 +109,8 @@ pub(crate) struct Applier {
     /// Tables that are published and not followed.
     passed_over: BTreeSet<u32>,
     session: Option<RootSession>,
+    /// On production, while a transaction is open on the root and tables are looked at.
+    production: Option<Arc<Client>>,
     /// What the root's origin says, once it was asked.
     applied: Lsn,
     targets: HashMap<u32, Target>,
@@ -126,6 +134,7 @@ impl Applier {
             tables: state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect(),
             passed_over: state.passed_over.clone(),
             session: None,
+            production: None,
             applied: Lsn::INVALID,
             targets: HashMap::new(),
             open: None,
@@ -142,12 +151,13 @@ impl Applier {
         self.is_altered
     }
 
-    /// Tells the names that tables have on the root.
+    /// Tells the names that tables have on the root, and which of their columns are which.
     pub fn tell_names(&mut self, state: &mut LogicalState) {
         for (oid, table) in &self.tables {
             if let Some(kept) = state.tables.get_mut(oid) {
                 kept.schema.clone_from(&table.schema);
                 kept.name.clone_from(&table.name);
+                kept.columns.clone_from(&table.columns);
             }
         }
         self.is_altered = false;
@@ -199,6 +209,15 @@ impl Applier {
         Ok(client)
     }
 
+    async fn production(&mut self) -> Result<Arc<Client>, LogicalError> {
+        let client = match self.production.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => Arc::new(connect_source(&self.url).await?),
+        };
+        self.production = Some(client.clone());
+        Ok(client)
+    }
+
     /// Takes note of which tables are followed from here on; how many they are.
     pub fn learn(&mut self, state: &LogicalState) -> usize {
         self.tables = state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect();
@@ -245,6 +264,7 @@ impl Applier {
         );
         client.batch_execute(&commit).await.map_err(root("committing changes"))?;
         self.open = None;
+        self.production = None;
         self.applied = self.applied.max(ended.end_lsn);
         self.position = self.position.max(ended.end_lsn);
         Ok(())
@@ -311,17 +331,23 @@ impl Applier {
         if (&relation.schema, &relation.name) != (&table.schema, &table.name) {
             self.rename(&table, &relation).await?;
         }
+        let mut same = table.columns;
         let table = &relation;
         let full_name = format!("{}.{}", table.schema, table.name);
         let changed = |change: String| LogicalError::TableChanged { table: full_name.clone(), change };
         let client = self.session().await?;
-        let names = type_names(&self.url, &relation).await?;
+        let production = self.production().await?;
+        let names = type_names(&production, &relation).await?;
         let type_name = |oid: u32| names.get(&oid).cloned();
         let mut columns = root_columns(&client, &table.schema, &table.name).await?;
+        let numbers = SourceNumbers::read(&production, oid).await?;
+        if let Some(why) = same.other(&relation, &numbers, &columns) {
+            return Err(changed(why));
+        }
         let difference = compare(&relation, &columns, type_name);
         if !difference.is_empty() {
-            let production = connect_source(&self.url).await?;
-            let statements = ddl::derive(&production, &relation, &difference).await?;
+            let known = KnownColumns { same: &same, source: &numbers };
+            let statements = ddl::derive(&production, &client, &relation, &difference, known).await?;
             for statement in &statements.map_err(changed)? {
                 tracing::info!(statement, "production changed a table: the root follows");
                 let done = client.batch_execute(statement).await;
@@ -337,6 +363,14 @@ impl Applier {
             if !left.is_empty() {
                 return Err(changed(format!("its columns are not those of the root branch: {left:?}")));
             }
+        }
+        let names: Vec<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
+        same.learn(&names, &numbers, &columns);
+        if let Some(table) = self.tables.get_mut(&oid)
+            && table.columns != same
+        {
+            table.columns = same;
+            self.is_altered = true;
         }
         self.targets.insert(oid, Target::Table(Arc::new(shape(&relation, &columns))));
         Ok(())
@@ -501,14 +535,17 @@ impl Applier {
                 }
                 _ => root("applying a change")(error),
             }),
-            (Ok(rows), Expect::One(_, action)) if rows != 1 => Err(LogicalError::Diverged { table: table(), action }),
+            (Ok(rows), Expect::One(_, action)) if rows != 1 => {
+                let found = if rows == 0 { MISSING } else { SEVERAL };
+                Err(LogicalError::Diverged { table: table(), action, found })
+            }
             (Ok(_), _) => Ok(()),
         }
     }
 }
 
 /// The names of types whose OIDs are production's own.
-async fn type_names(url: &str, relation: &Relation) -> Result<HashMap<u32, String>, LogicalError> {
+async fn type_names(production: &Client, relation: &Relation) -> Result<HashMap<u32, String>, LogicalError> {
     let own: Vec<(u32, i32)> = relation
         .columns
         .iter()
@@ -518,7 +555,6 @@ async fn type_names(url: &str, relation: &Relation) -> Result<HashMap<u32, Strin
     if own.is_empty() {
         return Ok(HashMap::new());
     }
-    let production = connect_source(url).await?;
     let mut names = HashMap::new();
     for (oid, modifier) in own {
         let row = production

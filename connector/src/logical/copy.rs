@@ -18,6 +18,7 @@ use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
 use crate::logical::error::{LogicalError, reading, root, source};
 use crate::logical::relation::root_columns;
 use crate::logical::row_format::SourceColumns;
+use crate::logical::same_columns::{SameColumns, SourceNumbers};
 use crate::logical::session::{connect_root, connect_source, read_source};
 use crate::logical::state::{LogicalState, TableState};
 
@@ -127,12 +128,13 @@ impl Copier {
             let Some(oid) = self.waiting.lock().pop_front() else { return Ok(()) };
             let table = self.state.lock().tables.get(&oid).cloned();
             let Some(table) = table else { continue };
-            self.copy(&mut production, &client, oid, &table).await?;
+            let columns = self.copy(&mut production, &client, oid, &table).await?;
             // Durable on the root first: a table that is there and not remembered is copied again.
             let text = {
                 let mut state = self.state.lock();
                 if let Some(table) = state.tables.get_mut(&oid) {
                     table.copied_at = Some(self.moment.slot.consistent_lsn);
+                    table.columns = columns;
                 }
                 encode(&state)
             };
@@ -147,28 +149,32 @@ impl Copier {
         client: &Client,
         oid: u32,
         table: &TableState,
-    ) -> Result<(), LogicalError> {
+    ) -> Result<SameColumns, LogicalError> {
         let name = qualified(&table.schema, &table.name);
         let doing = |what: &str| format!("{what} table {name}");
         let begin = format!("begin; truncate only {name}");
         client.batch_execute(&begin).await.map_err(root(doing("emptying")))?;
-        copy_rows(production, client, oid, (&table.schema, &table.name), &self.pace).await?;
-        client.batch_execute("commit").await.map_err(root(doing("filling")))
+        let columns = copy_rows(production, client, oid, (&table.schema, &table.name), &self.pace).await?;
+        client.batch_execute("commit").await.map_err(root(doing("filling")))?;
+        Ok(columns)
     }
 }
 
 /// Copies the rows of one of production's tables, as its session sees them, to the root's table of this schema and name. The root's
 /// session is in the transaction that made or emptied the table, so the rows are frozen: no branch will have to look at who wrote them.
+/// What comes back: which columns they came from.
 pub(crate) async fn copy_rows(
     production: &mut Connection,
     client: &Client,
     oid: u32,
     (schema, name): (&str, &str),
     pace: &Pace,
-) -> Result<(), LogicalError> {
+) -> Result<SameColumns, LogicalError> {
     let columns = SourceColumns::read(production, oid).await?;
     let list = columns.list();
-    let is_binary = columns.are_binary(&root_columns(client, schema, name).await?);
+    let here = root_columns(client, schema, name).await?;
+    let same = SameColumns::of_copy(&SourceNumbers::read_as_of(production, oid).await?, &here);
+    let is_binary = columns.are_binary(&here);
     let (out_options, in_options) =
         if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
     let name = qualified(schema, name);
@@ -188,7 +194,7 @@ pub(crate) async fn copy_rows(
         }
     }
     sink.finish().await.map_err(filling())?;
-    Ok(())
+    Ok(same)
 }
 
 /// Counts what is copied, and keeps all copies together to a rate.

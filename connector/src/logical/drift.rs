@@ -211,6 +211,7 @@ async fn catalog(client: &Client) -> Result<Vec<Vec<String>>, tokio_postgres::Er
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logical::same_columns::SameColumns;
     use crate::logical::state::TableState;
     use ardent_types::Lsn;
 
@@ -232,8 +233,13 @@ mod tests {
             owner: "o".into(),
             is_readable: true,
         };
-        let kept =
-            |name: &str| TableState { schema: "s".into(), name: name.into(), bytes: 0, copied_at: Some(Lsn::new(1)) };
+        let kept = |name: &str| TableState {
+            schema: "s".into(),
+            name: name.into(),
+            bytes: 0,
+            copied_at: Some(Lsn::new(1)),
+            columns: SameColumns::default(),
+        };
         let state = LogicalState { tables: [(1, kept("t")), (2, kept("old"))].into(), ..LogicalState::default() };
         let found = [table(1, "t"), table(2, "new"), table(3, "fresh")];
         let owned = |action, of: &str| {

@@ -7,12 +7,18 @@ use tokio_postgres::error::SqlState;
 use ardent_api::control::ErrorInfo;
 use ardent_pg_wire::{ConfigError, WireError};
 use ardent_pgoutput::DecodeError;
+use ardent_types::Lsn;
 
-use crate::error::ConnectorError;
+use crate::error::{ConnectorError, IMPORT_AGAIN};
 
 /// What can be done where applying has stopped.
 const RESUME: &str = "Bring the root branch's table into that form with: ardent connector resume NAME --sql STATEMENTS; or connect \
                       production once more under another name";
+
+/// What can be done where changes may have been missed.
+const MAKE_UP: &str = "If it is known what was missed: put it back, make up for that with ardent connector resume NAME --sql STATEMENTS (select 1, \
+                       if it is nothing), and let ardent connector verify NAME prove it; else connect production once more under \
+                       another name";
 
 /// A logical connector can't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -100,15 +106,15 @@ pub enum LogicalError {
         /// What changed.
         change: String,
     },
-    /// A row that production changed is not on the root.
-    #[error(
-        "a row that production {action} in table {table} is not on the root branch, which is therefore not equal to production. {RESUME}"
-    )]
+    /// A row that production changed is not on the root, or several are that it may be.
+    #[error("a row that production {action} in table {table} {found}. Nothing is applied from there on. {RESUME}")]
     Diverged {
         /// Schema and name.
         table: String,
         /// `updated` or `deleted`.
         action: &'static str,
+        /// What is on the root.
+        found: &'static str,
     },
     /// The root's table refuses a change.
     #[error(
@@ -122,6 +128,59 @@ pub enum LogicalError {
         /// Its SQLSTATE.
         code: String,
     },
+    /// The slot is gone.
+    #[error(
+        "the replication slot {slot} is not on production any more, and what changed there since it was dropped cannot be known: one that is \
+         made by hand begins later; {IMPORT_AGAIN}"
+    )]
+    SlotDropped {
+        /// Its name.
+        slot: String,
+    },
+    /// Production keeps no WAL for the slot any more.
+    #[error(
+        "production has removed WAL that the root branch still needs (slot {slot}: {message}); {IMPORT_AGAIN}, with a larger \
+         max_slot_wal_keep_size on production"
+    )]
+    SlotInvalidated {
+        /// Its name.
+        slot: String,
+        /// What production said.
+        message: String,
+    },
+    /// Production would send nothing of what the root lacks.
+    #[error(
+        "the replication slot {slot} on production is at {at}, and the root branch has changes up to {known} only: somebody has moved it or made \
+         it anew, and what changed in between is not sent any more. Nothing is applied from there on. {MAKE_UP}"
+    )]
+    SlotMoved {
+        /// Its name.
+        slot: String,
+        /// Its `confirmed_flush_lsn`.
+        at: Lsn,
+        /// All below is on the root.
+        known: Lsn,
+    },
+    /// The publication is gone, or another one has its name.
+    #[error(
+        "the publication {publication} was dropped on production. One that is made by hand does not help: changes are decoded as of \
+         when they were made, and some were made without it; {IMPORT_AGAIN}"
+    )]
+    PublicationDropped {
+        /// Its name.
+        publication: String,
+    },
+    /// The publication does not send all, or did not for a while.
+    #[error(
+        "the publication {publication} was changed on production: {change}. Changes may have been missed since, and nothing is applied from \
+         here on. {MAKE_UP}"
+    )]
+    PublicationChanged {
+        /// Its name.
+        publication: String,
+        /// What was changed.
+        change: String,
+    },
     /// What is kept of the import cannot be read.
     #[error("what was remembered of the import cannot be read: {0}")]
     State(String),
@@ -131,6 +190,33 @@ pub enum LogicalError {
 }
 
 impl LogicalError {
+    /// What a running stream through `slot` met. That is there as long as it runs: what is not is the publication, which has its name.
+    pub(crate) fn of_stream(error: WireError, slot: &str) -> LogicalError {
+        if error.code() == Some("42704") {
+            return LogicalError::PublicationDropped { publication: slot.to_owned() };
+        }
+        LogicalError::of_start(error, slot)
+    }
+
+    /// What was said when a stream through `slot` was to be started.
+    pub(crate) fn of_start(error: WireError, slot: &str) -> LogicalError {
+        match ConnectorError::from_replication(error, slot) {
+            ConnectorError::SlotMissing { slot } => LogicalError::SlotDropped { slot },
+            ConnectorError::SlotInvalidated { slot, message } => LogicalError::SlotInvalidated { slot, message },
+            other => LogicalError::Replication(other),
+        }
+    }
+
+    /// Whether somebody has changed on production what is the connector's own.
+    pub(crate) fn is_tampering(&self) -> bool {
+        matches!(
+            self,
+            LogicalError::SlotMoved { .. }
+                | LogicalError::PublicationDropped { .. }
+                | LogicalError::PublicationChanged { .. }
+        )
+    }
+
     /// Whether a row has a value that the root cannot read, as a label is that its enum has not.
     pub(crate) fn is_unknown_label(&self) -> bool {
         matches!(self, LogicalError::Unfit { code, .. } if code == SqlState::INVALID_TEXT_REPRESENTATION.code())

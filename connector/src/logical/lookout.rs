@@ -1,9 +1,9 @@
 //! Looks at production's schema from time to time: what is not sent is said, or taken over, before somebody misses it.
 //!
-//! Nothing of the root's tables is changed by what is seen here: a catalog says how things are by now, the stream how they were at each
+//! Whether production still sends all is looked at as well: where it does not, following ends. Nothing of the root's tables is changed by what is seen here: a catalog says how things are by now, the stream how they were at each
 //! change. New tables, where they are wanted, come as [`add_tables`] brings them, as of one moment.
 
-use std::convert::Infallible;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,9 +14,12 @@ use tokio_postgres::Client;
 use ardent_api::control::NewTables;
 
 use crate::logical::config::{LogicalConfig, RootBranch};
+use crate::logical::copy::encode;
 use crate::logical::drift::changes;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::new_tables::{NewOnProduction, add_tables};
+use crate::logical::publication;
+use crate::logical::rewrites::{self, Files};
 use crate::logical::run::{LogicalHandle, LogicalStatus};
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::LogicalState;
@@ -84,6 +87,10 @@ pub(crate) struct Lookout<'a> {
     status: &'a watch::Sender<LogicalStatus>,
     production: Option<Client>,
     looked: Option<Looked>,
+    /// What the last comparison found; there was none yet: what is told already holds until then.
+    changes: Option<Vec<String>>,
+    /// The files of the followed tables, as they were found last.
+    files: Files,
     /// Looks that have failed since one did not.
     failures: u32,
     /// Tables that can be taken over, as of the last look and of the one before it.
@@ -102,11 +109,26 @@ impl<'a> Lookout<'a> {
     ) -> Self {
         let (ripe, ripening) = (Vec::new(), Vec::new());
         let (production, looked, failures, again_at) = (None, None, 0, None);
-        Lookout { config, branch, handle, status, production, looked, failures, ripe, ripening, again_at }
+        let (changes, files) = (None, Files::new());
+        Lookout {
+            config,
+            branch,
+            handle,
+            status,
+            production,
+            looked,
+            changes,
+            files,
+            failures,
+            ripe,
+            ripening,
+            again_at,
+        }
     }
 
-    /// Looks until dropped. A look that fails is made again; where all fail, that is said.
-    pub async fn run(mut self) -> Infallible {
+    /// Looks until dropped, or until it sees what ends following: that is given. A look that fails is made again; where all fail, that
+    /// is said.
+    pub async fn run(mut self) -> LogicalError {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -116,6 +138,7 @@ impl<'a> Lookout<'a> {
                     self.tell_failure(None);
                     self.add().await;
                 }
+                Err(error) if error.is_tampering() => return error,
                 Err(error) => {
                     let why = error.chain();
                     tracing::debug!(error = %why, "production's schema cannot be looked at");
@@ -141,6 +164,7 @@ impl<'a> Lookout<'a> {
             Some(client) => client,
             None => connect_source(&self.config.connector.url).await?,
         };
+        publication::check(&production, &self.config.connector.slot_name(), self.branch.as_ref()).await?;
         self.ripe = self.ripening.clone();
         let before = self.fingerprint(&production).await?;
         if self.looked.as_ref() != Some(&before) {
@@ -149,8 +173,22 @@ impl<'a> Lookout<'a> {
             let after = self.fingerprint(&production).await?;
             self.looked = Some(after).filter(|after| compared == Compared::Both && *after == before);
         }
+        self.look_at_files(&production).await?;
+        if let Some(told) = self.told(&LogicalState::read(self.branch.as_ref())?) {
+            self.status.send_if_modified(|status| {
+                let is_news = status.schema_changes != told;
+                status.schema_changes = told;
+                is_news
+            });
+        }
         self.production = Some(production);
         Ok(())
+    }
+
+    /// All that is to be said of changes, once they were compared.
+    fn told(&self, state: &LogicalState) -> Option<Vec<String>> {
+        let changes = self.changes.iter().flatten().cloned();
+        self.changes.as_ref().map(|_| changes.chain(rewrites::tell(state)).collect())
     }
 
     async fn fingerprint(&self, production: &Client) -> Result<Looked, LogicalError> {
@@ -170,14 +208,9 @@ impl<'a> Lookout<'a> {
 
     async fn compare_in_snapshot(&mut self, production: &Client) -> Result<Compared, LogicalError> {
         let found = tables(production, &self.config.options).await?;
-        let lsn = production.query_one("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
-        let lsn: String = lsn.map_err(source("asking where its log is"))?.get(0);
-        let lsn = lsn.parse().map_err(|_| LogicalError::State(format!("production's log is at {lsn:?}")))?;
-        // How far it is behind is said elsewhere.
-        let Ok(reached) = tokio::time::timeout(REACH_PATIENCE, self.handle.reach(lsn)).await else {
+        if !self.reach(production).await? {
             return Ok(Compared::Nothing);
-        };
-        reached?;
+        }
         let state = LogicalState::read(self.branch.as_ref())?;
         let new = NewOnProduction::of(&found, &state);
         let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
@@ -186,17 +219,60 @@ impl<'a> Lookout<'a> {
         let begin = "begin isolation level repeatable read read only";
         client.batch_execute(begin).await.map_err(root("beginning a snapshot"))?;
         let changes = changes(production, &client, &self.config.options, &found, &state).await?;
+        self.changes = Some(changes);
+        let told = self.told(&state).unwrap_or_default();
         self.ripening = new.can_be_added.iter().map(|table| table.full_name()).collect();
         self.status.send_modify(|status| {
             status.new_tables = self.ripening.clone();
             status.not_followed = new.skipped;
-            status.schema_changes = changes;
+            status.schema_changes = told;
             // Somebody else has taken over what could not be, or it is gone.
             if status.new_tables.is_empty() {
                 status.adding_error = None;
             }
         });
         Ok(Compared::Both)
+    }
+
+    /// Waits until all that production has committed by now is on the root. Whether it is: how far it is behind is said elsewhere.
+    async fn reach(&self, production: &Client) -> Result<bool, LogicalError> {
+        let lsn = production.query_one("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
+        let lsn: String = lsn.map_err(source("asking where its log is"))?.get(0);
+        let lsn = lsn.parse().map_err(|_| LogicalError::State(format!("production's log is at {lsn:?}")))?;
+        match tokio::time::timeout(REACH_PATIENCE, self.handle.reach(lsn)).await {
+            Ok(reached) => reached.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// Takes note of tables that production has written anew.
+    async fn look_at_files(&mut self, production: &Client) -> Result<(), LogicalError> {
+        let state = LogicalState::read(self.branch.as_ref())?;
+        let oids: Vec<u32> = state.tables.keys().copied().collect();
+        let mut emptied = BTreeSet::new();
+        self.status.send_if_modified(|status| {
+            emptied.append(&mut status.emptied);
+            false
+        });
+        let found = rewrites::files(production, &oids).await?;
+        // Most looks find nothing new.
+        if found.iter().all(|(oid, file)| state.files.get(oid) == Some(file)) {
+            self.files = found;
+            return Ok(());
+        }
+        if self.reach(production).await? {
+            emptied.extend(&self.status.borrow().emptied);
+            let mut state = LogicalState::read(self.branch.as_ref())?;
+            let before = state.clone();
+            rewrites::compare(&mut state, &self.files, &found, &emptied);
+            if state != before {
+                self.branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
+            }
+            self.files = found;
+        } else {
+            self.files.clear();
+        }
+        Ok(())
     }
 
     /// Takes over what was there at two looks, so that a migration under way has time to end; where that was asked for.

@@ -18,6 +18,8 @@
 //! - LG-3: what cannot be applied is never passed over: an error names the table, and nothing behind it is applied.
 //! - LG-4: on production there are a slot and a publication of ours, and nothing else is changed.
 //! - LG-5: production is told that a change is flushed only after a quorum has the root's commit of it.
+//! - LG-6: production is told of no position that the root's origin does not show and that is not remembered: a slot that is further than
+//!   both was moved by somebody else. A publication that is not as it is remembered was changed by somebody else. Either stops.
 //!
 //! Start reading with `run.rs`, then `stream.rs` and `apply.rs`.
 
@@ -32,21 +34,27 @@ mod enums;
 mod error;
 mod lookout;
 mod new_tables;
+mod outside;
 mod preflight;
 pub(crate) mod program;
+mod publication;
 mod relation;
+mod rewrites;
 mod root_sessions;
 mod row_format;
 mod run;
+mod same_columns;
 mod schema;
 mod sequences;
 mod session;
 mod slot;
 mod state;
 mod statements;
+mod status;
 mod stream;
 mod tables;
 mod verify;
+mod waits;
 
 pub use bootstrap::bootstrap;
 pub use config::{LogicalConfig, RootAt, RootBranch, RootFuture};

@@ -7,6 +7,7 @@
 //! Whatever is interrupted leaves the root as it was. That tables are published whose changes are to be passed over is remembered before
 //! they are: up to the end they are not followed, as before, and are taken over when this is asked for again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,12 +23,15 @@ use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{Moment, Pace, copy_rows, encode};
 use crate::logical::dump_statement::{Weight, for_root, summary, weight};
 use crate::logical::error::{LogicalError, passes, reading, root, source};
+use crate::logical::publication::published;
 use crate::logical::run::LogicalHandle;
+use crate::logical::same_columns::SameColumns;
 use crate::logical::schema::{self, Dump};
 use crate::logical::sequences;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
 use crate::logical::tables::{SourceTable, tables};
+use crate::logical::waits::within;
 
 /// How long production may take for a snapshot: it waits for the transactions that run.
 const MOMENT_PATIENCE: Duration = Duration::from_secs(60);
@@ -109,7 +113,7 @@ pub async fn add_tables(
     }
     let paused = handle.pause().await?;
     // Whoever had it stopped before may have taken some over: those are followed by now, and are left alone.
-    let mut state = LogicalState::read(branch)?;
+    let state = LogicalState::read(branch)?;
     let still_new = wanted.tables.iter().filter(|table| !state.tables.contains_key(&table.oid));
     let names: Vec<String> = still_new.map(SourceTable::full_name).collect();
     if names.is_empty() {
@@ -120,32 +124,36 @@ pub async fn add_tables(
         reply.skipped.extend(wanted.skipped);
         return Ok(reply);
     }
+    // Read anew: the lookout has written meanwhile.
+    let mut state = LogicalState::read(branch)?;
     state.passed_over.extend(wanted.tables.iter().map(|table| table.oid));
     branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
-    publish(&production, &config.connector.slot_name(), &wanted.tables).await?;
+    let publication = config.connector.slot_name();
+    publish(&production, &publication, &wanted.tables).await?;
+    let new = wanted.tables.iter().map(|table| (table.oid, table.full_name())).collect();
+    let published = published(&production, &publication, &new).await?;
     // After the publication: what began before has ended by this moment, so its rows show, and all later changes are sent.
     let name = format!("{}_add", config.connector.slot_name());
-    let moment = tokio::time::timeout(MOMENT_PATIENCE, Moment::take(config, &name, SlotLifetime::Temporary)).await;
-    let moment = moment.map_err(|_| {
-        let seconds = MOMENT_PATIENCE.as_secs();
-        LogicalError::Refused(format!(
-            "production gave no snapshot within {seconds} s: transactions that began before must end first"
-        ))
-    })??;
+    let taking = Moment::take(config, &name, SlotLifetime::Temporary);
+    let moment = within(&config.connector.url, MOMENT_PATIENCE, taking).await??;
     let copied_at = moment.slot.consistent_lsn;
     let mut seen = moment.reader(&config.connector.connect_config()?).await?;
     wanted.are_as_found(&mut seen).await?;
     let dump = wanted.dump(config, &production, &moment).await?;
     let held = paused.hold_at(copied_at).await?;
     let mut taking = Taking { seen: &mut seen, client: &client, left_out: &mut reply.left_out };
-    taking.all(config, &wanted, &dump).await?;
+    let mut columns = taking.all(config, &wanted, &dump).await?;
     // Up to there more may have been learned of other tables.
     let mut state = LogicalState::read(branch)?;
     for table in &wanted.tables {
         state.passed_over.remove(&table.oid);
         let SourceTable { oid, schema, name, bytes, .. } = table.clone();
-        state.tables.insert(oid, TableState { schema, name, bytes, copied_at: Some(copied_at) });
+        let columns = columns.remove(&oid).unwrap_or_default();
+        state.tables.insert(oid, TableState { schema, name, bytes, copied_at: Some(copied_at), columns });
         reply.added.push(table.full_name());
+    }
+    if let Some(kept) = &mut state.publication {
+        kept.add(published);
     }
     state.left_out.extend(reply.left_out.iter().cloned());
     branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
@@ -247,9 +255,12 @@ fn why_not(table: &SourceTable, is_followed_under_its_name: bool) -> Option<Stri
     } else if !table.is_logged {
         "it is unlogged, so its changes are not sent".to_owned()
     } else if !table.has_identity {
-        "it has no primary key or other replica identity".to_owned()
+        "it has no primary key or other replica identity (a key with a generated column is none: that column is not sent)".to_owned()
     } else if !table.is_owned {
-        format!("publishing it takes its ownership: GRANT {} TO the role of the connector's URL", quoted(owner))
+        let (owner, table) = (quoted(owner), table.quoted());
+        format!(
+            "publishing it takes its ownership: GRANT {owner} TO the role of the connector's URL, or ALTER TABLE {table} OWNER TO that role"
+        )
     } else if !table.is_readable {
         "the role of the connector's URL may not read all of its rows".to_owned()
     } else {
@@ -280,7 +291,13 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    async fn all(&mut self, config: &LogicalConfig, wanted: &Wanted, dump: &Dump) -> Result<(), LogicalError> {
+    /// What comes back: by each table's OID, which columns its rows came from.
+    async fn all(
+        &mut self,
+        config: &LogicalConfig,
+        wanted: &Wanted,
+        dump: &Dump,
+    ) -> Result<BTreeMap<u32, SameColumns>, LogicalError> {
         let before = Script::parse(dump.before_rows.as_bytes(), PsqlCommands::Skipped)?;
         let after = Script::parse(dump.after_rows.as_bytes(), PsqlCommands::Skipped)?;
         let made_before: Vec<&str> = before.statements().filter(|statement| !attaches(statement)).collect();
@@ -294,8 +311,10 @@ impl Taking<'_> {
             self.made(statement).await?;
         }
         let pace = Pace::new(config.connector.max_rate_bytes);
+        let mut columns = BTreeMap::new();
         for table in &wanted.tables {
-            copy_rows(self.seen, self.client, table.oid, (&table.schema, &table.name), &pace).await?;
+            let name = (table.schema.as_str(), table.name.as_str());
+            columns.insert(table.oid, copy_rows(self.seen, self.client, table.oid, name, &pace).await?);
         }
         for statement in made_after.iter().filter(|statement| !is_foreign_key(statement)) {
             self.made(statement).await?;
@@ -312,7 +331,8 @@ impl Taking<'_> {
         }
         let production = connect_source(&config.connector.url).await?;
         sequences::bring_up(&production, self.client, &config.options).await?;
-        self.needed("commit").await
+        self.needed("commit").await?;
+        Ok(columns)
     }
 
     /// Runs a statement that `pg_dump` wrote. What rows do without may be refused: that is noted.

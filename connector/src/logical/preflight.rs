@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::logical::config::program_folders;
 use crate::logical::error::{LogicalError, source};
+use crate::logical::outside::{NeededOutside, OutsidePart, needed_outside, outside_parts};
 use crate::logical::program;
 use crate::logical::session::connect_source;
 use crate::logical::tables::{SourceTable, tables};
@@ -39,8 +40,10 @@ pub async fn preflight_logical(
     locales(&mut checks, &sql.query(LOCALES).await?, host);
     let client = connect_source(url).await?;
     schemas(&mut checks, &mut sql, options).await?;
+    outside_rows(&mut checks, options, &outside_parts(&client, options).await?);
+    definitions(&mut checks, options, needed_outside(&client, options).await?);
     let found = tables(&client, options).await?;
-    table_rights(&mut checks, &facts, &found);
+    table_rights(&mut checks, &facts, &found, &superusers(&client).await?);
     identities(&mut checks, &found, options);
     sequences(&mut checks, &facts, &client, options).await?;
     unsupported(&mut checks, &mut sql, options, &found).await?;
@@ -181,14 +184,68 @@ async fn schemas(checks: &mut Checks, sql: &mut Connection, options: &LogicalOpt
     Ok(())
 }
 
-fn table_rights(checks: &mut Checks, facts: &QueryResult, found: &[SourceTable]) {
+/// Branches would show fewer rows than production does, without anything that differs.
+fn outside_rows(checks: &mut Checks, options: &LogicalOptions, parts: &[OutsidePart]) {
+    let others = parts.iter().map(|part| part.schema.clone()).collect();
+    checks.warn(
+        "partitions",
+        parts.is_empty(),
+        "no table has rows in partitions of schemas that are not copied",
+        listed(parts.iter().map(OutsidePart::left_out).collect()),
+        Some(with_schemas(options, others)),
+    );
+}
+
+/// What is asked for without these could not be made.
+fn definitions(checks: &mut Checks, options: &LogicalOptions, NeededOutside { what, schemas }: NeededOutside) {
+    checks.require(
+        "definitions",
+        what.is_empty(),
+        "the schemas that are copied need nothing of others",
+        format!("the schemas that were chosen cannot be made without what is in others: {}", listed(what)),
+        Some(with_schemas(options, schemas)),
+    );
+}
+
+/// The option that takes more schemas.
+fn with_schemas(options: &LogicalOptions, others: Vec<String>) -> String {
+    let mut schemas = options.schemas.clone();
+    for other in others {
+        if !schemas.contains(&other) {
+            schemas.push(other);
+        }
+    }
+    format!("--schemas {}", schemas.join(","))
+}
+
+async fn superusers(client: &Client) -> Result<Vec<String>, LogicalError> {
+    let rows = client.query("select rolname::text from pg_catalog.pg_roles where rolsuper", &[]).await;
+    Ok(rows.map_err(source("listing its superusers"))?.iter().map(|row| row.get(0)).collect())
+}
+
+/// What lets the role publish these tables. Nobody is made a member of a superuser, least of all where a service keeps that role to
+/// itself: such tables get another owner.
+fn ownership_fixes(role: &str, owners: &BTreeMap<&str, Vec<String>>, superusers: &[String]) -> Vec<String> {
+    let mut fixes = Vec::new();
+    for (owner, tables) in owners {
+        if superusers.iter().any(|superuser| superuser == owner) {
+            fixes.extend(tables.iter().map(|table| format!("alter table {table} owner to {role}")));
+        } else {
+            fixes.push(format!("grant {} to {role}", quoted(owner)));
+        }
+    }
+    fixes.truncate(LISTED_MAX);
+    fixes
+}
+
+fn table_rights(checks: &mut Checks, facts: &QueryResult, found: &[SourceTable], superusers: &[String]) {
     let role = facts.value("me_quoted").unwrap_or_default();
     let mut owners: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for table in found.iter().filter(|table| table.is_logged && !table.is_owned) {
         owners.entry(&table.owner).or_default().push(table.quoted());
     }
     let names = owners.values().flatten().cloned().collect();
-    let grants = owners.keys().map(|owner| format!("grant {} to {role}", quoted(owner)));
+    let fixes = ownership_fixes(role, &owners, superusers);
     checks.require(
         "ownership",
         owners.is_empty(),
@@ -197,7 +254,7 @@ fn table_rights(checks: &mut Checks, facts: &QueryResult, found: &[SourceTable])
             "role {role} may publish only what it owns, or what a role that it is a member of does; not {}",
             listed(names)
         ),
-        Some(grants.collect::<Vec<_>>().join(";\n           ")),
+        Some(fixes.join(";\n           ")),
     );
     let hidden: Vec<&SourceTable> = found.iter().filter(|table| !table.is_readable).collect();
     let names = hidden.iter().map(|table| table.quoted()).collect();
@@ -260,7 +317,7 @@ fn identities(checks: &mut Checks, found: &[SourceTable], options: &LogicalOptio
                 "replica_identity",
                 keyless.is_empty(),
                 good,
-                format!("tables without a primary key or other replica identity: {names}. Published, they could not be updated any more"),
+                format!("tables without a primary key or other replica identity (a key with a generated column is none): {names}. Published, they could not be updated any more"),
                 Some(fixes.join(";\n           ")),
             );
         }
@@ -339,4 +396,39 @@ async fn unsupported(
         ),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_superusers_get_another_owner() {
+        let tables = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        let owners: BTreeMap<&str, Vec<String>> =
+            [("boss", tables(["s.a", "s.b"])), ("postgres", tables(["s.c", "s.d"]))].into();
+        assert_eq!(
+            ownership_fixes("app", &owners, &["postgres".to_owned()]),
+            ["grant \"boss\" to app", "alter table s.c owner to app", "alter table s.d owner to app"]
+        );
+    }
+
+    #[test]
+    fn what_other_schemas_have_is_named_with_the_option_that_takes_it() {
+        let options = LogicalOptions { schemas: vec!["a1".into()], ..LogicalOptions::default() };
+        let part = |name: &str| OutsidePart { name: name.into(), schema: "a2".into(), of: "a1.p".into() };
+        let mut checks = Checks::default();
+        outside_rows(&mut checks, &options, &[part("a2.p_1"), part("a2.p_2")]);
+        let needed = NeededOutside { what: vec!["type public.mood".into()], schemas: vec!["public".into()] };
+        definitions(&mut checks, &options, needed);
+        outside_rows(&mut checks, &options, &[]);
+        definitions(&mut checks, &options, NeededOutside::default());
+        let checks = checks.into_list();
+        let outcomes = [CheckOutcome::Warning, CheckOutcome::Failed, CheckOutcome::Ok, CheckOutcome::Ok];
+        assert_eq!(checks.iter().map(|check| check.outcome).collect::<Vec<_>>(), outcomes);
+        assert!(checks[0].message.contains("a2.p_1") && checks[0].message.contains("a2.p_2"), "{:?}", checks[0]);
+        assert_eq!(checks[0].fix.as_deref(), Some("--schemas a1,a2"));
+        assert!(checks[1].message.contains("type public.mood"), "{:?}", checks[1]);
+        assert_eq!(checks[1].fix.as_deref(), Some("--schemas a1,public"));
+    }
 }

@@ -34,15 +34,18 @@ pub(crate) fn find(name: &'static str, folders: &[PathBuf], major: u32) -> Resul
 
 /// `pg_dump (PostgreSQL) 15.14 (Debian ...)`: 15.
 fn version_of(file: &Path) -> Option<u32> {
-    let output = std::process::Command::new(file).arg("--version").stdin(Stdio::null()).output().ok()?;
+    let mut command = std::process::Command::new(file);
+    ardent_open_files::as_before(&mut command);
+    let output = command.arg("--version").stdin(Stdio::null()).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let version = text.split_once("(PostgreSQL) ")?.1;
     version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// A command that runs as that user, from `/`, with nothing of our environment. It ends with us.
+/// A command that runs as that user, from `/`, with nothing of our environment and not with our limit on open files. It ends with us.
 pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
+    ardent_open_files::as_before(command.as_std_mut());
     command.current_dir("/").env_clear().env("PATH", "/usr/bin:/bin").env("LANG", "C.UTF-8").env("HOME", "/");
     command.stdin(Stdio::null()).kill_on_drop(true);
     if let Some(user) = user() {
@@ -82,4 +85,25 @@ pub(crate) fn tail(printed: &[u8]) -> String {
     let start = text.len().saturating_sub(MESSAGE_LEN_MAX);
     let start = (start..=text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(0);
     text[start..].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn programs_may_open_as_many_files_as_the_server_was_started_with() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
+        let soft = hard.min(700);
+        setrlimit(Resource::RLIMIT_NOFILE, soft, hard).expect("less is always allowed");
+        ardent_open_files::raise();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit"), (hard, hard));
+        let shell = Path::new("/bin/sh");
+        let mut command = command(shell);
+        command.args(["-c", "ulimit -S -n"]);
+        let said = output(command, shell).await.expect("a shell can be run");
+        assert_eq!(String::from_utf8_lossy(&said).trim(), soft.to_string());
+    }
 }

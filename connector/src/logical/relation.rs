@@ -13,6 +13,9 @@ pub(crate) const FIRST_OWN_OID: u32 = 10_000;
 /// A column on the root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RootColumn {
+    pub table_oid: u32,
+    /// Its number: that of no other column of this table, ever.
+    pub attnum: i16,
     pub name: String,
     pub type_oid: u32,
     pub type_modifier: i32,
@@ -36,7 +39,7 @@ const COLUMNS: &str = "
             where i.indrelid = a.attrelid and (i.indisprimary or i.indisreplident) and k.attnum = a.attnum
                 and k.place <= i.indnkeyatts limit 1),
         exists (select 1 from pg_index i where i.indrelid = a.attrelid and i.indisprimary
-            and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))
+            and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1])), a.attrelid, a.attnum
     from pg_attribute a
     where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
     order by a.attnum";
@@ -52,6 +55,8 @@ pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> R
     let rows = client.query(COLUMNS, &[&qualified(schema, name)]).await;
     let rows = rows.map_err(root(format!("looking at table {schema}.{name}")))?;
     let column = |row: &tokio_postgres::Row| RootColumn {
+        table_oid: row.get(8),
+        attnum: row.get(9),
         name: row.get(0),
         type_oid: row.get(1),
         type_modifier: row.get(2),
@@ -146,6 +151,8 @@ mod tests {
 
     fn here(name: &str, type_oid: u32) -> RootColumn {
         RootColumn {
+            table_oid: 1,
+            attnum: 1,
             name: name.into(),
             type_oid,
             type_modifier: -1,

@@ -96,6 +96,8 @@ mod tests {
 
     fn here(name: &str, type_oid: u32) -> RootColumn {
         RootColumn {
+            table_oid: 1,
+            attnum: 1,
             name: name.into(),
             type_oid,
             type_modifier: -1,

@@ -11,7 +11,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use ardent_api::control::SkippedTable;
 use ardent_pg_wire::SlotLifetime;
 use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
@@ -24,13 +23,19 @@ use crate::logical::enums::bring_labels;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::lookout::Lookout;
 use crate::logical::new_tables::left_out_rows;
+use crate::logical::outside::left_out_everywhere;
+use crate::logical::publication::published;
 use crate::logical::relation::is_on_root;
+use crate::logical::rewrites::files;
 use crate::logical::root_sessions::RootSessions;
+use crate::logical::same_columns::SameColumns;
 use crate::logical::schema::RootDatabase;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
+pub use crate::logical::status::LogicalStatus;
 use crate::logical::stream::Stream;
-use crate::logical::tables::{is_followed, tables};
+use crate::logical::tables::{SourceTable, is_followed, tables};
+use crate::logical::waits::telling_waits;
 use crate::logical::{schema, sequences, slot};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -39,56 +44,6 @@ const BACKOFF_MAX: Duration = Duration::from_secs(10);
 const PROGRESS: Duration = Duration::from_millis(200);
 /// What says of a statement that it was run before: duplicate table or index, duplicate object, a second primary key, attached already.
 const ALREADY: [&str; 4] = ["42P07", "42710", "42P16", "55000"];
-
-/// How a logical connector is.
-#[derive(Clone, Debug, Default)]
-pub struct LogicalStatus {
-    /// What it does.
-    pub phase: LogicalPhase,
-    /// Changes are coming.
-    pub is_streaming: bool,
-    /// Bytes that the phase has done, and all of them; 0: not known.
-    pub progress: (u64, u64),
-    /// Tables that are followed.
-    pub tables: usize,
-    /// All that production had committed up to there is on the root.
-    pub applied_lsn: Lsn,
-    /// How far production is, as last heard.
-    pub production_lsn: Lsn,
-    /// When nothing was missing last.
-    pub caught_up_at: Option<Instant>,
-    /// What production has and the root has not.
-    pub left_out: Vec<String>,
-    /// Tables that are new on production, and can be taken over.
-    pub new_tables: Vec<String>,
-    /// Why they could not be, where that was tried.
-    pub adding_error: Option<String>,
-    /// Tables that are new on production, and cannot be taken over as they are.
-    pub not_followed: Vec<SkippedTable>,
-    /// What else changed in production's schema, each with what to do.
-    pub schema_changes: Vec<String>,
-    /// Why production's schema cannot be looked at, where that has failed for a while.
-    pub look_error: Option<String>,
-    /// How often the root's tables have been made to follow production's.
-    pub(crate) alterations: u64,
-    /// Why the last attempt ended.
-    pub last_error: Option<String>,
-}
-
-impl LogicalStatus {
-    /// Bytes of production's log that are not applied.
-    pub fn lag_bytes(&self) -> u64 {
-        self.production_lsn.saturating_sub(self.applied_lsn)
-    }
-
-    /// For how long something has been missing; `None`: something always was.
-    pub fn lag(&self) -> Option<Duration> {
-        if self.is_streaming && self.lag_bytes() == 0 {
-            return Some(Duration::ZERO);
-        }
-        self.caught_up_at.map(|at| at.elapsed())
-    }
-}
 
 /// What a running connector can be asked.
 #[derive(Debug)]
@@ -140,10 +95,12 @@ pub struct LogicalRun {
     status: watch::Sender<LogicalStatus>,
 }
 
-/// A connector and the way to it.
-pub fn logical_connector() -> (LogicalHandle, LogicalRun) {
+/// A connector and the way to it. `last`: how it was when it ran last, which holds until more is known.
+pub fn logical_connector(last: Option<LogicalStatus>) -> (LogicalHandle, LogicalRun) {
     let (requests_in, requests) = mpsc::channel(16);
-    let (status, status_out) = watch::channel(LogicalStatus::default());
+    let last = last.unwrap_or_default();
+    let last = LogicalStatus { is_streaming: false, last_error: None, waits_for: Vec::new(), ..last };
+    let (status, status_out) = watch::channel(last);
     let handle = LogicalHandle { requests: requests_in, status: status_out };
     (handle.clone(), LogicalRun { handle, requests, status })
 }
@@ -252,7 +209,7 @@ impl LogicalRun {
         if import.state.phase == LogicalPhase::Follow {
             import.learn_from_root().await?;
         }
-        let mut stream = Stream::start(config, branch, &import.database, &import.state, &self.status).await?;
+        let mut stream = Stream::start(config, branch, &import.database, &mut import.state, &self.status).await?;
         if import.state.phase == LogicalPhase::CatchUp {
             stream.follow(&mut self.requests, Some(import.state.consistent_from())).await?;
             // Names that tables were given meanwhile are kept there.
@@ -267,7 +224,7 @@ impl LogicalRun {
         let looking = Lookout::new(config, branch, self.handle.clone(), &self.status).run();
         tokio::select! {
             ended = stream.follow(&mut self.requests, None) => ended,
-            never = looking => match never {},
+            stopped = looking => Err(stopped),
         }
     }
 }
@@ -418,15 +375,32 @@ impl Import<'_> {
         // Before the slot: decoding looks it up as of then.
         let publish = format!("create publication {}{list}", quoted(&name));
         production.batch_execute(&publish).await.map_err(source("making the publication"))?;
-        let moment = Moment::take(self.config, &name, SlotLifetime::Permanent).await?;
+        self.state.left_out.extend(left_out_everywhere(&production, &self.config.options).await?);
+        let moment = self.moment(&name, SlotLifetime::Permanent).await?;
         for table in followed {
-            let kept = TableState { schema: table.schema, name: table.name, bytes: table.bytes, copied_at: None };
+            let SourceTable { schema, name, bytes, .. } = table;
+            let kept = TableState { schema, name, bytes, copied_at: None, columns: SameColumns::default() };
             self.state.tables.insert(table.oid, kept);
         }
         let seen = moment.session(&connector.url).await?;
+        self.state.confirmed_lsn = Some(moment.slot.consistent_lsn);
+        let names = self.state.names();
+        self.state.publication = Some(published(&production, &name, &names).await?);
+        self.state.files = files(&seen, &names.into_keys().collect::<Vec<u32>>()).await?;
         let major = schema::major(&seen).await?;
         let dump = schema::dump(self.config, major, &moment.slot.snapshot).await?;
         Ok((moment, seen, dump))
+    }
+
+    async fn moment(&self, slot: &str, lifetime: SlotLifetime) -> Result<Moment, LogicalError> {
+        let tell = |waits_for: Vec<String>| {
+            self.status.send_if_modified(|status| {
+                let is_news = status.waits_for != waits_for;
+                status.waits_for = waits_for;
+                is_news
+            });
+        };
+        telling_waits(&self.config.connector.url, Moment::take(self.config, slot, lifetime), tell).await
     }
 
     /// The tables' rows. Those that are left after an interruption are copied as of another moment.
@@ -436,7 +410,7 @@ impl Import<'_> {
                 Some(moment) => moment,
                 None => {
                     let name = format!("{}_copy", self.config.connector.slot_name());
-                    Moment::take(self.config, &name, SlotLifetime::Temporary).await?
+                    self.moment(&name, SlotLifetime::Temporary).await?
                 }
             };
             let progress = Arc::new(CopyProgress::default());

@@ -13,7 +13,8 @@ use crate::logical::error::{LogicalError, reading, root, source};
 /// How values are written, on both sides and in the stream of changes: what is read on one side is the same on the other. No search
 /// path: names of objects in values come with their schema.
 pub(crate) const FORMATS: &str = "set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set timezone = 'UTC'; \
-     set extra_float_digits = 3; set bytea_output = 'hex'; set lc_monetary = 'C'; set xmloption = 'content'; set search_path = ''";
+     set extra_float_digits = 3; set bytea_output = 'hex'; set lc_monetary = 'C'; set xmloption = 'content'; set search_path = ''; \
+     set quote_all_identifiers = off";
 /// Nothing that an administrator set for ordinary sessions ends ours, and no row is hidden from us without an error. Settings that
 /// this major does not know are left alone.
 const PATIENCE: &str = "set row_security = off; \

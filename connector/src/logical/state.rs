@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::logical::config::RootBranch;
 use crate::logical::error::LogicalError;
+use crate::logical::publication::Published;
+use crate::logical::rewrites::Files;
+use crate::logical::same_columns::SameColumns;
 
 /// The steps, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -54,6 +57,21 @@ pub(crate) struct LogicalState {
     pub script_done: usize,
     /// What could not be made on the root, each with why.
     pub left_out: Vec<String>,
+    /// Production was told at most that all below is flushed, where the root's origin does not show it. Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_lsn: Option<Lsn>,
+    /// The publication as it is known to send all. Absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub publication: Option<Published>,
+    /// It was said that somebody has changed slot or publication.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_objected_to: bool,
+    /// The files that tables are in on the source.
+    #[serde(default, skip_serializing_if = "Files::is_empty")]
+    pub files: Files,
+    /// Tables that were written anew on the source, by what was not sent.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub rewritten: BTreeSet<u32>,
 }
 
 /// A table that is followed.
@@ -65,6 +83,9 @@ pub(crate) struct TableState {
     pub bytes: u64,
     /// It was copied as it was there: what was committed later is applied to it. Absent: it is not copied yet.
     pub copied_at: Option<Lsn>,
+    /// Its columns. Absent where it was kept by an earlier version: they are taken as they are found with its next change.
+    #[serde(default, skip_serializing_if = "SameColumns::is_unknown")]
+    pub columns: SameColumns,
 }
 
 impl LogicalState {
@@ -74,6 +95,11 @@ impl LogicalState {
             Some(text) => serde_json::from_str(&text).map_err(|error| LogicalError::State(error.to_string())),
             None => Ok(LogicalState::default()),
         }
+    }
+
+    /// Names of the tables that are followed, with their schemas, for messages.
+    pub fn names(&self) -> BTreeMap<u32, String> {
+        self.tables.iter().map(|(oid, table)| (*oid, format!("{}.{}", table.schema, table.name))).collect()
     }
 
     /// Whether a table of this name is followed.
@@ -103,22 +129,38 @@ impl LogicalState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::logical::same_columns::SeenFile;
 
     #[test]
     fn what_is_kept_is_read_again() {
-        let table = |copied_at| TableState { schema: "s".into(), name: "t".into(), bytes: 7, copied_at };
+        let columns = SameColumns {
+            root_oid: 5,
+            pairs: [(1, 1), (2, 3)].into(),
+            highest: 3,
+            file: Some(SeenFile { filenode: 7, highest: 3 }),
+        };
+        let table = |copied_at: Option<Lsn>| {
+            let columns = if copied_at.is_some() { columns.clone() } else { SameColumns::default() };
+            TableState { schema: "s".into(), name: "t".into(), bytes: 7, copied_at, columns }
+        };
         let state = LogicalState {
             phase: LogicalPhase::Copy,
             tables: [(1, table(Some(Lsn::new(0x10)))), (2, table(None))].into(),
             passed_over: [9].into(),
             script_done: 3,
             left_out: vec!["x".into()],
+            confirmed_lsn: Some(Lsn::new(0x20)),
+            is_objected_to: true,
+            rewritten: [1].into(),
+            ..LogicalState::default()
         };
         let text = serde_json::to_string(&state).expect("plain data");
         assert_eq!(serde_json::from_str::<LogicalState>(&text).expect("reads"), state);
         assert!(text.contains(r#""phase":"copy""#), "{text}");
         let older = text.replace(r#""passed_over":[9],"#, "");
         assert!(serde_json::from_str::<LogicalState>(&older).expect("reads").passed_over.is_empty());
+        let older = r#"{"schema": "s", "name": "t", "bytes": 7, "copied_at": null}"#;
+        assert_eq!(serde_json::from_str::<TableState>(older).expect("reads"), table(None));
         assert_eq!((state.consistent_from(), state.bytes()), (Lsn::new(0x10), (7, 14)));
     }
 }

@@ -60,8 +60,17 @@ pub(crate) struct ShapeColumn {
     pub name: String,
     /// The operator that its index compares by, as SQL has it.
     pub equals: String,
-    /// GENERATED ALWAYS AS IDENTITY: nobody can update it.
+    /// GENERATED ALWAYS AS IDENTITY: an update gives it the next number or nothing, so a row that has another one is made anew.
     pub is_fixed: bool,
+}
+
+/// Whether an update changes columns that no update can set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fixed {
+    Same,
+    Other,
+    /// Only the root's row can say.
+    Unknown,
 }
 
 /// A statement, and the values to run it with. Statements that differ in their values alone have the same text.
@@ -115,30 +124,87 @@ impl Shape {
         Ok(Prepared { sql, values: values.collect::<Result<_, _>>()? })
     }
 
-    /// `None`: nothing of the row changes.
+    /// `None`: nothing of the row changes. The statement's count of rows is that of the rows that it found.
     pub fn update(&self, old: Option<&Tuple>, new: &Tuple) -> Result<Option<Prepared>, NoStatement> {
         self.check(new)?;
+        let fixed = self.fixed(old, new)?;
         let mut values = Vec::new();
         let mut sets = Vec::new();
+        // What is true of a row whose fixed columns are as they were.
+        let mut same = Vec::new();
+        // The row as an insert has it; `o` is the old one.
+        let mut row = Vec::new();
         for (column, value) in self.columns.iter().zip(&new.0) {
+            let name = quoted(&column.name);
             let value = match value {
                 Value::Text(text) => Some(text.clone()),
                 Value::Null => None,
-                Value::Unchanged => continue,
+                Value::Unchanged => {
+                    row.push(format!("o.{name}"));
+                    continue;
+                }
             };
-            if !column.is_fixed {
-                values.push(TextParam(value));
-                sets.push(format!("{} = ${}", quoted(&column.name), values.len()));
+            if column.is_fixed && fixed == Fixed::Same {
+                continue;
             }
+            values.push(TextParam(value));
+            let place = format!("${}", values.len());
+            if column.is_fixed {
+                same.push(format!("{name} is not distinct from {place}"));
+            } else {
+                sets.push(format!("{name} = {place}"));
+            }
+            row.push(place);
         }
-        if sets.is_empty() {
+        if fixed == Fixed::Same && sets.is_empty() {
             return Ok(None);
         }
         let which = self.condition(old.unwrap_or(new), &mut values)?;
-        Ok(Some(Prepared {
-            sql: format!("update only {} set {} where {which}", self.table(), sets.join(", ")),
-            values,
-        }))
+        let (table, sets, same) = (self.table(), sets.join(", "), same.join(" and "));
+        let insert = || {
+            let names: Vec<String> = self.columns.iter().map(|column| quoted(&column.name)).collect();
+            let (names, row) = (names.join(", "), row.join(", "));
+            format!("insert into {table} ({names}) overriding system value select {row} from o")
+        };
+        let sql = match fixed {
+            Fixed::Same => format!("update only {table} set {sets} where {which}"),
+            Fixed::Other => format!("with o as (delete from only {table} where {which} returning *) {}", insert()),
+            // One statement, so that those that follow need not wait for what it finds.
+            Fixed::Unknown => {
+                let kept = if sets.is_empty() {
+                    format!("select 1 from only {table} where {which} and {same}")
+                } else {
+                    format!("update only {table} set {sets} where {which} and {same} returning 1")
+                };
+                format!(
+                    "with u as ({kept}), o as (delete from only {table} where {which} and not ({same}) returning *), \
+                     i as ({} returning 1) select 1 from u union all select 1 from i",
+                    insert()
+                )
+            }
+        };
+        Ok(Some(Prepared { sql, values }))
+    }
+
+    fn fixed(&self, old: Option<&Tuple>, new: &Tuple) -> Result<Fixed, NoStatement> {
+        if let Some(old) = old {
+            self.check(old)?;
+        }
+        let mut fixed = Fixed::Same;
+        for index in (0..self.columns.len()).filter(|&index| self.columns[index].is_fixed) {
+            let is_told = match &self.key {
+                Key::Columns(columns) => columns.contains(&index),
+                Key::Whole { .. } => true,
+                Key::None => false,
+            };
+            // What is of the key, and is not told, is as it was.
+            match old {
+                Some(old) if is_told && old.0[index] != new.0[index] => return Ok(Fixed::Other),
+                _ if is_told || new.0[index] == Value::Unchanged => {}
+                _ => fixed = Fixed::Unknown,
+            }
+        }
+        Ok(fixed)
     }
 
     pub fn delete(&self, old: &Tuple) -> Result<Prepared, NoStatement> {
@@ -242,6 +308,45 @@ mod tests {
             "delete from only \"s\".\"t\"\"x\" where \"id\" = $1",
             &[Some("1")],
         );
+    }
+
+    #[test]
+    fn a_row_whose_identity_column_changes_is_made_anew() {
+        let update =
+            |key, old: Option<&Tuple>, new: &Tuple| shape(key).update(old, new).map(|made| made.expect("a change"));
+        let insert = |from: usize, toasted: bool| {
+            let second = if toasted { "o.\"v\"".to_owned() } else { format!("${}", from + 1) };
+            format!(
+                "insert into \"s\".\"t\"\"x\" (\"id\", \"v\") overriding system value select ${from}, {second} from o"
+            )
+        };
+        let old = row(&[Some("1"), None]);
+        let of_key = "with o as (delete from only \"s\".\"t\"\"x\" where \"id\" = ";
+        check(
+            update(Key::Columns(vec![0]), Some(&old), &row(&[Some("7"), Some("a")])),
+            &format!("{of_key}$3 returning *) {}", insert(1, false)),
+            &[Some("7"), Some("a"), Some("1")],
+        );
+        check(
+            update(Key::Columns(vec![0]), Some(&old), &Tuple(vec![text("7"), Value::Unchanged])),
+            &format!("{of_key}$2 returning *) {}", insert(1, true)),
+            &[Some("7"), Some("1")],
+        );
+        // Beside the key its old value is not told: the row says.
+        check(
+            update(Key::Columns(vec![1]), None, &row(&[Some("7"), Some("k")])),
+            &format!(
+                "with u as (update only \"s\".\"t\"\"x\" set \"v\" = $2 where \"v\" = $3 and \"id\" is not distinct from $1 \
+                 returning 1), o as (delete from only \"s\".\"t\"\"x\" where \"v\" = $3 and not (\"id\" is not distinct from $1) \
+                 returning *), i as ({} returning 1) select 1 from u union all select 1 from i",
+                insert(1, false)
+            ),
+            &[Some("7"), Some("k"), Some("k")],
+        );
+        // Of a whole row it is.
+        let whole = |new: &Tuple| update(Key::Whole { indexed: vec![] }, Some(&old), new).expect("a statement").sql;
+        assert!(whole(&row(&[Some("7"), None])).starts_with("with o as (delete from only"));
+        assert!(whole(&row(&[Some("1"), Some("a")])).starts_with("update only"));
     }
 
     #[test]

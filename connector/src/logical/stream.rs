@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
 
-use ardent_pg_wire::{ConnectMode, Connection, ReplicationMessage, ReplicationStream, StandbyStatus};
+use ardent_pg_wire::{ConnectMode, Connection, ReplicationMessage, ReplicationStream, StandbyStatus, WireError};
 use ardent_pgoutput::Message;
 use ardent_types::Lsn;
 
@@ -21,9 +21,12 @@ use crate::logical::run::{Hold, LogicalStatus, Request};
 use crate::logical::sequences::{self, Sequences};
 use crate::logical::session::{FORMATS, connect_source};
 use crate::logical::state::LogicalState;
+use crate::logical::{publication, rewrites, slot};
 
 /// Production gives a silent receiver up after `wal_sender_timeout`, 60 s unless set.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it is remembered up to where production may be told that all is here, where it has sent nothing that is applied.
+const REMEMBER_INTERVAL: Duration = Duration::from_secs(10);
 /// How often production is asked how far it is while somebody waits for that.
 const ASK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often sequences are read while changes come.
@@ -37,6 +40,8 @@ pub(crate) struct Stream<'a> {
     applier: Applier,
     status: &'a watch::Sender<LogicalStatus>,
     production_lsn: Lsn,
+    /// Production may be told that all below is here: the root's origin shows it, or it is remembered.
+    flushed: Lsn,
     /// Of production, for what is no change.
     production: Option<Client>,
     sequences: Sequences,
@@ -51,12 +56,13 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    /// Starts where production was told that all before is on the root; what comes twice is not applied twice.
+    /// Starts where production was told that all before is on the root; what comes twice is not applied twice. Slot and publication must
+    /// be as they were left. `state`: what is kept, and is again what is kept.
     pub async fn start(
         config: &'a LogicalConfig,
         branch: &'a Arc<dyn RootBranch>,
         database: &str,
-        state: &LogicalState,
+        state: &mut LogicalState,
         status: &'a watch::Sender<LogicalStatus>,
     ) -> Result<Stream<'a>, LogicalError> {
         let name = config.connector.slot_name();
@@ -64,7 +70,15 @@ impl<'a> Stream<'a> {
         let mut connection = Connection::connect(&connect, ConnectMode::Logical).await?;
         connection.query(FORMATS).await?;
         let replication = connection.start_logical(&name, Lsn::INVALID, &name).await;
-        let replication = replication.map_err(|error| ConnectorError::from_replication(error, &name))?;
+        let mut replication = replication.map_err(|error| LogicalError::of_start(error, &name))?;
+        // From here on nobody else can move the slot.
+        let production = connect_source(&config.connector.url).await?;
+        let checking = async {
+            slot::check_position(&production, config, branch.as_ref()).await?;
+            publication::check(&production, &name, branch.as_ref()).await
+        };
+        while_alive(&mut replication, StandbyStatus::default(), checking).await??;
+        *state = LogicalState::read(branch.as_ref())?;
         let applier = Applier::new(&config.connector.url, database, &name, branch.clone(), state);
         status.send_modify(|status| {
             status.is_streaming = true;
@@ -77,7 +91,8 @@ impl<'a> Stream<'a> {
             applier,
             status,
             production_lsn: Lsn::INVALID,
-            production: None,
+            flushed: Lsn::INVALID,
+            production: Some(production),
             sequences: Sequences::default(),
             sequences_at: Lsn::INVALID,
             next: None,
@@ -94,6 +109,8 @@ impl<'a> Stream<'a> {
         until: Option<Lsn>,
     ) -> Result<(), LogicalError> {
         let mut confirm = tokio::time::interval(STATUS_INTERVAL);
+        let mut remember = tokio::time::interval(REMEMBER_INTERVAL);
+        remember.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ask = tokio::time::interval(ASK_INTERVAL);
         let mut look = tokio::time::interval(SEQUENCES_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -106,7 +123,7 @@ impl<'a> Stream<'a> {
             let message = match self.next.take() {
                 Some(message) => message,
                 None => tokio::select! {
-                    message = self.replication.recv() => message?,
+                    message = self.replication.recv() => message.map_err(|error| self.stream_error(error))?,
                     Some(request) = requests.recv() => {
                         match request {
                             Request::Reach(lsn, reply) => self.reaching.push((lsn, reply)),
@@ -116,6 +133,10 @@ impl<'a> Stream<'a> {
                     }
                     _ = confirm.tick() => {
                         self.confirm(false).await?;
+                        continue;
+                    }
+                    _ = remember.tick() => {
+                        self.remember_position()?;
                         continue;
                     }
                     _ = ask.tick(), if is_asked => {
@@ -132,7 +153,8 @@ impl<'a> Stream<'a> {
             if self.applier.is_between_transactions() {
                 // What is there already joins the transaction on the root; what has to be waited for does not.
                 if !self.applier.is_full() {
-                    self.next = self.replication.recv().now_or_never().transpose()?;
+                    let next = self.replication.recv().now_or_never().transpose();
+                    self.next = next.map_err(|error| self.stream_error(error))?;
                 }
                 if self.next.is_none() {
                     self.commit().await?;
@@ -152,6 +174,13 @@ impl<'a> Stream<'a> {
                     self.commit().await?;
                     self.hold().await?;
                 }
+                if let Message::Truncate(truncate) = &message {
+                    rewrites::forget(self.branch.as_ref(), &truncate.relations)?;
+                    self.status.send_if_modified(|status| {
+                        status.emptied.extend(&truncate.relations);
+                        false
+                    });
+                }
                 let status = self.standby_status(false);
                 while_alive(&mut self.replication, status, self.applier.take(message)).await?
             }
@@ -162,7 +191,12 @@ impl<'a> Stream<'a> {
                     self.applier.sent(server_sent_lsn);
                     self.tell();
                 }
-                if reply_requested { self.confirm(false).await } else { Ok(()) }
+                if !reply_requested {
+                    return Ok(());
+                }
+                // A server that stops waits for this.
+                self.remember_position()?;
+                self.confirm(false).await
             }
             ReplicationMessage::End { .. } => Err(ConnectorError::StreamEnded.into()),
         }
@@ -173,11 +207,29 @@ impl<'a> Stream<'a> {
         let status = self.standby_status(false);
         while_alive(&mut self.replication, status, self.applier.commit()).await??;
         if self.applier.position() > before {
+            // It has moved by a commit, which carries it.
+            self.flushed = self.applier.position();
             self.tell();
             self.remember_names()?;
             self.confirm(false).await?;
         }
         Ok(())
+    }
+
+    /// Remembers up to where production may be told that all is here, before it is told.
+    fn remember_position(&mut self) -> Result<(), LogicalError> {
+        let position = self.applier.position();
+        if position > self.flushed {
+            let mut state = LogicalState::read(self.branch.as_ref())?;
+            state.confirmed_lsn = state.confirmed_lsn.max(Some(position));
+            self.branch.save(&encode(&state)).map_err(LogicalError::Branch)?;
+            self.flushed = position;
+        }
+        Ok(())
+    }
+
+    fn stream_error(&self, error: WireError) -> LogicalError {
+        LogicalError::of_stream(error, &self.config.connector.slot_name())
     }
 
     /// Keeps the names that tables have on the root, where they have changed.
@@ -203,6 +255,7 @@ impl<'a> Stream<'a> {
         if self.reaching.iter().any(|(lsn, _)| *lsn <= position) {
             // Values that rows up to there have were given before.
             self.look_at_sequences().await?;
+            self.look_at_publication().await?;
             let (reached, waiting) = self.reaching.drain(..).partition(|(lsn, _)| *lsn <= position);
             self.reaching = waiting;
             for (_, reply) in reached {
@@ -287,6 +340,23 @@ impl<'a> Stream<'a> {
         while_alive(replication, status, look).await?
     }
 
+    /// Nobody is told that all is here while changes may be missed.
+    async fn look_at_publication(&mut self) -> Result<(), LogicalError> {
+        let status = self.standby_status(false);
+        let (branch, name) = (self.branch, self.config.connector.slot_name());
+        let Stream { config, production, replication, .. } = self;
+        let look = async {
+            let client = match production.take().filter(|client| !client.is_closed()) {
+                Some(client) => client,
+                None => connect_source(&config.connector.url).await?,
+            };
+            let checked = publication::check(&client, &name, branch.as_ref()).await;
+            *production = Some(client);
+            checked
+        };
+        while_alive(replication, status, look).await?
+    }
+
     /// Runs something long while production is told that we live.
     pub async fn alive<T>(&mut self, future: impl Future<Output = T>) -> Result<T, LogicalError> {
         let status = self.standby_status(false);
@@ -295,7 +365,7 @@ impl<'a> Stream<'a> {
 
     fn standby_status(&self, reply_requested: bool) -> StandbyStatus {
         let position = self.applier.position();
-        StandbyStatus { write_lsn: position, flush_lsn: position, apply_lsn: position, reply_requested }
+        StandbyStatus { write_lsn: position, flush_lsn: self.flushed, apply_lsn: position, reply_requested }
     }
 
     /// Tells production what is on the root.

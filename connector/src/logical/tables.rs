@@ -15,7 +15,7 @@ pub(crate) struct SourceTable {
     pub bytes: u64,
     /// It is written to WAL.
     pub is_logged: bool,
-    /// Updates and deletes name their row.
+    /// Updates and deletes name their row. A key with a generated column does not: what is not sent names nothing.
     pub has_identity: bool,
     /// The role of the connection may publish it.
     pub is_owned: bool,
@@ -39,8 +39,10 @@ impl SourceTable {
 const TABLES: &str = "
     select c.oid, n.nspname::text, c.relname::text, pg_table_size(c.oid), c.relpersistence = 'p',
         case c.relreplident when 'f' then true when 'n' then false
-            when 'i' then exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisreplident)
-            else exists (select 1 from pg_index i where i.indrelid = c.oid and i.indisprimary) end,
+            else exists (select 1 from pg_index i where i.indrelid = c.oid
+                and case c.relreplident when 'i' then i.indisreplident else i.indisprimary end
+                and not exists (select 1 from pg_attribute a where a.attrelid = c.oid and a.attgenerated <> ''
+                    and a.attnum = any ((i.indkey::int2[])[0:i.indnkeyatts - 1]))) end,
         pg_has_role(c.relowner, 'usage'), pg_get_userbyid(c.relowner)::text,
         has_schema_privilege(n.oid, 'usage') and has_table_privilege(c.oid, 'select')
             and not (c.relrowsecurity and (c.relforcerowsecurity or not pg_has_role(c.relowner, 'usage'))

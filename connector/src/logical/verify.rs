@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures_util::future::try_join;
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use ardent_api::control::{SCHEMA_VERSION, VerifiedTable, VerifyReply};
 use ardent_pg_wire::SlotLifetime;
@@ -15,10 +16,14 @@ use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::Moment;
 use crate::logical::drift::schema_differences;
 use crate::logical::error::{LogicalError, root, source};
+use crate::logical::outside::outside_parts;
+use crate::logical::rewrites::found_equal;
 use crate::logical::run::LogicalHandle;
 use crate::logical::sequences::{self, is_behind};
 use crate::logical::session::{connect_root, connect_source};
-use crate::logical::tables::{is_followed, tables};
+use crate::logical::slot::accept;
+use crate::logical::tables::{SourceTable, is_followed, tables};
+use crate::logical::waits::within;
 use crate::position::flush_lsn;
 
 /// How long production may take for a snapshot: it waits for the transactions that run.
@@ -52,13 +57,8 @@ pub async fn verify(
     let name = format!("{}_verify", config.connector.slot_name());
     // First, or changes behind the moment could be on the root before it is there.
     let paused = handle.pause().await?;
-    let moment = tokio::time::timeout(MOMENT_PATIENCE, Moment::take(config, &name, SlotLifetime::Temporary)).await;
-    let moment = moment.map_err(|_| {
-        let seconds = MOMENT_PATIENCE.as_secs();
-        LogicalError::Refused(format!(
-            "production gave no snapshot within {seconds} s: transactions that began before must end first"
-        ))
-    })?;
+    let taking = Moment::take(config, &name, SlotLifetime::Temporary);
+    let moment = within(&config.connector.url, MOMENT_PATIENCE, taking).await?;
     let moment = moment.map_err(no_slot)?;
     let production = moment.session(&config.connector.url).await?;
     let held = paused.hold_at(moment.slot.consistent_lsn).await?;
@@ -87,20 +87,11 @@ pub async fn verify(
             reply.not_followed.push(full_name);
             continue;
         }
-        let sql = sum_statement(&production, table.oid, &table.quoted()).await?;
-        let (theirs, ours) =
-            try_join(async { sum(&production, &sql).await.map_err(source("summing up a table")) }, async {
-                sum(&client, &sql).await.map_err(root(format!("summing up table {full_name}")))
-            })
-            .await?;
-        let equal = theirs == ours;
-        reply.tables.push(VerifiedTable {
-            table: full_name,
-            production_rows: u64::try_from(theirs.rows).unwrap_or_default(),
-            root_rows: u64::try_from(ours.rows).unwrap_or_default(),
-            equal,
-        });
+        reply.tables.push(verify_table(&production, &client, &table).await?);
     }
+    // Their rows show in tables that are equal otherwise.
+    let parts = outside_parts(&production, &config.options).await?;
+    reply.not_followed.extend(parts.into_iter().map(|part| part.name));
     client.batch_execute("commit").await.map_err(root("ending a snapshot"))?;
     // Sequences obey no snapshot: production's are read first, so that the root's have had the time to follow.
     let values = connect_source(&config.connector.url).await?;
@@ -113,8 +104,56 @@ pub async fn verify(
             reply.sequences_behind.push(format!("{}.{}", sequence.schema, sequence.name));
         }
     }
+    found_equal(branch, &reply.tables)?;
     reply.equal = reply.tables.iter().all(|table| table.equal) && reply.sequences_behind.is_empty();
     Ok(reply)
+}
+
+/// Holds one of production's tables and the root's of its name against one another. Both sessions are in transactions with a snapshot
+/// each, which does not keep what columns are: that is looked up as it is when a table is read.
+async fn verify_table(
+    production: &Client,
+    client: &Client,
+    table: &SourceTable,
+) -> Result<VerifiedTable, LogicalError> {
+    let full_name = table.full_name();
+    let theirs = columns(production, &table.quoted()).await.map_err(source("listing a table's columns"))?;
+    let ours = columns(client, &table.quoted()).await;
+    let ours = ours.map_err(root(format!("listing the columns of table {full_name}")))?;
+    let common: Vec<String> = theirs.iter().filter(|column| ours.contains(column)).cloned().collect();
+    let sql = sum_statement(&common, &table.quoted());
+    let (their_sum, our_sum) =
+        try_join(async { sum(production, &sql).await.map_err(source("summing up a table")) }, async {
+            sum(client, &sql).await.map_err(root(format!("summing up table {full_name}")))
+        })
+        .await?;
+    let columns_differ = match (&their_sum, &our_sum) {
+        (Some(_), Some(_)) => columns_differ(&theirs, &ours),
+        _ => Some("they were changed while they were looked at".to_owned()),
+    };
+    let rows = |sum: &Option<Sum>| sum.as_ref().map_or(0, |sum| u64::try_from(sum.rows).unwrap_or_default());
+    Ok(VerifiedTable {
+        table: full_name,
+        production_rows: rows(&their_sum),
+        root_rows: rows(&our_sum),
+        equal: columns_differ.is_none() && their_sum == our_sum,
+        columns_differ,
+    })
+}
+
+/// `only production has a, b; only the root branch has c`; `None` if both have the same ones, in whichever order.
+fn columns_differ(theirs: &[String], ours: &[String]) -> Option<String> {
+    let only = |these: &[String], others: &[String]| {
+        let only: Vec<&str> = these.iter().filter(|column| !others.contains(column)).map(String::as_str).collect();
+        only.join(", ")
+    };
+    let sides = [("production", only(theirs, ours)), ("the root branch", only(ours, theirs))];
+    let sides: Vec<String> = sides
+        .iter()
+        .filter(|(_, columns)| !columns.is_empty())
+        .map(|(side, columns)| format!("only {side} has {columns}"))
+        .collect();
+    (!sides.is_empty()).then(|| sides.join("; "))
 }
 
 /// Runs statements on the root in one transaction, as its superuser: what somebody decided who knows what production did. Nothing is
@@ -132,7 +171,8 @@ pub async fn run_on_root(config: &LogicalConfig, branch: &dyn RootBranch, sql: &
     };
     run("begin; set local search_path to public".to_owned()).await?;
     run(sql.to_owned()).await?;
-    run("commit".to_owned()).await
+    run("commit".to_owned()).await?;
+    accept(branch)
 }
 
 fn no_slot(error: LogicalError) -> LogicalError {
@@ -147,29 +187,63 @@ fn no_slot(error: LogicalError) -> LogicalError {
     }
 }
 
-/// Sums up rows as they are written out, in the order of production's columns, generated ones included. Two hashes with different
-/// seeds: by chance alone, different rows do not agree in both.
-async fn sum_statement(production: &Client, oid: u32, table: &str) -> Result<String, LogicalError> {
-    let columns = production
-        .query(
-            "select attname::text from pg_catalog.pg_attribute where attrelid = $1 and attnum > 0 and not attisdropped order by attnum",
-            &[&oid],
-        )
-        .await
-        .map_err(source("listing a table's columns"))?;
-    let columns: Vec<String> = columns.iter().map(|row| quoted(row.get(0))).collect();
+/// The names of a table's columns, generated ones included, in their order; none if there is no such table.
+async fn columns(client: &Client, table: &str) -> Result<Vec<String>, tokio_postgres::Error> {
+    const COLUMNS: &str = "select attname::text from pg_catalog.pg_attribute \
+         where attrelid = pg_catalog.to_regclass($1) and attnum > 0 and not attisdropped order by attnum";
+    let rows = client.query(COLUMNS, &[&table]).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Sums up rows as they are written out, in the order of production's columns. Two hashes with different seeds: by chance alone,
+/// different rows do not agree in both.
+fn sum_statement(columns: &[String], table: &str) -> String {
+    let columns: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
     let hash = |seed: u32| {
         format!("coalesce(pg_catalog.sum(pg_catalog.hashtextextended(r.t collate \"C\", {seed})::numeric), 0)::text")
     };
-    Ok(format!(
+    format!(
         "select pg_catalog.count(*), {} || ' ' || {} from (select row({})::text as t from only {table}) r",
         hash(0),
         hash(1),
         columns.join(", ")
-    ))
+    )
 }
 
-async fn sum(client: &Client, sql: &str) -> Result<Sum, tokio_postgres::Error> {
-    let row = client.query_one(sql, &[]).await?;
-    Ok(Sum { rows: row.get(0), sum: row.get(1) })
+/// `None`: the table is not there any more, or not all of these columns are. The transaction goes on.
+async fn sum(client: &Client, sql: &str) -> Result<Option<Sum>, tokio_postgres::Error> {
+    const CHANGED: [SqlState; 2] = [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN];
+    client.batch_execute("savepoint summed").await?;
+    match client.query_one(sql, &[]).await {
+        Ok(row) => {
+            client.batch_execute("release savepoint summed").await?;
+            Ok(Some(Sum { rows: row.get(0), sum: row.get(1) }))
+        }
+        Err(error) if error.code().is_some_and(|code| CHANGED.contains(code)) => {
+            client.batch_execute("rollback to savepoint summed").await?;
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_that_one_side_has_are_named() {
+        let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(columns_differ(&names(&["a", "b"]), &names(&["b", "a"])), None);
+        assert_eq!(
+            columns_differ(&names(&["a", "new", "other"]), &names(&["a", "old"])).as_deref(),
+            Some("only production has new, other; only the root branch has old")
+        );
+        assert_eq!(
+            columns_differ(&names(&["a"]), &names(&["a", "old"])).as_deref(),
+            Some("only the root branch has old")
+        );
+        let sql = sum_statement(&names(&["a", "b c"]), "s.t");
+        assert!(sql.contains(r#"row("a", "b c")::text"#) && sql.contains("from only s.t"), "{sql}");
+    }
 }

@@ -121,7 +121,7 @@ impl Control {
         match self.connectors.followers.lock().get(name) {
             None => (false, None),
             Some(follower) => {
-                let problem = follower.problem.borrow().clone();
+                let problem = follower.problem.borrow().as_deref().map(|why| for_connector(why, name));
                 (problem.is_none(), problem)
             }
         }
@@ -141,7 +141,7 @@ impl Control {
             && let Ok(why) = given_up.wait_for(Option::is_some).await
             && let Some(why) = why.clone()
         {
-            return why;
+            return for_connector(&why, name);
         }
         // Nobody follows it: it is just being started or deleted.
         std::future::pending().await
@@ -153,5 +153,21 @@ impl Control {
             follower.cancel.cancel();
             follower.ended.cancelled().await;
         }
+    }
+}
+
+/// The commands that a problem names, as they are to be typed.
+fn for_connector(why: &str, name: &str) -> String {
+    why.replace("connector resume NAME", &format!("connector resume {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_typed_as_they_are_said() {
+        let why = "column NAME: ardent connector resume NAME --sql STATEMENTS";
+        assert_eq!(for_connector(why, "shop"), "column NAME: ardent connector resume shop --sql STATEMENTS");
     }
 }

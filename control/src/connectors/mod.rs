@@ -275,6 +275,7 @@ impl Control {
                 phase: "catch_up".into(),
                 bytes_done: 0,
                 bytes_total: status.consistent_from_lsn.saturating_sub(status.last_record_lsn),
+                ..ImportProgress::default()
             });
             let waiting =
                 self.context.page_service.wait_lsn(row.tenant, row.timeline, status.consistent_from_lsn, CATCH_UP_STEP);
@@ -390,18 +391,20 @@ impl Control {
             }
             None => self.context.connectors.delete(spec),
         };
-        let warning = match tokio::time::timeout(DROP_SLOT_TIMEOUT, dropping).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.message),
-            Err(_) => Some(format!("production did not answer within {} s", DROP_SLOT_TIMEOUT.as_secs())),
-        };
-        let warning = warning.map(|why| {
+        let slot_left = |why: String| {
             format!(
                 "the replication slot on {} could not be dropped, and keeps WAL there ({why}). When it is back, look for it: \
                  SELECT slot_name FROM pg_replication_slots WHERE NOT active; and drop it: SELECT pg_drop_replication_slot(NAME)",
                 row.source
             )
-        });
+        };
+        let warning = match tokio::time::timeout(DROP_SLOT_TIMEOUT, dropping).await {
+            Ok(Ok(())) => None,
+            // Which of slot and publication is left, and how to drop it, is in the error.
+            Ok(Err(error)) if row.logical.is_some() => Some(format!("on {}, {}", row.source, error.message)),
+            Ok(Err(error)) => Some(slot_left(error.message)),
+            Err(_) => Some(slot_left(format!("production did not answer within {} s", DROP_SLOT_TIMEOUT.as_secs()))),
+        };
         if let Some(warning) = &warning {
             warn!(connector = %row.name, warning, "deleting a connector");
         }

@@ -13,7 +13,7 @@ const SETTINGS: &str = "set search_path = pg_catalog; set datestyle = 'ISO, YMD'
      set timezone = 'UTC'; set bytea_output = 'hex'; set extra_float_digits = 1; set xmlbinary = 'base64'; \
      set lc_monetary = 'C'; set row_security = off; set statement_timeout = 0; set lock_timeout = '30s'; \
      set idle_in_transaction_session_timeout = 0; set enable_seqscan = on; set enable_tidscan = on; \
-     set synchronize_seqscans = off; set max_parallel_workers_per_gather = 0";
+     set synchronize_seqscans = off; set max_parallel_workers_per_gather = 0; set quote_all_identifiers = off";
 
 /// A connection that reads one snapshot.
 #[derive(Debug)]

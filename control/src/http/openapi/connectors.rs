@@ -35,7 +35,13 @@ pub(super) const OBJECTS: &[Object] = &[
     ),
     (
         "VerifiedTable",
-        &[("table", "string"), ("production_rows", "integer"), ("root_rows", "integer"), ("equal", "boolean")],
+        &[
+            ("table", "string"),
+            ("production_rows", "integer"),
+            ("root_rows", "integer"),
+            ("equal", "boolean"),
+            ("columns_differ", "string?"),
+        ],
     ),
     ("AddTables", &[("tables", "[string]?")]),
     (

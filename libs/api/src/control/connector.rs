@@ -151,8 +151,11 @@ pub struct VerifiedTable {
     pub production_rows: u64,
     /// Rows on the root branch.
     pub root_rows: u64,
-    /// Number and checksum of the rows are equal.
+    /// Its columns, and number and checksum of its rows are equal.
     pub equal: bool,
+    /// How its columns differ, if they do: only what both have was compared then.
+    #[serde(default)]
+    pub columns_differ: Option<String>,
 }
 
 /// One thing that preflight looked at.
@@ -229,6 +232,9 @@ pub enum ConnectorEvent {
         bytes_total: u64,
         /// Since the import began, in milliseconds.
         elapsed_ms: u64,
+        /// Transactions of the source's that have to end before it goes on.
+        #[serde(default)]
+        waits_for: Vec<String>,
     },
     /// Done; the last line.
     Done {

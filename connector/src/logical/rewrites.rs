@@ -1,0 +1,140 @@
+//! Tables whose rows production has written anew, each as an expression says: `ALTER TABLE ... TYPE ... USING` sends none of them.
+//!
+//! Such a table is in another file than before, and definitions of its columns are new versions. `TRUNCATE` changes the file alone and is
+//! sent, `VACUUM FULL` and `CLUSTER` change the file alone and leave the rows. Another type of a column is told and stops by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::Client;
+
+use ardent_api::control::VerifiedTable;
+
+use crate::logical::config::RootBranch;
+use crate::logical::copy::encode;
+use crate::logical::error::{LogicalError, source};
+use crate::logical::state::LogicalState;
+
+const FILES: &str = "
+    select c.oid, c.relfilenode,
+        pg_catalog.hashtext(coalesce((select pg_catalog.string_agg(a.attnum::text || ':' || a.xmin::text, ',' order by a.attnum)
+            from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0), '')),
+        pg_catalog.hashtext(coalesce((select pg_catalog.string_agg(
+                pg_catalog.concat_ws(':', a.attnum, a.attisdropped, a.atttypid, a.atttypmod), ',' order by a.attnum)
+            from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0), ''))
+    from pg_catalog.pg_class c where c.oid = any ($1)";
+
+/// A table's `relfilenode`, which versions the definitions of its columns are, and which types they have (hashes of both).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TableFile(u32, i32, i32);
+
+/// Of tables, by OID.
+pub(crate) type Files = BTreeMap<u32, TableFile>;
+
+/// The files of those tables that production has.
+pub(crate) async fn files(production: &Client, oids: &[u32]) -> Result<Files, LogicalError> {
+    let rows = production.query(FILES, &[&oids]).await.map_err(source("looking at its tables' files"))?;
+    Ok(rows.iter().map(|row| (row.get(0), TableFile(row.get(1), row.get(2), row.get(3)))).collect())
+}
+
+/// Takes note of what was found. All that production had committed by then has been applied. `before`: what was found the time before;
+/// `emptied`: tables whose `TRUNCATE` has come since that.
+pub(crate) fn compare(state: &mut LogicalState, before: &Files, now: &Files, emptied: &BTreeSet<u32>) {
+    for (oid, file) in now {
+        match state.files.get(oid) {
+            Some(kept) if kept == file => {}
+            Some(TableFile(old, columns, types)) => {
+                if file.0 != *old && file.1 != *columns && file.2 == *types {
+                    state.rewritten.insert(*oid);
+                }
+                state.files.insert(*oid, *file);
+            }
+            // One whose TRUNCATE is still to come must not be taken for one that has come.
+            None if before.get(oid) == Some(file) && !emptied.contains(oid) => {
+                state.files.insert(*oid, *file);
+            }
+            None => {}
+        }
+    }
+    let LogicalState { tables, files, rewritten, .. } = state;
+    files.retain(|oid, _| tables.contains_key(oid));
+    rewritten.retain(|oid| tables.contains_key(oid));
+}
+
+/// What is to be said of those that were written anew.
+pub(crate) fn tell(state: &LogicalState) -> Vec<String> {
+    let names = state.names();
+    let names = state.rewritten.iter().filter_map(|oid| names.get(oid));
+    names
+        .map(|name| {
+            format!(
+                "table {name} was written anew on production (ALTER TABLE ... TYPE ... USING), and nobody was sent what its rows hold now: \
+                 ardent connector verify NAME compares them, and takes this line away where they are equal"
+            )
+        })
+        .collect()
+}
+
+/// These tables are being emptied: that they are in other files from here on is no wonder.
+pub(crate) fn forget(branch: &dyn RootBranch, oids: &[u32]) -> Result<(), LogicalError> {
+    let mut state = LogicalState::read(branch)?;
+    let before = state.files.len();
+    state.files.retain(|oid, _| !oids.contains(oid));
+    if state.files.len() == before {
+        return Ok(());
+    }
+    branch.save(&encode(&state)).map_err(LogicalError::Branch)
+}
+
+/// Of tables that were found to be equal nothing is said any more.
+pub(crate) fn found_equal(branch: &dyn RootBranch, verified: &[VerifiedTable]) -> Result<(), LogicalError> {
+    let mut state = LogicalState::read(branch)?;
+    let names = state.names();
+    let is_equal = |oid: &u32| {
+        let name = names.get(oid);
+        verified.iter().any(|table| table.equal && Some(&table.table) == name)
+    };
+    let before = state.rewritten.len();
+    state.rewritten.retain(|oid| !is_equal(oid));
+    if state.rewritten.len() == before {
+        return Ok(());
+    }
+    branch.save(&encode(&state)).map_err(LogicalError::Branch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_rows_that_may_have_changed_are_told() {
+        let table = |name: &str| json!({"schema": "s", "name": name, "bytes": 0, "copied_at": null});
+        let kept = json!({
+            "phase": "follow", "tables": {"1": table("t"), "2": table("u")}, "script_done": 0, "left_out": [],
+            "files": {"1": [100, 1, 1], "9": [900, 1, 1]},
+        });
+        let mut state: LogicalState = serde_json::from_value(kept).expect("it is a state");
+        let mut look = |before: TableFile, now: TableFile, emptied: &[u32]| {
+            let (before, now) = (Files::from([(1, before)]), Files::from([(1, now)]));
+            compare(&mut state, &before, &now, &emptied.iter().copied().collect());
+            (state.files.get(&1).copied(), tell(&state))
+        };
+        let old = TableFile(100, 1, 1);
+        for now in [TableFile(101, 1, 1), TableFile(101, 2, 1), TableFile(102, 3, 2)] {
+            assert_eq!(look(old, now, &[]), (Some(now), Vec::new()), "VACUUM FULL, another default, another type");
+        }
+        let (_, told) = look(old, TableFile(103, 4, 2), &[]);
+        assert!(told.len() == 1 && told[0].contains("table s.t was written anew"), "{told:?}");
+        assert!(!state.files.contains_key(&9), "it is not followed");
+
+        // One that is not known is known once it is the same twice, and not emptied meanwhile.
+        let (one, other) = (TableFile(7, 1, 1), TableFile(8, 1, 1));
+        let mut learn = |before: TableFile, now: TableFile, emptied: &[u32]| {
+            let (before, now) = (Files::from([(2, before)]), Files::from([(2, now)]));
+            compare(&mut state, &before, &now, &emptied.iter().copied().collect());
+            state.files.contains_key(&2)
+        };
+        assert!(!learn(one, other, &[]) && !learn(other, other, &[2]) && learn(other, other, &[]));
+    }
+}
