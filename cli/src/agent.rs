@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use ardent_api::compute::{ComputeEvent, ComputeSpec};
 
 use crate::args::AgentArgs;
-use crate::up::{logging, open_files};
+use crate::up::logging;
 
 /// Runs the compute to its end.
 pub fn run(args: &AgentArgs) -> ExitCode {
@@ -33,7 +33,7 @@ pub fn run(args: &AgentArgs) -> ExitCode {
 fn prepare(args: &AgentArgs) -> io::Result<(ComputeSpec, tokio::runtime::Runtime)> {
     // Control's process has a limit of its own, which is nothing for Postgres.
     if let Some(soft) = args.open_files {
-        open_files::limit_to(soft)?;
+        ardent_open_files::limit_to(soft)?;
     }
     let spec: ComputeSpec = serde_json::from_slice(&std::fs::read(&args.spec)?)?;
     Ok((spec, tokio::runtime::Builder::new_current_thread().enable_all().build()?))

@@ -150,7 +150,7 @@ pub enum Command {
   ardent reconfigure safekeepers 3
   ardent reconfigure safekeepers --replace 2")]
     Reconfigure(ReconfigureCommand),
-    /// Print a shell's completion script: of commands, flags, and the server's branches, connectors and templates
+    /// Print a shell's completion script: of commands, flags, and the server's branches, checkpoints, connectors and templates
     #[command(after_help = "Examples:
   ardent completions bash > ~/.local/share/bash-completion/completions/ardent
   ardent completions zsh > ~/.zfunc/_ardent

@@ -15,6 +15,7 @@ use clap_complete::{CompleteEnv, Shell};
 
 use crate::api::Api;
 use crate::args::Cli;
+use crate::commands::checkpoint;
 use crate::failure::Failure;
 
 /// Set by the scripts, to the shell's name.
@@ -35,6 +36,8 @@ enum Names {
     DeletedBranches,
     Connectors,
     Templates,
+    /// Labels of the branch that comes before.
+    Checkpoints,
 }
 
 /// The arguments that take a name: the command, the argument.
@@ -63,7 +66,9 @@ const ARGUMENTS: &[(&[&str], &str, Names)] = &[
     (&["branch", "checkpoint", "create"], "branch", Names::Branches),
     (&["branch", "checkpoint", "list"], "branch", Names::Branches),
     (&["branch", "checkpoint", "delete"], "branch", Names::Branches),
+    (&["branch", "checkpoint", "delete"], "labels", Names::Checkpoints),
     (&["branch", "rewind"], "branch", Names::Branches),
+    (&["branch", "rewind"], "label", Names::Checkpoints),
     (&["branch", "rename"], "name", Names::Branches),
     (&["branch", "delete"], "names", Names::Branches),
     (&["branch", "undelete"], "name", Names::DeletedBranches),
@@ -155,11 +160,11 @@ fn with_names(command: clap::Command, path: &[&str], argument: &str, names: Name
 fn candidates(names: Names) -> Vec<CompletionCandidate> {
     let words = asked_words();
     // An error would be written over what is being typed: there are no names then.
-    let found = Api::impatient(url_of(&words), PATIENCE).and_then(|api| list(&api, names)).unwrap_or_default();
-    found.into_iter().map(CompletionCandidate::new).collect()
+    let found = Api::impatient(url_of(&words), PATIENCE).and_then(|api| list(&api, names, &words));
+    found.unwrap_or_default().into_iter().map(CompletionCandidate::new).collect()
 }
 
-fn list(api: &Api, names: Names) -> Result<Vec<String>, Failure> {
+fn list(api: &Api, names: Names, words: &[String]) -> Result<Vec<String>, Failure> {
     let branches =
         |path: &str| Ok(api.get::<BranchList>(path)?.branches.into_iter().map(|branch| branch.name).collect());
     match names {
@@ -173,7 +178,30 @@ fn list(api: &Api, names: Names) -> Result<Vec<String>, Failure> {
             let list: MaskedList = api.get("/v1/masked")?;
             Ok(list.templates.into_iter().map(|template| template.name).collect())
         }
+        Names::Checkpoints => {
+            let Some(branch) = first_argument(words) else { return Ok(Vec::new()) };
+            Ok(checkpoint::all(api, branch)?.checkpoints.into_iter().map(|made| made.label).collect())
+        }
     }
+}
+
+/// The first word of the line to be completed that is neither a command's nor a flag's. Of the flags that commands with labels have, one
+/// takes a value.
+fn first_argument(words: &[String]) -> Option<&str> {
+    let mut command = Cli::command();
+    // The program's own name stands first.
+    let mut words = words.iter().skip(1);
+    while let Some(word) = words.next() {
+        if word == "--url" {
+            words.next()?;
+        } else if !word.starts_with('-') {
+            match command.find_subcommand(word).cloned() {
+                Some(sub) => command = sub,
+                None => return Some(word),
+            }
+        }
+    }
+    None
 }
 
 /// The server that the line to be completed names.
@@ -244,5 +272,17 @@ mod tests {
         check(&["--", "ardent", "--url", "http://a", "branch"], Some("http://a"));
         check(&["--", "ardent", "branch", "--url=http://b"], Some("http://b"));
         check(&["--", "ardent", "branch", "--url"], None);
+    }
+
+    #[test]
+    fn labels_are_those_of_the_branch_that_comes_before() {
+        let check = |line: &str, expect: Option<&str>| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(first_argument(&words), expect, "{line}");
+        };
+        check("ardent branch rewind work ", Some("work"));
+        check("ardent --url http://a branch --json rewind --url=http://b work st", Some("work"));
+        check("ardent branch checkpoint delete rewind step-1 ", Some("rewind"));
+        check("ardent branch rewind", None);
     }
 }

@@ -2,6 +2,9 @@
 
 use ardent_statement_log::LOG_LEN_MIN;
 
+/// The longest time that the server takes: ten years.
+const SECONDS_MAX: u64 = 10 * 366 * 86_400;
+
 /// Seconds of `90`, `90s`, `5m`, `2h`, `3d`, `1w`; `never` is 0.
 pub fn parse_seconds(text: &str) -> Result<u64, String> {
     if text == "never" {
@@ -22,12 +25,25 @@ pub fn parse_seconds(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("{text:?} is not a duration: write 90s, 5m, 2h, 3d, 1w or never"))
 }
 
+/// Seconds of a time after which something is to happen; only `never`, and no `0s`, is 0.
+pub fn parse_lifetime(text: &str) -> Result<u64, String> {
+    match parse_seconds(text)? {
+        0 if text != "never" => Err(format!("{text:?} is no time at all: write 90s, 5m, 2h, 3d, 1w or never")),
+        seconds => bounded(text, seconds),
+    }
+}
+
 /// Seconds of a time for which history is kept: not none.
 pub fn parse_retention(text: &str) -> Result<u64, String> {
-    parse_seconds(text)
+    let seconds = parse_seconds(text)
         .ok()
         .filter(|seconds| *seconds > 0)
-        .ok_or_else(|| format!("{text:?} is no time to keep history for: write 2h, 7d or 4w"))
+        .ok_or_else(|| format!("{text:?} is no time to keep history for: write 2h, 7d or 4w"))?;
+    bounded(text, seconds)
+}
+
+fn bounded(text: &str, seconds: u64) -> Result<u64, String> {
+    if seconds <= SECONDS_MAX { Ok(seconds) } else { Err(format!("{text:?} is too long: the longest is ten years")) }
 }
 
 /// The same for one branch; `default` is 0.
@@ -126,10 +142,19 @@ pub fn bytes_text(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+const UNITS_OF_TIME: [(u64, &str); 3] = [(86_400, "days"), (3600, "h"), (60, "min")];
+
 /// A time in the largest unit of which it has two.
 pub fn seconds_text(seconds: u64) -> String {
-    const UNITS: [(u64, &str); 3] = [(86_400, "days"), (3600, "h"), (60, "min")];
-    let unit = UNITS.into_iter().find(|(length, _)| seconds >= 2 * length);
+    let unit = UNITS_OF_TIME.into_iter().find(|(length, _)| seconds >= 2 * length);
+    let (length, name) = unit.unwrap_or((1, "s"));
+    format!("{} {name}", seconds / length)
+}
+
+/// A time that somebody has set, to the second: in the largest unit of which it has two or more, and nothing besides.
+pub fn set_time_text(seconds: u64) -> String {
+    let is_whole = |length: u64| seconds >= 2 * length && seconds.is_multiple_of(length);
+    let unit = UNITS_OF_TIME.into_iter().find(|(length, _)| is_whole(*length));
     let (length, name) = unit.unwrap_or((1, "s"));
     format!("{} {name}", seconds / length)
 }
@@ -148,6 +173,8 @@ mod tests {
         assert_eq!((parse_count("7"), parse_count("none")), (Ok(7), Ok(0)));
         assert!(parse_count("0").is_err() && parse_switch("maybe").is_err());
         assert_eq!([0, 119, 120, 7199, 200_000].map(seconds_text), ["0 s", "119 s", "2 min", "119 min", "2 days"]);
+        let set = [259_200, 600, 7200, 86_400, 5400, 90, 259_201].map(set_time_text);
+        assert_eq!(set, ["3 days", "10 min", "2 h", "24 h", "90 min", "90 s", "259201 s"]);
         assert_eq!((milliseconds_text(1500), milliseconds_text(30_000)), ("1500 ms".to_owned(), "30 s".to_owned()));
     }
 
@@ -161,6 +188,14 @@ mod tests {
         }
         assert_eq!((parse_retention("7d"), parse_own_retention("default")), (Ok(604_800), Ok(0)));
         assert!(parse_retention("never").is_err() && parse_retention("0").is_err() && parse_own_retention("").is_err());
+        assert_eq!((parse_lifetime("8h"), parse_lifetime("never")), (Ok(28_800), Ok(0)));
+        for none in ["0", "0s", "00m"] {
+            assert!(parse_lifetime(none).is_err_and(|error| error.contains("never")), "{none}");
+        }
+        for parse in [parse_lifetime, parse_retention, parse_own_retention] {
+            assert_eq!(parse("3660d"), Ok(SECONDS_MAX));
+            assert!(parse("999999999999d").is_err_and(|error| error.contains("ten years")));
+        }
         assert_eq!(parse_byte_rate("20M"), Ok(20 << 20));
         assert!(parse_byte_rate("0").is_err() && parse_byte_rate("x").is_err() && parse_byte_rate("5T").is_err());
         assert_eq!(

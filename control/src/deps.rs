@@ -261,7 +261,7 @@ impl std::fmt::Debug for ConnectorSpec {
 }
 
 /// How far an import is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ImportProgress {
     /// `checkpoint`, `copy`, ...
     pub phase: String,
@@ -269,6 +269,8 @@ pub struct ImportProgress {
     pub bytes_done: u64,
     /// Bytes to copy, an estimate; 0: not known.
     pub bytes_total: u64,
+    /// Transactions of the source's that have to end before it goes on.
+    pub waits_for: Vec<String>,
 }
 
 /// What an import found out.
@@ -365,6 +367,8 @@ pub struct LogicalStatus {
     pub schema_changes: Vec<String>,
     /// Why production's schema cannot be looked at, where that has failed for a while.
     pub look_error: Option<String>,
+    /// Transactions of production's that have to end before it goes on.
+    pub waits_for: Vec<String>,
 }
 
 /// What runs connectors in logical mode.
@@ -386,7 +390,7 @@ pub trait LogicalRuntime: Send + Sync {
         cancel: CancellationToken,
         problem: watch::Sender<Option<String>>,
     ) -> BoxFuture<'static, Result<(), ErrorInfo>>;
-    /// How the connector of a root timeline is, if it runs.
+    /// How the connector of a root timeline is, or was when it ran last; `None`: it has not run yet.
     fn status(&self, timeline: TimelineId) -> Option<LogicalStatus>;
     /// Waits until the root branch has committed all that production has committed at this moment.
     fn bring_current(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;

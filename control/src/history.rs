@@ -234,6 +234,37 @@ impl Context {
         }
     }
 
+    /// Refuses a time from before all that is known of `parent`. Where its oldest state has a commit, the page server goes by that one's time;
+    /// where it has none, as nothing was committed on production meanwhile, the page server would take that state for the state of any time.
+    async fn check_known(&self, parent: &BranchRow, timestamp_us: i64) -> Result<(), ErrorInfo> {
+        let since_us = self.known_since_us(parent)?;
+        if since_us <= timestamp_us {
+            return Ok(());
+        }
+        let status = self.timeline_status(parent.tenant, parent.timeline).await?;
+        if status.oldest_commit_us.is_some() {
+            return Ok(());
+        }
+        let message = format!(
+            "what branch {name} begins with is here since {}, and {} is before that; the history of branch {name} goes {}",
+            iso8601(since_us),
+            iso8601(timestamp_us),
+            range_text(&status),
+            name = parent.name
+        );
+        Err(ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
+            .with_hint("choose a later point: what was before that is not here"))
+    }
+
+    /// Since when that is here which a branch's history begins with: since its root was copied from production, or cut.
+    fn known_since_us(&self, branch: &BranchRow) -> Result<i64, ErrorInfo> {
+        let mut root = branch.timeline;
+        while let Some((ancestor, _)) = self.store.ancestor(root)? {
+            root = ancestor;
+        }
+        Ok(self.store.branch_of_timeline(root)?.map_or(branch.since_us, |row| row.since_us))
+    }
+
     /// The LSN of a time on `parent`.
     pub(crate) async fn lsn_of_time(
         &self,
@@ -241,20 +272,7 @@ impl Context {
         tenant: TenantId,
         timestamp_us: i64,
     ) -> Result<Lsn, ErrorInfo> {
-        // What production was before the copy of it nobody has, and no commit before it is known that would show that.
-        if parent.ancestor.is_none() && timestamp_us < parent.since_us {
-            let status = self.timeline_status(tenant, parent.timeline).await?;
-            if status.oldest_commit_us.is_none() {
-                let message = format!(
-                    "branch {} is there since {}, and {} is before that",
-                    parent.name,
-                    iso8601(parent.since_us),
-                    iso8601(timestamp_us)
-                );
-                let outside = StorageError::new(StorageErrorKind::OutOfRange, message);
-                return Err(self.with_range(parent, outside).await);
-            }
-        }
+        self.check_known(parent, timestamp_us).await?;
         let request = ManageRequest::LsnForTimestamp { timeline: parent.timeline, timestamp_us };
         match self.page_service.manage(tenant, request).await {
             Ok(ManageReply::LsnForTimestamp { lsn }) => Ok(lsn),

@@ -45,6 +45,7 @@ mod collations;
 pub mod compute;
 pub mod connectors;
 mod context;
+mod data_dir;
 pub mod deletion;
 pub mod deps;
 mod descriptions;
@@ -77,7 +78,9 @@ mod wal_debts;
 mod writers;
 
 pub use compute::PoolConfig;
+pub use data_dir::DataDir;
+pub use members::check_safekeeper_count;
 pub use pgurl::{PgUrl, PublicAddress};
-pub use service::{Control, ControlConfig, DataDir, Dependencies, RunningControl, StartError};
+pub use service::{Control, ControlConfig, Dependencies, RunningControl, StartError};
 pub use statement_log::StatementLogs;
 pub use storage::{PageServerAt, SafekeepersAt};

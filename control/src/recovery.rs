@@ -20,7 +20,9 @@ use crate::branches::IDLE_TIMEOUT_DEFAULT_S;
 use crate::connectors::url_context;
 use crate::context::password_context;
 use crate::secrets::{Keyring, SecretError};
-use crate::store::{BranchDescription, Description, MaskedDescription, Store, StoreError, TimelineRow, now_us};
+use crate::store::{
+    BranchDescription, Description, MaskedDescription, Store, StoreError, TimelineRow, is_blank, now_us,
+};
 
 /// A timeline in the store.
 #[derive(Clone, Debug)]
@@ -117,9 +119,12 @@ pub enum RecoveryError {
     },
 }
 
-/// Makes the database at `path`, which must not be there yet. To be called with the data directory's lock held.
+/// Makes the database at `path`. One that is there must be blank: a server that was started without its database has made it, and knows nothing. To be
+/// called with the data directory's lock held.
 pub fn make_database(path: &Path, keyring: &Keyring, found: Vec<FoundTimeline>) -> Result<Recovered, RecoveryError> {
-    if path.exists() {
+    let is_replaced = path.exists();
+    // One that cannot be read may be damaged: what it knows is for people to give up.
+    if is_replaced && !matches!(is_blank(path), Ok(true)) {
         return Err(RecoveryError::DatabaseExists { path: path.to_owned() });
     }
     let (rows, recovered) = plan(keyring, found)?;
@@ -136,6 +141,10 @@ pub fn make_database(path: &Path, keyring: &Keyring, found: Vec<FoundTimeline>) 
     let store = Store::open(&temporary)?;
     store.restore(&rows)?;
     store.close()?;
+    if is_replaced {
+        // Its write-ahead log must not be taken for the new one's.
+        Store::open(path)?.close()?;
+    }
     std::fs::rename(&temporary, path).map_err(failed)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
@@ -354,4 +363,51 @@ fn drop_closed_passwords(keyring: &Keyring, branch: &mut BranchDescription) -> b
 
 fn opens(keyring: &Keyring, context: &str, sealed: &str) -> bool {
     hex::decode(sealed).is_ok_and(|sealed| keyring.open(context, &sealed).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use ardent_api::control::ConnectorState;
+
+    use super::*;
+    use crate::store::ConnectorRow;
+
+    fn connector() -> ConnectorRow {
+        ConnectorRow {
+            name: "shop".to_owned(),
+            tenant: TenantId::generate(),
+            timeline: TimelineId::generate(),
+            state: ConnectorState::Creating,
+            url_sealed: vec![0],
+            source: String::new(),
+            fast: false,
+            max_rate_bytes: None,
+            pg_major: None,
+            superuser: None,
+            settings: BTreeMap::new(),
+            logical: None,
+            collation_warning: None,
+            masked_only: false,
+            created_us: 0,
+        }
+    }
+
+    #[test]
+    fn a_database_that_knows_nothing_is_taken_for_lost_and_no_other() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("control.db");
+        let keyring = Keyring::open_or_create(&folder.path().join("secrets.key")).expect("a key");
+        let make = || make_database(&path, &keyring, Vec::new()).expect_err("there is nothing to make it from");
+        assert!(matches!(make(), RecoveryError::NothingFound), "it is not there");
+        Store::open(&path).expect("made").close().expect("closed");
+        assert!(matches!(make(), RecoveryError::NothingFound), "a server has made it, and knows nothing");
+        assert!(path.exists(), "where nothing is found it stays");
+
+        let store = Store::open(&path).expect("opened");
+        store.insert_connector(&connector()).expect("written").expect("inserted");
+        store.close().expect("closed");
+        assert!(matches!(make(), RecoveryError::DatabaseExists { .. }));
+        std::fs::write(&path, b"no database").expect("written");
+        assert!(matches!(make(), RecoveryError::DatabaseExists { .. }), "a damaged one is for people to move away");
+    }
 }

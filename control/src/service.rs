@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::statvfs::statvfs;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, UnixListener};
@@ -20,12 +21,13 @@ use tracing::{info, warn};
 
 use ardent_api::control::{BranchState, ConnectorState, ErrorInfo, SCHEMA_VERSION, StatusReply};
 use ardent_api::page_service::ManageRequest;
-use ardent_api::token::{KeyError, TokenIssuer};
+use ardent_api::token::KeyError;
 use ardent_trusted_clock::KeptClock;
 
 use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
+use crate::data_dir::{DataDir, check_socket};
 use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, SafekeeperHost, WalService};
 use crate::http;
 use crate::members::Changing;
@@ -42,8 +44,6 @@ const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(10);
 const LEFTOVER_GRACE: Duration = Duration::from_secs(5);
 /// Characters of a user token: 238 bits.
 const TOKEN_LEN: usize = 40;
-/// Longest path that a Unix socket can have (`sun_path` without its end).
-const SOCKET_PATH_MAX: usize = 107;
 
 /// Where and how control runs.
 #[derive(Clone, Debug)]
@@ -110,6 +110,17 @@ pub enum StartError {
         #[source]
         source: io::Error,
     },
+    /// A folder that is there, with other permissions.
+    #[error("the permissions of the folder {path} cannot be set to {mode:o}")]
+    FolderMode {
+        /// Its path.
+        path: PathBuf,
+        /// Those that it is to have.
+        mode: u32,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
     /// Somebody else listens there.
     #[error("port {} of {} is in use by another program: stop it, or choose another with --api-listen", address.port(), address.ip())]
     PortInUse {
@@ -140,79 +151,6 @@ pub enum StartError {
         /// Process id.
         pid: u32,
     },
-}
-
-/// The names of the files in a data directory that more than control knows.
-#[derive(Clone, Debug)]
-pub struct DataDir {
-    root: PathBuf,
-}
-
-impl DataDir {
-    /// The files below `root`.
-    pub fn new(root: &Path) -> Self {
-        DataDir { root: root.to_owned() }
-    }
-
-    /// The folder itself.
-    pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// What control last saw of the clock.
-    pub fn clock(&self) -> PathBuf {
-        self.root.join("clock")
-    }
-
-    /// A socket or other run-time file.
-    pub fn run(&self, name: &str) -> PathBuf {
-        self.root.join("run").join(name)
-    }
-
-    /// A key file.
-    pub fn key(&self, name: &str) -> PathBuf {
-        self.root.join("keys").join(name)
-    }
-
-    /// Folder of all computes.
-    pub fn computes(&self) -> PathBuf {
-        self.root.join("computes")
-    }
-
-    /// Folder of the logs of statements.
-    pub fn statement_logs(&self) -> PathBuf {
-        self.root.join("logs")
-    }
-
-    /// Folder of temporary files: they have no names, so it always looks empty.
-    pub fn spill(&self) -> PathBuf {
-        self.root.join("spill")
-    }
-
-    /// Makes the folders: private ones 0700; the root and `computes` can be passed through, so that a compute's own user
-    /// reaches its folder.
-    pub fn create(&self) -> Result<(), StartError> {
-        let make = |path: &Path, mode: u32| {
-            let made = fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-            let set = made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)));
-            set.map_err(|source| StartError::Folder { path: path.to_owned(), source })
-        };
-        make(&self.root, 0o711)?;
-        make(&self.root.join("run"), 0o700)?;
-        make(&self.root.join("keys"), 0o700)?;
-        make(&self.spill(), 0o700)?;
-        make(&self.statement_logs(), 0o700)?;
-        make(&self.computes(), 0o711)
-    }
-
-    /// The issuer of service tokens, with a key that is made at first use.
-    pub fn token_issuer(&self) -> Result<TokenIssuer, StartError> {
-        let path = self.key("token-signing.pk8");
-        let failed = |source| StartError::SigningKey { path: path.clone(), source };
-        let key =
-            crate::secrets::read_or_create(&path, || TokenIssuer::generate_key().map_err(|_| SecretError::Random))?;
-        TokenIssuer::from_key(&key).map_err(failed)
-    }
 }
 
 /// The running service.
@@ -380,6 +318,7 @@ impl Control {
     /// Facts about the server.
     pub fn status(&self) -> Result<StatusReply, ErrorInfo> {
         let branches = self.context.store.branches()?;
+        let disk = disk_bytes(&self.config.data_dir);
         Ok(StatusReply {
             schema_version: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -394,6 +333,8 @@ impl Control {
             computes_running: self.pool.running(),
             clock_problem: self.clock.problem(),
             open_files_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
+            disk_free_bytes: disk.map(|(free, _)| free),
+            disk_size_bytes: disk.map(|(_, size)| size),
         })
     }
 
@@ -550,6 +491,14 @@ async fn end_leftovers(context: &Context) -> Result<(), StartError> {
     join_all(ending).await.into_iter().collect()
 }
 
+/// How much of the disk of `folder` is free, and how large it is.
+fn disk_bytes(folder: &Path) -> Option<(u64, u64)> {
+    let disk = statvfs(folder).ok()?;
+    #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
+    let bytes = |blocks: nix::libc::fsblkcnt_t| u64::from(blocks).saturating_mul(u64::from(disk.fragment_size()));
+    Some((bytes(disk.blocks_available()), bytes(disk.blocks())))
+}
+
 async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => StartError::PortInUse { address },
@@ -560,9 +509,7 @@ async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
 /// Listens on a socket that only our own user can open. A leftover of an earlier run is replaced: the data directory's lock
 /// says that nobody uses it.
 fn listen_unix(path: &Path) -> Result<UnixListener, StartError> {
-    if path.as_os_str().len() > SOCKET_PATH_MAX {
-        return Err(StartError::SocketPath { path: path.to_owned() });
-    }
+    check_socket(path)?;
     let listen = || {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

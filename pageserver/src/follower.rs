@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::page_service::ErrorCode;
-use ardent_storage::{Engine, Timeline, TimelineError};
+use ardent_storage::{Engine, Timeline, TimelineError, WaitError};
 use ardent_types::{Lsn, TenantId, TimelineId, with_causes};
 use ardent_wal_client::{ClientError, WalChunk, WalReader};
 use parking_lot::Mutex;
@@ -65,6 +65,8 @@ enum FollowError {
     Timeline(#[from] TimelineError),
     #[error("its import is not finished")]
     Importing,
+    #[error("a timeline that it hangs on is not where it leaves that yet")]
+    Ancestor(#[from] WaitError),
     #[error("no safekeeper is configured")]
     NoSafekeeper,
     #[error("its WAL cannot be received")]
@@ -330,6 +332,9 @@ impl Worker {
         if timeline.is_importing() {
             return Err(FollowError::Importing);
         }
+        if !wait_for_ancestors(&timeline, &self.state.cancel, limits::ANCESTOR_STILL_MAX)? {
+            return Ok(Ended::Cancelled);
+        }
         let safekeepers = self.state.safekeepers.lock().clone();
         if safekeepers.is_empty() {
             return Err(FollowError::NoSafekeeper);
@@ -380,5 +385,95 @@ impl Worker {
 
     fn is_unwanted(&self) -> bool {
         !self.state.is_pinned.load(Ordering::Relaxed) && self.state.wanted_at.lock().elapsed() >= limits::FOLLOW_IDLE
+    }
+}
+
+/// Waits until the timelines that this one hangs on are where it leaves them, as ingest reads what it has from them: after a crash their
+/// WAL comes in again, by followers of their own. False: it was cancelled. An error names the one that has not moved for `patience`.
+fn wait_for_ancestors(timeline: &Timeline, cancel: &CancellationToken, patience: Duration) -> Result<bool, WaitError> {
+    let reached = timeline.last_record().end;
+    let mut seen = None;
+    let mut moved_at = Instant::now();
+    while let Err(behind) = timeline.wait_for(reached, Instant::now() + limits::ANCESTOR_TICK) {
+        if cancel.is_cancelled() {
+            return Ok(false);
+        }
+        let place = Some((behind.timeline, behind.last));
+        if seen != place {
+            let (ancestor, lsn, last) = (behind.timeline, behind.lsn, behind.last);
+            tracing::debug!(timeline = %timeline.id(), %ancestor, %lsn, %last, "waits for an ancestor's WAL");
+            (seen, moved_at) = (place, Instant::now());
+        } else if moved_at.elapsed() >= patience {
+            return Err(behind);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ardent_object_store::LocalFolder;
+    use ardent_pg_format::PgMajor;
+    use ardent_storage::{EngineConfig, RecordPosition, TimelineFacts};
+    use ardent_types::{Key, PgTli, SystemId, WalSegmentSize};
+    use bytes::Bytes;
+
+    use super::*;
+
+    const START: Lsn = Lsn::new(0x100_0028);
+    const BRANCH_POINT: Lsn = Lsn::new(0x100_0100);
+
+    fn open(folder: &Path) -> Arc<Engine> {
+        let store = LocalFolder::open(&folder.join("store")).expect("opens");
+        let config = EngineConfig::new(folder.join("local"), Arc::new(store));
+        Engine::open(EngineConfig { background: false, ..config }).expect("opens")
+    }
+
+    fn ingest_up_to(timeline: &Timeline, end: Lsn) {
+        let position = RecordPosition { end, start: timeline.last_record().end };
+        timeline.put_records(&[], &[position]).expect("stored");
+    }
+
+    #[test]
+    fn a_branch_waits_for_its_parents_wal_after_a_crash_and_names_a_parent_that_stands_still() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (tenant, root, branch) = (TenantId::generate(), TimelineId::generate(), TimelineId::generate());
+        let patience = limits::ANCESTOR_TICK * 2;
+        let cancel = CancellationToken::new();
+        {
+            let engine = open(folder.path());
+            let facts = TimelineFacts {
+                pg_major: PgMajor::V15,
+                system_id: SystemId::new(7),
+                pg_tli: PgTli::new(1),
+                wal_segment_size: WalSegmentSize::DEFAULT,
+                start_lsn: START,
+            };
+            let timeline = engine.create_root(tenant, root, facts).expect("made");
+            timeline.import_images(&[(Key::Checkpoint, Bytes::from_static(b"x"))]).expect("imported");
+            timeline.finish_import().expect("finished");
+            ingest_up_to(&timeline, BRANCH_POINT);
+            engine.create_branch(tenant, branch, root, None).expect("made");
+            let timeline = engine.timeline(tenant, branch).expect("there");
+            assert_eq!(wait_for_ancestors(&timeline, &cancel, patience), Ok(true));
+            // It goes without a word: what it had in memory is lost.
+        }
+        let engine = open(folder.path());
+        let timeline = engine.timeline(tenant, branch).expect("there");
+        let parent = engine.timeline(tenant, root).expect("there");
+        assert_eq!((timeline.last_record().end, parent.last_record().end), (BRANCH_POINT, START));
+
+        let still = wait_for_ancestors(&timeline, &cancel, patience);
+        assert_eq!(still, Err(WaitError { timeline: root, lsn: BRANCH_POINT, last: START }));
+        let ended = CancellationToken::new();
+        ended.cancel();
+        assert_eq!(wait_for_ancestors(&timeline, &ended, Duration::MAX), Ok(false));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| wait_for_ancestors(&timeline, &cancel, Duration::MAX));
+            ingest_up_to(&parent, BRANCH_POINT);
+            assert_eq!(waiting.join().expect("it does not panic"), Ok(true));
+        });
     }
 }

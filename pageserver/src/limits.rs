@@ -23,6 +23,10 @@ pub const IMPORT_BATCH_BYTES: usize = 8 << 20;
 pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A timeline that was followed only because somebody waited is left alone after this long without WAL or readers.
 pub const FOLLOW_IDLE: Duration = Duration::from_secs(600);
+/// How often a follower that waits for an ancestor's WAL looks whether it should end.
+pub const ANCESTOR_TICK: Duration = Duration::from_millis(100);
+/// An ancestor that gets no WAL for this long, while another timeline's follower waits for it, is reported.
+pub const ANCESTOR_STILL_MAX: Duration = Duration::from_secs(5);
 /// How often a follower without WAL looks whether it should end, or report durability.
 pub const FOLLOW_TICK: Duration = Duration::from_secs(1);
 /// Relations that an answer about unnamed files lists; it counts all of them.

@@ -46,7 +46,8 @@ pub(crate) fn oldest_lsn(timeline: &Timeline) -> Lsn {
 }
 
 /// An LSN at which the last commit is not later than the time, while any later commit's is. `None`: the time lies before
-/// the oldest LSN that can be read. Halves the range: ingest sees to it that the time never goes back.
+/// the oldest LSN that can be read. Halves the range: ingest sees to it that the time never goes back. Where no commit is known at the
+/// oldest LSN, no time lies before it: since when it is there, the page server does not know, and whoever asks does.
 pub(crate) fn lsn_at_time(timeline: &Timeline, timestamp_us: i64) -> Result<Option<Lsn>, ReadError> {
     let (mut low, mut high) = (oldest_lsn(timeline), timeline.last_record().end);
     let is_past = |lsn: Lsn| -> Result<bool, ReadError> {

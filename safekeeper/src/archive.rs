@@ -458,7 +458,7 @@ impl Worker {
                 self.metrics.archive_failed();
                 let start = Lsn::new(number * size.bytes());
                 self.stalls.note(&view, start, &error);
-                tracing::warn!(timeline = %id, lsn = %start, error = ?error, pause = ?pending.pause, "WAL is not archived; trying again");
+                tracing::warn!(timeline = %id, lsn = %start, error = with_causes(&error), pause = ?pending.pause, "WAL is not archived; trying again");
                 pending.due = Instant::now() + pending.pause;
                 pending.pause = (pending.pause * 2).min(RETRY_PAUSES[1]);
             }

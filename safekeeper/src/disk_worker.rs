@@ -21,7 +21,7 @@ use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
 use crate::archive::Archiver;
 use crate::control_file;
 use crate::copy;
-use crate::failure::TimelineError;
+use crate::failure::{TimelineError, with_causes};
 use crate::metrics::Metrics;
 use crate::timeline::{Keep, Replies, Timeline, TimelineView, WalForWriter};
 
@@ -260,7 +260,7 @@ impl DiskWorker {
     }
 
     fn fail(&mut self, key: Key, error: &TimelineError, to: Option<&Replies>) {
-        tracing::warn!(timeline = %key.1, error = ?error, "request failed");
+        tracing::warn!(timeline = %key.1, error = with_causes(error), "request failed");
         self.config.metrics.failed();
         let mut told = to.cloned();
         if matches!(error, TimelineError::Wal { .. } | TimelineError::ControlFile { .. }) {
@@ -412,7 +412,7 @@ impl DiskWorker {
             let Slot::Loaded(timeline) = slot else { continue };
             // Not saved is not lost: the next start finds the end of the log by reading further.
             if let Err(error) = timeline.save_commit() {
-                tracing::warn!(timeline = %key.1, error = ?error, "commit position not saved");
+                tracing::warn!(timeline = %key.1, error = with_causes(&error), "commit position not saved");
             }
         }
     }

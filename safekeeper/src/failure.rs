@@ -2,6 +2,7 @@
 
 use ardent_api::wal_service::{ErrorCode, Response};
 use ardent_quorum::OutOfOrder;
+pub(crate) use ardent_types::with_causes;
 use ardent_types::{Lsn, MemberGeneration, TimelineId};
 
 use crate::archive::ArchiveError;
@@ -189,20 +190,6 @@ fn is_for_want_of_descriptors(error: &dyn std::error::Error) -> bool {
         cause = source.source();
     }
     false
-}
-
-/// An error's text, with its causes.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let text = source.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        cause = source.source();
-    }
-    message
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::connection::{self, Shared, Writer};
 use crate::control_file::sync_dir;
 use crate::disk;
 use crate::disk_worker::WorkerConfig;
+use crate::failure::with_causes;
 use crate::listener::{Accepted, Encryption, Listener, Protocol};
 use crate::metrics::{Connected, Metrics};
 use crate::registry::Registry;
@@ -372,7 +373,7 @@ async fn run(protocol: Protocol, shared: Arc<Shared>, client: Accepted, tasks: T
             // Boxed: what it needs would be a part of every connection for as long as that lasts.
             Accepted::ToEncrypt(handshake) => match Box::pin(handshake.run()).await {
                 Ok(socket) => socket,
-                Err(error) => return tracing::info!(error = ?error, "a client is not served"),
+                Err(error) => return tracing::info!(error = with_causes(&error), "a client is not served"),
             },
         };
         match protocol {
@@ -382,12 +383,12 @@ async fn run(protocol: Protocol, shared: Arc<Shared>, client: Accepted, tasks: T
                     let runtime = writer.runtime();
                     tasks.spawn_on(run_writer(writer, connected, cancel.clone()), &runtime);
                 }
-                Err(error) => tracing::info!(error = ?error, "connection ended"),
+                Err(error) => tracing::info!(error = with_causes(&error), "connection ended"),
             },
             Protocol::Replication => {
                 let (reader, writer) = tokio::io::split(socket);
                 if let Err(error) = replication::serve(shared, reader, writer).await {
-                    tracing::info!(error = ?error, "replication connection ended");
+                    tracing::info!(error = with_causes(&error), "replication connection ended");
                 }
             }
         }
@@ -403,7 +404,7 @@ async fn run_writer(writer: Writer, _connected: Connected, cancel: CancellationT
         () = cancel.cancelled() => {}
         ended = writer.serve() => {
             if let Err(error) = ended {
-                tracing::info!(error = ?error, "a writer's connection ended");
+                tracing::info!(error = with_causes(&error), "a writer's connection ended");
             }
         }
     }

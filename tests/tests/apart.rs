@@ -104,6 +104,24 @@ fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_tol
     let three = apart.ok(&["branch", "create", "three", "--from", "two", "--print-url"]);
     assert_eq!(sql(&three, "select count(*), max(n) from t"), "103|3002");
     apart.up("safekeeper-1");
+
+    // With two away no branch can be made, nor what was begun of one be undone. It is said, and the branch is not shown as one that is there.
+    apart.kill("safekeeper-2");
+    apart.kill("safekeeper-3");
+    let refused = apart.ardent(&["branch", "create", "ghost", "--from", "one", "--at", "latest"]);
+    refused.refused(1, &["what was begun of branch ghost is undone as soon as storage answers again"]);
+    assert!(!refused.stderr.contains("nothing was changed"), "{}", refused.stderr);
+    let listed = apart.ok(&["branch", "list"]);
+    let line = listed.lines().find(|line| line.starts_with("ghost ")).expect("it is listed until it is undone");
+    assert!(line.contains("undoing"), "{line}");
+    let shown: serde_json::Value =
+        serde_json::from_str(&apart.ok(&["branch", "info", "ghost", "--json"])).expect("it is JSON");
+    assert_eq!((&shown["state"], &shown["url"]), (&"deleting".into(), &"".into()), "{shown}");
+    assert_eq!(apart.ardent(&["branch", "info", "ghost", "--print-url"]).code, 5);
+    apart.ardent(&["branch", "create", "ghost", "--from", "one"]).refused(6, &["could not be made", "not undone yet"]);
+    apart.up("safekeeper-2");
+    apart.up("safekeeper-3");
+    wait_until("what was begun is undone", 60, || (apart.ardent(&["branch", "info", "ghost"]).code == 5).then_some(()));
     apart.ok(&["branch", "delete", "three", "two", "one"]);
 }
 

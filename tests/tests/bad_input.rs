@@ -43,6 +43,8 @@ fn wrong_sources_are_refused_by_name() {
     house.ardent(&["branch", "create", "x", "--from", "nowhere"]).refused(5, &["nowhere"]);
     house.ardent(&["branch", "create", "Bad_Name"]).refused(2, &["bad-name"]);
     house.ardent(&["branch", "delete", "nothing"]).refused(5, &["nothing"]);
+    house.ardent(&["branch", "create", "x", "--ttl", "0s"]).refused(2, &["--ttl", "never"]);
+    house.ardent(&["branch", "create", "x", "--ttl", "999999999999d"]).refused(2, &["--ttl", "ten years"]);
 
     // The same command works with what was missing; no more than replication is needed.
     production.sql("alter role app replication; create table t as select 42 as n; grant select on t to app");
@@ -92,5 +94,6 @@ fn two_servers_share_neither_folder_nor_port() {
     other(listen, 0).refused(6, &[&listen.to_string()]);
     other(0, api).refused(6, &[&api.to_string()]);
     // The first one has not noticed.
-    house.ok(&["status"]);
+    let said = house.ok(&["status"]);
+    assert!(said.contains("free (data directory, safekeeper 1)"), "{said}");
 }

@@ -48,8 +48,14 @@ fn branches_are_apart_and_give_their_names_back() {
 
     let refused = house.ardent(&["branch", "delete", "one"]);
     assert_eq!(refused.code, 6, "a branch with children stays: {}", refused.stderr);
-    house.ok(&["branch", "delete", "child"]);
-    house.ok(&["branch", "delete", "one"]);
+    // Of several all go, or none.
+    house.ardent(&["branch", "delete", "two", "nope"]).refused(5, &["no branch nope", "nothing was deleted"]);
+    house.ardent(&["branch", "delete", "two", "main"]).refused(6, &["main is a connector's root"]);
+    house.ardent(&["branch", "delete", "two", "one"]).refused(6, &["one has branches made from it (child)"]);
+    house.ardent(&["branch", "delete", "two", "No Name"]).refused(2, &["No Name"]);
+    assert_eq!(sql(&two, held), "1001|1|2001");
+    let gone = house.json(&["branch", "delete", "one", "child", "one"]);
+    assert_eq!(gone["deleted"], serde_json::json!(["child", "one"]), "children before their parents: {gone}");
     assert!(try_sql(&one, "select 1").is_err());
     assert_eq!(house.ardent(&["branch", "info", "one"]).code, 5);
     let again = house.branch("one", "main");

@@ -195,6 +195,9 @@ fn a_branch_of_a_masked_template_holds_nothing_of_what_was() {
     let diff = house.json(&["branch", "diff", "safe"]);
     let rows = diff["databases"][0]["tables"].to_string();
     assert!(rows.contains("seen") && rows.contains("mine") && !rows.contains(SECRET), "{rows}");
+    house
+        .ardent(&["branch", "diff", "safe", "--against", "main"])
+        .refused(2, &["branch safe of masked template nightly and branch main have no history in common"]);
     let to = production.tcp_url("postgres", "postgres");
     let apply = house.ardent(&["branch", "apply", "safe", "--to", &to, "--dry-run"]);
     assert_eq!(apply.code, 6, "{apply:?}");

@@ -46,6 +46,11 @@ fn one_safekeeper_becomes_three_and_one_again_under_load() {
     ledger.wait_for_more();
     assert_eq!(told(&house.json(&["status"])), (3, 3));
     house.ardent(&["reconfigure", "safekeepers", "3"]).refused(2, &["changes nothing"]);
+    let two = "there would be 2 safekeepers, of which 2 must be up";
+    house.ardent(&["reconfigure", "safekeepers", "2"]).refused(2, &[two, "ardent reconfigure safekeepers 1 (or 3)"]);
+    house.ardent(&["reconfigure", "safekeepers", "--remove", "3"]).refused(2, &[two]);
+    house.ardent(&["reconfigure", "safekeepers", "4"]).refused(2, &["ardent reconfigure safekeepers 3 (or 5)"]);
+    assert_eq!(told(&house.json(&["status"])), (3, 3), "what is refused changes nothing");
     house.ardent(&["reconfigure", "safekeepers", "--cancel"]).refused(5, &["no change"]);
     house.ardent(&["reconfigure", "safekeepers"]).refused(2, &["--replace", "--cancel"]);
     // A branch that is made now is on all three.
@@ -239,11 +244,14 @@ fn a_disk_that_is_not_mounted_is_waited_for() {
     apart.ok(&["reconfigure", "safekeepers", "--remove", &second, "--remove", &third]);
     ledger.wait_for_more();
     let acknowledged = ledger.finish();
+    // One that left comes back as another, with nothing of what it had.
+    apart.lose_disk("safekeeper-2");
+    apart.up("safekeeper-2");
     apart.up("safekeeper-4");
-    let fourth = apart.address("safekeeper-4");
+    let (second, fourth) = (apart.address("safekeeper-2"), apart.address("safekeeper-4"));
     let disk = apart.lose_disk("safekeeper-1");
     apart.up("safekeeper-1");
-    apart.ok(&["reconfigure", "safekeepers", "--add", &fourth, "--detach"]);
+    apart.ok(&["reconfigure", "safekeepers", "--add", &second, "--add", &fourth, "--detach"]);
     let problem = wait_until("it waits", 60, || {
         let status = told_by(&apart);
         assert!(!status["safekeeper_change"].is_null(), "it is over: {status}");
@@ -253,10 +261,12 @@ fn a_disk_that_is_not_mounted_is_waited_for() {
     assert_eq!(told_by(&apart)["safekeeper_change"]["phase"], "copying");
     apart.find_disk("safekeeper-1", &disk);
     apart.up("safekeeper-1");
-    until_over(&apart, 2, 5);
+    until_over(&apart, 3, 5);
     acknowledged.check(&branch);
-    apart.ok(&["reconfigure", "safekeepers", "--remove", &apart.address("safekeeper-1")]);
+    let first = apart.address("safekeeper-1");
+    apart.ok(&["reconfigure", "safekeepers", "--remove", &first, "--remove", &second]);
     apart.kill("safekeeper-1");
+    apart.kill("safekeeper-2");
     sql(&branch, "insert into ledger values (-1); delete from ledger where n < 0");
     acknowledged.check(&branch);
 }

@@ -64,6 +64,21 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     let rebuilt = other.json(&["recover", "safekeeper", "2", "--members", "3", "--data-dir", &dir]);
     assert_eq!(rebuilt["timelines"].as_array().map(Vec::len), Some(4), "{rebuilt}");
     other.ardent(&["recover", "safekeeper", "2", "--data-dir", &dir]).refused(6, &["nothing is lost"]);
+    // It is not begun anew beside what is left; and where that was done, what knows nothing is not in the way.
+    let command = format!("ardent recover control --data-dir {dir} --store '{url}'");
+    let refused = |house: &House, words: &[&str]| {
+        let (listen, api) = house.ports();
+        let arguments = house.up_arguments(listen, api);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        house.ardent(&arguments).refused(6, words);
+    };
+    refused(&other, &["control.db is gone", "has WAL of branches", &command]);
+    let fresh = House::prepare().with_arguments(&arguments);
+    refused(&fresh, &["the store has the pages of an installation", "ardent recover control", "another prefix"]);
+    assert!(!fresh.data_dir().join("safekeepers").exists(), "nothing was begun there");
+    let mut blank = House::start();
+    blank.stop();
+    fs::copy(blank.data_dir().join("control.db"), data.join("control.db")).expect("a file can be copied");
     let recovered = other.json(&["recover", "control", "--data-dir", &dir, "--store", &url]);
     assert_eq!(recovered["connectors"][0]["has_url"], false, "{recovered}");
     let names: Vec<_> =
@@ -147,6 +162,7 @@ fn safekeepers_become_more_and_fewer_between_two_starts() {
     let third = house.data_dir().join("safekeeper-3");
     fs::create_dir(&third).and_then(|()| fs::write(third.join("mine"), "mine")).expect("written");
     house.ardent(&reconfigure("3")).refused(6, &["safekeeper-3", "move them away"]);
+    house.ardent(&reconfigure("2")).refused(2, &["2 must be up for a commit", "safekeepers 1 (or 3)"]);
     fs::remove_file(third.join("mine")).expect("removed");
     // What an attempt left that was cut off is old by now.
     fs::create_dir(third.join("old")).and_then(|()| fs::write(third.join("joining"), "")).expect("written");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ardent_test_pg::TestPg;
@@ -196,4 +196,23 @@ fn uploads_that_were_cut_off_are_told_and_removed_and_a_store_that_does_not_list
     proxy.plan(|_| Fault::None);
     let said = house.ok(&inspect);
     assert!(!said.contains("cut off"), "{said}");
+
+    // All layers are read in pieces, not block by block.
+    let reads = Arc::new(AtomicU64::new(0));
+    let seen = reads.clone();
+    proxy.plan(move |request| {
+        let object = request.target.split('?').next().unwrap_or_default();
+        if request.method == "GET" && object.contains("/layers/") {
+            seen.fetch_add(1, Ordering::SeqCst);
+        }
+        Fault::None
+    });
+    let report = house.json(&[&inspect[..], &["--verify"]].concat());
+    let timelines = report["timelines"].as_array().expect("a list");
+    let sum = |name: &str| timelines.iter().map(|timeline| timeline[name].as_u64().expect("a number")).sum::<u64>();
+    let layers = sum("layers");
+    assert!(layers > 0 && report["verified_layers"] == layers, "{report}");
+    assert_eq!(report["damaged"], Value::Array(Vec::new()));
+    let (reads, most) = (reads.load(Ordering::SeqCst), sum("layer_bytes") / (2 << 20) + 3 * layers);
+    assert!((layers..=most).contains(&reads), "{reads} reads for {layers} layers, at most {most}");
 }

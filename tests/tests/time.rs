@@ -27,7 +27,19 @@ fn word(value: &Value, name: &str) -> String {
 fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     let (production, house) = start(&["--keep-deleted", "1h"]);
     let work = house.branch("work", "main");
+    // Production has committed nothing since it was copied: no commit shows that a time is before all that is known.
+    house.branch("young", "work");
+    let is_outside = |arguments: &[&str]| {
+        for at in ["2020-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z"] {
+            let refused = house.ardent(&[arguments, &["--at", at]].concat());
+            refused.refused(2, &["the history of branch work goes from 0/"]);
+        }
+    };
+    is_outside(&["branch", "create", "x", "--from", "work"]);
+    is_outside(&["branch", "reset", "young"]);
     sql(&work, "insert into t values (5001)");
+    is_outside(&["branch", "create", "x", "--from", "work"]);
+    house.ok(&["branch", "delete", "young", "--for-good"]);
     let (time, lsn) = (sql(&work, NOW), sql(&work, "select pg_current_wal_insert_lsn()"));
     sql(&work, "delete from t; create table later (n int)");
     assert_eq!(sql(&work, COUNT), "0");

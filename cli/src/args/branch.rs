@@ -6,7 +6,7 @@ use super::change::{BranchApplyArgs, BranchDiffArgs, BranchRebaseArgs, BranchReh
 use super::checkpoint::{BranchRewindArgs, CheckpointCommand};
 use super::history::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs};
 use super::log::{BranchBlameArgs, BranchLogArgs};
-use crate::duration::{parse_count, parse_milliseconds, parse_own_retention, parse_seconds, parse_size, parse_switch};
+use crate::duration::{parse_count, parse_lifetime, parse_milliseconds, parse_own_retention, parse_size, parse_switch};
 
 /// A name.
 #[derive(Debug, Args)]
@@ -174,9 +174,10 @@ Same name, URL, passwords and limits; its sessions end, and the next connection 
     #[command(after_help = "Examples:
   ardent branch delete feature-x
   ardent branch delete feature-x --for-good
+  ardent branch delete feature-x feature-y
 
-A deleted branch can be had back with ardent branch undelete for as long as the server was told (24 hours, \
-ardent up --keep-deleted); its name is free at once.")]
+If one of several cannot be deleted, none is. A deleted branch can be had back with ardent branch undelete for as long as the \
+server was told (24 hours, ardent up --keep-deleted); its name is free at once.")]
     Delete(BranchDeleteArgs),
     /// Bring a deleted branch back, with its data, passwords and limits
     #[command(after_help = "Examples:
@@ -203,16 +204,16 @@ pub struct BranchCreateArgs {
     #[arg(long, value_name = "POINT")]
     pub at: Option<String>,
     /// Delete it after this long, such as 2h
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub ttl: Option<u64>,
     /// Suspend it after this long without activity; never for not at all [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub idle_timeout: Option<u64>,
     /// The role of the connection string [default: the connector URL's]
     #[arg(long)]
     pub role: Option<String>,
     /// The password of the connection string is good for this long, such as 8h
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub expires: Option<u64>,
     /// What the branch may do.
     #[command(flatten)]
@@ -262,10 +263,10 @@ pub struct BranchSetArgs {
     /// Its name
     pub name: String,
     /// Suspend it after this long without activity, or never
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub idle_timeout: Option<u64>,
     /// Delete it after this long from now, or never
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub ttl: Option<u64>,
     /// Keep its history this long, such as 30d; default for as long as the server was told. A root branch has this as well
     #[arg(long, value_name = "DURATION", value_parser = parse_own_retention)]
@@ -309,14 +310,14 @@ pub struct BranchPasswordArgs {
     #[arg(long)]
     pub role: Option<String>,
     /// Good for this long, such as 8h [default: for ever]
-    #[arg(long, value_name = "DURATION", value_parser = parse_seconds)]
+    #[arg(long, value_name = "DURATION", value_parser = parse_lifetime)]
     pub expires: Option<u64>,
 }
 
 /// `ardent branch delete`.
 #[derive(Debug, Args)]
 pub struct BranchDeleteArgs {
-    /// Their names; children before their parents
+    /// Their names, in any order
     #[arg(required = true)]
     pub names: Vec<String>,
     /// Give the space back at once: they cannot be had back

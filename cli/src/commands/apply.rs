@@ -35,6 +35,7 @@ struct Reply {
     updated: u64,
     deleted: u64,
     large_objects: u64,
+    sequences: u64,
     already_there: u64,
     settled: u64,
     taken_along: Vec<String>,
@@ -339,6 +340,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         deleted: applied.rows.deleted,
         // What undoes it has each that was changed.
         large_objects: applied.inverse.large_objects.len() as u64,
+        sequences: applied.sequences,
         already_there: applied.already_there,
         settled: applied.settled,
         taken_along: applied.taken_along,
@@ -386,13 +388,9 @@ fn text(reply: &Reply, to: &str) -> String {
     }
     if reply.conflicts.is_empty() {
         let verb = if reply.dry_run { "would apply" } else { "applied" };
-        let objects = match reply.large_objects {
-            0 => String::new(),
-            1 => "; 1 large object changed".to_owned(),
-            several => format!("; {several} large objects changed"),
-        };
+        let others = beside_rows(reply.large_objects, reply.sequences);
         out.push_str(&format!(
-            "{verb} {} statements; {} rows inserted, {} updated, {} deleted{objects}; {} changes were there already\n",
+            "{verb} {} statements; {} rows inserted, {} updated, {} deleted{others}; {} changes were there already\n",
             reply.statements, reply.inserted, reply.updated, reply.deleted, reply.already_there
         ));
         if reply.settled > 0 {
@@ -403,6 +401,16 @@ fn text(reply: &Reply, to: &str) -> String {
         out.push_str(&format!("undo it with: ardent branch apply {path} --to {to}\n"));
     }
     out
+}
+
+/// How many large objects and sequences, in words behind those about rows; nothing of what there is none.
+pub fn beside_rows(large_objects: u64, sequences: u64) -> String {
+    let counted = |count: u64, thing: &str, done: &str| match count {
+        0 => String::new(),
+        1 => format!("; 1 {thing} {done}"),
+        several => format!("; {several} {thing}s {done}"),
+    };
+    counted(large_objects, "large object", "changed") + &counted(sequences, "sequence", "set")
 }
 
 /// A conflict for people. `other`: what the side is called that is not the branch.
@@ -441,8 +449,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn large_objects_are_counted_where_there_are_any() {
-        let said = |large_objects| {
+    fn large_objects_and_sequences_are_counted_where_there_are_any() {
+        let said = |large_objects, sequences| {
             let reply = Reply {
                 schema_version: SCHEMA_VERSION,
                 applied: true,
@@ -452,6 +460,7 @@ mod tests {
                 updated: 0,
                 deleted: 0,
                 large_objects,
+                sequences,
                 already_there: 0,
                 settled: 0,
                 taken_along: Vec::new(),
@@ -462,9 +471,15 @@ mod tests {
             };
             text(&reply, "shop")
         };
-        assert!(said(1).contains("0 deleted; 1 large object changed; 0 changes"), "{}", said(1));
-        assert!(said(2).contains("; 2 large objects changed;"), "{}", said(2));
-        assert!(!said(0).contains("large object"), "{}", said(0));
+        for (large_objects, sequences, words) in [
+            (1, 0, "0 deleted; 1 large object changed; 0 changes"),
+            (2, 1, "0 deleted; 2 large objects changed; 1 sequence set; 0 changes"),
+            (0, 2, "0 deleted; 2 sequences set; 0 changes"),
+            (0, 0, "0 deleted; 0 changes"),
+        ] {
+            let said = said(large_objects, sequences);
+            assert!(said.contains(words), "{said}");
+        }
     }
 
     #[test]

@@ -6,20 +6,20 @@ use serde::Serialize;
 use serde_json::json;
 
 use ardent_api::control::{
-    BranchInfo, BranchList, BranchName, CreateBranchReply, CreateBranchRequest, DeleteReply, ErrorInfo,
-    PasswordRequest, ReindexReply, ReindexedDatabase, SCHEMA_VERSION, UpdateBranchRequest, UrlReply, WakeReply,
+    BranchInfo, BranchList, BranchName, BranchState, CreateBranchReply, CreateBranchRequest, ErrorInfo,
+    PasswordRequest, ReindexReply, ReindexedDatabase, UpdateBranchRequest, UrlReply, WakeReply,
 };
 
 use ardent_api::policy::BranchPolicy;
 
-use super::{checkpoint, history, path_name, psql};
+use super::{checkpoint, deletion, history, path_name, psql};
 use crate::api::Api;
 use crate::args::{
-    BranchCommand, BranchCreateArgs, BranchDeleteArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs,
-    BranchPolicyArgs, BranchSetArgs, NameArgs,
+    BranchCommand, BranchCreateArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs, BranchPolicyArgs,
+    BranchSetArgs, NameArgs,
 };
 use crate::config::{ProjectFile, branch_or_default, default_connector};
-use crate::duration::{bytes_text, milliseconds_text};
+use crate::duration::{bytes_text, milliseconds_text, set_time_text};
 use crate::failure::Failure;
 use crate::output::{Output, pairs, table};
 
@@ -47,7 +47,7 @@ pub fn run(output: &Output, api: &Api, command: &BranchCommand) -> Result<(), Fa
         BranchCommand::Checkpoint(command) => checkpoint::run(output, api, command),
         BranchCommand::Rewind(args) => checkpoint::rewind(output, api, args),
         BranchCommand::Rename(args) => history::rename(output, api, args),
-        BranchCommand::Delete(args) => delete(output, api, args),
+        BranchCommand::Delete(args) => deletion::run(output, api, args),
         BranchCommand::Undelete(args) => history::undelete(output, api, args),
     }
 }
@@ -134,7 +134,10 @@ pub fn branch_text(branch: &BranchInfo) -> String {
     if let Some(template) = &branch.masked {
         lines.push(("masked", format!("by template {template}: ardent mask report {template}")));
     }
-    lines.push(("compute", branch.compute.as_str().to_owned()));
+    lines.push(match unfinished(branch) {
+        Some(state) => ("state", state.to_owned()),
+        None => ("compute", branch.compute.as_str().to_owned()),
+    });
     if let Some(problem) = &branch.compute_problem {
         lines.push(("problem", problem.clone()));
     }
@@ -146,21 +149,39 @@ pub fn branch_text(branch: &BranchInfo) -> String {
         lines.push(("expires", expires.clone()));
     }
     if let Some(seconds) = branch.retention_s {
-        lines.push(("history", format!("kept for {seconds} s")));
+        lines.push(("history", format!("kept for {}", set_time_text(seconds))));
     }
     if !branch.is_root {
         let idle = match branch.idle_timeout_s {
             0 => "never".to_owned(),
-            seconds => format!("after {seconds} s without activity"),
+            seconds => format!("after {} without activity", set_time_text(seconds)),
         };
         lines.push(("suspends", idle));
         lines.extend(policy_lines(branch));
-        lines.push(("url", branch.url.clone()));
+        if !branch.url.is_empty() {
+            lines.push(("url", branch.url.clone()));
+        }
     }
     if !branch.children.is_empty() {
         lines.push(("children", branch.children.join(", ")));
     }
     pairs(&lines)
+}
+
+/// What a branch is in the middle of, if it cannot be used for that.
+fn unfinished(branch: &BranchInfo) -> Option<&'static str> {
+    match branch.state {
+        BranchState::Ready | BranchState::Deleted => None,
+        BranchState::Creating => Some("making"),
+        // It never had a branch point: it could not be made.
+        BranchState::Deleting if !branch.is_root && branch.branch_lsn.is_none() => Some("undoing"),
+        BranchState::Deleting => Some("deleting"),
+    }
+}
+
+/// What its Postgres does, or what the branch is in the middle of.
+fn state_word(branch: &BranchInfo) -> &'static str {
+    unfinished(branch).unwrap_or(branch.compute.as_str())
 }
 
 fn list(output: &Output, api: &Api, args: &BranchListArgs) -> Result<(), Failure> {
@@ -187,7 +208,7 @@ fn flat(branches: &[BranchInfo]) -> String {
             vec![
                 branch.name.clone(),
                 branch.parent.clone().unwrap_or_else(|| "-".to_owned()),
-                branch.compute.as_str().to_owned(),
+                state_word(branch).to_owned(),
                 branch.created_at.clone(),
                 branch.expires_at.clone().unwrap_or_else(|| "never".to_owned()),
             ]
@@ -214,7 +235,7 @@ fn tree(branches: &[BranchInfo]) -> String {
     // Masked templates are no branches, but what their branches stand below.
     let names: BTreeSet<&str> = branches.iter().map(|branch| branch.name.as_str()).collect();
     let templates = children.keys().flatten().filter(|name| !names.contains(*name)).map(|name| (*name, None));
-    let with_state = |branch: &BranchInfo| format!("{} ({})", branch.name, branch.compute.as_str());
+    let with_state = |branch: &BranchInfo| format!("{} ({})", branch.name, state_word(branch));
     let roots = children.get(&None).into_iter().flatten().map(|branch| (branch.name.as_str(), Some(*branch)));
     let mut out = String::new();
     // Depth first with a stack of our own: a chain of branches can be longer than a thread's stack likes.
@@ -346,56 +367,14 @@ fn suspend(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
     output.data(&branch, |branch| format!("{} is {}", branch.name, branch.compute.as_str()))
 }
 
-/// What a delete of several prints with `--json`.
-#[derive(Serialize)]
-struct Deleted {
-    schema_version: u32,
-    deleted: Vec<String>,
-    /// Until when each can be had back; null: it cannot.
-    kept_until: Vec<Option<String>>,
-}
-
-fn delete(output: &Output, api: &Api, args: &BranchDeleteArgs) -> Result<(), Failure> {
-    let (mut deleted, mut kept_until) = (Vec::new(), Vec::new());
-    let mut failure = None;
-    let query = if args.for_good { "?for_good=true" } else { "" };
-    for name in &args.names {
-        let removed =
-            path_name(name).and_then(|name| api.delete::<DeleteReply>(&format!("/v1/branches/{name}{query}")));
-        match removed {
-            Ok(reply) => {
-                deleted.push(reply.name);
-                kept_until.push(reply.kept_until);
-            }
-            Err(error) => {
-                failure = Some(error);
-                break;
-            }
-        }
-    }
-    if !deleted.is_empty() || failure.is_none() {
-        let reply = Deleted { schema_version: SCHEMA_VERSION, deleted, kept_until };
-        output.data(&reply, deleted_text)?;
-    }
-    failure.map_or(Ok(()), Err)
-}
-
-fn deleted_text(reply: &Deleted) -> String {
-    let line = |(name, kept_until): (&String, &Option<String>)| match kept_until {
-        Some(until) => format!("deleted branch {name}; ardent branch undelete {name} brings it back until {until}\n"),
-        None => format!("deleted branch {name} for good\n"),
-    };
-    reply.deleted.iter().zip(&reply.kept_until).map(line).collect()
-}
-
 #[cfg(test)]
-mod tests {
-    use ardent_api::control::{BranchState, ComputeState};
-    use ardent_types::{BranchId, TenantId, TimelineId};
+pub(super) mod tests {
+    use ardent_api::control::{ComputeState, SCHEMA_VERSION};
+    use ardent_types::{BranchId, Lsn, TenantId, TimelineId};
 
     use super::*;
 
-    fn branch(name: &str, parent: Option<&str>) -> BranchInfo {
+    pub fn branch(name: &str, parent: Option<&str>) -> BranchInfo {
         BranchInfo {
             schema_version: SCHEMA_VERSION,
             id: BranchId::NONE,
@@ -455,5 +434,23 @@ masked.a
 a     shop    suspended  2026-01-31T12:00:00.000Z  never
 ";
         assert_eq!(flat(&[branch("a", Some("shop"))]), expect);
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_shown_as_suspended() {
+        let begun = BranchInfo {
+            state: BranchState::Creating,
+            compute: ComputeState::None,
+            url: String::new(),
+            ..branch("ghost", Some("shop"))
+        };
+        let undone = BranchInfo { state: BranchState::Deleting, ..begun.clone() };
+        let deleted = BranchInfo { branch_lsn: Some(Lsn::new(0x10)), ..undone.clone() };
+        for (info, word) in [(&begun, "making"), (&undone, "undoing"), (&deleted, "deleting")] {
+            assert!(flat(std::slice::from_ref(info)).contains(&format!("shop    {word}")));
+            let text = branch_text(info);
+            let has = |name: &str| text.lines().any(|line| line.starts_with(name));
+            assert!(text.contains(word) && has("state") && !has("compute") && !has("url"), "{text}");
+        }
     }
 }

@@ -10,13 +10,14 @@ use ardent_agent::ServerPrograms;
 use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
 use ardent_pg_format::PgMajor;
 
+use super::disk_space;
 use super::safekeepers::{self, Concern};
 use crate::api::Api;
 use crate::args::{DoctorArgs, StoreArgs};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::up::object_store::{self, StorePlace};
-use crate::up::{library, names, open_files};
+use crate::up::{library, names};
 
 #[derive(Serialize)]
 struct Report {
@@ -32,7 +33,10 @@ pub fn run(output: &Output, url_flag: Option<&str>, args: &DoctorArgs) -> Result
     checks.push(sandbox());
     checks.push(psql());
     checks.push(host_names());
-    checks.extend(args.store.store.as_ref().map(|place| store(place, &args.store)));
+    if let Some(place) = &args.store.store {
+        output.note("trying the store; one that does not answer is given up after half a minute");
+        checks.push(store(place, &args.store));
+    }
     checks.extend(server(url_flag));
     let passed = checks.iter().all(|check| check.outcome != CheckOutcome::Failed);
     let report = Report { schema_version: SCHEMA_VERSION, passed, checks };
@@ -177,6 +181,8 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     };
     let mut checks = vec![check("server", CheckOutcome::Ok, format!("version {} at {url}", status.version), None)];
     checks.extend(status.open_files_max.map(|max| open_files(max, status.branches)));
+    let told = safekeepers.as_ref().map(|told| told.safekeepers.as_slice()).unwrap_or_default();
+    checks.extend(disks(&disk_space::disks(&status, told)));
     if let Some(problem) = status.clock_problem {
         checks.push(check("clock", CheckOutcome::Warning, problem, Some("date; timedatectl status")));
     }
@@ -200,9 +206,20 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     checks
 }
 
+/// Whether there is room on the server's disks.
+fn disks(disks: &[disk_space::Disk]) -> Vec<PreflightCheck> {
+    let concerns = disk_space::concerns(disks);
+    if concerns.is_empty() {
+        let text = disk_space::text(disks);
+        return text.into_iter().map(|text| check("disks", CheckOutcome::Ok, text, None)).collect();
+    }
+    let warning = |concern: Concern| check("disks", CheckOutcome::Warning, concern.message, Some(&concern.fix));
+    concerns.into_iter().map(warning).collect()
+}
+
 /// Whether the server may have as many files open as its branches may come to need.
 fn open_files(max: u64, branches: u64) -> PreflightCheck {
-    let needed = open_files::needed(branches);
+    let needed = ardent_open_files::needed(branches);
     if needed <= max {
         let message = format!("the server may have {max}, and needs {needed} with {branches} branches in use at once");
         return check("open_files", CheckOutcome::Ok, message, None);

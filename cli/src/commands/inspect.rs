@@ -16,11 +16,11 @@ use ardent_pg_redo::HintBits;
 use ardent_redo_oracle::{EndStateArgs, FilesError, Report, VerifyRedoArgs, WalFolder};
 use ardent_storage::{
     CorruptFile, InspectError, LayerInfo, ManifestInfo, OrphanKind, PageInfo, RemovedOrphans, Survey, VersionInfo,
-    find_timeline, inspect_layer, inspect_manifest, inspect_manifest_object, inspect_page, layers_of, remove_orphans,
-    survey,
+    find_timeline, inspect_layer, inspect_manifest, inspect_manifest_object, inspect_page, remove_orphans, survey,
 };
 use ardent_types::{Key, Lsn, TimelineId};
 
+use super::inspect_verify::verify_layers;
 use super::path_name;
 use crate::api::Api;
 use crate::args::{
@@ -85,10 +85,13 @@ struct Damaged {
     damage: Damage,
 }
 
+const NOT_FOUND_HINT: &str =
+    "ardent inspect store lists the timelines of a store, and ardent inspect manifest TIMELINE the layers of one";
+
 /// Says what is damaged, as data and as the failure that it is.
 fn failed(output: &Output, error: &InspectError) -> Failure {
     match error {
-        InspectError::NotFound { .. } => Failure::of(error).code(ApiErrorCode::NotFound),
+        InspectError::NotFound { .. } => Failure::of(error).code(ApiErrorCode::NotFound).hint(NOT_FOUND_HINT),
         InspectError::Store(_) => Failure::of(error).code(ApiErrorCode::StorageUnavailable),
         InspectError::Corrupt(corrupt) => {
             if output.json
@@ -157,21 +160,9 @@ fn store(output: &Output, args: &StoreInspectArgs) -> Result<(), Failure> {
     let found = survey(&*store).map_err(unavailable)?;
     let (mut verified_layers, mut damaged) = (None, Vec::new());
     if args.verify {
-        let mut verified = 0;
-        for timeline in &found.timelines {
-            for layer in
-                layers_of(&*store, timeline.tenant, timeline.timeline).map_err(|error| failed(output, &error))?
-            {
-                match inspect_layer(&store, &layer, 0) {
-                    Ok(_) => verified += 1,
-                    Err(InspectError::Corrupt(corrupt)) => damaged.push(Damage::from(&corrupt)),
-                    // It is in the list of what is missing, or was compacted away meanwhile.
-                    Err(InspectError::NotFound { .. }) => {}
-                    Err(error) => return Err(failed(output, &error)),
-                }
-            }
-        }
-        verified_layers = Some(verified);
+        let verified = verify_layers(output, &store, &found.timelines).map_err(|error| failed(output, &error))?;
+        verified_layers = Some(verified.layers);
+        damaged.extend(verified.damaged.iter().map(Damage::from));
     }
     let removed = if args.delete {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -556,6 +547,14 @@ fn unnamed_files(output: &Output, api: &Api, args: &UnnamedFilesArgs) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_found_comes_with_how_to_find_it() {
+        let plain = Output { json: false, color: false, colors_allowed: false, interactive: false };
+        let failure = failed(&plain, &InspectError::NotFound { what: "x".to_owned() });
+        assert_eq!(failure.info.code, ApiErrorCode::NotFound);
+        assert!(failure.info.hint.is_some_and(|hint| hint.contains("ardent inspect store")));
+    }
 
     #[test]
     fn a_file_in_a_store_is_its_object_and_a_copy_is_a_file() {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo, StatusReply};
+use ardent_control::check_safekeeper_count;
 use ardent_safekeeper::{CopiedTimeline, reconfigure};
 
 use super::recover::{TimelineReport, known_timelines, refuse_if_changed_online, refused};
@@ -157,6 +158,9 @@ fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
     refuse_if_changed_online(root)?;
     let marks = safekeepers::recorded(root)?.ok_or_else(nothing_there)?;
     let (before, after) = (marks.len(), usize::from(count));
+    if after != before {
+        check_safekeeper_count(after)?;
+    }
     let folder = |index: usize| safekeepers::folder(root, index);
     let there: Vec<usize> =
         (0..before).filter(|index| safekeepers::mark_of(root, *index).as_ref() == Some(&marks[*index])).collect();

@@ -8,7 +8,7 @@ use ardent_api::control::{
     ApiErrorCode, ConnectorList, DeleteReply, ErrorInfo, SafekeeperChange, SafekeeperInfo, StatusReply, WhoamiReply,
 };
 
-use super::safekeepers;
+use super::{disk_space, safekeepers};
 use crate::api::Api;
 use crate::args::{LoginArgs, StatusArgs};
 use crate::config::{Session, UserConfig};
@@ -96,6 +96,8 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     let mut concerns = safekeepers::concerns(&told.safekeepers);
     concerns.extend(safekeepers::change_concern(&told));
     let safekeepers::Told { safekeepers, generation, change: safekeeper_change } = told;
+    let disks = disk_space::disks(&status, &safekeepers);
+    concerns.extend(disk_space::concerns(&disks));
     for concern in &concerns {
         output.warning(&format!("{}; {}", concern.message, concern.fix));
     }
@@ -129,6 +131,7 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
             ("safekeepers", safekeepers::summary(safekeepers)),
         ];
         lines.extend(change.map(|change| ("their change", change)));
+        lines.extend(disk_space::text(&disks).map(|text| ("disks", text)));
         pairs(&lines)
     })?;
     if args.exit_code && is_warned { Err(Failure::differences()) } else { Ok(()) }

@@ -19,7 +19,7 @@ use super::branches::look;
 use super::call::Call;
 use super::checkpoints;
 use super::confirmation::{Outcome, State};
-use crate::commands::apply::{Source, Target, Told, Wish, apply_to, inverse_name, reserve, write_inverse};
+use crate::commands::apply::{Source, Target, Told, Wish, apply_to, beside_rows, inverse_name, reserve, write_inverse};
 use crate::commands::{branch, diff, path_name};
 use crate::config::state_folder;
 use crate::failure::Failure;
@@ -264,10 +264,13 @@ impl Application {
             Place::Connector(_) => format!("the production server of {target}"),
             Place::Url(_) => format!("branch {target}"),
         };
+        // What undoes it has each that was changed.
+        let large_objects = applied.inverse.large_objects.len() as u64;
         let message = if applied.conflicts.is_empty() {
             let verb = if dry_run { "Would apply" } else { "Applied" };
+            let others = beside_rows(large_objects, applied.sequences);
             format!(
-                "{verb} the changes of branch {} (up to {}) to {target}: {} schema statements, {} rows inserted, {} updated, {} deleted",
+                "{verb} the changes of branch {} (up to {}) to {target}: {} schema statements, {} rows inserted, {} updated, {} deleted{others}",
                 self.branch, done.to_lsn, applied.statements, rows.inserted, rows.updated, rows.deleted
             )
         } else {
@@ -277,6 +280,7 @@ impl Application {
         let details = json!({
             "from_lsn": done.from_lsn, "to_lsn": done.to_lsn,
             "statements": applied.statements, "inserted": rows.inserted, "updated": rows.updated, "deleted": rows.deleted,
+            "large_objects": large_objects, "sequences": applied.sequences,
             "already_there": applied.already_there, "settled": applied.settled, "taken_along": applied.taken_along,
             "conflicts": conflicts, "conflicts_left_out": left_out as u64 + applied.conflicts_left_out, "notes": notes,
             "databases_not_applied": done.other_databases,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::answer::Trouble;
 use super::call::Call;
 use crate::commands::{branch, path_name};
-use crate::duration::{parse_milliseconds, parse_seconds, parse_size};
+use crate::duration::{parse_lifetime, parse_milliseconds, parse_size};
 use crate::failure::Failure;
 
 /// Most branches that are listed.
@@ -187,7 +187,7 @@ pub async fn create(call: &Call, args: CreateArgs) -> Result<Created, Trouble> {
         from: args.from,
         masked: args.masked,
         at: args.at,
-        ttl_s: number(args.ttl.as_deref(), parse_seconds)?.filter(|seconds| *seconds > 0),
+        ttl_s: number(args.ttl.as_deref(), parse_lifetime)?.filter(|seconds| *seconds > 0),
         policy: BranchPolicy {
             read_only: args.read_only,
             statement_timeout_ms: number(args.statement_timeout.as_deref(), parse_milliseconds)?,

@@ -29,7 +29,13 @@ impl DataLock {
     /// Takes the lock, or says who has it.
     pub fn take(data_dir: &Path) -> Result<Self, Failure> {
         let path = data_dir.join("ardent.lock");
-        let failed = |error: std::io::Error| Failure::local(format!("{} cannot be used", path.display()), &error);
+        let failed = |error: std::io::Error| {
+            let failure = Failure::local(format!("{} cannot be used", path.display()), &error);
+            match error.kind() {
+                std::io::ErrorKind::NotFound => failure.hint("there is no such folder: say which with --data-dir"),
+                _ => failure,
+            }
+        };
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let (mut file, errno) = match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
             Ok(file) => return Self::taken(file).map_err(failed),
@@ -94,6 +100,12 @@ mod tests {
         assert!(failure.info.message.contains(&std::process::id().to_string()), "{}", failure.info.message);
         drop(first);
         DataLock::take(folder.path()).expect("free again");
+    }
+
+    #[test]
+    fn who_names_no_data_directory_is_told_so() {
+        let failure = DataLock::take(Path::new("/nonexistent/data")).expect_err("there is none");
+        assert!(failure.info.hint.is_some_and(|hint| hint.contains("--data-dir")));
     }
 
     #[test]

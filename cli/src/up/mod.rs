@@ -10,10 +10,10 @@ pub mod keys;
 pub mod library;
 pub mod logging;
 mod logical;
+mod lost_control;
 mod metrics;
 pub mod names;
 pub mod object_store;
-pub mod open_files;
 mod roles;
 pub mod safekeepers;
 mod wal_archive;
@@ -50,7 +50,7 @@ fn run_until_signal<End: Future<Output = ()>>(
     start: impl AsyncFnOnce() -> Result<(Result<(), Failure>, End), Failure>,
 ) -> Result<(), Failure> {
     logging::start(log_json);
-    open_files::raise();
+    ardent_open_files::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("ardent")

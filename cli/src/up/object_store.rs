@@ -7,12 +7,17 @@ use std::sync::Arc;
 
 use ardent_api::control::ApiErrorCode;
 use ardent_object_store::probe::{ProbeError, probe};
-use ardent_object_store::{CacheOptions, CachedStore, CountedStore, LocalFolder, ObjectStore};
+use ardent_object_store::{CacheOptions, CachedStore, CountedStore, ErrorKind, ListRequest, LocalFolder, ObjectStore};
 use ardent_object_store_s3::{S3Location, S3Options, S3Store};
 
 use super::metrics::StoreMetrics;
 use crate::args::StoreArgs;
 use crate::failure::Failure;
+
+/// What the names of timelines' objects begin with.
+const TIMELINES: &str = "timelines/";
+/// Where a store is unfit.
+const FITNESS: &str = "docs/s3.md says what a store must be able to do";
 
 /// Where a store is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,26 @@ impl StorePlace {
         match self {
             StorePlace::Folder(folder) => format!("file:{}", folder.display()),
             StorePlace::S3(location) => format!("s3://{}/{}", location.bucket, location.prefix),
+        }
+    }
+
+    /// What is to be given for it: with how it is reached.
+    pub fn url(&self) -> String {
+        let StorePlace::S3(location) = self else { return self.identity() };
+        let is_usual = location.path_style == location.endpoint.is_some();
+        let path_style = (!is_usual).then(|| location.path_style.to_string());
+        let parameters = [
+            ("endpoint", location.endpoint.as_ref()),
+            ("region", location.region.as_ref()),
+            ("path-style", path_style.as_ref()),
+            ("profile", location.profile.as_ref()),
+        ];
+        let escaped = |value: &String| value.replace('%', "%25").replace('&', "%26").replace('\'', "%27");
+        let parameters = parameters.into_iter().filter_map(|(name, value)| Some((name, escaped(value?))));
+        let query: Vec<String> = parameters.map(|(name, value)| format!("{name}={value}")).collect();
+        match query.is_empty() {
+            true => self.identity(),
+            false => format!("{}?{}", self.identity(), query.join("&")),
         }
     }
 }
@@ -90,7 +115,7 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
         StorePlace::S3(location) => {
             let far = count(open_s3(location, args)?);
             if known.is_none() {
-                check(&*far)?;
+                check(&*far, &place)?;
             }
             let options = CacheOptions { folder: folder.join("cache"), bytes_max: args.cache_size };
             let opened = CachedStore::open(far.clone(), options);
@@ -109,6 +134,20 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
         write().map_err(|error| Failure::local(format!("{} cannot be written", file.display()), &error))?;
     }
     Ok(store)
+}
+
+/// Whether the store that [`open`] would open has a timeline. Makes nothing: a folder that is not there has none. Blocks: asks for one page of a
+/// listing.
+pub fn has_timelines(folder: &Path, args: &StoreArgs) -> Result<bool, Failure> {
+    let place = args.store.clone().unwrap_or_else(|| StorePlace::Folder(folder.join("store")));
+    let store: Arc<dyn ObjectStore> = match &place {
+        StorePlace::Folder(folder) => Arc::new(LocalFolder::look_at(folder)),
+        StorePlace::S3(location) => open_s3(location, args)?,
+    };
+    let request = ListRequest { prefix: TIMELINES.to_owned(), page_size: Some(1), ..ListRequest::default() };
+    let page = store.list(&request);
+    let page = page.map_err(|error| Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(FITNESS))?;
+    Ok(!page.objects.is_empty())
 }
 
 fn count(store: Arc<dyn ObjectStore>) -> Arc<CountedStore> {
@@ -144,24 +183,28 @@ pub fn attach(
                     .hint(format!("give --store {known} with its endpoint and region")));
             }
             Some(known) => known.parse().map_err(Failure::usage)?,
-            None => {
-                let message = format!("there is no page server's store in {}", folder.display());
-                return Err(Failure::usage(message)
-                    .code(ApiErrorCode::NotFound)
-                    .hint("say which installation with --data-dir, or which store with --store"));
-            }
+            None => return Err(no_store_in(folder)),
         },
     };
     match place {
         StorePlace::Folder(folder) => {
-            let store = LocalFolder::attach(&folder);
-            Ok(Arc::new(store.map_err(|error| Failure::of(&error).code(ApiErrorCode::NotFound))?))
+            let store = LocalFolder::attach(&folder).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => no_store_in(&folder),
+                _ => Failure::of(&error).code(ApiErrorCode::StorageUnavailable),
+            });
+            Ok(Arc::new(store?))
         }
         StorePlace::S3(location) => {
             let options = S3Options { ca_file: ca_file.map(Path::to_owned), ..S3Options::default() };
             Ok(Arc::new(S3Store::open(&location, &options).map_err(|error| Failure::of(&error))?))
         }
     }
+}
+
+fn no_store_in(folder: &Path) -> Failure {
+    Failure::usage(format!("there is no page server's store in {}", folder.display()))
+        .code(ApiErrorCode::NotFound)
+        .hint("say which installation with --data-dir, or which store with --store")
 }
 
 /// The store of a page server in another process, for WAL beside its pages. A folder need not be there yet.
@@ -180,13 +223,24 @@ fn open_s3(location: &S3Location, args: &StoreArgs) -> Result<Arc<dyn ObjectStor
     Ok(Arc::new(store))
 }
 
-/// Asks a store to do all that is needed of it.
-fn check(store: &dyn ObjectStore) -> Result<(), Failure> {
+/// Asks the store at `place` to do all that is needed of it.
+fn check(store: &dyn ObjectStore, place: &StorePlace) -> Result<(), Failure> {
     let nonce = ardent_control::secrets::random_bytes::<8>().map_err(|error| Failure::of(&error))?;
     let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
     probe(store, &nonce).map_err(|error: ProbeError| {
-        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint("docs/s3.md says what a store must be able to do")
+        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(unfit_hint(&error, place))
     })
+}
+
+/// What to look at where a store is not fit.
+fn unfit_hint(error: &ProbeError, place: &StorePlace) -> String {
+    match place {
+        StorePlace::S3(location) if error.is_away() => match &location.endpoint {
+            Some(endpoint) => format!("is the server at {endpoint} running, and is that its address?"),
+            None => "does this host reach AWS? For a server of your own give endpoint= in --store".to_owned(),
+        },
+        _ => FITNESS.to_owned(),
+    }
 }
 
 /// For `ardent doctor`: what the store is, if it is fit.
@@ -194,11 +248,11 @@ pub fn examine(place: &StorePlace, args: &StoreArgs) -> Result<String, Failure> 
     match place {
         StorePlace::Folder(folder) => {
             let store = LocalFolder::open(folder).map_err(|error| Failure::of(&error))?;
-            check(&store)?;
+            check(&store, place)?;
             Ok(format!("{} can be written, and conditional puts are honoured", folder.display()))
         }
         StorePlace::S3(location) => {
-            check(&*open_s3(location, args)?)?;
+            check(&*open_s3(location, args)?, place)?;
             Ok(format!("{location}: writes, reads, lists, deletes, and honours conditional puts"))
         }
     }
@@ -220,6 +274,39 @@ mod tests {
         for bad in ["file:x", "s3://x", "gs://bucket", "/srv/x", ""] {
             assert!(bad.parse::<StorePlace>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_given_for_a_store_names_the_same_one() {
+        for text in [
+            "file:/srv/x",
+            "s3://bucket/p/",
+            "s3://bucket/p/?region=x",
+            "s3://bucket/p/?endpoint=http://127.0.0.1:9000",
+            "s3://bucket/?endpoint=https://m.example.com&region=a%26b&path-style=false&profile=c%27d",
+            "s3://bucket/p/?path-style=true",
+        ] {
+            let place: StorePlace = text.parse().unwrap();
+            assert_eq!(place.url(), text);
+        }
+    }
+
+    #[test]
+    fn who_finds_no_store_is_told_where_to_look() {
+        let hint = |place: &str, kind| {
+            let source = ardent_object_store::StoreError::new(kind, "put", "probe/a", "no connection");
+            let error = ProbeError::Call { step: ardent_object_store::probe::ProbeStep::Write, source };
+            unfit_hint(&error, &place.parse().unwrap())
+        };
+        let own = "s3://bucket/p?endpoint=http://127.0.0.1:9000";
+        assert!(hint(own, ErrorKind::Retry).contains("is the server at http://127.0.0.1:9000 running"));
+        assert!(hint("s3://bucket/p?region=eu-central-1", ErrorKind::Retry).contains("endpoint="));
+        assert!(hint(own, ErrorKind::Denied).contains("docs/s3.md"));
+        let place: StorePlace = "file:/nonexistent/x".parse().unwrap();
+        let failure = attach(Path::new("/nonexistent"), Some(&place), None).err().unwrap();
+        assert_eq!(failure.info.code, ApiErrorCode::NotFound);
+        assert!(failure.info.message.contains("no page server's store in /nonexistent/x"), "{failure:?}");
+        assert!(failure.info.hint.is_some_and(|hint| hint.contains("--store")));
     }
 
     #[test]

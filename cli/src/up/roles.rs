@@ -31,7 +31,7 @@ use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
 use super::object_store::{OpenStore, StorePlace};
 use super::safekeepers::{self, Safekeepers};
-use super::{keys, library, names, object_store, open_files, wal_archive};
+use super::{keys, library, lost_control, names, object_store, wal_archive};
 use crate::args::{ComputeArgs, FrontArgs, KeepArgs, SourcesArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -59,6 +59,7 @@ impl Roles {
     pub async fn start(args: &UpArgs, root: &Path) -> Result<Self, Failure> {
         let place = Place::open(root)?;
         let lock = DataLock::take(root)?;
+        refuse_if_lost(root, args.store.clone()).await?;
         let safekeeper_addrs = safekeepers::addresses(&place, args.safekeepers)?;
         let page_server_addr = ServiceAddr::Unix(place.files.run("pageserver.sock"));
         // First, before anything that would have to be stopped again.
@@ -291,6 +292,13 @@ pub async fn open_store(folder: PathBuf, args: StoreArgs) -> Result<OpenStore, F
     opening.await.map_err(|error| Failure::local("the store could not be opened", &error))?
 }
 
+/// Refuses to start beside what a lost database knew.
+async fn refuse_if_lost(root: &Path, store: StoreArgs) -> Result<(), Failure> {
+    let root = root.to_owned();
+    let looking = tokio::task::spawn_blocking(move || lost_control::refuse(&root, &store));
+    looking.await.map_err(|error| Failure::local("the data directory could not be looked at", &error))?
+}
+
 /// Where safekeepers archive WAL, if they do.
 async fn choose_archive(
     root: &Path,
@@ -369,7 +377,7 @@ fn agent_command() -> Result<Vec<OsString>, Failure> {
         Err(error) => return Err(Failure::local("this program's own file cannot be found", &error)),
     };
     let mut command: Vec<OsString> = vec![program.into(), "agent".into()];
-    if let Some(soft) = open_files::started_with() {
+    if let Some(soft) = ardent_open_files::started_with() {
         command.push("--open-files".into());
         command.push(soft.to_string().into());
     }

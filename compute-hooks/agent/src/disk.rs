@@ -18,6 +18,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const LOOK_SHARE: u32 = 20;
 /// What sets the limit.
 const HINT: &str = "ardent up --compute-disk sets the limit";
+/// What to do where nobody set one, and there was little to take half of.
+const HINT_FULL: &str = "make room on that disk and connect again; ardent up --compute-disk sets another limit";
+/// With less than this free, a host's disk is full, or nearly so.
+const FULL_BYTES: u64 = 1 << 30;
 
 /// Where a compute's processes are found: below the first of them, and in its control groups, which also have those that have left
 /// their parent.
@@ -56,6 +60,8 @@ pub(crate) struct DiskWatch {
     folder: PathBuf,
     processes: Processes,
     bytes_max: u64,
+    /// What was free on the disk, where the limit follows from that.
+    free_at_start: Option<u64>,
     pause: Duration,
     /// That not all could be counted is said once.
     warned: bool,
@@ -64,16 +70,13 @@ pub(crate) struct DiskWatch {
 impl DiskWatch {
     /// Without a limit of its own, a compute may fill half of what is free when it starts.
     pub(crate) fn new(folder: &Path, processes: Processes, limits: &ComputeLimits) -> Self {
-        let free = nix::sys::statvfs::statvfs(folder).map_or(u64::MAX, |stat| {
-            #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
-            u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()))
-        });
-        let bytes_max = match limits.disk_bytes {
-            Some(0) => u64::MAX,
-            Some(bytes) => bytes,
-            None => walk(folder).map_or(0, |found| found.bytes).saturating_add(free / 2),
+        let free = free_bytes(folder).unwrap_or(u64::MAX);
+        let (bytes_max, free_at_start) = match limits.disk_bytes {
+            Some(0) => (u64::MAX, None),
+            Some(bytes) => (bytes, None),
+            None => (walk(folder).map_or(0, |found| found.bytes).saturating_add(free / 2), Some(free)),
         };
-        DiskWatch { folder: folder.to_owned(), processes, bytes_max, pause: LOOK_EVERY, warned: false }
+        DiskWatch { folder: folder.to_owned(), processes, bytes_max, free_at_start, pause: LOOK_EVERY, warned: false }
     }
 
     /// Returns when too much is used, or what is used cannot be told. Cancel-safe.
@@ -99,15 +102,39 @@ impl DiskWatch {
                 self.warned = true;
             }
             if found.bytes > self.bytes_max {
-                let what = format!(
-                    "the compute filled {} MB of local disk, and may fill {} MB",
-                    found.bytes >> 20,
-                    self.bytes_max >> 20
-                );
-                return ComputeError::Limit { what, hint: HINT.to_owned() };
+                return self.too_much(found.bytes);
             }
         }
     }
+
+    /// That the compute takes `bytes`. Where the limit is what was free, and that was little, the host's disk is to be looked at.
+    fn too_much(&self, bytes: u64) -> ComputeError {
+        let taken = format!("the compute filled {} MB of local disk", bytes >> 20);
+        let limit = format!("may fill {} MB", self.bytes_max >> 20);
+        let Some(at_start) = self.free_at_start else {
+            return ComputeError::Limit { what: format!("{taken}, and {limit}"), hint: HINT.to_owned() };
+        };
+        let now = free_bytes(&self.folder).unwrap_or(at_start);
+        if at_start.min(now) >= FULL_BYTES {
+            let what = format!("{taken}, and {limit}: half of what was free when it started");
+            return ComputeError::Limit { what, hint: HINT.to_owned() };
+        }
+        let what = format!(
+            "this host's disk is full or nearly so: {} MB are free at {}, {} MB when the compute started; {taken}, and may fill half of what was free",
+            now >> 20,
+            self.folder.display(),
+            at_start >> 20
+        );
+        ComputeError::Limit { what, hint: HINT_FULL.to_owned() }
+    }
+}
+
+/// What is free on the disk of `folder`; `None`: it cannot be told.
+fn free_bytes(folder: &Path) -> Option<u64> {
+    let stat = nix::sys::statvfs::statvfs(folder).ok()?;
+    #[allow(clippy::useless_conversion, reason = "the types differ between platforms")]
+    let bytes = u64::from(stat.blocks_available()).saturating_mul(u64::from(stat.fragment_size()));
+    Some(bytes)
 }
 
 /// What a look found.
@@ -256,6 +283,24 @@ mod tests {
         let error = watch.full().await;
         assert_eq!(error.code(), "limit");
         assert!(error.to_string().contains("--compute-disk"), "{error}");
+        assert!(!error.to_string().contains("this host's disk"), "somebody set the limit: {error}");
+    }
+
+    #[tokio::test]
+    async fn where_the_limit_is_what_was_free_it_is_the_hosts_disk_that_is_full() {
+        let folder = tempfile::tempdir().expect("a folder");
+        fs::write(folder.path().join("a"), vec![1; 2 << 20]).expect("written");
+        let mut watch = DiskWatch::new(folder.path(), own(), &ComputeLimits::default());
+        assert!(watch.free_at_start.is_some());
+        // As on a disk that had nothing free.
+        (watch.bytes_max, watch.free_at_start, watch.pause) = (1 << 20, Some(0), Duration::ZERO);
+        let error = watch.full().await;
+        assert_eq!(error.code(), "limit");
+        let text = error.to_string();
+        let at = folder.path().display().to_string();
+        for part in ["host's disk is full", "0 MB when the compute started", "make room", at.as_str()] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
     }
 
     #[test]

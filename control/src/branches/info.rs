@@ -15,7 +15,9 @@ impl Control {
             Some(id) => self.context.store.branch_by_id(id)?.map(|parent| parent.known_name().to_owned()),
             None => None,
         };
-        let has_none = row.is_root() || row.deleted.is_some();
+        // What is not there yet, or not any more, has no Postgres and cannot be connected to.
+        let is_made = row.state == BranchState::Ready;
+        let has_none = row.is_root() || row.deleted.is_some() || !is_made;
         let compute = if has_none { ComputeState::None } else { self.pool.state(row.id) };
         let deleted_us = row.deleted.as_ref().map(|deleted| deleted.at_us);
         Ok(BranchInfo {
@@ -43,7 +45,7 @@ impl Control {
             rows_changed: row.policy.max_rows_changed.map(|_| row.usage.rows_changed),
             role: row.role.clone(),
             database: row.database.clone(),
-            url: self.context.url(row),
+            url: if is_made { self.context.url(row) } else { String::new() },
             children: self.context.store.children(row.id)?.into_iter().filter(|name| !name.contains('.')).collect(),
         })
     }

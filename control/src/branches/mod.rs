@@ -39,6 +39,15 @@ struct Made {
     waited: Duration,
 }
 
+/// When a branch that could not be made is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Undone {
+    /// It is.
+    Now,
+    /// Once storage answers: the housekeeper tries it again.
+    Later,
+}
+
 /// A timeline that storage has made.
 pub(crate) struct MadeTimeline {
     /// Where it begins.
@@ -103,10 +112,10 @@ impl Control {
             };
             match made {
                 Ok(waited) => Ok(Made { branch, created, waited }),
-                Err(error) => {
-                    control.undo(&branch).await;
-                    Err(error)
-                }
+                Err(error) => match control.undo(&branch).await {
+                    Undone::Now => Err(error),
+                    Undone::Later => Err(undone_later(&branch, error)),
+                },
             }
         });
         let made = if no_wait && let Ok((branch, created)) = has_begun.await {
@@ -167,7 +176,11 @@ impl Control {
     ) -> Result<(), ErrorInfo> {
         let name = &existing.name;
         if existing.state == BranchState::Deleting {
-            return Err(ErrorInfo::new(ApiErrorCode::Conflict, format!("branch {name} is being deleted"))
+            let message = match existing.was_made() {
+                true => format!("branch {name} is being deleted"),
+                false => format!("branch {name} could not be made, and what was begun of it is not undone yet"),
+            };
+            return Err(ErrorInfo::new(ApiErrorCode::Conflict, message)
                 .with_hint("try again in a moment, or take another name"));
         }
         if existing.is_root() {
@@ -276,15 +289,19 @@ impl Control {
         Ok(MadeTimeline { start_lsn, prev_lsn, away })
     }
 
-    /// Takes back a branch that could not be made.
-    pub(crate) async fn undo(&self, branch: &BranchRow) {
+    /// Takes back a branch that could not be made: now, or, where storage does not answer, whenever it does.
+    pub(crate) async fn undo(&self, branch: &BranchRow) -> Undone {
         let undone = async {
             // A branch that was never ready has no children.
             let _ = self.context.store.begin_delete_branch(branch.id)?;
             self.finish_delete(branch).await
         };
-        if let Err(error) = undone.await {
-            warn!(branch = %branch.name, %error, "a branch that could not be made is not undone yet; it will be tried again");
+        match undone.await {
+            Ok(()) => Undone::Now,
+            Err(error) => {
+                warn!(branch = %branch.name, %error, "a branch that could not be made is not undone yet; it will be tried again");
+                Undone::Later
+            }
         }
     }
 
@@ -370,6 +387,9 @@ impl Control {
     /// The branch's connection string with the password of `role`, which gets one if it has none.
     pub fn branch_url(&self, name: &str, role: Option<&str>) -> Result<UrlReply, ErrorInfo> {
         let branch = self.find_branch(name)?;
+        if branch.state == BranchState::Deleting {
+            return Err(not_found(name));
+        }
         let role = role.unwrap_or(&branch.role).to_owned();
         let url = self.context.url_with_password(&branch, &role)?.ok_or_else(|| {
             let message = format!("the password of role {role} on branch {name} is not known here: it was set by SQL, or came back without its key");
@@ -445,6 +465,19 @@ impl Control {
         let request = ManageRequest::SetRetention { timeline, retention_s };
         self.context.page_service.manage(tenant, request).await.map(|_| ())
     }
+}
+
+/// The error with what becomes of what was begun, in place of a hint that nothing was.
+fn undone_later(branch: &BranchRow, error: ErrorInfo) -> ErrorInfo {
+    let begun = format!(
+        "what was begun of branch {} is undone as soon as storage answers again, and the name is taken until then",
+        branch.name
+    );
+    let hint = match &error.hint {
+        Some(hint) if error.code != ApiErrorCode::StorageUnavailable => format!("{hint}; {begun}"),
+        _ => begun,
+    };
+    error.with_hint(hint)
 }
 
 fn expiry(ttl_s: u64) -> i64 {

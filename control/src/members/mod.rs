@@ -20,6 +20,8 @@
 mod request;
 mod timelines;
 
+pub use request::check_safekeeper_count;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;

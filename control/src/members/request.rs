@@ -16,6 +16,20 @@ use crate::service::Control;
 /// Most safekeepers.
 const COUNT_MAX: usize = 9;
 
+/// Refuses a number of safekeepers that costs one more disk than the number below it and bears no more losses. One that is there already may stay:
+/// whoever replaces one of an even number leaves it as it was.
+pub fn check_safekeeper_count(after: usize) -> Result<(), ErrorInfo> {
+    if after % 2 == 1 {
+        return Ok(());
+    }
+    let (fewer, majority, losses) = (after.saturating_sub(1), after / 2 + 1, (after / 2).saturating_sub(1));
+    let message = format!(
+        "there would be {after} safekeepers, of which {majority} must be up for a commit: they bear the loss of {losses}, as {fewer} would"
+    );
+    let hint = format!("choose an odd number: ardent reconfigure safekeepers {fewer} (or {})", after + 1);
+    Err(invalid(message).with_hint(hint))
+}
+
 fn invalid(message: impl Into<String>) -> ErrorInfo {
     ErrorInfo::new(ApiErrorCode::InvalidArguments, message)
 }
@@ -54,6 +68,9 @@ impl Control {
         let mut joining = Vec::with_capacity(after);
         for address in &request.add {
             joining.push(self.check_joining(service, address, &listed).await?);
+        }
+        if after != listed.present.len() {
+            check_safekeeper_count(after)?;
         }
         if own > 0 && self.host.is_none() {
             return Err(invalid("this server starts no safekeepers of its own")
@@ -361,6 +378,21 @@ impl Listed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_even_number_is_refused_with_what_it_would_be_good_for() {
+        for odd in [1, 3, 5, 7, 9] {
+            assert_eq!(check_safekeeper_count(odd), Ok(()), "{odd}");
+        }
+        let refused = check_safekeeper_count(2).expect_err("two");
+        assert_eq!(refused.code, ApiErrorCode::InvalidArguments);
+        let words = "2 must be up for a commit: they bear the loss of 0, as 1 would";
+        assert!(refused.message.contains(words), "{refused}");
+        let refused = check_safekeeper_count(4).expect_err("four");
+        let words = "3 must be up for a commit: they bear the loss of 1, as 3 would";
+        assert!(refused.message.contains(words), "{refused}");
+        assert!(refused.hint.expect("a hint").contains("ardent reconfigure safekeepers 3 (or 5)"));
+    }
 
     #[test]
     fn no_two_safekeepers_have_one_number() {

@@ -128,6 +128,11 @@ impl BranchRow {
         !self.hidden && self.deleted.is_none() && self.template_name().is_none()
     }
 
+    /// Whether its timeline was there at one time: one that is being deleted without that could not be made.
+    pub fn was_made(&self) -> bool {
+        self.is_root() || self.start_lsn.is_some()
+    }
+
     /// The name that users know it by.
     pub fn known_name(&self) -> &str {
         self.deleted.as_ref().map_or(&self.name, |deleted| &deleted.name)

@@ -218,6 +218,15 @@ pub fn members_in(path: &Path) -> Result<KnownMembers, StoreError> {
     read().map_err(failed("read"))
 }
 
+/// Whether the file at `path` knows no installation: a server has made it that was never connected to a production. Changes nothing.
+pub fn is_blank(path: &Path) -> Result<bool, StoreError> {
+    let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
+    // All that has a timeline belongs to a tenant.
+    let no_tenant = connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM tenants)", [], |row| row.get::<_, bool>(0));
+    Ok(no_tenant.map_err(failed("read"))? && members_in(path)?.membership.is_none())
+}
+
 /// Parses a text column; what does not parse makes the store damaged, never a panic.
 fn parsed<T>(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<T>
 where

@@ -65,6 +65,12 @@ pub struct StatusReply {
     /// How many files the server's process may have open at most; absent: it could not find out.
     #[serde(default)]
     pub open_files_max: Option<u64>,
+    /// Free on the disk of the data directory, in bytes; absent: it could not find out.
+    #[serde(default)]
+    pub disk_free_bytes: Option<u64>,
+    /// Size of that disk, in bytes.
+    #[serde(default)]
+    pub disk_size_bytes: Option<u64>,
 }
 
 /// `GET /v1/whoami`.

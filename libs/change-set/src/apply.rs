@@ -189,9 +189,7 @@ impl<'a> Run<'a> {
         self.applied.inverse.tables = self.tables_back(&tables, snapshots, catalogs).await?;
         // Last: a sequence does not go back with a transaction.
         for change in self.check_sequences().await? {
-            if !self.options.dry_run {
-                self.sequence(change).await?;
-            }
+            self.sequence(change).await?;
         }
         Ok(())
     }

@@ -81,6 +81,9 @@ pub struct Applied {
     pub already_there: u64,
     /// Schema statements that were run.
     pub statements: u64,
+    /// Sequences that were set.
+    #[serde(default)]
+    pub sequences: u64,
     /// Objects of the schema that were not chosen, and taken along because chosen ones need them.
     #[serde(default)]
     pub taken_along: Vec<String>,

@@ -13,7 +13,7 @@ pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
     /// The store's code, if it gave one.
     pub(crate) code: String,
-    detail: String,
+    pub(crate) detail: String,
     /// How long the store asks to wait.
     pub(crate) retry_after: Option<Duration>,
 }
@@ -138,18 +138,30 @@ fn judge_connection(causes: &str) -> (ErrorKind, String) {
     (ErrorKind::Denied, format!("{causes}; {step}"))
 }
 
-/// An error with its causes, each said once.
+/// An error with its causes, each said once. Layers of the client's own that say nothing to people are left out.
 pub(crate) fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let cause = error.to_string();
-        if !text.contains(&cause) {
-            text = format!("{text}: {cause}");
+    let mut text = String::new();
+    let mut last = Some(error);
+    while let Some(error) = last {
+        let said = error.to_string();
+        let said = plain(&said);
+        if !text.contains(said) {
+            let between = if text.is_empty() { "" } else { ": " };
+            text = format!("{text}{between}{said}");
         }
-        source = error.source();
+        last = error.source();
     }
-    text
+    if text.is_empty() { error.to_string() } else { text }
+}
+
+/// What a layer of the client means; empty where it only says that the next one failed.
+fn plain(said: &str) -> &str {
+    match said {
+        "dispatch failure" | "response error" | "service error" | "io error" | "other" => "",
+        "client error (Connect)" | "tcp connect error" => "no connection",
+        "client error (SendRequest)" => "the connection ended before an answer came",
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -182,6 +194,24 @@ mod tests {
         }
         assert_eq!(judge_connection("connection refused").0, ErrorKind::Retry);
         assert_eq!(judge_connection("invalid peer certificate: UnknownIssuer").0, ErrorKind::Denied);
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Layer(&'static str, #[source] Option<Box<Layer>>);
+
+    fn check_causes(layers: &[&'static str], expect: &str) {
+        let chain = layers.iter().rev().fold(None, |below, said| Some(Box::new(Layer(*said, below))));
+        assert_eq!(causes(&*chain.expect("a layer")), expect);
+    }
+
+    #[test]
+    fn the_clients_own_layers_are_left_out_or_put_plainly() {
+        let refused = "Connection refused (os error 111)";
+        let layers = ["dispatch failure", "io error", "client error (Connect)", "tcp connect error", refused];
+        check_causes(&layers, "no connection: Connection refused (os error 111)");
+        check_causes(&["dispatch failure", "other", "no providers in chain"], "no providers in chain");
+        check_causes(&["dispatch failure", "io error"], "dispatch failure");
     }
 
     #[test]

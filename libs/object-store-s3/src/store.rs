@@ -256,7 +256,8 @@ impl Calls {
             let Some(pause) = pause else {
                 return Err(failure.into_error(operation, object, number, started.elapsed()));
             };
-            tracing::debug!(operation, object, number, ?failure, ?pause, "trying the store again");
+            let reason = failure.detail.as_str();
+            tracing::debug!(operation, object, number, reason, ?pause, "trying the store again");
             tokio::time::sleep(pause).await;
         }
         Err(Failure::new(ErrorKind::Internal, "attempts ran out").into_error(operation, object, 0, started.elapsed()))

@@ -24,9 +24,21 @@ pub enum ErrorKind {
     Internal,
 }
 
+impl ErrorKind {
+    /// What became of the call, for people.
+    fn outcome(self) -> &'static str {
+        match self {
+            ErrorKind::Retry => "failed for now",
+            ErrorKind::Denied => "was refused",
+            ErrorKind::Corrupt => "gave damaged bytes",
+            ErrorKind::NotFound | ErrorKind::Precondition | ErrorKind::OutOfRange | ErrorKind::Internal => "failed",
+        }
+    }
+}
+
 /// A call on an object failed. Cheap to clone: several may have waited for the same call.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{operation} of object {object:?} failed ({kind:?}): {detail}")]
+#[error("{operation} of object {object:?} {}: {detail}", kind.outcome())]
 pub struct StoreError {
     kind: ErrorKind,
     operation: &'static str,
@@ -73,5 +85,21 @@ impl StoreError {
     /// The object or prefix concerned.
     pub fn object(&self) -> &str {
         &self.object
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_in_words_what_became_of_a_call() {
+        let check = |kind, expect: &str| {
+            assert_eq!(StoreError::new(kind, "put", "a/b", "why").to_string(), expect);
+        };
+        check(ErrorKind::Retry, "put of object \"a/b\" failed for now: why");
+        check(ErrorKind::Denied, "put of object \"a/b\" was refused: why");
+        check(ErrorKind::Corrupt, "put of object \"a/b\" gave damaged bytes: why");
+        check(ErrorKind::NotFound, "put of object \"a/b\" failed: why");
     }
 }

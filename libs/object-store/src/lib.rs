@@ -17,7 +17,8 @@
 //! each error has a kind ([`ErrorKind`]) and the caller decides.
 //!
 //! Start reading at [`ObjectStore`], then [`LocalFolder`]; [`CachedStore`] keeps parts of a store that is far away on local disk,
-//! [`CountedStore`] counts the calls, and [`FaultyStore`] fails them where a test says so.
+//! [`PieceStore`] reads whole objects with few requests, [`CountedStore`] counts the calls, and [`FaultyStore`] fails them where a
+//! test says so.
 
 mod cache;
 pub mod conformance;
@@ -28,6 +29,7 @@ mod faulty;
 mod local;
 mod memory;
 mod name;
+mod pieces;
 pub mod probe;
 mod store;
 
@@ -38,4 +40,5 @@ pub use faulty::FaultyStore;
 pub use local::LocalFolder;
 pub use memory::MemoryStore;
 pub use name::{NAME_LEN_MAX, NameError, ObjectName};
+pub use pieces::PieceStore;
 pub use store::{ListPage, ListRequest, ObjectMeta, ObjectPart, ObjectStore, UnfinishedUpload, list_all};

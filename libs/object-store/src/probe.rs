@@ -60,9 +60,20 @@ pub enum ProbeError {
     },
 }
 
-/// Asks `store` to do all that is needed, below `probe/NONCE/`, and removes what that wrote. `nonce` is new with every call.
+impl ProbeError {
+    /// Whether the store was not there, or too busy: a moment later it may be fit.
+    pub fn is_away(&self) -> bool {
+        matches!(self, ProbeError::Call { source, .. } if source.kind() == ErrorKind::Retry)
+    }
+}
+
+/// Asks `store` to do all that is needed, below `probe/NONCE/`, and removes what that wrote, unless the store went away: waiting for it
+/// a second time tells nothing new. `nonce` is new with every call.
 pub fn probe(store: &dyn ObjectStore, nonce: &str) -> Result<(), ProbeError> {
     let result = check(store, nonce);
+    if result.as_ref().is_err_and(ProbeError::is_away) {
+        return result;
+    }
     let removed = names(nonce).and_then(|names| {
         store.delete_many(&names).map_err(|source| ProbeError::Call { step: ProbeStep::Delete, source })
     });
@@ -136,8 +147,23 @@ fn winners(store: &dyn ObjectStore, name: &ObjectName) -> Result<usize, ProbeErr
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::MemoryStore;
+    use crate::fault::{FailPoints, FaultAction};
+    use crate::{CountedStore, FaultyStore, MemoryStore, Operation};
+
+    #[test]
+    fn a_store_that_is_away_is_waited_for_once() {
+        let faults = Arc::new(FailPoints::new());
+        faults.arm("upload.thing", 1, FaultAction::Fail);
+        let faulty = FaultyStore::new(Arc::new(MemoryStore::new()), faults, |_| "thing");
+        let counted = CountedStore::new(Arc::new(faulty));
+        let error = probe(&counted, "nonce").unwrap_err();
+        assert!(error.is_away(), "{error}");
+        let calls: u64 = Operation::ALL.into_iter().map(|operation| counted.stats(operation).calls).sum();
+        assert_eq!(calls, 1, "the first put");
+    }
 
     #[test]
     fn a_good_store_passes_and_is_left_as_it_was() {

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::wal_service::{CAN_CHANGE_MEMBERS, Request, Response};
+use ardent_types::with_causes;
 
 use crate::connection::{Binding, connect};
 use crate::error::ClientError;
@@ -49,7 +50,7 @@ pub(crate) async fn run(
     loop {
         let mut was_up = false;
         let Err(error) = serve(index, &address, &binding, &events, &mut was_up).await else { return };
-        tracing::debug!(%address, error = ?error, "safekeeper connection ended");
+        tracing::debug!(%address, error = with_causes(&error), "safekeeper connection ended");
         if events.send((index, PeerEvent::Down(error))).is_err() {
             return;
         }

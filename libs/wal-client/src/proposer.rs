@@ -16,7 +16,7 @@ use ardent_api::wal_service::{
 use ardent_pg_format::PgMajor;
 use ardent_pg_format::wal::RecordBoundaryTracker;
 use ardent_quorum::{CloseReason, Configuration, ProposerEffect, ProposerInput, ProposerLimits, Voter};
-use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId, WalSegmentSize};
+use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId, WalSegmentSize, with_causes};
 
 use crate::connection::Binding;
 use crate::error::{ClientError, ProposerError};
@@ -709,7 +709,9 @@ impl Owner {
                 let mut reader = TailReader::connect(&address, &binding, term).await?;
                 reader.last_record(shape, from, to).await
             };
-            let cut = scanned.await.map_err(|error| tracing::info!(error = ?error, "the log cannot be scanned"));
+            let cut = scanned.await.map_err(|error: ClientError| {
+                tracing::info!(error = with_causes(&error), "the log cannot be scanned");
+            });
             TailEvent::Scanned { term, cut: cut.ok() }
         });
     }
@@ -721,7 +723,9 @@ impl Owner {
                 let mut reader = TailReader::connect(&address, &binding, term).await?;
                 reader.read(from, to).await
             };
-            let bytes = fetched.await.map_err(|error: ClientError| tracing::info!(error = ?error, "fetch failed"));
+            let bytes = fetched.await.map_err(|error: ClientError| {
+                tracing::info!(error = with_causes(&error), "fetch failed");
+            });
             TailEvent::Fetched { peer, term, start: from, bytes: bytes.unwrap_or_default() }
         });
     }

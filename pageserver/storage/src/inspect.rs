@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, StoreError, list_all};
+use ardent_object_store::{ErrorKind, ObjectName, ObjectStore, PieceStore, StoreError, list_all};
 use ardent_types::{Key, Lsn, TenantId, TimelineId};
 use serde::Serialize;
 
@@ -204,13 +204,7 @@ pub fn inspect_layer(
     object: &ObjectName,
     versions_max: usize,
 ) -> Result<LayerInfo, InspectError> {
-    let desc = match describe(&**store, object) {
-        Err(LayerError::Store(error)) if error.kind() == ErrorKind::NotFound => {
-            return Err(InspectError::NotFound { what: object.to_string() });
-        }
-        desc => desc?,
-    };
-    let layer = Layer::new(desc, object.clone(), store.clone(), Arc::new(ClockCache::new(CACHE_BYTES)));
+    let layer = layer_at(store, object)?;
     let versions_checked = layer.verify()?;
     let (mut versions, mut value_bytes) = (Vec::new(), 0);
     let mut cursor = layer.cursor(StoredKey::MIN)?;
@@ -236,6 +230,23 @@ pub fn inspect_layer(
         record_positions: layer.boundaries()?.len(),
         versions,
     })
+}
+
+/// Reads and checks all that a layer file holds, once: how many versions that is.
+pub fn verify_layer(store: &Arc<dyn ObjectStore>, object: &ObjectName) -> Result<u64, InspectError> {
+    Ok(layer_at(store, object)?.verify()?)
+}
+
+/// A layer file that is read from begin to end: in pieces, as a request for each of its blocks takes long where the store is far away.
+fn layer_at(store: &Arc<dyn ObjectStore>, object: &ObjectName) -> Result<Arc<Layer>, InspectError> {
+    let store: Arc<dyn ObjectStore> = Arc::new(PieceStore::new(store.clone()));
+    let desc = match describe(&*store, object) {
+        Err(LayerError::Store(error)) if error.kind() == ErrorKind::NotFound => {
+            return Err(InspectError::NotFound { what: object.to_string() });
+        }
+        desc => desc?,
+    };
+    Ok(Layer::new(desc, object.clone(), store, Arc::new(ClockCache::new(CACHE_BYTES))))
 }
 
 /// What files have of `key`, and what a read of it at `lsn` makes of that; without, at the last record that is stored.

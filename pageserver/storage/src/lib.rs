@@ -98,7 +98,7 @@ pub use error::{
 pub use glance::Glance;
 pub use inspect::{
     InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
-    inspect_manifest_object, inspect_page, layers_of,
+    inspect_manifest_object, inspect_page, layers_of, verify_layer,
 };
 pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;

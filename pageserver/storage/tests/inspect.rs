@@ -6,10 +6,11 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ardent_object_store::{LocalFolder, ObjectName, ObjectStore, list_all};
+use ardent_object_store::{CountedStore, LocalFolder, ObjectName, ObjectStore, Operation, list_all};
 use ardent_pg_redo::Value;
 use ardent_storage::{
     InspectError, find_timeline, inspect_layer, inspect_manifest, inspect_manifest_object, inspect_page, layers_of,
+    verify_layer,
 };
 use support::*;
 
@@ -60,6 +61,25 @@ fn manifests_layers_and_pages_are_shown() {
     assert_eq!(at(2, 1, Some(0x110)).content_crc32, crc("c"), "by way of the ancestor");
     assert_eq!((at(1, 0, None).content_crc32, at(1, 0, None).content_bytes), (crc("a"), Some(8192)));
     assert_eq!((at(1, 5, None).content_bytes, at(1, 5, None).problem), (None, None), "absent");
+}
+
+#[test]
+fn a_layer_is_verified_whole_with_one_request_for_its_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, store) = prepare(folder.path());
+    let counted = Arc::new(CountedStore::new(store.clone()));
+    let far: Arc<dyn ObjectStore> = counted.clone();
+    let layers = layers_of(&*store, TENANT, timeline_id(1)).unwrap();
+    for layer in &layers {
+        let versions = inspect_layer(&store, layer, 0).unwrap().versions_checked;
+        assert_eq!(verify_layer(&far, layer).unwrap(), versions);
+    }
+    assert_eq!(counted.stats(Operation::GetPart).calls, layers.len() as u64);
+    let file = path.join(layers[0].as_str());
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4] ^= 0x40;
+    fs::write(&file, bytes).unwrap();
+    assert!(matches!(verify_layer(&far, &layers[0]), Err(InspectError::Corrupt(_))));
 }
 
 #[test]

@@ -118,7 +118,7 @@ fn schemas() -> Value {
         json!({ "oneOf": [
             event("preflight", &[("event", "string"), ("report", "PreflightReport")]),
             event("progress", &[("event", "string"), ("phase", "string"), ("bytes_done", "integer"),
-                ("bytes_total", "integer"), ("elapsed_ms", "integer")]),
+                ("bytes_total", "integer"), ("elapsed_ms", "integer"), ("waits_for", "[string]")]),
             event("done", &[("event", "string"), ("connector", "Connector")]),
             event("error", &[("event", "string"), ("error", "ErrorInfo")]),
         ] }),

@@ -19,6 +19,8 @@ pub(super) const OBJECTS: &[Object] = &[
             ("computes_running", "integer"),
             ("clock_problem", "string?"),
             ("open_files_max", "integer?"),
+            ("disk_free_bytes", "integer?"),
+            ("disk_size_bytes", "integer?"),
         ],
     ),
     (

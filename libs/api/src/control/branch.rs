@@ -203,7 +203,7 @@ pub enum BranchState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ComputeState {
-    /// A root branch has none.
+    /// A root branch has none, nor has one that is being made or deleted.
     None,
     /// Not running; the next connection wakes it.
     Suspended,
@@ -282,7 +282,7 @@ pub struct BranchInfo {
     pub role: String,
     /// The database of `url`.
     pub database: String,
-    /// The connection string without its password.
+    /// The connection string without its password; empty while the branch is being made or deleted.
     pub url: String,
     /// Names of the branches made from it.
     pub children: Vec<String>,

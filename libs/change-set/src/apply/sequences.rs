@@ -119,14 +119,20 @@ impl<'a> Run<'a> {
         Ok(found)
     }
 
+    /// Sets a sequence. A dry run, which could not take that back, looks whether it is there.
     pub(super) async fn sequence(&mut self, change: &SequenceChange) -> Result<(), ApplyError> {
         let (Some(value), called) = (change.new, change.new_called.unwrap_or(true)) else { return Ok(()) };
         let name = qualified(&change.schema, &change.name);
-        let set = format!("select setval(to_regclass({}), {value}, {called})", literal(&name));
+        let sequence = format!("to_regclass({})", literal(&name));
+        let set = match self.options.dry_run {
+            true => format!("select {sequence}"),
+            false => format!("select setval({sequence}, {value}, {called})"),
+        };
         if self.target.rows(&set).await?.first().is_none_or(|row| row.first().is_none_or(Option::is_none)) {
-            self.applied.notes.push(format!("sequence {name} is not in the target: it was not set"));
+            self.applied.notes.push(format!("sequence {name} is not in the target: it is not set"));
             return Ok(());
         }
+        self.applied.sequences += 1;
         if change.old.is_some() {
             self.applied.inverse.sequences.push(inverse::sequence(change));
         }

@@ -63,8 +63,8 @@ fn chosen_rows_and_objects_are_applied_alone_and_undone() {
         let applied = pair.apply("target", &set, options);
         assert_eq!(applied.conflicts, []);
         assert_eq!(
-            (dry.rows, dry.statements, &dry.taken_along),
-            (applied.rows, applied.statements, &applied.taken_along)
+            (dry.rows, dry.statements, dry.sequences, &dry.taken_along),
+            (applied.rows, applied.statements, applied.sequences, &applied.taken_along)
         );
         check();
         let undone = pair.apply("target", &applied.inverse, &ApplyOptions::default());
@@ -144,6 +144,7 @@ fn chosen_rows_and_objects_are_applied_alone_and_undone() {
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions { rows: rows(&["app.serials:2"]), ..chosen() });
     assert!(applied.notes.iter().any(|note| note.contains("serials_id_seq")), "{:?}", applied.notes);
+    assert_eq!((applied.sequences, applied.rows.inserted), (1, 1));
     assert_eq!(sql("insert into app.serials (v) values (9) returning id"), "3");
 
     // What is not there is named.

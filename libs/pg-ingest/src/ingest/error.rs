@@ -10,7 +10,7 @@ use super::main_data::CutShort;
 #[derive(Debug, thiserror::Error)]
 pub enum IngestError<E: std::error::Error + 'static> {
     /// Storage could not be read. Load again once it can.
-    #[error("the state needed to ingest the WAL record that ends at {lsn} can't be read")]
+    #[error("the state needed to ingest {} can't be read", ingested(*lsn))]
     State {
         /// End of the record; zero while loading.
         lsn: Lsn,
@@ -56,6 +56,11 @@ pub enum IngestError<E: std::error::Error + 'static> {
         /// What is wrong.
         what: String,
     },
+}
+
+/// What was to be ingested: a record, by its end, or all WAL that comes next.
+fn ingested(lsn: Lsn) -> String {
+    if lsn.is_valid() { format!("the WAL record that ends at {lsn}") } else { "WAL".to_owned() }
 }
 
 /// [`IngestError`] without its record.

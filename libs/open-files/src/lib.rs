@@ -1,10 +1,20 @@
-//! How many files a process may have open: a server as many as the system lets it, computes as many as the server was started with.
+//! How many files a process may have open: a server as many as the system lets it, what it starts as many as the server was started with.
+//!
+//! ```text
+//!  server: raise() ──► soft limit = hard limit
+//!            ├─ agent --open-files N ──► limit_to(N) ──► Postgres
+//!            └─ as_before(command) ──► initdb, pg_dump, restore commands
+//! ```
 //!
 //! A safekeeper has a file open for each branch that is written to, and every session is a socket or two, while the usual soft limit is
 //! 1024. More is not for everybody: a program that waits with `select()` breaks at descriptor 1024, which is why the limit is soft. So
-//! what a branch's users run gets it as it was.
+//! what a branch's users run gets it as it was, and so do the programs of others.
+//!
+//! Knows nothing of who needs which files, but for a number for each branch ([`needed`]). Start reading at [`raise`].
 
 use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::sync::OnceLock;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -37,6 +47,15 @@ pub fn started_with() -> Option<u64> {
     STARTED_WITH.get().copied()
 }
 
+/// Gives the program that `command` starts the soft limit that this process was started with, if [`raise`] has found one. It makes the
+/// start a `fork`, which takes the longer the more memory this process has: what is started often sets its limit itself
+/// ([`limit_to`]).
+pub fn as_before(command: &mut Command) {
+    let Some(soft) = started_with() else { return };
+    // SAFETY: between fork and exec it makes two system calls, and neither allocates nor locks.
+    unsafe { command.pre_exec(move || limit_to(soft)) };
+}
+
 /// Sets the soft limit of this process; not above the hard one.
 pub fn limit_to(soft: u64) -> io::Result<()> {
     let (_, hard) = limits()?;
@@ -62,13 +81,24 @@ mod tests {
 
     #[test]
     fn a_server_has_all_that_it_may_and_what_it_starts_gets_back_what_was() {
-        let before = limits().expect("there are limits");
+        let (_, hard) = limits().expect("there are limits");
+        let before = (hard.min(700), hard);
+        limit_to(before.0).expect("less is always allowed");
+        let said = |of: &dyn Fn(&mut Command)| {
+            let mut command = Command::new("sh");
+            command.args(["-c", "ulimit -S -n"]);
+            of(&mut command);
+            let output = command.output().expect("a shell can be run");
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        };
         raise();
-        // Others of this process's tests may have raised it before.
-        assert!(started_with().is_some_and(|soft| soft <= before.1));
-        assert_eq!(limits().expect("there are limits"), (before.1, before.1));
+        assert_eq!(started_with(), Some(before.0));
+        assert_eq!(limits().expect("there are limits"), (hard, hard));
+        assert_eq!(said(&|_| ()), hard.to_string());
+        assert_eq!(said(&as_before), before.0.to_string());
+        assert_eq!(limits().expect("there are limits"), (hard, hard), "this process keeps its own");
         limit_to(u64::MAX).expect("the most that there may be");
-        assert_eq!(limits().expect("there are limits"), (before.1, before.1));
+        assert_eq!(limits().expect("there are limits"), (hard, hard));
         limit_to(before.0).expect("less is always allowed");
         assert_eq!(limits().expect("there are limits"), before);
     }
