@@ -11,8 +11,9 @@ use crate::outcome::ApplyError;
 pub(crate) const SETTINGS: &str = "set local search_path = pg_catalog; set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres'; \
      set local timezone = 'UTC'; set local bytea_output = 'hex'; set local extra_float_digits = 1; set local xmlbinary = 'base64'; \
      set local lc_monetary = 'C'; set local row_security = off; set local check_function_bodies = off; \
-     set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on; \
-     set local quote_all_identifiers = off";
+     set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on";
+/// What is read of a target's catalogs is compared with what other servers say; a script reads none.
+const READING: &str = "set local quote_all_identifiers = off";
 
 /// Longest part of a statement in an error, in characters.
 const SHOWN_LEN_MAX: usize = 300;
@@ -33,7 +34,7 @@ impl<'a> Target<'a> {
     ) -> Result<Target<'a>, ApplyError> {
         let target = Target { client };
         target.run("BEGIN").await?;
-        target.run(SETTINGS).await?;
+        target.run(&format!("{SETTINGS}; {READING}")).await?;
         target
             .run(&format!(
                 "set local lock_timeout = {lock_timeout_ms}; set local statement_timeout = {statement_timeout_ms}"
