@@ -1,7 +1,7 @@
 //! One `ardent up` with everything of its own.
 
 use std::fs::{self, File, Metadata, Permissions};
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
@@ -328,7 +328,12 @@ impl House {
         assert_eq!(self.compute_processes(), [], "computes run");
         for entry in fs::read_dir(self.data_dir().join("computes")).expect("the folder can be listed") {
             let path = entry.expect("the folder can be listed").path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let remove = || if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            // No process is left, but the server may be putting something down of it at this moment.
+            let removed = wait_until("a compute's folder stays empty", 10, || match remove() {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => None,
+                removed => Some(removed),
+            });
             removed.expect("a compute at rest can be thrown away");
         }
     }
