@@ -106,6 +106,23 @@ impl Control {
         }
     }
 
+    /// What a new timeline leaves at `point` of `parent`'s history: the branch as it was on the timeline that it was on then, and the point on
+    /// that. Only a time says which one: where a branch was reset or restored since, it is on another by now.
+    pub(crate) async fn parent_at(
+        &self,
+        parent: &BranchRow,
+        point: PointSpec,
+    ) -> Result<(BranchRow, PointSpec), ErrorInfo> {
+        let PointSpec::Time(at_us) = point else { return Ok((parent.clone(), point)) };
+        let never_moved = parent.is_root() || parent.since_us == parent.created_us;
+        if never_moved || parent.since_us <= at_us {
+            return Ok((parent.clone(), point));
+        }
+        let PointInHistory { stretch, lsn } = self.point_in_history(parent, point).await?;
+        let Stretch { timeline, ancestor, start_lsn, since_us, .. } = stretch;
+        Ok((BranchRow { timeline, ancestor, start_lsn, since_us, ..parent.clone() }, PointSpec::Lsn(lsn)))
+    }
+
     /// Where a position is that the branch was at: on its timeline, or else where another timeline of the branch's begins.
     pub(crate) async fn position_in_history(
         &self,

@@ -20,7 +20,7 @@ use ardent_types::{BranchId, Lsn};
 
 use crate::branches::shutting_down;
 use crate::compute::ComputePool;
-use crate::connectors::Creation;
+use crate::connectors::{Creation, for_connector};
 use crate::context::Context;
 use crate::deps::{ConnectorSpec, ImportProgress, LogicalStatus, PostgresAt, RootBranch};
 use crate::pgurl::PgUrl;
@@ -197,7 +197,7 @@ impl Control {
             left_out: status.left_out,
             new_tables: status.new_tables,
             not_followed: status.not_followed,
-            schema_changes: status.schema_changes,
+            schema_changes: status.schema_changes.iter().map(|change| for_connector(change, &row.name)).collect(),
         })
     }
 

@@ -125,6 +125,7 @@ impl Control {
             None => None,
         };
         let parent = parent.ok_or_else(|| not_found(&branch.name))?;
+        let (parent, point) = self.parent_at(&parent, point).await?;
         let point = self.point_on(&parent, point).await?;
         let origin = Origin { source: parent.timeline, ancestor: parent.timeline, point };
         self.switch(branch, &parent, SwitchKind::Reset, origin).await

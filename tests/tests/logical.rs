@@ -1,6 +1,8 @@
 //! A server that gives no physical replication, and a role that is no superuser, as managed services have them.
 
 use std::process::{Child, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use ardent_test_pg::{TestPg, TestPgOptions};
 use ardent_tests::{House, MANAGED_HBA, managed, managed_url, pg_program, sql, try_sql, wait_until};
@@ -474,9 +476,10 @@ fn what_chosen_schemas_leave_out_and_wait_for_is_said() {
          insert into a1.t values (1); insert into a1.p values (1), (11)",
     );
     let house = House::start();
+    // For as long as it takes until somebody is told.
     let writer = Writer::start(
         &production,
-        "with written as (insert into a1.slow default values returning id) select pg_sleep(3) from written",
+        "with written as (insert into a1.slow default values returning id) select pg_sleep(600) from written",
     );
     wait_until("it writes", 60, || {
         let writes = production.sql("select exists (select from pg_stat_activity where backend_xid is not null)");
@@ -484,8 +487,16 @@ fn what_chosen_schemas_leave_out_and_wait_for_is_said() {
     });
     let url = managed_url(&production, "shop");
     let create = ["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical", "--schemas", "a1"];
-    let created = house.ardent(&create);
+    let creating = house.background(&create);
+    wait_until("status says what it waits for", 60, || {
+        let status = house.ardent(&["connector", "status", "shop"]);
+        format!("{status:?}").contains("transaction of role app").then_some(())
+    });
+    // Its own progress asks a few times a second.
+    thread::sleep(Duration::from_secs(2));
     drop(writer);
+    production.sql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(600)%' and pid <> pg_backend_pid()");
+    let created = creating.finish();
     assert_eq!(created.code, 0, "{created:?}");
     for words in [
         "when this has ended: transaction of role app in database shop (process ",

@@ -300,11 +300,11 @@ fn columns_that_look_as_before_and_are_not_stop() {
          insert into anew select n, n from generate_series(1, 3) n; insert into twice values (1);
          insert into swapped select n, n, 10 * n from generate_series(1, 3) n",
     );
-    let house = House::start();
+    let mut house = House::start();
     house.connect_logical(&production, &[]);
-    let stopped = |statements: &str, words: &[&str]| {
+    let stopped = |house: &House, statements: &str, words: &[&str]| {
         as_app(&production, statements);
-        let why = problem(&house);
+        let why = problem(house);
         for words in words {
             assert!(why.contains(words), "{words}: {why}");
         }
@@ -324,6 +324,7 @@ fn columns_that_look_as_before_and_are_not_stop() {
 
     // It was given by a default that is gone: to each row another value, or one to all, written out since.
     stopped(
+        &house,
         "alter table filled add column u uuid default gen_random_uuid(); alter table filled alter column u drop default;
          insert into filled values (4)",
         &["public.filled", "column u was added", "connector resume"],
@@ -337,12 +338,13 @@ fn columns_that_look_as_before_and_are_not_stop() {
         "alter table frozen add column x int default 5; alter table frozen alter column x drop default",
     );
     production.sql_in("shop", "vacuum full frozen");
-    stopped("insert into frozen values (4)", &["public.frozen", "column x was added", "connector resume"]);
+    stopped(&house, "insert into frozen values (4)", &["public.frozen", "column x was added", "connector resume"]);
     resume(&house, "alter table frozen add column x int default 5; alter table frozen alter column x drop default");
     house.assert_equal_to_production();
 
     // The same name and type, and another column.
     stopped(
+        &house,
         "alter table anew drop column n; alter table anew add column n int default 5; insert into anew values (4)",
         &["public.anew", "column n", "made anew", "connector resume"],
     );
@@ -351,6 +353,7 @@ fn columns_that_look_as_before_and_are_not_stop() {
     let swap =
         "alter table swapped rename n to x; alter table swapped rename m to n; alter table swapped rename x to m";
     stopped(
+        &house,
         &format!("{swap}; insert into swapped values (4, 40, 4)"),
         &["public.swapped", "is by now what column", "connector resume"],
     );
@@ -361,8 +364,22 @@ fn columns_that_look_as_before_and_are_not_stop() {
     let seen = "select (select sum(n) from anew), (select string_agg(n || ' ' || m, ',' order by id) from swapped)";
     assert_eq!(sql(&branch, seen), sql(&managed_url(&production, "shop"), seen));
 
+    // What came before such a change while nobody followed is of the table as it was, and is there when it stops.
+    house.stop();
+    for statement in
+        ["update noted set more = 7", "alter table noted rename more to still", "update noted set still = 8"]
+    {
+        as_app(&production, statement);
+    }
+    house.up();
+    let why = problem(&house);
+    assert!(why.contains("public.noted") && why.contains("still"), "{why}");
+    resume(&house, "alter table noted rename more to still");
+    house.assert_equal_to_production();
+
     // One that came and went may have had the name of the one that came after it.
     stopped(
+        &house,
         "alter table twice add column x int; insert into twice values (2, 1); alter table twice drop column x;
          alter table twice add column x int default 5; insert into twice values (3)",
         &["public.twice", "column x was added", "came and went", "connector resume"],

@@ -43,6 +43,8 @@ fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     let (time, lsn) = (sql(&work, NOW), sql(&work, "select pg_current_wal_insert_lsn()"));
     sql(&work, "delete from t; create table later (n int)");
     assert_eq!(sql(&work, COUNT), "0");
+    let emptied = sql(&work, NOW);
+    let below = house.branch("below", "work");
 
     // The same URL, with what the branch held then; a session that was open is told.
     let session = Session::start(&work, "sleeper", &["select pg_sleep(600)"]);
@@ -78,7 +80,15 @@ fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     let early = house.ardent(&["branch", "create", "x", "--from", "main", "--at", "2020-01-01T00:00:00Z"]);
     early.refused(2, &["2020-01-01", "is before that"]);
     let create = |at: &str| house.ardent(&["branch", "create", "x", "--from", "work", "--at", at]);
-    create(&time).refused(2, &["the history of branch work goes from 0/", "last commit"]);
+    // A time means what the branch was then, also where it was restored or reset since.
+    for (name, at, count) in [("full", &time, "1001"), ("empty", &emptied, "0")] {
+        let then = house.ok(&["branch", "create", name, "--from", "work", "--at", at, "--print-url"]);
+        assert_eq!(sql(&then, COUNT), count, "{name}");
+        assert_eq!(house.ardent(&["branch", "diff", name, "--stat", "--exit-code"]).code, 0, "{name}");
+        house.ok(&["branch", "reset", "below", "--at", at]);
+        assert_eq!(sql(&below, COUNT), count, "reset to that time");
+    }
+    create("2020-01-01T00:00:00Z").refused(2, &["not in the history of branch work", "branch history work"]);
     create("FF/0").refused(2, &["the history of branch work goes from 0/"]);
     create("2999-01-01T00:00:00Z").refused(2, &["lies in the future"]);
     create("2026-01-01T00:00:00").refused(2, &["time zone"]);
@@ -95,7 +105,7 @@ fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     assert_eq!(sql(&child, &format!("{COUNT} where n <= 5001")), "1001", "the same URL again");
 
     // Deleting for good gives all of it back, what the branch was included.
-    house.ok(&["branch", "delete", "child", "work", "past", "--for-good"]);
+    house.ok(&["branch", "delete", "child", "work", "past", "full", "empty", "below", "--for-good"]);
     let root = house.json(&["branch", "info", "main"]);
     let of_root = format!("{}/{}", word(&root, "tenant_id"), word(&root, "timeline_id"));
     assert_eq!(house.timelines(), [format!("pageserver/store/timelines/{of_root}"), format!("safekeeper/{of_root}")]);

@@ -1,5 +1,5 @@
-//! A start without control's database where timelines are there: what knew them is lost, and a server that began anew beside them would
-//! refuse everybody's passwords and find `ardent recover control` in its way.
+//! A start without control's database, or with one that knows nothing, where timelines are there: what knew them is lost, and a server
+//! that began anew beside them would refuse everybody's passwords and find `ardent recover control` in its way.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -19,24 +19,30 @@ const SAFEKEEPER: &str = "safekeeper";
 /// In a timeline's folder of a safekeeper's, for as long as it has it.
 const STATE_FILE: &str = "state";
 
-/// Refuses to start on `root` if there is no database, but timelines: in a safekeeper's folder, or in the store. Writes nothing. Blocks: where there is
+/// Refuses to start on `root` if there is no database, or a blank one, but timelines: in a safekeeper's folder, or in the store. Writes nothing. Blocks: where there is
 /// no database it asks the store for one page of a listing.
 pub fn refuse(root: &Path, args: &StoreArgs) -> Result<(), Failure> {
     let database = root.join("control.db");
     let is_there = database.try_exists();
-    if is_there.map_err(|error| Failure::local(format!("{} cannot be read", database.display()), &error))? {
+    let is_there =
+        is_there.map_err(|error| Failure::local(format!("{} cannot be read", database.display()), &error))?;
+    // One that cannot be read says why when it is opened.
+    let is_blank = is_there && matches!(ardent_control::store::is_blank(&database), Ok(true));
+    if is_there && !is_blank {
         return Ok(());
     }
+    let is_gone = if is_blank { "knows nothing" } else { "is gone" };
     let recover = recover_command(root, args);
     let pages = root.join("pageserver");
     let with_wal = folder_with_timelines(root)
         .map_err(|error| Failure::local(format!("{} cannot be read", root.display()), &error))?;
     let (message, hint) = if let Some(folder) = with_wal {
         (
-            format!("{} is gone, and {} has WAL of branches that it knew", database.display(), folder.display()),
+            format!("{} {is_gone}, and {} has WAL of branches that it knew", database.display(), folder.display()),
             format!("have it made anew from the store: {recover}; to begin with nothing, choose another --data-dir"),
         )
-    } else if object_store::has_timelines(&pages, args)? {
+    } else if !is_blank && object_store::has_timelines(&pages, args)? {
+        // What is left of connectors that were deleted may be in the store of a blank one.
         (
             format!("{} is not there, and the store has the pages of an installation", database.display()),
             format!(
@@ -139,6 +145,8 @@ mod tests {
         assert!(said.contains(&format!("ardent recover control --data-dir {};", root.display())), "{said}");
         put(&root.join("control.db"));
         assert_eq!(hint(root, &args(None)), None, "it is there");
+        fs::write(root.join("control.db"), b"").expect("written");
+        assert_eq!(hint(root, &args(None)), Some(said), "it knows nothing");
     }
 
     #[test]

@@ -30,6 +30,8 @@ const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
 /// So many changes, or so much time, end a transaction on the root where one of production's ends.
 const TOGETHER_MAX: usize = 20_000;
 const TOGETHER_TIME: Duration = Duration::from_millis(200);
+/// How long each of production's transactions is one on the root, once a change was refused: it may be one that passes.
+const ONE_BY_ONE: Duration = Duration::from_secs(60);
 /// Texts of statements that are kept prepared.
 const PREPARED_MAX: usize = 1000;
 
@@ -111,6 +113,7 @@ pub(crate) struct Applier {
     session: Option<RootSession>,
     /// On production, while a transaction is open on the root and tables are looked at.
     production: Option<Arc<Client>>,
+    one_by_one_until: Option<Instant>,
     /// What the root's origin says, once it was asked.
     applied: Lsn,
     targets: HashMap<u32, Target>,
@@ -135,6 +138,7 @@ impl Applier {
             passed_over: state.passed_over.clone(),
             session: None,
             production: None,
+            one_by_one_until: None,
             applied: Lsn::INVALID,
             targets: HashMap::new(),
             open: None,
@@ -175,7 +179,16 @@ impl Applier {
 
     /// Whether what was applied should be committed, even if more is there.
     pub fn is_full(&self) -> bool {
-        self.open.as_ref().is_some_and(|open| open.changes >= TOGETHER_MAX || open.began.elapsed() >= TOGETHER_TIME)
+        self.open.as_ref().is_some_and(|open| {
+            self.one_by_one_until.is_some_and(|until| Instant::now() < until)
+                || open.changes >= TOGETHER_MAX
+                || open.began.elapsed() >= TOGETHER_TIME
+        })
+    }
+
+    /// Each of production's transactions is one on the root for a while: what comes before a change that is refused is there then.
+    pub fn apply_one_by_one(&mut self) {
+        self.one_by_one_until = Some(Instant::now() + ONE_BY_ONE);
     }
 
     /// Production has sent all below `lsn`.

@@ -157,8 +157,8 @@ fn add(table: &str, name: &str, column: &SourceColumn) -> Result<Vec<String>, St
         }
         (None, None) if !column.not_null && !column.is_null => {
             return Err(format!(
-                "column {name} was added, its rows were written anew, and some hold values in it: whether changes bring these, or a \
-                 default gave them that is gone, cannot be told. Add it here with what rows held in it when it came (where that is \
+                "column {name} was added, and rows hold values in it; whether changes bring these, or a default gave them that is gone, \
+                 cannot be told, as the table is in another file than when it was seen last, or was not seen yet. Add it here with what rows held in it when it came (where that is \
                  nothing: alter table {table} add column {quoted_name} {type_name})"
             ));
         }

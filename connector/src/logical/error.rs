@@ -235,6 +235,11 @@ impl LogicalError {
         }
     }
 
+    /// A change that came cannot be applied to the table as it is.
+    pub(crate) fn is_of_a_change(&self) -> bool {
+        matches!(self, LogicalError::TableChanged { .. } | LogicalError::Diverged { .. } | LogicalError::Schema { .. })
+    }
+
     /// The error with all its causes in one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

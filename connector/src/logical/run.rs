@@ -150,15 +150,24 @@ impl LogicalRun {
         cancel: CancellationToken,
     ) -> Result<(), LogicalError> {
         let mut backoff = BACKOFF_MIN;
+        let mut is_one_by_one = false;
         loop {
             let began = Instant::now();
             let error = tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
-                ended = self.attempt(config, &branch) => ended.err().unwrap_or(LogicalError::Replication(
+                ended = self.attempt(config, &branch, is_one_by_one) => ended.err().unwrap_or(LogicalError::Replication(
                     crate::error::ConnectorError::StreamEnded,
                 )),
             };
             let text = error.chain();
+            if error.is_of_a_change() && !is_one_by_one {
+                // What was applied together with it is gone again, and may be of the table's form before. Nobody is told, and can mend the
+                // table, before all of that is done.
+                tracing::info!(error = %text, "a change was refused: what came before it is applied by itself");
+                self.status.send_modify(|status| status.is_streaming = false);
+                is_one_by_one = true;
+                continue;
+            }
             self.status.send_modify(|status| {
                 status.is_streaming = false;
                 status.last_error = Some(text.clone());
@@ -185,7 +194,12 @@ impl LogicalRun {
         }
     }
 
-    async fn attempt(&mut self, config: &LogicalConfig, branch: &Arc<dyn RootBranch>) -> Result<(), LogicalError> {
+    async fn attempt(
+        &mut self,
+        config: &LogicalConfig,
+        branch: &Arc<dyn RootBranch>,
+        is_one_by_one: bool,
+    ) -> Result<(), LogicalError> {
         let state = LogicalState::read(branch.as_ref())?;
         let mut import = Import {
             config,
@@ -210,6 +224,9 @@ impl LogicalRun {
             import.learn_from_root().await?;
         }
         let mut stream = Stream::start(config, branch, &import.database, &mut import.state, &self.status).await?;
+        if is_one_by_one {
+            stream.apply_one_by_one();
+        }
         if import.state.phase == LogicalPhase::CatchUp {
             stream.follow(&mut self.requests, Some(import.state.consistent_from())).await?;
             // Names that tables were given meanwhile are kept there.

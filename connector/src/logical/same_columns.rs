@@ -100,7 +100,8 @@ impl SameColumns {
 
     /// Of a table that was copied: columns of one name are the same.
     pub fn of_copy(source: &SourceNumbers, root: &[RootColumn]) -> SameColumns {
-        let mut same = SameColumns::default();
+        // The catalog is as of the copy: all of its columns are accounted for, those that are gone too.
+        let mut same = SameColumns { highest: source.highest(), ..SameColumns::default() };
         let names: Vec<&str> = root.iter().map(|column| column.name.as_str()).collect();
         same.learn(&names, source, root);
         same
@@ -111,9 +112,6 @@ impl SameColumns {
         let Some(root_oid) = root.first().map(|column| column.table_oid).filter(|_| source.filenode != 0) else {
             return;
         };
-        if self.root_oid == 0 {
-            self.highest = source.highest();
-        }
         if self.root_oid != root_oid {
             self.root_oid = root_oid;
             self.pairs.clear();

@@ -56,6 +56,11 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
+    /// Applies each of production's transactions by itself.
+    pub fn apply_one_by_one(&mut self) {
+        self.applier.apply_one_by_one();
+    }
+
     /// Starts where production was told that all before is on the root; what comes twice is not applied twice. Slot and publication must
     /// be as they were left. `state`: what is kept, and is again what is kept.
     pub async fn start(

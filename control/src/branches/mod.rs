@@ -74,13 +74,17 @@ impl Control {
             let lock = control.name_lock(name.as_str());
             let _guard = lock.lock().await;
             let parent = control.parent_of(&request)?;
+            // A time is of the timeline that the parent was on then, whatever becomes of the parent meanwhile.
+            let is_time = matches!(point, PointSpec::Time(_));
+            let (parent, point) = control.parent_at(&parent, point).await?;
+            let ancestor = is_time.then_some(parent.timeline);
             let connector = if parent.is_root() { Some(control.connector_spec(&parent.connector)?) } else { None };
             // Side by side: the row has to reach the disk, and production is asked where it is.
             let resolving = control.resolve(&parent, connector, point);
             tokio::pin!(resolving);
             let mut inserting = tokio::task::spawn_blocking({
                 let (control, parent) = (control.clone(), parent.clone());
-                move || control.insert_or_find(&name, &parent, &request)
+                move || control.insert_or_find(&name, (&parent, ancestor), &request)
             });
             let mut resolved = None;
             let inserted = loop {
@@ -138,11 +142,11 @@ impl Control {
         })
     }
 
-    /// The new branch's row, or the one that has the name.
+    /// The new branch's row, or the one that has the name. It hangs on `ancestor`; without one, on what its parent is on.
     fn insert_or_find(
         &self,
         name: &BranchName,
-        parent: &BranchRow,
+        (parent, ancestor): (&BranchRow, Option<TimelineId>),
         request: &CreateBranchRequest,
     ) -> Result<(BranchRow, bool), ErrorInfo> {
         let row = BranchRow {
@@ -150,6 +154,7 @@ impl Control {
             role: request.role.clone().unwrap_or_else(|| parent.role.clone()),
             idle_timeout_s: request.idle_timeout_s.unwrap_or(IDLE_TIMEOUT_DEFAULT_S),
             expires_us: request.ttl_s.map(expiry),
+            ancestor,
             ..BranchRow::below(parent, name.as_str().to_owned())
         };
         let mut credential = self.context.new_credential(&row, &row.role)?;

@@ -157,8 +157,10 @@ impl Control {
 }
 
 /// The commands that a problem names, as they are to be typed.
-fn for_connector(why: &str, name: &str) -> String {
-    why.replace("connector resume NAME", &format!("connector resume {name}"))
+pub(crate) fn for_connector(why: &str, name: &str) -> String {
+    ["resume", "verify"].iter().fold(why.to_owned(), |why, command| {
+        why.replace(&format!("connector {command} NAME"), &format!("connector {command} {name}"))
+    })
 }
 
 #[cfg(test)]
@@ -169,5 +171,10 @@ mod tests {
     fn commands_can_be_typed_as_they_are_said() {
         let why = "column NAME: ardent connector resume NAME --sql STATEMENTS";
         assert_eq!(for_connector(why, "shop"), "column NAME: ardent connector resume shop --sql STATEMENTS");
+        let told = "table s.t was written anew: ardent connector verify NAME compares them";
+        assert_eq!(
+            for_connector(told, "shop"),
+            "table s.t was written anew: ardent connector verify shop compares them"
+        );
     }
 }

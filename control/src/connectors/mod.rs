@@ -29,6 +29,7 @@ use crate::service::Control;
 use crate::store::{BranchRow, ConnectorRow, NotInserted, now_us, template_name_of};
 
 use following::Follower;
+pub(crate) use following::for_connector;
 
 /// Longest wait for the WAL of the base backup's time to be ingested without any progress.
 const CATCH_UP_STALL: Duration = Duration::from_secs(300);

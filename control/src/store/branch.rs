@@ -326,7 +326,8 @@ impl Store {
             let Some(parent_timeline) = parent_timeline else { return Ok(InsertBranch::ParentGone) };
             let ancestor = row.ancestor.map_or(parent_timeline, |timeline| timeline.to_string());
             let is_there: bool = transaction.query_row(
-                "SELECT EXISTS (SELECT 1 FROM timelines WHERE id = ?1)",
+                "SELECT EXISTS (SELECT 1 FROM timelines WHERE id = ?1)
+                 AND NOT EXISTS (SELECT 1 FROM past_timelines WHERE timeline_id = ?1 AND leaving)",
                 params![ancestor],
                 |row| row.get(0),
             )?;

@@ -218,12 +218,18 @@ pub fn members_in(path: &Path) -> Result<KnownMembers, StoreError> {
     read().map_err(failed("read"))
 }
 
-/// Whether the file at `path` knows no installation: a server has made it that was never connected to a production. Changes nothing.
+/// Whether the file at `path` knows no installation: a server has made it that was never connected to a production, or is not
+/// any more. Changes nothing.
 pub fn is_blank(path: &Path) -> Result<bool, StoreError> {
+    // As a first start that was cut off leaves it, or a file that was made by hand.
+    if path.metadata().is_ok_and(|file| file.len() == 0) {
+        return Ok(true);
+    }
     let failed = |action| move |source| StoreError::Sqlite { path: path.to_owned(), action, source };
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed("opened"))?;
-    // All that has a timeline belongs to a tenant.
-    let no_tenant = connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM tenants)", [], |row| row.get::<_, bool>(0));
+    // All that has a timeline belongs to a tenant, but for WAL that a safekeeper could not delete yet.
+    let query = "SELECT NOT EXISTS (SELECT 1 FROM tenants) AND NOT EXISTS (SELECT 1 FROM wal_debts)";
+    let no_tenant = connection.query_row(query, [], |row| row.get::<_, bool>(0));
     Ok(no_tenant.map_err(failed("read"))? && members_in(path)?.membership.is_none())
 }
 
