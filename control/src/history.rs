@@ -114,8 +114,7 @@ impl Control {
         point: PointSpec,
     ) -> Result<(BranchRow, PointSpec), ErrorInfo> {
         let PointSpec::Time(at_us) = point else { return Ok((parent.clone(), point)) };
-        let never_moved = parent.is_root() || parent.since_us == parent.created_us;
-        if never_moved || parent.since_us <= at_us {
+        if !parent.has_moved() || parent.since_us <= at_us {
             return Ok((parent.clone(), point));
         }
         let PointInHistory { stretch, lsn } = self.point_in_history(parent, point).await?;
@@ -236,6 +235,10 @@ impl Context {
                 };
                 let above = made_from.and_then(|id| self.store.branch_by_id(id).ok().flatten());
                 let hint = match above {
+                    // What was before is its own.
+                    Some(_) if parent.has_moved() => {
+                        format!("choose a later point; ardent branch history {} shows what it was before", parent.name)
+                    }
                     Some(above) => format!(
                         "branch {} was made there: choose a later point, or what was before: --from {}",
                         parent.name, above.name

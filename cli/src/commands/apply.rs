@@ -350,7 +350,10 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         inverse_file: inverse.map(|path| path.display().to_string()),
     };
     // A URL may have a password in it.
-    let to = args.to.parse::<BranchName>().map_or_else(|_| "URL".to_owned(), |name| name.to_string());
+    let mut to = args.to.parse::<BranchName>().map_or_else(|_| "URL".to_owned(), |name| name.to_string());
+    if let Some(database) = &args.database {
+        to.push_str(&format!(" --database {database}"));
+    }
     output.data(&reply, |reply| text(reply, &to))?;
     if reply.dry_run && conflicts == 0 {
         output.note("nothing was changed; the same without --dry-run applies it");

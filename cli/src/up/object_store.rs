@@ -146,7 +146,10 @@ pub fn has_timelines(folder: &Path, args: &StoreArgs) -> Result<bool, Failure> {
     };
     let request = ListRequest { prefix: TIMELINES.to_owned(), page_size: Some(1), ..ListRequest::default() };
     let page = store.list(&request);
-    let page = page.map_err(|error| Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(FITNESS))?;
+    let page = page.map_err(|error| {
+        let is_away = error.kind() == ErrorKind::Retry;
+        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(unfit_hint(is_away, &place))
+    })?;
     Ok(!page.objects.is_empty())
 }
 
@@ -228,14 +231,14 @@ fn check(store: &dyn ObjectStore, place: &StorePlace) -> Result<(), Failure> {
     let nonce = ardent_control::secrets::random_bytes::<8>().map_err(|error| Failure::of(&error))?;
     let nonce: String = nonce.iter().map(|byte| format!("{byte:02x}")).collect();
     probe(store, &nonce).map_err(|error: ProbeError| {
-        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(unfit_hint(&error, place))
+        Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(unfit_hint(error.is_away(), place))
     })
 }
 
 /// What to look at where a store is not fit.
-fn unfit_hint(error: &ProbeError, place: &StorePlace) -> String {
+fn unfit_hint(is_away: bool, place: &StorePlace) -> String {
     match place {
-        StorePlace::S3(location) if error.is_away() => match &location.endpoint {
+        StorePlace::S3(location) if is_away => match &location.endpoint {
             Some(endpoint) => format!("is the server at {endpoint} running, and is that its address?"),
             None => "does this host reach AWS? For a server of your own give endpoint= in --store".to_owned(),
         },
@@ -296,7 +299,7 @@ mod tests {
         let hint = |place: &str, kind| {
             let source = ardent_object_store::StoreError::new(kind, "put", "probe/a", "no connection");
             let error = ProbeError::Call { step: ardent_object_store::probe::ProbeStep::Write, source };
-            unfit_hint(&error, &place.parse().unwrap())
+            unfit_hint(error.is_away(), &place.parse().unwrap())
         };
         let own = "s3://bucket/p?endpoint=http://127.0.0.1:9000";
         assert!(hint(own, ErrorKind::Retry).contains("is the server at http://127.0.0.1:9000 running"));

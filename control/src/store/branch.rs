@@ -88,6 +88,11 @@ impl BranchRow {
         }
     }
 
+    /// Whether it was on another timeline before: it was reset or restored, or is a masked copy that was refreshed.
+    pub fn has_moved(&self) -> bool {
+        !self.is_root() && self.since_us != self.created_us
+    }
+
     /// The row of a branch that is ready and has nothing to it: no parent, limits, role, database or end.
     pub fn fresh(name: String, connector: String, tenant: TenantId, timeline: TimelineId) -> BranchRow {
         BranchRow {
