@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use ardent_test_pg::{bin_dir_of, test_major};
@@ -66,6 +66,11 @@ impl Background {
     /// Its standard output, to be read while it runs; what is read here is not in [`Finished`].
     pub fn output(&mut self) -> BufReader<ChildStdout> {
         BufReader::new(self.child.stdout.take().expect("it is piped, and nobody has it"))
+    }
+
+    /// Its standard error, in the same way.
+    pub fn errors(&mut self) -> BufReader<ChildStderr> {
+        BufReader::new(self.child.stderr.take().expect("it is piped, and nobody has it"))
     }
 
     /// The most memory that it has held so far, in bytes.

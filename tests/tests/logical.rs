@@ -1,8 +1,7 @@
 //! A server that gives no physical replication, and a role that is no superuser, as managed services have them.
 
+use std::io::{BufRead as _, Read as _};
 use std::process::{Child, Stdio};
-use std::thread;
-use std::time::Duration;
 
 use ardent_test_pg::{TestPg, TestPgOptions};
 use ardent_tests::{House, MANAGED_HBA, managed, managed_url, pg_program, sql, try_sql, wait_until};
@@ -479,7 +478,7 @@ fn what_chosen_schemas_leave_out_and_wait_for_is_said() {
     // For as long as it takes until somebody is told.
     let writer = Writer::start(
         &production,
-        "with written as (insert into a1.slow default values returning id) select pg_sleep(600) from written",
+        "with written as (insert into a1.slow default values returning id) select pg_sleep(120) from written",
     );
     wait_until("it writes", 60, || {
         let writes = production.sql("select exists (select from pg_stat_activity where backend_xid is not null)");
@@ -487,23 +486,21 @@ fn what_chosen_schemas_leave_out_and_wait_for_is_said() {
     });
     let url = managed_url(&production, "shop");
     let create = ["connector", "create", "postgresql", url.as_str(), "--name", "shop", "--logical", "--schemas", "a1"];
-    let creating = house.background(&create);
-    wait_until("status says what it waits for", 60, || {
-        let status = house.ardent(&["connector", "status", "shop"]);
-        format!("{status:?}").contains("transaction of role app").then_some(())
-    });
-    // Its own progress asks a few times a second.
-    thread::sleep(Duration::from_secs(2));
+    let mut creating = house.background(&create);
+    let (mut errors, mut said) = (creating.errors(), String::new());
+    while !said.contains("when this has ended: transaction of role app in database shop (process ") {
+        assert!(errors.read_line(&mut said).expect("it prints text") > 0, "it ended: {said}");
+    }
+    let status = house.ardent(&["connector", "status", "shop"]);
+    assert!(format!("{status:?}").contains("transaction of role app"), "{status:?}");
     drop(writer);
-    production.sql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(600)%' and pid <> pg_backend_pid()");
-    let created = creating.finish();
-    assert_eq!(created.code, 0, "{created:?}");
-    for words in [
-        "when this has ended: transaction of role app in database shop (process ",
-        "not on the root branch: rows of a2.p_2, which table a1.p shows",
-        "not on the root branch: 1 large object:",
-    ] {
-        assert!(created.stderr.contains(words), "{words}: {created:?}");
+    production.sql("select pg_terminate_backend(pid) from pg_stat_activity where query like '%pg_sleep(120)%' and pid <> pg_backend_pid()");
+    errors.read_to_string(&mut said).expect("it prints text");
+    assert_eq!(creating.finish().code, 0, "{said}");
+    for words in
+        ["not on the root branch: rows of a2.p_2, which table a1.p shows", "not on the root branch: 1 large object:"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
     }
     let left_out = house.json(&["connector", "status", "shop"])["logical"]["left_out"].to_string();
     assert!(left_out.contains("rows of a2.p_2") && left_out.contains("1 large object:"), "{left_out}");

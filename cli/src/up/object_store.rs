@@ -289,7 +289,7 @@ mod tests {
             "s3://bucket/?endpoint=https://m.example.com&region=a%26b&path-style=false&profile=c%27d",
             "s3://bucket/p/?path-style=true",
         ] {
-            let place: StorePlace = text.parse().unwrap();
+            let place: StorePlace = text.parse().expect("a store");
             assert_eq!(place.url(), text);
         }
     }
@@ -299,14 +299,14 @@ mod tests {
         let hint = |place: &str, kind| {
             let source = ardent_object_store::StoreError::new(kind, "put", "probe/a", "no connection");
             let error = ProbeError::Call { step: ardent_object_store::probe::ProbeStep::Write, source };
-            unfit_hint(error.is_away(), &place.parse().unwrap())
+            unfit_hint(error.is_away(), &place.parse().expect("a store"))
         };
         let own = "s3://bucket/p?endpoint=http://127.0.0.1:9000";
         assert!(hint(own, ErrorKind::Retry).contains("is the server at http://127.0.0.1:9000 running"));
         assert!(hint("s3://bucket/p?region=eu-central-1", ErrorKind::Retry).contains("endpoint="));
         assert!(hint(own, ErrorKind::Denied).contains("docs/s3.md"));
-        let place: StorePlace = "file:/nonexistent/x".parse().unwrap();
-        let failure = attach(Path::new("/nonexistent"), Some(&place), None).err().unwrap();
+        let place: StorePlace = "file:/nonexistent/x".parse().expect("a store");
+        let failure = attach(Path::new("/nonexistent"), Some(&place), None).err().expect("it is not there");
         assert_eq!(failure.info.code, ApiErrorCode::NotFound);
         assert!(failure.info.message.contains("no page server's store in /nonexistent/x"), "{failure:?}");
         assert!(failure.info.hint.is_some_and(|hint| hint.contains("--store")));
