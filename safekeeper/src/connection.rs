@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, mpsc};
 use ardent_api::frame::{DecodeError, Frame};
 use ardent_api::token::{Claims, Rights, Service, TOKEN_LEN_MAX, TokenVerifier};
 use ardent_api::wal_service::{
-    CAN_CHANGE_MEMBERS, CAN_HURRY, CAN_TELL_STATUS, ErrorCode, Hello, ManageReply, ManageRequest, PROTOCOL_VERSION,
-    Request, Response,
+    CAN_CHANGE_MEMBERS, CAN_HURRY, CAN_RECEIVE, CAN_TELL_STATUS, ErrorCode, Hello, ManageReply, ManageRequest,
+    PROTOCOL_VERSION, Request, Response,
 };
 use ardent_types::{MemberGeneration, TenantId, TimelineId};
 
@@ -21,6 +21,7 @@ use crate::disk_worker::{Command, Key};
 use crate::failure::{TimelineError, with_causes};
 use crate::follow;
 use crate::metrics::Metrics;
+use crate::receive;
 use crate::registry::Registry;
 use crate::socket::{Detached, Socket};
 use crate::status::{StatusError, status};
@@ -64,6 +65,8 @@ pub(crate) enum ConnectionError {
     Decode(#[from] DecodeError),
     #[error("no hello came in time")]
     NoHello,
+    #[error("no descriptor of a walsender's connection came in time")]
+    NoDescriptor,
     #[error("the client speaks TLS, which this address does not")]
     Encrypted,
     #[error("{0}")]
@@ -141,7 +144,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: Socket) -> Result<Option<
             return Err(ConnectionError::Refused(message));
         }
     };
-    let capabilities = CAN_HURRY | CAN_TELL_STATUS | CAN_CHANGE_MEMBERS;
+    let capabilities = CAN_HURRY | CAN_TELL_STATUS | CAN_CHANGE_MEMBERS | CAN_RECEIVE;
     send(&mut writer, &Response::HelloOk { version: PROTOCOL_VERSION, capabilities }).await?;
     session.run(frames, writer).await
 }
@@ -165,21 +168,35 @@ impl Writer {
     pub(crate) async fn serve(self) -> Result<(), ConnectionError> {
         let Writer { mut session, socket, buffer, first } = self;
         session.is_home = true;
-        let (stream, writer) = tokio::io::split(socket.attach()?);
+        let (shared, key) = (Arc::clone(&session.shared), session.key);
+        let ended = match (first, socket.attach()?) {
+            (Request::Receive(receive), Socket::Unix(stream)) if buffer.is_empty() => {
+                receive::serve(session, stream, receive).await
+            }
+            (first, socket) => Self::write(session, socket, buffer, first).await,
+        };
+        if let Err(error) = shared.registry.send(key, Command::WriterLeft) {
+            tracing::debug!(%error, "the commit position is saved with all others");
+        }
+        ended
+    }
+
+    async fn write(
+        mut session: Session,
+        socket: Socket,
+        buffer: BytesMut,
+        first: Request,
+    ) -> Result<(), ConnectionError> {
+        let (stream, writer) = tokio::io::split(socket);
         if let Err(response) = session.handle(first).await {
             // Through the queue, as all answers.
             let _ = session.replies.send(response);
         }
-        let (shared, key) = (Arc::clone(&session.shared), session.key);
-        let ended = session.run(Frames { stream, buffer }, writer).await;
-        if let Err(error) = shared.registry.send(key, Command::WriterLeft) {
-            tracing::debug!(%error, "the commit position is saved with all others");
-        }
-        ended.map(|_| ())
+        session.run(Frames { stream, buffer }, writer).await.map(|_| ())
     }
 }
 
-async fn send<W: AsyncWrite + Unpin>(writer: &mut W, response: &Response) -> Result<(), ConnectionError> {
+pub(crate) async fn send<W: AsyncWrite + Unpin>(writer: &mut W, response: &Response) -> Result<(), ConnectionError> {
     let mut out = BytesMut::new();
     response.encode(&mut out);
     send_all(writer, &out).await?;
@@ -193,13 +210,14 @@ pub(crate) async fn send_all<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]
 }
 
 /// A connection after its hello.
-struct Session {
-    shared: Arc<Shared>,
+pub(crate) struct Session {
+    pub(crate) shared: Arc<Shared>,
     claims: Claims,
-    key: Key,
-    replies: Replies,
-    answers: mpsc::UnboundedReceiver<Response>,
-    queued: Arc<Semaphore>,
+    pub(crate) key: Key,
+    pub(crate) replies: Replies,
+    pub(crate) answers: mpsc::UnboundedReceiver<Response>,
+    /// Bounds what is on its way to the disk.
+    pub(crate) queued: Arc<Semaphore>,
     /// It is on the thread that owns its timeline.
     is_home: bool,
     /// Which members the writer goes by.
@@ -293,8 +311,10 @@ impl Session {
     /// Passes a request on. An error is the answer.
     async fn handle(&mut self, request: Request) -> Result<Next, Response> {
         let key = self.key;
-        let is_writers =
-            matches!(request, Request::Vote(_) | Request::VoteIn(..) | Request::Begin(_) | Request::Append(_));
+        let is_writers = matches!(
+            request,
+            Request::Vote(_) | Request::VoteIn(..) | Request::Begin(_) | Request::Append(_) | Request::Receive(_)
+        );
         if !self.is_home && is_writers {
             self.check_rights(key.1, Rights::Write)?;
             return Ok(Next::GoHome(request));
@@ -326,6 +346,11 @@ impl Session {
                 let permit = Arc::clone(&self.queued).acquire_many_owned(permits).await;
                 let permit = permit.expect("the semaphore is never closed");
                 Command::Append { append, generation: self.generation, to: to(), permit }
+            }
+            Request::Receive(_) => {
+                let what =
+                    "a walsender's connection is handed over by the first request of a writer, through a Unix socket";
+                return Err(invalid(0, what));
             }
             Request::ReadWal { id, term, from, to: end } => {
                 self.check_rights(key.1, Rights::Write)?;

@@ -13,7 +13,8 @@ use tokio::time::MissedTickBehavior;
 
 use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
-    Append, Begin, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus, Vote,
+    Append, Begin, MemberStanding, Membership, PromisedTerm, Receive, TimelineOutline, TimelineSpec, TimelineStatus,
+    Vote,
 };
 use ardent_object_store::fault::FailPoints;
 use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId};
@@ -74,6 +75,12 @@ pub(crate) enum Command {
         generation: MemberGeneration,
         to: Replies,
         permit: OwnedSemaphorePermit,
+    },
+    /// A log is handed over: see [`Timeline::hand_over`].
+    HandOver {
+        receive: Receive,
+        to: Replies,
+        answer: Answer<Arc<TimelineView>>,
     },
     ReadWal {
         term: Term,
@@ -214,6 +221,9 @@ impl DiskWorker {
                     self.dirty.insert(key);
                 }
                 drop(permit);
+            }
+            Command::HandOver { receive, to, answer } => {
+                let _ = answer.send(self.loaded(key).and_then(|timeline| timeline.hand_over(&receive, &to)));
             }
             Command::ReadWal { term, from, to, answer } => {
                 let _ = answer.send(self.loaded(key).and_then(|timeline| timeline.read_for_writer(term, from, to)));

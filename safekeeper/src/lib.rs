@@ -5,6 +5,8 @@
 //!                   ◄──── durable up to ────     ▲                     │ Acceptor (ardent-quorum) says what to do
 //!                                                └────── replies ──────┤ write, write, write, one fsync
 //!                                                                      ▼
+//!  walsender ──WAL──────────────────► receive ──Append──► (the same worker), where an agent has handed its connection over
+//!            ◄── flushed up to ──────────
 //!  page server ◄──────── committed WAL ──────── follow ◄── DATA/TENANT/TIMELINE/{state, wal/0000...}
 //!  pg_receivewal ◄── streaming replication ── replication ◄──┤
 //!                                                            └── whole committed segments ──► archive: the object store
@@ -45,6 +47,7 @@ mod holders;
 mod listener;
 mod metrics;
 mod rebuild;
+mod receive;
 mod reconfigure;
 mod registry;
 mod replication;

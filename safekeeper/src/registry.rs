@@ -14,7 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
-    CopySource, MemberStanding, Membership, PromisedTerm, TimelineOutline, TimelineSpec, TimelineStatus,
+    CopySource, MemberStanding, Membership, PromisedTerm, Receive, TimelineOutline, TimelineSpec, TimelineStatus,
 };
 use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
@@ -24,7 +24,7 @@ use crate::copy::{self, CopyError};
 use crate::disk_worker::{Command, DiskWorker, Key, WorkerConfig};
 use crate::failure::{TimelineError, with_causes};
 use crate::follow::read_committed;
-use crate::timeline::{TimelineView, WalForWriter};
+use crate::timeline::{Replies, TimelineView, WalForWriter};
 use crate::wal_files::{WalFileError, ancestor_bytes, is_timeline_dir};
 
 /// The way to all timelines. When it is dropped, the workers save what they have and end.
@@ -155,6 +155,16 @@ impl Registry {
 
     pub(crate) async fn open(&self, key: Key) -> Result<std::sync::Arc<TimelineView>, TimelineError> {
         self.ask(key, Command::Open).await
+    }
+
+    /// A log is handed over; answers of what is appended from here on go to `to`.
+    pub(crate) async fn hand_over(
+        &self,
+        key: Key,
+        receive: Receive,
+        to: Replies,
+    ) -> Result<Arc<TimelineView>, TimelineError> {
+        self.ask(key, |answer| Command::HandOver { receive, to, answer }).await
     }
 
     pub(crate) async fn status(&self, key: Key) -> Result<TimelineStatus, TimelineError> {

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 
 use ardent_api::token::TokenVerifier;
 use ardent_api::wal_service::{
-    Append, Begin, MemberStanding, Membership, PromisedTerm, RecordEnd, Response, TimelineOutline, TimelineSpec,
-    TimelineStatus, Vote, VoteReply, VoteSource, WAL_LEN_MAX,
+    Append, Begin, MemberStanding, Membership, PromisedTerm, Receive, RecordEnd, Response, TimelineOutline,
+    TimelineSpec, TimelineStatus, Vote, VoteReply, VoteSource, WAL_LEN_MAX,
 };
 use ardent_object_store::fault::FailPoints;
 use ardent_pg_format::PgMajor;
@@ -458,6 +458,20 @@ impl Timeline {
         self.dirty |= wrote;
         self.carry_out(effects, Some(to))?;
         Ok(self.dirty)
+    }
+
+    /// The log is handed over: `to` gets the answers of what is appended from here on. Whoever was fenced before is told so there.
+    pub(crate) fn hand_over(&mut self, receive: &Receive, to: &Replies) -> Result<Arc<TimelineView>, TimelineError> {
+        let Receive { term, generation, end, .. } = receive;
+        let nothing = Append { term: *term, start: end.end, commit: *end, peers_lsn: end.end, data: Bytes::new() };
+        let mut effects = Vec::new();
+        let out_of_order = out_of_order(self.id());
+        self.acceptor.append(nothing, *generation, &mut effects).map_err(out_of_order)?;
+        if !effects.iter().any(|effect| matches!(effect, AcceptorEffect::Reply(_))) {
+            self.writer = Some(to.clone());
+        }
+        self.carry_out(effects, Some(to))?;
+        Ok(self.view())
     }
 
     /// Makes what was written durable and answers the writer.

@@ -4,17 +4,24 @@
 //!  Postgres ── WAL chunks ──► Shipper ── policy gate ── append ──► safekeepers
 //!     ▲                          │
 //!     └─ write = flush = apply ──┘◄── flushed on a quorum
+//!
+//!  Postgres ◄══ one safekeeper on this host, and nothing to look at: it is handed the connection ══► safekeeper
 //! ```
 //!
+//! A commit then wakes walsender, safekeeper and walsender, and not this process twice. When such a connection ends, the log is taken back by an
+//! election, at which the log must still be this Postgres's own.
+//!
 //! Invariants: what is reported is on a quorum; what is appended continues exactly where the last chunk ended, over any
-//! number of connections.
+//! number of connections; after an election Postgres goes on only if the last who wrote before was this compute.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use ardent_api::compute::AGENT_ROLE;
-use ardent_types::{Lsn, PgTli};
-use ardent_wal_client::Proposer;
+use ardent_types::{Lsn, PgTli, Term, with_causes};
+use ardent_wal_client::walsender::{Sent, WalSenderError};
+use ardent_wal_client::{Handover, HandoverError, Proposer, ProposerConfig, ProposerError, Received, StreamEnd};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -22,20 +29,30 @@ use crate::error::ComputeError;
 use crate::policy::PolicyGate;
 use crate::precedence;
 use crate::settings::STANDBY_NAME;
-use crate::wal_sender::{Incoming, Reports, Sent, WalSender, WalSenderError};
+use crate::wal_sender::{Incoming, Reports, WalSender};
 
 /// A report is sent at least this often; Postgres gives a silent standby up after `wal_sender_timeout`.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How long the last words of a connection that takes no reports any more may take to arrive.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause before a log is taken back that its safekeeper cannot write.
+const FAILURE_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A connection that was of use for so long is not the one that was lost before.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// SQLSTATE of "already exists": the slot of a warm data directory.
 const DUPLICATE_OBJECT: &str = "42710";
+/// How long the election may take by which a log is taken back. Postgres waits for it as it waits for a quorum that is away.
+const TAKE_BACK_PATIENCE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Ships one compute's WAL.
 #[derive(Debug)]
 pub(crate) struct Shipper {
     pub(crate) proposer: Proposer,
+    /// How the proposer was elected, and would be again.
+    pub(crate) config: ProposerConfig,
+    /// The proposer's.
+    pub(crate) term: Term,
     pub(crate) socket: PathBuf,
     /// The postmaster's process id outside of its sandbox.
     pub(crate) postmaster_pid: u32,
@@ -68,18 +85,64 @@ impl Shipper {
 
     /// Ships until Postgres has stopped and everything it wrote is on a quorum; gives the end of the log.
     pub(crate) async fn run(mut self, mut sender: WalSender) -> Result<Lsn, ComputeError> {
+        let mut may_hand_over = self.gate.lets_all_pass();
+        let mut pause = Duration::ZERO;
         loop {
-            match self.ship(&mut sender).await? {
-                Ended::Complete => return self.complete().await,
-                Ended::Lost(error) if self.stopping.is_cancelled() => {
-                    return Err(ComputeError::PostgresRefused { reason: format!("it ended early: {error}") });
+            let handover = if may_hand_over { self.proposer.hand_over().await } else { None };
+            match handover {
+                Some(handover) => {
+                    let since = Instant::now();
+                    let pause_max = match watch(&handover, sender).await? {
+                        Watched::Complete(end_lsn) => return Ok(end_lsn),
+                        Watched::Lost(why) => {
+                            self.lost(&why)?;
+                            RECONNECT_PAUSE
+                        }
+                        Watched::Failed { why, again } => {
+                            tracing::warn!(error = why, "the safekeeper does not write what Postgres sends any more");
+                            may_hand_over = again;
+                            FAILURE_PAUSE_MAX
+                        }
+                    };
+                    // Each election is a write, which a disk that is full or whoever ends walsenders in a loop would get without end.
+                    let is_again = since.elapsed() < SETTLED_AFTER;
+                    pause = if is_again { (pause * 2).clamp(RECONNECT_PAUSE, pause_max) } else { Duration::ZERO };
+                    tokio::time::sleep(pause).await;
+                    self.take_back(&handover).await?;
                 }
-                Ended::Lost(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the replication connection was lost");
-                }
+                None => match self.ship(&mut sender).await? {
+                    Ended::Complete => return self.complete().await,
+                    Ended::Lost(error) if error.is_wal_gone() => {
+                        return Err(ComputeError::PostgresRefused { reason: with_causes(&error) });
+                    }
+                    Ended::Lost(error) => self.lost(&with_causes(&error))?,
+                },
             }
             sender = self.reconnect().await?;
         }
+    }
+
+    fn lost(&self, why: &str) -> Result<(), ComputeError> {
+        if self.stopping.is_cancelled() {
+            return Err(ComputeError::PostgresRefused { reason: format!("it ended early: {why}") });
+        }
+        tracing::warn!(error = why, "the replication connection was lost");
+        Ok(())
+    }
+
+    /// Is elected again. The log that is found must be the one of this Postgres up to its end: then Postgres has all that is in it, and nobody was told
+    /// of more.
+    async fn take_back(&mut self, handover: &Handover) -> Result<(), ComputeError> {
+        self.config.membership = handover.membership().clone();
+        let config = ProposerConfig { election_timeout: TAKE_BACK_PATIENCE, ..self.config.clone() };
+        let elected = Proposer::elect(config, CancellationToken::new()).await;
+        let (proposer, elected) = elected.map_err(ComputeError::writing)?;
+        if elected.previous_term != self.term {
+            let (timeline, term) = (self.config.timeline, elected.previous_term);
+            return Err(ComputeError::writing(ProposerError::Fenced { timeline, term }));
+        }
+        (self.proposer, self.term) = (proposer, elected.term);
+        Ok(())
     }
 
     /// Postgres says goodbye only after all was confirmed as flushed; readers are served up to what is committed.
@@ -115,16 +178,32 @@ impl Shipper {
     /// Postgres keeps its WAL) and must not stop the second (or Postgres gives us up).
     async fn ship(&mut self, sender: &mut WalSender) -> Result<Ended, ComputeError> {
         let reply_wanted = Notify::new();
-        let (proposer, gate) = (&self.proposer, &mut self.gate);
+        let proposer = &self.proposer;
+        let mut taking = pin!(take_wal(proposer, &mut self.gate, &mut sender.incoming, &reply_wanted));
         let lost = tokio::select! {
             biased;
             error = proposer.closed() => return Err(ComputeError::writing(error)),
-            ended = take_wal(proposer, gate, &mut sender.incoming, &reply_wanted) => return ended,
+            ended = &mut taking => return ended,
             error = report(proposer, &mut sender.reports, &reply_wanted) => error,
         };
-        // A Postgres that has said goodbye takes no reports any more: what it said before is still to be read.
-        let rest = take_wal(proposer, gate, &mut sender.incoming, &reply_wanted);
-        tokio::time::timeout(GOODBYE_PATIENCE, rest).await.unwrap_or(Ok(Ended::Lost(lost)))
+        // A Postgres that has said goodbye takes no reports any more: what it said before is still to be read, and what was read to be appended.
+        tokio::time::timeout(GOODBYE_PATIENCE, taking).await.unwrap_or(Ok(Ended::Lost(lost)))
+    }
+}
+
+/// Hands the connection over and waits for its end.
+async fn watch(handover: &Handover, sender: WalSender) -> Result<Watched, ComputeError> {
+    let (socket, read) = sender.into_socket();
+    match handover.receive(socket, read).await {
+        Ok(Received { end: StreamEnd::Complete, end_lsn, .. }) => Ok(Watched::Complete(end_lsn)),
+        Ok(Received { end: StreamEnd::Lost, message, .. }) => Ok(Watched::Lost(message)),
+        Ok(Received { end: StreamEnd::Malformed, message, .. }) => {
+            Err(ComputeError::writing(ProposerError::BadWal { timeline: handover.timeline(), what: message }))
+        }
+        Err(HandoverError::Fenced(error)) => Err(ComputeError::writing(error)),
+        Err(HandoverError::Safekeeper(error)) => {
+            Ok(Watched::Failed { why: with_causes(&error), again: error.is_retryable() })
+        }
     }
 }
 
@@ -162,6 +241,18 @@ async fn report(proposer: &Proposer, reports: &mut Reports, reply_wanted: &Notif
             () = tokio::time::sleep(REPORT_EVERY) => {}
         }
     }
+}
+
+/// How a connection ended that was handed over.
+enum Watched {
+    /// As [`Ended::Complete`], at this end of the log.
+    Complete(Lsn),
+    Lost(String),
+    /// The safekeeper's doing. `again`: it may be able to later.
+    Failed {
+        why: String,
+        again: bool,
+    },
 }
 
 enum Ended {

@@ -157,10 +157,11 @@ impl Compute {
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
         let mut serving = door;
+        let writer = (proposer, elected.term);
         let ready = async {
             // Before anybody can write: from then on what was kept is not this compute's state any more.
             let outdated = self.outdate_kept_state(&mut client, prepared.warm);
-            tokio::try_join!(self.until_ready(&mut postmaster, &log, &mut roles, proposer, gate, &prepared), outdated)
+            tokio::try_join!(self.until_ready(&mut postmaster, &log, &mut roles, writer, gate, &prepared), outdated)
         };
         let ((postmaster_pid, shipper, sender, first_roles), ()) = tokio::select! {
             ready = ready => ready?,
@@ -190,12 +191,15 @@ impl Compute {
 
     /// From here on every older writer is refused.
     async fn elect(&self) -> Result<(Proposer, Elected), ComputeError> {
+        Proposer::elect(self.proposer_config(), CancellationToken::new()).await.map_err(ComputeError::writing)
+    }
+
+    fn proposer_config(&self) -> ProposerConfig {
         let spec = &self.spec;
-        let config = ProposerConfig {
+        ProposerConfig {
             membership: spec.members.clone(),
             ..ProposerConfig::new(spec.tenant, spec.timeline, spec.safekeepers.clone(), spec.token.clone())
-        };
-        Proposer::elect(config, CancellationToken::new()).await.map_err(ComputeError::writing)
+        }
     }
 
     pub(crate) fn binding(&self) -> Binding {
@@ -507,7 +511,7 @@ impl Compute {
         postmaster: &mut Postmaster,
         log: &PostgresLog,
         roles: &mut RolesWatch,
-        proposer: Proposer,
+        (proposer, term): (Proposer, Term),
         gate: PolicyGate,
         prepared: &Prepared,
     ) -> Result<(u32, Shipper, WalSender, Option<RolesNews>), ComputeError> {
@@ -525,6 +529,8 @@ impl Compute {
         let pid = postmaster.identify(inner_pid).map_err(|error| refused(error.to_string()))?;
         let shipper = Shipper {
             proposer,
+            config: self.proposer_config(),
+            term,
             socket: self.layout.postgres_socket(),
             postmaster_pid: pid,
             gate,

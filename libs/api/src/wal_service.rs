@@ -10,6 +10,7 @@ mod codec;
 mod election;
 mod manage;
 mod members;
+mod receive;
 mod request;
 mod response;
 
@@ -25,6 +26,7 @@ pub use members::{
     CopySource, MEMBERS_MAX, Member, MemberStanding, Membership, MembershipSeal, PromisedTerm, TimelineOutline,
     VoteSource,
 };
+pub use receive::{Receive, Received, StreamEnd};
 pub use request::Request;
 pub use response::Response;
 
@@ -48,6 +50,9 @@ pub const CAN_TELL_STATUS: u32 = 2;
 
 /// A safekeeper's ability to be told who the members are ([`Request::VoteIn`], [`ManageRequest::Configure`] and what goes with them).
 pub const CAN_CHANGE_MEMBERS: u32 = 4;
+
+/// A safekeeper's ability to take a walsender's connection over ([`Request::Receive`]).
+pub const CAN_RECEIVE: u32 = 8;
 
 /// The first message of a connection.
 #[derive(Clone, PartialEq, Eq)]
@@ -175,6 +180,12 @@ mod tests {
                 peers_lsn: Lsn::new(1),
                 data: Bytes::from_static(b"wal"),
             }),
+            Request::Receive(Receive {
+                term,
+                generation: MemberGeneration::new(7),
+                end: at(0x0200_1000, 0x0200_0F00),
+                read: Bytes::from_static(b"d"),
+            }),
             Request::ReadWal { id: 3, term, from: Lsn::new(5), to: Lsn::new(9) },
             Request::Follow { from: Lsn::new(5) },
             Request::Position { durable_lsn: Lsn::new(6) },
@@ -236,6 +247,8 @@ mod tests {
             Response::VoteIn(vote_reply(), VoteSource { disk: DiskId::new(2), membership: membership() }),
             Response::Begin(BeginReply { attempt: 9, term, flush_lsn }),
             Response::Append(AppendReply { term, flush_lsn }),
+            Response::Receiving,
+            Response::Received(Received { end_lsn: flush_lsn, end: StreamEnd::Lost, message: "m".to_owned() }),
             Response::Wal { id: 3, start: Lsn::new(5), bytes: Bytes::from_static(b"wal") },
             Response::Chunk(WalChunk {
                 start: Lsn::new(5),

@@ -59,6 +59,8 @@ pub(crate) enum Bug {
     DiskNotChecked,
     /// A writer whose clock was set back waits until it shows what it showed before.
     ClockNeverSetBack,
+    /// A writer that has to try again names for the log the one that it found at first.
+    PreviousTermKept,
 }
 
 /// The bugs that are switched on: none outside tests.

@@ -115,3 +115,11 @@ pub fn answer_is_the_members(member: DiskId, answered: DiskId) -> Result<(), Vio
 pub fn change_ends(ended: bool, waited_us: u64) -> Result<(), Violation> {
     check(ended, "SK-16", || format!("the change was on its way {waited_us} us after the faults"))
 }
+
+/// SK-17: the log that an election finds is one that the last writer before made, up to a record end of it: nobody else has added to it.
+pub fn found_log_is_its_makers(found: &[u8], made: &[u8]) -> Result<(), Violation> {
+    check(made.starts_with(found), "SK-17", || {
+        let same = made.iter().zip(found).take_while(|(a, b)| a == b).count();
+        format!("of {} bytes that were found, the writer that is named for them made the first {same}", found.len())
+    })
+}

@@ -69,6 +69,10 @@ pub struct Proposer {
     retry_at_us: Option<u64>,
     peers: Vec<Peer>,
     history: TermHistory,
+    /// The last term of the log that was chosen, which was not one of ours.
+    previous_term: Term,
+    /// The terms in which it has told acceptors what the log is.
+    begun: Vec<Term>,
     start: RecordEnd,
     /// Where our term starts.
     log_start: RecordEnd,
@@ -99,6 +103,8 @@ impl Proposer {
             peers: configuration.everyone().into_iter().map(Peer::new).collect(),
             configuration,
             history: TermHistory::default(),
+            previous_term: Term::new(0),
+            begun: Vec::new(),
             start: RecordEnd::default(),
             log_start: RecordEnd::default(),
             buffer: LogBuffer::new(Lsn::INVALID),
@@ -154,6 +160,13 @@ impl Proposer {
     /// End of the log.
     pub fn end_lsn(&self) -> Lsn {
         self.buffer.end()
+    }
+
+    /// The end of the log, where all of it is committed on the one acceptor that there is: from here on that one can write in this term by
+    /// itself what this proposer would have appended.
+    pub fn rest_on_one(&self) -> Option<RecordEnd> {
+        let rests = self.is_announced() && self.commit.end == self.buffer.end() && self.configuration.is_single();
+        rests.then_some(self.commit)
     }
 
     /// Bytes that were given to it and that no quorum has yet.
@@ -384,6 +397,11 @@ impl Proposer {
             );
             return self.close(CloseReason::Contradiction(what), out);
         };
+        // An election that was lost after it had begun somewhere wrote nothing.
+        let is_kept = self.bugs.has(Bug::PreviousTermKept) && self.previous_term > Term::new(0);
+        if !self.begun.contains(&history.last_term()) && !is_kept {
+            self.previous_term = history.last_term();
+        }
         (self.history, self.start) = (history, start);
         self.stage = Stage::Scanning { donor, from, to };
         if from.end == to {
@@ -403,6 +421,7 @@ impl Proposer {
         // The donor may hold less than it said when it crashed since; a term that starts past the cut wrote nothing.
         self.history = self.history.up_to(cut.end);
         self.history.push(self.term, cut.end);
+        self.begun.push(self.term);
         self.log_start = cut;
         self.commit = from;
         self.flushed = from.end;
@@ -522,6 +541,7 @@ impl Proposer {
             end_lsn: self.log_start.end,
             prev_lsn: self.log_start.start,
             start_lsn: self.start.end,
+            previous_term: self.previous_term,
         }));
         out.push(ProposerEffect::Progress { flushed: self.flushed, commit: self.commit });
     }

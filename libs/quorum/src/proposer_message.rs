@@ -119,6 +119,8 @@ pub struct Elected {
     pub prev_lsn: Lsn,
     /// Where the timeline begins.
     pub start_lsn: Lsn,
+    /// The last term that began before this election, 0 if none: its writer made the log that was found, from where its term began to the end.
+    pub previous_term: Term,
 }
 
 /// Why a proposer ended.

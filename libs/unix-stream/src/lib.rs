@@ -9,22 +9,29 @@
 //! whenever the peer has read something, full or not, so every message sent wakes the sender once more, just when the peer wants the
 //! processor. Where a round trip passes several processes, as a commit and a relayed query do, that is half of all wake-ups.
 //!
-//! Invariants: a write that is refused for want of room is woken when there is room; bytes are sent in order; nothing is buffered here.
+//! A descriptor can be sent along with a byte, and received by a peer that expects it there.
+//!
+//! Invariants: a write that is refused for want of room is woken when there is room; bytes are sent in order; nothing is buffered here; a
+//! descriptor that was received is closed by whoever dropped it.
 //!
 //! What it does not know: what is sent.
 
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::UnixStream;
+
+/// The byte that carries a descriptor.
+const DESCRIPTOR: u8 = 1;
 
 /// The stream.
 #[derive(Debug)]
@@ -46,9 +53,40 @@ impl QuietStream {
         Ok(QuietStream { stream: watch(stream, Interest::READABLE)?, room: None })
     }
 
+    /// Another one of the same socket, on the same event loop.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Self::from_std(self.stream.get_ref().try_clone()?)
+    }
+
     /// Takes it off its event loop.
     pub fn into_std(self) -> StdStream {
         self.stream.into_inner()
+    }
+
+    /// Sends a descriptor, and the byte that carries it. Cancel-safe.
+    pub async fn send_descriptor(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let descriptors = [descriptor.as_raw_fd()];
+        let send = |stream: &StdStream| {
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            let data = [IoSlice::new(&[DESCRIPTOR])];
+            Ok(sendmsg::<UnixAddr>(stream.as_raw_fd(), &data, &rights, MsgFlags::MSG_NOSIGNAL, None)?)
+        };
+        match std::future::poll_fn(|cx| self.poll_send(cx, send)).await? {
+            1 => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+
+    /// Receives the descriptor that the peer sends now with [`QuietStream::send_descriptor`]: nothing of what comes before its byte may be
+    /// unread. Cancel-safe.
+    pub async fn receive_descriptor(&mut self) -> io::Result<OwnedFd> {
+        loop {
+            let mut ready = self.stream.readable().await?;
+            match ready.try_io(|stream| receive_descriptor(stream.get_ref())) {
+                Ok(received) => return received,
+                Err(_would_block) => {}
+            }
+        }
     }
 
     /// Writes, waiting for room where there is none.
@@ -85,6 +123,31 @@ fn receive(stream: &StdStream, into: &mut [MaybeUninit<u8>]) -> io::Result<usize
     // SAFETY: the kernel writes at most the length given.
     let length = unsafe { libc::recv(stream.as_raw_fd(), into.as_mut_ptr().cast(), into.len(), 0) };
     usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
+/// One byte with one descriptor; whatever else comes is an error, and closed.
+fn receive_descriptor(stream: &StdStream) -> io::Result<OwnedFd> {
+    let mut byte = [0; 1];
+    let mut data = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!([RawFd; 2]);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut data, Some(&mut space), flags)?;
+    let (length, is_cut) = (received.bytes, received.flags.contains(MsgFlags::MSG_CTRUNC));
+    let mut descriptors = Vec::new();
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(sent) = message {
+            // SAFETY: the kernel has just made them for this process, and nobody else knows of them.
+            descriptors.extend(sent.into_iter().map(|sent| unsafe { OwnedFd::from_raw_fd(sent) }));
+        }
+    }
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let (Some(descriptor), true, false, DESCRIPTOR) = (descriptors.pop(), descriptors.is_empty(), is_cut, byte[0])
+    else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "one descriptor was to come, and did not"));
+    };
+    Ok(descriptor)
 }
 
 fn watch(stream: StdStream, interest: Interest) -> io::Result<AsyncFd<StdStream>> {
@@ -144,6 +207,8 @@ impl AsyncWrite for QuietStream {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -203,6 +268,28 @@ mod tests {
         assert!(!told, "it is watched for room for writing");
         receiver.write_all(b"x").await.expect("sent");
         assert_eq!(sender.read_u8().await.expect("received"), b'x');
+    }
+
+    #[tokio::test]
+    async fn a_descriptor_arrives_between_bytes_and_nothing_else_is_taken_for_one() {
+        let (mut sender, mut receiver) = pair();
+        let (given, mut kept) = StdStream::pair().expect("a pair");
+        sender.write_all(b"before").await.expect("sent");
+        sender.send_descriptor(given.as_fd()).await.expect("sent");
+        sender.write_all(b"after").await.expect("sent");
+        drop(given);
+        receiver.read_exact(&mut [0; 6]).await.expect("received");
+        let mut taken = StdStream::from(receiver.receive_descriptor().await.expect("a descriptor"));
+        taken.write_all(b"x").expect("written");
+        let mut byte = [0];
+        kept.read_exact(&mut byte).expect("read");
+        assert_eq!(byte, *b"x");
+        // A byte that carries none.
+        let error = receiver.receive_descriptor().await.expect_err("only a byte");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        drop(sender);
+        receiver.read_exact(&mut [0; 4]).await.expect("received");
+        assert_eq!(receiver.receive_descriptor().await.expect_err("the end").kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! One connection to one safekeeper.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -47,6 +48,29 @@ pub(crate) struct Sender {
 /// Connects and says hello.
 pub(crate) async fn connect(address: &ServiceAddr, binding: &Binding) -> Result<(Sender, Receiver), ClientError> {
     let (read, write) = open(address).await?;
+    greet(address, binding, read, write).await
+}
+
+/// Connects through a socket of this host, and says hello; the third is the same socket, to send descriptors through.
+pub(crate) async fn connect_here(
+    address: &ServiceAddr,
+    path: &Path,
+    binding: &Binding,
+) -> Result<(Sender, Receiver, QuietStream), ClientError> {
+    let failed = |source| ClientError::Connect { address: address.clone(), source: Arc::new(source) };
+    let stream = QuietStream::connect(path).await.map_err(failed)?;
+    let same = stream.try_clone().map_err(failed)?;
+    let (read, write) = tokio::io::split(stream);
+    let (sender, receiver) = greet(address, binding, Box::new(read), Box::new(write)).await?;
+    Ok((sender, receiver, same))
+}
+
+async fn greet(
+    address: &ServiceAddr,
+    binding: &Binding,
+    read: ReadHalf,
+    write: WriteHalf,
+) -> Result<(Sender, Receiver), ClientError> {
     let mut sender = Sender { address: address.clone(), stream: write, buffer: BytesMut::new() };
     let buffer = BytesMut::with_capacity(READ_BUFFER_LEN);
     let mut receiver = Receiver { address: address.clone(), stream: read, buffer, capabilities: 0 };

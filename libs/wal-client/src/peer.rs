@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use ardent_api::addr::ServiceAddr;
-use ardent_api::wal_service::{CAN_CHANGE_MEMBERS, Request, Response};
+use ardent_api::wal_service::{CAN_CHANGE_MEMBERS, CAN_RECEIVE, Request, Response};
 use ardent_types::with_causes;
 
 use crate::connection::{Binding, connect};
@@ -24,6 +24,8 @@ pub(crate) enum PeerEvent {
         requests: mpsc::UnboundedSender<ToPeer>,
         /// It can be told who the members are.
         knows_members: bool,
+        /// A walsender's connection can be handed over to it.
+        can_receive: bool,
     },
     /// A message came.
     Message(Response),
@@ -70,7 +72,8 @@ async fn serve(
     let (mut sender, mut receiver) = connect(address, binding).await?;
     let (requests, mut outgoing) = mpsc::unbounded_channel();
     let knows_members = receiver.peer_can(CAN_CHANGE_MEMBERS);
-    if events.send((index, PeerEvent::Up { requests, knows_members })).is_err() {
+    let can_receive = matches!(address, ServiceAddr::Unix(_)) && receiver.peer_can(CAN_RECEIVE);
+    if events.send((index, PeerEvent::Up { requests, knows_members, can_receive })).is_err() {
         return Ok(());
     }
     loop {

@@ -20,6 +20,7 @@ use ardent_types::{DiskId, Lsn, MemberGeneration, TenantId, Term, TimelineId, Wa
 
 use crate::connection::Binding;
 use crate::error::{ClientError, ProposerError};
+use crate::handover::Handover;
 use crate::management::NO_MEMBERS;
 use crate::peer::{self, PeerEvent, ToPeer};
 use crate::tail::{TailReader, WalShape};
@@ -91,6 +92,8 @@ pub struct Elected {
     pub prev_lsn: Lsn,
     /// Where the timeline begins.
     pub start_lsn: Lsn,
+    /// The last term that began before this election, 0 if none: its writer made the end of the log that was found.
+    pub previous_term: Term,
     /// Major version of the timeline's Postgres.
     pub pg_major: u32,
     /// WAL segment size in bytes.
@@ -103,6 +106,7 @@ pub struct Proposer {
     timeline: TimelineId,
     next_lsn: Mutex<Lsn>,
     appends: mpsc::UnboundedSender<Piece>,
+    handovers: mpsc::UnboundedSender<HandOver>,
     unflushed: Arc<Semaphore>,
     unflushed_max: usize,
     flushed: watch::Receiver<Lsn>,
@@ -110,6 +114,14 @@ pub struct Proposer {
     closed: watch::Receiver<Option<ProposerError>>,
     owner: JoinHandle<()>,
     stop: DropGuard,
+}
+
+/// A wish to hand the log over.
+#[derive(Debug)]
+struct HandOver {
+    /// Where the caller's next byte would go: the owner may not have seen all that came before.
+    next_lsn: Lsn,
+    answer: oneshot::Sender<Handover>,
 }
 
 /// WAL on its way to the owner; the permit is given back when a quorum has it.
@@ -134,6 +146,7 @@ impl Proposer {
         let (committed_sender, committed) = watch::channel(Lsn::INVALID);
         let (closed_sender, mut closed) = watch::channel(None);
         let (appends, pieces) = mpsc::unbounded_channel();
+        let (handovers, wishes) = mpsc::unbounded_channel();
         let unflushed_max = config.unflushed_bytes_max.max(WAL_LEN_MAX);
         let unflushed = Arc::new(Semaphore::new(unflushed_max));
         let stop = cancel.child_token();
@@ -146,7 +159,7 @@ impl Proposer {
         let (events, incoming) = mpsc::unbounded_channel();
         let owner = Owner::new(config, outputs, events)?;
         let peers = owner.summary();
-        let owner = tokio::spawn(owner.run(pieces, incoming, stop.clone()));
+        let owner = tokio::spawn(owner.run(pieces, wishes, incoming, stop.clone()));
         let stop = stop.drop_guard();
         let elected = tokio::select! {
             elected = elected => elected.ok(),
@@ -161,6 +174,7 @@ impl Proposer {
             timeline,
             next_lsn: Mutex::new(elected.end_lsn),
             appends,
+            handovers,
             unflushed,
             unflushed_max,
             flushed,
@@ -209,6 +223,14 @@ impl Proposer {
     /// Where the next byte goes.
     pub fn next_lsn(&self) -> Lsn {
         *self.next_lsn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the log to the one safekeeper that keeps it, where there is but one on this host that can write by itself what a walsender sends,
+    /// and all that was appended is committed. This proposer has ended then.
+    pub async fn hand_over(&self) -> Option<Handover> {
+        let (answer, given) = oneshot::channel();
+        self.handovers.send(HandOver { next_lsn: self.next_lsn(), answer }).ok()?;
+        given.await.ok()
     }
 
     /// First byte that is not durable on a quorum. Never goes back.
@@ -326,6 +348,7 @@ struct PeerHandle {
     /// Present while it is connected.
     requests: Option<mpsc::UnboundedSender<ToPeer>>,
     knows_members: bool,
+    can_receive: bool,
     /// The generation that the last vote on this connection named: what follows it counts in that one.
     voted_in: MemberGeneration,
     task: AbortHandle,
@@ -404,7 +427,15 @@ impl Owner {
             index
         });
         let voted_in = MemberGeneration::default();
-        self.peers.push(PeerHandle { disk, address, requests: None, knows_members: false, voted_in, task });
+        self.peers.push(PeerHandle {
+            disk,
+            address,
+            requests: None,
+            knows_members: false,
+            can_receive: false,
+            voted_in,
+            task,
+        });
     }
 
     fn summary(&self) -> Summary {
@@ -414,6 +445,7 @@ impl Owner {
     async fn run(
         mut self,
         mut pieces: mpsc::UnboundedReceiver<Piece>,
+        mut wishes: mpsc::UnboundedReceiver<HandOver>,
         mut incoming: mpsc::UnboundedReceiver<(usize, PeerEvent)>,
         stop: CancellationToken,
     ) {
@@ -424,6 +456,7 @@ impl Owner {
                 () = stop.cancelled() => self.close(ProposerError::Stopped),
                 Some((index, event)) = incoming.recv() => self.peer_event(index, event),
                 Some(piece) = pieces.recv(), if self.core.is_announced() => self.write(piece),
+                Some(wish) = wishes.recv() => self.hand_over(wish),
                 Some(read) = self.readers.join_next() => self.read_finished(read),
                 // One that is a member no more.
                 Some(_) = self.tasks.join_next() => {}
@@ -477,12 +510,31 @@ impl Owner {
         self.outputs.elected = None;
     }
 
+    /// A wish that cannot be granted is dropped, which tells whoever has it.
+    fn hand_over(&mut self, wish: HandOver) {
+        let Some(end) = self.core.rest_on_one().filter(|rest| rest.end == wish.next_lsn) else { return };
+        let members = self.core.configuration().members();
+        let present = self.peers.iter().find(|peer| peer.can_receive && members.contains(&peer.disk));
+        let Some(peer) = present.filter(|peer| peer.requests.is_some()) else { return };
+        let handover = Handover {
+            address: peer.address.clone(),
+            binding: self.binding.clone(),
+            membership: self.membership.clone(),
+            term: self.core.term(),
+            end,
+        };
+        if wish.answer.send(handover).is_ok() {
+            self.close(ProposerError::Stopped);
+        }
+    }
+
     fn peer_event(&mut self, index: usize, event: PeerEvent) {
         let disk = self.peers[index].disk;
         match event {
-            PeerEvent::Up { requests, knows_members } => {
+            PeerEvent::Up { requests, knows_members, can_receive } => {
                 let peer = &mut self.peers[index];
                 (peer.requests, peer.knows_members) = (Some(requests), knows_members);
+                peer.can_receive = can_receive;
                 if !knows_members && self.core.configuration().generation() > MemberGeneration::default() {
                     let (address, what) = (peer.address.clone(), format!("its version is older, and {NO_MEMBERS}"));
                     return self.hang_up(index, ClientError::Protocol { address, what });
@@ -692,6 +744,7 @@ impl Owner {
                 end_lsn: elected.end_lsn,
                 prev_lsn: elected.prev_lsn,
                 start_lsn: elected.start_lsn,
+                previous_term: elected.previous_term,
                 pg_major: shape.major.number(),
                 wal_segment_size: shape.segment_size,
             })

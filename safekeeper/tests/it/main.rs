@@ -9,5 +9,6 @@ mod faults;
 mod killed;
 mod members;
 mod one_safekeeper;
+mod receive;
 mod replication;
 mod three_safekeepers;

@@ -143,6 +143,14 @@ impl WalSource {
         (self.start.advance(from as u64), Bytes::copy_from_slice(&self.writer.bytes()[from..]))
     }
 
+    /// One record with so much in it; gives it, and where it starts.
+    pub fn take_large(&mut self, length: usize) -> (Lsn, Bytes) {
+        let from = self.taken;
+        self.writer.append(&RecordBuilder::new(0, 0x20).main_data(vec![0xA5; length]));
+        self.taken = self.writer.bytes().len();
+        (self.start.advance(from as u64), Bytes::copy_from_slice(&self.writer.bytes()[from..]))
+    }
+
     pub fn bytes(&self) -> &[u8] {
         self.writer.bytes()
     }

@@ -18,6 +18,9 @@ pub(super) const POSITION: u8 = 0x07;
 pub(super) const MANAGE: u8 = 0x08;
 pub(super) const AWAIT: u8 = 0x09;
 pub(super) const VOTE_IN: u8 = 0x0A;
+pub(super) const RECEIVE: u8 = 0x0B;
+/// Only as an answer: the second to a [`RECEIVE`].
+pub(super) const RECEIVED: u8 = 0x0C;
 pub(super) const REPLY: u8 = 0x80;
 pub(super) const ERROR: u8 = 0xFF;
 

@@ -9,6 +9,7 @@ use super::codec::*;
 use super::election::{Begin, ProposerId, Vote};
 use super::manage::ManageRequest;
 use super::members::Membership;
+use super::receive::Receive;
 use super::{Hello, MAGIC};
 use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
 
@@ -26,6 +27,10 @@ pub enum Request {
     Begin(Begin),
     /// Write. Answered when durable; not answered when it has no data.
     Append(Append),
+    /// Write what a walsender sends. Answered by [`Response::Receiving`](super::Response::Receiving), upon which the client sends the walsender's
+    /// connection as a descriptor; then by [`Response::Received`](super::Response::Received) when that has ended. Only to a safekeeper with
+    /// [`CAN_RECEIVE`](super::CAN_RECEIVE), over a Unix socket, as the first of a writer's messages on a connection.
+    Receive(Receive),
     /// Durable WAL in `[from, to)`, committed or not, for a writer. Answered by one [`Response::Wal`], which may be shorter
     /// than asked for and is empty when nothing at `from` is durable.
     ReadWal {
@@ -91,6 +96,7 @@ impl Request {
                 append.encode_head(out);
                 out.put_slice(&append.data);
             }
+            Request::Receive(receive) => write_frame(out, RECEIVE, |out| receive.encode(out)),
             Request::ReadWal { id, term, from, to } => write_frame(out, READ_WAL, |out| {
                 out.put_u64_le(*id);
                 out.put_u64_le(term.get());
@@ -144,6 +150,7 @@ impl Request {
                 peers_lsn: take_lsn(&mut fields)?,
                 data: take_wal(&mut fields)?,
             }),
+            RECEIVE => Request::Receive(Receive::decode(&mut fields)?),
             READ_WAL => Request::ReadWal {
                 id: fields.u64()?,
                 term: take_term(&mut fields)?,

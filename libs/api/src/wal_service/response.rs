@@ -10,6 +10,7 @@ use super::codec::*;
 use super::election::{BeginReply, VoteReply};
 use super::manage::ManageReply;
 use super::members::VoteSource;
+use super::receive::Received;
 use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
 
 /// A safekeeper's message.
@@ -39,6 +40,10 @@ pub enum Response {
         /// The bytes.
         bytes: Bytes,
     },
+    /// First answer to [`Request::Receive`](super::Request::Receive): the descriptor may come.
+    Receiving,
+    /// Last answer to [`Request::Receive`](super::Request::Receive).
+    Received(Received),
     /// Committed WAL.
     Chunk(WalChunk),
     /// Answer to [`Request::Manage`].
@@ -81,6 +86,8 @@ impl Response {
                 out.put_u64_le(reply.term.get());
                 out.put_u64_le(reply.flush_lsn.get());
             }),
+            Response::Receiving => write_frame(out, REPLY | RECEIVE, |_| {}),
+            Response::Received(received) => write_frame(out, REPLY | RECEIVED, |out| received.encode(out)),
             Response::Wal { id, start, bytes } => write_frame(out, REPLY | READ_WAL, |out| {
                 out.put_u64_le(*id);
                 out.put_u64_le(start.get());
@@ -129,6 +136,8 @@ impl Response {
             APPEND => {
                 Response::Append(AppendReply { term: take_term(&mut fields)?, flush_lsn: take_lsn(&mut fields)? })
             }
+            RECEIVE => Response::Receiving,
+            RECEIVED => Response::Received(Received::decode(&mut fields)?),
             READ_WAL => {
                 Response::Wal { id: fields.u64()?, start: take_lsn(&mut fields)?, bytes: take_wal(&mut fields)? }
             }

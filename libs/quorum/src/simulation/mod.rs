@@ -252,6 +252,7 @@ finds! {
     finds_commit_mid_record: CommitMidRecord,
     finds_fetch_unfenced: FetchUnfenced,
     finds_stale_fetch: StaleFetch,
+    finds_previous_term_kept: PreviousTermKept,
 }
 
 finds! {

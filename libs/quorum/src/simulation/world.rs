@@ -503,6 +503,12 @@ impl World {
         invariant::elected_log_holds_committed(&self.committed[..earlier], &log)?;
         let both = self.committed.len().min(log.len());
         invariant::elected_log_holds_committed(&self.committed[..both], &log)?;
+        // Its writer could go on with it.
+        let maker = self.elected.get(&elected.previous_term);
+        let maker = self.writers.iter().find(|writer| maker == Some(&writer.id));
+        if let Some(made) = maker.and_then(|maker| maker.log.as_ref()) {
+            invariant::found_log_is_its_makers(&log, made)?;
+        }
         let writer = &mut self.writers[index];
         writer.given = RecordEnd { end: elected.end_lsn, start: elected.prev_lsn };
         writer.log = Some(log);

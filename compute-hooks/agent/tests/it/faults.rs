@@ -1,8 +1,5 @@
 //! What ends a compute without being asked to, and what must survive it.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,7 +8,8 @@ use ardent_statement_log::Outcome;
 use ardent_test_pg::TestPgOptions;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rig::{DEADLINE, World, eventually};
+
+use crate::rig::{Agent, Client, DEADLINE, StatementLog, World, eventually};
 
 const SOURCE: &str = "create table t (id int primary key, v text)";
 
@@ -30,7 +28,7 @@ fn kill_9(pid: u32) {
 }
 
 /// Inserts rows one by one until the connection breaks; gives the last id that was acknowledged.
-async fn insert_until_it_breaks(client: rig::Client, acknowledged: std::sync::Arc<std::sync::atomic::AtomicU64>) {
+async fn insert_until_it_breaks(client: Client, acknowledged: std::sync::Arc<std::sync::atomic::AtomicU64>) {
     for id in 1_u64.. {
         if client.sql(&format!("insert into t values ({id}, 'x')")).await.is_err() {
             return;
@@ -43,7 +41,7 @@ async fn acknowledged_commits_survive_a_killed_postmaster(sandbox: Sandbox) {
     let world = world().await;
     let mut spec = world.spec();
     spec.sandbox = sandbox;
-    let log = rig::StatementLog::new(&mut spec);
+    let log = StatementLog::new(&mut spec);
     let mut agent = world.start_with(spec).await;
     let pid = agent.ready().postmaster_pid;
     let acknowledged = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
@@ -229,7 +227,7 @@ async fn a_killed_agent_takes_postgres_along() {
         let path = world.folder.path().join("spec.json");
         std::fs::write(&path, serde_json::to_vec(&spec).expect("plain")).expect("written");
         let mut process = std::process::Command::new(std::env::current_exe().expect("known"))
-            .args(["--exact", "agent_process", "--nocapture"])
+            .args(["--exact", "faults::agent_process", "--nocapture"])
             .env(SPEC_VARIABLE, &path)
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::piped())
@@ -244,7 +242,7 @@ async fn a_killed_agent_takes_postgres_along() {
         });
         let postmaster = postmaster.await.expect("no panic").expect("becomes ready");
         let postmaster = u32::try_from(postmaster).expect("small");
-        let client = rig::Client::connect(&world.compute_dir().join("run"), "postgres").await;
+        let client = Client::connect(&world.compute_dir().join("run"), "postgres").await;
         client.sql("insert into t values (1, 'kept')").await.expect("commits");
         kill_9(process.id());
         process.wait().expect("ended");
@@ -270,7 +268,7 @@ async fn failures_to_start_say_why() {
     for (expected, words, change) in cases {
         let mut spec = world.spec();
         change(&mut spec);
-        let (code, message) = rig::Agent::spawn(spec).until_failed().await;
+        let (code, message) = Agent::spawn(spec).until_failed().await;
         assert_eq!(code, expected, "{message}");
         assert!(message.contains(words), "{message}");
     }

@@ -1,15 +1,13 @@
 //! A superuser of a branch brings machine code in and loads it: what that can reach, and that branch and host go on.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 
 use ardent_test_pg::{TestPgOptions, test_major};
 use nix::unistd::geteuid;
-use rig::{Client, DEADLINE, World};
+
+use crate::rig::{Client, DEADLINE, World};
 
 /// Where the code is inside, and where it leaves its report.
 const INSIDE: &str = "/ardent/data/escape.so";

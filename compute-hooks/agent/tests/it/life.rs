@@ -1,15 +1,13 @@
 //! The life of one compute: start, work, stop, start again.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ardent_api::compute::{ComputeEvent, ComputeSpec, Sandbox};
 use ardent_test_pg::{TestPgOptions, test_major};
 use ardent_types::Lsn;
-use rig::{DEADLINE, World};
+
+use crate::rig::{Agent, Client, DEADLINE, World, eventually, quick_renewal};
 
 const SOURCE: &str =
     "create table t (id int primary key, v text); insert into t select i, 'v' || i from generate_series(1, 1000) i";
@@ -65,12 +63,12 @@ async fn the_walsender_goes_before_sessions_where_the_agent_may_say_so() {
     let mut agent = world.start().await;
     let postmaster = agent.ready().postmaster_pid;
     let expected = if nix::unistd::geteuid().is_root() { -10 } else { 0 };
-    rig::eventually("the walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
+    eventually("the walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
     assert_eq!(nice_of(postmaster, "checkpointer"), Some(0));
     // A new one gets it as well.
     agent.sql("select pg_terminate_backend(pid) from pg_stat_replication").await;
     agent.sql("insert into t values (-1, 'waits for the new one')").await;
-    rig::eventually("the new walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
+    eventually("the new walsender has its place", || nice_of(postmaster, "walsender") == Some(expected)).await;
     assert!(agent.stop(DEADLINE).await.0);
 }
 
@@ -81,7 +79,7 @@ async fn runs_without_a_sandbox_under_another_superusers_name() {
     let mut spec = world.spec();
     spec.sandbox = Sandbox::None;
     let mut agent = world.start_with(spec).await;
-    let client = rig::Client::connect(&agent.ready().socket_dir, world.source.superuser()).await;
+    let client = Client::connect(&agent.ready().socket_dir, world.source.superuser()).await;
     assert_eq!(client.sql("select count(*) from t").await.expect("reads"), "1000");
     drop(client);
     assert!(agent.stop(DEADLINE).await.0);
@@ -105,7 +103,7 @@ async fn the_bootstrap_superuser_may_be_renamed_disabled_and_demoted() {
     let client = agent.connect().await;
     client.sql("create role other superuser login").await.expect("created");
     drop(client);
-    let other = rig::Client::connect(&agent.ready().socket_dir, "other").await;
+    let other = Client::connect(&agent.ready().socket_dir, "other").await;
     other.sql("alter role postgres rename to \"Nobody's own\"").await.expect("renamed");
     other.sql("alter role \"Nobody's own\" nologin noreplication").await.expect("changed");
     // Since 16 it stays a superuser.
@@ -122,12 +120,39 @@ async fn the_bootstrap_superuser_may_be_renamed_disabled_and_demoted() {
     drop(other);
     assert!(agent.stop(DEADLINE).await.0);
     let mut agent = world.start().await;
-    let again = rig::Client::connect(&agent.ready().socket_dir, "other").await;
+    let again = Client::connect(&agent.ready().socket_dir, "other").await;
     assert_eq!(again.sql("select v from t where id = -1").await.expect("reads"), "after");
     assert_eq!(again.sql("select rolcanlogin from pg_roles where oid = 10").await.expect("reads"), "f");
-    let as_nobody = rig::Client::try_connect(&agent.ready().socket_dir, "Nobody's own").await;
+    let as_nobody = Client::try_connect(&agent.ready().socket_dir, "Nobody's own").await;
     assert!(as_nobody.is_err(), "the role itself still may not log in");
     drop(again);
+    assert!(agent.stop(DEADLINE).await.0);
+}
+
+/// Postgres removes at a checkpoint what it was told is safe, and is asked again from the last whole record on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walsender_that_is_ended_within_a_record_of_many_segments_sends_it_again() {
+    let world = world().await;
+    let mut agent = world.start().await;
+    let writer = agent.connect().await;
+    let other = agent.connect().await;
+    let large = async {
+        for _ in 0..2 {
+            let message = "select pg_logical_emit_message(true, 'x', repeat('a', 100000000)) is not null";
+            assert_eq!(writer.sql(message).await.expect("written"), "t");
+        }
+    };
+    // It ends: who is ended again and again sends such a record from its beginning each time.
+    let disturb = async {
+        for _ in 0..15 {
+            other.sql("select count(pg_terminate_backend(pid)) from pg_stat_get_wal_senders()").await.expect("ended");
+            other.sql("checkpoint").await.expect("superuser");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let both = async { tokio::join!(large, disturb) };
+    tokio::time::timeout(Duration::from_secs(120), both).await.expect("commits go on");
+    writer.sql("insert into t values (-2, 'after')").await.expect("a quorum has it");
     assert!(agent.stop(DEADLINE).await.0);
 }
 
@@ -135,7 +160,7 @@ async fn the_bootstrap_superuser_may_be_renamed_disabled_and_demoted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_base_moves_up_after_a_checkpoint_and_a_lost_lease_ends_the_compute() {
     let world = world().await;
-    let spec = || rig::quick_renewal(world.spec());
+    let spec = || quick_renewal(world.spec());
     let mut agent = world.start_with(spec()).await;
     let start = agent.ready().base_lsn;
     let seen = &world.page_server.seen;
@@ -148,7 +173,7 @@ async fn the_base_moves_up_after_a_checkpoint_and_a_lost_lease_ends_the_compute(
     let redo = client.sql("select redo_lsn from pg_control_checkpoint()").await.expect("reads");
     let redo: Lsn = redo.parse().expect("an LSN");
     assert!(redo > start);
-    rig::eventually("the move of the lease", || held().contains(&redo)).await;
+    eventually("the move of the lease", || held().contains(&redo)).await;
     // What was asked for a moment ago at the position before is pinned until the next move.
     assert_eq!(held().len(), 2);
     assert_eq!(agent.until_moved().await, redo, "control is told");
@@ -178,13 +203,13 @@ async fn a_compute_whose_page_server_is_silent_ends_with_its_lease_and_the_next_
     const TTL: Duration = Duration::from_secs(6);
     let world = world().await;
     let lease_ttl_ms = Some(u64::try_from(TTL.as_millis()).expect("short"));
-    let mut agent = world.start_with(ComputeSpec { lease_ttl_ms, ..rig::quick_renewal(world.spec()) }).await;
+    let mut agent = world.start_with(ComputeSpec { lease_ttl_ms, ..quick_renewal(world.spec()) }).await;
     let client = agent.connect().await;
     client.sql("insert into t values (-1, 'kept')").await.expect("commits");
     // A page server that answers, and cannot renew, is no reason to end.
     world.page_server.seen.store_away.store(true, Ordering::Relaxed);
     let began = Instant::now();
-    rig::eventually("more time than a lease holds", || began.elapsed() > TTL + TTL / 4).await;
+    eventually("more time than a lease holds", || began.elapsed() > TTL + TTL / 4).await;
     assert_eq!(client.sql("select count(*) from t").await.expect("it goes on"), "1001");
 
     let silent = &world.page_server.seen.silent;
@@ -208,7 +233,7 @@ async fn a_lost_lease_makes_the_next_start_cold() {
     assert!(world.start().await.stop(DEADLINE).await.0);
     world.page_server.seen.refuse_leases.store(true, Ordering::Relaxed);
     // Refused for the new base as well here: but it has tried, and with that one only.
-    let (code, message) = rig::Agent::spawn(world.spec()).until_failed().await;
+    let (code, message) = Agent::spawn(world.spec()).until_failed().await;
     assert_eq!(code, "base_lsn_expired", "{message}");
     world.page_server.seen.refuse_leases.store(false, Ordering::Relaxed);
     let agent = world.start().await;

@@ -1,13 +1,11 @@
 //! What a superuser of a branch can reach from inside its Postgres.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use ardent_test_pg::{TestPgOptions, bin_dir_of, test_major};
-use rig::{DEADLINE, World};
+
+use crate::rig::{Client, DEADLINE, World};
 
 /// Runs a shell command as Postgres's user, inside; gives its output and errors as one line.
-async fn shell(client: &rig::Client, command: &str) -> String {
+async fn shell(client: &Client, command: &str) -> String {
     let quoted = command.replace('\'', "''");
     let sql = format!(
         "create temp table if not exists out (line text); truncate out;

@@ -1,11 +1,9 @@
 //! What is recorded of what sessions run, and of what functions, cursors and errors make of it.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use ardent_statement_log::{EntryKind, LogEntry, Outcome};
 use ardent_test_pg::TestPgOptions;
-use rig::{DEADLINE, StatementLog, World};
+
+use crate::rig::{DEADLINE, StatementLog, World};
 
 const SOURCE: &str = "
     create table t (id int primary key, v text);

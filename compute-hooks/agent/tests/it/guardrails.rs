@@ -1,14 +1,12 @@
 //! Policies and roles: what the agent holds and tells, whatever a superuser does inside.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
-mod rig;
-
 use std::time::{Duration, Instant};
 
 use ardent_api::compute::ComputeSpec;
 use ardent_api::policy::BranchPolicy;
 use ardent_test_pg::TestPgOptions;
-use rig::{Agent, Client, DEADLINE, World};
+
+use crate::rig::{Agent, Client, DEADLINE, World};
 
 const SOURCE: &str =
     "create table t (id int primary key, v text); insert into t select i, 'v' from generate_series(1, 1000) i;
