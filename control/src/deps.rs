@@ -91,6 +91,10 @@ pub trait PageService: Send + Sync {
         lsn: Lsn,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<Lsn, StorageError>>;
+    /// What of its own work fails now, by timeline. Of one in another process nothing is known here: that tells it itself.
+    fn problems(&self) -> Vec<(TimelineId, String)> {
+        Vec::new()
+    }
 }
 
 /// How far the safekeepers' log of a timeline goes, by those that answer.
@@ -394,6 +398,9 @@ pub trait LogicalRuntime: Send + Sync {
     fn status(&self, timeline: TimelineId) -> Option<LogicalStatus>;
     /// Waits until the root branch has committed all that production has committed at this moment.
     fn bring_current(&self, spec: ConnectorSpec) -> BoxFuture<'static, Result<(), ErrorInfo>>;
+    /// Has production's schema looked at, unless that was done within the last second: [`Self::status`] says then what is there. Where it
+    /// fails for a while, that says so as well.
+    fn look(&self, timeline: TimelineId) -> BoxFuture<'static, Result<(), ErrorInfo>>;
     /// Holds production and the root branch against one another.
     fn verify(
         &self,

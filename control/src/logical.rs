@@ -209,13 +209,19 @@ impl Control {
         warnings(&row.name, options.new_tables, &status)
     }
 
-    /// Lets production say how far it is, so that what is shown is of this moment. Whatever goes wrong shows in the status itself.
+    /// Lets production say how far it is, and has its schema looked at, so that what is shown is of this moment. Whatever goes wrong shows in
+    /// the status itself; of the look, once that lasts.
     pub(crate) async fn refresh_logical(&self, row: &ConnectorRow) {
         if row.logical.is_some()
             && row.state == ConnectorState::Ready
             && let Ok(spec) = self.connector_spec_of(row)
         {
-            let _ = tokio::time::timeout(STATUS_TIMEOUT, self.context.logical.bring_current(spec)).await;
+            let logical = &self.context.logical;
+            let refreshing = async {
+                logical.bring_current(spec).await?;
+                logical.look(row.timeline).await
+            };
+            let _ = tokio::time::timeout(STATUS_TIMEOUT, refreshing).await;
         }
     }
 

@@ -170,6 +170,11 @@ impl LogicalRuntime for LogicalConnectors {
         .boxed()
     }
 
+    fn look(&self, timeline: TimelineId) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        let handle = self.handle(timeline);
+        async move { handle?.look().await.map_err(|error| failed(&error)) }.boxed()
+    }
+
     fn verify(
         &self,
         spec: ConnectorSpec,

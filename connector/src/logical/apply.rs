@@ -15,10 +15,11 @@ use ardent_pgoutput::{Begin, Change, Commit, Message, Relation, Truncate, Update
 use ardent_types::Lsn;
 use ardent_types::sql::{literal, qualified, quoted};
 
+use crate::logical::altered::{Altered, Followed};
 use crate::logical::config::RootBranch;
-use crate::logical::ddl::{self, KnownColumns};
-use crate::logical::error::{LogicalError, passes, root, source};
-use crate::logical::relation::{compare, is_on_root, root_columns, shape};
+use crate::logical::ddl;
+use crate::logical::error::{LogicalError, passes, root};
+use crate::logical::relation::{Difference, RootColumn, compare, is_on_root, root_columns, shape, type_names};
 use crate::logical::same_columns::SourceNumbers;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalState, TableState};
@@ -31,7 +32,7 @@ const UNDER_WAY_BYTES_MAX: usize = 8 << 20;
 const TOGETHER_MAX: usize = 20_000;
 const TOGETHER_TIME: Duration = Duration::from_millis(200);
 /// How long each of production's transactions is one on the root, once a change was refused: it may be one that passes.
-const ONE_BY_ONE: Duration = Duration::from_secs(60);
+pub(crate) const ONE_BY_ONE: Duration = Duration::from_secs(60);
 /// Texts of statements that are kept prepared.
 const PREPARED_MAX: usize = 1000;
 
@@ -222,6 +223,12 @@ impl Applier {
         Ok(client)
     }
 
+    /// The same, once all that is under way there has ended: what was refused is said, not what is refused because of that.
+    pub async fn quiet_session(&mut self) -> Result<Arc<Client>, LogicalError> {
+        self.finish_under_way(0).await?;
+        self.session().await
+    }
+
     async fn production(&mut self) -> Result<Arc<Client>, LogicalError> {
         let client = match self.production.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
@@ -236,6 +243,21 @@ impl Applier {
         self.tables = state.tables.iter().map(|(oid, table)| (*oid, table.clone())).collect();
         self.passed_over = state.passed_over.clone();
         self.tables.len()
+    }
+
+    /// Takes note of the files that production's tables are in.
+    pub fn see(&mut self, seen: &HashMap<u32, SourceNumbers>) {
+        for (oid, source) in seen {
+            let Some(table) = self.tables.get_mut(oid) else { continue };
+            let before = table.columns.clone();
+            table.columns.see(source);
+            self.is_altered |= table.columns != before;
+        }
+    }
+
+    /// Whether all that was applied is committed.
+    pub fn is_settled(&self) -> bool {
+        self.open.is_none()
     }
 
     /// Takes one message.
@@ -359,19 +381,9 @@ impl Applier {
         }
         let difference = compare(&relation, &columns, type_name);
         if !difference.is_empty() {
-            let known = KnownColumns { same: &same, source: &numbers };
-            let statements = ddl::derive(&production, &client, &relation, &difference, known).await?;
-            for statement in &statements.map_err(changed)? {
-                tracing::info!(statement, "production changed a table: the root follows");
-                let done = client.batch_execute(statement).await;
-                done.map_err(|source| LogicalError::Schema { statement: statement.clone(), source })?;
-            }
-            self.is_altered = true;
-            // Plans of what was prepared are of the table as it was.
-            if let Some(session) = &mut self.session {
-                session.prepared.clear();
-            }
-            columns = root_columns(&client, &table.schema, &table.name).await?;
+            let (schema, name) = (table.schema.clone(), table.name.clone());
+            let first = Followed { oid, schema, name, same: same.clone(), source: numbers.clone(), columns };
+            columns = self.alter(&production, &client, &relation, &difference, first).await?;
             let left = compare(&relation, &columns, |oid| names.get(&oid).cloned());
             if !left.is_empty() {
                 return Err(changed(format!("its columns are not those of the root branch: {left:?}")));
@@ -379,6 +391,7 @@ impl Applier {
         }
         let names: Vec<&str> = relation.columns.iter().map(|column| column.name.as_str()).collect();
         same.learn(&names, &numbers, &columns);
+        same.widened(&difference.retyped, &numbers, &columns);
         if let Some(table) = self.tables.get_mut(&oid)
             && table.columns != same
         {
@@ -387,6 +400,42 @@ impl Applier {
         }
         self.targets.insert(oid, Target::Table(Arc::new(shape(&relation, &columns))));
         Ok(())
+    }
+
+    /// Alters the root's table, or the partitioned one that it belongs to, as production's was; its columns then.
+    async fn alter(
+        &mut self,
+        production: &Client,
+        client: &Client,
+        relation: &Relation,
+        difference: &Difference,
+        first: Followed,
+    ) -> Result<Vec<RootColumn>, LogicalError> {
+        let changed = |table: String| move |change: String| LogicalError::TableChanged { table, change };
+        let name = first.full_name();
+        let altered = Altered::find(production, client, first, &self.tables).await?.map_err(changed(name))?;
+        let name = altered.full_name();
+        let statements = ddl::derive(production, client, relation, difference, &altered).await?;
+        for statement in statements.map_err(changed(name.clone()))? {
+            tracing::info!(statement, "production changed a table: the root follows");
+            client.batch_execute(&statement).await.map_err(|error| match error.as_db_error() {
+                Some(said) if !passes(&error) => {
+                    changed(name.clone())(format!("the root branch refuses {statement} ({})", said.message()))
+                }
+                _ => root("altering a table")(error),
+            })?;
+        }
+        self.is_altered = true;
+        // Plans of what was prepared are of the table as it was.
+        if let Some(session) = &mut self.session {
+            session.prepared.clear();
+        }
+        for (oid, same) in altered.learned(client, relation, &difference.added, &difference.retyped).await? {
+            if let Some(table) = self.tables.get_mut(&oid) {
+                table.columns = same;
+            }
+        }
+        root_columns(client, &relation.schema, &relation.name).await
     }
 
     /// Gives a table the name that production has given it: by its OID it is the same one.
@@ -557,32 +606,59 @@ impl Applier {
     }
 }
 
-/// The names of types whose OIDs are production's own.
-async fn type_names(production: &Client, relation: &Relation) -> Result<HashMap<u32, String>, LogicalError> {
-    let own: Vec<(u32, i32)> = relation
-        .columns
-        .iter()
-        .filter(|column| column.type_oid >= crate::logical::relation::FIRST_OWN_OID)
-        .map(|column| (column.type_oid, column.type_modifier))
-        .collect();
-    if own.is_empty() {
-        return Ok(HashMap::new());
-    }
-    let mut names = HashMap::new();
-    for (oid, modifier) in own {
-        let row = production
-            .query_opt("select format_type(oid, $2) from pg_catalog.pg_type where oid = $1", &[&oid, &modifier])
-            .await
-            .map_err(source("asking for a type's name"))?;
-        names.extend(row.map(|row| (oid, row.get(0))));
-    }
-    Ok(names)
-}
-
 fn no_statement(shape: &Shape, why: NoStatement) -> LogicalError {
     let change = match why {
         NoStatement::NoKey => "its updates and deletes do not say which row they are of (replica identity)",
         NoStatement::Columns => "a change has other columns than the table was said to have",
     };
     LogicalError::TableChanged { table: shape.full_name(), change: change.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ardent_api::control::{ApiErrorCode, ErrorInfo};
+    use futures_util::FutureExt as _;
+
+    use crate::logical::config::RootFuture;
+
+    /// A root branch whose Postgres cannot be woken.
+    struct Asleep;
+
+    fn asleep() -> ErrorInfo {
+        ErrorInfo::new(ApiErrorCode::Internal, "it is asleep")
+    }
+
+    impl RootBranch for Asleep {
+        fn wake(&self) -> RootFuture<'_> {
+            Box::pin(async { Err(asleep()) })
+        }
+
+        fn saved(&self) -> Result<Option<String>, ErrorInfo> {
+            Ok(None)
+        }
+
+        fn save(&self, _: &str) -> Result<(), ErrorInfo> {
+            Err(asleep())
+        }
+
+        fn script(&self) -> Result<String, ErrorInfo> {
+            Err(asleep())
+        }
+
+        fn save_script(&self, _: &str) -> Result<(), ErrorInfo> {
+            Err(asleep())
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_said_before_the_session_is_used_for_something_else() {
+        let mut applier = Applier::new("", "shop", "o", Arc::new(Asleep), &LogicalState::default());
+        let running: Running = Box::pin(std::future::ready(Ok(0)));
+        applier.under_way.push_back(UnderWay { running, expect: Expect::One(1, "updated"), bytes: 0 });
+        let refused = applier.quiet_session().now_or_never().expect("nothing is waited for").err();
+        assert!(matches!(refused, Some(LogicalError::Diverged { action: "updated", .. })), "{refused:?}");
+        let refused = applier.quiet_session().now_or_never().expect("nothing is waited for").err();
+        assert!(matches!(refused, Some(LogicalError::Branch(_))), "{refused:?}");
+    }
 }

@@ -34,7 +34,52 @@ pub(crate) async fn changes(
     found: &[SourceTable],
     state: &LogicalState,
 ) -> Result<Vec<String>, LogicalError> {
-    Ok(tell(&differing(production, client, options).await?, found, state))
+    let partitions = Partitions::read(client, state).await?;
+    Ok(tell(&differing(production, client, options).await?, found, state, &partitions))
+}
+
+/// Every table on the root that is a partition, with the partitioned tables that it is below.
+const ANCESTORS: &str = "
+    select n.nspname::text, c.relname::text, m.nspname::text, p.relname::text
+    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+        cross join lateral pg_catalog.pg_partition_ancestors(c.oid) a
+        join pg_catalog.pg_class p on p.oid = a.relid join pg_catalog.pg_namespace m on m.oid = p.relnamespace
+    where c.relispartition and c.relkind in ('r', 'p', 'f') and p.oid <> c.oid";
+
+/// Partitions on the root.
+#[derive(Debug, Default)]
+struct Partitions {
+    /// By their full names: those of the partitioned tables that they are below.
+    above: BTreeMap<String, Vec<String>>,
+    /// Partitioned tables that followed ones are below, by their full names: as SQL names them.
+    followed: BTreeMap<String, String>,
+}
+
+impl Partitions {
+    async fn read(client: &Client, state: &LogicalState) -> Result<Partitions, LogicalError> {
+        let rows = client.query(ANCESTORS, &[]).await.map_err(root("looking for partitions"))?;
+        let pair = |row: &tokio_postgres::Row| -> [(String, String); 2] {
+            [(row.get(0), row.get(1)), (row.get(2), row.get(3))]
+        };
+        Ok(Partitions::of(rows.iter().map(pair), state))
+    }
+
+    /// Of pairs of a partition and a table that it is below, each with schema and name.
+    fn of(pairs: impl Iterator<Item = [(String, String); 2]>, state: &LogicalState) -> Partitions {
+        let mut partitions = Partitions::default();
+        for [(schema, name), (above_schema, above_name)] in pairs {
+            let above = format!("{above_schema}.{above_name}");
+            if state.follows(&schema, &name) {
+                partitions.followed.insert(above.clone(), qualified(&above_schema, &above_name));
+            }
+            partitions.above.entry(format!("{schema}.{name}")).or_default().push(above);
+        }
+        partitions
+    }
+
+    fn is_below(&self, table: &str, above: &str) -> bool {
+        self.above.get(table).is_some_and(|all| all.iter().any(|name| name == above))
+    }
 }
 
 async fn differing(
@@ -66,7 +111,7 @@ struct OtherColumns {
     gone: Vec<String>,
 }
 
-fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) -> Vec<String> {
+fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, partitions: &Partitions) -> Vec<String> {
     let mut told = Vec::new();
     // What is said of these here, or elsewhere, is not said again.
     let mut spoken_for: Vec<&SourceTable> = Vec::new();
@@ -102,7 +147,10 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) ->
     let mut columns: BTreeMap<String, OtherColumns> = BTreeMap::new();
     for statement in differing.iter().filter(|statement| statement.kind == Kind::Column.word()) {
         let Some((column, table)) = statement.object.rsplit_once(" of table ") else { continue };
-        if names.iter().any(|name| name == table) || !state.tables.values().any(|kept| full_name(kept) == table) {
+        // A partitioned table gets its columns with a change of one of its partitions.
+        let is_followed =
+            partitions.followed.contains_key(table) || state.tables.values().any(|kept| full_name(kept) == table);
+        if names.iter().any(|name| name == table) || !is_followed {
             continue;
         }
         let entry = columns.entry(table.to_owned()).or_default();
@@ -114,12 +162,25 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState) ->
         }
     }
     columns.retain(|_, columns| !columns.new.is_empty() || !columns.gone.is_empty());
-    told.extend(columns.iter().map(|(table, columns)| tell_columns(table, columns, state)));
+    for (table, own) in &columns {
+        // What is said of the table above is not said again of each of its partitions.
+        let is_above = |(above, _): &(&String, &OtherColumns)| partitions.is_below(table, above);
+        let above: Vec<&OtherColumns> = columns.iter().filter(is_above).map(|(_, other)| other).collect();
+        let is_new = |name: &&String| !above.iter().any(|other| other.new.contains(name));
+        let is_gone = |name: &&String| !above.iter().any(|other| other.gone.contains(name));
+        let own = OtherColumns {
+            new: own.new.iter().filter(is_new).cloned().collect(),
+            gone: own.gone.iter().filter(is_gone).cloned().collect(),
+        };
+        if !own.new.is_empty() || !own.gone.is_empty() {
+            told.push(tell_columns(table, &own, state, partitions));
+        }
+    }
     let is_said = |statement: &Statement| {
         names.iter().any(|table| is_about(statement, &format!("table {table}")))
             || spoken_for.iter().any(|table| is_owner(statement, table))
             || sequences.iter().any(|sequence| is_about(statement, &format!("sequence {sequence}")))
-            || columns.iter().any(|(table, columns)| is_of_columns(statement, table, columns))
+            || columns.iter().any(|(table, columns)| is_of_columns(statement, table, columns, partitions))
     };
     told.extend(differing.iter().filter(|statement| !is_said(statement)).map(|statement| statement.sql.clone()));
     told
@@ -146,31 +207,44 @@ fn is_owner(statement: &Statement, table: &SourceTable) -> bool {
         && rest(owner, &table.schema).is_some_and(|owner| rest(&owner, &table.name).is_some())
 }
 
-/// Whether a statement makes or drops one of these columns, or is for its default.
-fn is_of_columns(statement: &Statement, table: &str, OtherColumns { new, gone }: &OtherColumns) -> bool {
+/// Whether a statement makes or drops one of these columns, or is for its default; in the table or in a partition of it.
+fn is_of_columns(
+    statement: &Statement,
+    table: &str,
+    OtherColumns { new, gone }: &OtherColumns,
+    partitions: &Partitions,
+) -> bool {
     let is_one = |name: &str| new.iter().chain(gone).any(|column| column == name);
+    let is_its = |of: &str| of == table || partitions.is_below(of, table);
     match statement.object.rsplit_once(" of table ") {
-        Some((column, of)) if statement.kind == Kind::Column.word() => of == table && is_one(column),
+        Some((column, of)) if statement.kind == Kind::Column.word() => is_its(of) && is_one(column),
         // A default is its column's.
         Some((default, of)) if statement.kind == Kind::Default.word() => {
-            of == table && default.rsplit_once(" of column ").is_some_and(|(_, column)| is_one(column))
+            is_its(of) && default.rsplit_once(" of column ").is_some_and(|(_, column)| is_one(column))
         }
         _ => false,
     }
 }
 
-fn tell_columns(table: &str, OtherColumns { new, gone }: &OtherColumns, state: &LogicalState) -> String {
+fn tell_columns(
+    table: &str,
+    OtherColumns { new, gone }: &OtherColumns,
+    state: &LogicalState,
+    partitions: &Partitions,
+) -> String {
     let list = |names: &[String]| names.join(", ");
-    let comes = "with its next change, if what rows hold is known";
+    let comes = "with its next change, if what rows hold is known; else that change stops";
     match (new.as_slice(), gone.as_slice()) {
         (new, []) => format!("table {table} has column {} now: it is added here {comes}", list(new)),
         ([], gone) => format!("table {table} has column {} no more: it is dropped here {comes}", list(gone)),
         (new, gone) => {
             let kept = state.tables.values().find(|kept| full_name(kept) == table);
-            let name = kept.map_or_else(|| table.to_owned(), |kept| qualified(&kept.schema, &kept.name));
+            let name = kept.map(|kept| qualified(&kept.schema, &kept.name));
+            let name = name.or_else(|| partitions.followed.get(table).cloned()).unwrap_or_else(|| table.to_owned());
             format!(
-                "table {table} has column {} no more, and column {} now: nothing is applied from its next change on, unless the table \
-                 here has that form by then: if it is one column under another name, run alter table {name} rename column {} to {}",
+                "table {table} has column {} no more, and column {} now: with its next change it gets that form here if they are surely \
+                 different ones, else nothing is applied from there on, unless it has that form by then: if it is one column under \
+                 another name, run alter table {name} rename column {} to {}",
                 list(gone),
                 list(new),
                 quoted(&gone[0]),
@@ -265,15 +339,68 @@ mod tests {
             owned(Action::Create, "t"),
             statement(Action::Drop, "table", "s.gone", "DROP TABLE s.gone"),
         ];
-        let told = tell(&differing, &found, &state);
+        let partitions = Partitions::default();
+        let told = tell(&differing, &found, &state, &partitions);
         let left = [11, 12, 13, 14, 15, 16].map(|index: usize| differing[index].sql.clone());
         assert_eq!(told.len(), 2 + left.len(), "{told:#?}");
         assert!(told[0].contains("table s.old is called s.new now"), "{told:?}");
         assert!(told[1].contains("column a no more, and column b now"), "{told:?}");
         assert!(told[1].contains(r#"alter table "s"."t" rename column "a" to "b""#), "{told:?}");
         assert_eq!(told[2..], left);
-        let told = tell(&differing[8..10], &found, &state);
+        let told = tell(&differing[8..10], &found, &state, &partitions);
         assert!(told.iter().any(|text| text.contains("column b now: it is added here")), "{told:?}");
+    }
+
+    #[test]
+    fn columns_of_a_partitioned_table_are_told_once_and_in_words() {
+        let kept = |name: &str| TableState {
+            schema: "s".into(),
+            name: name.into(),
+            bytes: 0,
+            copied_at: Some(Lsn::new(1)),
+            columns: SameColumns::default(),
+        };
+        let state = LogicalState { tables: [(1, kept("p_1")), (2, kept("p_2a"))].into(), ..LogicalState::default() };
+        let pair = |name: &str, above: &str| [name, above].map(|name| ("s".to_owned(), name.to_owned()));
+        let pairs = [pair("p_1", "p"), pair("p_2", "p"), pair("p_2a", "p_2"), pair("p_2a", "p"), pair("e_1", "e")];
+        let partitions = Partitions::of(pairs.into_iter(), &state);
+        let added = |table: &str, sql: &str| {
+            statement(
+                Action::Create,
+                "column",
+                &format!("r of table s.{table}"),
+                &format!("ALTER TABLE s.{table} {sql}"),
+            )
+        };
+        let default = |table: &str| {
+            let object = format!("r of column r of table s.{table}");
+            statement(
+                Action::Create,
+                "default",
+                &object,
+                &format!("ALTER TABLE s.{table} ALTER r SET DEFAULT random()"),
+            )
+        };
+        let differing = [
+            added("p", "ADD COLUMN r double precision"),
+            default("p"),
+            added("p_1", "ALTER r SET NOT NULL"),
+            default("p_1"),
+            default("p_2"),
+            default("p_2a"),
+            added("e", "ADD COLUMN r int"),
+        ];
+        let told = tell(&differing, &[], &state, &partitions);
+        assert_eq!(told.len(), 2, "{told:#?}");
+        assert!(told[0].contains("table s.p has column r now"), "{told:?}");
+        assert_eq!(told[1], differing[6].sql, "no change of its partitions will come");
+        // One that only a partition has: it is one here still, and no more on production.
+        let told = tell(&differing[2..4], &[], &state, &partitions);
+        assert!(told.len() == 1 && told[0].contains("table s.p_1 has column r now"), "{told:?}");
+        // What would lose rows in all of them.
+        let gone = statement(Action::Drop, "column", "q of table s.p", "ALTER TABLE s.p DROP COLUMN q");
+        let told = tell(&[gone, added("p", "ADD COLUMN r int")], &[], &state, &partitions);
+        assert!(told.len() == 1 && told[0].contains(r#"alter table "s"."p" rename column "q" to "r""#), "{told:?}");
     }
 
     #[test]

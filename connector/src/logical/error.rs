@@ -237,7 +237,13 @@ impl LogicalError {
 
     /// A change that came cannot be applied to the table as it is.
     pub(crate) fn is_of_a_change(&self) -> bool {
-        matches!(self, LogicalError::TableChanged { .. } | LogicalError::Diverged { .. } | LogicalError::Schema { .. })
+        matches!(
+            self,
+            LogicalError::TableChanged { .. }
+                | LogicalError::Diverged { .. }
+                | LogicalError::Unfit { .. }
+                | LogicalError::Schema { .. }
+        )
     }
 
     /// The error with all its causes in one line.

@@ -1,13 +1,14 @@
-//! Looks at production's schema from time to time: what is not sent is said, or taken over, before somebody misses it.
+//! Looks at production's schema from time to time, and when somebody asks: what is not sent is said, or taken over, before somebody misses it.
 //!
-//! Whether production still sends all is looked at as well: where it does not, following ends. Nothing of the root's tables is changed by what is seen here: a catalog says how things are by now, the stream how they were at each
-//! change. New tables, where they are wanted, come as [`add_tables`] brings them, as of one moment.
+//! Whether production still sends all is looked at as well: where it does not, following ends. Nothing of the root's tables is changed by
+//! what is seen here: a catalog says how things are by now, the stream how they were at each change. Which file a table is in is passed on:
+//! that nothing was written anew since is as true for changes that are still to come. New tables, where they are wanted, come as [`add_tables`] brings them, as of one moment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_postgres::Client;
 
@@ -21,18 +22,25 @@ use crate::logical::new_tables::{NewOnProduction, add_tables};
 use crate::logical::publication;
 use crate::logical::rewrites::{self, Files};
 use crate::logical::run::{LogicalHandle, LogicalStatus};
+use crate::logical::same_columns::SourceNumbers;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::LogicalState;
 use crate::logical::tables::tables;
 
-/// How often production is asked whether anything has changed.
+/// How often production is asked whether anything has changed, where nobody wants to know. A table that has been there for so long can be
+/// taken over.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// Whoever asks before so much time has gone by since a look began is told what that one found. So much time is between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long the root may take to have what was committed before the look.
 const REACH_PATIENCE: Duration = Duration::from_secs(30);
-/// So many looks in a row that fail are no interruption any more: it is said.
-const FAILURES_MAX: u32 = 4;
+/// Looks that have failed for so long are no interruption any more: it is said.
+const FAILING_MAX: Duration = Duration::from_secs(45);
 /// How long after one attempt to take tables over failed the next one begins.
 const RETRY: Duration = Duration::from_secs(60);
+
+/// Begins a transaction that sees all as it is with this, and not as it is when something is read first.
+const SNAPSHOT: &str = "begin isolation level repeatable read read only; select 1";
 
 /// One text for what is in the catalogs: another one when a definition has changed. What only moves a table's rows to another file
 /// (`TRUNCATE`, a refreshed view), and temporary tables, leave it as it is.
@@ -79,23 +87,66 @@ enum Compared {
     Nothing,
 }
 
+/// Tables that can be taken over, each with when the look began that found it first.
+#[derive(Debug, Default)]
+struct Ripening(BTreeMap<String, Instant>);
+
+impl Ripening {
+    /// Takes note of all that the look that began then has found. One that is gone, and comes again, is new.
+    fn found(&mut self, names: &[String], began: Instant) {
+        self.0.retain(|name, _| names.contains(name));
+        for name in names {
+            self.0.entry(name.clone()).or_insert(began);
+        }
+    }
+
+    /// Those that were there for long enough when the look began that has found nothing else.
+    fn ripe(&self, began: Instant) -> Vec<String> {
+        let ripe = self.0.iter().filter(|&(_, first)| began.duration_since(*first) >= INTERVAL);
+        ripe.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// These are followed.
+    fn taken(&mut self, names: &[String]) {
+        self.0.retain(|name, _| !names.contains(name));
+    }
+}
+
+/// When the look began since which all have failed. Time counts, not their number: whoever asks often may see many fail in a moment.
+#[derive(Debug, Default)]
+struct Failing(Option<Instant>);
+
+impl Failing {
+    /// The look that began then has failed as well; gives whether that is to be said.
+    fn goes_on(&mut self, began: Instant) -> bool {
+        began.duration_since(*self.0.get_or_insert(began)) >= FAILING_MAX
+    }
+
+    fn has_ended(&mut self) {
+        self.0 = None;
+    }
+}
+
 /// Looks for as long as production is followed.
 pub(crate) struct Lookout<'a> {
     config: &'a LogicalConfig,
     branch: &'a Arc<dyn RootBranch>,
     handle: LogicalHandle,
     status: &'a watch::Sender<LogicalStatus>,
+    /// Those who want to know now, each told when that has been looked at; dropped: it could not be.
+    asked: &'a mut mpsc::Receiver<oneshot::Sender<()>>,
     production: Option<Client>,
     looked: Option<Looked>,
     /// What the last comparison found; there was none yet: what is told already holds until then.
     changes: Option<Vec<String>>,
     /// The files of the followed tables, as they were found last.
     files: Files,
-    /// Looks that have failed since one did not.
-    failures: u32,
-    /// Tables that can be taken over, as of the last look and of the one before it.
-    ripe: Vec<String>,
-    ripening: Vec<String>,
+    /// When the look that is under way began, or the last one did: what it finds is no older.
+    began: Instant,
+    /// When the last one ended.
+    ended: Option<Instant>,
+    failing: Failing,
+    ripening: Ripening,
     /// Taking tables over has failed, and is not tried again before.
     again_at: Option<Instant>,
 }
@@ -106,36 +157,63 @@ impl<'a> Lookout<'a> {
         branch: &'a Arc<dyn RootBranch>,
         handle: LogicalHandle,
         status: &'a watch::Sender<LogicalStatus>,
+        asked: &'a mut mpsc::Receiver<oneshot::Sender<()>>,
     ) -> Self {
-        let (ripe, ripening) = (Vec::new(), Vec::new());
-        let (production, looked, failures, again_at) = (None, None, 0, None);
-        let (changes, files) = (None, Files::new());
+        let (production, looked, changes, files) = (None, None, None, Files::new());
+        let (began, ended, again_at) = (Instant::now(), None, None);
+        let (failing, ripening) = (Failing::default(), Ripening::default());
         Lookout {
             config,
             branch,
             handle,
             status,
+            asked,
             production,
             looked,
             changes,
             files,
-            failures,
-            ripe,
+            began,
+            ended,
+            failing,
             ripening,
             again_at,
         }
     }
 
     /// Looks until dropped, or until it sees what ends following: that is given. A look that fails is made again; where all fail, that
-    /// is said.
+    /// is said. However many ask, one look follows another after [`PAUSE`].
     pub async fn run(mut self) -> LogicalError {
         let mut ticks = tokio::time::interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
-            match self.look().await {
+            let mut askers = Vec::new();
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Some(asker) = self.asked.recv() => {
+                    if asker.is_closed() {
+                        continue;
+                    }
+                    if let Some(ended) = self.ended {
+                        if self.failing.0.is_none() && is_fresh(self.began.elapsed()) {
+                            answer(asker);
+                            continue;
+                        }
+                        tokio::time::sleep(PAUSE.saturating_sub(ended.elapsed())).await;
+                    }
+                    askers.push(asker);
+                }
+            }
+            while let Ok(asker) = self.asked.try_recv() {
+                askers.push(asker);
+            }
+            self.began = Instant::now();
+            ticks.reset();
+            let looked = self.look().await;
+            self.ended = Some(Instant::now());
+            match looked {
                 Ok(()) => {
                     self.tell_failure(None);
+                    askers.into_iter().for_each(answer);
                     self.add().await;
                 }
                 Err(error) if error.is_tampering() => return error,
@@ -150,8 +228,10 @@ impl<'a> Lookout<'a> {
     }
 
     fn tell_failure(&mut self, why: Option<String>) {
-        self.failures = if why.is_some() { self.failures.saturating_add(1) } else { 0 };
-        let told = why.filter(|_| self.failures >= FAILURES_MAX);
+        if why.is_none() {
+            self.failing.has_ended();
+        }
+        let told = why.filter(|_| self.failing.goes_on(self.began));
         self.status.send_if_modified(|status| {
             let is_news = status.look_error != told;
             status.look_error = told;
@@ -165,7 +245,6 @@ impl<'a> Lookout<'a> {
             None => connect_source(&self.config.connector.url).await?,
         };
         publication::check(&production, &self.config.connector.slot_name(), self.branch.as_ref()).await?;
-        self.ripe = self.ripening.clone();
         let before = self.fingerprint(&production).await?;
         if self.looked.as_ref() != Some(&before) {
             let compared = self.compare(&production).await?;
@@ -199,31 +278,37 @@ impl<'a> Lookout<'a> {
 
     /// Holds production's catalogs against the root's, which has all that was committed before.
     async fn compare(&mut self, production: &Client) -> Result<Compared, LogicalError> {
-        const SNAPSHOT: &str = "begin isolation level repeatable read read only";
-        production.batch_execute(SNAPSHOT).await.map_err(source("beginning a snapshot"))?;
-        let compared = self.compare_in_snapshot(production).await;
-        production.batch_execute("rollback").await.map_err(source("ending a snapshot"))?;
-        compared
-    }
-
-    async fn compare_in_snapshot(&mut self, production: &Client) -> Result<Compared, LogicalError> {
-        let found = tables(production, &self.config.options).await?;
         if !self.reach(production).await? {
             return Ok(Compared::Nothing);
         }
-        let state = LogicalState::read(self.branch.as_ref())?;
-        let new = NewOnProduction::of(&found, &state);
         let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
         let database = self.config.connector.connect_config()?.database().to_owned();
         let client = connect_root(&at, &database).await?;
-        let begin = "begin isolation level repeatable read read only";
-        client.batch_execute(begin).await.map_err(root("beginning a snapshot"))?;
-        let changes = changes(production, &client, &self.config.options, &found, &state).await?;
+        // What is kept, the root, production, in this order: what comes meanwhile is told as what is still to come, and nothing that is
+        // there already as what production has no more.
+        let state = LogicalState::read(self.branch.as_ref())?;
+        client.batch_execute(SNAPSHOT).await.map_err(root("beginning a snapshot"))?;
+        production.batch_execute(SNAPSHOT).await.map_err(source("beginning a snapshot"))?;
+        let compared = self.compare_in_snapshots(production, &client, &state).await;
+        production.batch_execute("rollback").await.map_err(source("ending a snapshot"))?;
+        compared.map(|()| Compared::Both)
+    }
+
+    async fn compare_in_snapshots(
+        &mut self,
+        production: &Client,
+        client: &Client,
+        state: &LogicalState,
+    ) -> Result<(), LogicalError> {
+        let found = tables(production, &self.config.options).await?;
+        let new = NewOnProduction::of(&found, state);
+        let changes = changes(production, client, &self.config.options, &found, state).await?;
         self.changes = Some(changes);
-        let told = self.told(&state).unwrap_or_default();
-        self.ripening = new.can_be_added.iter().map(|table| table.full_name()).collect();
+        let told = self.told(state).unwrap_or_default();
+        let new_tables: Vec<String> = new.can_be_added.iter().map(|table| table.full_name()).collect();
+        self.ripening.found(&new_tables, self.began);
         self.status.send_modify(|status| {
-            status.new_tables = self.ripening.clone();
+            status.new_tables = new_tables;
             status.not_followed = new.skipped;
             status.schema_changes = told;
             // Somebody else has taken over what could not be, or it is gone.
@@ -231,12 +316,13 @@ impl<'a> Lookout<'a> {
                 status.adding_error = None;
             }
         });
-        Ok(Compared::Both)
+        Ok(())
     }
 
     /// Waits until all that production has committed by now is on the root. Whether it is: how far it is behind is said elsewhere.
     async fn reach(&self, production: &Client) -> Result<bool, LogicalError> {
-        let lsn = production.query_one("select pg_catalog.pg_current_wal_insert_lsn()::text", &[]).await;
+        // What is behind it is no commit that lasts, and is sent only once production writes it out.
+        let lsn = production.query_one("select pg_catalog.pg_current_wal_flush_lsn()::text", &[]).await;
         let lsn: String = lsn.map_err(source("asking where its log is"))?.get(0);
         let lsn = lsn.parse().map_err(|_| LogicalError::State(format!("production's log is at {lsn:?}")))?;
         match tokio::time::timeout(REACH_PATIENCE, self.handle.reach(lsn)).await {
@@ -255,6 +341,7 @@ impl<'a> Lookout<'a> {
             false
         });
         let found = rewrites::files(production, &oids).await?;
+        self.tell_seen(production, &state, &found).await?;
         // Most looks find nothing new.
         if found.iter().all(|(oid, file)| state.files.get(oid) == Some(file)) {
             self.files = found;
@@ -275,9 +362,23 @@ impl<'a> Lookout<'a> {
         Ok(())
     }
 
-    /// Takes over what was there at two looks, so that a migration under way has time to end; where that was asked for.
+    /// Tells who applies changes of tables that are in other files than before, or have not been seen yet: that is known then before a
+    /// migration comes, and not only with the table's next change.
+    async fn tell_seen(&self, production: &Client, state: &LogicalState, found: &Files) -> Result<(), LogicalError> {
+        let is_known = |oid: &u32, filenode: u32| {
+            let file = state.tables.get(oid).and_then(|table| table.columns.file.as_ref());
+            file.is_some_and(|file| file.filenode == filenode)
+        };
+        let mut seen = HashMap::new();
+        for (oid, _) in found.iter().filter(|&(oid, file)| !is_known(oid, file.filenode())) {
+            seen.insert(*oid, SourceNumbers::read(production, *oid).await?);
+        }
+        if seen.is_empty() { Ok(()) } else { self.handle.tell_seen(seen).await }
+    }
+
+    /// Takes over what has been there for [`INTERVAL`], so that a migration under way has time to end; where that was asked for.
     async fn add(&mut self) {
-        let names: Vec<String> = self.ripe.iter().filter(|name| self.ripening.contains(name)).cloned().collect();
+        let names = self.ripening.ripe(self.began);
         let is_wanted = self.config.options.new_tables == NewTables::Add && !names.is_empty();
         if !is_wanted || self.again_at.is_some_and(|again_at| Instant::now() < again_at) {
             return;
@@ -286,7 +387,7 @@ impl<'a> Lookout<'a> {
             Ok(reply) => {
                 tracing::info!(tables = reply.added.join(", "), "new tables of production's are taken over");
                 self.again_at = None;
-                self.ripening.retain(|name| !reply.added.contains(name));
+                self.ripening.taken(&reply.added);
                 self.status.send_modify(|status| {
                     status.new_tables.retain(|name| !reply.added.contains(name));
                     status.adding_error = None;
@@ -299,5 +400,58 @@ impl<'a> Lookout<'a> {
                 self.again_at = Some(Instant::now() + RETRY);
             }
         }
+    }
+}
+
+/// Whether a look that began so long ago tells how things are.
+fn is_fresh(age: Duration) -> bool {
+    age < PAUSE
+}
+
+fn answer(asker: oneshot::Sender<()>) {
+    // Nobody waits any more: fine.
+    let _ = asker.send(());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_table_is_ripe_once_it_was_there_for_a_while_however_often_it_was_seen() {
+        let start = Instant::now();
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<String>>();
+        let mut ripening = Ripening::default();
+        let check = |ripening: &mut Ripening, at: Duration, found: &[&str], ripe: &[&str]| {
+            ripening.found(&names(found), start + at);
+            assert_eq!(ripening.ripe(start + at), names(ripe), "after {at:?}");
+        };
+        check(&mut ripening, Duration::ZERO, &["s.b", "s.a"], &[]);
+        check(&mut ripening, SECOND, &["s.b", "s.a", "s.c"], &[]);
+        check(&mut ripening, INTERVAL - SECOND, &["s.a", "s.c"], &[]);
+        check(&mut ripening, INTERVAL, &["s.a", "s.c", "s.b"], &["s.a"]);
+        check(&mut ripening, INTERVAL + SECOND, &["s.a", "s.c", "s.b"], &["s.a", "s.c"]);
+        assert_eq!(ripening.ripe(start + 2 * INTERVAL), names(&["s.a", "s.b", "s.c"]), "nothing new was found since");
+        ripening.taken(&names(&["s.a", "s.b"]));
+        assert_eq!(ripening.ripe(start + 2 * INTERVAL), names(&["s.c"]));
+    }
+
+    #[test]
+    fn a_look_is_as_old_as_its_beginning() {
+        assert!(is_fresh(PAUSE / 2) && !is_fresh(PAUSE) && !is_fresh(REACH_PATIENCE), "however lately it ended");
+    }
+
+    #[test]
+    fn looks_that_fail_are_said_once_that_lasts_however_many_they_are() {
+        let start = Instant::now();
+        let mut failing = Failing::default();
+        for second in 0..45 {
+            assert!(!failing.goes_on(start + second * SECOND));
+        }
+        assert!(failing.goes_on(start + FAILING_MAX) && failing.goes_on(start + 2 * FAILING_MAX));
+        failing.has_ended();
+        assert!(!failing.goes_on(start + 3 * FAILING_MAX));
     }
 }

@@ -23,6 +23,7 @@
 //!
 //! Start reading with `run.rs`, then `stream.rs` and `apply.rs`.
 
+mod altered;
 mod apply;
 mod bootstrap;
 mod config;

@@ -1,10 +1,13 @@
 //! Relations of production's, held against the root's catalog.
 
+use std::collections::HashMap;
+
 use ardent_pgoutput::{Relation, ReplicaIdentity};
 use ardent_types::sql::qualified;
 use tokio_postgres::Client;
 
-use crate::logical::error::{LogicalError, root};
+use crate::logical::error::{LogicalError, root, source};
+use crate::logical::same_columns::ColumnType;
 use crate::logical::statements::{Key, Shape, ShapeColumn};
 
 /// `FirstGenbkiObjectId`: OIDs below are the same on every server.
@@ -25,6 +28,13 @@ pub(crate) struct RootColumn {
     /// The operator of the primary key's or the replica identity's index.
     pub equals: Option<String>,
     pub is_primary: bool,
+}
+
+impl RootColumn {
+    /// Its type as production's columns have theirs, where that is a built-in one.
+    pub fn kind(&self) -> ColumnType {
+        ColumnType(self.type_oid, self.type_modifier)
+    }
 }
 
 const COLUMNS: &str = "
@@ -67,6 +77,28 @@ pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> R
         is_primary: row.get(7),
     };
     Ok(rows.iter().map(column).collect())
+}
+
+/// The names of types whose OIDs are production's own.
+pub(crate) async fn type_names(production: &Client, relation: &Relation) -> Result<HashMap<u32, String>, LogicalError> {
+    let own: Vec<(u32, i32)> = relation
+        .columns
+        .iter()
+        .filter(|column| column.type_oid >= FIRST_OWN_OID)
+        .map(|column| (column.type_oid, column.type_modifier))
+        .collect();
+    if own.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let mut names = HashMap::new();
+    for (oid, modifier) in own {
+        let row = production
+            .query_opt("select format_type(oid, $2) from pg_catalog.pg_type where oid = $1", &[&oid, &modifier])
+            .await
+            .map_err(source("asking for a type's name"))?;
+        names.extend(row.map(|row| (oid, row.get(0))));
+    }
+    Ok(names)
 }
 
 /// How a relation differs from the root's table.

@@ -1,7 +1,8 @@
 //! Tables whose rows production has written anew, each as an expression says: `ALTER TABLE ... TYPE ... USING` sends none of them.
 //!
 //! Such a table is in another file than before, and definitions of its columns are new versions. `TRUNCATE` changes the file alone and is
-//! sent, `VACUUM FULL` and `CLUSTER` change the file alone and leave the rows. Another type of a column is told and stops by itself.
+//! sent, `VACUUM FULL` and `CLUSTER` change the file alone and leave the rows. Which definitions are new does not matter: columns that come
+//! and go, and types that change with values as well as without, all happen between two looks together with what is not sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,15 +19,35 @@ use crate::logical::state::LogicalState;
 const FILES: &str = "
     select c.oid, c.relfilenode,
         pg_catalog.hashtext(coalesce((select pg_catalog.string_agg(a.attnum::text || ':' || a.xmin::text, ',' order by a.attnum)
-            from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0), '')),
-        pg_catalog.hashtext(coalesce((select pg_catalog.string_agg(
-                pg_catalog.concat_ws(':', a.attnum, a.attisdropped, a.atttypid, a.atttypmod), ',' order by a.attnum)
             from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0), ''))
     from pg_catalog.pg_class c where c.oid = any ($1)";
 
-/// A table's `relfilenode`, which versions the definitions of its columns are, and which types they have (hashes of both).
+/// A table's `relfilenode`, and which versions the definitions of its columns are (a hash).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct TableFile(u32, i32, i32);
+#[serde(from = "KeptFile")]
+pub(crate) struct TableFile(u32, i32);
+
+/// As it is kept; earlier versions kept a hash of the columns' types as well.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum KeptFile {
+    Now(u32, i32),
+    Earlier(u32, i32, #[allow(dead_code, reason = "says nothing any more")] i32),
+}
+
+impl From<KeptFile> for TableFile {
+    fn from(kept: KeptFile) -> Self {
+        let (KeptFile::Now(filenode, columns) | KeptFile::Earlier(filenode, columns, _)) = kept;
+        TableFile(filenode, columns)
+    }
+}
+
+impl TableFile {
+    /// Its `relfilenode`.
+    pub fn filenode(&self) -> u32 {
+        self.0
+    }
+}
 
 /// Of tables, by OID.
 pub(crate) type Files = BTreeMap<u32, TableFile>;
@@ -34,7 +55,7 @@ pub(crate) type Files = BTreeMap<u32, TableFile>;
 /// The files of those tables that production has.
 pub(crate) async fn files(production: &Client, oids: &[u32]) -> Result<Files, LogicalError> {
     let rows = production.query(FILES, &[&oids]).await.map_err(source("looking at its tables' files"))?;
-    Ok(rows.iter().map(|row| (row.get(0), TableFile(row.get(1), row.get(2), row.get(3)))).collect())
+    Ok(rows.iter().map(|row| (row.get(0), TableFile(row.get(1), row.get(2)))).collect())
 }
 
 /// Takes note of what was found. All that production had committed by then has been applied. `before`: what was found the time before;
@@ -43,8 +64,8 @@ pub(crate) fn compare(state: &mut LogicalState, before: &Files, now: &Files, emp
     for (oid, file) in now {
         match state.files.get(oid) {
             Some(kept) if kept == file => {}
-            Some(TableFile(old, columns, types)) => {
-                if file.0 != *old && file.1 != *columns && file.2 == *types {
+            Some(TableFile(old, columns)) => {
+                if file.0 != *old && file.1 != *columns {
                     state.rewritten.insert(*oid);
                 }
                 state.files.insert(*oid, *file);
@@ -68,8 +89,8 @@ pub(crate) fn tell(state: &LogicalState) -> Vec<String> {
     names
         .map(|name| {
             format!(
-                "table {name} was written anew on production (ALTER TABLE ... TYPE ... USING), and nobody was sent what its rows hold now: \
-                 ardent connector verify NAME compares them, and takes this line away where they are equal"
+                "table {name} was written anew on production while its columns changed (ALTER TABLE ... TYPE ... USING), and nobody was \
+                 sent what its rows hold now: ardent connector verify NAME compares them, and takes this line away where they are equal"
             )
         })
         .collect()
@@ -86,20 +107,31 @@ pub(crate) fn forget(branch: &dyn RootBranch, oids: &[u32]) -> Result<(), Logica
     branch.save(&encode(&state)).map_err(LogicalError::Branch)
 }
 
-/// Of tables that were found to be equal nothing is said any more.
-pub(crate) fn found_equal(branch: &dyn RootBranch, verified: &[VerifiedTable]) -> Result<(), LogicalError> {
+/// Of tables that were found to be equal nothing is said any more, where that was said before the moment that they were compared as of
+/// (`kept`: the state as it was then): what was written anew since was not compared.
+pub(crate) fn found_equal(
+    branch: &dyn RootBranch,
+    kept: &LogicalState,
+    verified: &[VerifiedTable],
+) -> Result<(), LogicalError> {
     let mut state = LogicalState::read(branch)?;
-    let names = state.names();
-    let is_equal = |oid: &u32| {
-        let name = names.get(oid);
-        verified.iter().any(|table| table.equal && Some(&table.table) == name)
-    };
     let before = state.rewritten.len();
-    state.rewritten.retain(|oid| !is_equal(oid));
+    take_back(&mut state, kept, verified);
     if state.rewritten.len() == before {
         return Ok(());
     }
     branch.save(&encode(&state)).map_err(LogicalError::Branch)
+}
+
+fn take_back(state: &mut LogicalState, kept: &LogicalState, verified: &[VerifiedTable]) {
+    let names = state.names();
+    let LogicalState { files, rewritten, .. } = state;
+    let is_equal = |oid: &u32| {
+        let name = names.get(oid);
+        let was_told = kept.rewritten.contains(oid) && kept.files.get(oid) == files.get(oid);
+        was_told && verified.iter().any(|table| table.equal && Some(&table.table) == name)
+    };
+    rewritten.retain(|oid| !is_equal(oid));
 }
 
 #[cfg(test)]
@@ -120,21 +152,55 @@ mod tests {
             compare(&mut state, &before, &now, &emptied.iter().copied().collect());
             (state.files.get(&1).copied(), tell(&state))
         };
-        let old = TableFile(100, 1, 1);
-        for now in [TableFile(101, 1, 1), TableFile(101, 2, 1), TableFile(102, 3, 2)] {
-            assert_eq!(look(old, now, &[]), (Some(now), Vec::new()), "VACUUM FULL, another default, another type");
+        let old = TableFile(100, 1);
+        for now in [TableFile(101, 1), TableFile(101, 2), TableFile(102, 2)] {
+            assert_eq!(look(old, now, &[]), (Some(now), Vec::new()), "VACUUM FULL, another default or column");
         }
-        let (_, told) = look(old, TableFile(103, 4, 2), &[]);
+        let (_, told) = look(old, TableFile(103, 3), &[]);
         assert!(told.len() == 1 && told[0].contains("table s.t was written anew"), "{told:?}");
         assert!(!state.files.contains_key(&9), "it is not followed");
 
         // One that is not known is known once it is the same twice, and not emptied meanwhile.
-        let (one, other) = (TableFile(7, 1, 1), TableFile(8, 1, 1));
+        let (one, other) = (TableFile(7, 1), TableFile(8, 1));
         let mut learn = |before: TableFile, now: TableFile, emptied: &[u32]| {
             let (before, now) = (Files::from([(2, before)]), Files::from([(2, now)]));
             compare(&mut state, &before, &now, &emptied.iter().copied().collect());
             state.files.contains_key(&2)
         };
         assert!(!learn(one, other, &[]) && !learn(other, other, &[2]) && learn(other, other, &[]));
+    }
+
+    #[test]
+    fn what_was_written_anew_since_a_comparison_is_still_told() {
+        let table = |name: &str| json!({"schema": "s", "name": name, "bytes": 0, "copied_at": null});
+        let kept = json!({
+            "phase": "follow", "tables": {"1": table("t"), "2": table("u"), "3": table("v"), "4": table("w")}, "script_done": 0, "left_out": [],
+            "files": {"1": [100, 1], "3": [300, 1], "4": [400, 1]}, "rewritten": [1, 3, 4],
+        });
+        let mut state: LogicalState = serde_json::from_value(kept).expect("it is a state");
+        let verified = |name: &str, equal: bool| VerifiedTable {
+            table: name.into(),
+            production_rows: 1,
+            root_rows: 1,
+            equal,
+            columns_differ: None,
+        };
+        let verified =
+            [("s.t", true), ("s.u", true), ("s.v", false), ("s.w", true)].map(|(name, equal)| verified(name, equal));
+        let before = state.clone();
+        state.rewritten.insert(2);
+        state.files.insert(4, TableFile(401, 2));
+        take_back(&mut state, &before, &verified);
+        assert_eq!(state.rewritten, BTreeSet::from([2, 3, 4]));
+    }
+
+    #[test]
+    fn files_that_were_kept_are_read_again() {
+        let file = TableFile(7, -1);
+        let kept = serde_json::to_string(&file).expect("plain data");
+        for text in [kept.as_str(), "[7,-1,5]"] {
+            assert_eq!(serde_json::from_str::<TableFile>(text).expect("reads"), file);
+        }
+        assert!(serde_json::from_str::<TableFile>("[7]").is_err());
     }
 }

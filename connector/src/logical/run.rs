@@ -1,6 +1,6 @@
 //! A logical connector's life: from nothing, or from where it was interrupted, to following production.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use ardent_sql_script::{PsqlCommands, Script};
 use ardent_types::Lsn;
 use ardent_types::sql::{qualified, quoted};
 
+use crate::logical::apply::ONE_BY_ONE;
 use crate::logical::config::{LogicalConfig, RootBranch};
 use crate::logical::copy::{CopyProgress, Moment, copy_tables, encode};
 use crate::logical::dump_statement::{Weight, for_root, makes_index, summary, weight};
@@ -28,7 +29,7 @@ use crate::logical::publication::published;
 use crate::logical::relation::is_on_root;
 use crate::logical::rewrites::files;
 use crate::logical::root_sessions::RootSessions;
-use crate::logical::same_columns::SameColumns;
+use crate::logical::same_columns::{SameColumns, SourceNumbers};
 use crate::logical::schema::RootDatabase;
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::state::{LogicalPhase, LogicalState, TableState};
@@ -52,6 +53,8 @@ pub(crate) enum Request {
     Reach(Lsn, oneshot::Sender<()>),
     /// To stop applying at a point that is still to come.
     Hold(Hold),
+    /// To take note of production's columns, and of the files that its tables are in, by their OIDs.
+    Seen(HashMap<u32, SourceNumbers>),
 }
 
 /// Stops applying at once, goes on to a point that is said then, and stops there.
@@ -84,6 +87,7 @@ impl Paused {
 #[derive(Clone, Debug)]
 pub struct LogicalHandle {
     requests: mpsc::Sender<Request>,
+    looks: mpsc::Sender<oneshot::Sender<()>>,
     status: watch::Receiver<LogicalStatus>,
 }
 
@@ -92,17 +96,19 @@ pub struct LogicalHandle {
 pub struct LogicalRun {
     handle: LogicalHandle,
     requests: mpsc::Receiver<Request>,
+    looks: mpsc::Receiver<oneshot::Sender<()>>,
     status: watch::Sender<LogicalStatus>,
 }
 
 /// A connector and the way to it. `last`: how it was when it ran last, which holds until more is known.
 pub fn logical_connector(last: Option<LogicalStatus>) -> (LogicalHandle, LogicalRun) {
     let (requests_in, requests) = mpsc::channel(16);
+    let (looks_in, looks) = mpsc::channel(16);
     let last = last.unwrap_or_default();
     let last = LogicalStatus { is_streaming: false, last_error: None, waits_for: Vec::new(), ..last };
     let (status, status_out) = watch::channel(last);
-    let handle = LogicalHandle { requests: requests_in, status: status_out };
-    (handle.clone(), LogicalRun { handle, requests, status })
+    let handle = LogicalHandle { requests: requests_in, looks: looks_in, status: status_out };
+    (handle.clone(), LogicalRun { handle, requests, looks, status })
 }
 
 impl LogicalHandle {
@@ -116,10 +122,23 @@ impl LogicalHandle {
         self.status.clone()
     }
 
+    /// Has production's schema looked at, so that the status says what is there now; a look that has begun within the last second will do.
+    /// Cancelled: one that has not begun is not made for this.
+    pub async fn look(&self) -> Result<(), LogicalError> {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.looks.send(reply).await;
+        if asked.is_ok() && answer.await.is_ok() { Ok(()) } else { Err(not_looked()) }
+    }
+
     pub(crate) async fn reach(&self, lsn: Lsn) -> Result<(), LogicalError> {
         let (reply, answer) = oneshot::channel();
         let asked = self.requests.send(Request::Reach(lsn, reply)).await;
         if asked.is_ok() && answer.await.is_ok() { Ok(()) } else { Err(not_running()) }
+    }
+
+    /// Tells what production's tables were found to be.
+    pub(crate) async fn tell_seen(&self, seen: HashMap<u32, SourceNumbers>) -> Result<(), LogicalError> {
+        self.requests.send(Request::Seen(seen)).await.map_err(|_| not_running())
     }
 
     /// Stops applying. It goes on when what this gives is dropped.
@@ -140,6 +159,14 @@ fn not_running() -> LogicalError {
     )
 }
 
+fn not_looked() -> LogicalError {
+    LogicalError::Refused(
+        "production's schema was not looked at: the connector is not following production at this moment, or that has failed: ardent \
+         connector status says why, once it lasts"
+            .into(),
+    )
+}
+
 impl LogicalRun {
     /// Imports what is not imported yet, then applies changes, until cancelled. Reconnects by itself, with growing pauses; an error
     /// is one that waiting doesn't mend.
@@ -152,7 +179,7 @@ impl LogicalRun {
         let mut backoff = BACKOFF_MIN;
         let mut is_one_by_one = false;
         loop {
-            let began = Instant::now();
+            let (began, applied) = (Instant::now(), self.status.borrow().applied_lsn);
             let error = tokio::select! {
                 () = cancel.cancelled() => return Ok(()),
                 ended = self.attempt(config, &branch, is_one_by_one) => ended.err().unwrap_or(LogicalError::Replication(
@@ -160,28 +187,30 @@ impl LogicalRun {
                 )),
             };
             let text = error.chain();
-            if error.is_of_a_change() && !is_one_by_one {
+            self.status.send_modify(|status| status.is_streaming = false);
+            let mut labels = Ok(0);
+            if error.is_unknown_label() {
+                labels = bring_labels(config, branch.as_ref()).await;
+                // What was added is what was missing, or the next attempt says the same.
+                if labels.as_ref().is_ok_and(|added| *added > 0) {
+                    continue;
+                }
+            }
+            let has_gone_on = began.elapsed() > ONE_BY_ONE && self.status.borrow().applied_lsn > applied;
+            if error.is_of_a_change() && (!is_one_by_one || has_gone_on) {
                 // What was applied together with it is gone again, and may be of the table's form before. Nobody is told, and can mend the
                 // table, before all of that is done.
                 tracing::info!(error = %text, "a change was refused: what came before it is applied by itself");
-                self.status.send_modify(|status| status.is_streaming = false);
                 is_one_by_one = true;
                 continue;
             }
-            self.status.send_modify(|status| {
-                status.is_streaming = false;
-                status.last_error = Some(text.clone());
-            });
-            if error.is_unknown_label() {
-                match bring_labels(config, branch.as_ref()).await {
-                    // What was added is what was missing, or the next attempt says the same.
-                    Ok(added) if added > 0 => continue,
-                    Ok(_) => return Err(error),
-                    Err(other) if !other.is_retryable() => return Err(error),
-                    Err(other) => tracing::warn!(error = %other.chain(), "labels of enums cannot be compared"),
+            self.status.send_modify(|status| status.last_error = Some(text.clone()));
+            match labels {
+                Err(other) if other.is_retryable() => {
+                    tracing::warn!(error = %other.chain(), "labels of enums cannot be compared");
                 }
-            } else if !error.is_retryable() {
-                return Err(error);
+                _ if !error.is_retryable() => return Err(error),
+                _ => {}
             }
             tracing::warn!(error = %text, "following production was interrupted");
             if began.elapsed() > BACKOFF_MAX {
@@ -238,7 +267,7 @@ impl LogicalRun {
             let finishing = import.constrain();
             stream.alive(finishing).await??;
         }
-        let looking = Lookout::new(config, branch, self.handle.clone(), &self.status).run();
+        let looking = Lookout::new(config, branch, self.handle.clone(), &self.status, &mut self.looks).run();
         tokio::select! {
             ended = stream.follow(&mut self.requests, None) => ended,
             stopped = looking => Err(stopped),

@@ -16,7 +16,8 @@ use crate::logical::relation::RootColumn;
 
 /// Followed by the table's OID.
 const COLUMNS: &str = "
-    select c.relfilenode::text, a.attnum::text, case when not a.attisdropped then a.attname::text end
+    select c.relfilenode::text, a.attnum::text, case when not a.attisdropped then a.attname::text end, a.atttypid::text,
+        a.atttypmod::text
     from pg_catalog.pg_class c left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0
     where c.oid =";
 const READING: &str = "looking at a table's columns";
@@ -28,13 +29,16 @@ pub(crate) struct SourceNumbers {
     filenode: u32,
     by_name: BTreeMap<String, i16>,
     dropped: Vec<i16>,
+    /// Of those columns whose type can become a wider one.
+    types: BTreeMap<i16, ColumnType>,
 }
 
 impl SourceNumbers {
     /// As they are at this moment.
     pub async fn read(production: &Client, oid: u32) -> Result<SourceNumbers, LogicalError> {
         let rows = production.query(&format!("{COLUMNS} {oid}"), &[]).await.map_err(source(READING))?;
-        let texts: Vec<[Option<String>; 3]> = rows.iter().map(|row| [row.get(0), row.get(1), row.get(2)]).collect();
+        let texts = |row: &tokio_postgres::Row| [row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)];
+        let texts: Vec<[Option<String>; 5]> = rows.iter().map(texts).collect();
         SourceNumbers::of(texts.iter().map(|texts| texts.as_slice()))
     }
 
@@ -44,17 +48,24 @@ impl SourceNumbers {
         SourceNumbers::of(found.rows.iter().map(Vec::as_slice))
     }
 
-    fn of<'a>(rows: impl Iterator<Item = &'a [Option<String>]>) -> Result<SourceNumbers, LogicalError> {
+    /// Of the rows of such a list.
+    pub fn of<'a>(rows: impl Iterator<Item = &'a [Option<String>]>) -> Result<SourceNumbers, LogicalError> {
         let unusable = || LogicalError::State("production's list of a table's columns is not one".into());
         let mut numbers = SourceNumbers::default();
         for row in rows {
-            let [Some(filenode), attnum, name] = row else { return Err(unusable()) };
+            let [Some(filenode), attnum, name, oid, modifier] = row else { return Err(unusable()) };
             numbers.filenode = filenode.parse().map_err(|_| unusable())?;
             let Some(attnum) = attnum else { continue };
             let attnum: i16 = attnum.parse().map_err(|_| unusable())?;
             match name {
                 Some(name) => {
                     numbers.by_name.insert(name.clone(), attnum);
+                    let (Some(oid), Some(modifier)) = (oid, modifier) else { return Err(unusable()) };
+                    let (oid, modifier) = (oid.parse::<u32>(), modifier.parse::<i32>());
+                    let kind = ColumnType(oid.map_err(|_| unusable())?, modifier.map_err(|_| unusable())?);
+                    if kind.is_of_a_length() {
+                        numbers.types.insert(attnum, kind);
+                    }
                 }
                 None => numbers.dropped.push(attnum),
             }
@@ -67,8 +78,45 @@ impl SourceNumbers {
         self.by_name.get(name).copied()
     }
 
+    /// Whether the column that had this number is gone.
+    pub fn is_dropped(&self, attnum: i16) -> bool {
+        self.dropped.contains(&attnum)
+    }
+
     fn highest(&self) -> i16 {
         self.by_name.values().chain(&self.dropped).copied().max().unwrap_or(0)
+    }
+}
+
+/// A column's type and its modifier, with which every server means the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ColumnType(pub u32, pub i32);
+
+/// `text`, `varchar` and `numeric`.
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
+const NUMERIC: u32 = 1700;
+/// A modifier is a length, or digits, and this.
+const MODIFIER_BASE: i32 = 4;
+
+impl ColumnType {
+    fn is_of_a_length(self) -> bool {
+        [TEXT, VARCHAR, NUMERIC].contains(&self.0)
+    }
+
+    /// Whether every value of this type is one of the other, and is stored alike: no row is written for that.
+    pub fn widens_to(self, other: ColumnType) -> bool {
+        let parts = |modifier: i32| ((modifier - MODIFIER_BASE) >> 16, (modifier - MODIFIER_BASE) & 0xffff);
+        match (self, other) {
+            (ColumnType(TEXT | VARCHAR, _), ColumnType(TEXT, _) | ColumnType(VARCHAR, -1)) => true,
+            (ColumnType(VARCHAR, from), ColumnType(VARCHAR, to)) => from >= MODIFIER_BASE && to >= from,
+            (ColumnType(NUMERIC, _), ColumnType(NUMERIC, -1)) => true,
+            (ColumnType(NUMERIC, from), ColumnType(NUMERIC, to)) if from >= MODIFIER_BASE && to >= MODIFIER_BASE => {
+                let ((digits, scale), (more, same)) = (parts(from), parts(to));
+                more >= digits && scale == same
+            }
+            _ => false,
+        }
     }
 }
 
@@ -86,10 +134,13 @@ pub(crate) struct SameColumns {
 }
 
 /// A file of production's, and the highest number that a column had when it was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SeenFile {
     pub filenode: u32,
     pub highest: i16,
+    /// A type that each column has had since the rows are in this file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub types: BTreeMap<i16, ColumnType>,
 }
 
 impl SameColumns {
@@ -122,10 +173,74 @@ impl SameColumns {
                 self.highest = self.highest.max(theirs);
             }
         }
-        // A file that is still the same says more the earlier it was seen.
-        if self.file.is_none_or(|file| file.filenode != source.filenode) {
-            self.file = Some(SeenFile { filenode: source.filenode, highest: source.highest() });
+        self.see(source);
+    }
+
+    /// Takes note of the file that the table is in: that is so whichever of its changes have come.
+    pub fn see(&mut self, source: &SourceNumbers) {
+        if source.filenode == 0 {
+            return;
         }
+        match &mut self.file {
+            // A file that is still the same says more the earlier it was seen.
+            Some(file) if file.filenode == source.filenode => {
+                for (attnum, kind) in &source.types {
+                    file.types.entry(*attnum).or_insert(*kind);
+                }
+            }
+            _ => {
+                let SourceNumbers { filenode, types, .. } = source.clone();
+                self.file = Some(SeenFile { filenode, highest: source.highest(), types });
+            }
+        }
+    }
+
+    /// Columns of these names have wider types here now, as they had on production while the table was in its file.
+    pub fn widened(&mut self, names: &[String], source: &SourceNumbers, root: &[RootColumn]) {
+        let Some(file) = self.file.as_mut().filter(|file| file.filenode == source.filenode) else { return };
+        for name in names {
+            let here = root.iter().find(|column| column.name == *name);
+            if let (Some(theirs), Some(here)) = (source.of_name(name), here) {
+                file.types.insert(theirs, here.kind());
+            }
+        }
+    }
+
+    /// Whether this column's values are as they were when production had it with the root's type: it is the same column, and no row was
+    /// written anew since it had that.
+    pub fn is_unwritten(&self, here: &RootColumn, source: &SourceNumbers) -> bool {
+        let theirs = source.of_name(&here.name);
+        let seen = |attnum: i16| self.file.as_ref().filter(|file| file.filenode == source.filenode)?.types.get(&attnum);
+        self.root_oid == here.table_oid
+            && theirs.is_some_and(|attnum| {
+                self.pairs.get(&here.attnum) == Some(&attnum) && seen(attnum) == Some(&here.kind())
+            })
+    }
+
+    /// Whether columns that the relation lacks were dropped, and none of them is one of those that it has `added` (places in it): changes
+    /// tell columns in the order of their numbers, so what comes behind a later one is not an earlier one under another name.
+    pub fn are_others(
+        &self,
+        relation: &Relation,
+        source: &SourceNumbers,
+        root: &[RootColumn],
+        (gone, added): (&[String], &[usize]),
+    ) -> bool {
+        let number = |name: &str| self.pairs.get(&number_on_root(root, name)?).copied();
+        let before = added.iter().min().copied().unwrap_or(relation.columns.len());
+        let last = relation.columns.iter().take(before).filter_map(|column| {
+            let known = number(&column.name)?;
+            (source.of_name(&column.name) == Some(known)).then_some(known)
+        });
+        let last = last.max().unwrap_or(0);
+        self.are_dropped(source, root, gone) && gone.iter().all(|name| number(name).is_some_and(|gone| gone < last))
+    }
+
+    /// Whether production has dropped these columns of the root's by now.
+    pub fn are_dropped(&self, source: &SourceNumbers, root: &[RootColumn], gone: &[String]) -> bool {
+        let number = |name: &str| self.pairs.get(&number_on_root(root, name)?).copied();
+        root.first().is_some_and(|column| column.table_oid == self.root_oid)
+            && gone.iter().all(|name| number(name).is_some_and(|attnum| source.is_dropped(attnum)))
     }
 
     /// Which of the relation's columns is another one than the root's of that name, and why; `None`: none that is known.
@@ -157,13 +272,17 @@ impl SameColumns {
     pub fn is_new(&self, attnum: i16, source: &SourceNumbers) -> bool {
         let is_after =
             |known: i16| known < attnum && !source.dropped.iter().any(|gone| (known + 1..attnum).contains(gone));
-        self.root_oid == 0 || is_after(self.highest)
+        if self.root_oid != 0 {
+            return is_after(self.highest);
+        }
+        // Of a table that was seen before its columns were known, what has come since is known.
+        self.file.as_ref().is_none_or(|file| attnum <= file.highest || is_after(file.highest))
     }
 
     /// Whether the table's rows are in the file that they were in before the column came: then they were written by changes alone, and
     /// those from before it hold in it what its `attmissingval` says.
     pub fn is_in_its_file(&self, attnum: i16, filenode: u32) -> bool {
-        self.file.is_some_and(|file| file.filenode == filenode && file.highest < attnum)
+        self.file.as_ref().is_some_and(|file| file.filenode == filenode && file.highest < attnum)
     }
 }
 
@@ -179,9 +298,15 @@ mod tests {
 
     fn source(filenode: u32, columns: &[(i16, Option<&str>)]) -> SourceNumbers {
         let text = |(attnum, name): &(i16, Option<&str>)| {
-            [Some(filenode.to_string()), Some(attnum.to_string()), name.map(str::to_owned)]
+            let kind = if name.is_some_and(|name| name.starts_with('v')) {
+                [VARCHAR.to_string(), "14".to_owned()]
+            } else {
+                ["23".to_owned(), "-1".to_owned()]
+            };
+            let [oid, modifier] = kind.map(Some);
+            [Some(filenode.to_string()), Some(attnum.to_string()), name.map(str::to_owned), oid, modifier]
         };
-        let rows: Vec<[Option<String>; 3]> = columns.iter().map(text).collect();
+        let rows: Vec<[Option<String>; 5]> = columns.iter().map(text).collect();
         SourceNumbers::of(rows.iter().map(|row| row.as_slice())).expect("columns")
     }
 
@@ -264,5 +389,90 @@ mod tests {
         same.learn(&["x"], &source(8, &[(1, Some("id")), (5, Some("x"))]), &here);
         assert!(!same.is_in_its_file(5, 8) && same.is_in_its_file(6, 8));
         assert!(!SameColumns::default().is_in_its_file(5, 0));
+    }
+
+    #[test]
+    fn the_file_is_known_without_a_change() {
+        let mut same = copied();
+        same.see(&source(8, &[(1, Some("id")), (5, Some("x"))]));
+        assert!(!same.is_in_its_file(5, 8) && same.is_in_its_file(6, 8), "x may have had values in it");
+        same.see(&source(0, &[]));
+        assert!(same.is_in_its_file(6, 8), "a table that is gone is in no file");
+        // One that was kept by an earlier version.
+        let mut unknown = SameColumns::default();
+        unknown.see(&source(7, &[(1, Some("id")), (2, None)]));
+        assert!(!unknown.is_unknown() && unknown.is_in_its_file(3, 7));
+        assert!(unknown.is_new(3, &source(7, &[(1, Some("id")), (2, None), (3, Some("x"))])));
+        let came_and_went = source(7, &[(1, Some("id")), (2, None), (3, None), (4, Some("x"))]);
+        assert!(!unknown.is_new(4, &came_and_went));
+    }
+
+    #[test]
+    fn a_column_behind_a_later_one_is_not_one_that_is_gone() {
+        let here = root(50, &[(1, "id"), (2, "n"), (3, "m")]);
+        let check = |names: &[&str], theirs: &[(i16, Option<&str>)], gone: &str, added: &[usize]| {
+            let gone = [gone.to_owned()];
+            copied().are_others(&relation(names), &source(7, theirs), &here, (gone.as_slice(), added))
+        };
+        let n_gone = [(1, Some("id")), (2, None), (3, None), (4, Some("m")), (5, Some("x"))];
+        assert!(check(&["id", "m", "x"], &n_gone, "n", &[2]), "m was behind n");
+        assert!(
+            !check(&["id", "x", "m"], &n_gone, "n", &[1]),
+            "x is in the place of n, and was dropped and made anew since"
+        );
+        let m_gone = [(1, Some("id")), (2, None), (3, Some("n")), (4, None), (5, Some("x"))];
+        assert!(!check(&["id", "n", "x"], &m_gone, "m", &[2]), "x is in the place of m");
+        let renamed = [(1, Some("id")), (2, None), (3, Some("x")), (4, Some("m"))];
+        assert!(!check(&["id", "x", "m"], &renamed, "n", &[1]));
+        assert!(copied().are_dropped(&source(7, &m_gone), &here, &["m".to_owned()]));
+        assert!(!copied().are_dropped(&source(7, &renamed), &here, &["n".to_owned()]));
+    }
+
+    #[test]
+    fn types_widen_where_no_value_and_no_row_changes() {
+        let varchar = |length: i32| ColumnType(VARCHAR, length + MODIFIER_BASE);
+        let numeric = |digits: i32, scale: i32| ColumnType(NUMERIC, ((digits << 16) | scale) + MODIFIER_BASE);
+        let (text, any_varchar, any_numeric) = (ColumnType(TEXT, -1), ColumnType(VARCHAR, -1), ColumnType(NUMERIC, -1));
+        for (from, to) in [
+            (varchar(10), varchar(20)),
+            (varchar(10), any_varchar),
+            (varchar(10), text),
+            (any_varchar, text),
+            (text, any_varchar),
+            (numeric(5, 2), numeric(9, 2)),
+            (numeric(5, 2), any_numeric),
+        ] {
+            assert!(from.widens_to(to), "{from:?} {to:?}");
+        }
+        for (from, to) in [
+            (varchar(20), varchar(10)),
+            (any_varchar, varchar(10)),
+            (text, varchar(10)),
+            (numeric(5, 2), numeric(9, 3)),
+            (numeric(9, 2), numeric(5, 2)),
+            (any_numeric, numeric(9, 2)),
+            (ColumnType(23, -1), ColumnType(20, -1)),
+            (ColumnType(23, -1), text),
+        ] {
+            assert!(!from.widens_to(to), "{from:?} {to:?}");
+        }
+    }
+
+    #[test]
+    fn a_column_is_unwritten_in_the_file_that_it_had_its_type_in() {
+        let mut here = root(50, &[(1, "id"), (2, "v")]);
+        (here[1].type_oid, here[1].type_modifier) = (VARCHAR, 14);
+        let theirs = source(7, &[(1, Some("id")), (2, Some("v"))]);
+        let mut same = SameColumns::of_copy(&theirs, &here);
+        assert!(same.is_unwritten(&here[1], &theirs));
+        assert!(
+            !same.is_unwritten(&here[1], &source(8, &[(1, Some("id")), (2, Some("v"))])),
+            "USING may have written it"
+        );
+        assert!(!same.is_unwritten(&here[1], &source(7, &[(1, Some("id")), (2, None), (3, Some("v"))])));
+        let wider = RootColumn { type_modifier: 24, ..here[1].clone() };
+        assert!(!same.is_unwritten(&wider, &theirs), "it may have had that type before it was written anew");
+        same.widened(&["v".to_owned()], &theirs, &[here[0].clone(), wider.clone()]);
+        assert!(same.is_unwritten(&wider, &theirs), "and widens once more");
     }
 }

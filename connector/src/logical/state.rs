@@ -129,7 +129,7 @@ impl LogicalState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logical::same_columns::SeenFile;
+    use crate::logical::same_columns::{ColumnType, SeenFile};
 
     #[test]
     fn what_is_kept_is_read_again() {
@@ -137,7 +137,7 @@ mod tests {
             root_oid: 5,
             pairs: [(1, 1), (2, 3)].into(),
             highest: 3,
-            file: Some(SeenFile { filenode: 7, highest: 3 }),
+            file: Some(SeenFile { filenode: 7, highest: 3, types: [(3, ColumnType(1043, 14))].into() }),
         };
         let table = |copied_at: Option<Lsn>| {
             let columns = if copied_at.is_some() { columns.clone() } else { SameColumns::default() };

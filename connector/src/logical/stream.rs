@@ -133,6 +133,13 @@ impl<'a> Stream<'a> {
                         match request {
                             Request::Reach(lsn, reply) => self.reaching.push((lsn, reply)),
                             Request::Hold(hold) => self.pausing.push_back(hold),
+                            Request::Seen(seen) => {
+                                self.applier.see(&seen);
+                                // What is not committed yet is not remembered before it is.
+                                if self.applier.is_settled() {
+                                    self.remember_names()?;
+                                }
+                            }
                         }
                         continue;
                     }
@@ -328,7 +335,7 @@ impl<'a> Stream<'a> {
             let values = sequences::read(&client, &config.options).await.map_err(source("reading its sequences"))?;
             *production = Some(client);
             if sequences.must_ask() {
-                let client = applier.session().await?;
+                let client = applier.quiet_session().await?;
                 let here = sequences::read(&client, &config.options).await;
                 sequences.learn(here.map_err(root("reading its sequences"))?);
             }
@@ -336,7 +343,7 @@ impl<'a> Stream<'a> {
             if statements.is_empty() {
                 return Ok(());
             }
-            let set = applier.session().await?.batch_execute(&statements.join("; ")).await;
+            let set = applier.quiet_session().await?.batch_execute(&statements.join("; ")).await;
             if set.is_err() {
                 sequences.forget();
             }

@@ -22,6 +22,7 @@ use crate::logical::run::LogicalHandle;
 use crate::logical::sequences::{self, is_behind};
 use crate::logical::session::{connect_root, connect_source};
 use crate::logical::slot::accept;
+use crate::logical::state::LogicalState;
 use crate::logical::tables::{SourceTable, is_followed, tables};
 use crate::logical::waits::within;
 use crate::position::flush_lsn;
@@ -57,6 +58,7 @@ pub async fn verify(
     let name = format!("{}_verify", config.connector.slot_name());
     // First, or changes behind the moment could be on the root before it is there.
     let paused = handle.pause().await?;
+    let kept = LogicalState::read(branch)?;
     let taking = Moment::take(config, &name, SlotLifetime::Temporary);
     let moment = within(&config.connector.url, MOMENT_PATIENCE, taking).await?;
     let moment = moment.map_err(no_slot)?;
@@ -104,7 +106,7 @@ pub async fn verify(
             reply.sequences_behind.push(format!("{}.{}", sequence.schema, sequence.name));
         }
     }
-    found_equal(branch, &reply.tables)?;
+    found_equal(branch, &kept, &reply.tables)?;
     reply.equal = reply.tables.iter().all(|table| table.equal) && reply.sequences_behind.is_empty();
     Ok(reply)
 }

@@ -67,6 +67,10 @@ impl LogicalRuntime for Fakes {
         Box::pin(async move { if down { Err(refused) } else { Ok(()) } })
     }
 
+    fn look(&self, _timeline: TimelineId) -> BoxFuture<'static, Result<(), ErrorInfo>> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn add_tables(
         &self,
         _spec: ConnectorSpec,
