@@ -79,10 +79,10 @@ case "${1:-}" in
         ARDENT_SEEDS=${ARDENT_SEEDS:-3000} run_tests pageserver/storage libs/object-store libs/object-store-s3 -- --nocapture
         # About ten minutes on two cores, and 5 GB under the temporary folder.
         ARDENT_UPDATES_WAL_MB=${ARDENT_UPDATES_WAL_MB:-10240} ARDENT_UPDATES_TABLE_MB=${ARDENT_UPDATES_TABLE_MB:-1024} \
-            run_tests pageserver:amplification -- --nocapture
+            run_tests pageserver:it -- --nocapture amplification::
         ARDENT_OUTAGE_S=${ARDENT_OUTAGE_S:-60} run_tests tests:s3 -- --nocapture
         # What grows without being large: 100,000 tables and 100 GB made up, 64 branches of branches, 100,000 tables of a real server.
-        run_tests pageserver:large -- --nocapture
+        run_tests pageserver:it -- --nocapture large::
         ARDENT_CHAIN_DEPTH=${ARDENT_CHAIN_DEPTH:-64} run_tests tests:many -- --nocapture a_chain_of_branches
         ARDENT_TABLES=${ARDENT_TABLES:-100000} run_passed_over storage
         ;;

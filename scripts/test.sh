@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
-    ["storage"]="libs/trusted-clock libs/object-store libs/object-store-s3 libs/test-s3 pageserver/storage libs/page-client pageserver"
+    ["storage"]="pageserver/storage libs/object-store-s3 pageserver libs/trusted-clock libs/object-store libs/test-s3 libs/page-client"
     ["quorum"]="safekeeper libs/unix-stream libs/service-tls libs/quorum libs/wal-client"
     ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking libs/open-files cli tests"
 )

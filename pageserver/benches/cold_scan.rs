@@ -6,7 +6,7 @@
 //!
 //! `BENCH_TABLE_MB` (default 256) and `BENCH_ROUNDS` (default 3) set the size. The S3 server is the one that `scripts/setup-s3.sh` installs.
 
-#[path = "../tests/amplification/workload.rs"]
+#[path = "../tests/it/workload.rs"]
 mod workload;
 
 use std::path::Path;

@@ -8,7 +8,7 @@
 //! `BENCH_TABLE_MB` (default 512), `BENCH_REQUESTS` (default 4000; of each client and kind in a round), `BENCH_CLIENTS` (default 2), `BENCH_PAUSE_US`
 //! (default 500) and `BENCH_ROUNDS` (default 3) set the size.
 
-#[path = "../tests/amplification/workload.rs"]
+#[path = "../tests/it/workload.rs"]
 mod workload;
 
 use std::fs::File;

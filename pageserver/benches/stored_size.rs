@@ -4,7 +4,7 @@
 //! Two databases: what pgbench makes, and a table of hexadecimal text, which can be made half as large and no smaller (`BENCH_TABLE_MB`,
 //! default 64).
 
-#[path = "../tests/amplification/workload.rs"]
+#[path = "../tests/it/workload.rs"]
 mod workload;
 
 use std::fs;

@@ -165,33 +165,8 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::super::BranchRow;
+    use super::super::two_branches::two_branches;
     use super::*;
-
-    /// A store with two branches of one connector.
-    fn store() -> (tempfile::TempDir, Store, [BranchRow; 2]) {
-        let folder = tempfile::tempdir().expect("folder");
-        let store = Store::open(&folder.path().join("control.db")).expect("made");
-        let (tenant, root) = (ardent_types::TenantId::generate(), TimelineId::generate());
-        let branches =
-            ["a", "b"].map(|name| BranchRow::fresh(name.to_owned(), "shop".to_owned(), tenant, TimelineId::generate()));
-        let made = store.write(|transaction| {
-            let (tenant, root) = (tenant.to_string(), root.to_string());
-            transaction.execute("INSERT INTO tenants (id, created_us) VALUES (?1, 0)", params![tenant])?;
-            transaction.execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![root, tenant])?;
-            transaction.execute(
-                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, created_us)
-                 VALUES ('shop', ?1, ?2, 'ready', x'00', '', 0, 0)",
-                params![tenant, root],
-            )?;
-            for branch in &branches {
-                super::super::timeline::insert(transaction, branch.timeline, branch.tenant, &root)?;
-                super::super::branch::insert(transaction, branch)?;
-            }
-            Ok(())
-        });
-        made.expect("made");
-        (folder, store, branches)
-    }
 
     fn mark(store: &Store, branch: &BranchRow, label: Option<&str>, lsn: u64) -> InsertCheckpoint {
         store.insert_checkpoint(branch.id, label, (branch.timeline, Lsn::new(lsn)), 7).expect("written")
@@ -203,7 +178,7 @@ mod tests {
 
     #[test]
     fn steps_are_numbered_and_labels_are_a_branchs_own() {
-        let (_folder, store, [a, b]) = store();
+        let (_folder, store, _root, [a, b]) = two_branches();
         let row = |label: &str, lsn| CheckpointRow {
             label: label.to_owned(),
             timeline: a.timeline,
@@ -228,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_number_without_a_next_one_stops_no_step() {
-        let (_folder, store, [a, _b]) = store();
+        let (_folder, store, _root, [a, _b]) = two_branches();
         let last = format!("step-{}", u64::MAX);
         let given = [Some(last.clone()), None, None, Some(format!("step-{}", u64::MAX - 1)), None];
         for label in &given {
@@ -240,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_branch_has_so_many_and_its_manifest_the_newest() {
-        let (_folder, store, [a, b]) = store();
+        let (_folder, store, _root, [a, b]) = two_branches();
         let filled = store.write(|transaction| {
             transaction.execute(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?3)
@@ -260,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_changes_is_told_and_goes_with_its_branch() {
-        let (_folder, store, [a, b]) = store();
+        let (_folder, store, _root, [a, b]) = two_branches();
         let told = || {
             let untold = store.untold(9).expect("read");
             untold.iter().for_each(|one| store.told(one).expect("written"));

@@ -16,6 +16,8 @@ mod role;
 mod schema;
 mod timeline;
 mod token;
+#[cfg(test)]
+mod two_branches;
 mod wal_debt;
 
 use std::collections::BTreeSet;

@@ -355,31 +355,12 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::super::BranchRow;
+    use super::super::two_branches::two_branches;
     use super::*;
 
-    /// A store with two branches that hang on a root: `a` at 0/10, `b` at 0/50.
+    /// `a` hangs on the root at 0/10, `b` at 0/50.
     fn store() -> (tempfile::TempDir, Store, TimelineId, [BranchRow; 2]) {
-        let folder = tempfile::tempdir().expect("folder");
-        let store = Store::open(&folder.path().join("control.db")).expect("made");
-        let (tenant, root) = (TenantId::generate(), TimelineId::generate());
-        let branches =
-            ["a", "b"].map(|name| BranchRow::fresh(name.to_owned(), "shop".to_owned(), tenant, TimelineId::generate()));
-        let made = store.write(|transaction| {
-            let (tenant, root) = (tenant.to_string(), root.to_string());
-            transaction.execute("INSERT INTO tenants (id, created_us) VALUES (?1, 0)", params![tenant])?;
-            transaction.execute("INSERT INTO timelines (id, tenant_id) VALUES (?1, ?2)", params![root, tenant])?;
-            transaction.execute(
-                "INSERT INTO connectors (name, tenant_id, timeline_id, state, url_sealed, source, fast, created_us)
-                 VALUES ('shop', ?1, ?2, 'ready', x'00', '', 0, 0)",
-                params![tenant, root],
-            )?;
-            for branch in &branches {
-                insert(transaction, branch.timeline, branch.tenant, &root)?;
-                super::super::branch::insert(transaction, branch)?;
-            }
-            Ok(())
-        });
-        made.expect("made");
+        let (folder, store, root, branches) = two_branches();
         for (branch, lsn) in branches.iter().zip([0x10, 0x50]) {
             store.branch_ready(branch, (Lsn::new(lsn), Lsn::new(8)), &[], None).expect("written");
         }

@@ -1,7 +1,7 @@
 //! What is in a database, as text that can be compared.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Runs a query; rows as lines, fields separated by `|`.
 pub type Ask<'a> = &'a dyn Fn(&str) -> String;
@@ -9,13 +9,9 @@ pub type Ask<'a> = &'a dyn Fn(&str) -> String;
 /// Schema, rows, sequences and large objects. Columns are in the order of their names: one that comes back comes last.
 /// `pg_dump` is the program with all that says where the database is.
 pub fn state(ask: Ask<'_>, pg_dump: &mut Command) -> String {
-    let output = pg_dump.arg("--schema-only").output().expect("pg_dump can be run");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let dump = String::from_utf8_lossy(&output.stdout).into_owned();
-    // Newer minors begin and end with a word that is another one each time.
-    let lines = dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(','));
-    let mut lines: Vec<&str> = lines.collect();
-    lines.sort_unstable();
+    let pg_dump = pg_dump.arg("--schema-only").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let pg_dump = pg_dump.spawn().expect("pg_dump can be run");
+    // Meanwhile, it reads the schema.
     let rows = rows(ask);
     let sequences = all_of(
         ask,
@@ -24,6 +20,13 @@ pub fn state(ask: Ask<'_>, pg_dump: &mut Command) -> String {
     let objects = ask("select oid, md5(lo_get(oid)), lomowner::regrole, obj_description(oid, 'pg_largeobject'),
             (select string_agg(a::text, ' ' order by a::text) from aclexplode(coalesce(lomacl, acldefault('L', lomowner))) a)
          from pg_largeobject_metadata order by 1");
+    let output = pg_dump.wait_with_output().expect("pg_dump ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let dump = String::from_utf8_lossy(&output.stdout).into_owned();
+    // Newer minors begin and end with a word that is another one each time.
+    let lines = dump.lines().filter(|line| !line.contains("restrict ")).map(|line| line.trim_end_matches(','));
+    let mut lines: Vec<&str> = lines.collect();
+    lines.sort_unstable();
     format!("{}\n{rows}\n{sequences}\n{objects}", lines.join("\n"))
 }
 

@@ -11,8 +11,10 @@
 //!
 //! Postgres 15, or the major that `ARDENT_TEST_MAJOR` names, unless [`TestPgOptions::major`] says otherwise.
 //!
+//! [`TestPg::shared`] is one server for all tests of a program that need no more than databases of their own.
+//!
 //! Invariants: a server that can't be started is a panic with its log, never a skipped test; dropping a [`TestPg`] ends
-//! its own process (by the child's id) and removes its folder.
+//! its own process (by the child's id) and removes its folder; the shared one is dropped at the process's end.
 //!
 //! Knows nothing of Ardent.
 
@@ -21,6 +23,7 @@ mod pgbench_run;
 mod programs;
 mod random_tables;
 mod server;
+mod shared;
 pub mod side_by_side;
 
 pub use tempfile::TempDir;

@@ -9,7 +9,7 @@
 //! The server's program is installed by `scripts/setup-s3.sh`, which `make test` runs; `ARDENT_WEED` names another.
 //!
 //! Invariants: a server that can't be started is a panic with its log, never a skipped test; dropping a [`Seaweed`] ends its own
-//! process, by the child's id, and removes its folder.
+//! process, by the child's id, and removes its folder and its sockets; the shared one is dropped at the process's end.
 //!
 //! Knows nothing of Ardent.
 

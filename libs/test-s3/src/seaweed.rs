@@ -1,11 +1,11 @@
 //! One SeaweedFS server: master, volumes, filer and S3 in one process.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -33,19 +33,23 @@ struct Ports {
     s3: u16,
     https: u16,
     filer: u16,
+    /// By role.
+    grpc: [(&'static str, u16); 4],
 }
 
-static SHARED: Mutex<Weak<Seaweed>> = Mutex::new(Weak::new());
+static SHARED: Mutex<Option<Arc<Seaweed>>> = Mutex::new(None);
 
 impl Seaweed {
-    /// The server that all tests of this process use; it ends with the last handle.
+    /// The server that all tests of this process use; it ends with the process.
     pub fn shared() -> Arc<Seaweed> {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let started = Arc::new(Seaweed::start());
-            *shared = Arc::downgrade(&started);
-            started
-        })
+        let start = || {
+            // SAFETY: the function needs nothing that is gone by then: no thread-local value, and no other thread.
+            let registered = unsafe { libc::atexit(end_shared) };
+            assert_eq!(registered, 0, "the C library takes at least 32 functions");
+            Arc::new(Seaweed::start())
+        };
+        shared.get_or_insert_with(start).clone()
     }
 
     /// Starts a server of one's own. Panics with its log if that fails.
@@ -58,7 +62,7 @@ impl Seaweed {
             if wait_until_ready(&mut child, ports) {
                 return Seaweed { child, root, ports };
             }
-            end(&mut child);
+            end(&mut child, ports);
             log = fs::read_to_string(root.path().join("weed.log")).unwrap_or_default();
         }
         panic!("the S3 server for tests did not start: {log}");
@@ -96,24 +100,45 @@ impl Seaweed {
 
     /// Makes a bucket, if it is not there.
     pub fn make_bucket(&self, name: &str) {
-        let request =
-            format!("POST /buckets/{name}/ HTTP/1.1\r\nHost: filer\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        let answer = exchange(self.ports.filer, &request).expect("the filer answers");
+        let answer = self.ask_filer(&format!("POST /buckets/{name}/"));
         let is_there = ["HTTP/1.1 201", "HTTP/1.1 409"].iter().any(|status| answer.starts_with(status));
         assert!(is_there, "bucket {name}: {answer}");
+    }
+
+    /// Removes a bucket with all that is in it.
+    pub fn remove_bucket(&self, name: &str) {
+        let answer = self.ask_filer(&format!("DELETE /buckets/{name}?recursive=true"));
+        assert!(answer.starts_with("HTTP/1.1 204"), "bucket {name}: {answer}");
+    }
+
+    fn ask_filer(&self, what: &str) -> String {
+        let request = format!("{what} HTTP/1.1\r\nHost: filer\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        exchange(self.ports.filer, &request).expect("the filer answers")
     }
 }
 
 impl Drop for Seaweed {
     fn drop(&mut self) {
-        end(&mut self.child);
+        end(&mut self.child, self.ports);
     }
 }
 
-fn end(child: &mut Child) {
+/// Statics are not dropped at a process's end.
+extern "C" fn end_shared() {
+    drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+fn end(child: &mut Child, ports: Ports) {
     // Errors mean that it has ended.
     let _ = child.kill();
     let _ = child.wait();
+    // It makes these outside of its folder, whatever it is told; one that began to start has not all of them.
+    for (role, port) in ports.grpc {
+        let socket = format!("/tmp/seaweedfs-{role}-grpc-{port}.sock");
+        if let Err(error) = fs::remove_file(&socket) {
+            assert!(error.kind() == ErrorKind::NotFound || std::thread::panicking(), "{socket}: {error}");
+        }
+    }
 }
 
 fn program() -> PathBuf {
@@ -156,7 +181,9 @@ fn spawn(root: &TempDir) -> (Child, Ports) {
     let held: Vec<TcpListener> =
         (0..9).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a local port can be bound")).collect();
     let port = |index: usize| held[index].local_addr().expect("a bound socket has an address").port();
-    let ports = Ports { s3: port(0), https: port(1), filer: port(2) };
+    let [s3_grpc, filer_grpc, master_grpc, volume_grpc] = [3, 4, 6, 8].map(port);
+    let grpc = [("s3", s3_grpc), ("filer", filer_grpc), ("master", master_grpc), ("volume", volume_grpc)];
+    let ports = Ports { s3: port(0), https: port(1), filer: port(2), grpc };
     let at = |name: &str| root.path().join(name).display().to_string();
     let arguments = [
         "-logtostderr=true".to_owned(),
@@ -176,15 +203,15 @@ fn spawn(root: &TempDir) -> (Child, Ports) {
         "-s3.autoCreateBucket=false".to_owned(),
         "-s3.port.iceberg=0".to_owned(),
         "-s3.port.lance=0".to_owned(),
-        format!("-s3.port.grpc={}", port(3)),
+        format!("-s3.port.grpc={s3_grpc}"),
         format!("-filer.port={}", ports.filer),
-        format!("-filer.port.grpc={}", port(4)),
+        format!("-filer.port.grpc={filer_grpc}"),
         format!("-filer.localSocket={}", at("filer.sock")),
         format!("-s3.localSocket={}", at("s3.sock")),
         format!("-master.port={}", port(5)),
-        format!("-master.port.grpc={}", port(6)),
+        format!("-master.port.grpc={master_grpc}"),
         format!("-volume.port={}", port(7)),
-        format!("-volume.port.grpc={}", port(8)),
+        format!("-volume.port.grpc={volume_grpc}"),
     ];
     let log = File::create(root.path().join("weed.log")).expect("the temp folder is writable");
     drop(held);

@@ -144,7 +144,7 @@ impl Timeline {
     }
 
     /// Makes image layers that speak for `keys` as of `lsn`, beside what is there. Why no read at any LSN gets another answer for it (PS-3;
-    /// `tests/import.rs`):
+    /// `tests/it/import.rs`):
     ///
     /// - `lsn` is where a delta file ends ([`crate::plan`]), and all versions of a timeline lie above where it begins, as its first open layer
     ///   does. So a read at an import's own LSN, or below `lsn` anywhere, does not visit these images: it finds what it found before.

@@ -23,7 +23,7 @@
 //! - PS-3: content at (key, LSN) is the same before and after flush, merge, image making, garbage collection and restart, for every
 //!   LSN that is retained or pinned (`model_test.rs` checks it on random histories).
 //! - PS-4: a manifest generation is written once; whoever finds it taken stops. Loading a timeline takes it from the process that
-//!   had it (`manifest_log.rs`; `tests/fencing.rs` tries interleavings of several engines on one store).
+//!   had it (`manifest_log.rs`; `tests/it/fencing.rs` tries interleavings of several engines on one store).
 //! - PS-5: a branch point is pinned before garbage collection can pass it (`engine.rs`, `retention.rs`; checklist 58).
 //! - PS-6: a layer file goes only when no retained or pinned LSN needs it, and then when its last reader is done (`plan.rs`,
 //!   `layer/reader.rs`).
@@ -34,7 +34,7 @@
 //! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
 //!   at a limit for as long as it takes (`debt.rs`, `put.rs`); unless compaction fails, which is told.
 //! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
-//!   no read of it or of its branches finds any (`cut.rs`, `tests/cut.rs`).
+//!   no read of it or of its branches finds any (`cut.rs`, `tests/it/cut.rs`).
 //!
 //! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
 //! images), time (the caller turns a retention time into an LSN, and tells by what time leases end), or the network. Formats:

@@ -29,7 +29,7 @@ fn refusal(pair: &Pair, set: &ChangeSet, options: &ApplyOptions) -> (String, Str
 #[test]
 fn chosen_rows_and_objects_are_applied_alone_and_undone() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create table app.people (id int primary key, name text, gone int default 5, old text);
          insert into app.people select n, 'p' || n, n, 'o' from generate_series(1, 9) n;
@@ -53,7 +53,7 @@ fn chosen_rows_and_objects_are_applied_alone_and_undone() {
         "insert into app.serials (v) values (1), (2)",
         "update app.keyless set b = 'k' where a = 1",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     let set = pair.diff();
     let back = |options: &ApplyOptions, check: &dyn Fn()| {
@@ -72,7 +72,7 @@ fn chosen_rows_and_objects_are_applied_alone_and_undone() {
         pair.assert_equal("target", "base", "undone", &applied.inverse);
         applied
     };
-    let sql = |text: &str| pair.pg.sql_in("target", text);
+    let sql = |text: &str| pair.sql_in("target", text);
     let rows = |list: &[&str]| {
         list.iter().map(|row| row.parse::<RowChoice>().unwrap_or_else(|error| panic!("{error}"))).collect::<Vec<_>>()
     };
@@ -185,13 +185,13 @@ fn first_the_schema_and_then_the_rows_is_the_same_as_both_at_once() {
         "alter type app.mood add value 'better'",
         "update app.users set mood = 'better' where id = 6",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     let set = pair.diff();
     pair.copy("base", "target");
     let first = pair.apply("target", &set, &ApplyOptions { part: Part::Schema, ..chosen() });
     assert_eq!((first.conflicts, first.rows), (vec![], Default::default()));
-    assert!(pair.pg.sql_in("target", "select count(*) from app.fresh") == "0");
+    assert!(pair.sql_in("target", "select count(*) from app.fresh") == "0");
     let second = pair.apply("target", &set, &ApplyOptions { part: Part::Rows, ..chosen() });
     assert_eq!((second.conflicts, second.statements), (vec![], 0));
     pair.assert_equal("target", "head", "both", &set);
@@ -205,15 +205,15 @@ fn first_the_schema_and_then_the_rows_is_the_same_as_both_at_once() {
 #[test]
 fn a_view_that_must_be_made_again_and_was_changed_by_the_target_is_a_conflict() {
     let pair = Pair::new();
-    pair.pg.sql_in("base", "create view app.sums as select user_id, note from app.orders");
+    pair.sql_in("base", "create view app.sums as select user_id, note from app.orders");
     pair.copy("base", "head");
-    pair.pg.sql_in(
+    pair.sql_in(
         "head",
         "drop view app.sums; alter table app.orders alter note type varchar(100); create view app.sums as select user_id, note from app.orders",
     );
     let set = pair.diff();
     pair.copy("base", "target");
-    pair.pg.sql_in("target", "create or replace view app.sums as select user_id, note, id from app.orders");
+    pair.sql_in("target", "create or replace view app.sums as select user_id, note, id from app.orders");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
     assert!(
         matches!(&applied.conflicts[..], [Conflict::Schema { object, .. }, ..] if object.contains("view app.sums")),

@@ -9,7 +9,7 @@ fn rows_that_only_postgres_computes_anew_are_not_there_already() {
     let pair = Pair::new();
     pair.copy("base", "head");
     // 40 rows of `tree` differ in the new column alone, which nobody writes; one of them in another column too.
-    pair.pg.sql_in(
+    pair.sql_in(
         "head",
         "alter table app.tree add column made text generated always as ('x' || id) stored; update app.tree set label = 'new' where id = 7",
     );
@@ -17,15 +17,15 @@ fn rows_that_only_postgres_computes_anew_are_not_there_already() {
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
     assert_eq!((applied.rows.updated, applied.already_there), (1, 0));
-    assert_eq!(pair.pg.sql_in("target", "select count(made) from app.tree"), "40");
+    assert_eq!(pair.sql_in("target", "select count(made) from app.tree"), "40");
 }
 
 /// Postgres keeps the value that old rows have in a new column with the partitions, and with none that was rewritten since.
 #[test]
 fn a_column_that_partitions_were_given_has_its_value_in_all_rows() {
     let pair = Pair::new();
-    pair.pg.sql_in("base", "alter table app.events add column before text default 'was'");
-    pair.pg.sql_in("base", "update app.events set before = null where id = 2");
+    pair.sql_in("base", "alter table app.events add column before text default 'was'");
+    pair.sql_in("base", "update app.events set before = null where id = 2");
     pair.copy("base", "head");
     for change in [
         "alter table app.events add column level int default 7",
@@ -36,7 +36,7 @@ fn a_column_that_partitions_were_given_has_its_value_in_all_rows() {
         "insert into app.events values (200, '2027-02-01', 'later', 'is', null)",
         "alter table app.events drop column before",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     pair.round_trip("a column of partitions");
 }
@@ -55,7 +55,7 @@ fn columns_that_must_not_be_null_come_and_go() {
         "alter table app.unique_only drop column code",
         "alter table app.seats drop column seat",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     pair.round_trip("columns that must not be null");
     let flags = "select string_agg(attnotnull::text, ' ' order by attname) from pg_attribute
@@ -63,19 +63,18 @@ fn columns_that_must_not_be_null_come_and_go() {
     let set = pair.diff();
     pair.copy("base", "target");
     pair.apply("target", &set, &ApplyOptions::default());
-    assert_eq!(pair.pg.sql_in("target", flags), "true true");
+    assert_eq!(pair.sql_in("target", flags), "true true");
 }
 
 #[test]
 fn what_a_dropped_column_held_comes_back_where_it_was_null_and_others_were_not() {
     let pair = Pair::new();
-    pair.pg.sql_in("base", "alter table app.tree add column kept text default 'was'");
-    pair.pg
-        .sql_in("base", "update app.tree set kept = null where id = 4; update app.tree set kept = 'own' where id = 5");
-    pair.pg.sql_in("base", "alter table app.keyless add column kept text default 'was'");
-    pair.pg.sql_in("base", "update app.keyless set kept = null where a = 4");
+    pair.sql_in("base", "alter table app.tree add column kept text default 'was'");
+    pair.sql_in("base", "update app.tree set kept = null where id = 4; update app.tree set kept = 'own' where id = 5");
+    pair.sql_in("base", "alter table app.keyless add column kept text default 'was'");
+    pair.sql_in("base", "update app.keyless set kept = null where a = 4");
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "alter table app.tree drop column kept; alter table app.keyless drop column kept");
+    pair.sql_in("head", "alter table app.tree drop column kept; alter table app.keyless drop column kept");
     pair.round_trip("a column with a value of its own");
 }
 
@@ -83,7 +82,7 @@ fn what_a_dropped_column_held_comes_back_where_it_was_null_and_others_were_not()
 fn what_a_dropped_column_held_comes_back_to_rows_without_a_key() {
     let pair = Pair::new();
     // Alike in all but the columns that go, and in some of those.
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "insert into app.keyless values (50, 'same', null), (50, 'same', '{}'), (50, 'same', '{}'), (50, 'other', null), (50, null, '{}')",
     );
@@ -97,12 +96,12 @@ fn what_a_dropped_column_held_comes_back_to_rows_without_a_key() {
         "alter table app.seats drop column id",
         "update app.seats set seat = 'new' where seat = 's3'",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     pair.round_trip("columns without a key");
 
     // One of two columns is chosen; what rows have in the other one stays theirs.
-    pair.pg.sql_in("head", "alter table app.keyless drop column b");
+    pair.sql_in("head", "alter table app.keyless drop column b");
     let set = pair.diff();
     for column in ["b", "c"] {
         pair.copy("base", "target");
@@ -118,13 +117,13 @@ fn what_a_dropped_column_held_comes_back_to_rows_without_a_key() {
 #[test]
 fn rows_without_a_key_that_others_refer_to_are_not_taken_away_for_what_a_column_held() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create table app.above (code text unique, v int); insert into app.above values ('a', 1);
          create table app.below (id int primary key, code text references app.above (code) on delete cascade); insert into app.below values (1, 'a')",
     );
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "alter table app.above drop column v");
+    pair.sql_in("head", "alter table app.above drop column v");
     let set = pair.diff();
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
@@ -135,7 +134,7 @@ fn rows_without_a_key_that_others_refer_to_are_not_taken_away_for_what_a_column_
     );
     assert_eq!(pair.apply("target", &applied.inverse, &ApplyOptions::default()).conflicts, []);
     assert_eq!(
-        pair.pg.sql_in(
+        pair.sql_in(
             "target",
             "select (select count(*) from app.below) || ' ' || (select count(*) from app.above where v is null)"
         ),
@@ -147,7 +146,7 @@ fn rows_without_a_key_that_others_refer_to_are_not_taken_away_for_what_a_column_
 #[test]
 fn values_that_a_new_type_has_no_room_for_make_way() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create table app.codes (id int primary key, code text unique, n smallint not null default 1, size int);
          insert into app.codes values (1, 'one'), (2, '2'), (3, '3'), (4, 'four'), (5, '5');
@@ -170,39 +169,36 @@ fn values_that_a_new_type_has_no_room_for_make_way() {
         "alter table app.parted alter size type bigint",
         "update app.parted set size = 4000000000 where id < 5",
     ] {
-        pair.pg.sql_in("head", &format!("set session_replication_role = replica; {change}"));
+        pair.sql_in("head", &format!("set session_replication_role = replica; {change}"));
     }
     let set = pair.round_trip("a narrower type");
 
     // A row of the target's own that does not fit is in nobody's way but its own.
     pair.copy("base", "target");
-    pair.pg.sql_in("target", "insert into app.codes values (9, 'nine')");
+    pair.sql_in("target", "insert into app.codes values (9, 'nine')");
     let refused = pair.try_apply("target", &set, &ApplyOptions::default());
     assert!(
         matches!(&refused, Err(ApplyError::Statement { statement, .. }) if statement.contains("TYPE bigint")),
         "{refused:?}"
     );
-    assert_eq!(
-        pair.pg.sql_in("target", "select string_agg(code, ' ' order by id) from app.codes"),
-        "one 2 3 four 5 nine"
-    );
+    assert_eq!(pair.sql_in("target", "select string_agg(code, ' ' order by id) from app.codes"), "one 2 3 four 5 nine");
 }
 
 /// A row that is deleted and written anew would take with it what refers to it.
 #[test]
 fn rows_without_a_key_that_others_would_go_with_are_a_conflict() {
     let pair = Pair::new();
-    pair.pg.sql_in("base", "create table app.tags (tag text unique, note text)");
-    pair.pg.sql_in(
+    pair.sql_in("base", "create table app.tags (tag text unique, note text)");
+    pair.sql_in(
         "base",
         "create table app.tagged (id int primary key, tag text references app.tags (tag) on delete cascade)",
     );
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "insert into app.tags values ('a', 'one'), ('b', 'two'); insert into app.tagged values (1, 'a')",
     );
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "update app.tags set note = 'changed' where tag = 'a'");
+    pair.sql_in("head", "update app.tags set note = 'changed' where tag = 'a'");
     let set = pair.diff();
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
@@ -212,10 +208,10 @@ fn rows_without_a_key_that_others_would_go_with_are_a_conflict() {
         "{:?}",
         applied.conflicts
     );
-    assert_eq!(pair.pg.sql_in("target", "select note, id from app.tags join app.tagged using (tag)"), "one|1");
+    assert_eq!(pair.sql_in("target", "select note, id from app.tags join app.tagged using (tag)"), "one|1");
     // One that nobody refers to is no matter.
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "update app.tags set note = 'changed' where tag = 'b'");
+    pair.sql_in("head", "update app.tags set note = 'changed' where tag = 'b'");
     pair.round_trip("a row that nobody refers to");
 }
 
@@ -223,7 +219,7 @@ fn rows_without_a_key_that_others_would_go_with_are_a_conflict() {
 #[test]
 fn a_column_that_lost_its_expression_is_computed_again() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create table app.boxes (id int primary key, w int, area int generated always as (w * w) stored not null, note text);
          insert into app.boxes (id, w, note) select n, n, 'box ' || n from generate_series(1, 20) n;
@@ -259,14 +255,14 @@ fn a_column_that_lost_its_expression_is_computed_again() {
         "update app.by_key set note = 'c' where v = 2",
         "insert into app.by_key values (5, 5, 'd')",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     let set = pair.round_trip("dropped expressions");
 
     // What rows have in such columns is lost when they are computed again, and comes back with the inverse of that.
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
-    pair.pg.sql_in(
+    pair.sql_in(
         "target",
         "set session_replication_role = replica; update app.same set twice = 77 where id = 2; update app.boxes set size = 3 where id = 9",
     );
@@ -286,7 +282,7 @@ fn a_column_that_lost_its_expression_is_computed_again() {
 #[test]
 fn what_stands_on_something_made_again_is_made_again() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create type app.temper as enum ('low', 'high'); create sequence app.counted;
          create function app.above_zero(int) returns boolean language sql immutable as 'select $1 > 0';
@@ -320,7 +316,7 @@ fn what_stands_on_something_made_again_is_made_again() {
         "alter table app.m alter m type app.temper using m::app.temper, alter m set default 'low'",
         "alter table app.m add constraint m_low check (m >= 'low')",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     let set = pair.round_trip("made again");
     pair.copy("base", "target");

@@ -75,7 +75,7 @@ fn conflicts_are_those_that_there_are() {
         let mut random = RandomTables::new(seed);
         // The fixed tables have foreign keys and unique columns: rows that fit one by one and not together are tested elsewhere.
         pair.new_base(&random.schema());
-        pair.pg.sql_in("base", "do $$ declare t regclass; begin for t in select oid from pg_class where relnamespace = 'app'::regnamespace and relkind in ('r', 'p') and relname !~ '^r[0-9]'
+        pair.sql_in("base", "do $$ declare t regclass; begin for t in select oid from pg_class where relnamespace = 'app'::regnamespace and relkind in ('r', 'p') and relname !~ '^r[0-9]'
              and not relispartition loop execute format('drop table %s cascade', t); end loop; end $$; drop table if exists app.events cascade;");
         for side in ["head", "other"] {
             pair.copy("base", side);
@@ -145,7 +145,7 @@ fn assert_missing(pair: &Pair, table: &str, values: &[(String, Option<String>)],
         "set datestyle = 'ISO, YMD'; set timezone = 'UTC'; set extra_float_digits = 1; set lc_monetary = 'C'";
     let count = |database: &str| -> u64 {
         let sql = format!("{settings}; select count(*) from only \"{schema}\".\"{name}\" where {}", same.join(" and "));
-        pair.pg.sql_in(database, &sql).lines().last().and_then(|line| line.parse().ok()).expect("a count")
+        pair.sql_in(database, &sql).lines().last().and_then(|line| line.parse().ok()).expect("a count")
     };
     let (base, head, other) = (count("base"), count("head"), count("other"));
     assert!(base > head && other < base - head, "seed {seed}: {table} {values:?}: {base} {head} {other}");

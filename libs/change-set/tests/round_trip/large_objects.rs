@@ -7,8 +7,8 @@ use crate::pair::Pair;
 
 /// The fixed large objects are 7001, 7002 and 7003, of the superuser.
 fn with_roles() -> Pair {
-    let pair = Pair::new();
-    pair.pg.sql("create role ann; create role \"Bob\"; create role ghost");
+    let pair = Pair::alone();
+    pair.sql("create role ann; create role \"Bob\"; create role ghost");
     pair
 }
 
@@ -20,7 +20,7 @@ fn owners_privileges_and_comments_there_and_back() {
         "grant select on large object 7004 to ann with grant option; comment on large object 7004 is 'was'",
         "alter large object 7005 owner to ann; grant update on large object 7005 to \"Bob\"; comment on large object 7005 is 'goes'",
     ] {
-        pair.pg.sql_in("base", statement);
+        pair.sql_in("base", statement);
     }
     pair.copy("base", "head");
     for statement in [
@@ -31,7 +31,7 @@ fn owners_privileges_and_comments_there_and_back() {
         "select lo_create(7010); alter large object 7010 owner to \"Bob\"; revoke update on large object 7010 from \"Bob\"",
         "comment on large object 7010 is 'empty'",
     ] {
-        pair.pg.sql_in("head", statement);
+        pair.sql_in("head", statement);
     }
     let set = pair.round_trip("large objects");
     let found: Vec<_> =
@@ -48,8 +48,8 @@ fn owners_privileges_and_comments_there_and_back() {
 
     // What the target has by now is left as it is, and not undone.
     pair.copy("base", "target");
-    pair.pg.sql_in("target", "alter large object 7001 owner to ann; grant select on large object 7001 to \"Bob\"");
-    pair.pg.sql_in("target", "comment on large object 7004 is null");
+    pair.sql_in("target", "alter large object 7001 owner to ann; grant select on large object 7001 to \"Bob\"");
+    pair.sql_in("target", "comment on large object 7004 is null");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
     assert_eq!((applied.conflicts, applied.already_there), (vec![], 2));
     pair.assert_equal("target", "head", "some of it was there", &set);
@@ -63,10 +63,10 @@ fn what_both_gave_one_is_a_conflict() {
     let pair = with_roles();
     let check = |branch: &str, target: &str, expect: &[&str]| {
         pair.copy("base", "head");
-        pair.pg.sql_in("head", branch);
+        pair.sql_in("head", branch);
         let set = pair.diff();
         pair.copy("base", "target");
-        pair.pg.sql_in("target", target);
+        pair.sql_in("target", target);
         let applied = pair.apply("target", &set, &ApplyOptions::default());
         let whys: Vec<&str> = applied
             .conflicts
@@ -95,13 +95,45 @@ fn what_both_gave_one_is_a_conflict() {
 }
 
 #[test]
+fn one_that_both_made_the_same_is_there_already() {
+    let pair = with_roles();
+    let content = "decode(repeat('0a0b00', 2000), 'hex')";
+    let made = format!("select lo_from_bytea(7010, {content}), lo_create(7011); comment on large object 7010 is 'new'");
+    pair.copy("base", "head");
+    pair.sql_in("head", &made);
+    let set = pair.diff();
+    let check = |there: &str, expect: &[u32], already_there: u64| {
+        pair.copy("base", "target");
+        pair.sql_in("target", &made);
+        pair.sql_in("target", there);
+        let applied = pair.apply("target", &set, &ApplyOptions::default());
+        let conflicts: Vec<u32> = applied
+            .conflicts
+            .iter()
+            .map(|conflict| match conflict {
+                Conflict::LargeObject { oid, .. } => *oid,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!((&conflicts[..], applied.already_there), (expect, already_there), "{there}");
+    };
+    check("select 1", &[], 2);
+    check("select lo_put(7010, 5999, '\\x01')", &[7010], 1);
+    check("select lo_put(7010, 6000, '\\x00')", &[7010], 1);
+    check("select lo_truncate(lo_open(7010, 131072), 5999)", &[7010], 1);
+    check("comment on large object 7010 is 'other'", &[7010], 1);
+    check("alter large object 7011 owner to ann", &[7011], 1);
+    check("select lo_put(7011, 0, '\\x00')", &[7011], 1);
+}
+
+#[test]
 fn a_role_that_the_target_does_not_have_is_named() {
     let pair = with_roles();
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "comment on large object 7002 is 'x'; grant select on large object 7001 to ghost");
+    pair.sql_in("head", "comment on large object 7002 is 'x'; grant select on large object 7001 to ghost");
     let set = pair.diff();
     pair.copy("base", "target");
-    pair.pg.sql("alter role ghost rename to visible");
+    pair.sql("alter role ghost rename to visible");
     let refused = pair.try_apply("target", &set, &ApplyOptions::default());
     let Err(ApplyError::Statement { statement, source }) = &refused else { panic!("{refused:?}") };
     assert_eq!(statement, "GRANT SELECT ON LARGE OBJECT 7001 TO ghost");

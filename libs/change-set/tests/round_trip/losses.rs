@@ -60,7 +60,7 @@ fn what_goes_without_a_changed_block_comes_back() {
         pair.new_base(&[(*before).to_owned()]);
         pair.copy("base", "head");
         for change in *changes {
-            pair.pg.sql_in("head", change);
+            pair.sql_in("head", change);
         }
         let set = pair.diff_of_catalogs();
         let renamed = changes.iter().any(|change| change.contains("rename to"));
@@ -84,7 +84,7 @@ fn a_schema_alone_is_undone_with_rows_and_sequences() {
         "alter table app.log drop column id",
         "alter table app.users drop column tags",
     ] {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     let mut set = pair.diff();
     set.tables.clear();
@@ -97,12 +97,12 @@ fn a_schema_alone_is_undone_with_rows_and_sequences() {
 fn an_added_column_that_is_taken_back_comes_again_with_its_values() {
     let pair = Pair::new();
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "alter table app.users add column score int default 3");
+    pair.sql_in("head", "alter table app.users add column score int default 3");
     let set = pair.diff_of_catalogs();
     assert_eq!(table(&set, "users"), None);
     pair.copy("base", "target");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
-    pair.pg.sql_in(
+    pair.sql_in(
         "target",
         "update app.users set score = 9 where id < 4; update app.users set score = null where id = 5",
     );
@@ -118,10 +118,10 @@ fn an_added_column_that_is_taken_back_comes_again_with_its_values() {
 /// Makes `change` on the branch and `own` in the target, applies the one to the other and takes it back.
 fn beside_the_targets_own(pair: &Pair, change: &str, own: &str) {
     pair.copy("base", "head");
-    pair.pg.sql_in("head", change);
+    pair.sql_in("head", change);
     let set = pair.diff_of_catalogs();
     pair.copy("base", "target");
-    pair.pg.sql_in("target", own);
+    pair.sql_in("target", own);
     pair.copy("target", "before");
     let applied = pair.apply("target", &set, &ApplyOptions::default());
     assert_eq!(applied.conflicts, [], "{change}\n{}", script(&set));
@@ -134,7 +134,7 @@ fn beside_the_targets_own(pair: &Pair, change: &str, own: &str) {
 #[test]
 fn rows_that_the_branch_does_not_know_come_back_as_they_were() {
     let pair = Pair::new();
-    pair.pg.sql_in(
+    pair.sql_in(
         "base",
         "create table app.prices (id int primary key, at timestamp, price numeric, code varchar(10));
          insert into app.prices select n, '2026-01-01 12:00', n, 'c' || n from generate_series(1, 20) n;
@@ -159,10 +159,10 @@ fn rows_that_the_branch_does_not_know_come_back_as_they_were() {
 fn a_partition_that_is_newer_than_the_branch_does_not_go_with_its_table() {
     let pair = Pair::new();
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "drop table app.events");
+    pair.sql_in("head", "drop table app.events");
     let set = pair.diff();
     pair.copy("base", "target");
-    pair.pg.sql_in(
+    pair.sql_in(
         "target",
         "create table app.events_c partition of app.events for values from ('2027-01-01') to ('2028-01-01');
          insert into app.events values (500, '2027-03-03', 'newer')",
@@ -173,5 +173,5 @@ fn a_partition_that_is_newer_than_the_branch_does_not_go_with_its_table() {
         "{:?}",
         applied.conflicts
     );
-    assert_eq!(pair.pg.sql_in("target", "select count(*) from app.events_c"), "1");
+    assert_eq!(pair.sql_in("target", "select count(*) from app.events_c"), "1");
 }

@@ -60,7 +60,7 @@ fn every_kind_of_change_there_and_back() {
     let pair = Pair::new();
     pair.copy("base", "head");
     for change in CHANGES {
-        pair.pg.sql_in("head", change);
+        pair.sql_in("head", change);
     }
     pair.round_trip("all changes");
 }
@@ -69,10 +69,10 @@ fn every_kind_of_change_there_and_back() {
 fn a_row_that_the_target_added_below_a_deleted_one_is_a_conflict() {
     let pair = Pair::new();
     pair.copy("base", "head");
-    pair.pg.sql_in("head", "delete from app.users where id = 10");
+    pair.sql_in("head", "delete from app.users where id = 10");
     let set = pair.diff();
     pair.copy("base", "target");
-    pair.pg.sql_in(
+    pair.sql_in(
         "target",
         "set session_replication_role = replica; insert into app.orders (id, user_id) values (5000, 10)",
     );
@@ -82,7 +82,7 @@ fn a_row_that_the_target_added_below_a_deleted_one_is_a_conflict() {
         "{:?}",
         applied.conflicts
     );
-    assert_eq!(pair.pg.sql_in("target", "select count(*) from app.orders where user_id = 10"), "4");
+    assert_eq!(pair.sql_in("target", "select count(*) from app.orders where user_id = 10"), "4");
 }
 
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.

@@ -1,15 +1,21 @@
-//! A server with the databases that a round trip takes: the branch point, the branch, and the target.
+//! The databases that a round trip takes, on a server: the branch point, the branch, and the target.
 
+use std::cell::{OnceCell, RefCell};
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply};
 use ardent_diff::{ChangeSet, CompareOptions, Session, compare};
 use ardent_test_pg::{RandomTables, TestPg, TestPgOptions, differing_lines, program, rows, server_command, state};
 use ardent_types::{ForkNumber, RelTag, oid};
-use tokio::runtime::Runtime;
-use tokio_postgres::{Client, NoTls};
+use tokio::runtime::{Builder, Runtime};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 /// Beside what random tables need.
 const SCHEMA: &str = "
@@ -59,41 +65,141 @@ pub fn script(set: &ChangeSet) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// The database that all pairs of a server are copies of.
+const FIXED: &str = "fixed";
+/// Held while it is made.
+static MAKING: Mutex<()> = Mutex::new(());
+/// The first word of the names of a pair's databases on the server.
+static NEXT: AtomicU32 = AtomicU32::new(1);
+
+/// Longest wait for a session's end.
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(1);
+
+/// Databases are named by what they are for: `base` is the branch point, `head` the branch, others as a test likes.
 pub struct Pair {
-    pub pg: TestPg,
+    server: Arc<TestPg>,
+    prefix: String,
     runtime: Runtime,
+    /// Of the test's own statements, by database.
+    sessions: RefCell<BTreeMap<String, Client>>,
+    /// What is in each database, once somebody asks. Copies have it together, until one is changed.
+    states: RefCell<BTreeMap<String, Rc<OnceCell<String>>>>,
 }
 
 impl Pair {
     pub fn new() -> Pair {
-        let pg = TestPg::start(TestPgOptions::default().set("fsync", "off"));
-        pg.sql("create database base");
-        pg.sql_in("base", RandomTables::BEFORE);
-        pg.sql_in("base", SCHEMA);
-        Pair { pg, runtime: Runtime::new().expect("a runtime") }
+        Pair::on(TestPg::shared())
+    }
+
+    /// On a server of its own: for what is not in a database, as roles are.
+    pub fn alone() -> Pair {
+        Pair::on(Arc::new(TestPg::start(TestPgOptions::default())))
+    }
+
+    fn on(server: Arc<TestPg>) -> Pair {
+        {
+            let _making = MAKING.lock().expect("the fixed database could be made");
+            if server.sql(&format!("select count(*) from pg_database where datname = '{FIXED}'")) == "0" {
+                server.sql(&format!("create database {FIXED}"));
+                server.sql_in(FIXED, RandomTables::BEFORE);
+                server.sql_in(FIXED, SCHEMA);
+            }
+        }
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let prefix = format!("p{}_", NEXT.fetch_add(1, Ordering::Relaxed));
+        let pair = Pair { server, prefix, runtime, sessions: RefCell::default(), states: RefCell::default() };
+        pair.copy(FIXED, "base");
+        pair
+    }
+
+    /// What a database is called on the server.
+    fn named(&self, database: &str) -> String {
+        match database {
+            FIXED | "postgres" => database.to_owned(),
+            own => format!("{}{own}", self.prefix),
+        }
+    }
+
+    fn url(&self, database: &str) -> String {
+        self.server.socket_url(&self.named(database))
     }
 
     /// Begins anew: the branch point has what every test has, and what these statements make.
     pub fn new_base(&self, statements: &[String]) {
-        if self.pg.sql("select count(*) from pg_database where datname = 'fixed'") == "0" {
-            self.copy("base", "fixed");
-        }
-        self.copy("fixed", "base");
-        for statement in statements {
-            self.pg.try_sql_in("base", statement).unwrap_or_else(|error| panic!("{error}\n{statement}"));
+        self.copy(FIXED, "base");
+        for statement in statements.iter().filter(|statement| !statement.is_empty()) {
+            self.try_sql_in("base", statement).unwrap_or_else(|error| panic!("{error}\n{statement}"));
         }
     }
 
     pub fn copy(&self, from: &str, to: &str) {
-        self.pg.sql(&format!("drop database if exists {to}"));
-        self.pg.sql(&format!("create database {to} template {from}"));
+        self.leave(from);
+        self.leave(to);
+        self.ask("postgres", &format!("drop database if exists {}", self.named(to)));
+        self.ask("postgres", &format!("create database {} template {}", self.named(to), self.named(from)));
+        let mut states = self.states.borrow_mut();
+        let state = states.entry(from.to_owned()).or_default().clone();
+        states.insert(to.to_owned(), state);
+    }
+
+    /// Waits until nobody is in a database: Postgres copies and drops no other, and looks again only after 100 ms.
+    fn leave(&self, database: &str) {
+        self.sessions.borrow_mut().remove(database);
+        let sessions = format!("select count(*) from pg_stat_activity where datname = '{}'", self.named(database));
+        let deadline = Instant::now() + DEADLINE;
+        while self.ask("postgres", &sessions) != "0" {
+            assert!(Instant::now() < deadline, "sessions in {database} do not end");
+            std::thread::sleep(POLL);
+        }
     }
 
     async fn connect(&self, database: &str) -> Client {
-        let (client, connection) =
-            tokio_postgres::connect(&self.pg.socket_url(database), NoTls).await.expect("connected");
+        let (client, connection) = tokio_postgres::connect(&self.url(database), NoTls).await.expect("connected");
         tokio::spawn(connection);
         client
+    }
+
+    /// Changes what is not in a database.
+    pub fn sql(&self, sql: &str) {
+        self.states.borrow_mut().clear();
+        self.ask("postgres", sql);
+    }
+
+    /// Runs SQL, and gives the rows as lines, fields separated by `|`.
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
+        self.try_sql_in(database, sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+    }
+
+    fn try_sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
+        self.forget(database);
+        self.run(database, sql)
+    }
+
+    /// [`Pair::sql_in`] of what changes nothing that is in the database.
+    fn ask(&self, database: &str, sql: &str) -> String {
+        self.run(database, sql).unwrap_or_else(|error| panic!("{sql}\n{error}"))
+    }
+
+    fn run(&self, database: &str, sql: &str) -> Result<String, String> {
+        let mut sessions = self.sessions.borrow_mut();
+        let client =
+            sessions.entry(database.to_owned()).or_insert_with(|| self.runtime.block_on(self.connect(database)));
+        let answer = self.runtime.block_on(async {
+            let answer = client.simple_query(sql).await;
+            // The next one finds a session as new as this one did.
+            client.batch_execute("discard all").await.expect("no statement leaves a transaction open");
+            answer
+        });
+        match answer {
+            Ok(messages) => Ok(lines(&messages)),
+            Err(error) => Err(error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)),
+        }
+    }
+
+    /// A database is being changed.
+    fn forget(&self, database: &str) {
+        self.states.borrow_mut().remove(database);
     }
 
     /// Everything counts as changed: which blocks did is the page server's word.
@@ -112,7 +218,7 @@ impl Pair {
     }
 
     fn diff_where(&self, head: &'static str, condition: &str) -> ChangeSet {
-        let dbnode = self.pg.sql(&format!("select oid from pg_database where datname = '{head}'"));
+        let dbnode = self.ask(head, "select oid from pg_database where datname = current_database()");
         let dbnode: u32 = dbnode.parse().expect("an OID");
         let sql = format!(
             "select pg_relation_filenode(oid), pg_relation_size(oid) / 8192 from pg_class \
@@ -120,7 +226,7 @@ impl Pair {
         );
         let mut changed = Vec::new();
         for side in ["base", head] {
-            for line in self.pg.sql_in(side, &sql).lines() {
+            for line in self.ask(side, &sql).lines() {
                 let (relnode, count) = line.split_once('|').expect("two fields");
                 let (relnode, count): (u32, u32) =
                     (relnode.parse().expect("a number"), count.parse().expect("a number"));
@@ -137,6 +243,7 @@ impl Pair {
     }
 
     pub fn try_apply(&self, database: &str, set: &ChangeSet, options: &ApplyOptions) -> Result<Applied, ApplyError> {
+        self.forget(database);
         self.runtime.block_on(async { apply(&self.connect(database).await, set, options, |_| {}).await })
     }
 
@@ -148,13 +255,15 @@ impl Pair {
     }
 
     fn state(&self, database: &str) -> String {
-        let ask = |sql: &str| self.pg.sql_in(database, sql);
-        state(&ask, server_command(program("pg_dump")).arg("-d").arg(self.pg.socket_url(database)))
+        let known = self.states.borrow_mut().entry(database.to_owned()).or_default().clone();
+        let ask = |sql: &str| self.ask(database, sql);
+        let read = || state(&ask, server_command(program("pg_dump")).arg("-d").arg(self.url(database)));
+        known.get_or_init(read).clone()
     }
 
     /// All rows of all tables, as text.
     pub fn rows(&self, database: &str) -> String {
-        rows(&|sql: &str| self.pg.sql_in(database, sql))
+        rows(&|sql: &str| self.ask(database, sql))
     }
 
     pub fn assert_equal(&self, got: &str, wanted: &str, what: &str, set: &ChangeSet) {
@@ -166,29 +275,31 @@ impl Pair {
 
     /// A random change of a database's rows; none if nothing fits.
     pub fn random_rows(&self, random: &mut RandomTables, database: &str) -> Option<String> {
-        random.of_rows(&|sql: &str| self.pg.sql_in(database, sql))
+        random.of_rows(&|sql: &str| self.ask(database, sql))
     }
 
     /// A random change of a database's schema; none if nothing fits.
     pub fn random_schema(&self, random: &mut RandomTables, database: &str) -> Option<String> {
-        random.of_schema(&|sql: &str| self.pg.sql_in(database, sql))
+        random.of_schema(&|sql: &str| self.ask(database, sql))
     }
 
     /// Runs each statement of a script on the branch; gives up on none.
     pub fn change(&self, database: &str, statements: &[String]) {
         for statement in statements {
             // One that is refused changes nothing.
-            let _ = self.pg.try_sql_in(database, statement);
+            let _ = self.try_sql_in(database, statement);
         }
     }
 
     /// The script makes the branch's state of the branch point's.
     pub fn assert_scripted(&self, set: &ChangeSet, what: &str) {
         self.copy("base", "scripted");
-        let text = script(set).replacen("\\connect head", "\\connect scripted", 1);
+        self.forget("scripted");
+        let connect = format!("\\connect {}", self.named("scripted"));
+        let text = script(set).replacen("\\connect head", &connect, 1);
         let mut psql = server_command(program("psql"))
             .args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d"])
-            .arg(self.pg.socket_url("scripted"))
+            .arg(self.url("scripted"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -218,4 +329,28 @@ impl Pair {
         assert_eq!(undone.conflicts, [], "{what}: undone\n{}", script(&applied.inverse));
         self.assert_equal("target", "base", &format!("{what}: undone"), &applied.inverse);
     }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let own = format!("select datname from pg_database where starts_with(datname, '{}')", self.prefix);
+        for name in self.ask("postgres", &own).lines() {
+            self.leave(&name[self.prefix.len()..]);
+            self.ask("postgres", &format!("drop database {name}"));
+        }
+    }
+}
+
+/// As psql prints rows without their alignment.
+fn lines(messages: &[SimpleQueryMessage]) -> String {
+    let line = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|place| row.get(place).unwrap_or_default()).collect::<Vec<_>>().join("|"))
+        }
+        _ => None,
+    };
+    messages.iter().filter_map(line).collect::<Vec<_>>().join("\n").trim_end_matches('\n').to_owned()
 }

@@ -58,3 +58,12 @@ impl House {
         (S3Store::open(&self.location(&proxy.endpoint(), "p"), &options).unwrap(), proxy)
     }
 }
+
+impl Drop for House {
+    fn drop(&mut self) {
+        // What a test put there is in memory, and the server lives on.
+        if !std::thread::panicking() {
+            self.server.remove_bucket(&self.bucket);
+        }
+    }
+}

@@ -4,5 +4,3 @@ mod cluster;
 mod house;
 mod long_table;
 mod many_tables;
-#[path = "../amplification/workload.rs"]
-mod workload;

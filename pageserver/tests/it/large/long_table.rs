@@ -14,9 +14,9 @@ use ardent_storage::Timeline;
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, RelTag, TimelineId, oid};
 use bytes::Bytes;
 
-use crate::cluster::{DATABASE, cluster, size};
-use crate::house::{BRANCH, House, ROOT, import, open};
-use crate::many_tables::{backed_up_forks, changed_relation};
+use super::cluster::{DATABASE, cluster, size};
+use super::house::{BRANCH, House, ROOT, import, open};
+use super::many_tables::{backed_up_forks, changed_relation};
 use crate::workload::{START, STREAM, add_item, empty_page};
 
 const TABLE: RelTag =

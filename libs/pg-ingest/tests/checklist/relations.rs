@@ -1,15 +1,14 @@
 //! Sections 3 to 5 of the ingest checklist, with made-up records.
 
-mod support;
-
 use ardent_api::page_service::{BackupItem, ImportSpec};
 use ardent_pg_format::encode::{ImageParts, RecordBuilder};
 use ardent_pg_format::{ControlFile, PgMajor, rmgr};
 use ardent_pg_ingest::{BackupPoint, Batch, Import, ImportError, Progress, ReadState, base_backup};
 use ardent_pg_redo::vm_bits;
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SystemId, WalSegmentSize};
-use support::store::Store;
-use support::timeline::{START, Timeline, checkpoint, control_file, rel, words};
+
+use crate::support::store::Store;
+use crate::support::timeline::{START, Timeline, checkpoint, control_file, rel, words};
 
 /// `BKPIMAGE_HAS_HOLE | BKPIMAGE_APPLY`
 const IMAGE_INFO: u8 = 0x03;
@@ -437,7 +436,7 @@ fn checklist_55_unknown_records_make_their_blocks_unreadable_and_nothing_else() 
 #[test]
 fn checklist_62_pages_that_a_fuzzy_import_lacks_must_be_explained() {
     let window = START.advance(1 << 20);
-    let mut timeline = Timeline::with(support::timeline::checkpoint(), control_file(), window);
+    let mut timeline = Timeline::with(checkpoint(), control_file(), window);
     let delete = |tag: RelTag, block| {
         let record = RecordBuilder::new(rmgr::HEAP, 0x10).xid(900).main_data([0, 0, 0, 0, 1, 0, 0, 0]);
         record.block(0, tag, block, false, None, &[])

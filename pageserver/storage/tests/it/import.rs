@@ -1,7 +1,5 @@
 //! What was imported is read as it was, whatever compaction makes beside it: at the import's LSN, and at every later one.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +11,8 @@ use ardent_types::{Key, Lsn};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::*;
+
+use crate::support::*;
 
 const START: u64 = 0x100;
 const RECORDS: u64 = 80;

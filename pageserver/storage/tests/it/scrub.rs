@@ -1,8 +1,6 @@
 //! What lies in a store beside what manifests name: leftovers are found, and removed once they are old enough; the same on a folder
 //! and on S3.
 
-mod support;
-
 use std::sync::Arc;
 
 use ardent_object_store::fault::{FailPoints, FaultAction};
@@ -12,7 +10,8 @@ use ardent_pg_format::segment::wal_file_name;
 use ardent_storage::{Engine, EngineConfig, OrphanKind, RemovedOrphans, WAL_ARCHIVE_MARK, remove_orphans, survey};
 use ardent_test_s3::{Fault, FaultProxy, Seaweed};
 use ardent_types::TimelineId;
-use support::*;
+
+use crate::support::*;
 
 const FAR_FUTURE_S: u64 = u64::MAX;
 

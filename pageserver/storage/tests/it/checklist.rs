@@ -1,7 +1,5 @@
 //! Section 8 of the ingest checklist, as far as it is storage's.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,7 +7,8 @@ use ardent_object_store::fault::FailPoints;
 use ardent_storage::{Engine, EngineConfig};
 use ardent_types::{ForkNumber, Key};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 #[test]
 fn checklist_58_a_branch_point_is_pinned_or_refused_while_garbage_is_collected() {

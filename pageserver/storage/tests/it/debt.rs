@@ -1,7 +1,5 @@
 //! Writers that are faster than compaction are slowed before reads get worse than promised, and none is held up for ever.
 
-mod support;
-
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +13,8 @@ use ardent_object_store::{
 };
 use ardent_storage::{Engine, EngineConfig, ErrorKind, Timeline};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 /// What a busy machine may need.
 const PATIENCE: Duration = Duration::from_secs(60);

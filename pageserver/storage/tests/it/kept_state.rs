@@ -1,14 +1,13 @@
 //! What a timeline's last compute left: whole or not at all, and never an older one's.
 
-mod support;
-
 use std::sync::Arc;
 
 use ardent_object_store::fault::FailPoints;
 use ardent_object_store::{LocalFolder, ObjectStore, list_all};
 use ardent_storage::{KeptStateError, KeptStateId, OrphanKind, Timeline, survey};
 use ardent_types::Term;
-use support::*;
+
+use crate::support::*;
 
 fn id(term: u64, end: u64) -> KeptStateId {
     KeptStateId { lsn: lsn(end), term: Term::new(term) }

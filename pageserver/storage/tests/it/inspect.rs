@@ -1,7 +1,5 @@
 //! What people see who look into a store: what is there, and where it is damaged.
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +10,8 @@ use ardent_storage::{
     InspectError, find_timeline, inspect_layer, inspect_manifest, inspect_manifest_object, inspect_page, layers_of,
     verify_layer,
 };
-use support::*;
+
+use crate::support::*;
 
 /// A root with a layer of images and one of deltas, and a branch with a layer of its own; the store's folder.
 fn prepare(folder: &std::path::Path) -> (PathBuf, Arc<dyn ObjectStore>) {

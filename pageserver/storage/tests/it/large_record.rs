@@ -1,7 +1,5 @@
 //! Records that change more than fits in memory (PS-2, PS-8).
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +8,8 @@ use ardent_pg_redo::Value;
 use ardent_storage::{Engine, EngineConfig, PutError, Timeline};
 use ardent_types::{Key, Lsn};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 /// Blocks of the copy; each has this many bytes that nothing compresses.
 const BLOCKS: u32 = 600;

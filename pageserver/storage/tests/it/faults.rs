@@ -2,8 +2,6 @@
 //! content is served, and running the same script again finishes it. Death is tried twice: as errors from then on, and as the end of
 //! a process of its own.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +14,8 @@ use ardent_storage::{
 };
 use ardent_types::{Key, Lsn, Term, WalSegmentSize};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -437,7 +436,7 @@ fn a_process_that_ends_at_any_point_has_kept_what_it_promised() {
     at_every_point(|name, strike| {
         let folder = tempfile::tempdir().unwrap();
         let child = std::process::Command::new(&program)
-            .args(["--exact", "the_process_that_ends", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "faults::the_process_that_ends", "--nocapture", "--test-threads=1"])
             .env(CHILD, format!("{name} {strike} {}", folder.path().display()))
             .stderr(std::process::Stdio::null())
             .output()

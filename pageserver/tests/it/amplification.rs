@@ -3,8 +3,6 @@
 //! `ARDENT_UPDATES_WAL_MB` (default 24) and `ARDENT_UPDATES_TABLE_MB` (default 3) set the size; layers are so much smaller than usual as the WAL
 //! is smaller than 10 GB. `make test-full AREA=storage` runs it with 10 GB of WAL on 1 GB.
 
-mod workload;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +13,8 @@ use ardent_object_store::{CountedStore, LocalFolder, Operation};
 use ardent_pageserver::Intake;
 use ardent_storage::{Engine, EngineConfig, ReadCost, ReadError, Timeline};
 use ardent_types::{TenantId, TimelineId};
-use workload::{START, Workload, import_into};
+
+use crate::workload::{START, Workload, import_into};
 
 /// How much WAL comes at a time.
 const CHUNK_BYTES: usize = 256 << 10;

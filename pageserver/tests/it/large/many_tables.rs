@@ -11,8 +11,8 @@ use ardent_storage::{RecordPosition, Timeline};
 use ardent_types::{BLCKSZ, BlockNumber, ForkNumber, Key, Lsn, RelTag, TimelineId, oid};
 use bytes::Bytes;
 
-use crate::cluster::{DATABASE, cluster, size};
-use crate::house::{House, ROOT, TENANT, import, open};
+use super::cluster::{DATABASE, cluster, size};
+use super::house::{House, ROOT, TENANT, import, open};
 
 const TABLES: u32 = 100_000;
 /// Number of the first one's file; the others' follow.

@@ -1,8 +1,6 @@
 //! A store that is away for long: WAL is taken until memory for it is used up, what was taken stays readable, and when the store is back
 //! everything goes on by itself.
 
-mod support;
-
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +15,8 @@ use ardent_object_store::{
 };
 use ardent_storage::{Engine, EngineConfig, ErrorKind, PutError, Timeline, survey};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 /// What a busy machine may need.
 const PATIENCE: Duration = Duration::from_secs(60);

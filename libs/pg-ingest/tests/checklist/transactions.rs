@@ -1,13 +1,12 @@
 //! Sections 6 and 7 of the ingest checklist, with made-up records.
 
-mod support;
-
 use ardent_api::page_service::BackupItem;
 use ardent_pg_format::encode::RecordBuilder;
 use ardent_pg_format::{CheckPoint, ControlFile, PgMajor, rmgr};
 use ardent_pg_ingest::{BackupPoint, Batch, IngestError, base_backup};
 use ardent_types::{BLCKSZ, Key, Lsn, PgTli, SlruKind};
-use support::timeline::{Timeline, checkpoint, control_file, words};
+
+use crate::support::timeline::{Timeline, checkpoint, control_file, words};
 
 const XINFO_SUBXACTS: u32 = 1 << 1;
 const XINFO_TWOPHASE: u32 = 1 << 4;

@@ -1,7 +1,5 @@
 //! Readers, a writer, flushes, compaction, garbage collection and branching at the same time, with the engine's own threads.
 
-mod support;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +7,8 @@ use std::time::{Duration, Instant};
 use ardent_object_store::fault::FailPoints;
 use ardent_storage::{Engine, EngineConfig, ReadError, Timeline};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 const BLOCKS: u64 = 50;
 const ROUNDS: u64 = 6000;

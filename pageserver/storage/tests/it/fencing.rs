@@ -2,9 +2,7 @@
 //! what one of them was told is durable stays, no read is wrong, and a loser stops with an error that says so.
 //!
 //! The engines run on threads, of which one runs at a time: each call to the store hands over to one that a seed chooses. A failure
-//! names its seed; `ARDENT_SEED=n cargo test -p ardent-storage --test fencing` runs that one alone.
-
-mod support;
+//! names its seed; `ARDENT_SEED=n cargo test -p ardent-storage --test it fencing` runs that one alone.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,7 +22,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use support::*;
+
+use crate::support::*;
 
 const SERVERS: usize = 3;
 const STEPS: usize = 40;
@@ -388,7 +387,7 @@ fn any_interleaving_of_page_servers_keeps_what_was_promised() {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok((_, losers)) => fenced += losers,
             Err(panic) => {
-                eprintln!("replay with: ARDENT_SEED={seed} cargo test -p ardent-storage --test fencing");
+                eprintln!("replay with: ARDENT_SEED={seed} cargo test -p ardent-storage --test it fencing");
                 std::panic::resume_unwind(panic);
             }
         }

@@ -1,7 +1,5 @@
 //! Files that no catalog names: a server is killed with transactions in flight that had made or rewritten relations.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -11,8 +9,9 @@ use ardent_pg_redo::Value;
 use ardent_test_pg::{StopMode, TestPg, TestPgOptions, program};
 use ardent_types::{ForkNumber, Key, Lsn, RelTag};
 use bytes::Bytes;
-use support::directory::{control_file, import, import_spec, records};
-use support::store::Store;
+
+use crate::support::directory::{control_file, import, import_spec, records};
+use crate::support::store::Store;
 
 /// Everything that moves relations to other files, or makes files come and go.
 const WORK: &[&str] = &[

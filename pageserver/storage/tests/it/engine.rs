@@ -1,13 +1,12 @@
 //! The engine through its public interface, one behaviour at a time.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
 use ardent_storage::{ErrorKind, PutError, ReadError, TimelineError};
 use ardent_types::{Key, Lsn};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 #[test]
 fn versions_are_read_as_of_any_lsn_from_memory_and_from_files() {

@@ -1,8 +1,6 @@
 //! Who waits for whom. Reads wait for nobody: not for a store that takes its time to write, nor for what holds a commit, a flush or a
 //! compaction. Deletion waits for what is being written.
 
-mod support;
-
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +15,8 @@ use ardent_object_store::{
 use ardent_storage::{CommitError, Engine, EngineConfig, Timeline};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use support::*;
+
+use crate::support::*;
 
 /// How long reads that wait for nobody may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

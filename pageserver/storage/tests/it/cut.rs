@@ -1,14 +1,13 @@
 //! Roots cut from a timeline's history: what they hold, and what cannot be had from them (PS-10).
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_storage::{BranchPoint, CutError, CutRoot, Engine, ErrorKind, ReadError, Timeline, TimelineError};
 use ardent_types::{BlockNumber, ForkNumber, Key, RelTag};
 use bytes::Bytes;
-use support::*;
+
+use crate::support::*;
 
 const ROOT: u8 = 1;
 const SOURCE: u8 = 2;

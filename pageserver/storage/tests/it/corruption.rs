@@ -1,12 +1,11 @@
 //! Damaged files: an error that names file and keys for the reads concerned, never wrong content, and everything else works.
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 
 use ardent_storage::{Engine, ErrorKind, ReadError};
-use support::*;
+
+use crate::support::*;
 
 /// A timeline with an image layer for blocks 0 to 19 and a delta layer for blocks 0 to 9.
 fn prepare(folder: &std::path::Path) -> (PathBuf, PathBuf) {
