@@ -16,6 +16,7 @@ use clap_complete::{CompleteEnv, Shell};
 use crate::api::Api;
 use crate::args::Cli;
 use crate::commands::checkpoint;
+use crate::config::branch_or_default;
 use crate::failure::Failure;
 
 /// Set by the scripts, to the shell's name.
@@ -32,11 +33,13 @@ const ZSH_FIRST_PRESS: &str = "if [[ $funcstack[1] = _ardent ]]; then _clap_dyna
 #[derive(Clone, Copy, Debug)]
 enum Names {
     Branches,
+    /// Those that can be deleted, and are not named on the line yet.
+    OtherBranches,
     /// Those that are deleted and can be had back.
     DeletedBranches,
     Connectors,
     Templates,
-    /// Labels of the branch that comes before.
+    /// Labels of the branch that is named on the line, or else of the default one.
     Checkpoints,
 }
 
@@ -49,6 +52,7 @@ const ARGUMENTS: &[(&[&str], &str, Names)] = &[
     (&["branch", "create"], "masked", Names::Templates),
     (&["branch", "diff"], "name", Names::Branches),
     (&["branch", "diff"], "against", Names::Branches),
+    (&["branch", "diff"], "since", Names::Checkpoints),
     (&["branch", "log"], "name", Names::Branches),
     (&["branch", "blame"], "row", Names::Branches),
     (&["branch", "apply"], "source", Names::Branches),
@@ -70,7 +74,7 @@ const ARGUMENTS: &[(&[&str], &str, Names)] = &[
     (&["branch", "rewind"], "branch", Names::Branches),
     (&["branch", "rewind"], "label", Names::Checkpoints),
     (&["branch", "rename"], "name", Names::Branches),
-    (&["branch", "delete"], "names", Names::Branches),
+    (&["branch", "delete"], "names", Names::OtherBranches),
     (&["branch", "undelete"], "name", Names::DeletedBranches),
     (&["connector", "switch"], "name", Names::Connectors),
     (&["connector", "status"], "name", Names::Connectors),
@@ -125,13 +129,14 @@ fn asked_words() -> Vec<String> {
         .collect()
 }
 
-/// Whether the word to be completed has no letter yet. Shells that don't say which one it is mean the last.
+/// The place of the word to be completed. Shells that don't say which one it is mean the last.
+fn place(words: &[String], index: Option<&str>) -> usize {
+    index.and_then(|index| index.parse().ok()).unwrap_or(words.len().saturating_sub(1))
+}
+
+/// Whether the word to be completed has no letter yet.
 fn nothing_typed(words: &[String], index: Option<&str>) -> bool {
-    let word = match index.and_then(|index| index.parse::<usize>().ok()) {
-        Some(index) => words.get(index),
-        None => words.last(),
-    };
-    word.is_none_or(String::is_empty)
+    words.get(place(words, index)).is_none_or(String::is_empty)
 }
 
 /// Flags are offered where there's nothing else, or once a dash is typed; otherwise they'd stand among the names.
@@ -169,6 +174,12 @@ fn list(api: &Api, names: Names, words: &[String]) -> Result<Vec<String>, Failur
         |path: &str| Ok(api.get::<BranchList>(path)?.branches.into_iter().map(|branch| branch.name).collect());
     match names {
         Names::Branches => branches("/v1/branches"),
+        Names::OtherBranches => {
+            let named = named_besides(words, std::env::var(INDEX).ok().as_deref());
+            let list: BranchList = api.get("/v1/branches")?;
+            let others = list.branches.into_iter().filter(|branch| !branch.is_root);
+            Ok(others.map(|branch| branch.name).filter(|name| !named.contains(&name.as_str())).collect())
+        }
         Names::DeletedBranches => branches("/v1/branches?deleted=true"),
         Names::Connectors => {
             let list: ConnectorList = api.get("/v1/connectors")?;
@@ -179,29 +190,45 @@ fn list(api: &Api, names: Names, words: &[String]) -> Result<Vec<String>, Failur
             Ok(list.templates.into_iter().map(|template| template.name).collect())
         }
         Names::Checkpoints => {
-            let Some(branch) = first_argument(words) else { return Ok(Vec::new()) };
-            Ok(checkpoint::all(api, branch)?.checkpoints.into_iter().map(|made| made.label).collect())
+            let named = arguments(words).into_iter().next().map(|(_, word)| word);
+            let branch = branch_or_default(named)?;
+            Ok(checkpoint::all(api, &branch)?.checkpoints.into_iter().map(|made| made.label).collect())
         }
     }
 }
 
-/// The first word of the line to be completed that is neither a command's nor a flag's. Of the flags that commands with labels have, one
-/// takes a value.
-fn first_argument(words: &[String]) -> Option<&str> {
-    let mut command = Cli::command();
+/// The words of the line to be completed that are neither a command's, nor a flag's, nor the value of one; with their places.
+fn arguments(words: &[String]) -> Vec<(usize, &str)> {
+    let all = Cli::command();
+    let (mut command, mut found) = (&all, Vec::new());
     // The program's own name stands first.
-    let mut words = words.iter().skip(1);
-    while let Some(word) = words.next() {
-        if word == "--url" {
-            words.next()?;
+    let mut words = words.iter().enumerate().skip(1);
+    while let Some((place, word)) = words.next() {
+        if takes_value(&all, word) || takes_value(command, word) {
+            words.next();
         } else if !word.starts_with('-') {
-            match command.find_subcommand(word).cloned() {
-                Some(sub) => command = sub,
-                None => return Some(word),
+            match command.find_subcommand(word) {
+                Some(sub) if found.is_empty() => command = sub,
+                _ => found.push((place, word.as_str())),
             }
         }
     }
-    None
+    found
+}
+
+/// Whether this is a flag of the command's whose value is the next word.
+fn takes_value(command: &clap::Command, word: &str) -> bool {
+    let is_it = |flag: &clap::Arg| match word.strip_prefix("--") {
+        Some(long) => flag.get_long() == Some(long),
+        None => flag.get_short().is_some_and(|short| word.strip_prefix('-') == Some(short.to_string().as_str())),
+    };
+    command.get_arguments().any(|flag| is_it(flag) && flag.get_action().takes_values())
+}
+
+/// The arguments of the line but for the one that is being completed.
+fn named_besides<'a>(words: &'a [String], index: Option<&str>) -> Vec<&'a str> {
+    let completed = place(words, index);
+    arguments(words).into_iter().filter(|(place, _)| *place != completed).map(|(_, word)| word).collect()
 }
 
 /// The server that the line to be completed names.
@@ -275,14 +302,30 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_those_of_the_branch_that_comes_before() {
-        let check = |line: &str, expect: Option<&str>| {
+    fn what_is_an_argument_is_neither_a_command_nor_a_flag_or_its_value() {
+        let check = |line: &str, expect: &[&str]| {
             let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-            assert_eq!(first_argument(&words), expect, "{line}");
+            let found: Vec<&str> = arguments(&words).into_iter().map(|(_, word)| word).collect();
+            assert_eq!(found, expect, "{line}");
         };
-        check("ardent branch rewind work ", Some("work"));
-        check("ardent --url http://a branch --json rewind --url=http://b work st", Some("work"));
-        check("ardent branch checkpoint delete rewind step-1 ", Some("rewind"));
-        check("ardent branch rewind", None);
+        check("ardent branch rewind work ", &["work", ""]);
+        check("ardent --url http://a branch --json rewind --url=http://b work st", &["work", "st"]);
+        check("ardent branch checkpoint delete rewind step-1 ", &["rewind", "step-1", ""]);
+        check("ardent branch rewind", &[]);
+        check("ardent branch diff --since st", &[]);
+        check("ardent branch diff --stat --table t -o x.changes work --since ", &["work"]);
+        check("ardent branch delete --for-good a b", &["a", "b"]);
+    }
+
+    #[test]
+    fn the_word_that_is_completed_is_not_named_yet() {
+        let check = |line: &str, index: Option<&str>, expect: &[&str]| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(named_besides(&words, index), expect, "{line}");
+        };
+        check("ardent branch delete a b", None, &["a"]);
+        check("ardent branch delete a b", Some("3"), &["b"]);
+        check("ardent branch delete a b", Some("5"), &["a", "b"]);
+        check("ardent branch delete a ", Some("4"), &["a"]);
     }
 }

@@ -192,10 +192,13 @@ impl Session {
     }
 }
 
-/// The branch that a command is about: the argument (which clap fills from the environment), or the project's.
+/// The branch that a command is about: the argument, the environment's, or the project's.
 pub fn branch_or_default(given: Option<&str>) -> Result<String, Failure> {
     if let Some(name) = given.filter(|name| !name.is_empty()) {
         return Ok(name.to_owned());
+    }
+    if let Some(name) = env::var("ARDENT_BRANCH").ok().filter(|name| !name.is_empty()) {
+        return Ok(name);
     }
     if let Some(name) = ProjectFile::find()?.and_then(|project| project.branch) {
         return Ok(name);

@@ -23,6 +23,7 @@ mod mcp;
 mod output;
 #[cfg(test)]
 mod reference;
+mod shell_word;
 mod up;
 
 use std::process::ExitCode;

@@ -14,8 +14,8 @@ use ardent_api::control::{ApiErrorCode, BranchState, DiffPart, DiffRequest, Erro
 use ardent_api::page_service::{ChangedRelation, ManageReply, ManageRequest};
 use ardent_api::token::{Claims, Rights, Service};
 use ardent_diff::{
-    ChangeSet, CompareOptions, DiffEnd, DiffError, DiffReport, Found, Identity, PIECES_WAITING_MAX, Part, Session,
-    compare_in_pieces,
+    ChangeSet, CompareOptions, DiffEnd, DiffError, DiffReport, Found, Identity, PIECES_WAITING_MAX, Part,
+    SequenceFooting, Session, compare_in_pieces,
 };
 use ardent_page_client::{Binding, PageClient, PageError};
 use ardent_types::{Lsn, TimelineId, with_causes};
@@ -75,6 +75,8 @@ struct Changed {
     from_lsn: Lsn,
     /// More than these blocks, and nobody knows which.
     whole: bool,
+    /// What sequences are to be compared by.
+    footing: SequenceFooting,
 }
 
 /// Both, as they were found.
@@ -323,18 +325,19 @@ impl Control {
             Against::Past { is_branch_point: true, .. } => {
                 let from_lsn = base.branch_lsn.unwrap_or_default();
                 let blocks = self.changed_blocks(branch, from_lsn, head.lsn).await?;
-                Changed { blocks, from_lsn, whole: false }
+                Changed { blocks, from_lsn, whole: false, footing: SequenceFooting::Shown }
             }
             // Elsewhere it may have been committed later.
-            Against::Past { .. } => {
+            Against::Past { timeline, .. } => {
                 let from_lsn = base.branch_lsn.unwrap_or_default();
                 let began = self.began_before(base, from_lsn).await?;
                 let blocks = self.changed_blocks(branch, began.lsn, head.lsn).await?;
-                Changed { blocks, from_lsn, whole: !began.complete }
+                let footing = footing(*timeline == branch.timeline);
+                Changed { blocks, from_lsn, whole: !began.complete, footing }
             }
             Against::Branch(_) | Against::Root(_) => self.changed_on_both((branch, head.lsn), (base, old.lsn)).await?,
         };
-        let Changed { blocks: changed, from_lsn, whole } = changed;
+        let Changed { blocks: changed, from_lsn, whole, footing } = changed;
         let options = CompareOptions {
             tables: request.tables.clone(),
             part: match request.part {
@@ -343,6 +346,7 @@ impl Control {
                 Some(DiffPart::Rows) => Part::Rows,
             },
             identity: if matches!(against, Against::Past { .. }) { Identity::Oid } else { Identity::Name },
+            footing,
             whole,
             ..CompareOptions::default()
         };
@@ -414,7 +418,8 @@ impl Control {
             self.changed_blocks(base, since(point.second_stays), base_lsn)
         )?;
         let whole = !began.complete && (point.first_stays || point.second_stays || began.prepared);
-        Ok(Changed { blocks: changed_on_either(on_head, on_base), from_lsn: point.lsn, whole })
+        let footing = footing([head.timeline, base.timeline].contains(&point.timeline));
+        Ok(Changed { blocks: changed_on_either(on_head, on_base), from_lsn: point.lsn, whole, footing })
     }
 
     pub(crate) async fn changed_blocks(
@@ -440,6 +445,12 @@ impl Control {
         client.wait_lsn(to, INGEST_TIMEOUT).await.map_err(unavailable)?;
         client.get_changed(from, to).await.map_err(unavailable)
     }
+}
+
+/// What sequences are compared by. Where one side's own Postgres ran on through the point at which the other reads, or began, it may have given
+/// out less than what was logged there.
+fn footing(one_ran_through: bool) -> SequenceFooting {
+    if one_ran_through { SequenceFooting::Logged } else { SequenceFooting::Shown }
 }
 
 /// A table that neither side has is a mistake, not one without changes.

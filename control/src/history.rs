@@ -254,6 +254,21 @@ impl Context {
         }
     }
 
+    /// What is said of an LSN that is ahead of all that `parent` has: with the range that there is, if the page server tells it.
+    pub(crate) async fn ahead(&self, parent: &BranchRow, lsn: Lsn) -> ErrorInfo {
+        let name = &parent.name;
+        let message = format!("{lsn} is ahead of all that branch {name} has");
+        let Ok(status) = self.timeline_status(parent.tenant, parent.timeline).await else {
+            return StorageError::new(StorageErrorKind::OutOfRange, message).into();
+        };
+        let message = format!("{message}; the history of branch {name} goes {}", range_text(&status));
+        let hint = match parent.has_moved() {
+            true => format!("choose an earlier point; ardent branch history {name} shows what it was before"),
+            false => "choose an earlier point".to_owned(),
+        };
+        ErrorInfo::new(ApiErrorCode::InvalidArguments, message).with_hint(hint)
+    }
+
     /// Refuses a time from before all that is known of `parent`. Where its oldest state has a commit, the page server goes by that one's time;
     /// where it has none, as nothing was committed on production meanwhile, the page server would take that state for the state of any time.
     async fn check_known(&self, parent: &BranchRow, timestamp_us: i64) -> Result<(), ErrorInfo> {

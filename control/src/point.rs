@@ -105,6 +105,7 @@ impl Context {
         match spec {
             PointSpec::Latest => Ok(self.point_at(parent, None).await?),
             PointSpec::Lsn(lsn) => {
+                self.check_own(parent, lsn).await?;
                 let mut last = self.point_at(parent, None).await?;
                 let mut waited = Duration::ZERO;
                 if last.lsn < lsn {
@@ -112,9 +113,7 @@ impl Context {
                     last = self.point_at(parent, None).await?;
                 }
                 if last.lsn < lsn {
-                    let message = format!("{lsn} is ahead of all that branch {} has", parent.name);
-                    let outside = StorageError::new(StorageErrorKind::OutOfRange, message);
-                    return Err(self.with_range(parent, outside).await);
+                    return Err(self.ahead(parent, lsn).await);
                 }
                 self.point_in_range(parent, lsn, waited).await
             }
@@ -147,8 +146,32 @@ impl Context {
     async fn point_in_range(&self, parent: &BranchRow, lsn: Lsn, waited: Duration) -> Result<Point, ErrorInfo> {
         match self.point_at(parent, Some(lsn)).await {
             Ok(point) => Ok(Point { waited, ..point }),
-            Err(error) => Err(self.with_range(parent, error).await),
+            Err(error) if error.kind == StorageErrorKind::OutOfRange => {
+                let message = format!("{lsn} is before all that is kept of branch {}", parent.name);
+                Err(self.with_range(parent, StorageError::new(StorageErrorKind::OutOfRange, message)).await)
+            }
+            Err(error) => Err(error.into()),
         }
+    }
+
+    /// Refuses an LSN from before a branch was made: that is its parent's history, as a time is that lies there.
+    async fn check_own(&self, branch: &BranchRow, lsn: Lsn) -> Result<(), ErrorInfo> {
+        let Some(begins) = self.begins_at(branch)?.filter(|begins| lsn < *begins) else { return Ok(()) };
+        let message = format!("{lsn} is before branch {} was made, at {begins}", branch.name);
+        Err(self.with_range(branch, StorageError::new(StorageErrorKind::OutOfRange, message)).await)
+    }
+
+    /// Where a branch leaves its parent's history; absent: it is a root. A restore made a timeline that hangs on another one of the branch's.
+    fn begins_at(&self, branch: &BranchRow) -> Result<Option<Lsn>, ErrorInfo> {
+        let past = self.store.past_timelines(branch.id)?;
+        let is_own =
+            |timeline: TimelineId| timeline == branch.timeline || past.iter().any(|past| past.timeline == timeline);
+        let (mut timeline, mut begins) = (branch.timeline, None);
+        while is_own(timeline) {
+            let Some((ancestor, lsn)) = self.store.ancestor(timeline)? else { break };
+            (timeline, begins) = (ancestor, Some(lsn));
+        }
+        Ok(begins)
     }
 
     /// Up to where `parent` has committed.

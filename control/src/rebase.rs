@@ -247,6 +247,8 @@ fn take(reply: &mut RebaseReply, applied: Applied) {
     reply.rows.inserted += applied.rows.inserted;
     reply.rows.updated += applied.rows.updated;
     reply.rows.deleted += applied.rows.deleted;
+    reply.large_objects += applied.large_objects();
+    reply.sequences += applied.sequences;
     reply.already_there += applied.already_there;
     reply.settled += applied.settled;
     reply.conflicts.extend(applied.conflicts);

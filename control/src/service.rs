@@ -35,7 +35,7 @@ use crate::metrics::{self, Metrics};
 use crate::pgurl::PublicAddress;
 use crate::secrets::{Keyring, SecretError, random_text, token_hash};
 use crate::slots::Slots;
-use crate::store::{Store, StoreError, iso8601, now_us};
+use crate::store::{BranchRow, Store, StoreError, iso8601, now_us};
 use crate::wal_debts::TimelineLocks;
 
 /// How often expired branches and folders are looked for and unfinished deletions tried again.
@@ -335,7 +335,17 @@ impl Control {
             open_files_max: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(soft, _)| soft),
             disk_free_bytes: disk.map(|(free, _)| free),
             disk_size_bytes: disk.map(|(_, size)| size),
+            storage_problems: self.storage_problems(&branches),
         })
+    }
+
+    fn storage_problems(&self, branches: &[BranchRow]) -> Vec<String> {
+        let problems = self.context.page_service.problems().into_iter();
+        let named = problems.map(|(timeline, problem)| match branches.iter().find(|row| row.timeline == timeline) {
+            Some(row) => format!("branch {}: {problem}", row.known_name()),
+            None => format!("timeline {timeline}: {problem}"),
+        });
+        named.collect()
     }
 
     /// Where temporary files go.

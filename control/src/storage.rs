@@ -53,12 +53,21 @@ pub struct PageServerAt {
     addr: ServiceAddr,
     token: String,
     idle: Idle<PageClient>,
+    problems: Option<Problems>,
 }
+
+/// Tells what of a page server's own work fails now, by timeline.
+type Problems = Box<dyn Fn() -> Vec<(TimelineId, String)> + Send + Sync>;
 
 impl PageServerAt {
     /// The page server at `addr`; `token` must allow management of every tenant.
     pub fn new(addr: ServiceAddr, token: String) -> Self {
-        PageServerAt { addr, token, idle: Idle::new() }
+        PageServerAt { addr, token, idle: Idle::new(), problems: None }
+    }
+
+    /// One of this process, of which `problems` tells what fails.
+    pub fn with_problems(self, problems: impl Fn() -> Vec<(TimelineId, String)> + Send + Sync + 'static) -> Self {
+        PageServerAt { problems: Some(Box::new(problems)), ..self }
     }
 
     async fn connect(&self, tenant: TenantId, timeline: TimelineId) -> Result<PageClient, PageError> {
@@ -129,6 +138,10 @@ impl PageService for PageServerAt {
             Ok(reached)
         }
         .boxed()
+    }
+
+    fn problems(&self) -> Vec<(TimelineId, String)> {
+        self.problems.as_ref().map(|problems| problems()).unwrap_or_default()
     }
 }
 

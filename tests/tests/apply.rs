@@ -241,6 +241,14 @@ fn chosen_rows_and_objects_are_applied_to_a_url_and_to_production_itself() {
     let done = apply(&rows);
     assert_eq!((counts(&done), done["applied"].as_bool()), ([0, 0, 2, 1], Some(true)), "{done}");
     assert!(done["notes"].to_string().contains("age"), "{done}");
+    // All of it is there: nothing is done, what undoes the first time stays, and none is written.
+    let idle = apply(&rows);
+    assert_eq!((counts(&idle), &idle["inverse_file"]), ([0; 4], &serde_json::Value::Null), "{idle}");
+    let none = house.data_dir().join("../none.changes");
+    let to = ["branch", "apply", "work", "--to", &url, "--inverse", none.to_str().expect("a plain path")];
+    let idle = house.ok(&[&to[..], &rows].concat());
+    assert!(idle.contains("nothing is to be done; ") && !idle.contains("undo it"), "{idle}");
+    assert!(!none.exists(), "an undo of nothing");
     assert_eq!(
         production.sql("select string_agg(id || name, ' ' order by id) from users where id in (2, 3, 4, 30)"),
         "2changed 3user 3"

@@ -43,6 +43,10 @@ fn branches_are_apart_and_give_their_names_back() {
     assert_eq!(names(&["ardent", "branch", "rename", "o"]), ["one"]);
     assert_eq!(names(&["ardent", "branch", "create", "x", "--from", "ma"]), ["main"]);
     assert_eq!(names(&["ardent", "connector", "status", ""]), ["main"]);
+    // A root goes with its connector, and nobody deletes a branch twice.
+    assert_eq!(names(&["ardent", "branch", "delete", ""]), ["child", "one", "two"]);
+    assert_eq!(names(&["ardent", "branch", "delete", "two", "one", ""]), ["child"]);
+    assert_eq!(names(&["ardent", "branch", "delete", "two", "o"]), ["one"]);
     assert_eq!(house.completed(&["ardent", "branch", "create", "--max-r"]), ["--max-rows-changed"]);
     assert_eq!(house.completed(&["ardent", "--url", "http://127.0.0.1:1", "branch", "info", "t"]), [""; 0]);
 

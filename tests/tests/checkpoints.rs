@@ -2,7 +2,7 @@
 
 use ardent_test_pg::TestPg;
 use ardent_tests::{House, Session, production_options, sql, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const ROWS: &str = "select coalesce(string_agg(n::text, ',' order by n), 'none') from t";
 
@@ -19,7 +19,7 @@ fn listed(house: &House, branch: &str) -> Vec<String> {
 #[test]
 fn a_branch_goes_back_to_a_step_of_its_work_and_forward_again() {
     let production = TestPg::start(production_options());
-    production.sql("create table t (n int primary key)");
+    production.sql("create table t (n int primary key); create sequence counter");
     let mut house = House::prepare().with_arguments(&["--keep-deleted", "1h"]);
     house.up();
     house.connect("main", &production.tcp_url("postgres", "postgres"));
@@ -36,7 +36,7 @@ fn a_branch_goes_back_to_a_step_of_its_work_and_forward_again() {
     wait_until("the transaction has written", 30, || (sql(&work, sleeping) == "1").then_some(()));
     assert_eq!(house.ok(&["branch", "checkpoint", "create", "work", "--name", "open"]), "open");
     drop(open);
-    sql(&work, "insert into t values (3); create table later (n int)");
+    sql(&work, "insert into t values (3); create table later (n int); select nextval('counter')");
     house.ok(&["branch", "suspend", "work"]);
     assert_eq!(house.ok(&["branch", "checkpoint", "create", "work"]), "step-2");
     assert_eq!(house.compute_processes(), [], "a checkpoint woke the branch");
@@ -47,6 +47,21 @@ fn a_branch_goes_back_to_a_step_of_its_work_and_forward_again() {
     assert_eq!(listed(&house, "work"), ["step-1 passed", "open passed", "step-2 current"]);
     let stat = house.json(&["branch", "diff", "work", "--since", "step-2", "--stat"]);
     assert_eq!((&stat["inserted"], &stat["deleted"]), (&Value::from(1), &Value::from(1)), "{stat}");
+    // At the checkpoint, the sequence is read as it was logged, ahead of what was given out.
+    let sequences = |stat: &Value| stat["databases"][0]["sequences"].clone();
+    assert_eq!(sequences(&stat), json!([]), "nobody touched it");
+    assert_eq!(sql(&work, "select nextval('counter')"), "2");
+    let stat = house.json(&["branch", "diff", "work", "--since", "step-2", "--stat"]);
+    assert_eq!((&sequences(&stat)[0]["old"], &sequences(&stat)[0]["new"]), (&json!(33), &json!(34)), "{stat}");
+    // ALTER SEQUENCE gives it another file, and keeps what was given out: that is not set back.
+    assert_eq!(house.ok(&["branch", "checkpoint", "create", "work", "--name", "altered"]), "altered");
+    sql(&work, "alter sequence counter cache 1 cycle");
+    let stat = house.json(&["branch", "diff", "work", "--since", "altered"]);
+    assert_eq!(stat["databases"][0]["sequences"], json!([]), "{stat}");
+    sql(&work, "alter sequence counter no cycle restart with 20");
+    let stat = house.json(&["branch", "diff", "work", "--since", "altered"]);
+    assert_eq!(stat["databases"][0]["sequences"][0]["new"], json!(20), "{stat}");
+    house.ok(&["branch", "checkpoint", "delete", "work", "altered"]);
     let list = house.json(&["branch", "checkpoint", "list", "work"]);
     let lsn = list["checkpoints"][2]["lsn"].as_str().expect("an LSN");
     let against = house.json(&["branch", "diff", "work", "--against", lsn, "--stat"]);
@@ -82,6 +97,11 @@ fn a_branch_goes_back_to_a_step_of_its_work_and_forward_again() {
     assert_eq!(labels(&["ardent", "branch", "rewind", "work", ""]), ["step-1", "open", "step-2"]);
     assert_eq!(labels(&["ardent", "branch", "rewind", "work", "st"]), ["step-1", "step-2"]);
     assert_eq!(labels(&["ardent", "branch", "checkpoint", "delete", "work", "step-1", "o"]), ["open"]);
+    assert_eq!(labels(&["ardent", "branch", "diff", "work", "--since", "st"]), ["step-1", "step-2"]);
+    // Without a name it is the environment's branch.
+    house = house.with_environment("ARDENT_BRANCH", "work");
+    let stat = house.json(&["branch", "diff", "--since", "open", "--stat"]);
+    assert_eq!(stat["inserted"], 1, "{stat}");
     let forgot = house.json(&["branch", "checkpoint", "delete", "work", "step-1"]);
     assert_eq!(forgot["deleted"][0], "step-1", "{forgot}");
     house.ardent(&["branch", "rewind", "work", "step-1"]).refused(5, &["no checkpoint", "step-2, open"]);

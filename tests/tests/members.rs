@@ -74,7 +74,8 @@ fn one_safekeeper_becomes_three_and_one_again_under_load() {
     }
     let dir = house.data_dir().to_string_lossy().into_owned();
     let refused = house.ardent(&["reconfigure", "safekeepers", "3", "--data-dir", &dir]);
-    refused.refused(6, &["changed while the server ran"]);
+    let next = format!("start ardent up --data-dir {dir}; then: ardent reconfigure safekeepers 3");
+    refused.refused(6, &["changed while the server ran", &next]);
     house.up();
     acknowledged.check(&branch);
     assert_eq!(sql(&asleep, "insert into ledger values (-3); select count(*) from ledger where n < 0"), "2");

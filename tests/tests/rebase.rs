@@ -7,7 +7,8 @@ use ardent_tests::{House, production_options, sql, table_sums};
 fn changes_go_onto_newer_production_or_nothing_happens() {
     let production = TestPg::start(production_options());
     production.sql(
-        "create table users (id int primary key, name text, mail text unique); insert into users select n, 'user ' || n, n || '@x' from generate_series(1, 500) n",
+        "create table users (id int primary key, name text, mail text unique); insert into users select n, 'user ' || n, n || '@x' from generate_series(1, 500) n;
+         create sequence numbers",
     );
     let url = production.tcp_url("postgres", "postgres");
     let house = House::start();
@@ -23,6 +24,7 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
         "update users set mail = null where id = 20; update users set mail = '20@x' where id = 21; update users set mail = '21@x' where id = 20",
     );
     sql(&branch, "alter table users add column age int default 5");
+    sql(&branch, "select lo_from_bytea(7001, '\\x0102'), nextval('numbers')");
     let child = house.branch("child", "work");
     let before = table_sums(&branch);
     production.sql(
@@ -47,6 +49,7 @@ fn changes_go_onto_newer_production_or_nothing_happens() {
         (&true.into(), &1.into(), &4.into()),
         "{reply}"
     );
+    assert_eq!((&reply["large_objects"], &reply["sequences"]), (&1.into(), &1.into()), "{reply}");
     let kept = reply["kept_as"].as_str().expect("a name").to_owned();
     assert_eq!(kept, "work-before-rebase-2", "the other name is taken");
     let seen = "select string_agg(concat_ws('|', id, name, mail, age), ',' order by id) from users where id in (7, 8, 9, 20, 21, 300, 1000, 2000)";

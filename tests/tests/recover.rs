@@ -75,7 +75,9 @@ fn a_host_that_is_lost_comes_back_from_the_store_and_two_safekeepers() {
     refused(&other, &["control.db is gone", "has WAL of branches", &command]);
     let fresh = House::prepare().with_arguments(&arguments);
     refused(&fresh, &["the store has the pages of an installation", "ardent recover control", "another prefix"]);
-    assert!(!fresh.data_dir().join("safekeepers").exists(), "nothing was begun there");
+    for name in ["safekeepers", "keys", "ardent.lock"] {
+        assert!(!fresh.data_dir().join(name).exists(), "{name}: nothing was begun there");
+    }
     let mut blank = House::start();
     blank.stop();
     fs::copy(blank.data_dir().join("control.db"), data.join("control.db")).expect("a file can be copied");

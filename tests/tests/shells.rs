@@ -43,9 +43,10 @@ fn zsh_and_fish_complete_commands_and_names_of_branches() {
     becomes("ardent connector status ", "ardent connector status main ");
     let offered = zsh("ardent branch delete ");
     let offered: Vec<&str> = offered.split_whitespace().collect();
-    for name in ["main", "one", "two", "two-more"] {
+    for name in ["one", "two", "two-more"] {
         assert!(offered.contains(&name), "{name}: {offered:?}");
     }
+    assert!(!offered.contains(&"main"), "a root goes with its connector: {offered:?}");
     assert!(!offered.iter().any(|word| word.starts_with('-')), "flags stand among names: {offered:?}");
     becomes("ardent branch info one --js", "ardent branch info one --json ");
 

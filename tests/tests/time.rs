@@ -90,6 +90,10 @@ fn a_branch_goes_back_in_time_begins_anew_and_comes_back() {
     }
     create("2020-01-01T00:00:00Z").refused(2, &["not in the history of branch work", "branch history work"]);
     create("FF/0").refused(2, &["the history of branch work goes from 0/"]);
+    // What was before the branch is its parent's, by an LSN as by a time.
+    create("0/0").refused(2, &["is before branch work was made", "the history of branch work goes from 0/"]);
+    let before_all = house.ardent(&["branch", "create", "x", "--from", "main", "--at", "0/0"]);
+    before_all.refused(2, &["is before all that is kept of branch main", "goes from 0/"]);
     create("2999-01-01T00:00:00Z").refused(2, &["lies in the future"]);
     create("2026-01-01T00:00:00").refused(2, &["time zone"]);
     let restore = house.ardent(&["branch", "restore", "work", "--at", "2020-01-01T00:00:00Z"]);

@@ -11,7 +11,7 @@ use crate::duration::parse_timeout;
 /// `ardent branch diff`.
 #[derive(Debug, Args)]
 pub struct BranchDiffArgs {
-    /// Its name [default: the branch of this folder]
+    /// Its name [default: ARDENT_BRANCH, or .ardent's]
     pub name: Option<String>,
     /// Compare with another branch, or with the branch as it was at an LSN [default: its branch point]
     #[arg(long, value_name = "BRANCH|LSN")]
@@ -52,7 +52,7 @@ pub struct BranchDiffArgs {
 /// `ardent branch rebase`.
 #[derive(Debug, Args)]
 pub struct BranchRebaseArgs {
-    /// Its name [default: the branch of this folder]
+    /// Its name [default: ARDENT_BRANCH, or .ardent's]
     pub name: Option<String>,
     /// Do it all and throw it away: shows conflicts and counts
     #[arg(long)]

@@ -7,7 +7,7 @@ use clap::Args;
 /// `ardent branch blame`.
 #[derive(Debug, Args)]
 pub struct BranchBlameArgs {
-    /// The branch [default: the branch of this folder], a table as NAME or SCHEMA.NAME, and the row's key: several columns' values are
+    /// The branch [default: ARDENT_BRANCH, or .ardent's], a table as NAME or SCHEMA.NAME, and the row's key: several columns' values are
     /// parted by commas, in the key's order, and quoted as in CSV where they have one
     #[arg(value_names = ["[NAME] TABLE", "KEY"], num_args = 2..=3, required = true)]
     pub row: Vec<String>,
@@ -22,7 +22,7 @@ pub struct BranchBlameArgs {
 /// `ardent branch log`.
 #[derive(Debug, Args)]
 pub struct BranchLogArgs {
-    /// Its name [default: the branch of this folder]
+    /// Its name [default: ARDENT_BRANCH, or .ardent's]
     pub name: Option<String>,
     /// That began at this time or later, such as 10m (ago) or 2026-01-31T12:00:00Z
     #[arg(long, value_name = "TIME")]

@@ -43,6 +43,9 @@ struct Reply {
     conflicts_left_out: u64,
     notes: Vec<String>,
     inverse_file: Option<String>,
+    /// Nothing of it was left to be done.
+    #[serde(skip)]
+    is_unchanged: bool,
 }
 
 /// Applies a branch's changes, or a file's, to a database.
@@ -82,7 +85,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     };
     let done = apply_to(api, &wish, &Told { say: &|line| output.note(line), warn: &|line| output.warning(line) });
     let kept = match (&done, &inverse_path) {
-        (Ok(done), Some(path)) if done.applied.conflicts.is_empty() => {
+        (Ok(done), Some(path)) if done.applied.conflicts.is_empty() && !done.applied.is_unchanged() => {
             write_inverse(path, done)?;
             Some(path)
         }
@@ -330,6 +333,7 @@ pub fn inverse_name(branch: &str) -> PathBuf {
 
 fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Option<&PathBuf>) -> Result<(), Failure> {
     let conflicts = applied.conflicts.len() as u64 + applied.conflicts_left_out;
+    let (is_unchanged, large_objects) = (applied.is_unchanged(), applied.large_objects());
     let reply = Reply {
         schema_version: SCHEMA_VERSION,
         applied: conflicts == 0 && !args.dry_run,
@@ -338,8 +342,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         inserted: applied.rows.inserted,
         updated: applied.rows.updated,
         deleted: applied.rows.deleted,
-        // What undoes it has each that was changed.
-        large_objects: applied.inverse.large_objects.len() as u64,
+        large_objects,
         sequences: applied.sequences,
         already_there: applied.already_there,
         settled: applied.settled,
@@ -348,6 +351,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         conflicts_left_out: applied.conflicts_left_out,
         notes: applied.notes,
         inverse_file: inverse.map(|path| path.display().to_string()),
+        is_unchanged,
     };
     // A URL may have a password in it.
     let mut to = args.to.parse::<BranchName>().map_or_else(|_| "URL".to_owned(), |name| name.to_string());
@@ -355,7 +359,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
         to.push_str(&format!(" --database {database}"));
     }
     output.data(&reply, |reply| text(reply, &to))?;
-    if reply.dry_run && conflicts == 0 {
+    if reply.dry_run && conflicts == 0 && !reply.is_unchanged {
         output.note("nothing was changed; the same without --dry-run applies it");
     }
     match self::conflicts(conflicts) {
@@ -390,12 +394,17 @@ fn text(reply: &Reply, to: &str) -> String {
         out.push_str(&format!("note: {note}\n"));
     }
     if reply.conflicts.is_empty() {
-        let verb = if reply.dry_run { "would apply" } else { "applied" };
-        let others = beside_rows(reply.large_objects, reply.sequences);
-        out.push_str(&format!(
-            "{verb} {} statements; {} rows inserted, {} updated, {} deleted{others}; {} changes were there already\n",
-            reply.statements, reply.inserted, reply.updated, reply.deleted, reply.already_there
-        ));
+        let done = if reply.is_unchanged {
+            "nothing is to be done".to_owned()
+        } else {
+            let verb = if reply.dry_run { "would apply" } else { "applied" };
+            let others = beside_rows(reply.large_objects, reply.sequences);
+            format!(
+                "{verb} {} statements; {} rows inserted, {} updated, {} deleted{others}",
+                reply.statements, reply.inserted, reply.updated, reply.deleted
+            )
+        };
+        out.push_str(&format!("{done}; {} changes were there already\n", reply.already_there));
         if reply.settled > 0 {
             out.push_str(&format!("{} rows that both had changed were settled\n", reply.settled));
         }
@@ -471,6 +480,7 @@ mod tests {
                 conflicts_left_out: 0,
                 notes: Vec::new(),
                 inverse_file: None,
+                is_unchanged: large_objects + sequences == 0,
             };
             text(&reply, "shop")
         };
@@ -478,7 +488,7 @@ mod tests {
             (1, 0, "0 deleted; 1 large object changed; 0 changes"),
             (2, 1, "0 deleted; 2 large objects changed; 1 sequence set; 0 changes"),
             (0, 2, "0 deleted; 2 sequences set; 0 changes"),
-            (0, 0, "0 deleted; 0 changes"),
+            (0, 0, "nothing is to be done; 0 changes"),
         ] {
             let said = said(large_objects, sequences);
             assert!(said.contains(words), "{said}");

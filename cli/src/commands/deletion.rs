@@ -7,7 +7,7 @@ use std::iter::successors;
 use ardent_api::control::{ApiErrorCode, BranchInfo, BranchList, DeleteReply, ErrorInfo, SCHEMA_VERSION};
 use serde::Serialize;
 
-use super::path_name;
+use super::{path_name, template_of};
 use crate::api::Api;
 use crate::args::BranchDeleteArgs;
 use crate::failure::Failure;
@@ -51,7 +51,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchDeleteArgs) -> Result<(), Fa
 fn to_delete(api: &Api, given: &[String]) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
     for name in given {
-        let name = path_name(name)?;
+        let name = path_name(name).map_err(|failure| of_template(name, failure))?;
         if !names.contains(&name) {
             names.push(name);
         }
@@ -62,6 +62,16 @@ fn to_delete(api: &Api, given: &[String]) -> Result<Vec<String>, Failure> {
         put_in_order(&mut names, &list.branches)?;
     }
     Ok(names)
+}
+
+/// A masked template is shown under this name where its branches' parents are, and is no branch.
+fn of_template(name: &str, failure: Failure) -> Failure {
+    match template_of(name) {
+        Some(template) => failure.hint(format!(
+            "masked templates are deleted with ardent mask delete {template}; ardent mask list shows them"
+        )),
+        None => failure,
+    }
 }
 
 /// Sorts the names, children before their parents, if all of them can be deleted.
@@ -139,6 +149,19 @@ mod tests {
                 assert!(error.message.contains(words) && error.message.ends_with("nothing was deleted"), "{error:?}");
             }
             (got, expect) => panic!("{given:?}: {got:?}, not {expect:?}"),
+        }
+    }
+
+    #[test]
+    fn a_masked_template_is_deleted_by_its_own_command() {
+        let hint = |name: &str| {
+            let failure = of_template(name, path_name(name).expect_err("no branch's name"));
+            assert_eq!(failure.info.code, ApiErrorCode::InvalidName);
+            failure.info.hint.unwrap_or_default()
+        };
+        assert!(hint("masked.nightly").starts_with("masked templates are deleted with ardent mask delete nightly;"));
+        for other in ["other.nightly", "masked.", "masked.a b"] {
+            assert!(!hint(other).contains("mask delete"), "{other}");
         }
     }
 

@@ -90,6 +90,7 @@ mod tests {
             open_files_max: None,
             disk_free_bytes: free,
             disk_size_bytes: size,
+            storage_problems: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use ardent_pg_format::PgMajor;
 
 use super::disk_space;
 use super::safekeepers::{self, Concern};
+use super::storage;
 use crate::api::Api;
 use crate::args::{DoctorArgs, StoreArgs};
 use crate::failure::Failure;
@@ -183,6 +184,10 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     checks.extend(status.open_files_max.map(|max| open_files(max, status.branches)));
     let told = safekeepers.as_ref().map(|told| told.safekeepers.as_slice()).unwrap_or_default();
     checks.extend(disks(&disk_space::disks(&status, told)));
+    checks.extend(
+        storage::concern(&status.storage_problems)
+            .map(|concern| check("storage", CheckOutcome::Warning, concern.message, Some(&concern.fix))),
+    );
     if let Some(problem) = status.clock_problem {
         checks.push(check("clock", CheckOutcome::Warning, problem, Some("date; timedatectl status")));
     }

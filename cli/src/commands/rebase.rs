@@ -55,8 +55,9 @@ fn text(reply: &RebaseReply) -> String {
             (true, _) => "took",
             _ => "did not take",
         };
+        let others = apply::beside_rows(reply.large_objects, reply.sequences);
         out.push_str(&format!(
-            "{verb} {name} from {from_lsn} onto {onto_lsn}: {statements} statements; {} rows inserted, {} updated, {} deleted; \
+            "{verb} {name} from {from_lsn} onto {onto_lsn}: {statements} statements; {} rows inserted, {} updated, {} deleted{others}; \
              {already_there} changes were there already; {settled} rows settled\n",
             rows.inserted, rows.updated, rows.deleted
         ));
@@ -65,4 +66,20 @@ fn text(reply: &RebaseReply) -> String {
         out.push_str(&format!("the state from before is branch {kept}; undo: ardent branch rebase {name} --undo\n"));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_row_is_counted_too() {
+        let check = |large_objects, sequences, words: &str| {
+            let reply = RebaseReply { rebased: true, large_objects, sequences, ..RebaseReply::default() };
+            let said = text(&reply);
+            assert!(said.contains(words), "{said}");
+        };
+        check(0, 0, "0 deleted; 0 changes were there already");
+        check(1, 2, "0 deleted; 1 large object changed; 2 sequences set; 0 changes");
+    }
 }

@@ -13,13 +13,14 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo, StatusReply};
 use ardent_control::check_safekeeper_count;
 use ardent_safekeeper::{CopiedTimeline, reconfigure};
 
-use super::recover::{TimelineReport, known_timelines, refuse_if_changed_online, refused};
+use super::recover::{TimelineReport, known_timelines, online_only, refuse_if_changed_online, refused};
 use super::safekeeper_change;
 use crate::api::Api;
 use crate::args::{ReconfigureCommand, ReconfigureSafekeepersArgs};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::shell_word::shell_word;
 use crate::up::data_lock::DataLock;
 use crate::up::{self, safekeepers};
 
@@ -95,7 +96,7 @@ impl Way {
             let message = format!("no server runs on {}, and {what}", root.display());
             Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(hint)
         };
-        let start = format!("start it: ardent up --data-dir {}", root.display());
+        let start = format!("start it: ardent up --data-dir {}", shell_word(&root));
         if url_flag.is_some() {
             return Err(nobody("a server's address is given as well", "give --data-dir or --url".to_owned()));
         }
@@ -147,7 +148,7 @@ fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
         let message = format!("{} has no safekeepers yet", root.display());
         Failure::from(ErrorInfo::new(ApiErrorCode::NotFound, message)).hint(format!(
             "begin with: ardent up --data-dir {} --safekeepers {}",
-            root.display(),
+            shell_word(root),
             count
         ))
     };
@@ -155,7 +156,7 @@ fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
         return Err(nothing_there());
     }
     let _lock = DataLock::take(root)?;
-    refuse_if_changed_online(root)?;
+    refuse_if_changed_online(root, &count.to_string())?;
     let marks = safekeepers::recorded(root)?.ok_or_else(nothing_there)?;
     let (before, after) = (marks.len(), usize::from(count));
     if after != before {
@@ -179,7 +180,8 @@ fn safekeepers(output: &Output, root: &Path, count: u8) -> Result<(), Failure> {
     let done = |copied: &CopiedTimeline| timelines.push(TimelineReport::of(output, copied));
     let old: Vec<PathBuf> = there.iter().map(|index| folder(*index)).collect();
     let new: Vec<PathBuf> = (0..after).map(folder).collect();
-    reconfigure(&old, before, &new, wanted, done).map_err(|error| refused(&error))?;
+    let online = || online_only(Some(root), &count.to_string());
+    reconfigure(&old, before, &new, wanted, done).map_err(|error| refused(&error, online()))?;
 
     let joined = (before..after).map(|index| safekeepers::mark(root, index)).collect::<Result<Vec<_>, _>>()?;
     let marks: Vec<String> = marks.into_iter().take(after).chain(joined).collect();
@@ -216,9 +218,9 @@ fn text(report: &Report) -> String {
         out.push_str(&format!("copied {timelines} timelines, {bytes} of WAL each time\n"));
     }
     for folder in &report.left {
-        out.push_str(&format!("not used any more, remove it when you like: {folder}\n"));
+        out.push_str(&format!("not used any more; to remove it: rm -r {}\n", shell_word(folder)));
     }
-    out.push_str("next: ardent up");
+    out.push_str(&format!("next: ardent up --data-dir {}", shell_word(&report.data_dir)));
     out
 }
 
@@ -260,6 +262,27 @@ fn remove_if_there(path: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_to_run_next_is_said_whole() {
+        let report = Report {
+            schema_version: SCHEMA_VERSION,
+            data_dir: "/srv/a".to_owned(),
+            safekeepers: vec!["/srv/a/safekeeper".to_owned()],
+            timelines: Vec::new(),
+            wal_bytes: 0,
+            left: vec!["/srv/a/safekeeper-2".to_owned()],
+        };
+        let expect = "/srv/a keeps its WAL on 1 safekeeper now, and 1 must be up for a commit\n  /srv/a/safekeeper\n\
+                      not used any more; to remove it: rm -r /srv/a/safekeeper-2\nnext: ardent up --data-dir /srv/a";
+        assert_eq!(text(&report), expect);
+        let report =
+            Report { data_dir: "/srv/my a".to_owned(), left: vec!["/srv/my a/safekeeper-2".to_owned()], ..report };
+        let said = text(&report);
+        assert!(said.contains("rm -r '/srv/my a/safekeeper-2'\nnext: ardent up --data-dir '/srv/my a'"), "{said}");
+        let online = online_only(Some(Path::new("/srv/a")), "3");
+        assert_eq!(online, "start ardent up --data-dir /srv/a; then: ardent reconfigure safekeepers 3");
+    }
 
     #[test]
     fn a_server_on_another_host_is_none_of_a_folder_here() {

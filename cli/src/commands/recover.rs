@@ -20,6 +20,7 @@ use crate::args::{RecoverCommand, RecoverControlArgs, RecoverSafekeeperArgs};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
 use crate::output::{Output, table};
+use crate::shell_word::shell_word;
 use crate::up::data_lock::DataLock;
 use crate::up::{self, object_store, safekeepers};
 
@@ -165,24 +166,28 @@ pub(super) fn known_timelines(root: &Path) -> Result<Option<BTreeSet<TimelineId>
     timelines_in(&database).map(Some).map_err(|error| Failure::of(&error))
 }
 
-/// Why the safekeepers' folders cannot be changed, with what to do.
-pub(super) fn refused(error: &OfflineError) -> Failure {
+/// Why the safekeepers' folders cannot be changed, with what to do. `online`: what to do where they were changed while the server ran.
+pub(super) fn refused(error: &OfflineError, online: String) -> Failure {
     let failure = Failure::of(error);
     match error {
         OfflineError::TooFew { .. } | OfflineError::NoMajority { .. } => failure
             .code(ApiErrorCode::StorageUnavailable)
             .hint("mount or copy the folders of the others, then run this again"),
         OfflineError::Folder(_) => failure.code(ApiErrorCode::Conflict),
-        OfflineError::ChangedOnline { .. } => failure.code(ApiErrorCode::Conflict).hint(ONLINE_ONLY),
+        OfflineError::ChangedOnline { .. } => failure.code(ApiErrorCode::Conflict).hint(online),
         _ => failure,
     }
 }
 
-/// What to do instead, once safekeepers were changed while the server ran.
-const ONLINE_ONLY: &str = "start it, and run: ardent reconfigure safekeepers --replace NUMBER (or COUNT)";
+/// What to do instead, once safekeepers were changed while the server ran. `change`: the arguments that ask the server for the same.
+pub(super) fn online_only(root: Option<&Path>, change: &str) -> String {
+    let start = root.map_or("the roles".to_owned(), |root| format!("ardent up --data-dir {}", shell_word(root)));
+    format!("start {start}; then: ardent reconfigure safekeepers {change}")
+}
 
-/// Once they were changed while the server ran, control's database and each timeline say who the safekeepers are, and not the folders.
-pub(super) fn refuse_if_changed_online(root: &Path) -> Result<(), Failure> {
+/// Once they were changed while the server ran, control's database and each timeline say who the safekeepers are, and not the folders. `change`:
+/// as for [`online_only`].
+pub(super) fn refuse_if_changed_online(root: &Path, change: &str) -> Result<(), Failure> {
     let database = root.join("control.db");
     if !database.exists() {
         return Ok(());
@@ -191,7 +196,7 @@ pub(super) fn refuse_if_changed_online(root: &Path) -> Result<(), Failure> {
     let Some(generation) = known.membership.map(|membership| membership.generation) else { return Ok(()) };
     let message =
         format!("the safekeepers of {} were changed while the server ran (generation {generation})", root.display());
-    Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(ONLINE_ONLY))
+    Err(Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(online_only(Some(root), change)))
 }
 
 fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failure> {
@@ -201,7 +206,9 @@ fn safekeeper(output: &Output, args: &RecoverSafekeeperArgs) -> Result<(), Failu
     let done = |done: &CopiedTimeline| timelines.push(TimelineReport::of(output, done));
     // What control does not know any more was deleted while this one was away.
     let wanted = |timeline| known.as_ref().is_none_or(|known| known.contains(&timeline));
-    rebuild(&plan.lost, &plan.others, plan.members, wanted, done).map_err(|error| refused(&error))?;
+    let change = args.number.map_or("--replace ADDR --with NEW".to_owned(), |number| format!("--replace {number}"));
+    let online = || online_only(plan.root.as_deref(), &change);
+    rebuild(&plan.lost, &plan.others, plan.members, wanted, done).map_err(|error| refused(&error, online()))?;
     if let (Some(root), Some(number)) = (&plan.root, args.number) {
         let index = usize::from(number) - 1;
         // From here on the old folder is not the one that was there, should it come back. Until the new one has its mark, neither is.
@@ -254,7 +261,7 @@ impl Plan {
         let number = usize::from(args.number.ok_or_else(|| Failure::usage("say which safekeeper"))?);
         let root = up::data_dir(args.data_dir.as_ref())?;
         let lock = DataLock::take(&root)?;
-        refuse_if_changed_online(&root)?;
+        refuse_if_changed_online(&root, &format!("--replace {number}"))?;
         let recorded = safekeepers::recorded(&root)?;
         let members = match (recorded.as_ref().map(Vec::len), members) {
             (Some(recorded), Some(given)) if recorded != given => {

@@ -1,17 +1,19 @@
 //! `ardent reconfigure safekeepers` while the server runs: it is asked, and followed to the end.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use ardent_api::control::{
-    ApiErrorCode, ChangePhase, ChangeSafekeepersRequest, ErrorInfo, SafekeeperChange, SafekeepersReply,
+    ApiErrorCode, ChangePhase, ChangeSafekeepersRequest, ErrorInfo, SafekeeperChange, SafekeepersReply, StatusReply,
 };
 
 use crate::api::Api;
 use crate::args::ReconfigureSafekeepersArgs;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::shell_word::shell_word;
 
 /// `schema_version` of what is printed.
 const SCHEMA_VERSION: u32 = 1;
@@ -32,6 +34,9 @@ struct Report {
     safekeepers: Vec<String>,
     adding: Vec<String>,
     removing: Vec<String>,
+    /// The folder of the server, where some that were its own may have left theirs.
+    #[serde(skip)]
+    data_dir: String,
 }
 
 /// Runs it.
@@ -114,6 +119,7 @@ fn print(output: &Output, api: &Api, state: &'static str, change: Option<&Safeke
         safekeepers: now.safekeepers.iter().map(|one| one.address.clone()).collect(),
         adding: change.map(|change| change.adding.clone()).unwrap_or_default(),
         removing: change.map(|change| change.removing.clone()).unwrap_or_default(),
+        data_dir: api.get::<StatusReply>("/v1/status")?.data_dir,
     };
     output.data(&report, text)
 }
@@ -135,15 +141,49 @@ fn text(report: &Report) -> String {
         out.push_str(&format!("  {address}\n"));
     }
     for address in report.removing.iter().filter(|_| report.state == "done") {
-        out.push_str(&format!("not used any more, stop it and remove its folder when you like: {address}\n"));
+        out.push_str(&match own_folder(address, &report.data_dir) {
+            Some(folder) => {
+                format!("not used any more, and stopped; to remove what it had: rm -r {}\n", shell_word(folder))
+            }
+            None => format!("not used any more, stop it and remove its folder when you like: {address}\n"),
+        });
     }
     out.push_str(&format!("generation {}", report.generation));
     out
 }
 
+/// The folder of a safekeeper that `ardent up` ran on its installation's own, by its address.
+fn own_folder(address: &str, data_dir: &str) -> Option<PathBuf> {
+    let (socket, data_dir) = (Path::new(address.strip_prefix("unix:")?), Path::new(data_dir));
+    let name = socket.file_stem()?.to_str()?;
+    let is_own = socket.parent() == Some(data_dir.join("run").as_path()) && name.starts_with("safekeeper");
+    is_own.then(|| data_dir.join(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_left_is_to_be_removed_where_it_was() {
+        let said = |removing: &[&str]| {
+            text(&Report {
+                schema_version: SCHEMA_VERSION,
+                state: "done",
+                generation: 2,
+                safekeepers: vec!["unix:/srv/a/run/safekeeper.sock".to_owned()],
+                adding: Vec::new(),
+                removing: removing.iter().map(|address| (*address).to_owned()).collect(),
+                data_dir: "/srv/a".to_owned(),
+            })
+        };
+        let own = said(&["unix:/srv/a/run/safekeeper-2.sock"]);
+        assert!(own.contains("and stopped; to remove what it had: rm -r /srv/a/safekeeper-2\n"), "{own}");
+        for other in ["unix:/run/ardent/safekeeper-2.sock", "tls:10.0.0.4:7431/KEY"] {
+            let said = said(&[other]);
+            assert!(said.contains(&format!("stop it and remove its folder when you like: {other}\n")), "{said}");
+        }
+    }
 
     #[test]
     fn progress_names_what_is_waited_for() {

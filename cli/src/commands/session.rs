@@ -8,7 +8,7 @@ use ardent_api::control::{
     ApiErrorCode, ConnectorList, DeleteReply, ErrorInfo, SafekeeperChange, SafekeeperInfo, StatusReply, WhoamiReply,
 };
 
-use super::{disk_space, safekeepers};
+use super::{disk_space, safekeepers, storage};
 use crate::api::Api;
 use crate::args::{LoginArgs, StatusArgs};
 use crate::config::{Session, UserConfig};
@@ -98,6 +98,7 @@ pub fn status(output: &Output, url_flag: Option<&str>, args: &StatusArgs) -> Res
     let safekeepers::Told { safekeepers, generation, change: safekeeper_change } = told;
     let disks = disk_space::disks(&status, &safekeepers);
     concerns.extend(disk_space::concerns(&disks));
+    concerns.extend(storage::concern(&status.storage_problems));
     for concern in &concerns {
         output.warning(&format!("{}; {}", concern.message, concern.fix));
     }

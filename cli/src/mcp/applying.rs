@@ -264,9 +264,13 @@ impl Application {
             Place::Connector(_) => format!("the production server of {target}"),
             Place::Url(_) => format!("branch {target}"),
         };
-        // What undoes it has each that was changed.
-        let large_objects = applied.inverse.large_objects.len() as u64;
-        let message = if applied.conflicts.is_empty() {
+        let large_objects = applied.large_objects();
+        let message = if applied.conflicts.is_empty() && applied.is_unchanged() {
+            format!(
+                "Nothing is to be done: {target} has what changed on branch {} (up to {})",
+                self.branch, done.to_lsn
+            )
+        } else if applied.conflicts.is_empty() {
             let verb = if dry_run { "Would apply" } else { "Applied" };
             let others = beside_rows(large_objects, applied.sequences);
             format!(
@@ -299,8 +303,9 @@ pub async fn carry_out(call: &Call, prepared: Prepared) -> Result<Outcome, Troub
                 reserve(&undo)?;
                 let done = application.run(api, false, &|line| progress.say(line));
                 let is_done = done.as_ref().is_ok_and(|done| done.applied.conflicts.is_empty());
-                if !is_done {
-                    // Nothing was changed, and an empty file is no change set.
+                let is_changed = is_done && done.as_ref().is_ok_and(|done| !done.applied.is_unchanged());
+                if !is_changed {
+                    // There is nothing to undo, and an empty file is no change set.
                     let _ = std::fs::remove_file(&undo);
                 }
                 let done = done?;
@@ -308,9 +313,11 @@ pub async fn carry_out(call: &Call, prepared: Prepared) -> Result<Outcome, Troub
                 if !is_done {
                     return Ok(Outcome::new(State::Conflict, message, details));
                 }
-                write_inverse(&undo, &done)?;
-                details["undo_file"] = json!(undo.display().to_string());
-                details["undo_command"] = json!(format!("ardent branch apply {} --to TARGET", undo.display()));
+                if is_changed {
+                    write_inverse(&undo, &done)?;
+                    details["undo_file"] = json!(undo.display().to_string());
+                    details["undo_command"] = json!(format!("ardent branch apply {} --to TARGET", undo.display()));
+                }
                 Ok(Outcome::new(State::Done, message, details))
             })
             .await

@@ -82,7 +82,7 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
         let keeping = PageKeeping { folder, store, retention };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (listen, telling) = (&args.listen, verifier.clone());
-        let server = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;
+        let (server, _) = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;
         let metrics = metrics.serve(telling);
         let announced = announce(output, "pageserver", addresses(&args.listen));
         Ok((announced, async move {
@@ -100,7 +100,7 @@ pub fn control(output: &Output, args: &ControlArgs) -> Result<(), Failure> {
         let place = Place::open(&root)?;
         let lock = DataLock::take(&root)?;
         let (page_server, safekeepers) = (args.pageserver.clone(), args.safekeeper.clone());
-        let services = Services { page_server, safekeepers, host: None };
+        let services = Services { page_server, engine: None, safekeepers, host: None };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (computes, api, front) = (&args.computes, args.api_listen, &args.front);
         let control =

@@ -13,6 +13,7 @@ use ardent_types::{TenantId, TimelineId};
 use super::object_store;
 use crate::args::StoreArgs;
 use crate::failure::Failure;
+use crate::shell_word::shell_word;
 
 /// What the names of the safekeepers' folders begin with.
 const SAFEKEEPER: &str = "safekeeper";
@@ -20,7 +21,7 @@ const SAFEKEEPER: &str = "safekeeper";
 const STATE_FILE: &str = "state";
 
 /// Refuses to start on `root` if there is no database, or a blank one, but timelines: in a safekeeper's folder, or in the store. Writes nothing. Blocks: where there is
-/// no database it asks the store for one page of a listing.
+/// no database it asks the store for listings.
 pub fn refuse(root: &Path, args: &StoreArgs) -> Result<(), Failure> {
     let database = root.join("control.db");
     let is_there = database.try_exists();
@@ -57,12 +58,13 @@ pub fn refuse(root: &Path, args: &StoreArgs) -> Result<(), Failure> {
 
 /// What brings the database back.
 fn recover_command(root: &Path, args: &StoreArgs) -> String {
-    let mut command = format!("ardent recover control --data-dir {}", root.display());
+    let mut command = format!("ardent recover control --data-dir {}", shell_word(root));
     if let Some(store) = &args.store {
-        command.push_str(&format!(" --store '{}'", store.url()));
+        // Where it is a folder, any letter may be in it.
+        command.push_str(&format!(" --store '{}'", store.url().replace('\'', r"'\''")));
     }
     if let Some(ca) = &args.store_ca {
-        command.push_str(&format!(" --store-ca {}", ca.display()));
+        command.push_str(&format!(" --store-ca {}", shell_word(ca)));
     }
     command
 }
@@ -157,7 +159,11 @@ mod tests {
         assert_eq!(hint(&root, &args(Some(&store))), None, "a new one");
         put(&elsewhere.join("wal-archive"));
         assert_eq!(hint(&root, &args(Some(&store))), None, "no timeline");
-        put(&elsewhere.join("timelines/a/b/manifest/1"));
+        // As a deletion that was cut off leaves it, which a scrub removes.
+        put(&elsewhere.join("timelines/a/b/layers/1"));
+        put(&elsewhere.join("timelines/a/c/children/1"));
+        assert_eq!(hint(&root, &args(Some(&store))), None, "no timeline any more");
+        put(&elsewhere.join("timelines/b/c/manifest/1"));
         let said = hint(&root, &args(Some(&store))).expect("refused");
         let command = format!("ardent recover control --data-dir {} --store '{store}';", root.display());
         assert!(said.contains(&command) && said.contains("another prefix"), "{said}");
@@ -173,5 +179,7 @@ mod tests {
         let said = recover_command(Path::new("/srv/a"), &args(Some(url)));
         assert_eq!(said, format!("ardent recover control --data-dir /srv/a --store '{url}'"));
         assert_eq!(recover_command(Path::new("/srv/a"), &args(None)), "ardent recover control --data-dir /srv/a");
+        let said = recover_command(Path::new("/srv/my a"), &args(Some("file:/srv/it's")));
+        assert_eq!(said, r"ardent recover control --data-dir '/srv/my a' --store 'file:/srv/it'\''s'");
     }
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use ardent_api::control::ApiErrorCode;
 use ardent_object_store::probe::{ProbeError, probe};
-use ardent_object_store::{CacheOptions, CachedStore, CountedStore, ErrorKind, ListRequest, LocalFolder, ObjectStore};
+use ardent_object_store::{
+    CacheOptions, CachedStore, CountedStore, ErrorKind, ListRequest, LocalFolder, ObjectStore, StoreError, list_all,
+};
 use ardent_object_store_s3::{S3Location, S3Options, S3Store};
 
 use super::metrics::StoreMetrics;
@@ -16,6 +18,8 @@ use crate::failure::Failure;
 
 /// What the names of timelines' objects begin with.
 const TIMELINES: &str = "timelines/";
+/// What follows in the names of a timeline's manifests, without which it is none (`docs/formats/manifest.md`).
+const MANIFESTS: &str = "manifest/";
 /// Where a store is unfit.
 const FITNESS: &str = "docs/s3.md says what a store must be able to do";
 
@@ -136,21 +140,31 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
     Ok(store)
 }
 
-/// Whether the store that [`open`] would open has a timeline. Makes nothing: a folder that is not there has none. Blocks: asks for one page of a
-/// listing.
+/// Whether the store that [`open`] would open has a timeline; leftovers of deleted ones are none. Makes nothing: a folder that is not there has
+/// none. Blocks: asks for listings.
 pub fn has_timelines(folder: &Path, args: &StoreArgs) -> Result<bool, Failure> {
     let place = args.store.clone().unwrap_or_else(|| StorePlace::Folder(folder.join("store")));
     let store: Arc<dyn ObjectStore> = match &place {
         StorePlace::Folder(folder) => Arc::new(LocalFolder::look_at(folder)),
         StorePlace::S3(location) => open_s3(location, args)?,
     };
-    let request = ListRequest { prefix: TIMELINES.to_owned(), page_size: Some(1), ..ListRequest::default() };
-    let page = store.list(&request);
-    let page = page.map_err(|error| {
+    has_manifest(&*store).map_err(|error| {
         let is_away = error.kind() == ErrorKind::Retry;
         Failure::of(&error).code(ApiErrorCode::PreflightFailed).hint(unfit_hint(is_away, &place))
-    })?;
-    Ok(!page.objects.is_empty())
+    })
+}
+
+fn has_manifest(store: &dyn ObjectStore) -> Result<bool, StoreError> {
+    for tenant in list_all(store, TIMELINES, true)?.folders {
+        for timeline in list_all(store, &tenant, true)?.folders {
+            let prefix = format!("{timeline}{MANIFESTS}");
+            let request = ListRequest { prefix, page_size: Some(1), ..ListRequest::default() };
+            if !store.list(&request)?.objects.is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn count(store: Arc<dyn ObjectStore>) -> Arc<CountedStore> {

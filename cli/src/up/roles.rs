@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -23,7 +23,7 @@ use ardent_control::{
 use ardent_object_store::ObjectStore;
 use ardent_pageserver::{Pageserver, PageserverConfig};
 use ardent_proxy::{Certificates, ControlSocket, HostNames, Proxy, ProxyConfig};
-use ardent_storage::EngineConfig;
+use ardent_storage::{Engine, EngineConfig};
 
 use super::connectors::Connectors;
 use super::data_lock::DataLock;
@@ -57,6 +57,8 @@ pub struct Roles {
 impl Roles {
     /// Starts everything, or nothing.
     pub async fn start(args: &UpArgs, root: &Path) -> Result<Self, Failure> {
+        // Before anything is made in a new folder; and again with the lock, as somebody else may have begun there meanwhile.
+        refuse_if_lost(root, args.store.clone()).await?;
         let place = Place::open(root)?;
         let lock = DataLock::take(root)?;
         refuse_if_lost(root, args.store.clone()).await?;
@@ -81,15 +83,20 @@ impl Roles {
         let keeping = PageKeeping { folder, store, retention: args.keep.history.retention() };
         let listen = [page_server_addr.clone()];
         let started = start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token, &mut metrics).await;
-        let page_server = match started {
-            Ok(page_server) => page_server,
+        let (page_server, engine) = match started {
+            Ok(started) => started,
             Err(failure) => {
                 safekeepers.shutdown().await;
                 return Err(failure);
             }
         };
         let host: Arc<dyn SafekeeperHost> = Arc::new(safekeepers.clone());
-        let services = Services { page_server: page_server_addr, safekeepers: safekeeper_addrs, host: Some(host) };
+        let services = Services {
+            page_server: page_server_addr,
+            engine: Some(engine),
+            safekeepers: safekeeper_addrs,
+            host: Some(host),
+        };
         let front = FrontArgs { listen: SocketAddr::new(args.front.listen.ip(), port), ..args.front.clone() };
         let (computes, api) = (&args.computes, args.api_listen);
         let started =
@@ -181,6 +188,8 @@ impl Task {
 pub struct Services {
     /// Page server.
     pub page_server: ServiceAddr,
+    /// Its storage, if this process runs it.
+    pub engine: Option<Weak<Engine>>,
     /// All safekeepers.
     pub safekeepers: Vec<ServiceAddr>,
     /// Who starts more of them, if this program does.
@@ -208,8 +217,12 @@ pub async fn start_control(
     let manage = place.token(Service::Any, Rights::Manage);
     let connectors = Arc::new(Connectors::new(&pg_bin_dirs, sources.restore_command));
     let logical = Arc::new(LogicalConnectors::new(connectors.host(), &pg_bin_dirs));
+    let mut page_server = PageServerAt::new(services.page_server, manage.clone());
+    if let Some(engine) = services.engine {
+        page_server = page_server.with_problems(move || engine.upgrade().map(|e| e.problems()).unwrap_or_default());
+    }
     let dependencies = Dependencies {
-        page_service: Arc::new(PageServerAt::new(services.page_server, manage.clone())),
+        page_service: Arc::new(page_server),
         wal_service: Arc::new(SafekeepersAt::new(services.safekeepers, manage)),
         connectors: connectors.clone(),
         logical: logical.clone(),
@@ -312,7 +325,7 @@ async fn choose_archive(
     choosing.await.map_err(|error| Failure::local("the store could not be asked", &error))?
 }
 
-/// The page server.
+/// The page server, and its storage.
 pub async fn start_page_server(
     keeping: PageKeeping,
     listen: &[ServiceAddr],
@@ -320,7 +333,7 @@ pub async fn start_page_server(
     verifier: TokenVerifier,
     safekeeper_token: String,
     metrics: &mut Metrics,
-) -> Result<Task, Failure> {
+) -> Result<(Task, Weak<Engine>), Failure> {
     let store = keeping.store;
     let config = PageserverConfig {
         engine: EngineConfig::new(keeping.folder.join("local"), store.store),
@@ -335,7 +348,8 @@ pub async fn start_page_server(
     store.metrics.register(metrics.registry());
     server.register_metrics(metrics.registry());
     metrics.check(server.problems());
-    Ok(Task { running: tokio::spawn(server.run()), cancel })
+    let engine = Arc::downgrade(server.engine());
+    Ok((Task { running: tokio::spawn(server.run()), cancel }, engine))
 }
 
 fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {

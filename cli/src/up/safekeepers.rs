@@ -23,6 +23,7 @@ use ardent_safekeeper::{Safekeeper, SafekeeperConfig};
 
 use super::roles::Place;
 use crate::failure::Failure;
+use crate::shell_word::shell_word;
 
 /// In the data directory: the marks of their folders, one a line.
 const MEMBERS_FILE: &str = "safekeepers";
@@ -293,8 +294,10 @@ pub fn recorded(root: &Path) -> Result<Option<Vec<String>>, Failure> {
     let Some(slots) = slots(root)? else { return Ok(None) };
     let gap = || {
         let message = format!("the safekeepers of {} were changed while the server ran", root.display());
-        Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message))
-            .hint("start it, and run: ardent reconfigure safekeepers --replace NUMBER")
+        Failure::from(ErrorInfo::new(ApiErrorCode::Conflict, message)).hint(format!(
+            "start ardent up --data-dir {}; then: ardent reconfigure safekeepers --replace NUMBER",
+            shell_word(root)
+        ))
     };
     // What an attempt that was cut off has started counts for nothing.
     let members = slots.into_iter().filter(|slot| !slot.as_ref().is_some_and(|slot| slot.joins));

@@ -134,6 +134,20 @@ async fn the_openapi_document_is_true() {
 }
 
 #[tokio::test]
+async fn the_status_tells_what_the_page_server_cannot_do() {
+    let world = World::connected().await;
+    let made = world.create_branch(json!({ "name": "a" })).await;
+    assert_eq!(world.get("/v1/status").await["storage_problems"], json!([]));
+    let of_branch: ardent_types::TimelineId = made["timeline_id"].as_str().expect("a timeline").parse().expect("an id");
+    let of_nobody = ardent_types::TimelineId::from_bytes([7; 16]);
+    let problem = |timeline| (timeline, "its layers cannot be written: read-only".to_owned());
+    world.fakes.state.lock().page_server_problems = vec![problem(of_branch), problem(of_nobody)];
+    let told = world.get("/v1/status").await["storage_problems"].clone();
+    let of_nobody = format!("timeline {of_nobody}: its layers cannot be written: read-only");
+    assert_eq!(told, json!(["branch a: its layers cannot be written: read-only", of_nobody]));
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named() {
     let world = World::new().await;
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -357,9 +357,40 @@ async fn a_point_outside_names_the_range() {
     assert!(message.contains(range), "{message}");
     let ahead = world.fails("POST", "/v1/branches", create("0/9999"), ApiErrorCode::InvalidArguments).await;
     assert!(ahead["message"].as_str().expect("message").contains("0/00001000"), "{ahead}");
+    assert_eq!(ahead["hint"], "choose an earlier point");
     let future = world.fails("POST", "/v1/branches", create("2999-01-01T00:00:00Z"), ApiErrorCode::InvalidArguments);
     assert!(future.await["message"].as_str().expect("message").contains("lies in the future"));
+    let before_all = world.fails("POST", "/v1/branches", create("0/0"), ApiErrorCode::InvalidArguments).await;
+    let message = before_all["message"].as_str().expect("message");
+    let range = "0/00000000 is before all that is kept of branch shop; the history of branch shop goes from 0/00000001";
+    assert!(message.starts_with(range), "{message}");
     assert_eq!(world.fakes.timelines(), (1, 0), "nothing is left of the attempts");
+}
+
+#[tokio::test]
+async fn an_lsn_from_before_a_branch_is_its_parents() {
+    let world = World::connected().await;
+    world.create_branch(json!({ "name": "a" })).await;
+    world.fakes.ingested.send_replace(Lsn::new(0x2000));
+    let from_a = |at: &str| Some(json!({ "name": "b", "from": "a", "at": at }));
+    for at in ["0/800", "0/0"] {
+        let refused = world.fails("POST", "/v1/branches", from_a(at), ApiErrorCode::InvalidArguments).await;
+        let message = refused["message"].as_str().expect("message");
+        let range = "is before branch a was made, at 0/00001000; the history of branch a goes from 0/00001000";
+        assert!(message.contains(range), "{message}");
+        assert!(refused["hint"].as_str().is_some_and(|hint| hint.contains("--from shop")), "{refused}");
+    }
+    let parents = world.create_branch(json!({ "name": "b", "at": "0/800" })).await;
+    assert_eq!(parents["branch_lsn"], "0/00000800");
+    let first = world.create_branch(json!({ "name": "c", "from": "a", "at": "0/1000" })).await;
+    assert_eq!(first["branch_lsn"], "0/00001000");
+    // What a restore left is the branch's own.
+    world.fakes.ingested.send_replace(Lsn::new(0x2800));
+    post(&world, "/v1/branches/a/restore", json!({ "at": "0/2000" })).await;
+    let own = world.create_branch(json!({ "name": "d", "from": "a", "at": "0/1800" })).await;
+    assert_eq!(own["branch_lsn"], "0/00001800");
+    let before = Some(json!({ "name": "e", "from": "a", "at": "0/FFF" }));
+    world.fails("POST", "/v1/branches", before, ApiErrorCode::InvalidArguments).await;
 }
 
 #[tokio::test]

@@ -71,6 +71,10 @@ pub struct StatusReply {
     /// Size of that disk, in bytes.
     #[serde(default)]
     pub disk_size_bytes: Option<u64>,
+    /// What of the page server's own work fails now, each with the branch: layers that cannot be written, or compacted. None is known of one in
+    /// another process.
+    #[serde(default)]
+    pub storage_problems: Vec<String>,
 }
 
 /// `GET /v1/whoami`.

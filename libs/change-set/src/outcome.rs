@@ -94,6 +94,17 @@ pub struct Applied {
 }
 
 impl Applied {
+    /// Whether the target is as it was, as nothing was left to be done: there is nothing to undo.
+    pub fn is_unchanged(&self) -> bool {
+        let counts = [self.rows.inserted, self.rows.updated, self.rows.deleted, self.statements, self.sequences];
+        counts == [0; 5] && self.large_objects() == 0
+    }
+
+    /// Large objects that were changed: what undoes it has each.
+    pub fn large_objects(&self) -> u64 {
+        self.inverse.large_objects.len() as u64
+    }
+
     pub(crate) fn conflict(&mut self, conflict: Conflict) {
         if self.conflicts.len() < CONFLICTS_MAX {
             self.conflicts.push(conflict);

@@ -85,6 +85,12 @@ pub struct RebaseReply {
     pub statements: u64,
     /// Rows that were changed.
     pub rows: RowCounts,
+    /// Large objects that were changed.
+    #[serde(default)]
+    pub large_objects: u64,
+    /// Sequences that were set.
+    #[serde(default)]
+    pub sequences: u64,
     /// Changes that the parent had made as well.
     pub already_there: u64,
     /// Rows that both changed and that were settled as was wanted.

@@ -43,6 +43,7 @@ pub(crate) struct Column {
 /// A sequence on one side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sequence {
+    pub oid: u32,
     pub schema: String,
     pub name: String,
     pub file: (u32, u32),
@@ -132,7 +133,7 @@ impl Catalog {
             let kind: String = field(session, &row, 3)?;
             let file = (field(session, &row, 4)?, field(session, &row, 5)?);
             if kind == "S" {
-                catalog.sequences.insert(oid, Sequence { schema, name, file });
+                catalog.sequences.insert(oid, Sequence { oid, schema, name, file });
             } else {
                 catalog.tables.insert(
                     oid,

@@ -8,7 +8,7 @@ use ardent_types::sql::{self, literal, quoted};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::catalog::{self, Catalog, Column, Sequence, Table, tables_of_prepared_transactions};
+use crate::catalog::{self, Catalog, Column, Table, tables_of_prepared_transactions};
 use ardent_schema_diff::{Identity, Touched, plan as plan_schema};
 
 use crate::change_set::{ChangeSet, LargeObjectChange, SchemaChange, SequenceChange, TableChange, TableState};
@@ -16,6 +16,7 @@ use crate::error::DiffError;
 use crate::large_objects;
 use crate::pairing::{Order, Pairing};
 use crate::scan::{self, Extent, Side};
+use crate::sequences::{self, SequenceFooting};
 use crate::session::Session;
 use crate::wanted::is_named;
 
@@ -32,6 +33,8 @@ pub struct CompareOptions {
     /// How a table or column is recognised on the other side: by its OID and number where the head went on from the base, by its
     /// name where both went on from a third state, and may have given one number to different things.
     pub identity: Identity,
+    /// Which values of sequences count as one.
+    pub footing: SequenceFooting,
     /// Read everything: which blocks changed is not known.
     pub whole: bool,
     /// Bytes of rows that are held in memory; what is more goes to a temporary file.
@@ -40,8 +43,14 @@ pub struct CompareOptions {
 
 impl Default for CompareOptions {
     fn default() -> Self {
-        let (tables, part) = (Vec::new(), Part::Whole);
-        CompareOptions { tables, part, identity: Identity::Oid, whole: false, memory_bytes: PAIRING_BYTES_MAX }
+        CompareOptions {
+            tables: Vec::new(),
+            part: Part::Whole,
+            identity: Identity::Oid,
+            footing: SequenceFooting::Shown,
+            whole: false,
+            memory_bytes: PAIRING_BYTES_MAX,
+        }
     }
 }
 
@@ -59,7 +68,7 @@ pub enum Part {
 }
 
 impl CompareOptions {
-    fn wants(&self, schema: &str, name: &str) -> bool {
+    pub(crate) fn wants(&self, schema: &str, name: &str) -> bool {
         self.tables.is_empty() || self.tables.iter().any(|wanted| is_named(wanted, schema, name))
     }
 
@@ -194,7 +203,7 @@ pub async fn compare_in_pieces(
             send(Piece::Table(table)).await?;
         }
     }
-    for sequence in compare_sequences(base, head, &old, &new, &files, options).await? {
+    for sequence in sequences::compare(base, head, (&old, &new), &files, options).await? {
         send(Piece::Sequence(sequence)).await?;
     }
     if options.tables.is_empty() {
@@ -449,75 +458,6 @@ impl<'a> Columns<'a> {
 
 fn qualified(table: &Table) -> String {
     sql::qualified(&table.schema, &table.name)
-}
-
-async fn compare_sequences(
-    base: &Session,
-    head: &Session,
-    old: &Catalog,
-    new: &Catalog,
-    files: &ChangedFiles<'_>,
-    options: &CompareOptions,
-) -> Result<Vec<SequenceChange>, DiffError> {
-    let mut changes = Vec::new();
-    for (before, after) in sequence_pairs(old, new, options.identity) {
-        let Some(shown) = after.or(before) else { continue };
-        let may_differ = before.map(|sequence| sequence.file) != after.map(|sequence| sequence.file)
-            || files.contains_key(&shown.file)
-            || options.whole;
-        if !may_differ || !options.wants(&shown.schema, &shown.name) {
-            continue;
-        }
-        let (old_value, new_value) = tokio::try_join!(last_value(base, before), last_value(head, after))?;
-        if old_value != new_value {
-            let (schema, name) = (shown.schema.clone(), shown.name.clone());
-            changes.push(SequenceChange {
-                schema,
-                name,
-                old: old_value.map(|value| value.0),
-                old_called: old_value.map(|value| value.1),
-                new: new_value.map(|value| value.0),
-                new_called: new_value.map(|value| value.1),
-            });
-        }
-    }
-    changes.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
-    Ok(changes)
-}
-
-fn sequence_pairs<'a>(
-    old: &'a Catalog,
-    new: &'a Catalog,
-    identity: Identity,
-) -> Vec<(Option<&'a Sequence>, Option<&'a Sequence>)> {
-    match identity {
-        Identity::Oid => {
-            let oids: BTreeSet<u32> = old.sequences.keys().chain(new.sequences.keys()).copied().collect();
-            oids.into_iter().map(|oid| (old.sequences.get(&oid), new.sequences.get(&oid))).collect()
-        }
-        Identity::Name => {
-            let mut by_name: BTreeMap<(&str, &str), (Option<&Sequence>, Option<&Sequence>)> = BTreeMap::new();
-            for sequence in old.sequences.values() {
-                by_name.entry((&sequence.schema, &sequence.name)).or_default().0 = Some(sequence);
-            }
-            for sequence in new.sequences.values() {
-                by_name.entry((&sequence.schema, &sequence.name)).or_default().1 = Some(sequence);
-            }
-            by_name.into_values().collect()
-        }
-    }
-}
-
-async fn last_value(session: &Session, sequence: Option<&Sequence>) -> Result<Option<(i64, bool)>, DiffError> {
-    let Some(sequence) = sequence else { return Ok(None) };
-    let name = sql::qualified(&sequence.schema, &sequence.name);
-    let rows = session.query(&format!("select last_value, is_called from {name}"), &[]).await?;
-    let row = rows.first().ok_or_else(|| session.unexpected("a sequence without a row"))?;
-    let value = (row.try_get(0), row.try_get(1));
-    match value {
-        (Ok(value), Ok(called)) => Ok(Some((value, called))),
-        (Err(source), _) | (_, Err(source)) => Err(session.failed(source)),
-    }
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub(super) const OBJECTS: &[Object] = &[
             ("kept_as", "string?"),
             ("statements", "integer"),
             ("rows", "Object"),
+            ("large_objects", "integer"),
+            ("sequences", "integer"),
             ("already_there", "integer"),
             ("settled", "integer"),
             ("conflicts", "[Object]"),

@@ -21,6 +21,7 @@ pub(super) const OBJECTS: &[Object] = &[
             ("open_files_max", "integer?"),
             ("disk_free_bytes", "integer?"),
             ("disk_size_bytes", "integer?"),
+            ("storage_problems", "[string]"),
         ],
     ),
     (

@@ -80,6 +80,8 @@ pub struct FakeState {
     pub old_page_server: bool,
     /// It cannot begin to follow.
     pub follow_wal_fails: bool,
+    /// What of the page server's own work fails.
+    pub page_server_problems: Vec<(TimelineId, String)>,
 }
 
 /// Where the making of a timeline is held.

@@ -44,6 +44,10 @@ impl PageService for Fakes {
             }
         })
     }
+
+    fn problems(&self) -> Vec<(TimelineId, String)> {
+        self.state.lock().page_server_problems.clone()
+    }
 }
 
 impl Fakes {
@@ -51,6 +55,9 @@ impl Fakes {
         let missing = || StorageError::new(StorageErrorKind::NotFound, "no such timeline");
         let ingested = *self.ingested.borrow();
         match request {
+            ManageRequest::BranchPoint { at: Some(Lsn::INVALID), .. } => {
+                Err(StorageError::new(StorageErrorKind::OutOfRange, "0/00000000 is not retained any more"))
+            }
             ManageRequest::BranchPoint { timeline, at } => {
                 state.page_server.get(&timeline).ok_or_else(missing)?;
                 Ok(ManageReply::Branch { lsn: at.unwrap_or(ingested), prev_lsn: Lsn::new(0xF00) })
