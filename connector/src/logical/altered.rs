@@ -189,16 +189,21 @@ fn only_parent(parents: &HashMap<u32, Parent>) -> Option<&(u32, String, String)>
     all.all(|(oid, ..)| *oid == first.0).then_some(first)
 }
 
-/// What is said of a partitioned table that production has renamed: no change tells that, and its partitions cannot be told from others.
-fn renamed((schema, name): (&str, &str), (of, called): (&str, &str)) -> String {
+/// The statements that give a table another schema and name.
+pub(crate) fn renaming((schema, name): (&str, &str), (of, called): (&str, &str)) -> String {
     let moved = format!("alter table {} set schema {}", qualified(schema, name), quoted(of));
     let named = format!("alter table {} rename to {}", qualified(of, name), quoted(called));
     let statements: Vec<String> =
         [(of != schema).then_some(moved), (called != name).then_some(named)].into_iter().flatten().collect();
+    statements.join("; ")
+}
+
+/// What is said of a partitioned table that production has renamed: no change tells that, and its partitions cannot be told from others.
+fn renamed((schema, name): (&str, &str), (of, called): (&str, &str)) -> String {
     format!(
         "columns of the partitioned table {schema}.{name} are not what they were, and it is called {of}.{called} on production by now: give \
          it that name here first ({})",
-        statements.join("; ")
+        renaming((schema, name), (of, called))
     )
 }
 

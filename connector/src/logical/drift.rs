@@ -8,8 +8,10 @@ use tokio_postgres::Client;
 use ardent_api::control::LogicalOptions;
 use ardent_types::sql::{qualified, quoted};
 
+use crate::logical::altered::renaming;
 use crate::logical::error::{LogicalError, root, source};
-use crate::logical::state::{LogicalState, TableState};
+use crate::logical::partitions::{Fate, Partitions, TableName};
+use crate::logical::state::LogicalState;
 use crate::logical::tables::SourceTable;
 
 /// What the root has otherwise on purpose: triggers and rules that would fire for the rows that are applied.
@@ -34,52 +36,8 @@ pub(crate) async fn changes(
     found: &[SourceTable],
     state: &LogicalState,
 ) -> Result<Vec<String>, LogicalError> {
-    let partitions = Partitions::read(client, state).await?;
+    let partitions = Partitions::read(production, client, state).await?;
     Ok(tell(&differing(production, client, options).await?, found, state, &partitions))
-}
-
-/// Every table on the root that is a partition, with the partitioned tables that it is below.
-const ANCESTORS: &str = "
-    select n.nspname::text, c.relname::text, m.nspname::text, p.relname::text
-    from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-        cross join lateral pg_catalog.pg_partition_ancestors(c.oid) a
-        join pg_catalog.pg_class p on p.oid = a.relid join pg_catalog.pg_namespace m on m.oid = p.relnamespace
-    where c.relispartition and c.relkind in ('r', 'p', 'f') and p.oid <> c.oid";
-
-/// Partitions on the root.
-#[derive(Debug, Default)]
-struct Partitions {
-    /// By their full names: those of the partitioned tables that they are below.
-    above: BTreeMap<String, Vec<String>>,
-    /// Partitioned tables that followed ones are below, by their full names: as SQL names them.
-    followed: BTreeMap<String, String>,
-}
-
-impl Partitions {
-    async fn read(client: &Client, state: &LogicalState) -> Result<Partitions, LogicalError> {
-        let rows = client.query(ANCESTORS, &[]).await.map_err(root("looking for partitions"))?;
-        let pair = |row: &tokio_postgres::Row| -> [(String, String); 2] {
-            [(row.get(0), row.get(1)), (row.get(2), row.get(3))]
-        };
-        Ok(Partitions::of(rows.iter().map(pair), state))
-    }
-
-    /// Of pairs of a partition and a table that it is below, each with schema and name.
-    fn of(pairs: impl Iterator<Item = [(String, String); 2]>, state: &LogicalState) -> Partitions {
-        let mut partitions = Partitions::default();
-        for [(schema, name), (above_schema, above_name)] in pairs {
-            let above = format!("{above_schema}.{above_name}");
-            if state.follows(&schema, &name) {
-                partitions.followed.insert(above.clone(), qualified(&above_schema, &above_name));
-            }
-            partitions.above.entry(format!("{schema}.{name}")).or_default().push(above);
-        }
-        partitions
-    }
-
-    fn is_below(&self, table: &str, above: &str) -> bool {
-        self.above.get(table).is_some_and(|all| all.iter().any(|name| name == above))
-    }
 }
 
 async fn differing(
@@ -104,6 +62,100 @@ async fn differing(
     Ok(differing.collect())
 }
 
+/// Tables with rows that are followed, which production has no more under the names that they have here: statements would drop them.
+#[derive(Default)]
+struct Gone<'a> {
+    /// What is said instead.
+    told: Vec<String>,
+    /// Their full names.
+    names: Vec<&'a str>,
+    /// What production calls those that it still has.
+    renamed: Vec<TableName>,
+}
+
+impl<'a> Gone<'a> {
+    /// `old_names`: those of tables that get others by themselves.
+    fn find(
+        differing: &'a [Statement],
+        old_names: &[String],
+        state: &LogicalState,
+        partitions: &Partitions,
+    ) -> Gone<'a> {
+        let drops = differing.iter().filter(|statement| {
+            let is_table = statement.action == Action::Drop && statement.kind == Kind::Table.word();
+            is_table && !old_names.contains(&statement.object)
+        });
+        let fates: Vec<(&str, Option<Fate>)> =
+            drops.map(|drop| (drop.object.as_str(), partitions.fate(&drop.object, state))).collect();
+        let is_dropped = |(_, fate): &&(&str, Option<Fate>)| *fate == Some(Fate::Dropped);
+        let dropped: Vec<&str> = fates.iter().filter(is_dropped).map(|(table, _)| *table).collect();
+        let mut gone = Gone::default();
+        for (table, fate) in fates {
+            // What is said of the table above is not said again of each of its partitions.
+            if !dropped.iter().any(|above| partitions.is_below(table, above)) {
+                let told = match partitions.followed(table).zip(fate.as_ref()) {
+                    Some((name, fate)) => tell_fate(name, fate),
+                    None => match state.tables.iter().find(|(_, kept)| kept.full_name() == table) {
+                        Some((oid, _)) if partitions.is_on_production(*oid) => {
+                            format!(
+                                "table {table} is not in the schemas that were chosen on production now: its rows stay here"
+                            )
+                        }
+                        Some((_, kept)) => {
+                            let name = ardent_schema_diff::qualified(&kept.schema, &kept.name);
+                            format!(
+                                "table {table} is on production no more: it stays here with its rows up to DROP TABLE {name}"
+                            )
+                        }
+                        None => continue,
+                    },
+                };
+                gone.told.push(told);
+            }
+            gone.names.push(table);
+            if let Some(Fate::Renamed(now)) = fate {
+                gone.renamed.push(now);
+            }
+        }
+        gone
+    }
+
+    /// Whether a statement puts a table below one that has another name here.
+    fn attaches(&self, statement: &Statement) -> bool {
+        let is_below = |now: &TableName| {
+            let name = ardent_schema_diff::qualified(&now.schema, &now.name);
+            statement.sql.starts_with(&format!("ALTER TABLE ONLY {name} ATTACH PARTITION "))
+        };
+        statement.kind == Kind::Partition.word() && self.renamed.iter().any(is_below)
+    }
+}
+
+/// What is said of a partitioned table that production has no more under its name.
+fn tell_fate(table: &TableName, fate: &Fate) -> String {
+    let full_name = table.full_name();
+    match fate {
+        Fate::Renamed(now) => format!(
+            "partitioned table {full_name} is called {} now, which no change tells: its partitions hold rows here, so give it that name ({})",
+            now.full_name(),
+            renaming((&table.schema, &table.name), (&now.schema, &now.name))
+        ),
+        Fate::Dropped => format!(
+            "partitioned table {full_name} is on production no more, nor are its partitions: it stays here with their rows up to DROP TABLE {}",
+            ardent_schema_diff::qualified(&table.schema, &table.name)
+        ),
+        Fate::Dissolved(below) => {
+            let detach =
+                |part: &TableName| format!("alter table {} detach partition {}", table.quoted(), part.quoted());
+            let detached: Vec<String> = below.iter().map(detach).collect();
+            format!(
+                "partitioned table {full_name} is on production no more, but tables that are its partitions here are, and dropping it would \
+                 drop their rows: take them out of it first ({})",
+                detached.join("; ")
+            )
+        }
+    }
+}
+
 /// Columns of a table that are on one side only.
 #[derive(Default)]
 struct OtherColumns {
@@ -119,7 +171,7 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
     for table in found {
         match state.tables.get(&table.oid) {
             Some(kept) if (&kept.schema, &kept.name) != (&table.schema, &table.name) => {
-                let old = full_name(kept);
+                let old = kept.full_name();
                 told.push(format!(
                     "table {old} is called {} now: it gets that name here with its next change",
                     table.full_name()
@@ -135,11 +187,19 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
             }
         }
     }
+    let mut gone = Gone::find(differing, &old_names, state, partitions);
+    told.append(&mut gone.told);
     let new_names = spoken_for.iter().map(|table| table.full_name());
-    let names: Vec<String> = old_names.into_iter().chain(new_names).collect();
+    let other_names =
+        gone.renamed.iter().map(TableName::full_name).chain(gone.names.iter().map(|name| (*name).to_owned()));
+    let names: Vec<String> = old_names.into_iter().chain(new_names).chain(other_names).collect();
+    let is_owner = |statement: &Statement| {
+        spoken_for.iter().any(|table| is_owner(statement, &table.schema, &table.name))
+            || gone.renamed.iter().any(|table| is_owner(statement, &table.schema, &table.name))
+    };
     // A sequence that is as new as its table comes with it.
     let mut sequences: Vec<&str> = Vec::new();
-    for statement in differing.iter().filter(|statement| spoken_for.iter().any(|table| is_owner(statement, table))) {
+    for statement in differing.iter().filter(|statement| is_owner(statement)) {
         let sequence = statement.object.rsplit_once(" of sequence ").map(|(_, sequence)| sequence);
         let is_new = |name: &&str| differing.iter().any(|other| makes(other, Kind::Sequence, name));
         sequences.extend(sequence.filter(is_new));
@@ -149,7 +209,7 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
         let Some((column, table)) = statement.object.rsplit_once(" of table ") else { continue };
         // A partitioned table gets its columns with a change of one of its partitions.
         let is_followed =
-            partitions.followed.contains_key(table) || state.tables.values().any(|kept| full_name(kept) == table);
+            partitions.followed(table).is_some() || state.tables.values().any(|kept| kept.full_name() == table);
         if names.iter().any(|name| name == table) || !is_followed {
             continue;
         }
@@ -178,7 +238,8 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
     }
     let is_said = |statement: &Statement| {
         names.iter().any(|table| is_about(statement, &format!("table {table}")))
-            || spoken_for.iter().any(|table| is_owner(statement, table))
+            || is_owner(statement)
+            || gone.attaches(statement)
             || sequences.iter().any(|sequence| is_about(statement, &format!("sequence {sequence}")))
             || columns.iter().any(|(table, columns)| is_of_columns(statement, table, columns, partitions))
     };
@@ -186,25 +247,19 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
     told
 }
 
-/// As statements name it.
-fn full_name(table: &TableState) -> String {
-    format!("{}.{}", table.schema, table.name)
-}
-
 fn makes(statement: &Statement, kind: Kind, name: &str) -> bool {
     statement.action == Action::Create && statement.kind == kind.word() && statement.object == name
 }
 
 /// Whether a statement makes a column of the table the owner of a sequence.
-fn is_owner(statement: &Statement, table: &SourceTable) -> bool {
+fn is_owner(statement: &Statement, schema: &str, name: &str) -> bool {
     let Some((_, owner)) = statement.sql.rsplit_once(" OWNED BY ") else { return false };
     let rest = |text: &str, name: &str| {
         [quoted(name), name.to_owned()]
             .iter()
             .find_map(|name| Some(text.strip_prefix(name)?.strip_prefix('.')?.to_owned()))
     };
-    statement.kind == Kind::OwnedBy.word()
-        && rest(owner, &table.schema).is_some_and(|owner| rest(&owner, &table.name).is_some())
+    statement.kind == Kind::OwnedBy.word() && rest(owner, schema).is_some_and(|owner| rest(&owner, name).is_some())
 }
 
 /// Whether a statement makes or drops one of these columns, or is for its default; in the table or in a partition of it.
@@ -238,9 +293,10 @@ fn tell_columns(
         (new, []) => format!("table {table} has column {} now: it is added here {comes}", list(new)),
         ([], gone) => format!("table {table} has column {} no more: it is dropped here {comes}", list(gone)),
         (new, gone) => {
-            let kept = state.tables.values().find(|kept| full_name(kept) == table);
+            let kept = state.tables.values().find(|kept| kept.full_name() == table);
             let name = kept.map(|kept| qualified(&kept.schema, &kept.name));
-            let name = name.or_else(|| partitions.followed.get(table).cloned()).unwrap_or_else(|| table.to_owned());
+            let name =
+                name.or_else(|| partitions.followed(table).map(TableName::quoted)).unwrap_or_else(|| table.to_owned());
             format!(
                 "table {table} has column {} no more, and column {} now: with its next change it gets that form here if they are surely \
                  different ones, else nothing is applied from there on, unless it has that form by then: if it is one column under \
@@ -292,6 +348,10 @@ mod tests {
     fn statement(action: Action, kind: &str, object: &str, sql: &str) -> Statement {
         let (kind, object, sql) = (kind.to_owned(), object.to_owned(), sql.to_owned());
         Statement { section: ardent_schema_diff::Section::BeforeRows, action, kind, object, part: String::new(), sql }
+    }
+
+    fn table_name(name: &str) -> TableName {
+        TableName { schema: "s".into(), name: name.into() }
     }
 
     #[test]
@@ -361,8 +421,8 @@ mod tests {
             columns: SameColumns::default(),
         };
         let state = LogicalState { tables: [(1, kept("p_1")), (2, kept("p_2a"))].into(), ..LogicalState::default() };
-        let pair = |name: &str, above: &str| [name, above].map(|name| ("s".to_owned(), name.to_owned()));
-        let pairs = [pair("p_1", "p"), pair("p_2", "p"), pair("p_2a", "p_2"), pair("p_2a", "p"), pair("e_1", "e")];
+        let pair = |name: &str, above: &str| [name, above].map(table_name);
+        let pairs = [pair("p_1", "p"), pair("p_2", "p"), pair("p_2a", "p"), pair("p_2a", "p_2"), pair("e_1", "e")];
         let partitions = Partitions::of(pairs.into_iter(), &state);
         let added = |table: &str, sql: &str| {
             statement(
@@ -401,6 +461,63 @@ mod tests {
         let gone = statement(Action::Drop, "column", "q of table s.p", "ALTER TABLE s.p DROP COLUMN q");
         let told = tell(&[gone, added("p", "ADD COLUMN r int")], &[], &state, &partitions);
         assert!(told.len() == 1 && told[0].contains(r#"alter table "s"."p" rename column "q" to "r""#), "{told:?}");
+    }
+
+    #[test]
+    fn no_statement_drops_a_table_with_rows_that_are_followed() {
+        let kept = |name: &str| TableState {
+            schema: "s".into(),
+            name: name.into(),
+            bytes: 0,
+            copied_at: Some(Lsn::new(1)),
+            columns: SameColumns::default(),
+        };
+        let tables = [(1, kept("p_1")), (2, kept("p_2")), (3, kept("alone"))].into();
+        let state = LogicalState { tables, ..LogicalState::default() };
+        let pairs = [("p_1", "p"), ("p_2", "p"), ("e_1", "e")].map(|(name, above)| [name, above].map(table_name));
+        let dropped =
+            |name: &str| statement(Action::Drop, "table", &format!("s.{name}"), &format!("DROP TABLE s.{name}"));
+        let attached = |name: &str, above: &str| {
+            let sql = format!("ALTER TABLE ONLY s.{above} ATTACH PARTITION s.{name} DEFAULT");
+            statement(Action::Create, "partition", &format!("s.{name} of table s.{name}"), &sql)
+        };
+        let differing = [
+            dropped("p"),
+            statement(Action::Create, "table", "s.n", "CREATE TABLE s.n (id int) PARTITION BY RANGE (id)"),
+            statement(
+                Action::Create,
+                "constraint",
+                "k of table s.n",
+                "ALTER TABLE s.n ADD CONSTRAINT k PRIMARY KEY (id)",
+            ),
+            statement(Action::Alter, "owner of sequence", "s.q of sequence s.q", "ALTER SEQUENCE s.q OWNED BY s.n.id"),
+            attached("p_1", "n"),
+            attached("p_2", "n"),
+            dropped("e"),
+            attached("p_2", "m"),
+        ];
+        let check = |differing: &[Statement], production: &[(u32, &[&str])], expect: &[&str]| {
+            let above =
+                |&(oid, above): &(u32, &[&str])| (oid, above.iter().map(|name| table_name(name)).collect::<Vec<_>>());
+            let partitions = Partitions::of(pairs.clone().into_iter(), &state);
+            let partitions =
+                partitions.with_production(production.iter().map(above).collect(), ["s.m".to_owned()].into());
+            let told = tell(differing, &[], &state, &partitions);
+            assert_eq!(told.len(), expect.len(), "{told:#?}");
+            assert!(told.iter().zip(expect).all(|(told, expect)| told.contains(expect)), "{told:#?}");
+            let mut statements = told.iter().filter(|told| told.starts_with("DROP TABLE"));
+            assert!(statements.all(|told| told == "DROP TABLE s.e"), "{told:#?}");
+        };
+        let renamed = r#"is called s.n now, which no change tells: its partitions hold rows here, so give it that name (alter table "s"."p" rename to "n")"#;
+        check(&differing, &[(1, &["n"]), (2, &["n"])], &[renamed, "DROP TABLE s.e", "ATTACH PARTITION s.p_2"]);
+        let dissolved =
+            r#"(alter table "s"."p" detach partition "s"."p_1"; alter table "s"."p" detach partition "s"."p_2")"#;
+        check(&[dropped("p"), attached("p_2", "m")], &[(1, &[]), (2, &["m"])], &[dissolved, "ATTACH PARTITION s.p_2"]);
+        let gone = [dropped("p_1"), dropped("p_2"), dropped("p"), dropped("alone")];
+        let alone = "table s.alone is on production no more: it stays here with its rows up to DROP TABLE s.alone";
+        check(&gone, &[], &["partitioned table s.p is on production no more, nor are its partitions", alone]);
+        check(&gone[..1], &[(2, &["p"])], &["table s.p_1 is on production no more"]);
+        check(&gone[3..], &[(3, &[])], &["table s.alone is not in the schemas that were chosen on production now"]);
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod error;
 mod lookout;
 mod new_tables;
 mod outside;
+mod partitions;
 mod preflight;
 pub(crate) mod program;
 mod publication;

@@ -88,6 +88,13 @@ pub(crate) struct TableState {
     pub columns: SameColumns,
 }
 
+impl TableState {
+    /// Schema and name, for messages.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
 impl LogicalState {
     /// What is kept of the connector of a root branch; nothing yet: where it begins.
     pub fn read(branch: &dyn RootBranch) -> Result<LogicalState, LogicalError> {
@@ -99,7 +106,7 @@ impl LogicalState {
 
     /// Names of the tables that are followed, with their schemas, for messages.
     pub fn names(&self) -> BTreeMap<u32, String> {
-        self.tables.iter().map(|(oid, table)| (*oid, format!("{}.{}", table.schema, table.name))).collect()
+        self.tables.iter().map(|(oid, table)| (*oid, table.full_name())).collect()
     }
 
     /// Whether a table of this name is followed.
