@@ -43,6 +43,9 @@ impl Api {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT_TIMEOUT))
+            // A connection for each request: a server that answers before it has read all of a request closes it, which the next request on
+            // it would meet.
+            .max_idle_connections(0)
             // The server is this host's or a private one: a proxy for the web has no part in it, and must not see the token.
             .proxy(None);
         Api { agent: config.build().into(), session, patience: ANSWER_TIMEOUT }
