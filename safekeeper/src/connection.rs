@@ -65,8 +65,6 @@ pub(crate) enum ConnectionError {
     Decode(#[from] DecodeError),
     #[error("no hello came in time")]
     NoHello,
-    #[error("no descriptor of a walsender's connection came in time")]
-    NoDescriptor,
     #[error("the client speaks TLS, which this address does not")]
     Encrypted,
     #[error("{0}")]

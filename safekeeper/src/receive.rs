@@ -12,6 +12,7 @@
 //! when the agent goes away. What comes from Postgres is a branch's: it may be anything.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,15 @@ pub(crate) async fn serve(session: Session, mut agent: QuietStream, receive: Rec
     };
     send(&mut agent, &Response::Receiving).await?;
     let descriptor = tokio::time::timeout(DESCRIPTOR_PATIENCE, agent.receive_descriptor()).await;
-    let stream = UnixStream::from(descriptor.map_err(|_| ConnectionError::NoDescriptor)??);
+    let stream = match descriptor {
+        Ok(Ok(descriptor)) => UnixStream::from(descriptor),
+        Ok(Err(error)) if error.kind() != io::ErrorKind::InvalidData => return Err(error.into()),
+        // Somebody passes bytes on between the two, and no descriptors: the writer goes on as over any other connection.
+        Ok(Err(_)) | Err(_) => {
+            let message = "no descriptor of a walsender's connection came".to_owned();
+            return Ok(send(&mut agent, &Response::Error { id: 0, code: ErrorCode::Invalid, message }).await?);
+        }
+    };
     stream.set_nonblocking(true)?;
     let (incoming, reports) = tokio::io::split(QuietStream::from_std(stream)?);
     let mut incoming = Incoming::new(incoming, BytesMut::from(&receive.read[..]));

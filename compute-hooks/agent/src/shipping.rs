@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use ardent_api::compute::AGENT_ROLE;
 use ardent_types::{Lsn, PgTli, Term, with_causes};
 use ardent_wal_client::walsender::{Sent, WalSenderError};
-use ardent_wal_client::{Handover, HandoverError, Proposer, ProposerConfig, ProposerError, Received, StreamEnd};
+use ardent_wal_client::{
+    ClientError, Handover, HandoverError, Proposer, ProposerConfig, ProposerError, Received, StreamEnd,
+};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -36,8 +38,6 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How long the last words of a connection that takes no reports any more may take to arrive.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
-/// Longest pause before a log is taken back that its safekeeper cannot write.
-const FAILURE_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// A connection that was of use for so long is not the one that was lost before.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// SQLSTATE of "already exists": the slot of a warm data directory.
@@ -86,28 +86,27 @@ impl Shipper {
     /// Ships until Postgres has stopped and everything it wrote is on a quorum; gives the end of the log.
     pub(crate) async fn run(mut self, mut sender: WalSender) -> Result<Lsn, ComputeError> {
         let mut may_hand_over = self.gate.lets_all_pass();
-        let mut pause = Duration::ZERO;
         loop {
             let handover = if may_hand_over { self.proposer.hand_over().await } else { None };
             match handover {
                 Some(handover) => {
                     let since = Instant::now();
-                    let pause_max = match watch(&handover, sender).await? {
+                    let watched = watch(&handover, sender).await?;
+                    let was_of_use = since.elapsed() >= SETTLED_AFTER;
+                    match watched {
                         Watched::Complete(end_lsn) => return Ok(end_lsn),
-                        Watched::Lost(why) => {
-                            self.lost(&why)?;
-                            RECONNECT_PAUSE
-                        }
-                        Watched::Failed { why, again } => {
+                        Watched::Lost(why) => self.lost(&why)?,
+                        Watched::Failed(error) => {
+                            let why = with_causes(&error);
                             tracing::warn!(error = why, "the safekeeper does not write what Postgres sends any more");
-                            may_hand_over = again;
-                            FAILURE_PAUSE_MAX
+                            // One that cannot, or not now, is written to as any quorum is.
+                            may_hand_over = was_of_use && error.is_retryable();
                         }
-                    };
-                    // Each election is a write, which a disk that is full or whoever ends walsenders in a loop would get without end.
-                    let is_again = since.elapsed() < SETTLED_AFTER;
-                    pause = if is_again { (pause * 2).clamp(RECONNECT_PAUSE, pause_max) } else { Duration::ZERO };
-                    tokio::time::sleep(pause).await;
+                    }
+                    // Each election is a write, which whoever ends walsenders in a loop would get without end.
+                    if !was_of_use {
+                        tokio::time::sleep(RECONNECT_PAUSE).await;
+                    }
                     self.take_back(&handover).await?;
                 }
                 None => match self.ship(&mut sender).await? {
@@ -201,9 +200,7 @@ async fn watch(handover: &Handover, sender: WalSender) -> Result<Watched, Comput
             Err(ComputeError::writing(ProposerError::BadWal { timeline: handover.timeline(), what: message }))
         }
         Err(HandoverError::Fenced(error)) => Err(ComputeError::writing(error)),
-        Err(HandoverError::Safekeeper(error)) => {
-            Ok(Watched::Failed { why: with_causes(&error), again: error.is_retryable() })
-        }
+        Err(HandoverError::Safekeeper(error)) => Ok(Watched::Failed(error)),
     }
 }
 
@@ -248,11 +245,8 @@ enum Watched {
     /// As [`Ended::Complete`], at this end of the log.
     Complete(Lsn),
     Lost(String),
-    /// The safekeeper's doing. `again`: it may be able to later.
-    Failed {
-        why: String,
-        again: bool,
-    },
+    /// The safekeeper's doing.
+    Failed(ClientError),
 }
 
 enum Ended {

@@ -89,7 +89,7 @@ impl WalSender {
 
 struct House {
     world: World,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     safekeeper: Safekeeper,
     addresses: Vec<ServiceAddr>,
     faults: std::sync::Arc<ardent_object_store::fault::FailPoints>,
@@ -103,7 +103,7 @@ impl House {
         let safekeeper = Safekeeper::start(config, CancellationToken::new()).await.expect("starts");
         let addresses = safekeeper.addresses().to_vec();
         world.create(&addresses).await;
-        House { world, _dir: dir, safekeeper, addresses, faults }
+        House { world, dir, safekeeper, addresses, faults }
     }
 
     async fn elect(&self) -> (Proposer, Elected) {
@@ -338,6 +338,31 @@ async fn what_is_no_walsenders_ends_it_and_harms_nobody_else() {
         beside.append(start, bytes).await.expect("appended");
         reached(beside.committed(), others_wal.end()).await;
     }
+    house.safekeeper.shutdown().await;
+}
+
+/// Somebody stands between writer and safekeeper who passes on bytes alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_descriptor_that_is_lost_on_the_way_is_no_reason_to_try_again() {
+    let house = House::start().await;
+    let ServiceAddr::Unix(behind) = house.addresses[0].clone() else { panic!("a Unix socket") };
+    let before = house.dir.path().join("between.sock");
+    let listener = tokio::net::UnixListener::bind(&before).expect("bound");
+    let between = tokio::spawn(async move {
+        loop {
+            let (mut near, _) = listener.accept().await.expect("accepted");
+            let mut far = UnixStream::connect(&behind).await.expect("connected");
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut near, &mut far).await });
+        }
+    });
+    let (proposer, elected) = house.world.elect(&[ServiceAddr::Unix(before)]).await;
+    let (mut sender, ended) = hand_over(proposer.hand_over().await.expect("at rest"), Bytes::new());
+    let Err(HandoverError::Safekeeper(error)) = outcome(ended).await else { panic!("nothing came") };
+    assert!(!error.is_retryable() && error.to_string().contains("no descriptor"), "{error}");
+    sender.is_closed().await;
+    between.abort();
+    let (_next, again) = house.elect().await;
+    assert_eq!((again.end_lsn, again.previous_term), (elected.end_lsn, elected.term));
     house.safekeeper.shutdown().await;
 }
 
