@@ -109,6 +109,14 @@ impl House {
     async fn elect(&self) -> (Proposer, Elected) {
         self.world.elect(&self.addresses).await
     }
+
+    /// A log whose writer was elected and has handed it over at once, WAL that continues it, and both ends of the handover.
+    async fn handed_over(&self) -> (Elected, WalSource, WalSender, Outcome) {
+        let (proposer, elected) = self.elect().await;
+        let wal = self.world.wal(elected.end_lsn, elected.prev_lsn);
+        let (sender, ended) = hand_over(proposer.hand_over().await.expect("at rest"), Bytes::new());
+        (elected, wal, sender, ended)
+    }
 }
 
 /// Hands a connection over, of which `read` was read already.
@@ -225,9 +233,7 @@ async fn a_writer_whose_connection_was_lost_goes_on_at_the_last_whole_record() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_keeps_the_segment_that_a_record_begins_in_until_it_is_whole() {
     let house = House::start().await;
-    let (proposer, elected) = house.elect().await;
-    let mut wal = house.world.wal(elected.end_lsn, elected.prev_lsn);
-    let (mut sender, ended) = hand_over(proposer.hand_over().await.expect("at rest"), Bytes::new());
+    let (_, mut wal, mut sender, ended) = house.handed_over().await;
     let (start, bytes) = wal.take(10_000);
     sender.wal(start, &bytes).await;
     sender.reported(wal.end()).await;
@@ -259,9 +265,7 @@ async fn postgres_keeps_the_segment_that_a_record_begins_in_until_it_is_whole() 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_fenced_is_told_nothing_more() {
     let house = House::start().await;
-    let (proposer, elected) = house.elect().await;
-    let mut wal = house.world.wal(elected.end_lsn, elected.prev_lsn);
-    let (mut sender, ended) = hand_over(proposer.hand_over().await.expect("at rest"), Bytes::new());
+    let (_, mut wal, mut sender, ended) = house.handed_over().await;
     let (start, bytes) = wal.take(10_000);
     sender.wal(start, &bytes).await;
     let told = wal.end();
@@ -369,9 +373,7 @@ async fn a_descriptor_that_is_lost_on_the_way_is_no_reason_to_try_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_ends_it_and_the_log_is_taken_back() {
     let house = House::start().await;
-    let (proposer, elected) = house.elect().await;
-    let mut wal = house.world.wal(elected.end_lsn, elected.prev_lsn);
-    let (mut sender, ended) = hand_over(proposer.hand_over().await.expect("at rest"), Bytes::new());
+    let (elected, mut wal, mut sender, ended) = house.handed_over().await;
     let (start, bytes) = wal.take(10_000);
     sender.wal(start, &bytes).await;
     let told = wal.end();
