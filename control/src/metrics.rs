@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     creations: Histogram,
     starts: Family<OneLabel, Histogram, fn() -> Histogram>,
     crashes: Counter,
+    agents_lost: Counter,
     warm_bytes: Gauge,
     warm_dropped: Counter,
 }
@@ -38,6 +39,7 @@ impl Default for Metrics {
             creations: histogram(),
             starts: Family::new_with_constructor(histogram),
             crashes: Counter::default(),
+            agents_lost: Counter::default(),
             warm_bytes: Gauge::default(),
             warm_dropped: Counter::default(),
         }
@@ -70,6 +72,11 @@ impl Metrics {
     pub fn crashed(&self) {
         self.crashes.inc();
     }
+
+    /// An agent was lost, and its Postgres went on with another.
+    pub fn agent_lost(&self) {
+        self.agents_lost.inc();
+    }
 }
 
 /// Registers everything that control tells.
@@ -80,6 +87,8 @@ pub(crate) fn register(control: &Arc<Control>, registry: &mut Registry) {
     registry.register_with_unit("branch_create", creations, Unit::Seconds, metrics.creations.clone());
     let starts = "Time from starting a compute's agent until its Postgres accepts connections";
     registry.register_with_unit("compute_start", starts, Unit::Seconds, metrics.starts.clone());
+    let taken_over = "Agents that were lost while their Postgres went on with another";
+    registry.register("compute_agents_lost", taken_over, metrics.agents_lost.clone());
     registry.register("compute_crashes", "Computes that ended without having been asked to", metrics.crashes.clone());
     let warm = "Local disk that suspended branches take to start warm";
     registry.register("warm_bytes", warm, metrics.warm_bytes.clone());

@@ -26,6 +26,7 @@ mod production;
 mod psql;
 mod relay;
 mod session;
+mod side_by_side;
 
 pub use apart::Apart;
 pub use bank::Bank;
@@ -41,3 +42,4 @@ pub use production::{Load, production_options};
 pub use psql::{in_database, pg_program, sql, table_sums, try_sql};
 pub use relay::Relay;
 pub use session::{Said, Session};
+pub use side_by_side::side_by_side;

@@ -36,6 +36,15 @@ impl Process {
 
     /// Whether this is the agent of a compute.
     pub fn is_agent(&self) -> bool {
+        self.is_of_agent() && self.command.contains(" --supervised ")
+    }
+
+    /// Whether this is the supervisor of a compute's agent, with which agent and Postgres end.
+    pub fn is_supervisor(&self) -> bool {
+        self.is_of_agent() && !self.command.contains(" --supervised ")
+    }
+
+    fn is_of_agent(&self) -> bool {
         self.command.contains(" agent ") && self.command.contains(" --spec ")
     }
 

@@ -26,6 +26,7 @@ enum Fault {
     Kill(&'static str),
     Halt(&'static str),
     KillAgent,
+    KillSupervisor,
     KillPostmaster,
     KillTwo,
     HaltTwo,
@@ -43,7 +44,9 @@ impl Fault {
             2 => Fault::Halt(safekeeper),
             3 => Fault::Kill(["pageserver", "control", "proxy"].choose(random).expect("there are three")),
             4 => Fault::Halt("pageserver"),
-            5 => [Fault::KillAgent, Fault::KillPostmaster].choose(random).copied().expect("there are two"),
+            5 => *[Fault::KillAgent, Fault::KillSupervisor, Fault::KillPostmaster]
+                .choose(random)
+                .expect("there are three"),
             6 => Fault::KillTwo,
             7 => Fault::HaltTwo,
             8 => Fault::Cut(safekeeper, Lost::All),
@@ -74,7 +77,12 @@ impl Fault {
             Fault::Kill(role) | Fault::Halt(role) => SAFEKEEPERS.contains(&role),
             Fault::Cut(..) | Fault::FullDisk(_) | Fault::SlowFsync(_) => true,
             // These end at once, and are waited for at their end.
-            Fault::KillAgent | Fault::KillPostmaster | Fault::KillTwo | Fault::HaltTwo | Fault::CutTwo => false,
+            Fault::KillAgent
+            | Fault::KillSupervisor
+            | Fault::KillPostmaster
+            | Fault::KillTwo
+            | Fault::HaltTwo
+            | Fault::CutTwo => false,
         }
     }
 
@@ -99,6 +107,9 @@ impl Chaos {
             Fault::Halt(role) => self.apart.signal(role, Signal::SIGSTOP),
             // Clients may have none at this moment.
             Fault::KillAgent => self.apart.below_control(Process::is_agent).iter().for_each(Process::kill),
+            Fault::KillSupervisor => {
+                self.apart.below_control(Process::is_supervisor).iter().for_each(Process::kill);
+            }
             Fault::KillPostmaster => self.apart.below_control(Process::is_postmaster).iter().for_each(Process::kill),
             Fault::KillTwo => two().for_each(|role| self.apart.kill(role)),
             Fault::HaltTwo => two().for_each(|role| self.apart.signal(role, Signal::SIGSTOP)),
@@ -116,7 +127,7 @@ impl Chaos {
         match fault {
             Fault::Kill(role) => self.apart.up(role),
             Fault::Halt(role) => self.apart.signal(role, Signal::SIGCONT),
-            Fault::KillAgent | Fault::KillPostmaster => {}
+            Fault::KillAgent | Fault::KillSupervisor | Fault::KillPostmaster => {}
             Fault::KillTwo => two().for_each(|role| self.apart.up(role)),
             Fault::HaltTwo => two().for_each(|role| self.apart.signal(role, Signal::SIGCONT)),
             Fault::Cut(..) | Fault::CutTwo => self.network().heal(),

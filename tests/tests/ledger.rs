@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, Ledger, Process, pg_program, production_options, sql};
+use ardent_tests::{House, Ledger, Process, Session, pg_program, production_options, sql, wait_until};
 
 /// pgbench on a branch, started again whenever it ends, as it does when its connections break.
 struct Bank {
@@ -55,13 +55,15 @@ fn acknowledged_commits_survive_kills_of_everything() {
         ledger.wait_for_more();
         house.kill_one("the agent", Process::is_agent);
         ledger.wait_for_more();
+        house.kill_one("the agent's supervisor", Process::is_supervisor);
+        ledger.wait_for_more();
         house.kill_server();
         house.up();
     }
     ledger.wait_for_more();
     let acknowledged = ledger.finish();
     bank.finish();
-    println!("{} commits were acknowledged in {} rounds of 4 kills", acknowledged.len(), rounds());
+    println!("{} commits were acknowledged in {} rounds of 5 kills", acknowledged.len(), rounds());
     acknowledged.check(&branch);
     let balances = sql(
         &branch,
@@ -75,6 +77,90 @@ fn acknowledged_commits_survive_kills_of_everything() {
     let checked = sql(&branch, "create extension amcheck; select bt_index_check('ledger_pkey', true)");
     assert_eq!(checked, "");
     assert_eq!(production.sql("select count(*) from ledger"), "0");
+}
+
+/// An agent is not what sessions run in: the next one goes on with the same Postgres.
+#[test]
+fn sessions_go_on_when_their_agent_is_killed() {
+    let production = TestPg::start(production_options());
+    let mut house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let branch = house.branch("work", "main");
+    sql(&branch, "create table t (n int)");
+    let postmaster =
+        |house: &House| house.compute_processes().into_iter().find(Process::is_postmaster).expect("it runs");
+    let first = postmaster(&house);
+    for round in 0..2 {
+        let marker = house.data_dir().join(format!("marker-{round}"));
+        let waits = format!("\\! until test -e {}; do sleep 0.05; done", marker.display());
+        let insert = format!("insert into t values ({round})");
+        let session = Session::start(
+            &branch,
+            "long",
+            &[
+                "create temp table mine as select 1 as n",
+                "begin",
+                &insert,
+                &waits,
+                "commit",
+                "select 'mine ' || n from mine",
+            ],
+        );
+        wait_until("the session holds its transaction open", 60, || {
+            let open = "select count(*) from pg_stat_activity where application_name = 'long' and state = 'idle in transaction'";
+            (sql(&branch, open) == "1").then_some(())
+        });
+        house.kill_one("the agent", Process::is_agent);
+        // It can be written at once, by new sessions too: commits wait for the next agent.
+        sql(&branch, &format!("insert into t values ({})", 100 + round));
+        std::fs::write(&marker, "").expect("written");
+        let said = session.finish();
+        assert!(said.output.contains("mine 1") && said.output.contains("COMMIT"), "{said:?}");
+        assert_eq!(postmaster(&house), first, "the same Postgres");
+    }
+    assert_eq!(sql(&branch, "select string_agg(n::text, ',' order by n) from t"), "0,1,100,101");
+    // What sessions ran while there was no agent is recorded by the next.
+    let log = house.ok(&["branch", "log", "work"]);
+    for text in ["insert into t values (0)", "insert into t values (100)", "insert into t values (101)"] {
+        assert!(log.contains(text), "{text}: {log}");
+    }
+    // Whose it is, too, and what became of a transaction that was open when the agent was killed.
+    for round in 0..2 {
+        let text = format!("insert into t values ({round})");
+        let line = log.lines().find(|line| line.ends_with(&text)).expect("it is there");
+        assert!(line.contains(" long ") && line.contains(" committed "), "{line}");
+    }
+    // New roles are known outside, and it stops and wakes as ever.
+    sql(&branch, "create role somebody login password 'secret'");
+    let other = branch.replacen(
+        branch.split("://").nth(1).and_then(|rest| rest.split('@').next()).expect("a user"),
+        "somebody:secret",
+        1,
+    );
+    assert_eq!(sql(&other, "select current_user"), "somebody");
+    house.ok(&["branch", "suspend", "work"]);
+    assert_eq!(sql(&branch, "select count(*) from t"), "4");
+    assert_ne!(postmaster(&house), first);
+
+    // What takes every agent along is not mended by one more: after three within a minute the compute ends with the next.
+    let lasting = postmaster(&house);
+    for _ in 0..3 {
+        house.kill_one("the agent", Process::is_agent);
+        sql(&branch, "select 1");
+        assert_eq!(postmaster(&house), lasting);
+    }
+    house.kill_one("the agent", Process::is_agent);
+    wait_until("it ends", 60, || (!lasting.runs()).then_some(()));
+    assert_eq!(sql(&branch, "select count(*) from t"), "4");
+
+    // Under a policy that counts what open transactions do, the compute ends with its agent, as nobody knows any more.
+    house.ok(&["branch", "policy", "work", "--max-rows-changed", "1000"]);
+    sql(&branch, "insert into t values (7)");
+    let counted = postmaster(&house);
+    house.kill_one("the agent", Process::is_agent);
+    wait_until("it ends", 60, || (!counted.runs()).then_some(()));
+    assert_eq!(sql(&branch, "select count(*) from t"), "5");
+    house.stop();
 }
 
 /// Nobody wakes a parent because something was made from it, and a safekeeper that dies knows only what it had noted when it rested last.

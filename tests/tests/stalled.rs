@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, Process, Relay, Session, production_options, sql, wait_until};
+use ardent_tests::{House, Process, Relay, Session, production_options, side_by_side, sql, wait_until};
 
 /// How long sessions are watched for an answer that must not come.
 const WATCH: Duration = Duration::from_millis(1500);
@@ -158,6 +158,14 @@ fn signal(url: &str, function: &str, name: &str) {
 }
 
 #[test]
+fn nobody_hears_of_a_commit_during_a_stall_and_what_was_heard_of_is_kept() {
+    // One watches sessions that must not be answered, the other waits for as long as a stop may take.
+    side_by_side(&[
+        ("no session hears", no_session_hears_of_a_commit_while_the_quorum_is_stalled),
+        ("what was heard of", what_was_heard_of_survives_a_crash_during_a_stall),
+    ]);
+}
+
 fn no_session_hears_of_a_commit_while_the_quorum_is_stalled() {
     let (_production, house, branch) = start();
     // Computes that start from now on reach the safekeeper through it.
@@ -218,7 +226,6 @@ fn no_session_hears_of_a_commit_while_the_quorum_is_stalled() {
     assert_eq!(sql(&branch, "select string_agg(n::text, ',' order by n) from t"), before);
 }
 
-#[test]
 fn what_was_heard_of_survives_a_crash_during_a_stall() {
     let (production, mut house, branch) = start();
     let mut next = 1000;
@@ -227,12 +234,14 @@ fn what_was_heard_of_survives_a_crash_during_a_stall() {
     type Hold = fn(&Relay);
     let postmaster: Crash = |house| kill_one(house, Process::is_postmaster);
     let agent: Crash = |house| kill_one(house, Process::is_agent);
+    let supervisor: Crash = |house| kill_one(house, Process::is_supervisor);
     let suspend: Crash = |house| drop(house.ok(&["branch", "suspend", "work"]));
-    let crashes: [(&str, Crash, Hold); 6] = [
+    let crashes: [(&str, Crash, Hold); 7] = [
         ("postmaster", postmaster, Relay::hold_all),
         ("postmaster", postmaster, Relay::hold_answers),
         ("agent", agent, Relay::hold_all),
         ("agent", agent, Relay::hold_answers),
+        ("supervisor", supervisor, Relay::hold_answers),
         // Waits for as long as a stop may take.
         ("suspend", suspend, Relay::hold_all),
         ("server", House::kill_server, Relay::hold_answers),

@@ -304,6 +304,9 @@ pub struct AgentArgs {
     /// Most files that it and what it runs may each have open
     #[arg(long, value_name = "NUMBER")]
     pub open_files: Option<u64>,
+    /// It is the one that a supervisor started, and not the supervisor
+    #[arg(long)]
+    pub supervised: bool,
 }
 
 /// The page service gives computes connections of this host.

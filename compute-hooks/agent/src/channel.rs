@@ -57,6 +57,17 @@ impl<R: AsyncRead + Unpin> Orders<R> {
         Orders { lines: BufReader::new(input).lines() }
     }
 
+    /// Waits for an order to end, before there is anything that another order could be about. Cancel-safe.
+    pub(crate) async fn stop(&mut self) {
+        loop {
+            match self.next().await {
+                Order::Command(ComputeCommand::Stop { .. }) => return tracing::info!("stopped while starting"),
+                Order::Orphaned => return,
+                Order::Command(command) => tracing::debug!(?command, "too early"),
+            }
+        }
+    }
+
     /// The next order. Cancel-safe. A line that is no command is logged and passed over.
     pub(crate) async fn next(&mut self) -> Order {
         loop {

@@ -9,6 +9,7 @@
 //!               /postgres.log  what Postgres wrote            (an open file)
 //!               /auto.conf     what ALTER SYSTEM wrote
 //!               /warm.json     says that data can be started again
+//!               /serving.json  for an agent that takes over its Postgres
 //!               /agent.json    what the agent remembers about this compute
 //!               /trash.N       data directories being removed
 //! ```
@@ -39,6 +40,8 @@ pub(crate) struct Layout {
     /// What `ALTER SYSTEM` wrote in the last data directory.
     pub(crate) kept_settings: PathBuf,
     pub(crate) memory: PathBuf,
+    /// What is known of the Postgres that serves.
+    pub(crate) serving: PathBuf,
     pub(crate) library: PathBuf,
 }
 
@@ -67,6 +70,7 @@ impl Layout {
             warm_marker: compute_dir.join("warm.json"),
             kept_settings: compute_dir.join("auto.conf"),
             memory: compute_dir.join("agent.json"),
+            serving: compute_dir.join("serving.json"),
             library: spec.lib_dir.join(format!("libardent_compute_{}.so", spec.pg_major)),
             compute_dir,
         };

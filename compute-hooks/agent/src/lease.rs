@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use crate::error::ComputeError;
 use crate::memory::unix_now_s;
+use crate::serving::HeldLease;
 use crate::start_point::completed_checkpoint;
 
 /// How long a running compute's lease holds after the last renewal: a killed agent pins old versions no longer than this.
@@ -102,6 +103,23 @@ impl Lease {
         let now = Instant::now();
         let due = now + times.every;
         Lease { pageserver, binding, name, at, second: false, times, due, met_at: now, failing_since: None }
+    }
+
+    /// One that an agent before this one held, and that is taken next.
+    pub(crate) fn held(
+        pageserver: ServiceAddr,
+        binding: Binding,
+        name: String,
+        held: HeldLease,
+        times: LeaseTimes,
+    ) -> Self {
+        let HeldLease { base_lsn, map_lsn, second } = held;
+        Lease { second, ..Lease::new(pageserver, binding, name, LeasedAt { base_lsn, map_lsn }, times) }
+    }
+
+    /// For whoever takes it over.
+    pub(crate) fn to_held(&self) -> HeldLease {
+        HeldLease { base_lsn: self.at.base_lsn, map_lsn: self.at.map_lsn, second: self.second }
     }
 
     /// What absent pages are read at.

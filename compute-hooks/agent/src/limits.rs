@@ -14,6 +14,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use ardent_api::compute::ComputeLimits;
+use nix::sys::signal::Signal;
+
+use crate::pid_fd::PidFd;
+use crate::postmaster::parent_of;
 
 /// Processes beyond those that Postgres's own settings call for: shells, compilers, what `COPY ... PROGRAM` runs.
 const PROCESSES_BESIDE: u64 = 512;
@@ -57,6 +61,25 @@ impl ControlGroup {
             folders.extend(roots.iter().find_map(|root| make_group(&root.join(path), name, &wanted)));
         }
         (!folders.is_empty()).then_some(ControlGroup { folders })
+    }
+
+    /// Kills what an earlier compute has left in the group: a sandbox whose maker was killed before it was finished waits for ever, and
+    /// belongs to nobody.
+    pub(crate) fn end_orphans(&self) {
+        let listed = |members: &Path| -> Vec<u32> {
+            let text = fs::read_to_string(members).unwrap_or_default();
+            text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+        };
+        for members in self.members() {
+            for pid in listed(&members) {
+                let Ok(process) = PidFd::open(pid) else { continue };
+                // What is seen now is of the process that was opened, or that is gone.
+                let is_orphan = listed(&members).contains(&pid) && parent_of(pid) == Some(1);
+                if is_orphan && process.signal(Signal::SIGKILL).is_ok() {
+                    tracing::warn!(pid, "a process that an earlier compute has left was ended");
+                }
+            }
+        }
     }
 
     /// The files to write a process's id to.

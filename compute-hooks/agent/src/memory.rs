@@ -115,13 +115,13 @@ fn boot_id() -> Result<String, ComputeError> {
     std::fs::read_to_string(path).map(|id| id.trim().to_owned()).map_err(ComputeError::io("cannot read", path))
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     let bytes = std::fs::read(path).ok()?;
     serde_json::from_slice(&bytes).map_err(|error| tracing::warn!(%error, path = %path.display(), "not readable")).ok()
 }
 
 /// Writes beside and renames, so that a reader finds the old file or the new one.
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ComputeError> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), ComputeError> {
     let text = serde_json::to_vec_pretty(value).expect("plain data");
     let beside = path.with_extension("new");
     std::fs::write(&beside, text).map_err(ComputeError::io("cannot write", &beside))?;

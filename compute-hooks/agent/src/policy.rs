@@ -39,6 +39,8 @@ const OPEN_MAX: usize = 1 << 20;
 const FIRST_NORMAL_RELNODE: u32 = 16384;
 /// `pg_largeobject`: in the catalog, and users' data all the same.
 const LARGE_OBJECTS: u32 = 2613;
+/// `pg_statistic`, `pg_statistic_ext_data` and what they keep out of line.
+const STATISTICS: [u32; 4] = [2619, 2840, 3429, 3430];
 /// How often control is told of the count.
 pub(crate) const TELL_EVERY: Duration = Duration::from_secs(2);
 
@@ -138,13 +140,22 @@ pub(crate) struct GateInput<'a> {
 impl PolicyGate {
     /// Writes the page at `path` and stands ready for WAL.
     pub(crate) fn open(path: &Path, input: &GateInput<'_>) -> Result<Self, ComputeError> {
-        let GateInput { branch, policy, branch_lsn, rows_changed, start, major, segment_size } = *input;
         let page = MappedPage::create(path)?;
-        page.get().set(policy, branch_lsn, rows_changed);
-        page.get().count(start, rows_changed);
-        let looks_inside = policy.read_only || policy.max_rows_changed.is_some();
+        page.get().set(input.policy, input.branch_lsn, input.rows_changed);
+        page.get().count(input.start, input.rows_changed);
+        Ok(Self::with(page, input))
+    }
+
+    /// Stands ready for the WAL of a Postgres that goes on, with the page that it has. Only where [`can_be_taken_over`] says so.
+    pub(crate) fn take_over(path: &Path, input: &GateInput<'_>) -> Result<Self, ComputeError> {
+        Ok(Self::with(MappedPage::create(path)?, input))
+    }
+
+    fn with(page: MappedPage, input: &GateInput<'_>) -> Self {
+        let GateInput { branch, policy, branch_lsn, rows_changed, start, major, segment_size } = *input;
+        let looks_inside = looks_inside(policy);
         let limit = policy.max_bytes_written.map(|bytes| branch_lsn.advance(bytes).max(start).advance(BYTES_SLACK));
-        Ok(PolicyGate {
+        PolicyGate {
             branch: branch.to_owned(),
             policy: policy.clone(),
             page,
@@ -152,7 +163,7 @@ impl PolicyGate {
             open: HashSet::new(),
             usage: watch::Sender::new(Usage { rows_changed, counted_to: start }),
             last_lsn: limit,
-        })
+        }
     }
 
     /// The count, as it goes on.
@@ -204,6 +215,17 @@ impl PolicyGate {
     }
 }
 
+/// Whether records have to be looked at.
+fn looks_inside(policy: &BranchPolicy) -> bool {
+    policy.read_only || policy.max_rows_changed.is_some()
+}
+
+/// Whether a Postgres under this policy can go on when what was known of its WAL is lost: which open transactions have changed something is known
+/// to who has seen all of their records only.
+pub(crate) fn can_be_taken_over(policy: &BranchPolicy) -> bool {
+    !looks_inside(policy)
+}
+
 /// Why this record may not become part of the branch, if it may not. `open`: transactions with changes that have not ended.
 fn refusal(
     policy: &BranchPolicy,
@@ -214,7 +236,8 @@ fn refusal(
     let info = record.info();
     let read_only = policy.read_only.then_some(Refusal::ReadOnly);
     match (record.header.rmid, info) {
-        (rmgr::HEAP | rmgr::HEAP2, _) if is_change(record) => {
+        // Autovacuum goes on where nobody may change more rows.
+        (rmgr::HEAP | rmgr::HEAP2, _) if is_change(record) && (policy.read_only || !is_of_statistics(record)) => {
             open.insert(record.header.xid);
             if open.len() > OPEN_MAX { read_only.or(Some(Refusal::RowsChanged)) } else { None }
         }
@@ -285,6 +308,11 @@ fn is_change(record: &DecodedRecord<'_>) -> bool {
         rmgr::HEAP2 => kind == heap::MULTI_INSERT,
         _ => false,
     }
+}
+
+/// Whether a heap record is of what `ANALYZE` finds out.
+fn is_of_statistics(record: &DecodedRecord<'_>) -> bool {
+    record.block(0).is_some_and(|block| STATISTICS.contains(&block.rel.relnode))
 }
 
 /// How many rows of users' tables a record changes.

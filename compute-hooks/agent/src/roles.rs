@@ -52,11 +52,21 @@ pub(crate) struct RolesWatch {
 impl RolesWatch {
     /// Listens at `socket` for the compute whose Postgres is reached in `run`.
     pub(crate) fn open(socket: &Path, run: &Path) -> Result<Self, ComputeError> {
+        Self::after(socket, run, 0)
+    }
+
+    /// The same after so many agents of this Postgres were lost: an answer to one of them is none to this one, which looks first.
+    pub(crate) fn take_over(socket: &Path, run: &Path, agents_lost: u32) -> Result<Self, ComputeError> {
+        let watch = Self::after(socket, run, u64::from(agents_lost) << 32)?;
+        Ok(RolesWatch { next_look: Instant::now(), ..watch })
+    }
+
+    fn after(socket: &Path, run: &Path, number: u64) -> Result<Self, ComputeError> {
         Ok(RolesWatch {
             listener: listen(socket)?,
             sessions: Sessions::new(run),
             told: None,
-            number: 0,
+            number,
             next_look: Instant::now() + LOOK_EVERY,
             waiting: Vec::new(),
         })

@@ -7,6 +7,7 @@
 //!              └── Postgres ended by itself ───────────────────┘
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeCommand, ComputeEvent, Usage};
@@ -34,7 +35,8 @@ use crate::policy::{MappedPage, TELL_EVERY};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::roles::RolesWatch;
-use crate::start::{Compute, Started};
+use crate::serving::Serving;
+use crate::start::{Compute, How, Started};
 use crate::start_point;
 use crate::statement_log::StatementLog;
 use crate::trash;
@@ -66,6 +68,7 @@ pub(crate) struct Running {
     disk: DiskWatch,
     overdue: OverdueWatch,
     term: Term,
+    serving: Arc<Serving>,
     shipping: JoinHandle<Result<Lsn, ComputeError>>,
     stopping: CancellationToken,
 }
@@ -108,7 +111,8 @@ impl Running {
             lease,
             log,
             term,
-            warm,
+            serving,
+            how,
         } = started;
         let idle_time = Duration::from_secs(compute.spec.idle_timeout_s);
         let watch = ActivityWatch::new(&compute.layout.run, &compute.layout.data, idle_time);
@@ -123,13 +127,17 @@ impl Running {
         if let Some((number, roles)) = first_roles {
             events.emit(&ComputeEvent::Roles { number, roles }).await;
         }
-        let ready = ComputeEvent::Ready {
-            socket_dir: compute.layout.run.clone(),
-            port: PORT,
-            base_lsn: lease.base_lsn(),
-            postmaster_pid,
-            warm,
-            missing_libraries: compute.preload_libraries().1,
+        compute.tell_serving(&postmaster);
+        let ready = match how {
+            How::Cold | How::Warm => ComputeEvent::Ready {
+                socket_dir: compute.layout.run.clone(),
+                port: PORT,
+                base_lsn: lease.base_lsn(),
+                postmaster_pid,
+                warm: how == How::Warm,
+                missing_libraries: compute.preload_libraries().1,
+            },
+            How::TakenOver => ComputeEvent::TakenOver { postmaster_pid },
         };
         events.emit(&ready).await;
         Running {
@@ -146,6 +154,7 @@ impl Running {
             disk,
             overdue,
             term,
+            serving,
             shipping,
             stopping,
         }
@@ -212,6 +221,7 @@ impl Running {
                 },
                 kept = self.lease.keep(&self.compute.layout.data) => {
                     let base_lsn = kept?;
+                    self.serving.set_held(self.lease.to_held());
                     // Only now: what is asked for is pinned.
                     self.policy.get().read_at(base_lsn);
                     events.emit(&ComputeEvent::BaseMoved { base_lsn }).await;

@@ -5,13 +5,13 @@
 //! token. As root the mounts are made by root and Postgres runs as the unprivileged user given; otherwise a user
 //! namespace does it.
 
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use ardent_api::compute::{RunAs, Sandbox};
 
 use crate::error::ComputeError;
+use crate::launch::CommandLine;
 use crate::layout::{Layout, View};
 use crate::mount_root;
 use crate::programs::ServerPrograms;
@@ -45,19 +45,18 @@ pub(crate) fn command(
     run_as: Option<RunAs>,
     processes_max: u64,
     postgres_args: &[String],
-) -> Result<Command, ComputeError> {
+) -> Result<CommandLine, ComputeError> {
     let mut command = match sandbox {
         Sandbox::None => {
-            let mut command = Command::new(programs.postgres());
-            if let Some(RunAs { uid, gid }) = run_as {
-                command.uid(uid).gid(gid);
+            let mut command = CommandLine::new(&programs.postgres(), &layout.data);
+            if let Some(run_as) = run_as {
+                command.user(run_as);
             }
-            command.current_dir(&layout.data);
             command
         }
         Sandbox::Bubblewrap => bubblewrap(layout, view, programs, run_as, processes_max)?,
     };
-    command.args(postgres_args).env_clear().envs(ENVIRONMENT);
+    command.args(postgres_args).environment(&ENVIRONMENT);
     Ok(command)
 }
 
@@ -100,13 +99,11 @@ fn bubblewrap(
     programs: &ServerPrograms,
     run_as: Option<RunAs>,
     processes_max: u64,
-) -> Result<Command, ComputeError> {
+) -> Result<CommandLine, ComputeError> {
     let bwrap = find_program("bwrap")
         .ok_or_else(|| ComputeError::NoSandbox { reason: "the program bwrap is not installed".to_owned() })?;
-    let mut command = Command::new(bwrap);
-    command.current_dir("/");
-    mount_root::ensure(&mut command, &layout.compute_dir.join("root"))
-        .map_err(|error| ComputeError::NoSandbox { reason: format!("its root cannot be mounted: {error}") })?;
+    let mut command = CommandLine::new(&bwrap, Path::new("/"));
+    command.root(&layout.compute_dir.join("root"));
     command.args(namespaces(run_as.is_some()));
     command.args(["--die-with-parent", "--new-session", "--clearenv"]);
     for (name, value) in ENVIRONMENT {
@@ -156,7 +153,7 @@ fn bubblewrap(
     Ok(command)
 }
 
-fn system_folders(command: &mut Command) {
+fn system_folders(command: &mut CommandLine) {
     command.args(["--ro-bind", "/usr", "/usr"]);
     for name in ROOT_FOLDERS {
         let path = Path::new("/").join(name);
@@ -176,7 +173,7 @@ fn system_folders(command: &mut Command) {
 }
 
 /// Server programs outside of the system's folders. Bubblewrap would make the folders above them for their owner alone.
-fn private_folders(command: &mut Command, programs: &ServerPrograms) {
+fn private_folders(command: &mut CommandLine, programs: &ServerPrograms) {
     let folders = programs.private_folders();
     let mut above: Vec<&Path> = folders.iter().flat_map(|folder| folder.ancestors().skip(1)).collect();
     above.retain(|folder| folder.parent().is_some());
@@ -192,7 +189,7 @@ fn private_folders(command: &mut Command, programs: &ServerPrograms) {
 
 /// `/etc/passwd` and `/etc/group` with root and Postgres's user alone: Postgres looks up its own name and, for peer
 /// authentication, the agent's.
-fn accounts(command: &mut Command, layout: &Layout, run_as: Option<RunAs>) -> Result<(), ComputeError> {
+fn accounts(command: &mut CommandLine, layout: &Layout, run_as: Option<RunAs>) -> Result<(), ComputeError> {
     let (uid, gid) = match run_as {
         Some(RunAs { uid, gid }) => (uid, gid),
         None => (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()),

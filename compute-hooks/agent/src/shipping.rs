@@ -16,13 +16,14 @@
 
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ardent_api::compute::AGENT_ROLE;
 use ardent_types::{Lsn, PgTli, Term, with_causes};
 use ardent_wal_client::walsender::{Sent, WalSenderError};
 use ardent_wal_client::{
-    ClientError, Handover, HandoverError, Proposer, ProposerConfig, ProposerError, Received, StreamEnd,
+    ClientError, Elected, Handover, HandoverError, Proposer, ProposerConfig, ProposerError, Received, StreamEnd,
 };
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::error::ComputeError;
 use crate::policy::PolicyGate;
 use crate::precedence;
+use crate::serving::Serving;
 use crate::settings::STANDBY_NAME;
 use crate::wal_sender::{Incoming, Reports, WalSender};
 
@@ -38,6 +40,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How long the last words of a connection that takes no reports any more may take to arrive.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+/// The longest after connections that were of no use.
+const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A connection that was of use for so long is not the one that was lost before.
 const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// SQLSTATE of "already exists": the slot of a warm data directory.
@@ -59,6 +63,8 @@ pub(crate) struct Shipper {
     /// What WAL has to pass before a quorum sees it.
     pub(crate) gate: PolicyGate,
     pub(crate) tli: PgTli,
+    /// Where the term is written down.
+    pub(crate) serving: Arc<Serving>,
     /// Cancelled when Postgres has been asked to stop: from then on a lost connection is not made again.
     pub(crate) stopping: CancellationToken,
 }
@@ -86,6 +92,7 @@ impl Shipper {
     /// Ships until Postgres has stopped and everything it wrote is on a quorum; gives the end of the log.
     pub(crate) async fn run(mut self, mut sender: WalSender) -> Result<Lsn, ComputeError> {
         let mut may_hand_over = self.gate.lets_all_pass();
+        let mut pause = RECONNECT_PAUSE;
         loop {
             let handover = if may_hand_over { self.proposer.hand_over().await } else { None };
             match handover {
@@ -103,9 +110,12 @@ impl Shipper {
                             may_hand_over = was_of_use && error.is_retryable();
                         }
                     }
-                    // Each election is a write, which whoever ends walsenders in a loop would get without end.
-                    if !was_of_use {
-                        tokio::time::sleep(RECONNECT_PAUSE).await;
+                    // Each election is a write, and its term stays in the log's history: whoever ends walsenders in a loop gets fewer and fewer.
+                    if was_of_use {
+                        pause = RECONNECT_PAUSE;
+                    } else {
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
                     }
                     self.take_back(&handover).await?;
                 }
@@ -136,10 +146,8 @@ impl Shipper {
         let config = ProposerConfig { election_timeout: TAKE_BACK_PATIENCE, ..self.config.clone() };
         let elected = Proposer::elect(config, CancellationToken::new()).await;
         let (proposer, elected) = elected.map_err(ComputeError::writing)?;
-        if elected.previous_term != self.term {
-            let (timeline, term) = (self.config.timeline, elected.previous_term);
-            return Err(ComputeError::writing(ProposerError::Fenced { timeline, term }));
-        }
+        still_its_own(&self.config, &elected, self.term)?;
+        self.serving.set_term(elected.term);
         (self.proposer, self.term) = (proposer, elected.term);
         Ok(())
     }
@@ -157,7 +165,7 @@ impl Shipper {
     }
 
     /// A session that ends our walsender, or a timeout, only makes commits wait until we are back.
-    async fn reconnect(&self) -> Result<WalSender, ComputeError> {
+    pub(crate) async fn reconnect(&self) -> Result<WalSender, ComputeError> {
         loop {
             match self.connect().await {
                 Ok(sender) => return Ok(sender),
@@ -188,6 +196,15 @@ impl Shipper {
         // A Postgres that has said goodbye takes no reports any more: what it said before is still to be read, and what was read to be appended.
         tokio::time::timeout(GOODBYE_PATIENCE, taking).await.unwrap_or(Ok(Ended::Lost(lost)))
     }
+}
+
+/// Whether the log that an election found is the one that was written in `term`, and nobody else's.
+pub(crate) fn still_its_own(config: &ProposerConfig, elected: &Elected, term: Term) -> Result<(), ComputeError> {
+    if elected.previous_term == term {
+        return Ok(());
+    }
+    let (timeline, term) = (config.timeline, elected.previous_term);
+    Err(ComputeError::writing(ProposerError::Fenced { timeline, term }))
 }
 
 /// Hands the connection over and waits for its end.

@@ -4,10 +4,13 @@
 //!  elect a term on the quorum ─┬─► end of log E ── warm directory that ends at E ──────────────► start Postgres
 //!  connect to the page server ─┘        └─ none ► wait for E, lease E, base backup at E,
 //!                                                 checkpoint record at E through the quorum ──► start Postgres
+//!
+//!  a Postgres whose agent was lost ──► elect a term: the log is still its own ──► connect to it
 //! ```
 
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ardent_api::compute::{ComputeSpec, RunAs, Sandbox, Usage};
@@ -33,15 +36,17 @@ use crate::lease::{self, Lease, LeaseTimes, LeasedAt};
 use crate::limits::{self, ControlGroup};
 use crate::memory::{Memory, WarmMarker};
 use crate::page_door::PageDoor;
+use crate::parent::{Left, Parent};
 use crate::pid_file;
-use crate::policy::{GateInput, MappedPage, PolicyGate, RowCounter};
+use crate::policy::{self, GateInput, MappedPage, PolicyGate, RowCounter};
 use crate::postgres_log::PostgresLog;
 use crate::postmaster::Postmaster;
 use crate::programs::ServerPrograms;
 use crate::roles::{RolesNews, RolesWatch};
 use crate::sandbox;
+use crate::serving::Serving;
 use crate::settings::{self, SettingsInput, SourceLimits};
-use crate::shipping::Shipper;
+use crate::shipping::{Shipper, still_its_own};
 use crate::start_point::{self, StartPoint};
 use crate::statement_log::{LogStart, StatementLog};
 use crate::trash;
@@ -56,6 +61,8 @@ const INGEST_PATIENCE: Duration = Duration::from_secs(600);
 /// How often `postmaster.pid` is looked at during a start.
 const READY_POLL: Duration = Duration::from_millis(1);
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a Postgres whose agent was lost may take to give the next one a replication connection.
+const TAKE_OVER_PATIENCE: Duration = Duration::from_secs(10);
 /// How long reading WAL again, to count its rows, may take without progress.
 const COUNT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -71,6 +78,7 @@ pub(crate) struct Compute {
     /// Settings of the source that the server programs here are too old for.
     unknown_settings: Vec<&'static str>,
     run_as: Option<RunAs>,
+    parent: Parent,
 }
 
 /// A compute that accepts connections.
@@ -92,7 +100,17 @@ pub(crate) struct Started {
     pub(crate) lease: Lease,
     pub(crate) log: PostgresLog,
     pub(crate) term: Term,
-    pub(crate) warm: bool,
+    pub(crate) serving: Arc<Serving>,
+    pub(crate) how: How,
+}
+
+/// How it came to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    Cold,
+    Warm,
+    /// It served already, with an agent that was lost.
+    TakenOver,
 }
 
 /// A data directory that Postgres can be started on.
@@ -108,7 +126,7 @@ struct Prepared {
 
 impl Compute {
     /// Checks the specification and prepares the compute's folder.
-    pub(crate) fn new(spec: ComputeSpec) -> Result<Self, ComputeError> {
+    pub(crate) fn new(spec: ComputeSpec, parent: Parent) -> Result<Self, ComputeError> {
         let major = PgMajor::from_number(spec.pg_major)
             .ok_or_else(|| ComputeError::Invalid(format!("Postgres {} is not supported", spec.pg_major)))?;
         let programs = ServerPrograms::find(spec.pg_major, spec.pg_bin_dir.as_deref())?;
@@ -131,7 +149,7 @@ impl Compute {
         for folder in [&layout.run, &layout.door] {
             make_folder(folder, run_as)?;
         }
-        Ok(Compute { spec, layout, memory, view, major, programs, unknown_settings, run_as })
+        Ok(Compute { spec, layout, memory, view, major, programs, unknown_settings, run_as, parent })
     }
 
     /// Starts Postgres, warm if that is possible.
@@ -145,7 +163,7 @@ impl Compute {
             None => self.make_cold(&mut client, &proposer, &elected, events).await?,
         };
         let pageserver = self.spec.pageserver.clone();
-        let door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
+        let mut door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
         let log = PostgresLog::open(&self.layout.log)?;
         let mut roles = RolesWatch::open(&self.layout.roles_socket(), &self.layout.run)?;
         self.write_configuration(&prepared)?;
@@ -156,7 +174,6 @@ impl Compute {
         let statements = self.open_statement_log(&prepared)?;
         let mut postmaster = self.spawn(&prepared, &log).await?;
         events.progress("Postgres is starting").await;
-        let mut serving = door;
         let writer = (proposer, elected.term);
         let ready = async {
             // Before anybody can write: from then on what was kept is not this compute's state any more.
@@ -165,12 +182,11 @@ impl Compute {
         };
         let ((postmaster_pid, shipper, sender, first_roles), ()) = tokio::select! {
             ready = ready => ready?,
-            () = serving.serve() => unreachable!("the door serves for ever"),
+            () = door.serve() => unreachable!("the door serves for ever"),
         };
         let Prepared { lease, warm, .. } = prepared;
-        let warm = warm.is_some();
-        let term = elected.term;
-        let door = serving;
+        let how = if warm.is_some() { How::Warm } else { How::Cold };
+        let (term, serving) = (elected.term, shipper.serving.clone());
         Ok(Started {
             postmaster,
             postmaster_pid,
@@ -185,8 +201,103 @@ impl Compute {
             lease,
             log,
             term,
-            warm,
+            serving,
+            how,
         })
+    }
+
+    /// Goes on with a Postgres whose agent was lost, if its log is still its own.
+    pub(crate) async fn take_over(&self, left: Left) -> Result<Started, ComputeError> {
+        let cannot = |why: String| {
+            ComputeError::Invalid(format!("the Postgres of an agent that was lost cannot be taken over: {why}"))
+        };
+        let agents_lost = left.server.agents_lost;
+        let is_sandboxed = self.spec.sandbox == Sandbox::Bubblewrap;
+        let control = start_point::read_control_file(&self.layout.data)?;
+        let serving = Serving::of_left(&self.layout.serving, &self.spec)
+            .ok_or_else(|| cannot(format!("{} is not readable", self.layout.serving.display())))?;
+        let (name, times) = (self.memory.lease.clone(), LeaseTimes::of(&self.spec));
+        let lease = Lease::held(self.spec.pageserver.clone(), self.binding(), name, serving.held(), times);
+        let (limits, tli) = (start_point::limits(&control), control.checkpoint.tli);
+        let prepared = Prepared { limits, lease, tli, segment_size: control.wal_segment_size, warm: None };
+        let group = self.control_group(limits::processes_max(self.sessions_max(&prepared)));
+        let left = Postmaster::take_over(left, is_sandboxed, group);
+        // From here on it ends if this fails.
+        let mut postmaster = left.map_err(|error| cannot(error.to_string()))?;
+        if !policy::can_be_taken_over(&self.spec.policy) {
+            return Err(cannot("the branch's policy counts what open transactions have changed".to_owned()));
+        }
+        let inner_pid = pid_file::ready_pid(&self.layout.data).ok_or_else(|| cannot("it does not serve".to_owned()))?;
+        let postmaster_pid = postmaster.identify(inner_pid).map_err(|error| cannot(error.to_string()))?;
+        let pageserver = self.spec.pageserver.clone();
+        let mut door = PageDoor::open(&self.layout.door_socket(), pageserver, self.page_binding())?;
+        let roles = RolesWatch::take_over(&self.layout.roles_socket(), &self.layout.run, agents_lost)?;
+        let since_us =
+            pid_file::started_us(&self.layout.data).ok_or_else(|| cannot("since when is not known".to_owned()))?;
+        let start = self.log_start(&prepared)?;
+        let statements = start.map(|start| StatementLog::take_over(&start, since_us)).transpose()?;
+        let log = PostgresLog::open(&self.layout.log)?;
+        let policy = MappedPage::create(&self.layout.policy)?;
+        let serving = Arc::new(serving);
+        let mut usage = None;
+        let connecting = async {
+            let (elected, client) = tokio::join!(self.elect(), self.connect_patiently());
+            let (proposer, elected) = elected?;
+            let config = self.proposer_config();
+            still_its_own(&config, &elected, serving.term())?;
+            serving.set_term(elected.term);
+            let renewed = prepared.lease.take(&mut client?).await;
+            renewed.map_err(ComputeError::pageserver("renewing the lease", prepared.lease.base_lsn()))?;
+            let input = self.gate_input(&proposer, 0, prepared.segment_size);
+            let gate = PolicyGate::take_over(&self.layout.policy, &input)?;
+            usage = Some(gate.usage());
+            let shipper = Shipper {
+                proposer,
+                config,
+                term: elected.term,
+                socket: self.layout.postgres_socket(),
+                postmaster_pid,
+                gate,
+                tli: prepared.tli,
+                serving: serving.clone(),
+                stopping: CancellationToken::new(),
+            };
+            // The walsender of the agent before may be there for a moment yet, and its slot in use.
+            let connected = tokio::time::timeout(TAKE_OVER_PATIENCE, shipper.reconnect()).await;
+            let sender = connected.map_err(|_| cannot("it takes no replication connection".to_owned()))??;
+            Ok((shipper, sender))
+        };
+        let (shipper, sender) = tokio::select! {
+            connected = connecting => connected?,
+            status = postmaster.exited() => {
+                return Err(ComputeError::Crashed { status: status.to_string(), log: log.tail() });
+            }
+            () = door.serve() => unreachable!("the door serves for ever"),
+        };
+        let usage = usage.ok_or_else(|| cannot("nothing is counted".to_owned()))?;
+        let (lease, term) = (prepared.lease, shipper.term);
+        Ok(Started {
+            postmaster,
+            postmaster_pid,
+            shipper,
+            sender,
+            door,
+            roles,
+            first_roles: None,
+            statements,
+            usage,
+            policy,
+            lease,
+            log,
+            term,
+            serving,
+            how: How::TakenOver,
+        })
+    }
+
+    /// Tells whoever would start another agent that there is something to take over.
+    pub(crate) fn tell_serving(&self, postmaster: &Postmaster) {
+        self.parent.tell_serving(postmaster.sandbox_init());
     }
 
     /// From here on every older writer is refused.
@@ -390,16 +501,19 @@ impl Compute {
             rows_changed =
                 usage.rows_changed + self.count_rows(usage.counted_to, elected.end_lsn, segment_size).await?;
         }
-        let input = GateInput {
+        PolicyGate::open(&self.layout.policy, &self.gate_input(proposer, rows_changed, segment_size))
+    }
+
+    fn gate_input(&self, proposer: &Proposer, rows_changed: u64, segment_size: WalSegmentSize) -> GateInput<'_> {
+        GateInput {
             branch: &self.spec.branch,
-            policy,
+            policy: &self.spec.policy,
             branch_lsn: self.spec.branch_lsn,
             rows_changed,
             start: proposer.next_lsn(),
             major: self.major,
             segment_size,
-        };
-        PolicyGate::open(&self.layout.policy, &input)
+        }
     }
 
     /// Counts the rows of WAL that an earlier run wrote and did not tell of: it ended by force.
@@ -450,13 +564,20 @@ impl Compute {
 
     /// What the branch runs is recorded from the first statement on: without the log there is no start.
     fn open_statement_log(&self, prepared: &Prepared) -> Result<Option<StatementLog>, ComputeError> {
+        self.log_start(prepared)?.map(|start| StatementLog::open(&start)).transpose()
+    }
+
+    fn log_start(&self, prepared: &Prepared) -> Result<Option<LogStart<'_>>, ComputeError> {
         let Some(spec) = &self.spec.statement_log else { return Ok(None) };
         let control = start_point::read_control_file(&self.layout.data)?;
         let header = SegmentHeader { timeline: self.spec.timeline, first_xid: control.checkpoint.next_xid };
-        let sessions_max = settings::processes(&settings::postmaster_arguments(&self.settings_input(prepared)));
-        let (rings, bell) = (&self.layout.rings, &self.layout.bell_socket());
-        let start = LogStart { spec, rings, bell, header, sessions_max, run_as: self.run_as };
-        StatementLog::open(&start).map(Some)
+        let (sessions_max, bell) = (self.sessions_max(prepared), self.layout.bell_socket());
+        Ok(Some(LogStart { spec, rings: &self.layout.rings, bell, header, sessions_max, run_as: self.run_as }))
+    }
+
+    /// Processes of Postgres's that its settings allow.
+    fn sessions_max(&self, prepared: &Prepared) -> u64 {
+        settings::processes(&settings::postmaster_arguments(&self.settings_input(prepared)))
     }
 
     fn settings_input<'a>(&'a self, prepared: &'a Prepared) -> SettingsInput<'a> {
@@ -488,21 +609,30 @@ impl Compute {
         let sandbox = self.spec.sandbox;
         let most = limits::processes_max(settings::processes(&arguments));
         let (layout, run_as) = (&self.layout, self.run_as);
-        let command = sandbox::command(sandbox, layout, &self.view, &self.programs, run_as, most, &arguments)?;
-        let name = format!("ardent-{}", self.spec.timeline);
-        let group = ControlGroup::create(&name, &self.spec.limits, most);
-        let limits = &self.spec.limits;
-        let is_asked = [limits.memory_bytes, limits.cpus_milli].into_iter().flatten().any(|limit| limit > 0);
-        if group.is_none() && is_asked {
-            tracing::warn!("no control group can be made here: memory and processors are not limited");
+        let line = sandbox::command(sandbox, layout, &self.view, &self.programs, run_as, most, &arguments)?;
+        let group = self.control_group(most);
+        if let Some(group) = &group {
+            group.end_orphans();
         }
-        let spawned = Postmaster::spawn(command, &log.file, sandbox == Sandbox::Bubblewrap, group).await;
+        let is_sandboxed = sandbox == Sandbox::Bubblewrap;
+        let spawned = Postmaster::spawn(&self.parent, line, &log.file, is_sandboxed, group).await;
         spawned.map_err(|error| match error {
             ComputeError::NoSandbox { reason } => {
                 ComputeError::NoSandbox { reason: format!("{reason}: {}", log.tail()) }
             }
             error => error,
         })
+    }
+
+    /// The group that its processes are in, or are put in.
+    fn control_group(&self, processes_max: u64) -> Option<ControlGroup> {
+        let limits = &self.spec.limits;
+        let group = ControlGroup::create(&format!("ardent-{}", self.spec.timeline), limits, processes_max);
+        let is_asked = [limits.memory_bytes, limits.cpus_milli].into_iter().flatten().any(|limit| limit > 0);
+        if group.is_none() && is_asked {
+            tracing::warn!("no control group can be made here: memory and processors are not limited");
+        }
+        group
     }
 
     /// Waits until Postgres accepts connections and replication streams.
@@ -527,9 +657,12 @@ impl Compute {
         };
         let refused = |reason: String| ComputeError::PostgresRefused { reason };
         let pid = postmaster.identify(inner_pid).map_err(|error| refused(error.to_string()))?;
+        let held = prepared.lease.to_held();
+        let serving = Arc::new(Serving::begin(&self.layout.serving, &self.spec, term, held));
         let shipper = Shipper {
             proposer,
             config: self.proposer_config(),
+            serving,
             term,
             socket: self.layout.postgres_socket(),
             postmaster_pid: pid,

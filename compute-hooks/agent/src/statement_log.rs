@@ -63,19 +63,25 @@ enum Order {
 pub(crate) struct LogStart<'a> {
     pub(crate) spec: &'a StatementLogSpec,
     pub(crate) rings: &'a Path,
-    pub(crate) bell: &'a Path,
+    pub(crate) bell: PathBuf,
     pub(crate) header: SegmentHeader,
     /// Processes that may want a ring.
     pub(crate) sessions_max: u64,
     pub(crate) run_as: Option<RunAs>,
 }
 
+impl LogStart<'_> {
+    fn writer(&self) -> Result<LogWriter, ComputeError> {
+        let writer = LogWriter::open(&self.spec.dir, self.header, self.spec.bytes_max);
+        writer.map_err(ComputeError::io("cannot open the log of statements in", &self.spec.dir))
+    }
+}
+
 impl StatementLog {
     /// Opens the log, takes what an earlier run left, and makes new rings.
     pub(crate) fn open(start: &LogStart<'_>) -> Result<Self, ComputeError> {
-        let LogStart { spec, rings: path, bell: bell_path, header, sessions_max, run_as } = *start;
-        let writer = LogWriter::open(&spec.dir, header, spec.bytes_max);
-        let mut writer = writer.map_err(ComputeError::io("cannot open the log of statements in", &spec.dir))?;
+        let LogStart { spec, rings: path, sessions_max, run_as, .. } = *start;
+        let mut writer = start.writer()?;
         let rings_failed = || ComputeError::io("cannot use the rings for statements", path);
         if let Some(mut left) = RingReader::open_left(path).map_err(rings_failed())? {
             match take(&mut left, &mut writer) {
@@ -93,6 +99,23 @@ impl StatementLog {
         if let Some(RunAs { uid, gid }) = run_as {
             std::os::unix::fs::fchown(rings.file(), Some(uid), Some(gid)).map_err(rings_failed())?;
         }
+        Self::run(start, writer, rings)
+    }
+
+    /// Opens the log, and goes on with the rings of sessions that run, of a Postgres that was started at `since_us`.
+    pub(crate) fn take_over(start: &LogStart<'_>, since_us: i64) -> Result<Self, ComputeError> {
+        let rings = RingReader::open_left(start.rings)
+            .map_err(ComputeError::io("cannot use the rings for statements", start.rings))?;
+        let missing = || ComputeError::Invalid(format!("{} holds no rings for statements", start.rings.display()));
+        let rings = rings.ok_or_else(missing)?;
+        let mut writer = start.writer()?;
+        let resumed = writer.resume(&rings.owners(), since_us);
+        resumed.map_err(ComputeError::io("cannot read the log of statements in", &start.spec.dir))?;
+        Self::run(start, writer, rings)
+    }
+
+    fn run(start: &LogStart<'_>, writer: LogWriter, rings: RingReader) -> Result<Self, ComputeError> {
+        let LogStart { spec, bell: bell_path, .. } = start;
         let bell = listen(bell_path).map_err(ComputeError::io("cannot listen at", bell_path))?;
         let (orders, orders_out) = mpsc::channel();
         let now = Instant::now();
@@ -337,7 +360,7 @@ mod tests {
         let (rings, bell) = (folder.path().join("rings"), folder.path().join("bell"));
         let spec = StatementLogSpec { dir: folder.path().join("log"), bytes_max: LOG_LEN_MIN };
         let header = SegmentHeader { timeline: TimelineId::NONE, first_xid: 3 };
-        let start = LogStart { spec: &spec, rings: &rings, bell: &bell, header, sessions_max: 4, run_as: None };
+        let start = LogStart { spec: &spec, rings: &rings, bell, header, sessions_max: 4, run_as: None };
         let mut log = StatementLog::open(&start).expect("opened");
         log.write().await;
         log.finish().await;

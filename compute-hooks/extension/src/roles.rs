@@ -10,6 +10,8 @@ use crate::page_client::connect_unix;
 use crate::pg;
 use crate::settings;
 
+/// Between two tries to reach an agent that is not there.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Longest wait for the agent.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,10 +50,18 @@ pub fn forget() {
     unsafe { CHANGED = false };
 }
 
-/// Knocks, and waits until the agent hangs up.
+/// Knocks, and waits until the agent hangs up. Nobody behind the door: the agent was lost, and the next one is about to be there.
 fn tell(path: &std::ffi::CStr) -> Option<()> {
-    let socket = connect_unix(path).ok()?;
     let deadline = Instant::now() + PATIENCE;
+    let socket = loop {
+        match connect_unix(path) {
+            Ok(socket) => break socket,
+            Err(_) => {
+                deadline.checked_duration_since(Instant::now())?;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    };
     let mut watched = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     while watched.revents == 0 {
         let left = deadline.checked_duration_since(Instant::now())?;

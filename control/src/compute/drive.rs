@@ -349,8 +349,17 @@ impl Drive {
                         let running = RunningCompute { id, incarnation, socket_dir, port, warm, missing_libraries };
                         self.state.send_replace(SlotState::Running(running));
                     }
+                    self.ask_again(agent, &logs_wanted).await;
                     // Nobody has to wait for ours: the agent holds a lease of its own already.
                     self.lease(row.id, base_lsn).await;
+                }
+                Some(ComputeEvent::TakenOver { postmaster_pid }) => {
+                    warn!(branch = %self.branch.name, postmaster_pid, "the agent was lost; another has taken its Postgres over");
+                    self.context.metrics.agent_lost();
+                    if asked_to_stop {
+                        self.send_stop(agent).await;
+                    }
+                    self.ask_again(agent, &logs_wanted).await;
                 }
                 Some(ComputeEvent::BaseMoved { base_lsn }) => self.lease(row.id, base_lsn).await,
                 Some(ComputeEvent::Idle) => {
@@ -365,7 +374,13 @@ impl Drive {
                     }
                     return Ok(RunEnd::Stopped);
                 }
+                Some(ComputeEvent::Failed { code, message }) if asked_to_stop => {
+                    warn!(branch = %self.branch.name, code, message, "compute failed while it stopped");
+                    self.context.store.remove_lease(row.id)?;
+                    return Ok(RunEnd::Stopped);
+                }
                 Some(ComputeEvent::Failed { code, message }) => {
+                    warn!(branch = %self.branch.name, code, message, "compute failed");
                     return if ran && !FINAL.contains(&code.as_str()) {
                         Ok(RunEnd::Crashed(message))
                     } else {
@@ -381,7 +396,9 @@ impl Drive {
         match (asked_to_stop, ran) {
             (true, _) => Ok(RunEnd::Stopped),
             (false, true) => Ok(RunEnd::Crashed(why)),
-            (false, false) => Err(self.failed(why).with_hint("the server's log says more")),
+            (false, false) => {
+                Err(self.failed(why).with_hint("connect again to start it anew; the server's log says more"))
+            }
         }
     }
 
@@ -397,6 +414,13 @@ impl Drive {
         // Not fatal: the renewal tries again within minutes, and nothing is dropped before the time horizon.
         if let Err(error) = leased.await {
             warn!(branch = %self.branch.name, %error, "the compute's lease could not be taken; it will be tried again");
+        }
+    }
+
+    /// Repeats what an agent may not have heard: it was starting, or it is another now.
+    async fn ask_again(&self, agent: &mut Agent, logs_wanted: &VecDeque<(u64, LogRequested)>) {
+        if let Some((number, _)) = logs_wanted.back() {
+            self.send(agent, &ComputeCommand::WriteLog { number: *number }).await;
         }
     }
 

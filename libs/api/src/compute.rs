@@ -241,6 +241,11 @@ pub enum ComputeEvent {
         #[serde(default)]
         missing_libraries: Vec<String>,
     },
+    /// The agent was lost, and another has taken its Postgres over: sessions went on. What the one before was asked may not have been heard.
+    TakenOver {
+        /// Process id of the postmaster as seen from outside the sandbox.
+        postmaster_pid: u32,
+    },
     /// Absent pages are read at a later LSN from now on: what was pinned before need not be.
     BaseMoved {
         /// The LSN that absent pages are read at.

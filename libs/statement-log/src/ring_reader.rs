@@ -103,6 +103,12 @@ impl RingReader {
         }
     }
 
+    /// The process that has each slot, as the file said when it was looked at last; 0: none.
+    pub fn owners(&self) -> Vec<u32> {
+        let owner = |control: &[u8]| u32::from_ne_bytes([control[0], control[1], control[2], control[3]]);
+        self.controls.chunks_exact(CONTROL_LEN).map(owner).collect()
+    }
+
     /// The file, to be given to its owner.
     pub fn file(&self) -> &File {
         &self.file

@@ -37,6 +37,7 @@ pub struct LogWriter {
 #[derive(Debug)]
 struct Context {
     key: SessionKey,
+    /// What it said; empty: that is not known.
     record: Vec<u8>,
 }
 
@@ -89,6 +90,38 @@ impl LogWriter {
             contexts: HashMap::new(),
             written: HashMap::new(),
         }
+    }
+
+    /// Goes on with the sessions of a Postgres that runs since `since_us`, whose records somebody else has appended up to now. `owners`: the process
+    /// that has each slot, 0 for none. Who they are stands in the log, as each says it once; of one that has not said it yet no more is known than
+    /// that it is none of the others.
+    pub fn resume(&mut self, owners: &[u32], since_us: i64) -> io::Result<()> {
+        let mut found: HashMap<u32, Arc<Context>> = HashMap::new();
+        let is_known = |found: &HashMap<u32, _>| owners.iter().all(|pid| *pid == 0 || found.contains_key(pid));
+        for file in segments(&self.folder)?.iter().rev() {
+            if is_known(&found) {
+                break;
+            }
+            // One that is damaged says nothing of them, and is reported when the log is read.
+            let Ok(segment) = Segment::read(file) else { continue };
+            let mut here = HashMap::new();
+            for (key, record) in segment.entries() {
+                let is_wanted = key.started_us >= since_us && owners.contains(&key.pid);
+                if is_wanted && matches!(Record::decode(record), Ok(Record::Session(_))) {
+                    here.insert(key.pid, Arc::new(Context { key, record: record.to_vec() }));
+                }
+            }
+            for (pid, context) in here {
+                found.entry(pid).or_insert(context);
+            }
+        }
+        for (slot, pid) in (0_u32..).zip(owners) {
+            let unknown = || SessionKey { pid: *pid, started_us: i64::from(slot) + 1 };
+            let context = found.get(pid).cloned();
+            let context = context.unwrap_or_else(|| Arc::new(Context { key: unknown(), record: Vec::new() }));
+            self.contexts.insert(slot, context);
+        }
+        Ok(())
     }
 
     /// Appends the records of a batch in the order of their times, without the passwords in them, each with the slot that it came
@@ -207,7 +240,9 @@ fn put(block: &mut Vec<u8>, written: &mut HashMap<u32, Arc<Context>>, item: Item
     if let Some(context) = item.context
         && !written.get(&item.slot).is_some_and(|known| Arc::ptr_eq(known, &context))
     {
-        put_entry(block, key, &context.record);
+        if !context.record.is_empty() {
+            put_entry(block, key, &context.record);
+        }
         written.insert(item.slot, context);
     }
     put_entry(block, key, &item.record);
