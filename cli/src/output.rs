@@ -73,13 +73,13 @@ impl Output {
     /// Says something beside the data.
     pub fn note(&self, text: &str) {
         if !self.json {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
     /// Says something that should not be missed. Even with `--json`, where it does not disturb the data.
     pub fn warning(&self, text: &str) {
-        eprintln!("{} {text}", self.paint("33", "warning:"));
+        say(&format!("{} {text}", self.paint("33", "warning:")));
     }
 
     /// Says why a command failed.
@@ -87,14 +87,14 @@ impl Output {
         if self.json {
             let reply: ErrorReply = failure.info.clone().into_reply();
             match serde_json::to_string(&reply) {
-                Ok(line) => eprintln!("{line}"),
-                Err(error) => eprintln!("error: {} ({error})", failure.info.message),
+                Ok(line) => say(&line),
+                Err(error) => say(&format!("error: {} ({error})", failure.info.message)),
             }
             return;
         }
-        eprintln!("{} {}", self.paint("31", "error:"), failure.info.message);
+        say(&format!("{} {}", self.paint("31", "error:"), failure.info.message));
         if let Some(hint) = &failure.info.hint {
-            eprintln!("{} {hint}", self.paint("36", "hint:"));
+            say(&format!("{} {hint}", self.paint("36", "hint:")));
         }
     }
 
@@ -104,7 +104,8 @@ impl Output {
             return Err(Failure::usage(format!("{question} needs an answer, and there is no terminal to ask"))
                 .hint(format!("answer with {flag}")));
         }
-        eprint!("{question} [y/N] ");
+        // Who is asked reads a terminal; one that is gone answers nothing.
+        let _ = write!(io::stderr(), "{question} [y/N] ");
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).map_err(|error| Failure::local("the answer cannot be read", &error))?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
@@ -113,6 +114,17 @@ impl Output {
     fn paint(&self, color: &str, text: &str) -> String {
         if self.color { format!("\x1b[{color}m{text}\x1b[0m") } else { text.to_owned() }
     }
+}
+
+/// A line on standard error. Whoever has closed that wants no word, and the command goes on.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// So many of a thing.
+pub fn counted(count: u64, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
 }
 
 /// Lines of `name  value`, aligned.
@@ -146,6 +158,11 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "row")), ["0 rows", "1 row", "2 rows"]);
+    }
 
     #[test]
     fn tables_are_aligned_and_have_no_trailing_spaces() {

@@ -84,6 +84,11 @@ impl Background {
         kill(pid, Signal::SIGINT).expect("a child can be signalled");
     }
 
+    /// Kills it, as a crash would.
+    pub fn kill(&self) {
+        kill(pid_of(&self.child), Signal::SIGKILL).expect("a child can be signalled");
+    }
+
     /// Waits for its end.
     pub fn finish(self) -> Finished {
         Finished::of(self.child.wait_with_output().expect("a child can be waited for"))

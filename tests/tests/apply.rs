@@ -1,9 +1,9 @@
 //! A branch's changes are shown, brought into production, and taken back.
 
-use std::fs;
+use std::fs::{self, File};
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, production_options, sql, table_sums, wait_until};
+use ardent_tests::{Background, House, production_options, sql, table_sums, wait_until};
 
 #[test]
 fn changes_are_shown_applied_and_undone() {
@@ -304,5 +304,93 @@ fn chosen_rows_and_objects_are_applied_to_a_url_and_to_production_itself() {
     assert_eq!(production.sql("select count(*) from users where age = 5 and name = 'mine'"), "1");
     house.ok(&["branch", "apply", undo, "--to", "main", "--yes"]);
     production.sql("update users set name = 'user 3' where id = 3");
+    assert_eq!(table_sums(&url), before);
+}
+
+/// However an apply ends: where production was changed, the file that undoes it is whole.
+#[test]
+fn what_undoes_it_is_kept_before_production_commits() {
+    let production = TestPg::start(production_options());
+    production.sql(
+        "create table notes (id int primary key, text text);
+         insert into notes select n, md5(n::text) || md5('x' || n) || md5('y' || n) from generate_series(1, 5000) n",
+    );
+    let url = production.tcp_url("postgres", "postgres");
+    let house = House::start();
+    house.connect("main", &url);
+    let branch = house.branch("work", "main");
+    sql(&branch, "update notes set text = 'changed'");
+    let (before, changed) = (table_sums(&url), table_sums(&branch));
+    let path = |name: &str| house.data_dir().join(format!("../{name}")).display().to_string();
+    let undo = path("undo.changes");
+    let start = |to: &str, inverse: &str| {
+        house.background(&["branch", "apply", "work", "--to", to, "--yes", "--inverse", inverse])
+    };
+    let undone = || {
+        assert_eq!(table_sums(&url), changed);
+        house.ok(&["branch", "apply", &undo, "--to", &url]);
+        assert_eq!(table_sums(&url), before);
+        fs::remove_file(&undo).expect("it is there");
+    };
+
+    // Nobody reads what it says.
+    let unheard = |mut running: Background| {
+        drop(running.errors());
+        running.finish().code
+    };
+    for to in [url.as_str(), "main"] {
+        assert_eq!(unheard(start(to, &undo)), 0);
+        undone();
+    }
+    let no_branch = ["branch", "info", "nobody"];
+    assert_eq!(unheard(house.background(&no_branch)), house.ardent(&no_branch).code);
+
+    // A commit that waits for a standby which is not there: nobody has heard of it yet.
+    let standby = |name: &str| {
+        production.sql(&format!("alter system set synchronous_standby_names = '{name}'"));
+        production.sql("select pg_reload_conf()");
+    };
+    let sessions = "from pg_stat_activity where application_name = 'ardent branch apply'";
+    let commits = || {
+        let waiting = production.sql(&format!("select count(*) {sessions} and wait_event = 'SyncRep'"));
+        (waiting == "1").then_some(())
+    };
+    for to in [url.as_str(), "main"] {
+        standby("nobody");
+        let killed = start(to, &undo);
+        wait_until("production commits", 120, commits);
+        killed.kill();
+        assert_eq!(killed.finish().code, -1);
+        standby("");
+        wait_until("production has committed", 60, || {
+            (production.sql("select count(*) from notes where text = 'changed'") == "5000").then_some(())
+        });
+        undone();
+
+        standby("nobody");
+        let lost = start(to, &undo);
+        wait_until("production commits", 120, commits);
+        production.sql(&format!("select pg_terminate_backend(pid) {sessions}"));
+        let to = if to == "main" { "--to main" } else { "--to URL" };
+        lost.finish().refused(1, &["it is not known whether the target was changed", "--dry-run", &undo, to]);
+        standby("");
+        undone();
+    }
+
+    // Who goes before what undoes it is kept has changed nothing, and holds no lock on production.
+    let pipe = path("pipe");
+    assert_eq!(house.other("mkfifo", &[pipe.as_str()]).code, 0);
+    let gone = start("main", &pipe);
+    let _unread = File::open(&pipe).expect("it is opened by who writes it, too");
+    wait_until("all but the commit is done", 120, || {
+        let idle = "state = 'idle in transaction' and clock_timestamp() - state_change > '500 ms'";
+        let waiting = production.sql(&format!("select count(*) {sessions} and {idle}"));
+        (waiting == "1").then_some(())
+    });
+    gone.kill();
+    assert_eq!(gone.finish().code, -1);
+    wait_until("production is let go", 60, || {
+        (production.sql(&format!("select count(*) {sessions}")) == "0").then_some(())
+    });
     assert_eq!(table_sums(&url), before);
 }

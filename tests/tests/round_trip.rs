@@ -1,6 +1,7 @@
 //! Whatever a branch became, its change set makes the same of another branch, and the inverse takes that back. Where the other branch
 //! was changed too, what both changed is a conflict, and nothing else is.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
@@ -164,7 +165,7 @@ impl Rows {
 }
 
 /// What is a conflict, decided from three states and from nothing that applying knows: a value that both sides changed in different
-/// ways, where being there no more is another value; a row without a key that one side deletes and the other has no more.
+/// ways, where being there no more is another value; rows without a key that are alike, of which one side has more than before and the other less.
 fn conflicts(base: &Rows, ours: &Rows, theirs: &Rows) -> Conflicts {
     let mut found = Conflicts::new();
     for place in base.keyed.keys().chain(ours.keyed.keys()) {
@@ -180,10 +181,9 @@ fn conflicts(base: &Rows, ours: &Rows, theirs: &Rows) -> Conflicts {
         }
     }
     for (row, was) in &base.keyless {
-        let deleted = was - ours.count(row);
-        let missing = deleted - theirs.count(row);
-        if deleted > 0 && missing > 0 {
-            found.insert(row.clone(), (missing, BTreeSet::new()));
+        let (ours, theirs) = (ours.count(row) - was, theirs.count(row) - was);
+        if ours * theirs < 0 {
+            found.insert(row.clone(), (1, BTreeSet::new()));
         }
     }
     found
@@ -207,7 +207,13 @@ fn sum(base: &Rows, ours: &Rows, theirs: &Rows) -> Rows {
         rows.keyed.extend(row.map(|row| (place.clone(), row)));
     }
     for row in ours.keyless.keys().chain(theirs.keyless.keys()) {
-        let count = theirs.count(row) + ours.count(row) - base.count(row);
+        // As many as a side has that got some, and as few as one that lost some: once, if both did the same.
+        let (was, ours, theirs) = (base.count(row), ours.count(row), theirs.count(row));
+        let count = match ours.cmp(&was) {
+            Ordering::Greater => ours.max(theirs),
+            Ordering::Less => ours.min(theirs),
+            Ordering::Equal => theirs,
+        };
         rows.keyless.extend((count != 0).then(|| (row.clone(), count)));
     }
     rows

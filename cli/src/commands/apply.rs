@@ -2,27 +2,26 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use ardent_api::control::{ApiErrorCode, BranchName, ConnectorInfo, DiffRequest, ErrorInfo, SCHEMA_VERSION};
 use ardent_change_set::{
-    Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, Conflict, Prefer, RemoteApplied, apply,
-    elsewhere, read_file, write_file,
+    Applied, ApplyError, ApplyEvent, ApplyOptions, ApplyRequest, ChangeSetFile, CommitReply, Conflict, Prefer,
+    RemoteApplied, elsewhere, prepare, read_file,
 };
 use ardent_diff::{ChangeSet, Part};
 use ardent_pg_wire::{ConfigError, driver};
 use serde::Serialize;
-use tokio_postgres::Config;
+use tokio_postgres::{Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::branch::encode;
+use super::undo_file::{UndoFile, undo_file_name};
 use super::{diff, path_name};
 use crate::api::Api;
 use crate::args::BranchApplyArgs;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, counted};
 
 /// What is printed.
 #[derive(Debug, Serialize)]
@@ -73,64 +72,27 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
         None => url_of(&args.to)?,
     };
     // Where it goes is known, and can be written, before anything is changed.
-    let inverse_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| inverse_name(source.name())));
-    if let Some(path) = &inverse_path {
-        reserve(path).map_err(|failure| failure.hint("choose another place with --inverse"))?;
-    }
+    let undo_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| undo_file_name(source.name())));
+    let undo = undo_path.map(UndoFile::at).transpose();
+    let undo = undo.map_err(|failure| failure.hint("choose another place with --inverse"))?;
     let wish = Wish {
         source,
         target: connector.as_ref().map_or(Target::Url(&url), Target::Connector),
         database: args.database.as_deref(),
         options: options(args),
     };
-    let done = apply_to(api, &wish, &Told { say: &|line| output.note(line), warn: &|line| output.warning(line) });
-    let kept = match (&done, &inverse_path) {
-        (Ok(done), Some(path)) if done.applied.conflicts.is_empty() && !done.applied.is_unchanged() => {
-            write_inverse(path, done)?;
-            Some(path)
-        }
-        (_, Some(path)) => {
-            // Nothing was changed: there is nothing to undo.
-            give_back(path);
-            None
-        }
-        _ => None,
-    };
-    let done = done?;
+    let Finished { done, undo } =
+        apply_to(api, &wish, undo, &Told { say: &|line| output.note(line), warn: &|line| output.warning(line) })?;
     for other in &done.other_databases {
         output.warning(&format!("database {other} has changes too: they are applied with --database {other}"));
     }
-    print(output, args, done.applied, kept)
+    print(output, args, done.applied, undo.as_ref())
 }
 
 /// What is neither a file nor a branch's name.
 fn no_source(source: &str, mut failure: Failure) -> Failure {
     failure.info.message = format!("there is no file {source}, and {}", failure.info.message);
     failure.hint("give a branch's name, or the path of a file that ardent branch diff -o wrote")
-}
-
-/// Makes the file that the inverse is going to be in.
-pub fn reserve(path: &Path) -> Result<(), Failure> {
-    let opened = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-    opened.map(drop).map_err(|error| Failure::local(format!("{} cannot be written", path.display()), &error))
-}
-
-/// Takes away what [`reserve`] made.
-fn give_back(path: &Path) {
-    let is_empty = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0);
-    if is_empty {
-        // It stays then, and is no change set, as whoever applies it is told.
-        let _ = fs::remove_file(path);
-    }
-}
-
-/// Writes what undoes that which was applied.
-pub fn write_inverse(path: &Path, done: &RemoteApplied) -> Result<(), Failure> {
-    let RemoteApplied { branch, from_lsn, to_lsn, applied, .. } = done;
-    let (branch, from_lsn, to_lsn) = (branch.clone(), *from_lsn, *to_lsn);
-    let inverse = ChangeSetFile { branch, from_lsn, to_lsn, databases: vec![applied.inverse.clone()] };
-    write_file(path, &inverse)
-        .map_err(|error| Failure::local(format!("it was applied, but {} cannot be written", path.display()), &error))
 }
 
 /// Where the changes are.
@@ -169,11 +131,67 @@ pub struct Told<'a> {
     pub warn: &'a dyn Fn(&str),
 }
 
-/// Applies changes. Called where blocking is allowed.
-pub fn apply_to(api: &Api, wish: &Wish<'_>, told: &Told<'_>) -> Result<RemoteApplied, Failure> {
-    match wish.target {
-        Target::Connector(connector) => in_production(api, wish, connector, told),
-        Target::Url(url) => here(api, wish, url, told),
+/// What came of it.
+pub struct Finished {
+    /// What was done.
+    pub done: RemoteApplied,
+    /// The file with what undoes it; none where nothing was changed.
+    pub undo: Option<PathBuf>,
+}
+
+/// Why it came to no end.
+enum Failed {
+    /// The target is as it was.
+    Unchanged(Failure),
+    /// The target was changed, or it was not.
+    Unknown(Failure),
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Failed::Unchanged(failure)
+    }
+}
+
+/// Applies changes. What undoes them is in `undo` before the target commits. Called where blocking is allowed.
+pub fn apply_to(api: &Api, wish: &Wish<'_>, mut undo: Option<UndoFile>, told: &Told<'_>) -> Result<Finished, Failure> {
+    let ended = match wish.target {
+        Target::Connector(connector) => in_production(api, wish, connector, undo.as_mut(), told),
+        Target::Url(url) => here(api, wish, url, undo.as_mut(), told),
+    };
+    match ended {
+        Ok(done) => Ok(Finished { done, undo: undo.and_then(UndoFile::keep) }),
+        Err(Failed::Unchanged(failure)) => {
+            let path = undo.as_ref().map(|undo| undo.path().display().to_string()).unwrap_or_default();
+            if let Some(Err(error)) = undo.map(UndoFile::take_back) {
+                (told.warn)(&format!(
+                    "nothing was changed, and {path} undoes nothing: it cannot be taken away: {error}"
+                ));
+            }
+            Err(failure)
+        }
+        Err(Failed::Unknown(failure)) => {
+            let undo = undo.and_then(UndoFile::leave);
+            Err(unknown(failure, undo.as_deref(), &wish.target))
+        }
+    }
+}
+
+/// What is said where nobody knows whether the target was changed.
+fn unknown(mut failure: Failure, undo: Option<&Path>, target: &Target<'_>) -> Failure {
+    failure.info.message = format!("it is not known whether the target was changed: {}", failure.info.message);
+    // A URL may have a password in it.
+    let to = match target {
+        Target::Connector(connector) => connector.to_string(),
+        Target::Url(_) => "URL".to_owned(),
+    };
+    let look = "see what is there already: the same with --dry-run";
+    match undo {
+        Some(undo) => {
+            let undo = undo.display();
+            failure.hint(format!("{look}; if it was changed, this undoes it: ardent branch apply {undo} --to {to}"))
+        }
+        None => failure.hint(look),
     }
 }
 
@@ -207,11 +225,18 @@ fn options(args: &BranchApplyArgs) -> ApplyOptions {
 }
 
 /// Applies to a database that is reached from here.
-fn here(api: &Api, wish: &Wish<'_>, url: &str, told: &Told<'_>) -> Result<RemoteApplied, Failure> {
+fn here(
+    api: &Api,
+    wish: &Wish<'_>,
+    url: &str,
+    mut undo: Option<&mut UndoFile>,
+    told: &Told<'_>,
+) -> Result<RemoteApplied, Failed> {
     let target = target_of(url)?;
     let content = match &wish.source {
         Source::File(path) => content_of(path)?,
         Source::Branch(name) => {
+            (told.say)(&format!("looking for what changed on {name}"));
             let report = diff::ask(api, name, &DiffRequest::default())?;
             report.databases_not_compared.iter().for_each(|database| (told.warn)(&diff::not_compared(database)));
             diff::file_content(report)
@@ -221,54 +246,110 @@ fn here(api: &Api, wish: &Wish<'_>, url: &str, told: &Told<'_>) -> Result<Remote
     let ChangeSetFile { branch, from_lsn, to_lsn, databases } = content;
     let (mut wanted, others): (Vec<_>, Vec<_>) = databases.into_iter().partition(|set| set.database == database);
     if let Some(message) = elsewhere(&database, &others).filter(|_| wanted.is_empty()) {
-        return Err(Failure::usage(message).hint(format!("choose: --database {}", others[0].database)));
+        return Err(Failure::usage(message).hint(format!("choose: --database {}", others[0].database)).into());
     }
     let set = wanted.pop().unwrap_or_else(|| ChangeSet { database, ..ChangeSet::default() });
-    let applied = run_apply(target, &set, &wish.options, told.say)?;
     let other_databases = others.into_iter().map(|set| set.database).collect();
-    Ok(RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied })
+    let mut done = RemoteApplied { branch, from_lsn, to_lsn, other_databases, applied: Applied::default() };
+    let mut keep = |applied: &Applied| match &mut undo {
+        Some(undo) => undo.write(&inverse_of(&done, applied)),
+        None => Ok(()),
+    };
+    let applied = run_apply(target, &set, &wish.options, told.say, &mut keep)?;
+    done.applied = applied;
+    Ok(done)
 }
 
-/// Lets the server apply to the production server that a connector follows: its URL stays there.
+/// What undoes `applied`, as a file's content.
+fn inverse_of(done: &RemoteApplied, applied: &Applied) -> ChangeSetFile {
+    ChangeSetFile {
+        branch: done.branch.clone(),
+        from_lsn: done.from_lsn,
+        to_lsn: done.to_lsn,
+        databases: vec![applied.inverse.clone()],
+    }
+}
+
+/// Lets the server apply to the production server that a connector follows: its URL stays there. It commits when what undoes it is kept
+/// here.
 fn in_production(
     api: &Api,
     wish: &Wish<'_>,
     connector: &BranchName,
+    mut undo: Option<&mut UndoFile>,
     told: &Told<'_>,
-) -> Result<RemoteApplied, Failure> {
-    let branch = match &wish.source {
-        Source::Branch(name) => Some(name.clone()),
-        Source::File(_) => None,
+) -> Result<RemoteApplied, Failed> {
+    let (branch, file) = match &wish.source {
+        Source::Branch(name) => {
+            (told.say)(&format!("looking for what changed on {name}"));
+            (Some(name.clone()), None)
+        }
+        Source::File(path) => (None, Some(open(path)?)),
     };
-    let request = ApplyRequest { branch, database: wish.database.map(str::to_owned), options: wish.options.clone() };
+    let request = ApplyRequest {
+        branch,
+        database: wish.database.map(str::to_owned),
+        options: wish.options.clone(),
+        confirms: undo.is_some(),
+    };
     let request = serde_json::to_string(&request).map_err(|error| Failure::of(&error))?;
-    let path = format!("/v1/connectors/{connector}/apply?request={}", encode(&request));
-    let file = match &wish.source {
-        Source::File(path) => Some(
-            fs::File::open(path)
-                .map_err(|error| Failure::local(format!("{} cannot be read", path.display()), &error))?,
-        ),
-        Source::Branch(_) => None,
-    };
-    let mut done = None;
-    api.post_file(&path, file, |event| {
+    let path = format!("/v1/connectors/{connector}/apply");
+    let (mut ready, mut end) = (None, None);
+    // From here on the server may commit.
+    let mut may_commit = false;
+    let read = api.post_file(&format!("{path}?request={}", encode(&request)), file, |event| {
         match event {
             ApplyEvent::Progress(line) => (told.say)(&line),
-            ApplyEvent::Done(applied) => done = Some(*applied),
-            ApplyEvent::Error(error) => return Err(error.into()),
+            ApplyEvent::Ready { token, done } => {
+                if let Some(undo) = &mut undo {
+                    undo.write(&inverse_of(&done, &done.applied))?;
+                }
+                may_commit = true;
+                ready = Some(*done);
+                let _: CommitReply = api.post(&format!("{path}/{token}/commit"), &())?;
+            }
+            ApplyEvent::Committed => end = ready.take().map(Ok),
+            ApplyEvent::Done(done) => {
+                let is_changed = done.applied.conflicts.is_empty() && !done.applied.is_unchanged();
+                // An older server has committed without asking.
+                if let (Some(undo), true) = (&mut undo, is_changed) {
+                    may_commit = true;
+                    undo.write(&inverse_of(&done, &done.applied))?;
+                }
+                end = Some(Ok(*done));
+            }
+            ApplyEvent::Error(error) => end = Some(Err(Failed::Unchanged(error.into()))),
+            ApplyEvent::Unknown(error) => end = Some(Err(Failed::Unknown(error.into()))),
         }
         Ok(())
-    })?;
-    done.ok_or_else(|| {
-        Failure::from(ErrorInfo::new(ApiErrorCode::Internal, "the server's answer ends in the middle"))
-            .hint("see its log, and whether production was changed: ardent branch apply --dry-run")
-    })
+    });
+    let failure = match (end, read) {
+        (Some(end), _) => return end,
+        (None, Err(failure)) => failure,
+        (None, Ok(())) => {
+            let error = ErrorInfo::new(ApiErrorCode::Internal, "the server's answer ends in the middle");
+            Failure::from(error).hint("the server's log says why; --dry-run shows what would be")
+        }
+    };
+    Err(if may_commit { Failed::Unknown(failure) } else { Failed::Unchanged(failure) })
+}
+
+/// A change set file that has something in it.
+fn open(path: &Path) -> Result<fs::File, Failure> {
+    let unread = |error: std::io::Error| Failure::local(format!("{} cannot be read", path.display()), &error);
+    let file = fs::File::open(path).map_err(unread)?;
+    if file.metadata().map_err(unread)?.len() == 0 {
+        return Err(Failure::usage(format!("{} is empty: there is nothing to apply", path.display()))
+            .hint("what a branch changed is written by: ardent branch diff NAME -o FILE"));
+    }
+    Ok(file)
 }
 
 fn content_of(path: &Path) -> Result<ChangeSetFile, Failure> {
+    drop(open(path)?);
     read_file(path).map_err(|error| {
         Failure::local(format!("{} cannot be applied", path.display()), &error)
-            .hint("write it again: ardent branch diff NAME -o FILE")
+            .hint("what a branch changed is written by: ardent branch diff NAME -o FILE")
     })
 }
 
@@ -301,7 +382,14 @@ fn target_of(text: &str) -> Result<Reached, Failure> {
     Ok(Reached { config, tls })
 }
 
-fn run_apply(target: Reached, set: &ChangeSet, options: &ApplyOptions, say: &dyn Fn(&str)) -> Result<Applied, Failure> {
+/// Gives what is done to `keep` before it is committed.
+fn run_apply(
+    target: Reached,
+    set: &ChangeSet,
+    options: &ApplyOptions,
+    say: &dyn Fn(&str),
+    keep: &mut dyn FnMut(&Applied) -> Result<(), Failure>,
+) -> Result<Applied, Failed> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| Failure::local("no threads can be started", &error))?;
     runtime.block_on(async {
@@ -311,24 +399,38 @@ fn run_apply(target: Reached, set: &ChangeSet, options: &ApplyOptions, say: &dyn
                 .hint("see whether the URL is right with psql; sslmode and sslrootcert mean what they mean there")
         })?;
         let connection = tokio::spawn(connection);
-        let applied = apply(&client, set, options, say).await;
+        let applied = run_on(&client, set, options, say, keep).await;
         drop(client);
         // Its errors reached the statements.
         let _ = connection.await;
-        applied.map_err(|error| match error {
-            ApplyError::Choice { what, hint } => Failure::usage(what).hint(hint),
-            error if error.is_timeout() => {
-                let info = Failure::of(&error).info;
-                Failure::from(ErrorInfo::new(ApiErrorCode::Timeout, info.message)).hint(error.hint())
-            }
-            error => Failure::of(&error).hint(error.hint()),
-        })
+        applied
     })
 }
 
-pub fn inverse_name(branch: &str) -> PathBuf {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    PathBuf::from(format!("{branch}-undo-{seconds}.changes"))
+async fn run_on(
+    client: &Client,
+    set: &ChangeSet,
+    options: &ApplyOptions,
+    say: &dyn Fn(&str),
+    keep: &mut dyn FnMut(&Applied) -> Result<(), Failure>,
+) -> Result<Applied, Failed> {
+    let prepared = prepare(client, set, options, say).await.map_err(failed)?;
+    if prepared.changes_target() {
+        keep(prepared.applied())?;
+    }
+    prepared.end().await.map_err(failed)
+}
+
+fn failed(error: ApplyError) -> Failed {
+    match error {
+        ApplyError::Choice { what, hint } => Failure::usage(what).hint(hint).into(),
+        ApplyError::Unknown(_) => Failed::Unknown(Failure::of(&error).hint(error.hint())),
+        error if error.is_timeout() => {
+            let info = Failure::of(&error).info;
+            Failure::from(ErrorInfo::new(ApiErrorCode::Timeout, info.message)).hint(error.hint()).into()
+        }
+        error => Failure::of(&error).hint(error.hint()).into(),
+    }
 }
 
 fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Option<&PathBuf>) -> Result<(), Failure> {
@@ -372,11 +474,7 @@ fn print(output: &Output, args: &BranchApplyArgs, applied: Applied, inverse: Opt
 
 /// How many, in words; nothing if there is none.
 pub fn conflicts(count: u64) -> Option<String> {
-    match count {
-        0 => None,
-        1 => Some("1 conflict".to_owned()),
-        several => Some(format!("{several} conflicts")),
-    }
+    (count > 0).then(|| counted(count, "conflict"))
 }
 
 fn text(reply: &Reply, to: &str) -> String {
@@ -385,7 +483,7 @@ fn text(reply: &Reply, to: &str) -> String {
         out.push_str(&conflict_text(conflict, "target"));
     }
     if reply.conflicts_left_out > 0 {
-        out.push_str(&format!("and {} conflicts more\n", reply.conflicts_left_out));
+        out.push_str(&format!("and {} more\n", counted(reply.conflicts_left_out, "conflict")));
     }
     for object in &reply.taken_along {
         out.push_str(&format!("taken along: {object}\n"));
@@ -400,13 +498,18 @@ fn text(reply: &Reply, to: &str) -> String {
             let verb = if reply.dry_run { "would apply" } else { "applied" };
             let others = beside_rows(reply.large_objects, reply.sequences);
             format!(
-                "{verb} {} statements; {} rows inserted, {} updated, {} deleted{others}",
-                reply.statements, reply.inserted, reply.updated, reply.deleted
+                "{verb} {}; {} inserted, {} updated, {} deleted{others}",
+                counted(reply.statements, "statement"),
+                counted(reply.inserted, "row"),
+                reply.updated,
+                reply.deleted
             )
         };
-        out.push_str(&format!("{done}; {} changes were there already\n", reply.already_there));
-        if reply.settled > 0 {
-            out.push_str(&format!("{} rows that both had changed were settled\n", reply.settled));
+        out.push_str(&format!("{done}; {}\n", already_there(reply.already_there)));
+        match reply.settled {
+            0 => {}
+            1 => out.push_str("1 row that both had changed was settled\n"),
+            several => out.push_str(&format!("{several} rows that both had changed were settled\n")),
         }
     }
     if let Some(path) = &reply.inverse_file {
@@ -415,14 +518,19 @@ fn text(reply: &Reply, to: &str) -> String {
     out
 }
 
+/// How many changes needed nothing, in words.
+pub fn already_there(count: u64) -> String {
+    let verb = if count == 1 { "was" } else { "were" };
+    format!("{} {verb} there already", counted(count, "change"))
+}
+
 /// How many large objects and sequences, in words behind those about rows; nothing of what there is none.
 pub fn beside_rows(large_objects: u64, sequences: u64) -> String {
-    let counted = |count: u64, thing: &str, done: &str| match count {
+    let part = |count: u64, thing: &str, done: &str| match count {
         0 => String::new(),
-        1 => format!("; 1 {thing} {done}"),
-        several => format!("; {several} {thing}s {done}"),
+        _ => format!("; {} {done}", counted(count, thing)),
     };
-    counted(large_objects, "large object", "changed") + &counted(sequences, "sequence", "set")
+    part(large_objects, "large object", "changed") + &part(sequences, "sequence", "set")
 }
 
 /// A conflict for people. `other`: what the side is called that is not the branch.
@@ -460,39 +568,80 @@ pub fn conflict_text(conflict: &Conflict, other: &str) -> String {
 mod tests {
     use super::*;
 
+    fn reply() -> Reply {
+        Reply {
+            schema_version: SCHEMA_VERSION,
+            applied: true,
+            dry_run: false,
+            statements: 0,
+            inserted: 0,
+            updated: 0,
+            deleted: 0,
+            large_objects: 0,
+            sequences: 0,
+            already_there: 0,
+            settled: 0,
+            taken_along: Vec::new(),
+            conflicts: Vec::new(),
+            conflicts_left_out: 0,
+            notes: Vec::new(),
+            inverse_file: None,
+            is_unchanged: false,
+        }
+    }
+
     #[test]
     fn large_objects_and_sequences_are_counted_where_there_are_any() {
-        let said = |large_objects, sequences| {
-            let reply = Reply {
-                schema_version: SCHEMA_VERSION,
-                applied: true,
-                dry_run: false,
-                statements: 0,
-                inserted: 0,
-                updated: 0,
-                deleted: 0,
-                large_objects,
-                sequences,
-                already_there: 0,
-                settled: 0,
-                taken_along: Vec::new(),
-                conflicts: Vec::new(),
-                conflicts_left_out: 0,
-                notes: Vec::new(),
-                inverse_file: None,
-                is_unchanged: large_objects + sequences == 0,
-            };
-            text(&reply, "shop")
-        };
         for (large_objects, sequences, words) in [
             (1, 0, "0 deleted; 1 large object changed; 0 changes"),
             (2, 1, "0 deleted; 2 large objects changed; 1 sequence set; 0 changes"),
             (0, 2, "0 deleted; 2 sequences set; 0 changes"),
             (0, 0, "nothing is to be done; 0 changes"),
         ] {
-            let said = said(large_objects, sequences);
+            let is_unchanged = large_objects + sequences == 0;
+            let said = text(&Reply { large_objects, sequences, is_unchanged, ..reply() }, "shop");
             assert!(said.contains(words), "{said}");
         }
+    }
+
+    #[test]
+    fn one_of_each_is_no_plural() {
+        let said = |count| {
+            let reply = Reply { statements: count, inserted: count, already_there: count, settled: count, ..reply() };
+            text(&reply, "shop")
+        };
+        assert_eq!(
+            said(1),
+            "applied 1 statement; 1 row inserted, 0 updated, 0 deleted; 1 change was there already\n\
+             1 row that both had changed was settled\n"
+        );
+        assert_eq!(
+            said(2),
+            "applied 2 statements; 2 rows inserted, 0 updated, 0 deleted; 2 changes were there already\n\
+             2 rows that both had changed were settled\n"
+        );
+    }
+
+    #[test]
+    fn where_it_is_not_known_it_is_said_how_to_see_and_to_undo() {
+        let shop: BranchName = "shop".parse().expect("a name");
+        let lost = || Failure::usage("the connection was lost");
+        let failure = unknown(lost(), Some(Path::new("u.changes")), &Target::Connector(&shop));
+        assert_eq!(failure.info.message, "it is not known whether the target was changed: the connection was lost");
+        let hint = failure.info.hint.unwrap_or_default();
+        assert!(hint.contains("--dry-run") && hint.ends_with("ardent branch apply u.changes --to shop"), "{hint}");
+        let url = "postgresql://app:secret@db/shop";
+        let hint = unknown(lost(), Some(Path::new("u")), &Target::Url(url)).info.hint.unwrap_or_default();
+        assert!(hint.ends_with("--to URL"), "{hint}");
+    }
+
+    #[test]
+    fn an_empty_file_is_said_to_be_empty() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("x.changes");
+        fs::write(&path, "").expect("written");
+        let failure = content_of(&path).expect_err("nothing is in it");
+        assert!(failure.info.message.ends_with("x.changes is empty: there is nothing to apply"), "{failure:?}");
     }
 
     #[test]

@@ -2,11 +2,13 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use ardent_api::control::{DiffPart, DiffRequest, SCHEMA_VERSION};
 use ardent_change_set::{ChangeSetFile, script, write_file};
 use ardent_diff::{DiffReport, DiffStat, Style, render_people, render_stat};
 use ardent_types::Lsn;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::{diff_lines, pager, path_name};
@@ -56,9 +58,25 @@ pub fn ask(api: &Api, name: &str, request: &DiffRequest) -> Result<DiffReport, F
     api.post_long(&format!("/v1/branches/{}/diff", path_name(name)?), request)
 }
 
-/// The same, and says what was not compared.
-pub fn fetch(output: &Output, api: &Api, name: &str, request: &DiffRequest) -> Result<DiffReport, Failure> {
-    let report = ask(api, name, request)?;
+/// How often a terminal is told for how long a comparison runs.
+const TELL_PERIOD: Duration = Duration::from_secs(1);
+
+/// The same; says on a terminal that it runs, and what was not compared.
+fn fetch(output: &Output, api: &Api, name: &str, request: &DiffRequest) -> Result<DiffReport, Failure> {
+    let running = (!output.json && io::stderr().is_terminal()).then(|| {
+        let line = ProgressBar::new_spinner().with_message(format!("comparing {name}"));
+        // The template is fixed; were it wrong, the default look does.
+        if let Ok(style) = ProgressStyle::with_template("{msg}, for {elapsed}") {
+            line.set_style(style);
+        }
+        line.enable_steady_tick(TELL_PERIOD);
+        line
+    });
+    let report = ask(api, name, request);
+    if let Some(line) = running {
+        line.finish_and_clear();
+    }
+    let report = report?;
     warn_of(output, &report.databases_not_compared);
     Ok(report)
 }
@@ -111,6 +129,7 @@ fn without_undo(report: &mut DiffReport) {
         set.schema.undo_touched.clear();
         for table in &mut set.tables {
             table.base_columns.clear();
+            table.copies = Default::default();
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::api::Api;
 use crate::args::BranchRebaseArgs;
 use crate::config::branch_or_default;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, counted};
 
 /// Takes a branch's changes onto the newest state of its parent, or takes that back.
 pub fn run(output: &Output, api: &Api, args: &BranchRebaseArgs) -> Result<(), Failure> {
@@ -43,7 +43,7 @@ fn text(reply: &RebaseReply) -> String {
         out.push_str(&apply::conflict_text(conflict, "parent"));
     }
     if reply.conflicts_left_out > 0 {
-        out.push_str(&format!("and {} conflicts more\n", reply.conflicts_left_out));
+        out.push_str(&format!("and {} more\n", counted(reply.conflicts_left_out, "conflict")));
     }
     for note in &reply.notes {
         out.push_str(&format!("note: {note}\n"));
@@ -57,9 +57,13 @@ fn text(reply: &RebaseReply) -> String {
         };
         let others = apply::beside_rows(reply.large_objects, reply.sequences);
         out.push_str(&format!(
-            "{verb} {name} from {from_lsn} onto {onto_lsn}: {statements} statements; {} rows inserted, {} updated, {} deleted{others}; \
-             {already_there} changes were there already; {settled} rows settled\n",
-            rows.inserted, rows.updated, rows.deleted
+            "{verb} {name} from {from_lsn} onto {onto_lsn}: {}; {} inserted, {} updated, {} deleted{others}; {}; {} settled\n",
+            counted(*statements, "statement"),
+            counted(rows.inserted, "row"),
+            rows.updated,
+            rows.deleted,
+            apply::already_there(*already_there),
+            counted(*settled, "row")
         ));
     }
     if let Some(kept) = &reply.kept_as {

@@ -25,7 +25,7 @@ use crate::api::Api;
 use crate::args::BranchRehearseArgs;
 use crate::config::from_or_default;
 use crate::failure::Failure;
-use crate::output::Output;
+use crate::output::{Output, say};
 
 /// The branch lives so long after the last sign of life: it goes too if this command is killed.
 const LIFETIME: Duration = Duration::from_secs(15 * 60);
@@ -58,7 +58,7 @@ pub fn run(output: &Output, api: &Api, args: &BranchRehearseArgs) -> Result<(), 
     let signals = interrupt.clone();
     runtime.spawn(async move {
         if wait_for_signal().await.is_ok() {
-            eprintln!("ending the rehearsal; once more leaves its branch, which expires by itself");
+            say("ending the rehearsal; once more leaves its branch, which expires by itself");
             signals.cancel();
             if wait_for_signal().await.is_ok() {
                 std::process::exit(EXIT_INTERRUPTED);

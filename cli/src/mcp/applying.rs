@@ -1,8 +1,6 @@
 //! Tools whose work cannot be taken back by the same tool: `apply`, `reset_branch`, `delete_branch`; `rewind` is in
 //! `checkpoints`. Each is prepared, confirmed, done.
 
-use std::path::PathBuf;
-
 use ardent_api::control::{
     ApiErrorCode, BranchInfo, BranchName, CheckpointInfo, DeleteReply, DiffRequest, ErrorInfo, ResetRequest,
     SwitchReply,
@@ -19,10 +17,12 @@ use super::branches::look;
 use super::call::Call;
 use super::checkpoints;
 use super::confirmation::{Outcome, State};
-use crate::commands::apply::{Source, Target, Told, Wish, apply_to, beside_rows, inverse_name, reserve, write_inverse};
+use crate::commands::apply::{Finished, Source, Target, Told, Wish, apply_to, beside_rows};
+use crate::commands::undo_file::{UndoFile, undo_file_name};
 use crate::commands::{branch, diff, path_name};
 use crate::config::state_folder;
 use crate::failure::Failure;
+use crate::output::counted;
 
 /// Longest wait for a lock in a target.
 const LOCK_TIMEOUT_MS: u64 = 5_000;
@@ -206,7 +206,7 @@ pub async fn prepare_apply(call: &Call, args: &ApplyArgs) -> Result<Preparation,
         write_file(&folder.path().join(CHANGES), &diff::file_content(report))
             .map_err(|error| Failure::local("the change set cannot be kept", &error))?;
         let application = Application { branch, to, folder, place, database, options };
-        let tried = application.run(api, true, &|line| progress.say(line))?;
+        let tried = application.run(api, None, &|line| progress.say(line))?.done;
         let (message, details) = application.told(&tried, true);
         if !tried.applied.conflicts.is_empty() {
             return Ok(Preparation::Over(Outcome::new(State::Conflict, message, details)));
@@ -240,7 +240,8 @@ fn options(args: &ApplyArgs) -> Result<ApplyOptions, Failure> {
 }
 
 impl Application {
-    fn run(&self, api: &crate::api::Api, dry_run: bool, say: &dyn Fn(&str)) -> Result<RemoteApplied, Failure> {
+    /// A dry run without a file for what undoes it.
+    fn run(&self, api: &crate::api::Api, undo: Option<UndoFile>, say: &dyn Fn(&str)) -> Result<Finished, Failure> {
         let file = self.folder.path().join(CHANGES);
         let wish = Wish {
             source: Source::File(&file),
@@ -249,9 +250,9 @@ impl Application {
                 Place::Url(url) => Target::Url(url),
             },
             database: self.database.as_deref(),
-            options: ApplyOptions { dry_run, ..self.options.clone() },
+            options: ApplyOptions { dry_run: undo.is_none(), ..self.options.clone() },
         };
-        apply_to(api, &wish, &Told { say, warn: say })
+        apply_to(api, &wish, undo, &Told { say, warn: say })
     }
 
     fn told(&self, done: &RemoteApplied, dry_run: bool) -> (String, Value) {
@@ -274,12 +275,21 @@ impl Application {
             let verb = if dry_run { "Would apply" } else { "Applied" };
             let others = beside_rows(large_objects, applied.sequences);
             format!(
-                "{verb} the changes of branch {} (up to {}) to {target}: {} schema statements, {} rows inserted, {} updated, {} deleted{others}",
-                self.branch, done.to_lsn, applied.statements, rows.inserted, rows.updated, rows.deleted
+                "{verb} the changes of branch {} (up to {}) to {target}: {}, {} inserted, {} updated, {} deleted{others}",
+                self.branch,
+                done.to_lsn,
+                counted(applied.statements, "schema statement"),
+                counted(rows.inserted, "row"),
+                rows.updated,
+                rows.deleted
             )
         } else {
             let count = applied.conflicts.len() as u64 + applied.conflicts_left_out;
-            format!("{target} and branch {} changed {count} things in different ways: nothing was changed", self.branch)
+            format!(
+                "{target} and branch {} changed {} in different ways: nothing was changed",
+                self.branch,
+                counted(count, "thing")
+            )
         };
         let details = json!({
             "from_lsn": done.from_lsn, "to_lsn": done.to_lsn,
@@ -299,22 +309,13 @@ pub async fn carry_out(call: &Call, prepared: Prepared) -> Result<Outcome, Troub
         // It comes to its end, so that what undoes it is kept.
         Prepared::Apply(application) => {
             call.to_its_end("applying", move |api, progress| {
-                let undo: PathBuf = state_folder()?.join(inverse_name(&application.branch));
-                reserve(&undo)?;
-                let done = application.run(api, false, &|line| progress.say(line));
-                let is_done = done.as_ref().is_ok_and(|done| done.applied.conflicts.is_empty());
-                let is_changed = is_done && done.as_ref().is_ok_and(|done| !done.applied.is_unchanged());
-                if !is_changed {
-                    // There is nothing to undo, and an empty file is no change set.
-                    let _ = std::fs::remove_file(&undo);
-                }
-                let done = done?;
+                let undo = UndoFile::at(state_folder()?.join(undo_file_name(&application.branch)))?;
+                let Finished { done, undo } = application.run(api, Some(undo), &|line| progress.say(line))?;
                 let (message, mut details) = application.told(&done, false);
-                if !is_done {
+                if !done.applied.conflicts.is_empty() {
                     return Ok(Outcome::new(State::Conflict, message, details));
                 }
-                if is_changed {
-                    write_inverse(&undo, &done)?;
+                if let Some(undo) = undo {
                     details["undo_file"] = json!(undo.display().to_string());
                     details["undo_command"] = json!(format!("ardent branch apply {} --to TARGET", undo.display()));
                 }

@@ -205,6 +205,7 @@ mod tests {
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of(rows).expect("short"),
+            copies: Spool::default(),
         };
         DiffReport {
             schema_version: 1,

@@ -26,7 +26,7 @@ use ardent_api::control::{
     UrlReply, VerifyReply, WakeReply, WhoamiReply,
 };
 
-use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, RebaseReply, RebaseRequest, read};
+use ardent_change_set::{ApplyEvent, ApplyRequest, ChangeSetFile, CommitReply, RebaseReply, RebaseRequest, read};
 use ardent_diff::{DiffReport, Found, write_end, write_error, write_lines};
 use ardent_masking::{CheckMaskingRequest, CreateMaskedRequest, MaskEvent, MaskedInfo, MaskedList, MaskingCheck};
 use ardent_statement_log::{BlameReply, BlameRequest, LogRequest};
@@ -72,6 +72,7 @@ pub(crate) fn router(control: Arc<Control>) -> Router {
         .route("/v1/branches/{name}/blame", post(blame))
         .route("/v1/branches/{name}/rebase", post(rebase))
         .route("/v1/connectors/{name}/apply", post(apply))
+        .route("/v1/connectors/{name}/apply/{token}/commit", post(commit_apply))
         .route("/v1/masked", get(list_masked).post(create_masked))
         .route("/v1/masked/check", post(check_masking))
         .route("/v1/masked/{name}", get(show_masked).delete(delete_masked))
@@ -543,6 +544,11 @@ async fn apply(
     let (events, receiver) = tokio::sync::mpsc::channel(EVENTS_WAITING_MAX);
     control.apply_to_production(&name, wanted, content, events)?;
     Ok(LongLines(receiver))
+}
+
+async fn commit_apply(State(control): Shared, Path((_, token)): Path<(String, String)>) -> Result<CommitReply> {
+    control.confirmations.confirm(&token)?;
+    Ok(Reply(CommitReply { schema_version: SCHEMA_VERSION }))
 }
 
 /// Receives a change set file: into a temporary file, however long it is.

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 
@@ -75,7 +76,8 @@ pub(crate) struct LongLines<T>(pub mpsc::Receiver<T>);
 impl<T: Serialize + Send + 'static> IntoResponse for LongLines<T> {
     fn into_response(mut self) -> Response {
         long("application/x-ndjson", move |mut out| {
-            while let Some(value) = self.0.blocking_recv() {
+            // Nobody who has gone is waited for: what the values come from ends with their receiver.
+            while let Some(value) = out.get_ref().while_read(self.0.recv()) {
                 serde_json::to_writer(&mut out, &value)?;
                 writeln!(out)?;
                 out.flush()?;
@@ -107,6 +109,18 @@ pub(crate) fn long(
 
 /// Hands on what is written, waiting where the reader is slower.
 pub(crate) struct Outgoing(mpsc::Sender<io::Result<Bytes>>);
+
+impl Outgoing {
+    /// Waits for something, as long as somebody reads. Called where blocking is allowed.
+    fn while_read<T>(&self, next: impl Future<Output = Option<T>>) -> Option<T> {
+        Handle::current().block_on(async {
+            tokio::select! {
+                next = next => next,
+                () = self.0.closed() => None,
+            }
+        })
+    }
+}
 
 impl Write for Outgoing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,20 +1,24 @@
 //! Applies a change set, in one transaction.
 
+mod actions;
 mod computed;
 mod large_objects;
 mod losses;
 mod making_way;
+mod places;
 mod report;
 mod sequences;
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ardent_diff::{ChangeSet, Part, SchemaChange, TableChange, TableState};
+use ardent_diff::{ChangeSet, Part, SchemaChange, TableChange};
 use ardent_schema_diff::{Catalog, Identity, Section, Statement, Touched, identifier, literal, plan, qualified};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use self::actions::{Names, Tables, may_be_gone};
 use self::losses::Losses;
 use self::report::Report;
 use crate::choice::RowChoice;
@@ -73,33 +77,77 @@ impl Default for ApplyOptions {
     }
 }
 
-/// Applies `set` to the database of `client`. With conflicts, or `dry_run`, the target is as it was. `progress` gets a line now
-/// and then. Cancelled midway, the transaction ends with the connection, and with it everything that was done.
-pub async fn apply(
-    client: &Client,
+/// A change set that was applied, with nothing committed yet. Dropped, the transaction ends with the connection, and with it everything
+/// that was done.
+pub struct Prepared<'a> {
+    target: Target<'a>,
+    applied: Applied,
+    /// The transaction is open, and is to be committed; else all was taken back.
+    commits: bool,
+}
+
+impl Prepared<'_> {
+    /// What was done, or what stands in the way of it.
+    pub fn applied(&self) -> &Applied {
+        &self.applied
+    }
+
+    /// Whether [`Prepared::end`] changes the target: what undoes it is to be durable before.
+    pub fn changes_target(&self) -> bool {
+        self.commits && !self.applied.is_unchanged()
+    }
+
+    /// Commits what is to be committed. With [`ApplyError::Unknown`] it is not known whether the target was changed.
+    pub async fn end(self) -> Result<Applied, ApplyError> {
+        if self.commits {
+            let changes_nothing = self.target.is_closed() || self.applied.is_unchanged();
+            self.target.run("COMMIT").await.map_err(|error| error.of_commit(changes_nothing))?;
+        }
+        Ok(self.applied)
+    }
+}
+
+/// Applies `set` to the database of `client`, and does not commit it. With conflicts, or `dry_run`, the target is as it was. `progress`
+/// gets a line now and then. Cancelled midway, the transaction ends with the connection, and with it everything that was done.
+pub async fn prepare<'a>(
+    client: &'a Client,
     set: &ChangeSet,
     options: &ApplyOptions,
     mut progress: impl FnMut(&str),
-) -> Result<Applied, ApplyError> {
+) -> Result<Prepared<'a>, ApplyError> {
     let target = Target::begin(client, options.lock_timeout_ms, options.statement_timeout_ms).await?;
     let result = select_and_run(&target, set, options, &mut progress).await;
-    let keep = matches!(&result, Ok(applied) if applied.conflicts.is_empty()) && !options.dry_run;
-    let ended = target.run(if keep { "COMMIT" } else { "ROLLBACK" }).await;
-    match result {
-        Ok(applied) => ended.map(|()| applied),
+    let is_free = matches!(&result, Ok(applied) if applied.conflicts.is_empty());
+    if is_free && !options.dry_run {
+        return Ok(Prepared { target, applied: result?, commits: true });
+    }
+    let ended = target.run("ROLLBACK").await;
+    let applied = match result {
+        Ok(applied) => ended.map(|()| applied)?,
         // Rows that fit one by one and not together: somebody else's rows are in the way.
         Err(ApplyError::Statement { source, .. }) if is_constraint(&source) => {
             let said = source.as_db_error();
             let message = said.map_or_else(|| source.to_string(), |error| error.message().to_owned());
             let detail = said.and_then(|error| error.detail().map(str::to_owned));
-            Ok(Applied {
+            Applied {
                 conflicts: vec![Conflict::Constraint { message, detail }],
                 inverse: inverse::of(set),
                 ..Applied::default()
-            })
+            }
         }
-        Err(error) => Err(error),
-    }
+        Err(error) => return Err(error),
+    };
+    Ok(Prepared { target, applied, commits: false })
+}
+
+/// [`prepare`], and commits: for targets that are thrown away if this does not come to its end.
+pub async fn apply(
+    client: &Client,
+    set: &ChangeSet,
+    options: &ApplyOptions,
+    progress: impl FnMut(&str),
+) -> Result<Applied, ApplyError> {
+    prepare(client, set, options, progress).await?.end().await
 }
 
 async fn select_and_run(
@@ -152,6 +200,7 @@ impl<'a> Run<'a> {
             tables.push(guard::table(self.target, change, self.options.prefer, key_types, applied, progress).await?);
         }
         let objects = self.check_large_objects().await?;
+        self.check_uncounted(&tables, objects.is_empty());
         if !self.applied.conflicts.is_empty() {
             return Ok(());
         }
@@ -159,12 +208,9 @@ impl<'a> Run<'a> {
         let snapshots = self.snapshots(&tables).await?;
         let may_go = self.sequences_that_may_go().await?;
         // Before columns go and tables are rewritten, which moves rows to other places.
-        for guarded in &tables {
-            self.check_places(guarded).await?;
-            if !self.applied.conflicts.is_empty() {
-                return Ok(());
-            }
-            self.delete_places(guarded).await?;
+        self.places(&tables).await?;
+        if !self.applied.conflicts.is_empty() {
+            return Ok(());
         }
         self.change_schema(statements, &mut tables).await?;
         progress("writing rows");
@@ -175,7 +221,7 @@ impl<'a> Run<'a> {
         self.target.run("set constraints all immediate").await?;
         progress("finishing the schema");
         self.run_statements(statements, Section::AfterRows).await?;
-        self.refresh_views().await?;
+        self.refresh_views(&tables).await?;
         for change in objects {
             self.large_object(change).await?;
         }
@@ -254,70 +300,10 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Rows without a key are deleted and written anew when they change: what refers to them by a unique value would go with them, or
-    /// be changed, and not come back.
-    async fn check_places(&mut self, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
-        if guarded.places.is_empty() {
-            return Ok(());
-        }
-        let table = base_table(guarded.change);
-        let keys = foreign_keys::of_tables(self.target, &BTreeSet::from([table.clone()])).await?;
-        for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table) {
-            for places in guarded.places.chunks(ROWS_PER_INSERT) {
-                let list: Vec<String> = places?.iter().flatten().map(dml::value).collect();
-                let rows = format!("ctid = any (array[{}]::tid[])", list.join(", "));
-                let count = self.referring(key, &table, &rows).await?;
-                if count > 0 {
-                    let (user, name) = (&key.table, identifier(&key.name));
-                    let why = format!(
-                        "the branch changed or deleted rows without a key that {count} rows of the target's {user} refer to, and {name} would delete or change those; give {table} a primary key first"
-                    );
-                    self.applied.conflict(Conflict::Row {
-                        table: table.clone(),
-                        key: Vec::new(),
-                        why,
-                        columns: Vec::new(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// How many rows refer by `key` to those of `table` that are so.
-    async fn referring(&self, key: &ForeignKey, table: &str, rows: &str) -> Result<u64, ApplyError> {
-        let sql = format!(
-            "select count(*) from {} where ({}) in (select {} from only {table} where {rows})",
-            key.table,
-            key.columns.join(", "),
-            key.referenced_columns.join(", "),
-        );
-        let rows = self.target.rows(&sql).await?;
-        Ok(rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok()).unwrap_or(0))
-    }
-
-    async fn delete_places(&mut self, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
-        let table = base_table(guarded.change);
-        let triggers = self.still(&table, !guarded.places.is_empty()).await?;
-        for places in guarded.places.chunks(ROWS_PER_INSERT) {
-            let places = places?;
-            let list: Vec<String> = places.iter().flatten().map(dml::value).collect();
-            let sql = format!("DELETE FROM ONLY {table} WHERE ctid = any (array[{}]::tid[])", list.join(", "));
-            let count: u64 = self.target.counts(&sql).await?.iter().sum();
-            if count != places.len() as u64 {
-                return Err(ApplyError::Unexpected {
-                    what: format!("{count} instead of {} rows deleted from {table}", places.len()),
-                });
-            }
-            self.applied.rows.deleted += count;
-        }
-        self.wake(triggers).await
-    }
-
     /// Rows with the names of after the schema's first part.
     async fn rows(&mut self, tables: &[Guarded<'_>], progress: &mut impl FnMut(&str)) -> Result<(), ApplyError> {
         let name = |change: &TableChange| qualified(&change.schema, &change.name);
-        let written: BTreeMap<String, &Guarded<'_>> =
+        let written: Tables<'_, '_> =
             tables.iter().filter(|guarded| guarded.writes()).map(|guarded| (name(guarded.change), guarded)).collect();
         let names: BTreeSet<String> = written.keys().cloned().collect();
         let keys = foreign_keys::of_tables(self.target, &names).await?;
@@ -347,13 +333,20 @@ impl<'a> Run<'a> {
             }
             moving.insert(table.clone(), columns);
         }
+        self.check_updates(&keys, &written).await?;
+        let cascading = self.check_deletes(Names::After, &keys, &written).await?;
+        if !self.applied.conflicts.is_empty() {
+            return Ok(());
+        }
+        // Else a row is updated before what it referred to goes.
+        if !foreign_keys::is_in_order(&order, &keys) {
+            for key in cascading {
+                self.refer_elsewhere(key, &written, &moving).await?;
+            }
+        }
         for table in &order {
             let Some(guarded) = written.get(table) else { continue };
-            self.check_cascades(table, guarded, &keys).await?;
-            if !self.applied.conflicts.is_empty() {
-                return Ok(());
-            }
-            self.delete_rows(table, guarded).await?;
+            self.delete_rows(table, guarded, &keys, &written).await?;
             if let Some(columns) = moving.get(table) {
                 self.clear_moving(table, guarded, columns).await?;
             }
@@ -418,41 +411,25 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Rows that the target added below a row that is deleted would go, or change, without a word.
-    async fn check_cascades(
+    /// Deletes come before updates: a unique value may go from one row to another.
+    async fn delete_rows(
         &mut self,
         table: &str,
         guarded: &Guarded<'_>,
-        keys: &[ForeignKey],
+        foreign_keys: &[ForeignKey],
+        tables: &Tables<'_, '_>,
     ) -> Result<(), ApplyError> {
         let names = key_names(guarded.change);
-        for key in keys.iter().filter(|key| key.acts_on_delete && key.references == table && key.table != table) {
-            for chunk in guarded.deletes.chunks(ROWS_PER_INSERT) {
-                let chunk = chunk?;
-                let count = self.referring(key, table, &dml::any_of(&names, &chunk)).await?;
-                if count > 0 {
-                    let which = if count == 1 { "a row" } else { &format!("{count} rows") };
-                    let verb = if count == 1 { "refers" } else { "refer" };
-                    let why = format!("the branch deleted rows that {which} of the target's {} {verb} to", key.table);
-                    self.applied.conflict(Conflict::Row {
-                        table: table.to_owned(),
-                        key: Vec::new(),
-                        why,
-                        columns: Vec::new(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes come before updates: a unique value may go from one row to another.
-    async fn delete_rows(&mut self, table: &str, guarded: &Guarded<'_>) -> Result<(), ApplyError> {
-        let names = key_names(guarded.change);
+        let may_be_gone = may_be_gone(table, &names, foreign_keys, tables)?;
         for keys in guarded.deletes.chunks(ROWS_PER_BATCH) {
             let delete = |key: &TextRow| dml::delete(table, &names.iter().copied().zip(key).collect::<Vec<_>>());
             let statements: Vec<String> = keys?.iter().map(delete).collect();
-            self.applied.rows.deleted += self.one_each(table, &statements).await?;
+            if may_be_gone {
+                self.target.run(&statements.join("; ")).await?;
+                self.applied.rows.deleted += statements.len() as u64;
+            } else {
+                self.applied.rows.deleted += self.one_each(table, &statements).await?;
+            }
         }
         Ok(())
     }
@@ -545,23 +522,10 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
-
-    async fn refresh_views(&mut self) -> Result<(), ApplyError> {
-        let views = self.set.tables.iter();
-        for view in views.filter(|change| change.materialized_view && change.state == TableState::Kept) {
-            let name = qualified(&view.schema, &view.name);
-            // One that the branch emptied stays empty.
-            let populated = format!("select relispopulated from pg_class where oid = {}::regclass", literal(&name));
-            if self.target.rows(&populated).await? == [[Some("t".to_owned())]] {
-                self.target.run(&format!("REFRESH MATERIALIZED VIEW {name}")).await?;
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Whether a foreign key can only be checked when all rows are there.
-fn must_wait(key: &ForeignKey, order: &[String], written: &BTreeMap<String, &Guarded<'_>>) -> bool {
+fn must_wait(key: &ForeignKey, order: &[String], written: &Tables<'_, '_>) -> bool {
     let place = |table: &String| order.iter().position(|other| other == table);
     let updates = |table: &String| written.get(table).is_some_and(|guarded| !guarded.updates.is_empty());
     match (place(&key.table), place(&key.references)) {

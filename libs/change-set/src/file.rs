@@ -293,6 +293,7 @@ mod tests {
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of((0..ROWS).map(row)).expect("a temp file"),
+            copies: Spool::default(),
         };
         let set = ChangeSet { database: "shop".into(), tables: vec![table], ..ChangeSet::default() };
         let folder = tempfile::tempdir().expect("a temp folder");

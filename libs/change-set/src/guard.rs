@@ -1,23 +1,23 @@
 //! Compares what a change set changes with what the target has, before anything is changed.
 
 mod dropped_columns;
+mod without_key;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ardent_diff::{Item, Order, PAIRING_BYTES_MAX, Pairing, RowChange, Spool, SpoolError, TableChange, TableState};
+use ardent_diff::{Item, RowChange, Spool, SpoolError, TableChange, TableState};
 use ardent_schema_diff::{identifier, literal, qualified};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::dropped_columns::is_referred_to;
 use self::dropped_columns::{keep_dropped_columns, readded};
+use self::without_key::without_key;
 use crate::dml::{any_of, any_of_texts};
 use crate::outcome::{Applied, ApplyError, ColumnConflict, Conflict};
 use crate::target::{Target, TextRow};
 
 /// Most keys that are looked up at once.
 const KEYS_PER_STATEMENT: usize = 500;
-/// Bytes of rows without a key that are looked for in one reading of their table.
-const WANTED_BYTES_MAX: usize = 32 << 20;
 /// After so many rows it is said how far the comparison is.
 const ROWS_PER_REPORT: u64 = 50_000;
 
@@ -85,6 +85,9 @@ pub(crate) struct Guarded<'a> {
     pub deletes: Spool<TextRow>,
     /// Rows without a key that are to be deleted, by where they are now: rows of one value.
     pub places: Spool<TextRow>,
+    /// Rows without a key are to be inserted, and it is not known how many like them the branch point had: whether they are there already
+    /// cannot be told.
+    pub uncounted: bool,
     /// Rows of the inverse, in [`base_columns`] and then the dropped ones.
     pub undo: Spool<RowChange>,
 }
@@ -92,7 +95,8 @@ pub(crate) struct Guarded<'a> {
 impl<'a> Guarded<'a> {
     fn new(change: &'a TableChange) -> Guarded<'a> {
         let (inserts, updates, deletes, places, undo) = Default::default();
-        Guarded { change, prefer: None, readded: Vec::new(), inserts, updates, deletes, places, undo }
+        let (prefer, readded, uncounted) = (None, Vec::new(), false);
+        Guarded { change, prefer, readded, inserts, updates, deletes, places, uncounted, undo }
     }
 
     /// Whether rows are to be written once the schema's first part has been run.
@@ -499,76 +503,6 @@ fn values_of(row: &RowChange) -> &[Option<String>] {
 
 fn key_of(row: &[Option<String>], key: &[usize]) -> TextRow {
     key.iter().map(|place| row[*place].clone()).collect()
-}
-
-/// Rows are found by all their values: the table is read once for so many of them as memory has room for.
-async fn without_key(target: &Target<'_>, guarded: &mut Guarded<'_>, applied: &mut Applied) -> Result<(), ApplyError> {
-    let change = guarded.change;
-    let columns = base_columns(change);
-    // Sorted, so that copies of a row are looked for together.
-    let mut sorted = Pairing::new(Vec::new(), PAIRING_BYTES_MAX);
-    for row in change.rows.iter() {
-        match row? {
-            RowChange::Delete { old } => {
-                let known = columns.iter().filter(|(place, _)| is_known(change, *place));
-                sorted.add_base(known.map(|(place, _)| old[*place].clone()).collect())?;
-            }
-            RowChange::Insert { new } => {
-                guarded.undo.push(&RowChange::Delete { old: pick(&new, &columns, change) })?;
-                guarded.inserts.push(&new)?;
-            }
-            // Nothing is paired without a key.
-            RowChange::Update { .. } => {}
-        }
-    }
-    let mut wanted: BTreeMap<TextRow, u64> = BTreeMap::new();
-    let mut bytes = 0;
-    for row in sorted.finish(Order::Kind)?.iter() {
-        let RowChange::Delete { old } = row? else { continue };
-        if let Some(count) = wanted.get_mut(&old) {
-            *count += 1;
-            continue;
-        }
-        bytes += old.iter().map(|value| value.as_ref().map_or(0, String::len)).sum::<usize>();
-        if bytes > WANTED_BYTES_MAX {
-            find_places(target, guarded, std::mem::take(&mut wanted), applied).await?;
-            bytes = 0;
-        }
-        wanted.insert(old, 1);
-    }
-    if wanted.is_empty() { Ok(()) } else { find_places(target, guarded, wanted, applied).await }
-}
-
-/// Finds where rows without a key are.
-async fn find_places(
-    target: &Target<'_>,
-    guarded: &mut Guarded<'_>,
-    mut wanted: BTreeMap<TextRow, u64>,
-    applied: &mut Applied,
-) -> Result<(), ApplyError> {
-    let change = guarded.change;
-    let columns = base_columns(change);
-    let known: Vec<usize> = (0..columns.len()).filter(|at| is_known(change, columns[*at].0)).collect();
-    let sql = format!("select ctid, {} from only {}", select_list(change), base_table(change));
-    let (places, undo) = (&mut guarded.places, &mut guarded.undo);
-    target
-        .each(&sql, |mut row| {
-            let place = row.remove(0);
-            let values: TextRow = known.iter().map(|at| row[*at].clone()).collect();
-            let Some(left) = wanted.get_mut(&values).filter(|left| **left > 0) else { return Ok(()) };
-            *left -= 1;
-            places.push(&vec![place])?;
-            undo.push(&RowChange::Insert { new: row })
-        })
-        .await?;
-    for (row, left) in wanted {
-        for _ in 0..left {
-            let key = known.iter().map(|at| columns[*at].1.to_owned()).zip(row.iter().cloned()).collect();
-            let why = "the branch deleted or updated it; the target has no row like it".to_owned();
-            applied.conflict(Conflict::Row { table: base_table(change), key, why, columns: Vec::new() });
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

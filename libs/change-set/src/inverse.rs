@@ -57,6 +57,7 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
         materialized_view: change.materialized_view,
         key: key_places(change).into_iter().filter_map(base_name).collect(),
         rows,
+        copies: Spool::default(),
     })
 }
 

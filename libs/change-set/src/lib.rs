@@ -21,8 +21,10 @@
 //! - CS-5: what is chosen is applied alone, or not at all: what it needs besides is named, or taken along if that is wanted.
 //! - CS-6: what goes of rows with a change of the schema is in the inverse, whether or not the change set knows those rows; or a note says
 //!   what is not.
+//! - CS-7: the inverse is whole before a target's change is committed ([`Prepared`]), so that it can be durable by then.
+//! - CS-8: what foreign keys do by themselves they do to rows that the change set deletes or gives another reference, and to no others.
 //!
-//! Start reading at [`apply`].
+//! Start reading at [`prepare`].
 
 mod apply;
 mod choice;
@@ -40,10 +42,10 @@ mod script;
 mod selection;
 mod target;
 
-pub use apply::{ApplyOptions, apply};
+pub use apply::{ApplyOptions, Prepared, apply, prepare};
 pub use choice::{NotARow, RowChoice};
 pub use file::{ChangeSetFile, FileError, read, read_file, write, write_file};
 pub use guard::Prefer;
 pub use outcome::{Applied, ApplyError, CONFLICTS_MAX, ColumnConflict, Conflict};
-pub use remote::{ApplyEvent, ApplyRequest, RebaseReply, RebaseRequest, RemoteApplied, elsewhere};
+pub use remote::{ApplyEvent, ApplyRequest, CommitReply, RebaseReply, RebaseRequest, RemoteApplied, elsewhere};
 pub use script::script;

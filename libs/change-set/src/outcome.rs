@@ -2,7 +2,7 @@
 
 use ardent_diff::{ChangeSet, RowCounts};
 use serde::{Deserialize, Serialize};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 
 /// A column that both sides changed, in different ways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,18 +114,21 @@ impl Applied {
     }
 }
 
-/// A change set was not applied. Nothing was changed.
+/// A change set was not applied. Nothing was changed, but where that is [not known](ApplyError::Unknown).
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The target refused a statement, or went away.
-    #[error("the target refused: {statement}")]
+    #[error("{}: {statement}", what_failed(.source))]
     Statement {
-        /// The statement, cut.
+        /// The statement's beginning, in one line.
         statement: String,
         /// Why.
         #[source]
         source: tokio_postgres::Error,
     },
+    /// The target went away while it committed: it was changed, or it was not.
+    #[error("the connection to the target was lost while it committed")]
+    Unknown(#[source] tokio_postgres::Error),
     /// The target answers in a form that is not known.
     #[error("the target answered in an unexpected form: {what}")]
     Unexpected {
@@ -159,6 +162,9 @@ impl ApplyError {
     pub fn hint(&self) -> String {
         match self {
             ApplyError::Choice { hint, .. } => hint.clone(),
+            ApplyError::Unknown(_) => {
+                "whether the target was changed is not known: --dry-run shows what of it is there".to_owned()
+            }
             _ if self.is_timeout() => {
                 "nothing was changed; --lock-timeout and --statement-timeout give it more time".to_owned()
             }
@@ -166,6 +172,16 @@ impl ApplyError {
                 "nothing was changed; apply as a role that owns what is to be changed".to_owned()
             }
             _ => "nothing was changed; --dry-run shows what would be".to_owned(),
+        }
+    }
+
+    /// This, of the statement that commits. `changes_nothing`: there is nothing to commit, or nobody left who could.
+    pub(crate) fn of_commit(self, changes_nothing: bool) -> ApplyError {
+        match self {
+            ApplyError::Statement { source, .. } if !changes_nothing && !is_answer(&source) => {
+                ApplyError::Unknown(source)
+            }
+            other => other,
         }
     }
 
@@ -180,4 +196,13 @@ impl ApplyError {
     pub(crate) fn is_about_values(&self) -> bool {
         self.sql_state().is_some_and(|state| state.code().starts_with("22"))
     }
+}
+
+/// Whether a session said this that goes on: a statement was refused. A session that ends may have done what it was told before.
+fn is_answer(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|said| said.parsed_severity() == Some(Severity::Error))
+}
+
+fn what_failed(error: &tokio_postgres::Error) -> &'static str {
+    if is_answer(error) { "the target refused" } else { "the connection to the target was lost during" }
 }

@@ -21,6 +21,9 @@ pub struct ApplyRequest {
     /// How.
     #[serde(default)]
     pub options: ApplyOptions,
+    /// The server is to wait before it commits, until whoever asks has what undoes it ([`ApplyEvent::Ready`]).
+    #[serde(default)]
+    pub confirms: bool,
 }
 
 /// What comes back, one after the other.
@@ -29,10 +32,21 @@ pub struct ApplyRequest {
 pub enum ApplyEvent {
     /// How far it is.
     Progress(String),
+    /// All is done and nothing is committed. That is asked for with `POST /v1/connectors/{name}/apply/{token}/commit`.
+    Ready {
+        /// Stands for this apply.
+        token: String,
+        /// What was done, with what undoes it.
+        done: Box<RemoteApplied>,
+    },
+    /// The end: what was ready is committed.
+    Committed,
     /// The end: what was done, or what stands in the way.
     Done(Box<RemoteApplied>),
     /// The end: nothing was changed.
     Error(ErrorInfo),
+    /// The end: whether something was changed is not known.
+    Unknown(ErrorInfo),
 }
 
 /// What a server applied.
@@ -48,6 +62,13 @@ pub struct RemoteApplied {
     pub other_databases: Vec<String>,
     /// What was done.
     pub applied: Applied,
+}
+
+/// Answer of `POST /v1/connectors/{name}/apply/{token}/commit`: it is committed now, and how that ends is an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitReply {
+    /// Version of this object.
+    pub schema_version: u32,
 }
 
 /// Body of `POST /v1/branches/{name}/rebase`.

@@ -279,7 +279,15 @@ pub(crate) fn undoing(back: &SchemaChange, done: &SchemaChange) -> Result<Schema
     let known: BTreeSet<&str> = back.touched.iter().map(|touched| touched.path.as_str()).collect();
     // What went with another thing may come back by statements of its own.
     let names = done.touched.iter().map(|touched| touched.new_path.clone());
-    let objects: Vec<String> = names.filter(|name| known.contains(name.as_str())).collect();
+    let mut objects: Vec<String> = names.filter(|name| known.contains(name.as_str())).collect();
+    if objects.iter().any(|object| object.starts_with("partition ")) {
+        // The same before and after, it belongs to whoever moves a partition below what it references.
+        let gives_way = back.touched.iter().filter(|touched| touched.old == touched.new);
+        let is_foreign_key = |touched: &&Touched| {
+            back.statements.iter().any(|made| made.part == touched.path && made.sql.contains(" FOREIGN KEY "))
+        };
+        objects.extend(gives_way.filter(is_foreign_key).map(|touched| touched.path.clone()));
+    }
     let part = |change: &SchemaChange, objects: &[String]| -> Result<SchemaChange, ApplyError> {
         let choice = SchemaChoice::new(change, &Wanted::These { objects, with_needed: true }, None)?;
         Ok(choice.change(false))

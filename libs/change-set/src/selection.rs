@@ -210,12 +210,10 @@ impl Table<'_> {
                     let state = TableState::Kept;
                     Ok(wants_rows
                         .then(|| {
-                            Ok::<_, ApplyError>(TableChange {
-                                state,
-                                base_columns,
-                                rows: self.rows()?,
-                                ..change.clone()
-                            })
+                            let rows = self.rows()?;
+                            // The branch point had none at all.
+                            let copies = Spool::of((0..rows.len()).map(|_| 0))?;
+                            Ok::<_, ApplyError>(TableChange { state, base_columns, rows, copies, ..change.clone() })
                         })
                         .transpose()?)
                 }
@@ -264,6 +262,7 @@ impl Table<'_> {
             }
         }
         let rows = self.rows()?;
+        let is_whole = matches!(self.rows, Chosen::All) && columns.len() == change.columns.len();
         let rows = if columns.len() == change.columns.len() {
             rows
         } else {
@@ -301,6 +300,7 @@ impl Table<'_> {
             materialized_view: false,
             key: renamed(&change.key),
             rows,
+            copies: if is_whole { change.copies.clone() } else { Spool::default() },
         })
     }
 

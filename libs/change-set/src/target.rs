@@ -16,7 +16,7 @@ pub(crate) const SETTINGS: &str = "set local search_path = pg_catalog; set local
 const READING: &str = "set local quote_all_identifiers = off";
 
 /// Longest part of a statement in an error, in characters.
-const SHOWN_LEN_MAX: usize = 300;
+const SHOWN_LEN_MAX: usize = 200;
 
 /// A row as text.
 pub(crate) type TextRow = ardent_diff::RowValues;
@@ -41,6 +41,11 @@ impl<'a> Target<'a> {
             ))
             .await?;
         Ok(target)
+    }
+
+    /// Whether its connection has ended already.
+    pub fn is_closed(&self) -> bool {
+        self.client.is_closed()
     }
 
     pub async fn run(&self, sql: &str) -> Result<(), ApplyError> {
@@ -94,9 +99,34 @@ impl<'a> Target<'a> {
 }
 
 fn failed(sql: &str, source: tokio_postgres::Error) -> ApplyError {
-    let mut statement: String = sql.chars().take(SHOWN_LEN_MAX).collect();
-    if sql.chars().nth(SHOWN_LEN_MAX).is_some() {
-        statement.push('…');
+    ApplyError::Statement { statement: shown(sql), source }
+}
+
+/// A statement's beginning, in one line.
+fn shown(sql: &str) -> String {
+    // Enough of it: those that bring rows are long.
+    let beginning: String = sql.chars().take(4 * SHOWN_LEN_MAX).collect();
+    let line = beginning.split_whitespace().collect::<Vec<_>>().join(" ");
+    let is_cut = line.chars().nth(SHOWN_LEN_MAX).is_some() || beginning.len() < sql.len();
+    if !is_cut {
+        return line;
     }
-    ApplyError::Statement { statement, source }
+    let kept: String = line.chars().take(SHOWN_LEN_MAX - 1).collect();
+    format!("{kept}…")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statements_are_shown_in_one_line_and_cut() {
+        assert_eq!(shown("update t\n   set v = 1;\n\tselect 2"), "update t set v = 1; select 2");
+        let fits = "x".repeat(SHOWN_LEN_MAX);
+        assert_eq!(shown(&fits), fits);
+        for long in ["é".repeat(SHOWN_LEN_MAX + 1), "UPDATE t SET v = '1'; ".repeat(200)] {
+            let line = shown(&long);
+            assert!(line.ends_with('…') && line.chars().count() == SHOWN_LEN_MAX, "{line}");
+        }
+    }
 }

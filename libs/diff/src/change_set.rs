@@ -200,6 +200,10 @@ pub struct TableChange {
     pub key: Vec<String>,
     /// Row changes: updates, then inserts, then deletes, each by key.
     pub rows: Spool<RowChange>,
+    /// Where rows have no key: how many rows like each of [`TableChange::rows`] the branch point has. Empty: that is not known, as the
+    /// table is long, or has other columns on the branch, or an older program wrote this.
+    #[serde(default, skip_serializing_if = "Spool::is_empty")]
+    pub copies: Spool<i64>,
 }
 
 /// One changed row. Values are text; absent ones are NULL.

@@ -18,6 +18,7 @@ use crate::pairing::{Order, Pairing};
 use crate::scan::{self, Extent, Side};
 use crate::sequences::{self, SequenceFooting};
 use crate::session::Session;
+use crate::spool::Spool;
 use crate::wanted::is_named;
 
 /// Bytes of rows that the comparison of one table holds in memory before they go to a temporary file.
@@ -364,9 +365,17 @@ async fn compare_table(
     let mut pairing = Pairing::new(key.clone(), options.memory_bytes);
     scan::pair(old.as_ref(), new.as_ref(), extent, &mut pairing).await?;
     let names = |columns: Vec<&Column>| columns.into_iter().map(|column| column.name.clone()).collect();
-    let (columns_added, columns_dropped) = match (before, after) {
+    let (columns_added, columns_dropped): (Vec<String>, Vec<String>) = match (before, after) {
         (Some(before), Some(_)) => (names(columns.added()), names(columns.dropped(before))),
         _ => (Vec::new(), Vec::new()),
+    };
+    let rows = pairing.finish(Order::Kind)?;
+    let has_same_columns = columns_added.is_empty() && columns_dropped.is_empty();
+    let copies = match (&old, &new) {
+        (Some(old), Some(_)) if key.is_empty() && has_same_columns && !shown.materialized && !rows.is_empty() => {
+            scan::copies(old, &rows).await?
+        }
+        _ => Spool::default(),
     };
     let renamed_from = before
         .filter(|before| (&before.schema, &before.name) != (&shown.schema, &shown.name))
@@ -385,7 +394,8 @@ async fn compare_table(
         unguarded: Vec::new(),
         materialized_view: shown.materialized,
         key: key.iter().map(|index| shown.columns[*index].name.clone()).collect(),
-        rows: pairing.finish(Order::Kind)?,
+        rows,
+        copies,
     };
     let is_change = !change.rows.is_empty()
         || change.state != TableState::Kept

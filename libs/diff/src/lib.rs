@@ -14,7 +14,7 @@
 //!
 //! Invariants:
 //! - DF-1: a row is read only if its block changed, or its table was rewritten, created or dropped, or a transaction that
-//!   was prepared at the branch point held a lock on its table.
+//!   was prepared at the branch point held a lock on its table; or if the table has changed rows and no key, and is short.
 //! - DF-2: both sides are read in one snapshot each; the changed blocks are asked for up to an LSN taken after the
 //!   head's snapshot.
 //! - DF-3: what goes into `pairing` on one side only comes out exactly once.

@@ -182,6 +182,7 @@ mod tests {
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of([RowChange::Insert { new: vec![Some("1\n2".into())] }]).expect("short"),
+            copies: Spool::default(),
         };
         let found = lines(|out| write_lines(out, "shop", &Piece::Table(table)));
         assert_eq!(found.len(), 2);

@@ -132,7 +132,8 @@ impl Pairing {
     }
 }
 
-fn bytes_of(row: &RowValues) -> usize {
+/// What a row takes in memory.
+pub(crate) fn bytes_of(row: &RowValues) -> usize {
     ROW_BYTES + row.iter().map(|value| VALUE_BYTES + value.as_ref().map_or(0, String::len)).sum::<usize>()
 }
 

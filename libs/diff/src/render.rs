@@ -255,6 +255,7 @@ mod tests {
                 RowChange::Delete { old: vec![text("3"), text("")] },
             ])
             .expect("short"),
+            copies: Spool::default(),
         };
         vec![ChangeSet { database: "shop".into(), tables: vec![table], ..ChangeSet::default() }]
     }

@@ -1,12 +1,18 @@
 //! Reads rows of both sides: of chosen blocks, or of whole tables.
 
+use std::collections::BTreeMap;
+
 use ardent_api::page_service::BlockRange;
+use ardent_types::sql::literal;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
 use tokio_postgres::SimpleQueryMessage;
 
+use crate::change_set::RowChange;
+use crate::compare::PAIRING_BYTES_MAX;
 use crate::error::DiffError;
-use crate::pairing::{Pairing, RowValues};
+use crate::pairing::{Pairing, RowValues, bytes_of};
 use crate::session::Session;
+use crate::spool::Spool;
 
 /// Which rows to read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +28,8 @@ const RANGES_PER_STATEMENT: usize = 256;
 /// Most blocks in one statement. Rows that are equal on both sides lie in the same blocks, and are held no longer than until both
 /// sides' statements are through.
 const BLOCKS_PER_STATEMENT: u32 = 2048;
+/// Longest table, in blocks, that is read whole to count rows that no key tells apart.
+const COUNTED_BLOCKS_MAX: u64 = 2048;
 
 /// A table on one side.
 #[derive(Debug)]
@@ -64,6 +72,47 @@ pub(crate) async fn pair(
         }
     }
     Ok(())
+}
+
+/// How many rows like each of `rows` there are on a side; none if its table is too long, or `rows` take more than [`PAIRING_BYTES_MAX`].
+pub(crate) async fn copies(side: &Side<'_>, rows: &Spool<RowChange>) -> Result<Spool<i64>, DiffError> {
+    let size = "pg_catalog.pg_relation_size";
+    let block = "pg_catalog.current_setting('block_size')::bigint";
+    let sql = format!("select ({size}({}::regclass) / {block})::text", literal(&side.table));
+    let answers = side.session.texts(&[sql]).await?;
+    let blocks: Option<u64> = answers.first().and_then(|answer| answer.first()?.parse().ok());
+    let blocks = blocks.ok_or_else(|| side.session.unexpected("no length of a table"))?;
+    let (mut counts, mut bytes) = (BTreeMap::<RowValues, i64>::new(), 0);
+    if blocks > COUNTED_BLOCKS_MAX {
+        return Ok(Spool::default());
+    }
+    for row in rows.iter() {
+        let row = values(row?);
+        bytes += bytes_of(&row);
+        if bytes > PAIRING_BYTES_MAX {
+            return Ok(Spool::default());
+        }
+        counts.insert(row, 0);
+    }
+    let mut there = open(Some(side), From::Base, None).await?;
+    while let Some(row) = there.next().await {
+        if let Some(count) = counts.get_mut(&row?.1) {
+            *count += 1;
+        }
+    }
+    let mut copies = Spool::default();
+    for row in rows.iter() {
+        copies.push(&counts.get(&values(row?)).copied().unwrap_or_default())?;
+    }
+    copies.seal()?;
+    Ok(copies)
+}
+
+fn values(row: RowChange) -> RowValues {
+    match row {
+        RowChange::Insert { new } | RowChange::Update { new, .. } => new,
+        RowChange::Delete { old } => old,
+    }
 }
 
 type Rows<'a> = BoxStream<'a, Result<(From, RowValues), DiffError>>;

@@ -206,6 +206,7 @@ mod tests {
             materialized_view: false,
             key: vec!["id".into()],
             rows: Spool::of(rows).expect("short"),
+            copies: Spool::default(),
         }
     }
 

@@ -160,6 +160,7 @@ fn every_kind_of_change_is_shown_exactly() {
     ];
     assert_eq!(rows(users), expect);
     assert_eq!(rows(table(&set, "keyless")), [insert(&["0", "same"]), delete(&["1", "same"])]);
+    assert_eq!(table(&set, "keyless").copies.to_vec().expect("few"), [3, 3], "at the branch point");
     let fat = rows(table(&set, "fat"));
     assert_eq!(fat.len(), 3);
     assert!(

@@ -68,5 +68,15 @@ pub(super) const OBJECTS: &[Object] = &[
             ("notes", "[string]"),
         ],
     ),
-    ("ApplyEvent", &[("progress", "string?"), ("done", "Object?"), ("error", "ErrorInfo?")]),
+    (
+        "ApplyEvent",
+        &[
+            ("progress", "string?"),
+            ("ready", "Object?"),
+            ("done", "Object?"),
+            ("error", "ErrorInfo?"),
+            ("unknown", "ErrorInfo?"),
+        ],
+    ),
+    ("Commit", &[("schema_version", "integer")]),
 ];

@@ -18,6 +18,7 @@ pub(super) const OBJECTS: &[Object] = &[
             ("new_tables", "[string]"),
             ("not_followed", "[SkippedTable]"),
             ("schema_changes", "[string]"),
+            ("look_age_s", "integer?"),
         ],
     ),
     (

@@ -44,7 +44,7 @@ pub(crate) fn document() -> Value {
                 json!({ "required": true, "content": { "application/json": { "schema": schema(body) } } });
         }
         let mut parameters = Vec::new();
-        for part in ["name", "label"] {
+        for part in ["name", "label", "token"] {
             if path.contains(&format!("{{{part}}}")) {
                 parameters
                     .push(json!({ "name": part, "in": "path", "required": true, "schema": { "type": "string" } }));

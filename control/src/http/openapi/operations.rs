@@ -141,6 +141,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
         None,
         "ApplyEvent",
     ),
+    (
+        "post",
+        "/v1/connectors/{name}/apply/{token}/commit",
+        "Commit an apply that is ready and waits, as its request wanted: what undoes it is kept",
+        None,
+        "Commit",
+    ),
     ("get", "/v1/masked", "All masked templates, without their reports", None, "MaskedList"),
     (
         "post",

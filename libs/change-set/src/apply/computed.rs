@@ -74,6 +74,7 @@ fn without_rows(table: &KeptTable, key: Vec<String>) -> TableChange {
         materialized_view: false,
         key,
         rows: Spool::default(),
+        copies: Spool::default(),
     }
 }
 

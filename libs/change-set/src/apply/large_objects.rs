@@ -1,6 +1,6 @@
 //! Large objects: compared and written page by page, with owner, privileges and comment.
 
-use ardent_diff::{LargeObjectChange, Sides, TableState};
+use ardent_diff::{LargeObjectChange, Sides, Spool, TableState};
 use ardent_schema_diff::{LARGE_OBJECT_OWNER, LargeObjectAccess, comment_on_large_object, large_object_privileges};
 
 use super::Run;
@@ -12,6 +12,14 @@ use crate::outcome::{ApplyError, Conflict};
 struct There {
     access: LargeObjectAccess,
     comment: Option<String>,
+}
+
+/// Whose pages the target has, of those that the branch changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pages {
+    BranchPoint,
+    Branch,
+    Other,
 }
 
 impl Run<'_> {
@@ -30,7 +38,8 @@ impl Run<'_> {
         change: &LargeObjectChange,
     ) -> Result<Option<LargeObjectChange>, ApplyError> {
         let there = self.large_object_there(change.oid).await?;
-        let has_pages = change.state == TableState::Created || there.is_none() || self.has_old_pages(change).await?;
+        let compares = change.state != TableState::Created && there.is_some();
+        let pages = if compares { self.pages_there(change).await? } else { Pages::BranchPoint };
         let why = match (change.state, there) {
             (TableState::Created, None) => return Ok(Some(change.clone())),
             (TableState::Created, Some(there)) if self.is_as_made(change, &there).await? => {
@@ -43,12 +52,12 @@ impl Run<'_> {
                 self.applied.already_there += 1;
                 return Ok(None);
             }
-            (_, Some(_)) if !has_pages => "both changed it, or the target changed what the branch deleted",
+            (_, Some(_)) if pages == Pages::Other => "both changed it, or the target changed what the branch deleted",
             (TableState::Dropped, Some(there)) => match still_to_drop(change, there) {
                 Ok(wanted) => return Ok(Some(wanted)),
                 Err(why) => why,
             },
-            (TableState::Kept, Some(there)) => match still_to_change(change, there) {
+            (TableState::Kept, Some(there)) => match still_to_change(change, there, pages) {
                 Ok((wanted, already_there)) => {
                     self.applied.already_there += already_there;
                     return Ok(wanted);
@@ -74,15 +83,18 @@ impl Run<'_> {
         Ok(Some(There { access, comment }))
     }
 
-    /// Whether the target has the pages that the branch point had.
-    async fn has_old_pages(&self, change: &LargeObjectChange) -> Result<bool, ApplyError> {
-        let mut same = true;
+    async fn pages_there(&self, change: &LargeObjectChange) -> Result<Pages, ApplyError> {
+        let (mut is_old, mut is_new) = (true, change.state == TableState::Kept);
         for page in change.pages.iter() {
             let page = page?;
             let there = self.page_there(change.oid, page.number).await?;
-            same &= trimmed(&there) == trimmed(page.old.as_deref().unwrap_or_default());
+            is_old &= trimmed(&there) == trimmed(page.old.as_deref().unwrap_or_default());
+            is_new &= trimmed(&there) == trimmed(page.new.as_deref().unwrap_or_default());
+            if !is_old && !is_new {
+                return Ok(Pages::Other);
+            }
         }
-        Ok(same)
+        Ok(if is_old { Pages::BranchPoint } else { Pages::Branch })
     }
 
     /// Whether one that the branch made is there with all that the branch gave it, and nothing else. One with pages that there are none of, which
@@ -183,9 +195,17 @@ impl Run<'_> {
 }
 
 /// What is left to do about one that the branch changed, with how much of it the target has already; or what is at odds.
-fn still_to_change(change: &LargeObjectChange, there: There) -> Result<(Option<LargeObjectChange>, u64), &'static str> {
+fn still_to_change(
+    change: &LargeObjectChange,
+    there: There,
+    pages: Pages,
+) -> Result<(Option<LargeObjectChange>, u64), &'static str> {
     let mut wanted = change.clone();
     let mut already_there = 0;
+    if pages == Pages::Branch {
+        wanted.pages = Spool::default();
+        already_there += 1;
+    }
     if let Some(Sides { old: Some(old), new: Some(new) }) = &change.access {
         if there.access.is_same(old) {
             wanted.access = Some(Sides { old: Some(there.access), new: Some(new.clone()) });

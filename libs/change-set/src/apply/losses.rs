@@ -111,6 +111,7 @@ fn change_of(table: &LosingTable, key: &[i32]) -> TableChange {
         // A key that loses a column is none any more.
         key: key.iter().map(named).collect::<Option<_>>().unwrap_or_default(),
         rows: Spool::default(),
+        copies: Spool::default(),
     }
 }
 

@@ -127,6 +127,26 @@ fn one_that_both_made_the_same_is_there_already() {
 }
 
 #[test]
+fn pages_that_the_target_has_already_are_left() {
+    let pair = Pair::new();
+    pair.copy("base", "head");
+    pair.sql_in("head", "select lo_put(7002, 3, '\\x0102'), lo_truncate(lo_open(7002, 131072), 3000)");
+    pair.sql_in("head", "select lo_put(7001, 0, '\\xff'); comment on large object 7001 is 'new'");
+    let set = pair.diff();
+    pair.copy("base", "target");
+    let applied = pair.apply("target", &set, &ApplyOptions::default());
+    assert_eq!((applied.conflicts, applied.already_there), (vec![], 0));
+    let again = pair.apply("target", &set, &ApplyOptions::default());
+    assert_eq!((&again.conflicts[..], again.already_there, again.is_unchanged()), (&[][..], 3, true));
+    pair.assert_equal("target", "head", "applied twice", &set);
+    // Of two changed pages the target has one.
+    pair.copy("base", "target");
+    pair.sql_in("target", "select lo_put(7002, 3, '\\x0102')");
+    let applied = pair.apply("target", &set, &ApplyOptions::default());
+    assert!(matches!(&applied.conflicts[..], [Conflict::LargeObject { oid: 7002, .. }]), "{:?}", applied.conflicts);
+}
+
+#[test]
 fn a_role_that_the_target_does_not_have_is_named() {
     let pair = with_roles();
     pair.copy("base", "head");

@@ -5,6 +5,8 @@ mod again;
 mod choice;
 mod columns;
 mod concurrent;
+mod foreign_keys;
+mod keyless;
 mod large_objects;
 mod losses;
 mod pair;
@@ -63,6 +65,19 @@ fn every_kind_of_change_there_and_back() {
         pair.sql_in("head", change);
     }
     pair.round_trip("all changes");
+}
+
+#[test]
+fn a_session_that_ends_before_it_commits_has_changed_nothing_and_says_so() {
+    let pair = Pair::new();
+    pair.copy("base", "head");
+    pair.sql_in("head", "update app.users set name = 'changed' where id = 3");
+    let set = pair.diff();
+    pair.copy("base", "target");
+    let error = pair.lost_before_commit("target", &set);
+    assert_eq!(error.to_string(), "the connection to the target was lost during: COMMIT");
+    assert!(error.hint().starts_with("nothing was changed"), "{}", error.hint());
+    pair.assert_equal("target", "base", "lost", &set);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
-use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply};
+use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply, prepare};
 use ardent_diff::{ChangeSet, CompareOptions, Session, compare};
 use ardent_test_pg::{RandomTables, TestPg, TestPgOptions, differing_lines, program, rows, server_command, state};
 use ardent_types::{ForkNumber, RelTag, oid};
@@ -251,6 +251,22 @@ impl Pair {
         self.try_apply(database, set, options).unwrap_or_else(|error| {
             let cause = std::error::Error::source(&error).map(|source| format!("{source:?}")).unwrap_or_default();
             panic!("{error}: {cause}\n{}", script(set))
+        })
+    }
+
+    /// Applies, and ends the session before that is committed.
+    pub fn lost_before_commit(&self, database: &str, set: &ChangeSet) -> ApplyError {
+        self.forget(database);
+        self.runtime.block_on(async {
+            let (client, other) = (self.connect(database).await, self.connect(database).await);
+            let pid: i32 = client.query_one("select pg_backend_pid()", &[]).await.expect("answered").get(0);
+            let prepared = prepare(&client, set, &ApplyOptions::default(), |_| {}).await.expect("no conflict");
+            assert!(prepared.changes_target());
+            other.batch_execute(&format!("select pg_terminate_backend({pid})")).await.expect("answered");
+            while !client.is_closed() {
+                tokio::task::yield_now().await;
+            }
+            prepared.end().await.expect_err("nobody is there who could commit")
         })
     }
 
