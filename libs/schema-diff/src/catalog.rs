@@ -69,6 +69,13 @@ pub enum Kind {
     DefaultPrivileges,
 }
 
+impl ObjectId {
+    /// A table's place below its partitioned table, if it is a partition.
+    pub(crate) fn place(&self) -> ObjectId {
+        ObjectId { class: "partition".to_owned(), ..self.clone() }
+    }
+}
+
 impl Kind {
     /// Its word in messages.
     pub fn word(self) -> &'static str {
@@ -164,6 +171,18 @@ impl Object {
 
     pub(crate) fn parent_id(&self) -> Option<ObjectId> {
         self.parent.as_ref().map(|(class, oid, sub)| ObjectId { class: class.clone(), oid: *oid, sub: *sub })
+    }
+
+    /// The table that a foreign key references.
+    pub(crate) fn references(&self) -> Option<ObjectId> {
+        let oid = u32::try_from(self.number("foreign_table")).ok().filter(|oid| *oid != 0)?;
+        Some(ObjectId { class: "pg_class".to_owned(), oid, sub: 0 })
+    }
+
+    /// The partitioned table's constraint that a partition's is a copy of.
+    pub(crate) fn copy_of(&self) -> Option<ObjectId> {
+        let oid = u32::try_from(self.number("parent_constraint")).ok().filter(|oid| *oid != 0)?;
+        Some(ObjectId { class: "pg_constraint".to_owned(), oid, sub: 0 })
     }
 
     pub(crate) fn text(&self, field: &str) -> Option<&str> {
@@ -279,6 +298,7 @@ impl Catalog {
             }
         }
         catalog.add_partitions();
+        catalog.add_referenced_partitions();
         catalog.add_owned_sequences();
         catalog.order_partitioned_parts();
         let parts: Vec<_> =
@@ -297,7 +317,7 @@ impl Catalog {
         let tables: Vec<Object> =
             self.objects.values().filter(|o| o.text("partition_bound").is_some()).cloned().collect();
         for table in tables {
-            let id = ObjectId { class: "partition".to_owned(), ..table.id.clone() };
+            let id = table.id.place();
             let parents = table.s.get("parents").and_then(Value::as_array).into_iter().flatten();
             let above: Vec<ObjectId> = parents
                 .filter_map(|oid| {
@@ -327,6 +347,53 @@ impl Catalog {
                 }
             }
             self.needs.entry(id).or_default().extend(above);
+        }
+    }
+
+    /// A foreign key is checked against the rows of all partitions below the table that it references: it is made once these are in
+    /// their places. Tables that reference each other in a circle would wait for each other: they do not.
+    fn add_referenced_partitions(&mut self) {
+        let mut below: BTreeMap<ObjectId, Vec<ObjectId>> = BTreeMap::new();
+        for place in self.objects.values().filter(|object| object.kind == Kind::Partition) {
+            for above in self.needs_of(&place.id).filter(|need| need.oid != place.id.oid) {
+                below.entry(above.clone()).or_default().push(place.id.clone());
+            }
+        }
+        if below.is_empty() {
+            return;
+        }
+        let whole = |table: &ObjectId| self.tables_above(table).pop().unwrap_or_else(|| table.clone());
+        let mut keys: Vec<(ObjectId, ObjectId, ObjectId)> = Vec::new();
+        let mut referenced: BTreeMap<ObjectId, BTreeSet<ObjectId>> = BTreeMap::new();
+        for key in self.objects.values() {
+            let (Some(table), Some(references)) = (key.parent_id(), key.references()) else { continue };
+            referenced.entry(whole(&table)).or_default().insert(whole(&references));
+            // A partition's comes and goes with the partitioned table's.
+            if key.copy_of().is_none() && below.contains_key(&references) {
+                keys.push((key.id.clone(), whole(&table), references));
+            }
+        }
+        let in_circle = |table: &ObjectId, references: &ObjectId| {
+            let (mut queue, mut seen) = (vec![whole(references)], BTreeSet::new());
+            while let Some(at) = queue.pop() {
+                if at == *table {
+                    return true;
+                }
+                queue.extend(referenced.get(&at).into_iter().flatten().cloned());
+                queue.retain(|next| !seen.contains(next));
+                seen.insert(at);
+            }
+            false
+        };
+        keys.retain(|(_, table, references)| !in_circle(table, references));
+        for (key, _, references) in keys {
+            let mut queue = vec![references];
+            while let Some(above) = queue.pop() {
+                for place in below.get(&above).into_iter().flatten() {
+                    queue.push(ObjectId { class: above.class.clone(), ..place.clone() });
+                    self.needs.entry(key.clone()).or_default().insert(place.clone());
+                }
+            }
         }
     }
 
@@ -426,6 +493,38 @@ impl Catalog {
 
     pub(crate) fn needs_of(&self, id: &ObjectId) -> impl Iterator<Item = &ObjectId> {
         self.needs.get(id).into_iter().flatten()
+    }
+
+    /// The constraint of a partitioned table that a partition's is a copy of.
+    pub(crate) fn copied(&self, constraint: &Object) -> Option<&Object> {
+        self.objects.get(&constraint.copy_of()?)
+    }
+
+    /// The foreign key of all partitions that one partition's is a copy of.
+    pub(crate) fn whole_foreign_key(&self, key: &Object) -> Option<&Object> {
+        key.references()?;
+        let mut whole = self.copied(key)?;
+        while let Some(above) = self.copied(whole) {
+            whole = above;
+        }
+        Some(whole)
+    }
+
+    /// The partitioned tables that a table is below, the nearest first.
+    pub(crate) fn tables_above(&self, table: &ObjectId) -> Vec<ObjectId> {
+        let mut found: Vec<ObjectId> = Vec::new();
+        let mut at = table.clone();
+        loop {
+            let place = at.place();
+            let above = self.needs_of(&place).find(|need| need.class == "pg_class" && need.oid != at.oid);
+            match above.filter(|above| !found.contains(above)).cloned() {
+                Some(above) => {
+                    found.push(above.clone());
+                    at = above;
+                }
+                None => return found,
+            }
+        }
     }
 
     /// What needs what, the other way round.

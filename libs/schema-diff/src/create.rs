@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_types::sql::literal;
 
-use crate::catalog::{Catalog, Kind, Object};
+use crate::catalog::{Catalog, Kind, Object, ObjectId};
 use crate::composite;
 use crate::name::identifier;
 use crate::phrase::{full_name, grant_target, phrase, whole_name};
@@ -15,6 +15,8 @@ pub(crate) struct Making<'a> {
     pub catalog: &'a Catalog,
     /// Everybody whom default privileges may give something, by what they are about (`TABLES`, ...).
     pub default_grantees: BTreeMap<String, BTreeSet<String>>,
+    /// Tables that have yet to get to their places as partitions: what is added above does not come to them.
+    pub apart: BTreeSet<ObjectId>,
 }
 
 impl Making<'_> {
@@ -85,7 +87,7 @@ impl Making<'_> {
                     .map(|parent| format!("ALTER TABLE ONLY {parent} ATTACH PARTITION {name} {bound}"))
                     .collect()
             }
-            Kind::Column if is_inherited(object) => self.inherited_column(object),
+            Kind::Column if is_inherited(object) && !self.is_apart(object) => self.inherited_column(object),
             Kind::Column => self.added_column(object),
             Kind::ViewColumn => Vec::new(),
             Kind::Default => {
@@ -166,6 +168,10 @@ impl Making<'_> {
             Kind::Publication => vec![format!("CREATE PUBLICATION {name}{}", definition())],
             Kind::DefaultPrivileges => privileges::change_defaults(None, Some(object)),
         }
+    }
+
+    fn is_apart(&self, column: &Object) -> bool {
+        column.parent_id().is_some_and(|table| self.apart.contains(&table))
     }
 
     /// Owner, privileges and comment.

@@ -2,13 +2,11 @@
 
 use crate::catalog::{Catalog, Kind, Object};
 use crate::name::{identifier, qualified};
-use crate::phrase::{phrase, whole_name};
+use crate::phrase::{full_name, phrase, whole_name};
 use crate::privileges;
 
-/// The statement. `current` is the name that it was given meanwhile, to make room for a new one.
-pub(crate) fn statement(catalog: &Catalog, object: &Object, current: Option<&str>) -> Option<String> {
-    let renamed = current.map(|name| Object { name: name.to_owned(), ..object.clone() });
-    let object = renamed.as_ref().unwrap_or(object);
+/// The statement, by the name that the object has here.
+pub(crate) fn statement(catalog: &Catalog, object: &Object) -> Option<String> {
     let name = identifier(&object.name);
     let whole = whole_name(catalog, object);
     Some(match object.kind {
@@ -25,12 +23,16 @@ pub(crate) fn statement(catalog: &Catalog, object: &Object, current: Option<&str
             format!("ALTER SEQUENCE {} OWNED BY NONE", qualified(schema, &object.name))
         }
         Kind::Partition => {
-            let schema = object.schema.as_deref().unwrap_or_default();
             let parent = object.list_of_lists("parents").into_iter().next()?;
-            format!("ALTER TABLE {parent} DETACH PARTITION {}", qualified(schema, &object.name))
+            detach(&parent, &full_name(object))
         }
         // Taking everything back is all that there is.
         Kind::DefaultPrivileges => privileges::change_defaults(Some(object), None).join("; "),
         _ => format!("DROP {}", phrase(catalog, object)),
     })
+}
+
+/// Takes a partition from its table. Both names are quoted. Not `CONCURRENTLY`: plans are run in one transaction.
+pub(crate) fn detach(parent: &str, partition: &str) -> String {
+    format!("ALTER TABLE {parent} DETACH PARTITION {partition}")
 }

@@ -16,7 +16,8 @@
 //! - SD-1: running [`Plan::statements`] on the old side gives the new side's schema, but for what [`Plan::not_covered`] names.
 //! - SD-2: nothing that differs is passed over in silence.
 //! - SD-3: a table that is on both sides is never dropped and made again: its rows stay.
-//! - SD-4: what rows must obey only when all are there comes in [`Section::AfterRows`].
+//! - SD-4: what rows must obey only when all are there comes in [`Section::AfterRows`]. So do a partition's place and what it needs, but for
+//!   a new table's below one that a foreign key references: rows that come refer to its rows.
 //! - SD-5: the statements of any parts ([`Statement::part`]) that have all that they need ([`Touched::needs`]) run without the rest.
 //!
 //! Sans-IO: it knows nothing of connections, and nothing of rows. Large objects are not in a catalog, as there may be millions: what is
@@ -29,12 +30,14 @@ mod create;
 mod drop;
 mod kept_table;
 mod large_object;
+mod leaving;
 mod losses;
 mod matching;
 mod name;
 mod needs;
 mod order;
 mod phrase;
+mod places;
 mod plan;
 mod privileges;
 mod queries;

@@ -136,8 +136,7 @@ impl<'a> Search<'a> {
         if self.is_gone(table) {
             return Some(true);
         }
-        let place = ObjectId { class: "partition".to_owned(), ..table.id.clone() };
-        let place = self.catalog.objects.get(&place)?;
+        let place = self.catalog.objects.get(&table.id.place())?;
         if self.is_gone(place) || self.change_of(place).is_some() {
             // It is detached before.
             return None;

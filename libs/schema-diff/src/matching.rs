@@ -34,7 +34,9 @@ impl Catalog {
         let theirs: BTreeMap<String, &ObjectId> =
             other.objects.values().map(|object| (other.path(object), &object.id)).collect();
         let mut map = BTreeMap::new();
-        for object in self.objects.values().filter(|object| object.id.sub == 0) {
+        let belongs_to_a_table = |object: &&Object| matches!(object.kind, Kind::Partition | Kind::OwnedBy);
+        let whole = self.objects.values().filter(|object| object.id.sub == 0);
+        for object in whole.filter(|object| !belongs_to_a_table(object)) {
             let id = match theirs.get(&self.path(object)) {
                 Some(id) => (*id).clone(),
                 None => ObjectId { oid: object.id.oid | UNMATCHED, ..object.id.clone() },
@@ -52,6 +54,11 @@ impl Catalog {
             map.insert(object.id.clone(), ObjectId { sub, ..table });
         }
         // Places and owners have the number of what they belong to.
+        for object in self.objects.values().filter(belongs_to_a_table) {
+            let table = map.get(&ObjectId { class: "pg_class".to_owned(), ..object.id.clone() });
+            let oid = table.map_or(object.id.oid, |table| table.oid);
+            map.insert(object.id.clone(), ObjectId { oid, ..object.id.clone() });
+        }
         self.renumbered(&map)
     }
 
@@ -88,8 +95,12 @@ impl Catalog {
                 |id: &ObjectId| self.objects.contains_key(id) && !old.objects.contains_key(id) && !map.contains_key(id);
             let is_gone =
                 |id: &ObjectId| old.objects.contains_key(id) && !self.objects.contains_key(id) && !matched.contains(id);
-            let is_another =
-                |(id, was): &(&ObjectId, &ObjectId)| self.needs_of(id).any(is_new) || old.needs_of(was).any(is_gone);
+            let is_another = |(id, was): &(&ObjectId, &ObjectId)| {
+                let key = self.objects.get(*id).filter(|object| object.references().is_some());
+                key.and_then(Object::copy_of).is_some_and(|whole| is_new(&whole))
+                    || self.needs_of(id).any(is_new)
+                    || old.needs_of(was).any(is_gone)
+            };
             let others: Vec<ObjectId> = map.iter().filter(is_another).map(|(id, _)| id.clone()).collect();
             if others.is_empty() {
                 break;
@@ -112,7 +123,12 @@ impl Catalog {
             let mut object = object.clone();
             object.id = new(&object.id);
             if let Some(Value::Array(tables)) = object.s.get_mut("parents") {
-                tables.iter_mut().for_each(|table| renumber(table, map));
+                tables.iter_mut().for_each(|table| renumber(table, "pg_class", map));
+            }
+            for (field, class) in [("foreign_table", "pg_class"), ("parent_constraint", "pg_constraint")] {
+                if let Some(number) = object.d.get_mut(field) {
+                    renumber(number, class, map);
+                }
             }
             object.parent = object.parent_id().map(|id| new(&id)).map(|id| (id.class, id.oid, id.sub));
             result.objects.insert(object.id.clone(), object);
@@ -129,11 +145,11 @@ impl Catalog {
     }
 }
 
-/// A table's OID, where it is another one by now.
-fn renumber(table: &mut Value, map: &BTreeMap<ObjectId, ObjectId>) {
-    let oid = table.as_u64().and_then(|oid| u32::try_from(oid).ok());
-    let is_now = oid.and_then(|oid| map.get(&ObjectId { class: "pg_class".to_owned(), oid, sub: 0 }));
+/// An object's OID, where it is another one by now.
+fn renumber(number: &mut Value, class: &str, map: &BTreeMap<ObjectId, ObjectId>) {
+    let oid = number.as_u64().and_then(|oid| u32::try_from(oid).ok());
+    let is_now = oid.and_then(|oid| map.get(&ObjectId { class: class.to_owned(), oid, sub: 0 }));
     if let Some(id) = is_now {
-        *table = id.oid.into();
+        *number = id.oid.into();
     }
 }

@@ -9,7 +9,7 @@ use crate::rename::Renames;
 
 /// Longest chain of things that come or go with one another: a default of a column of a table, and what hangs on that; a partition
 /// of a partition.
-const CHAIN_LEN_MAX: usize = 32;
+pub(crate) const CHAIN_LEN_MAX: usize = 32;
 
 /// What statements say that leaves an object as it is for those that lean on it.
 const OUTER: [&str; 12] = [

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::alter::{Alteration, Change, retype};
 use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
 use crate::create::{Making, is_inherited};
-use crate::drop;
+use crate::leaving::NamesThen;
 use crate::name::qualified;
 use crate::order::{self, Edges};
 use crate::phrase::whole_name;
@@ -140,6 +140,7 @@ impl<'a> Planner<'a> {
         };
         planner.compare_kept();
         planner.name_uncovered();
+        planner.name_columns_that_stay_local();
         planner
     }
 
@@ -184,6 +185,8 @@ impl<'a> Planner<'a> {
             replaced.extend(kept.filter(|id| kinds.contains(&self.old.objects[*id].kind)).cloned());
         }
         replaced.extend(self.leaning_on_columns_that_go());
+        let in_the_way = self.referencing_partitions_that_change(&replaced);
+        replaced.extend(in_the_way);
         let forced = self.spread(&mut replaced, &retyped);
         for id in forced {
             let Some(column) = self.new.objects.get(&id) else { continue };
@@ -238,7 +241,13 @@ impl<'a> Planner<'a> {
     /// What depends on something that is made again is made again too. Gives the columns that must be moved from an old type to
     /// the new one of the same name.
     fn spread(&self, replaced: &mut BTreeSet<ObjectId>, retyped: &BTreeSet<ObjectId>) -> BTreeSet<ObjectId> {
-        let (old_users, new_users) = (self.old.needed_by(), self.new.needed_by());
+        let (mut old_users, new_users) = (self.old.needed_by(), self.new.needed_by());
+        // Making a foreign key for all partitions makes each one's again, under the name of the whole.
+        for key in self.old.objects.values().filter(|object| object.references().is_some()) {
+            if let Some(whole) = self.old.copied(key) {
+                old_users.entry(&whole.id).or_default().push(&key.id);
+            }
+        }
         let mut forced = BTreeSet::new();
         let mut queue: Vec<(ObjectId, bool)> = replaced.iter().map(|id| (id.clone(), false)).collect();
         queue.extend(retyped.iter().map(|id| (id.clone(), true)));
@@ -309,11 +318,8 @@ impl<'a> Planner<'a> {
 
     fn plan(mut self) -> Plan {
         let renames = Renames::find(&self);
-        let (early, late) = self.ordered_drops();
-        let mut statements = Vec::new();
-        for id in &early {
-            statements.extend(self.drop_statement(id, None));
-        }
+        let leaving = self.leaving();
+        let mut statements = leaving.before_all(&self);
         let schemas: Vec<ObjectId> =
             self.creates.iter().filter(|id| self.new.objects[*id].kind == Kind::Schema).cloned().collect();
         let making = self.making();
@@ -325,13 +331,13 @@ impl<'a> Planner<'a> {
             );
         }
         statements.extend(self.renamed_labels());
-        let (renaming, temporary) = renames.statements(&self, &late);
+        let (renaming, temporary) = renames.statements(&self, &leaving.that_stay_for_a_while());
         statements.extend(renaming);
+        let names = NamesThen { planner: &self, renames: &renames, temporary };
+        statements.extend(leaving.after_rows(&names));
         let (making_statements, cycles) = self.ordered_makings(&schemas);
         statements.extend(making_statements);
-        for id in &late {
-            statements.extend(self.drop_statement(id, temporary.get(id).map(String::as_str)));
-        }
+        statements.extend(leaving.after_all(&names));
         self.not_covered.extend(cycles);
         let (before, after): (Vec<_>, Vec<_>) =
             statements.into_iter().partition(|statement| statement.section == Section::BeforeRows);
@@ -372,7 +378,31 @@ impl<'a> Planner<'a> {
             let names = object.rows("privileges").iter().filter_map(|row| row.get(0)?.as_str().map(str::to_owned));
             grantees.entry(object.text("objects").unwrap_or_default().to_owned()).or_default().extend(names);
         }
-        Making { catalog: self.new, default_grantees: grantees }
+        let places = self.creates.iter().filter(|id| id.class == "partition");
+        let apart = places.map(|place| ObjectId { class: "pg_class".to_owned(), ..place.clone() }).collect();
+        Making { catalog: self.new, default_grantees: grantees, apart }
+    }
+
+    /// Columns that a table begins to inherit and keeps as its own all the same: `INHERIT` does not take back what `NO INHERIT`, or a
+    /// definition, made of them (`attislocal`), nor does another statement that leaves their values.
+    fn name_columns_that_stay_local(&mut self) {
+        let mut found: BTreeMap<&ObjectId, Vec<&str>> = BTreeMap::new();
+        for (_, new) in self.kept().filter(|(old, _)| old.kind == Kind::Column && old.flag("local")) {
+            let table = self.new.parent(new).filter(|table| table.text("partition_bound").is_none());
+            if let (Some(table), true) = (table, is_inherited(new)) {
+                found.entry(&table.id).or_default().push(&new.name);
+            }
+        }
+        let told = found.into_iter().filter_map(|(table, columns)| {
+            let table = self.new.objects.get(table)?;
+            let columns = columns.join(", ");
+            Some(format!(
+                "{}: its inherited columns stay its own besides, and stay when they are dropped above it: {columns}",
+                self.new.path(table)
+            ))
+        });
+        let told: Vec<String> = told.collect();
+        self.not_covered.extend(told);
     }
 
     pub(crate) fn statement(
@@ -389,132 +419,23 @@ impl<'a> Planner<'a> {
         Statement { section, action, kind: object.kind.word().to_owned(), object: name, part, sql }
     }
 
-    /// What goes away with `id`'s whole, or with what it copies, and needs no statement of its own.
-    pub(crate) fn goes_with(&self, id: &ObjectId) -> Option<ObjectId> {
-        let object = &self.old.objects[id];
-        let parent = object.parent_id().filter(|parent| self.drops.contains(parent));
-        match object.kind {
-            Kind::ViewColumn => return object.parent_id(),
-            Kind::Constraint => {
-                let other = u32::try_from(object.number("foreign_table")).ok().map(|oid| ObjectId {
-                    class: "pg_class".to_owned(),
-                    oid,
-                    sub: 0,
-                });
-                let both = other.is_some_and(|other| {
-                    parent.as_ref().is_some_and(|parent| *parent != other) && self.drops.contains(&other)
-                });
-                if both && object.number("parent_constraint") == 0 && object.number("inherited") == 0 {
-                    return None;
-                }
-            }
-            _ => {}
-        }
-        if parent.is_some() {
-            return parent;
-        }
-        let dropped = |class: &str, oid: i64| {
-            let id = ObjectId { class: class.to_owned(), oid: u32::try_from(oid).ok()?, sub: 0 };
-            self.drops.contains(&id).then_some(id)
-        };
-        match object.kind {
-            Kind::Index => dropped("pg_class", object.number("parent_index")),
-            Kind::Constraint => {
-                let whole = dropped("pg_constraint", object.number("parent_constraint"));
-                let inherited =
-                    object.number("inherited") > 0 && !object.flag("local") && object.text("type") == Some("c");
-                whole.or_else(|| inherited.then(|| object.parent_id()).flatten())
-            }
-            Kind::Column if object.number("inherited") > 0 && !object.flag("local") => object.parent_id(),
-            Kind::Sequence => {
-                let owned = ObjectId { class: "owned".to_owned(), ..id.clone() };
-                let columns = self.old.needs_of(&owned).filter(|need| *need != id);
-                columns
-                    .flat_map(|column| [column.clone(), ObjectId { sub: 0, ..column.clone() }])
-                    .find(|owner| self.drops.contains(owner))
-            }
-            Kind::Partition => {
-                self.old.needs_of(id).find(|need| need.class == "pg_class" && self.drops.contains(need)).cloned()
-            }
-            _ => None,
-        }
-    }
-
-    /// Drops before and after everything else, each in order.
-    fn ordered_drops(&mut self) -> (Vec<ObjectId>, Vec<ObjectId>) {
-        let stands_for: BTreeMap<ObjectId, ObjectId> = self
-            .drops
-            .iter()
-            .map(|id| {
-                let mut at = id.clone();
-                // A default of a column of a table, and what hangs on that.
-                for _ in 0..6 {
-                    match self.drops.contains(&at).then(|| self.goes_with(&at)).flatten() {
-                        Some(whole) => at = whole,
-                        None => break,
-                    }
-                }
-                (id.clone(), at)
-            })
-            .collect();
-        let mut edges = Edges::new();
-        let mut needed_late: BTreeSet<ObjectId> = BTreeSet::new();
-        for (from, needs) in &self.old.needs {
-            for to in needs.iter().filter(|to| self.drops.contains(to)) {
-                let to = stands_for.get(to).unwrap_or(to).clone();
-                match stands_for.get(from) {
-                    Some(from) if *from != to => {
-                        // `from` goes first.
-                        edges.entry(to).or_default().insert(from.clone());
-                    }
-                    Some(_) => {}
-                    None => {
-                        // An object that stays lets go of it only once it was changed.
-                        let part_of_it =
-                            self.old.objects.get(from).and_then(Object::parent_id).is_some_and(|parent| parent == to);
-                        if !part_of_it {
-                            needed_late.insert(to);
-                        }
-                    }
-                }
-            }
-        }
-        let own: BTreeSet<ObjectId> =
-            stands_for.iter().filter(|(id, whole)| id == whole).map(|(id, _)| id.clone()).collect();
-        let rank = |id: &ObjectId| self.old.objects.get(id).map(|o| (std::cmp::Reverse(o.kind), self.old.path(o)));
-        let (ordered, _) = order::sort(&own, &edges, rank);
-        let mut late: BTreeSet<ObjectId> = needed_late;
-        // What is needed by what goes late goes later still.
-        for id in &ordered {
-            if edges.get(id).into_iter().flatten().any(|first| late.contains(first)) {
-                late.insert(id.clone());
-            }
-        }
-        ordered.into_iter().partition(|id| !late.contains(id))
-    }
-
-    fn drop_statement(&self, id: &ObjectId, current: Option<&str>) -> Option<Statement> {
-        let object = self.old.objects.get(id)?;
-        let late = current.is_some();
-        // By then its table has its new name.
-        let catalog = if late && self.new.parent(object).is_some() { self.new } else { self.old };
-        let sql = drop::statement(catalog, object, current)?;
-        let section = if late { Section::AfterRows } else { Section::BeforeRows };
-        Some(self.statement(section, Action::Drop, self.old, object, sql))
-    }
-
     /// What needs no statement because making something else brings it.
     pub(crate) fn comes_with(&self, object: &Object) -> Option<ObjectId> {
+        if let Some(from_above) = self.foreign_key_from_above(object) {
+            return Some(from_above);
+        }
         let parent = object.parent_id();
         let parent_made = parent.as_ref().is_some_and(|parent| self.creates.contains(parent));
         let inherited = object.number("inherited") > 0 && !object.flag("local");
+        let attached_now = parent.as_ref().map(ObjectId::place).is_some_and(|id| self.creates.contains(&id));
         match object.kind {
-            Kind::Column if parent_made || inherited => parent,
+            Kind::Column if parent_made || (inherited && !attached_now) => parent,
             Kind::Constraint if inherited && object.text("type") == Some("c") => {
-                let partition =
-                    parent.as_ref().map(|parent| ObjectId { class: "partition".to_owned(), ..parent.clone() });
-                let attached_now = partition.is_some_and(|id| self.creates.contains(&id));
-                if attached_now { None } else { parent }
+                if attached_now {
+                    None
+                } else {
+                    parent
+                }
             }
             _ => None,
         }
@@ -526,7 +447,8 @@ impl<'a> Planner<'a> {
         let table = self.new.parent(object);
         let is_written =
             table.is_some_and(|table| self.creates.contains(&table.id) && table.text("partition_bound").is_some());
-        object.kind == Kind::Column && is_inherited(object) && !is_written
+        let is_apart = table.is_some_and(|table| self.creates.contains(&table.id.place()));
+        object.kind == Kind::Column && is_inherited(object) && !is_written && !is_apart
     }
 
     /// Statements that change and make things, in order, and what could not be put in order.
@@ -551,12 +473,26 @@ impl<'a> Planner<'a> {
         let mut edges = Edges::new();
         for (from, needs) in self.new.needs.iter().chain(&self.new.made_after) {
             let Some(from) = stands_for.get(from) else { continue };
-            for to in needs.iter().filter_map(|to| stands_for.get(to)).filter(|to| *to != from) {
+            // A place waits for its table's own constraints, not for those that come with another thing.
+            let is_place = from.class == "partition";
+            let needed = needs.iter().filter_map(|to| stands_for.get(to).filter(|stands| !is_place || *stands == to));
+            for to in needed.filter(|to| *to != from) {
                 // A table that is made does not wait for its own columns, whatever its other columns need of them.
                 if from.sub == 0 && (&from.class, from.oid) == (&to.class, to.oid) {
                     continue;
                 }
                 edges.entry(from.clone()).or_default().insert(to.clone());
+            }
+        }
+        // A partition's foreign key is checked against what that of all partitions is.
+        for id in &nodes {
+            let Some(whole) = self.new.objects.get(id).and_then(|key| self.new.whole_foreign_key(key)) else {
+                continue;
+            };
+            let places = self.new.needs_of(&whole.id).filter(|need| need.class == "partition");
+            let before: Vec<ObjectId> = places.filter_map(|place| stands_for.get(place).cloned()).collect();
+            if !before.is_empty() {
+                edges.entry(id.clone()).or_default().extend(before);
             }
         }
         for id in nodes.iter().filter(|id| self.creates.contains(id) && self.comes_by_itself(id)) {
@@ -573,7 +509,7 @@ impl<'a> Planner<'a> {
                 .map(|o| (o.kind, self.new.parent(o).map(|whole| self.new.path(whole)), id.sub, self.new.path(o)))
         };
         let (ordered, cyclic) = order::sort(&nodes, &edges, rank);
-        let making = self.making();
+        let (making, held) = (self.making(), self.held_tables());
         let mut sections: BTreeMap<ObjectId, Section> = BTreeMap::new();
         let mut statements = Vec::new();
         for id in &ordered {
@@ -585,8 +521,11 @@ impl<'a> Planner<'a> {
                 true => (Action::Create, making.statements(object)),
                 false => (Action::Alter, self.altered.get(id).cloned().unwrap_or_default()),
             };
+            let is_in_place_first = creates && self.is_in_place_first(object, &held);
             for sql in sql {
-                section = section.max(section_of(object, creates, &sql));
+                if !is_in_place_first {
+                    section = section.max(section_of(object, creates, &sql));
+                }
                 statements.push(self.statement(section, action, self.new, object, sql));
             }
             sections.insert(id.clone(), section);

@@ -126,6 +126,11 @@ impl Renames {
         (statements, temporary)
     }
 
+    /// What a schema of the old side is called once all have their new names.
+    pub fn schema_after<'n>(&'n self, old: &'n str) -> &'n str {
+        self.schemas.get(old).map_or(old, String::as_str)
+    }
+
     /// What a schema of the new side is called while renames are under way: schemas are renamed last.
     fn current_schema(&self, new: &str) -> String {
         self.schemas.iter().find(|(_, after)| *after == new).map_or(new, |(before, _)| before).to_owned()

@@ -3,7 +3,7 @@
 
 mod random;
 
-use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Plan, plan};
+use ardent_schema_diff::{Catalog, CatalogQueries, Identity, Plan, Section, plan};
 use ardent_test_pg::{TestPg, TestPgOptions, program, server_command, test_major};
 
 const RICH: &str = include_str!("rich.sql");
@@ -164,7 +164,7 @@ const INHERITED: &str =
      alter table parted_1 alter id set not null, alter v set statistics 60; comment on column parted_1.id is 'the partition''s'";
 
 /// Each in a schema of its own: its name, what it begins with, and what changes it. What failed once.
-const CASES: [(&str, &str, &str); 11] = [
+const CASES: [(&str, &str, &str); 19] = [
     // Columns that come with those of another table have settings of their own.
     (
         "columns_of_a_parent",
@@ -254,7 +254,73 @@ const CASES: [(&str, &str, &str); 11] = [
          alter table parted_1 alter twice set statistics 30; create view seen as select twice from parted",
         "alter table parted alter twice drop expression",
     ),
+    // A foreign key holds on to partitions, of several levels.
+    ("partition_that_is_referenced", REFERENCED, "create table p2 partition of p for values in (2)"),
+    (
+        "partitions_that_are_referenced",
+        REFERENCED,
+        "alter table p detach partition p0; drop table p0; alter table m detach partition m5",
+    ),
+    (
+        "tree_that_is_referenced",
+        REFERENCED,
+        "alter table p detach partition m; drop table m; create table p2 partition of p for values in (2);
+         create table n partition of p for values in (7, 8) partition by list (k); create table n7 partition of n for values in (7)",
+    ),
+    (
+        "default_partition_that_is_referenced",
+        REFERENCED,
+        "create table rest partition of p default; alter table c drop constraint c_pid_k_fkey; alter table p detach partition p1;
+         create table p3 partition of p for values in (1, 3); alter table p attach partition p1 for values in (4);
+         alter table c add foreign key (pid, k) references p; create table d (id int, k int, foreign key (id, k) references m)",
+    ),
+    // One that references its own table comes and goes with the partitions.
+    (
+        "partitions_in_a_circle",
+        "create table s (id int, k int, above int, primary key (id, k), foreign key (above, k) references s) partition by list (k);
+         create table s0 partition of s for values in (0); create table s1 partition of s for values in (1);
+         create table gone (id int primary key, above int references gone) partition by list (id); create table gone_1 partition of gone for values in (1)",
+        "alter table s detach partition s1; drop table s1; create table s2 partition of s for values in (2, 3) partition by list (k);
+         create table s3 partition of s2 for values in (3); drop table gone;
+         create table fresh (id int primary key, above int references fresh) partition by list (id); create table fresh_1 partition of fresh for values in (1)",
+    ),
+    // A partition stays though its table goes, moves to another, or becomes one.
+    (
+        "partitions_that_move",
+        "create table a (id int, k int, v int, primary key (id, k)) partition by list (k); create table a0 partition of a for values in (0);
+         create table a1 partition of a for values in (1); create table b (id int, k int, v int, primary key (id, k)) partition by list (k);
+         create table b5 partition of b for values in (5); create index b_v on b (v); create table c (id int, k int, foreign key (id, k) references b);
+         create table q (id int) partition by list (id); create table q0 partition of q for values in (0); create table q1 partition of q for values in (1);
+         create table alone (id int, k int, v int, primary key (id, k)); create function f() returns trigger language plpgsql as 'begin return new; end';
+         create trigger each after insert on b for each row execute function f(); create index alone_v on alone (v)",
+        "alter table a detach partition a1; create index a1_v on a1 (v); alter table b attach partition a1 for values in (1);
+         alter table q detach partition q0; drop table q; alter table b attach partition alone for values in (9)",
+    ),
+    // What is inherited until then changes with it.
+    (
+        "detached_and_changed",
+        "create table q (id int primary key, v text, w int, constraint positive check (id > 0)) partition by list (id); create index q_v on q (v);
+         create table q1 partition of q for values in (1); create table q2 partition of q for values in (2)",
+        "alter table q detach partition q1; alter table q1 drop column v, drop constraint positive; alter table q1 drop constraint q1_pkey;
+         alter table q detach partition q2; alter table q add column x int; alter table q2 add column x int;
+         alter table q attach partition q2 for values in (2, 3)",
+    ),
+    (
+        "keys_of_partitions",
+        "create table x (id int primary key) partition by list (id); create table x1 partition of x for values in (1);
+         create table y (id int, x int references x, constraint positive check (x > 0)) partition by list (id); create table y1 partition of y for values in (1);
+         create table y2 partition of y for values in (2)",
+        "create table x2 partition of x for values in (2); create table y3 partition of y for values in (3); alter table y detach partition y1;
+         alter table y detach partition y2; drop table y2",
+    ),
 ];
+
+const REFERENCED: &str =
+    "create table p (id int, k int, v text, primary key (id, k)) partition by list (k); create index p_v on p (v);
+     create table p0 partition of p for values in (0); create table p1 partition of p for values in (1);
+     create table m partition of p for values in (5, 6) partition by list (k);
+     create table m5 partition of m for values in (5); create table m6 partition of m for values in (6);
+     create table c (id int, pid int, k int, foreign key (pid, k) references p)";
 
 /// In one server, as what is compared costs more than what is in it.
 #[test]
@@ -265,6 +331,115 @@ fn small_changes_there_and_back() {
         changes.push_str(&format!("set search_path = {name};\n{change};\n"));
     }
     there_and_back(&base, &changes);
+}
+
+/// Runs the plan from `old` to `new` on a copy of `old`, with the change of rows where an apply has it.
+fn check_with_rows(pg: &TestPg, old: &str, new: &str, rows: &str) {
+    let found = plan(&catalog(pg, old), &catalog(pg, new), Identity::Oid);
+    assert_eq!(found.not_covered, Vec::<String>::new(), "{}", script(&found));
+    let of = |section: Section| -> String {
+        let statements = found.statements.iter().filter(|statement| statement.section == section);
+        statements.map(|statement| format!("{};\n", statement.sql)).collect()
+    };
+    let (before, after) = (of(Section::BeforeRows), of(Section::AfterRows));
+    pg.sql("drop database if exists copy");
+    pg.sql(&format!("create database copy template {old}"));
+    run(
+        pg,
+        "copy",
+        &format!(
+            "begin; set local search_path = pg_catalog;\n{before}set constraints all deferred;\n{rows};\nset constraints all immediate;\n{after}commit;"
+        ),
+    );
+    let again = plan(&catalog(pg, "copy"), &catalog(pg, new), Identity::Name);
+    assert!(again.is_empty(), "{}\n{:?}", script(&again), again.not_covered);
+    let count = |database: &str| pg.sql_in(database, "select * from s.p order by id, k; select * from s.c order by id");
+    assert_eq!(count("copy"), count(new));
+}
+
+/// What changes, with the rows; the change of rows alone, there and back.
+const ROWS: [(&str, &str, &str); 4] = [
+    (
+        "delete from s.c where k = 0; alter table s.p detach partition s.p0; drop table s.p0",
+        "delete from s.c where k = 0",
+        "insert into s.p0 values (1, 0); insert into s.c values (10, 1, 0)",
+    ),
+    (
+        "delete from s.c where k = 0; alter table s.p detach partition s.p0",
+        "delete from s.c where k = 0",
+        "insert into s.c values (10, 1, 0)",
+    ),
+    (
+        "alter table s.c drop constraint refers; alter table s.p detach partition s.p1; alter table s.p attach partition s.p1 for values in (1, 3);
+         insert into s.p values (5, 3); insert into s.c values (50, 5, 3);
+         alter table s.c add constraint refers foreign key (pid, k) references s.p deferrable initially deferred",
+        "insert into s.p1 values (5, 3); insert into s.c values (50, 5, 3)",
+        "delete from s.c where k = 3; delete from s.p1 where k = 3",
+    ),
+    (
+        "alter table s.c drop constraint refers; alter table s.p detach partition s.rest; create table s.p7 partition of s.p for values in (7);
+         insert into s.p select * from s.rest where k = 7; delete from s.rest where k = 7; alter table s.p attach partition s.rest default;
+         alter table s.c add constraint refers foreign key (pid, k) references s.p deferrable initially deferred",
+        "delete from s.rest where k = 7; insert into s.p7 values (7, 7)",
+        "insert into s.rest values (7, 7)",
+    ),
+];
+
+/// A foreign key is checked against partitions that come and go, and against their rows.
+#[test]
+fn partitions_come_and_go_with_the_rows_that_refer_to_theirs() {
+    let pg = server();
+    pg.sql("create database base");
+    run(
+        &pg,
+        "base",
+        "create schema s; create table s.p (id int, k int, primary key (id, k)) partition by list (k); create table s.p0 partition of s.p for values in (0);
+         create table s.p1 partition of s.p for values in (1); create table s.rest partition of s.p default;
+         create table s.c (id int, pid int, k int, constraint refers foreign key (pid, k) references s.p deferrable initially deferred);
+         insert into s.p values (1, 0), (1, 1), (7, 7); insert into s.c values (10, 1, 0), (11, 1, 1), (17, 7, 7)",
+    );
+    for (change, there, back) in ROWS {
+        pg.sql("drop database if exists head");
+        pg.sql("create database head template base");
+        run(&pg, "head", change);
+        check_with_rows(&pg, "base", "head", there);
+        check_with_rows(&pg, "head", "base", back);
+    }
+    // Where nothing is in the way of a new one.
+    run(
+        &pg,
+        "base",
+        "delete from s.c where k = 7; delete from s.rest; set constraints all immediate; alter table s.p detach partition s.rest; drop table s.rest",
+    );
+    pg.sql("drop database head");
+    pg.sql("create database head template base");
+    let rows = "insert into s.p2 values (2, 2); insert into s.c values (20, 2, 2)";
+    run(&pg, "head", &format!("create table s.p2 partition of s.p for values in (2); {rows}"));
+    check_with_rows(&pg, "base", "head", rows);
+    check_with_rows(&pg, "head", "base", "delete from s.c where k = 2");
+}
+
+/// Postgres has no statement that takes back what `NO INHERIT` makes of columns.
+#[test]
+fn columns_that_stay_a_table_s_own_are_named() {
+    let pg = server();
+    pg.sql("create database base");
+    run(
+        &pg,
+        "base",
+        "create schema app; create table app.animal (name text); create table app.dog (bark text) inherits (app.animal)",
+    );
+    pg.sql("create database head template base");
+    run(&pg, "head", "alter table app.dog no inherit app.animal");
+    let (base, head) = (catalog(&pg, "base"), catalog(&pg, "head"));
+    assert_eq!(plan(&base, &head, Identity::Oid).not_covered, Vec::<String>::new());
+    let back = plan(&head, &base, Identity::Oid);
+    let sql: Vec<&str> = back.statements.iter().map(|statement| statement.sql.as_str()).collect();
+    assert_eq!(sql, ["ALTER TABLE app.dog INHERIT app.animal"]);
+    assert!(
+        matches!(&back.not_covered[..], [told] if told.starts_with("table app.dog: ") && told.ends_with(": name")),
+        "{back:?}"
+    );
 }
 
 /// `ARDENT_SEEDS` says how many, `ARDENT_SEED` which one alone.

@@ -13,6 +13,9 @@ pub struct Changes {
 
 const TABLES: &str = "select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace \
     where c.relkind in ('r', 'p') and c.oid >= 16384 and n.nspname !~ '^pg_' order by 1";
+const PARTITIONED: &str = "select oid::regclass from pg_class where relkind = 'p' and oid >= 16384 order by 1";
+const PLACES: &str = "select format('alter table %s detach partition %s', inhparent::regclass, inhrelid::regclass) from pg_inherits i \
+    join pg_class c on c.oid = i.inhparent and c.relkind = 'p' order by 1";
 const TYPES: &[&str] = &[
     "int",
     "bigint",
@@ -69,7 +72,7 @@ impl Changes {
         let column = self.pick(pg, database, &columns);
         let named = |query: &str| query.to_owned();
         let a_type = TYPES.choose(&mut self.rng).copied().unwrap_or("int");
-        match self.rng.random_range(0..40) {
+        match self.rng.random_range(0..46) {
             0 => {
                 let (table, other) = (self.name("t"), a_type);
                 format!("create table public.{table} (id int primary key, v {other}, w int default 3 check (w > 0))")
@@ -192,6 +195,31 @@ impl Changes {
             38 => {
                 let schema = self.name("s");
                 format!("create schema {schema}; alter table {table} set schema {schema}")
+            }
+            39 => {
+                let (name, more) = (self.name("t"), if self.rng.random_bool(0.5) { ", w int" } else { "" });
+                format!("create table public.{name} (id int, k int{more}, primary key (id, k)) partition by list (k)")
+            }
+            40 | 41 => {
+                let (whole, name, k) =
+                    (self.pick(pg, database, PARTITIONED), self.name("t"), self.rng.random_range(0..5));
+                let bound =
+                    if self.rng.random_bool(0.2) { "default".to_owned() } else { format!("for values in ({k})") };
+                let below = if self.rng.random_bool(0.3) { " partition by list (k)" } else { "" };
+                format!("create table public.{name} partition of {whole} {bound}{below}")
+            }
+            42 => self.pick(pg, database, PLACES),
+            43 => {
+                let detach = self.pick(pg, database, PLACES);
+                let gone = detach.rsplit(' ').next().unwrap_or_default();
+                format!("{detach}; drop table {gone} cascade")
+            }
+            44 => {
+                let whole = self.pick(pg, database, PARTITIONED);
+                let (name, user, pair) = (self.name("f"), self.name("c"), self.name("c"));
+                format!(
+                    "alter table {table} add column {user} int, add column {pair} int, add constraint {name} foreign key ({user}, {pair}) references {whole}"
+                )
             }
             _ => format!(
                 "alter table {table} set (fillfactor = {}); alter table {table} alter column {column} set statistics {}",
