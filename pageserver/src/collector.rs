@@ -19,7 +19,7 @@ use ardent_storage::{Change, Engine, Glance, Timeline};
 use ardent_types::{Generation, TenantId, TimelineId, with_causes};
 
 use crate::import::consistent_from;
-use crate::retention::{RETENTION, lsn_at_time, retention_of};
+use crate::retention::{RETENTION, kept_from, retention_of};
 
 /// History of a timeline that is not loaded is looked through this many times in its retention time: no more than an eighth of it is kept
 /// too long.
@@ -160,12 +160,12 @@ fn collect(timeline: &Timeline, now: Duration, retention: Duration) -> Result<Op
     }
     let own = timeline.get_metadata(RETENTION).as_ref().and_then(retention_of);
     let horizon = now.saturating_sub(own.unwrap_or(retention));
-    let horizon_us = i64::try_from(horizon.as_micros()).unwrap_or(i64::MAX);
     let lsn = if timeline.is_retired() {
         // Nothing of it but what is pinned; pins go.
         timeline.retained_from()
     } else {
-        let found = lsn_at_time(timeline, horizon_us).map_err(|error| with_causes(&error))?;
+        let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+        let found = kept_from(timeline, micros(now), micros(horizon)).map_err(|error| with_causes(&error))?;
         // What leases held may be free now, also where the horizon has not moved.
         found.unwrap_or_else(|| timeline.retained_from())
     };
@@ -332,6 +332,37 @@ mod tests {
         let gets = house.calls(Operation::Get);
         collector.collect_all(Duration::from_secs(1000));
         assert_eq!(house.calls(Operation::Get), gets);
+    }
+
+    #[test]
+    fn what_an_idle_timeline_wrote_after_its_last_commit_is_given_up_too() {
+        let house = House::new();
+        let engine = house.engine();
+        let timeline = root(&engine);
+        commit(&timeline, 1..=2);
+        // As of a compute's shutdown checkpoint.
+        let last = RecordPosition { end: Lsn::new(START + 0x300), start: Lsn::new(START + 0x280) };
+        timeline.put(Vec::new(), last).expect("taken");
+        timeline.flush().expect("durable");
+        unload(&engine, timeline);
+        let mut collector = Collector::new(engine.clone(), RETENTION);
+        let mut moved = Vec::new();
+        for now_us in (60..=4000).step_by(10) {
+            let before = retained_from(&engine);
+            collector.collect_all(Duration::from_micros(now_us));
+            assert_eq!(engine.loaded_timelines(), 0, "it is loaded for as long as it takes");
+            let retained = retained_from(&engine);
+            moved.extend((retained != before).then_some((now_us, retained)));
+        }
+        let [.., (at_commit_us, at_commit), (at_end_us, at_end)] = moved[..] else { panic!("{moved:x?}") };
+        assert_eq!((at_commit, at_end), (Lsn::new(START + 0x200), last.end));
+        // Each visit may be an eighth of the time late.
+        assert!((1020..=1160).contains(&at_commit_us) && (2020..=2400).contains(&at_end_us), "{moved:?}");
+        assert!(engine.glance(TENANT, ROOT).expect("readable").expect("there").is_settled);
+        let gets = house.calls(Operation::Get);
+        collector.collect_all(Duration::from_secs(1000));
+        assert_eq!(house.calls(Operation::Get), gets, "there is no more to be given up");
+        assert_eq!(engine.create_branch(TENANT, BRANCH, ROOT, Some(last.end)).expect("made").lsn, last.end);
     }
 
     #[test]

@@ -263,7 +263,7 @@ impl Connection<'_> {
         }
         status.logical_size_bytes = Some(blocks * ardent_types::BLCKSZ as u64);
         status.last_commit_us = self.read(timeline, |timeline| retention::last_commit_us(timeline, lsn))?;
-        let oldest = retention::oldest_lsn(timeline);
+        let oldest = self.read(timeline, retention::oldest_lsn)?;
         if oldest <= lsn {
             status.oldest_lsn = Some(oldest);
             status.oldest_commit_us = self.read(timeline, |timeline| retention::last_commit_us(timeline, oldest))?;
@@ -275,7 +275,7 @@ impl Connection<'_> {
     fn lsn_for_timestamp(&self, timeline: &Arc<Timeline>, timestamp_us: i64) -> Result<Lsn, Failure> {
         let found = self.read(timeline, |timeline| retention::lsn_at_time(timeline, timestamp_us))?;
         let Some(lsn) = found else {
-            let oldest = retention::oldest_lsn(timeline);
+            let oldest = self.read(timeline, retention::oldest_lsn)?;
             let message = format!("the time lies before {oldest}, the oldest LSN that is retained");
             return Err(Failure::new(ErrorCode::LsnOutOfRange, message));
         };

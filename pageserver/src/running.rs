@@ -22,7 +22,7 @@ impl Connection<'_> {
         let mut history = timeline.clone();
         let mut high = lsn;
         loop {
-            let low = oldest_lsn(&history).min(high);
+            let low = self.read(&history, oldest_lsn)?.min(high);
             if !given_out(&self.checkpoint(&history, low)?, oldest) {
                 let lsn = self.search(&history, oldest, low, high)?;
                 return Ok(ManageReply::OldestRunning { lsn, prepared, complete: true });

@@ -144,6 +144,49 @@ fn history_that_was_given_up_is_named() {
     assert_eq!(sql(&work, COUNT), "1002");
 }
 
+#[test]
+fn a_quiet_branch_goes_back_to_before_an_accident_after_history_was_given_up() {
+    const KEPT: Duration = Duration::from_secs(40);
+    let (_production, mut house) = start(&["--retention", "2s"]);
+    let work = house.branch("work", "main");
+    house.ok(&["branch", "set", "work", "--retention", &format!("{}s", KEPT.as_secs())]);
+    sql(&work, "create database extra");
+    sql(&work, "insert into t values (5001)");
+    let committed = Instant::now();
+    let oldest = |house: &House| word(&house.json(&["branch", "history", "work"])["stretches"][0], "oldest_lsn");
+    let beginning = oldest(&house);
+    wait_until("nothing is committed for longer than history is kept", 60, || {
+        (committed.elapsed() > KEPT + Duration::from_secs(1)).then_some(())
+    });
+
+    let time = sql(&work, NOW);
+    let noted = Instant::now();
+    house.ok(&["branch", "checkpoint", "create", "work", "--name", "quiet"]);
+    sql(&work, "begin; create table undone (n int); rollback");
+    sql(&work, "drop database extra");
+    sql(&work, "drop table t");
+    // What is in memory becomes durable, and only what is durable is given up.
+    house.stop();
+    house.up();
+    let oldest = wait_until("history is given up", 20, || Some(oldest(&house)).filter(|oldest| *oldest != beginning));
+    for (name, at) in [("then", &time), ("first", &oldest)] {
+        house.ok(&["branch", "create", name, "--from", "work", "--at", at]);
+    }
+    let list = house.json(&["branch", "checkpoint", "list", "work"]);
+    assert_eq!(list["checkpoints"][0]["kept"], true, "{list}");
+    house.ok(&["branch", "restore", "work", "--at", &time]);
+    assert_eq!(sql(&work, COUNT), "1001");
+    // A database is marked as invalid, and its files go, before its end is committed.
+    assert_eq!(sql(&work, "select datconnlimit from pg_database where datname = 'extra'"), "-1");
+    house.ok(&["branch", "rewind", "work", "quiet"]);
+    assert_eq!(sql(&work, COUNT), "1001");
+    assert!(noted.elapsed() < KEPT, "the machine was too slow for this to show anything");
+    for name in ["then", "first"] {
+        let url = house.ok(&["branch", "info", name, "--print-url"]);
+        assert_eq!(sql(&url, COUNT), "1001", "{name}");
+    }
+}
+
 /// How far a reset or restore has come when the server is killed.
 type Reached = fn(&House, &Before) -> bool;
 

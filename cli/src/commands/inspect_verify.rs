@@ -8,8 +8,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use parking_lot::Mutex;
 
-use ardent_object_store::{ObjectName, ObjectStore};
-use ardent_storage::{CorruptFile, InspectError, TimelineSurvey, layers_of, verify_layer};
+use ardent_object_store::ObjectStore;
+use ardent_storage::{CorruptFile, InspectError, NamedLayer, TimelineSurvey, layers_of, verify_layer};
 
 use crate::output::Output;
 
@@ -37,13 +37,13 @@ pub(super) fn verify_layers(
     bar.set_length(timelines.iter().map(|timeline| timeline.layers as u64).sum());
     let verified = named_layers(&**store, timelines).and_then(|layers| {
         bar.set_length(layers.len() as u64);
-        verify_all(store, &layers, &bar)
+        verify_all(&layers, &bar, |layer| verify_layer(store, layer))
     });
     bar.finish_and_clear();
     verified
 }
 
-fn named_layers(store: &dyn ObjectStore, timelines: &[TimelineSurvey]) -> Result<Vec<ObjectName>, InspectError> {
+fn named_layers(store: &dyn ObjectStore, timelines: &[TimelineSurvey]) -> Result<Vec<NamedLayer>, InspectError> {
     let mut layers = Vec::new();
     for timeline in timelines {
         layers.extend(layers_of(store, timeline.tenant, timeline.timeline)?);
@@ -64,10 +64,10 @@ fn bar(output: &Output) -> ProgressBar {
     bar
 }
 
-fn verify_all(
-    store: &Arc<dyn ObjectStore>,
-    layers: &[ObjectName],
+fn verify_all<L: Sync>(
+    layers: &[L],
     bar: &ProgressBar,
+    verify: impl Fn(&L) -> Result<u64, InspectError> + Sync,
 ) -> Result<Verified, InspectError> {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(Ok(Verified::default()));
@@ -75,7 +75,7 @@ fn verify_all(
         for _ in 0..LAYERS_AT_ONCE.min(layers.len()) {
             scope.spawn(|| {
                 while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = verify_layer(store, layer);
+                    let outcome = verify(layer);
                     bar.inc(1);
                     if !note(&mut found.lock(), outcome) {
                         break;
@@ -106,7 +106,8 @@ fn note(found: &mut Result<Verified, InspectError>, outcome: Result<u64, Inspect
 mod tests {
     use super::*;
 
-    use ardent_object_store::{ErrorKind, MemoryStore, StoreError};
+    use ardent_object_store::{ErrorKind, MemoryStore, ObjectName, StoreError};
+    use ardent_storage::inspect_layer;
 
     fn name(number: usize) -> ObjectName {
         ObjectName::new(format!("layers/{number:02}")).expect("a name")
@@ -120,7 +121,8 @@ mod tests {
             store.put(layer, &[0; 1000]).expect("put");
         }
         let bar = ProgressBar::hidden();
-        let verified = verify_all(&store, &layers, &bar).expect("the store answers");
+        let verify = |layer: &ObjectName| inspect_layer(&store, layer, 0).map(|info| info.versions_checked);
+        let verified = verify_all(&layers, &bar, verify).expect("the store answers");
         let damaged: Vec<&str> = verified.damaged.iter().map(|corrupt| corrupt.file.as_str()).collect();
         let expect: Vec<&str> = layers.iter().step_by(2).map(ObjectName::as_str).collect();
         assert_eq!((verified.layers, damaged, bar.position()), (0, expect, 20));

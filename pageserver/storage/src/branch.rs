@@ -3,10 +3,12 @@
 use ardent_object_store::{ObjectStore, StoreError, list_all};
 use ardent_types::{Lsn, TimelineId};
 
-use crate::error::TimelineError;
+use crate::error::{ReadError, TimelineError};
+use crate::layer::LayerError;
 use crate::manifest_log::newest_generation;
 use crate::object_names::{TimelineNames, parse_child};
 use crate::position::{BranchPoint, RecordPosition};
+use crate::retention::RETIRED;
 use crate::timeline::Timeline;
 
 impl Timeline {
@@ -30,11 +32,7 @@ impl Timeline {
         {
             return parent.branch_point(Some(at));
         }
-        let found = if at == last.end { Ok(last) } else { self.last_boundary(at) };
-        let position = found.map_err(|error| match error {
-            TimelineError::Corrupt(file) => self.why_corrupt(file).into(),
-            other => other,
-        })?;
+        let position = if at == last.end { last } else { self.last_boundary(at)? };
         let retained_from = self.retained_from();
         let is_leased = || self.leases.read().values().any(|lease| lease.lsn == position.end);
         if position.end < retained_from && !is_leased() {
@@ -66,8 +64,46 @@ impl Timeline {
         Ok(None)
     }
 
+    /// The oldest record at whose end this timeline itself can be read and branched from without a pin. Of a retired timeline there is none:
+    /// then it ends past all that there is.
+    pub fn oldest_record(&self) -> Result<RecordPosition, ReadError> {
+        self.oldest_boundary().map_err(|error| self.explained(error.into()))
+    }
+
+    pub(crate) fn oldest_boundary(&self) -> Result<RecordPosition, LayerError> {
+        if let Some(record) = *self.retained_record.read() {
+            return Ok(record);
+        }
+        let retained_from = self.retained_from();
+        if retained_from == RETIRED {
+            return Ok(RecordPosition { end: RETIRED, start: Lsn::INVALID });
+        }
+        // What the record before holds may be gone in part: the next one is the oldest that is whole.
+        let mut oldest = self.durable_record();
+        for layer in self.layer_set().files.layers() {
+            let desc = &layer.desc;
+            if desc.boundaries && retained_from <= desc.upto && desc.after < oldest.end {
+                let found = layer.boundaries()?.into_iter().find(|position| position.end >= retained_from);
+                oldest = found.filter(|found| found.end < oldest.end).unwrap_or(oldest);
+            }
+        }
+        Ok(oldest)
+    }
+
     /// The last record on this timeline that is known to end at or below `at`.
-    fn last_boundary(&self, at: Lsn) -> Result<RecordPosition, TimelineError> {
+    pub(crate) fn last_boundary(&self, at: Lsn) -> Result<RecordPosition, TimelineError> {
+        self.last_known_boundary(at).map_err(|error| self.why(error))
+    }
+
+    /// The same error, unless the file is gone because the timeline is another page server's now.
+    pub(crate) fn why(&self, error: TimelineError) -> TimelineError {
+        match error {
+            TimelineError::Corrupt(file) => self.why_corrupt(file).into(),
+            other => other,
+        }
+    }
+
+    fn last_known_boundary(&self, at: Lsn) -> Result<RecordPosition, TimelineError> {
         let set = self.layer_set();
         let memory = std::iter::once(&set.open).chain(set.frozen.iter().rev().map(|frozen| &frozen.layer));
         if let Some(position) = memory.filter_map(|layer| layer.boundary_at(at)).next() {
@@ -76,6 +112,8 @@ impl Timeline {
         // A frozen layer without versions leaves no file; the durable position stands for its records.
         let durable = self.durable_record();
         let mut best = Some(durable).filter(|durable| durable.end <= at);
+        // The file that it is in may have been given up.
+        best = best.max_by_end(self.retained_record.read().filter(|record| record.end <= at));
         for layer in set.files.layers().iter().filter(|layer| layer.desc.boundaries && layer.desc.after < at) {
             if best.is_some_and(|best| best.end >= layer.desc.upto.min(at)) {
                 break;
@@ -83,13 +121,9 @@ impl Timeline {
             let found = layer.boundaries()?.into_iter().rev().find(|position| position.end <= at);
             best = best.max_by_end(found);
         }
-        let start = match self.ancestor {
-            Some(ancestor) => RecordPosition { end: ancestor.point.lsn, start: ancestor.point.prev_lsn },
-            None => RecordPosition { end: self.facts.start_lsn, start: Lsn::INVALID },
-        };
         match best {
             Some(position) => Ok(position),
-            None if start.end <= at => Ok(start),
+            None if self.begins.end <= at => Ok(self.begins),
             None => Err(TimelineError::Retired { lsn: at, retained_from: self.retained_from() }),
         }
     }

@@ -238,6 +238,7 @@ impl Engine {
             deleted: false,
             last_record,
             retained_from: facts.start_lsn,
+            retained_record: None,
             layers: Vec::new(),
             leases: BTreeMap::new(),
             metadata: BTreeMap::new(),

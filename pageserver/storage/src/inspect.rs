@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::clock_cache::ClockCache;
 use crate::config::{PostgresRedo, Redo};
 use crate::error::CorruptFile;
-use crate::layer::{Layer, LayerError, LayerKind, describe};
+use crate::layer::{Layer, LayerDesc, LayerError, LayerKind, describe};
 use crate::layer_map::LayerMap;
 use crate::manifest::Manifest;
 use crate::manifest_log::newest_generation;
@@ -135,6 +135,14 @@ pub fn find_timeline(store: &dyn ObjectStore, timeline: TimelineId) -> Result<Te
     Err(InspectError::NotFound { what: format!("timeline {timeline}") })
 }
 
+/// A layer file, and what the manifest that names it says of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedLayer {
+    /// The object.
+    pub object: ObjectName,
+    desc: LayerDesc,
+}
+
 /// A timeline's newest manifest.
 pub fn inspect_manifest(
     store: &dyn ObjectStore,
@@ -162,13 +170,13 @@ pub fn layers_of(
     store: &dyn ObjectStore,
     tenant: TenantId,
     timeline: TimelineId,
-) -> Result<Vec<ObjectName>, InspectError> {
+) -> Result<Vec<NamedLayer>, InspectError> {
     let names = TimelineNames { tenant, timeline };
     let (_, _, manifest) = newest(store, names)?;
-    let layers = manifest
-        .layers
-        .iter()
-        .map(|layer| names.layer(&layer.file).ok_or_else(|| InspectError::NotFound { what: layer.file.clone() }));
+    let layers = manifest.layers.into_iter().map(|desc| match names.layer(&desc.file) {
+        Some(object) => Ok(NamedLayer { object, desc }),
+        None => Err(InspectError::NotFound { what: desc.file }),
+    });
     layers.collect()
 }
 
@@ -204,7 +212,8 @@ pub fn inspect_layer(
     object: &ObjectName,
     versions_max: usize,
 ) -> Result<LayerInfo, InspectError> {
-    let layer = layer_at(store, object)?;
+    let desc = described(object, describe(&**store, object))?;
+    let layer = whole_layer(store, object, desc);
     let versions_checked = layer.verify()?;
     let (mut versions, mut value_bytes) = (Vec::new(), 0);
     let mut cursor = layer.cursor(StoredKey::MIN)?;
@@ -232,21 +241,32 @@ pub fn inspect_layer(
     })
 }
 
-/// Reads and checks all that a layer file holds, once: how many versions that is.
-pub fn verify_layer(store: &Arc<dyn ObjectStore>, object: &ObjectName) -> Result<u64, InspectError> {
-    Ok(layer_at(store, object)?.verify()?)
+/// Reads and checks all that a layer file holds, once, and that it is the file which the manifest describes: how many versions that is.
+pub fn verify_layer(store: &Arc<dyn ObjectStore>, layer: &NamedLayer) -> Result<u64, InspectError> {
+    let NamedLayer { object, desc } = layer;
+    let bytes = described(object, store.head(object).map_err(LayerError::from))?.size_bytes;
+    if bytes != desc.bytes {
+        let expected = format!("{} bytes of file, as the manifest says, found {bytes}", desc.bytes);
+        let (file, keys) = (object.to_string(), desc.keys.to_string());
+        return Err(CorruptFile { file, offset: bytes.min(desc.bytes), expected, keys }.into());
+    }
+    Ok(whole_layer(store, object, desc.clone()).verify()?)
+}
+
+/// What was found of a file that may not be there.
+fn described<T>(object: &ObjectName, found: Result<T, LayerError>) -> Result<T, InspectError> {
+    found.map_err(|error| match error {
+        LayerError::Store(error) if error.kind() == ErrorKind::NotFound => {
+            InspectError::NotFound { what: object.to_string() }
+        }
+        error => error.into(),
+    })
 }
 
 /// A layer file that is read from begin to end: in pieces, as a request for each of its blocks takes long where the store is far away.
-fn layer_at(store: &Arc<dyn ObjectStore>, object: &ObjectName) -> Result<Arc<Layer>, InspectError> {
-    let store: Arc<dyn ObjectStore> = Arc::new(PieceStore::new(store.clone()));
-    let desc = match describe(&*store, object) {
-        Err(LayerError::Store(error)) if error.kind() == ErrorKind::NotFound => {
-            return Err(InspectError::NotFound { what: object.to_string() });
-        }
-        desc => desc?,
-    };
-    Ok(Layer::new(desc, object.clone(), store, Arc::new(ClockCache::new(CACHE_BYTES))))
+fn whole_layer(store: &Arc<dyn ObjectStore>, object: &ObjectName, desc: LayerDesc) -> Arc<Layer> {
+    let store = Arc::new(PieceStore::new(store.clone()));
+    Layer::new(desc, object.clone(), store, Arc::new(ClockCache::new(CACHE_BYTES)))
 }
 
 /// What files have of `key`, and what a read of it at `lsn` makes of that; without, at the last record that is stored.

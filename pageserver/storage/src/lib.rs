@@ -35,6 +35,8 @@
 //!   at a limit for as long as it takes (`debt.rs`, `put.rs`); unless compaction fails, which is told.
 //! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
 //!   no read of it or of its branches finds any (`cut.rs`, `tests/it/cut.rs`).
+//! - PS-11: what is retained begins at the end of a record that is known as long, so that a branch can be made exactly there
+//!   (`retention.rs`, `branch.rs`; `model_test.rs`).
 //!
 //! The engine knows keys, LSNs and values; it does not know WAL, relations (but for leaving blocks past a relation's end out of
 //! images), time (the caller turns a retention time into an LSN, and tells by what time leases end), or the network. Formats:
@@ -97,8 +99,8 @@ pub use error::{
 };
 pub use glance::Glance;
 pub use inspect::{
-    InspectError, LayerInfo, ManifestInfo, PageInfo, VersionInfo, find_timeline, inspect_layer, inspect_manifest,
-    inspect_manifest_object, inspect_page, layers_of, verify_layer,
+    InspectError, LayerInfo, ManifestInfo, NamedLayer, PageInfo, VersionInfo, find_timeline, inspect_layer,
+    inspect_manifest, inspect_manifest_object, inspect_page, layers_of, verify_layer,
 };
 pub use kept_state::{KeptStateHead, KeptStateId};
 pub use large_record::LargeRecord;

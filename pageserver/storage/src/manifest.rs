@@ -79,6 +79,10 @@ pub(crate) struct Manifest {
     pub(crate) last_record: RecordPosition,
     /// Reads and branches below this need a pin.
     pub(crate) retained_from: Lsn,
+    /// The record that ends there, as the file that has it may be given up. Absent where the timeline begins there or is retired, and
+    /// where an older version of the program gave up history at an LSN within a record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) retained_record: Option<RecordPosition>,
     pub(crate) layers: Vec<LayerDesc>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) leases: BTreeMap<String, Lease>,
@@ -87,6 +91,14 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// The record at whose end the timeline begins; nobody knows where that of a root starts.
+    pub(crate) fn beginning(&self) -> RecordPosition {
+        match self.ancestor {
+            Some(ancestor) => RecordPosition { end: ancestor.point.lsn, start: ancestor.point.prev_lsn },
+            None => RecordPosition { end: self.facts.start_lsn, start: Lsn::INVALID },
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         FILE.encode(self)
     }
@@ -120,6 +132,7 @@ pub(crate) fn sample(layers: Vec<LayerDesc>) -> Manifest {
         deleted: false,
         last_record: RecordPosition { end: lsn, start: Lsn::new(0x0100_0000) },
         retained_from: lsn,
+        retained_record: None,
         layers,
         leases: BTreeMap::new(),
         metadata: BTreeMap::new(),
@@ -134,7 +147,8 @@ mod tests {
 
     #[test]
     fn manifests_round_trip_and_reject_every_flipped_byte() {
-        let manifest = sample(Vec::new());
+        let mut manifest = sample(Vec::new());
+        manifest.retained_record = Some(manifest.last_record);
         let bytes = manifest.encode();
         assert_eq!(Manifest::decode(&bytes), Ok(manifest));
         for at in (0..bytes.len()).filter(|at| ![6, 7].contains(at)) {

@@ -99,6 +99,14 @@ impl World {
         *ids.choose(&mut self.rng).unwrap()
     }
 
+    /// The timeline that has `at` in the history of this one.
+    fn owner(&self, mut id: u8, at: u64) -> u8 {
+        while let Some((parent, _)) = self.models[&id].ancestor.filter(|(_, from)| at < *from) {
+            id = parent;
+        }
+        id
+    }
+
     /// Where timelines hang on this one.
     fn pins(&self, id: u8) -> Vec<u64> {
         let ancestors = self.models.values().filter_map(|model| model.ancestor);
@@ -187,9 +195,22 @@ impl World {
         assert_eq!(found, expect, "timeline {id} changed in ({from:#x}, {to:#x}]");
     }
 
+    /// What is retained can be read and branched from exactly where it begins.
+    fn check_oldest(&self, id: u8) {
+        let timeline = self.timeline(id);
+        let oldest = timeline.oldest_record().unwrap().end;
+        assert_eq!(oldest, timeline.retained_from(), "timeline {id}");
+        let (owner, point) = timeline.branch_point(Some(oldest)).unwrap();
+        assert_eq!((owner, point.lsn), (timeline.id(), oldest));
+        for number in 0..BLOCKS {
+            self.check_content(id, number, oldest.get());
+        }
+    }
+
     fn check_some(&mut self) {
         for _ in 0..6 {
             let id = self.any();
+            self.check_oldest(id);
             let upto = self.retained_lsn(id);
             let number = self.rng.random_range(0..BLOCKS);
             self.check_content(id, number, upto);
@@ -249,7 +270,11 @@ impl World {
                 self.models.insert(id, Model::new(Some((owner, start)), start));
                 self.next_id += 1;
             }
-            Err(TimelineError::Retired { .. }) => assert!(at.is_some() && !is_held),
+            Err(TimelineError::Retired { .. }) => {
+                let at = at.expect("the newest record is retained");
+                let owner = self.timeline(self.owner(of, at));
+                assert!(!is_held && lsn(at) < owner.retained_from(), "{at:#x} of timeline {of}");
+            }
             Err(error) => panic!("{error:?}"),
         }
     }

@@ -61,6 +61,13 @@ impl Timeline {
         Ok(content.map(|content| content.bytes).filter(|bytes| !bytes.is_empty()))
     }
 
+    /// The LSN at which `key` was given what it holds at `lsn`, on this timeline or on those that it hangs on; `None` if it was never given
+    /// anything.
+    pub fn given_at(&self, key: &Key, lsn: Lsn) -> Result<Option<Lsn>, ReadError> {
+        let content = self.read_at(lsn, || self.content(key, &StoredKey::from(key), lsn))?;
+        Ok(content.map(|content| content.version))
+    }
+
     /// What the content of `key` at `lsn` costs without any cache, on this timeline and those that it hangs on.
     pub fn read_cost(&self, key: &Key, lsn: Lsn) -> Result<ReadCost, ReadError> {
         self.read_at(lsn, || {
@@ -195,7 +202,7 @@ impl Timeline {
         Ok(found)
     }
 
-    fn explained(&self, error: ReadError) -> ReadError {
+    pub(crate) fn explained(&self, error: ReadError) -> ReadError {
         match error {
             ReadError::Corrupt(file) => match self.why_corrupt(file) {
                 CommitError::Fenced { timeline, generation } => ReadError::Fenced { timeline, generation },

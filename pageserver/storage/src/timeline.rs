@@ -45,7 +45,11 @@ pub struct Timeline {
     /// What of the manifest others than its writers look at: its lock is held while it is written.
     pub(crate) durable_record: RwLock<RecordPosition>,
     pub(crate) metadata: RwLock<Arc<BTreeMap<String, serde_json::Value>>>,
+    /// The record at whose end it begins.
+    pub(crate) begins: RecordPosition,
     pub(crate) retained_from: AtomicU64,
+    /// The record that ends there. `None`: it is retired, or an older version of the program gave up history within a record.
+    pub(crate) retained_record: RwLock<Option<RecordPosition>>,
     /// Archived WAL is gone before the segment with this number, as far as is known.
     pub(crate) wal_kept_from: AtomicU64,
     pub(crate) leases: RwLock<Arc<BTreeMap<String, Lease>>>,
@@ -121,7 +125,8 @@ impl Timeline {
         let last = manifest.last_record;
         let open = Arc::new(MemLayer::new(last.end, shared.memory.clone()));
         let import = manifest.importing.then(|| Import::new(shared, names));
-        let begins = manifest.ancestor.map_or(manifest.facts.start_lsn, |ancestor| ancestor.point.lsn);
+        let begins = manifest.beginning();
+        let retained_record = manifest.retained_record.or((manifest.retained_from == begins.end).then_some(begins));
         Ok(Arc::new_cyclic(|this| Timeline {
             this: this.clone(),
             shared: shared.clone(),
@@ -137,9 +142,11 @@ impl Timeline {
             durable: AtomicU64::new(last.end.get()),
             durable_record: RwLock::new(last),
             metadata: RwLock::new(Arc::new(manifest.metadata.clone())),
+            begins,
             retained_from: AtomicU64::new(manifest.retained_from.get()),
+            retained_record: RwLock::new(retained_record),
             // Nothing of it is older than itself.
-            wal_kept_from: AtomicU64::new(begins.segment_number(manifest.facts.wal_segment_size)),
+            wal_kept_from: AtomicU64::new(begins.end.segment_number(manifest.facts.wal_segment_size)),
             leases: RwLock::new(Arc::new(manifest.leases.clone())),
             importing: AtomicBool::new(manifest.importing),
             import: Mutex::new(import),
@@ -191,7 +198,7 @@ impl Timeline {
         *self.durable_record.read()
     }
 
-    /// The oldest LSN that can be read and branched from without a pin.
+    /// Reads and branches below this need a pin. Where branches can be made from, [`Timeline::oldest_record`] says.
     pub fn retained_from(&self) -> Lsn {
         Lsn::new(self.retained_from.load(Ordering::Acquire))
     }

@@ -310,7 +310,10 @@ impl Layer {
             return Err(self.corrupt(0, "a file with a trailer"));
         };
         let trailer = self.read_good(at..self.desc.bytes, |bytes| Trailer::decode(bytes))?;
-        if trailer.kind != self.desc.kind || trailer.entries != self.desc.entries || trailer.upto != self.desc.upto {
+        let LayerDesc { kind, keys, after, upto, entries, .. } = self.desc;
+        if (trailer.kind, trailer.keys, trailer.after, trailer.upto, trailer.entries)
+            != (kind, keys, after, upto, entries)
+        {
             return Err(self.corrupt(at, "the layer that the manifest describes"));
         }
         let index = self.block(trailer.index)?;

@@ -47,7 +47,7 @@ fn manifests_layers_and_pages_are_shown() {
     let layers = layers_of(&*store, TENANT, timeline_id(1)).unwrap();
     assert_eq!(layers.len(), 2);
     for layer in &layers {
-        let info = inspect_layer(&store, layer, 10).unwrap();
+        let info = inspect_layer(&store, &layer.object, 10).unwrap();
         let expect = if info.kind == "image" { (2, 2) } else { (1, 1) };
         assert_eq!((info.versions_checked, info.versions.len()), expect, "{info:?}");
     }
@@ -70,16 +70,37 @@ fn a_layer_is_verified_whole_with_one_request_for_its_bytes() {
     let far: Arc<dyn ObjectStore> = counted.clone();
     let layers = layers_of(&*store, TENANT, timeline_id(1)).unwrap();
     for layer in &layers {
-        let versions = inspect_layer(&store, layer, 0).unwrap().versions_checked;
+        let versions = inspect_layer(&store, &layer.object, 0).unwrap().versions_checked;
         assert_eq!(verify_layer(&far, layer).unwrap(), versions);
     }
     assert_eq!(counted.stats(Operation::GetPart).calls, layers.len() as u64);
-    let file = path.join(layers[0].as_str());
+    let file = path.join(layers[0].object.as_str());
     let mut bytes = fs::read(&file).unwrap();
     // In the first group's checksum.
     bytes[9] ^= 0x40;
     fs::write(&file, bytes).unwrap();
     assert!(matches!(verify_layer(&far, &layers[0]), Err(InspectError::Corrupt(_))));
+}
+
+#[test]
+fn a_whole_layer_in_the_place_of_another_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, store) = prepare(folder.path());
+    let root = layers_of(&*store, TENANT, timeline_id(1)).unwrap();
+    let branch = layers_of(&*store, TENANT, timeline_id(2)).unwrap();
+    let (first, second, third) = (&root[0], &root[1], &branch[0]);
+    for (named, other) in [(first, second), (second, first), (second, third), (third, first)] {
+        let file = path.join(named.object.as_str());
+        let own = fs::read(&file).unwrap();
+        fs::copy(path.join(other.object.as_str()), &file).unwrap();
+        assert!(inspect_layer(&store, &named.object, 0).is_ok(), "by itself it is whole");
+        match verify_layer(&store, named) {
+            Err(InspectError::Corrupt(corrupt)) => assert!(corrupt.expected.contains("manifest"), "{corrupt}"),
+            other => panic!("{other:?}"),
+        }
+        fs::write(&file, own).unwrap();
+        assert!(verify_layer(&store, named).is_ok());
+    }
 }
 
 #[test]
@@ -90,7 +111,8 @@ fn damage_is_said_with_file_offset_and_keys() {
         Err(InspectError::Corrupt(corrupt)) => corrupt,
         other => panic!("{other:?}"),
     };
-    for layer in layers_of(&*store, TENANT, timeline_id(1)).unwrap() {
+    for named in layers_of(&*store, TENANT, timeline_id(1)).unwrap() {
+        let layer = named.object.clone();
         let file = path.join(layer.as_str());
         let whole = fs::read(&file).unwrap();
         for at in [0, whole.len() / 2, whole.len() - 1] {
@@ -109,7 +131,9 @@ fn damage_is_said_with_file_offset_and_keys() {
         assert!(damaged(&layer).to_string().contains("corrupt at offset"));
         fs::remove_file(&file).unwrap();
         assert!(matches!(inspect_layer(&store, &layer, 0), Err(InspectError::NotFound { .. })));
+        assert!(matches!(verify_layer(&store, &named), Err(InspectError::NotFound { .. })));
         fs::write(&file, &whole).unwrap();
+        assert!(verify_layer(&store, &named).is_ok());
     }
     let manifests = list_all(&*store, "timelines/", false).unwrap().objects;
     let manifest = manifests.iter().find(|object| object.name.as_str().contains("/manifest/")).unwrap();

@@ -108,10 +108,14 @@ fn archived_wal_goes_with_the_history_that_it_belongs_to() {
         store.put(&object, b"wal").unwrap();
     }
     let in_segment = |number: u64| number * size.bytes() + 0x100;
-    root.put(vec![(block(0), lsn(in_segment(6)), image("a"))], at(in_segment(6))).unwrap();
+    for end in [in_segment(3), 5 * size.bytes() - 8, 5 * size.bytes(), in_segment(6)] {
+        root.put(vec![(block(0), lsn(end), image("a"))], at(end)).unwrap();
+    }
     root.flush().unwrap();
     root.collect_garbage(lsn(in_segment(3))).unwrap();
     assert_eq!(there(1), archived(1, 3..7), "the segment with the horizon is kept");
+    root.collect_garbage(lsn(in_segment(4))).unwrap();
+    assert_eq!(there(1), archived(1, 3..7), "so is that with the record before the horizon");
     // Up to a segment's very end it is needed.
     root.collect_garbage(lsn(5 * size.bytes() - 8)).unwrap();
     assert_eq!(there(1), archived(1, 4..7));
