@@ -65,9 +65,13 @@ impl From<StorageError> for ErrorInfo {
             StorageErrorKind::Timeout => (ApiErrorCode::Timeout, Some("the same command again goes on waiting")),
             StorageErrorKind::Unavailable => (
                 ApiErrorCode::StorageUnavailable,
-                Some("nothing was changed: give the command again when that is mended; the server's log may say more"),
+                Some(
+                    "nothing was changed: give the command again when that is mended; ardent status and the server's log may say more",
+                ),
             ),
-            StorageErrorKind::Failed => (ApiErrorCode::Internal, Some("the server's log says more")),
+            StorageErrorKind::Failed => {
+                (ApiErrorCode::Internal, Some("ardent status and the server's log may say more"))
+            }
         };
         let info = ErrorInfo::new(code, error.message);
         match hint {
@@ -371,6 +375,8 @@ pub struct LogicalStatus {
     pub schema_changes: Vec<String>,
     /// Why production's schema cannot be looked at, where that has failed for a while.
     pub look_error: Option<String>,
+    /// How old what is said of production's schema is, if that is more than a few seconds.
+    pub look_age: Option<Duration>,
     /// Transactions of production's that have to end before it goes on.
     pub waits_for: Vec<String>,
 }

@@ -198,6 +198,7 @@ impl Control {
             new_tables: status.new_tables,
             not_followed: status.not_followed,
             schema_changes: status.schema_changes.iter().map(|change| for_connector(change, &row.name)).collect(),
+            look_age_s: status.look_age.map(|age| age.as_secs()),
         })
     }
 

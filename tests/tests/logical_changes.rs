@@ -1,7 +1,7 @@
 //! What becomes of DDL on a production that is followed in logical mode, as `docs/logical.md` has it.
 
 use ardent_test_pg::TestPg;
-use ardent_tests::{House, managed, managed_url, sql, try_sql, wait_until};
+use ardent_tests::{House, managed, managed_url, side_by_side, sql, try_sql, wait_until};
 use serde_json::Value;
 
 /// Runs statements on production as its application does.
@@ -16,6 +16,23 @@ fn logical(house: &House) -> Value {
 /// Waits until following has stopped; why.
 fn problem(house: &House) -> String {
     wait_until("it stops", 60, || house.json(&["connector", "status", "shop"])["problem"].as_str().map(str::to_owned))
+}
+
+fn schema_changes(house: &House) -> Vec<String> {
+    let changes = logical(house)["schema_changes"].clone();
+    changes.as_array().expect("a list").iter().filter_map(|change| change.as_str().map(str::to_owned)).collect()
+}
+
+/// Waits until it is said that columns of so many tables are other ones by now; that, and the statements that mend it.
+fn replaced(house: &House, tables: usize) -> (Vec<String>, String) {
+    const BEFORE: &str = "do the same here (";
+    let told = wait_until("it is said", 60, || {
+        let told = schema_changes(house).into_iter().filter(|change| change.contains(BEFORE));
+        Some(told.collect::<Vec<String>>()).filter(|told| told.len() == tables)
+    });
+    let statements = told.iter().filter_map(|change| change.split_once(BEFORE)?.1.strip_suffix(')'));
+    let statements = statements.collect::<Vec<&str>>().join("; ");
+    (told, statements)
 }
 
 fn resume(house: &House, statements: &str) {
@@ -33,6 +50,7 @@ const SHOP: &str = "
     create table parts (at int primary key) partition by range (at);
     create table parts_1 partition of parts for values from (0) to (10);
     create index old_index on plain (n);
+    create view seen as select id from plain; create sequence few maxvalue 1000; select nextval('few');
     insert into plain select n, n, 'sad' from generate_series(1, 10) n;
     insert into dropped values (1); insert into renamed values (1, 'a'); insert into recolumned values (1, 10);
     insert into retyped values (1, 10); insert into widened values (1); insert into parts values (1);
@@ -127,14 +145,50 @@ fn what_is_not_sent_is_named_when_asked_with_what_to_do() {
         (house.ardent(&["connector", "status", "shop", "--exit-code"]).code == 0).then_some(())
     });
     assert_eq!(logical(&house)["tables"], 8, "the dropped one is followed no more");
+
+    // What changes alone is seen, and a sequence that ends earlier here stops nothing.
+    as_app(
+        &production,
+        "alter sequence few maxvalue 100000; select setval('few', 50000); insert into plain values (13, 13, 'happy')",
+    );
+    wait_until("the sequence is said", 60, || {
+        schema_changes(&house).iter().any(|change| change.starts_with("ALTER SEQUENCE public.few ")).then_some(())
+    });
+    let finished = house.ardent(&["--json", "connector", "verify", "shop"]);
+    assert_eq!(finished.code, 3, "{finished:?}");
+    let verified: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+    assert_eq!(verified["sequences_behind"], serde_json::json!(["public.few"]), "{verified}");
+    as_app(&production, "create or replace view seen as select id from plain where n > 0");
+    let changes = wait_until("the view is said", 60, || {
+        Some(schema_changes(&house)).filter(|changes| changes.iter().any(|change| change.contains("VIEW public.seen")))
+    });
+    assert_eq!(changes.len(), 2, "{changes:#?}");
+    resume(&house, &changes.join(";\n"));
+    house.assert_equal_to_production();
+    assert_eq!(sql(&house.branch("widened", "shop"), "select nextval('few') > 50000"), "t");
 }
 
-#[test]
-fn new_tables_come_by_themselves_where_that_is_wanted() {
+/// A production with a table, and a house that follows it and is to take over new ones by itself.
+fn taking_over() -> (TestPg, House) {
     let production = managed("shop");
     as_app(&production, "create table first (id int primary key)");
     let house = House::start();
     house.connect_logical(&production, &["--new-tables", "add"]);
+    (production, house)
+}
+
+#[test]
+fn new_tables_come_by_themselves_where_that_is_wanted() {
+    // Each waits until a table has been there for long enough.
+    side_by_side(&[
+        ("one that can come", one_that_can_come_does_with_nobody_asking),
+        ("one that cannot come yet", one_that_cannot_come_is_said_with_why_and_comes_once_it_can),
+        ("one that needs what is not here", what_one_needs_that_is_not_here_stops_nothing_and_is_said),
+    ]);
+}
+
+fn one_that_can_come_does_with_nobody_asking() {
+    let (production, house) = taking_over();
     as_app(
         &production,
         "create table second (id int primary key, first_id int references first); insert into second values (1);
@@ -150,15 +204,24 @@ fn new_tables_come_by_themselves_where_that_is_wanted() {
     let branch = house.branch("dev", "shop");
     assert_eq!(sql(&branch, "select count(*) from second"), "2");
     assert!(try_sql(&branch, "insert into second values (3, 1)").unwrap_err().contains("foreign key"));
-    // One that cannot come is said with why, and comes once it can.
+}
+
+fn one_that_cannot_come_is_said_with_why_and_comes_once_it_can() {
+    let (production, house) = taking_over();
+    as_app(&production, "create table keyless (a int); insert into keyless values (1)");
     let warned = wait_until("it is said", 60, || {
         let said = house.ardent(&["connector", "status", "shop"]).stderr;
         said.contains("public.keyless").then_some(said)
     });
     assert!(warned.contains("replica identity"), "{warned}");
     as_app(&production, "alter table keyless replica identity full");
-    wait_until("it is taken over", 60, || (logical(&house)["tables"] == 3).then_some(()));
-    // What one needs that is not here stops nothing, and is said.
+    wait_until("it is taken over", 60, || (logical(&house)["tables"] == 2).then_some(()));
+    let verified = house.assert_equal_to_production();
+    assert_eq!(verified["not_followed"], serde_json::json!([]), "{verified}");
+}
+
+fn what_one_needs_that_is_not_here_stops_nothing_and_is_said() {
+    let (production, house) = taking_over();
     as_app(
         &production,
         "create type kind as enum ('a'); create table third (id int primary key, k kind); insert into third values (1, 'a')",
@@ -171,7 +234,7 @@ fn new_tables_come_by_themselves_where_that_is_wanted() {
     as_app(&production, "insert into first values (7)");
     assert_eq!(sql(&house.branch("later", "shop"), "select id from first"), "7");
     resume(&house, "create type kind as enum ('a')");
-    wait_until("it is taken over", 120, || (logical(&house)["tables"] == 4).then_some(()));
+    wait_until("it is taken over", 120, || (logical(&house)["tables"] == 2).then_some(()));
     house.assert_equal_to_production();
 }
 
@@ -180,15 +243,21 @@ fn emptied_tables_and_those_that_are_made_anew_are_followed() {
     let production = managed("shop");
     as_app(
         &production,
-        "create table a (id int primary key); create table b (id int primary key, a_id int references a);
+        "create table a (id int primary key); create table b (id int primary key, a_id int references a, tags text[]);
          create table parts (id int, a_id int references a, primary key (id)) partition by range (id);
          create table parts_1 partition of parts for values from (0) to (10);
          create table keyless (a_id int references a); create table t1 (id int primary key); create table t2 (id int primary key);
-         insert into a select generate_series(1, 5); insert into b select n, n from generate_series(1, 5) n;
+         insert into a select generate_series(1, 5); insert into b select n, n, array['x', null] from generate_series(1, 5) n;
          insert into parts values (1, 1); insert into t1 values (1); insert into t2 values (2)",
     );
+    // Its sessions read and write otherwise than ours, on both sides; those of its superuser may write here.
+    production.sql("alter database shop set array_nulls = off");
+    production.sql("alter database shop set default_transaction_read_only = on");
+    production.sql(&format!("alter role {} set default_transaction_read_only = off", production.superuser()));
     let house = House::start();
     house.connect_logical(&production, &["--keyless", "empty"]);
+    as_app(&production, "insert into b values (7, 5, array[null, 'null'])");
+    house.assert_equal_to_production();
     // Emptied with all that hangs on it: followed, partitioned, and not followed at all.
     as_app(&production, "truncate a cascade; insert into a values (6); insert into b values (6, 6)");
     house.assert_equal_to_production();
@@ -364,6 +433,27 @@ fn columns_that_look_as_before_and_are_not_stop() {
     let seen = "select (select sum(n) from anew), (select string_agg(n || ' ' || m, ',' order by id) from swapped)";
     assert_eq!(sql(&branch, seen), sql(&managed_url(&production, "shop"), seen));
 
+    // They are said before a change comes, and nothing that would only make both look alike.
+    as_app(
+        &production,
+        &format!("alter table anew drop column n; alter table anew add column n int default 6; {swap}"),
+    );
+    let (told, statements) = replaced(&house, 2);
+    assert!(told.iter().any(|told| told.contains("table public.anew: column n is another one by now")), "{told:#?}");
+    assert!(told.iter().any(|told| told.contains("table public.swapped: column ")), "{told:#?}");
+    assert!(!schema_changes(&house).iter().any(|change| change.starts_with("ALTER TABLE")), "{told:#?}");
+    let verified = house.ardent(&["connector", "verify", "shop"]);
+    assert_eq!(verified.code, 3, "{verified:?}");
+    for words in ["columns of public.anew differ: column n is another one", "columns of public.swapped differ: column "]
+    {
+        assert!(verified.stdout.contains(words), "{words}: {verified:?}");
+    }
+    resume(&house, &statements);
+    house.assert_equal_to_production();
+    wait_until("it is said no more", 60, || {
+        (!schema_changes(&house).iter().any(|change| change.contains("do the same here"))).then_some(())
+    });
+
     // What came before such a change while nobody followed is of the table as it was, and is there when it stops.
     house.stop();
     for statement in
@@ -455,6 +545,28 @@ fn columns_of_a_partitioned_table_change_in_all_partitions() {
     resume(&house, "alter table parts rename to pieces");
     house.assert_equal_to_production();
     assert_eq!(sql(&house.branch("renamed", "shop"), "select sum(size) from pieces"), "1");
+
+    // Names that change hands are said once for all partitions, without a change.
+    as_app(
+        &production,
+        "alter table pieces rename final to x; alter table pieces rename size to final; alter table pieces rename x to size",
+    );
+    let (told, statements) = replaced(&house, 1);
+    assert!(told[0].contains("table public.pieces (seen in its partition"), "{told:?}");
+    assert!(statements.contains(r#"alter table "public"."pieces" rename column "#), "{told:?}");
+    resume(&house, &statements);
+    as_app(&production, "update pieces set final = 3 where id = 5");
+    house.assert_equal_to_production();
+
+    // What was taken out is named where that was done.
+    as_app(
+        &production,
+        "alter table pieces detach partition parts_2; alter table pieces add column late int; insert into pieces values (6, 'k', 2, 1, 1)",
+    );
+    let why = problem(&house);
+    assert!(why.contains(r#"(alter table "public"."pieces" detach partition "public"."parts_2")"#), "{why}");
+    resume(&house, r#"alter table "public"."pieces" detach partition "public"."parts_2""#);
+    house.assert_equal_to_production();
 }
 
 #[test]

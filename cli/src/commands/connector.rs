@@ -21,7 +21,7 @@ use crate::args::{
 use crate::config::{ProjectFile, default_connector};
 use crate::duration::bytes_text;
 use crate::failure::Failure;
-use crate::output::{Output, pairs, table};
+use crate::output::{Output, pairs, say, table};
 
 /// Without a terminal, progress is one line this often.
 const PLAIN_PROGRESS_PERIOD: Duration = Duration::from_secs(10);
@@ -159,7 +159,7 @@ impl Progress {
             let line = format!("production gives a snapshot when this has ended: {what}");
             match &self.bar {
                 Some(bar) => bar.println(line),
-                None if self.plain => eprintln!("{line}"),
+                None if self.plain => say(&line),
                 None => {}
             }
         }
@@ -185,8 +185,8 @@ impl Progress {
             let rate = done.saturating_mul(1000).checked_div(elapsed_ms).unwrap_or(0);
             match (done, total) {
                 // Nothing that is counted in bytes, or nothing known yet.
-                (0, 0) => eprintln!("{name}"),
-                _ => eprintln!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate)),
+                (0, 0) => say(&name),
+                _ => say(&format!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate))),
             }
             self.last = Some((Instant::now(), phase.to_owned(), is_counted));
         }
@@ -261,6 +261,8 @@ fn connector_lines(connector: &ConnectorInfo) -> Vec<(&'static str, String)> {
         let not_followed = logical.not_followed.iter().map(|skipped| format!("{}: {}", skipped.table, skipped.why));
         lines.extend(not_followed.map(|text| ("not followed", text)));
         lines.extend(logical.schema_changes.iter().map(|change| ("changed", change.clone())));
+        let seen = |age_s| ("schema seen", format!("{age_s} s ago"));
+        lines.extend(logical.look_age_s.map(seen));
     }
     lines
 }

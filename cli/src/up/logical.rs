@@ -150,6 +150,7 @@ impl LogicalRuntime for LogicalConnectors {
             tables: status.tables as u64,
             applied_lsn: Some(status.applied_lsn).filter(|lsn| *lsn > Lsn::INVALID),
             lag: status.lag(),
+            look_age: status.look_age(),
             left_out: status.left_out,
             new_tables: status.new_tables,
             adding_error: status.adding_error,

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 
 use ardent_pgoutput::Relation;
 use ardent_types::sql::{qualified, quoted};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
 use crate::logical::error::{LogicalError, root, source};
+use crate::logical::partitions::TableName;
 use crate::logical::relation::{RootColumn, is_on_root, root_columns};
 use crate::logical::same_columns::{SameColumns, SourceNumbers};
 use crate::logical::state::TableState;
@@ -35,6 +36,11 @@ const PARENTS: &str = "
     from pg_catalog.pg_class c left join pg_catalog.pg_class p on p.oid = pg_catalog.pg_partition_root(c.oid)
         left join pg_catalog.pg_namespace n on n.oid = p.relnamespace
     where c.oid = any ($1)";
+/// A partition, followed by the tables that it is below, the topmost last; nothing if it is none. `TABLE`: which.
+const UP_FROM: &str = "
+    select n.nspname::text, c.relname::text from pg_catalog.pg_partition_ancestors(TABLE) with ordinality a(relid, place)
+        join pg_catalog.pg_class c on c.oid = a.relid join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+    order by a.place";
 /// Whether there is a partitioned table of this schema and name.
 const PARTITIONED: &str = "
     select exists (select 1 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -135,7 +141,17 @@ impl Altered {
         }
         let oid = match same_parent((&schema, &name), first_oid, &parents, tables) {
             Ok(oid) => oid,
-            Err(why) => return Ok(Err(why)),
+            Err(Unlike::Dropped) => {
+                return Ok(Err(format!(
+                    "it is a partition of table {schema}.{name} here, and was dropped on production since"
+                )));
+            }
+            Err(Unlike::Elsewhere(oid)) => {
+                let table = &tables[&oid];
+                let here = up_from_here(client, table).await?;
+                let there = up_from_there(production, oid).await?;
+                return Ok(Err(detached((&schema, &name), &table.full_name(), &here, &there)));
+            }
         };
         let mut followed = vec![first];
         let is_other = |&(oid, _): &(&u32, &TableState)| *oid != first_oid && parents.contains_key(oid);
@@ -150,6 +166,11 @@ impl Altered {
             });
         }
         Ok(Ok(Altered { schema, name, oid, is_partitioned: true, followed }))
+    }
+
+    /// Its name on the root.
+    pub fn table(&self) -> TableName {
+        TableName { schema: self.schema.clone(), name: self.name.clone() }
     }
 
     /// A table that is no partition.
@@ -217,6 +238,15 @@ fn inherits(others: &[String]) -> String {
     )
 }
 
+/// Why tables that are below one partitioned table here are not on production.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unlike {
+    /// This one is below another one there, or below none.
+    Elsewhere(u32),
+    /// The one that a change has come of is not there.
+    Dropped,
+}
+
 /// The OID of production's partitioned table of this name, if all of these tables are its partitions there as they are here; else why not.
 /// A column of the one here would be one of all of them.
 fn same_parent(
@@ -224,26 +254,51 @@ fn same_parent(
     first: u32,
     parents: &HashMap<u32, Parent>,
     tables: &HashMap<u32, TableState>,
-) -> Result<u32, String> {
+) -> Result<u32, Unlike> {
     let is_same = |parent: &Parent| {
         parent.as_ref().is_some_and(|(_, of, called)| (of.as_str(), called.as_str()) == (schema, name))
     };
-    let mut others: Vec<u32> = parents.iter().filter(|&(_, parent)| !is_same(parent)).map(|(oid, _)| *oid).collect();
-    others.sort_unstable();
-    let full_name = |oid: &u32| tables.get(oid).map(|table| (table, format!("{}.{}", table.schema, table.name)));
-    if let Some((table, part)) = others.iter().find_map(full_name) {
-        return Err(format!(
-            "columns of the partitioned table {schema}.{name} are not what they were, and table {part} is a partition of it here, but not on \
-             production: take it out here first, where that is what production did (alter table {} detach partition {}; it may be deeper \
-             down)",
-            qualified(schema, name),
-            qualified(&table.schema, &table.name)
-        ));
+    let others = parents.iter().filter(|&(oid, parent)| !is_same(parent) && tables.contains_key(oid));
+    if let Some(oid) = others.map(|(oid, _)| *oid).min() {
+        return Err(Unlike::Elsewhere(oid));
     }
     match parents.get(&first) {
         Some(Some((oid, ..))) => Ok(*oid),
-        _ => Err(format!("it is a partition of table {schema}.{name} here, and was dropped on production since")),
+        _ => Err(Unlike::Dropped),
     }
+}
+
+async fn up_from_here(client: &Client, table: &TableState) -> Result<Vec<TableName>, LogicalError> {
+    let sql = UP_FROM.replace("TABLE", "pg_catalog.to_regclass($1)");
+    let rows = client.query(&sql, &[&qualified(&table.schema, &table.name)]).await;
+    let rows = rows.map_err(root(format!("looking for what table {} is below", table.full_name())))?;
+    Ok(rows.iter().map(table_name).collect())
+}
+
+async fn up_from_there(production: &Client, oid: u32) -> Result<Vec<TableName>, LogicalError> {
+    let sql = UP_FROM.replace("TABLE", "$1::oid::pg_catalog.regclass");
+    let rows = production.query(&sql, &[&oid]).await.map_err(source("looking for what a table is below"))?;
+    Ok(rows.iter().map(table_name).collect())
+}
+
+fn table_name(row: &Row) -> TableName {
+    TableName { schema: row.get(0), name: row.get(1) }
+}
+
+/// What is said of a followed table that is below the partitioned one here, and not on production. `here`, `there`: it, and the tables that
+/// it is below, the topmost last. What was taken out on production may be a table above it.
+fn detached((schema, name): (&str, &str), part: &str, here: &[TableName], there: &[TableName]) -> String {
+    let taken_out = here.windows(2).enumerate().find_map(|(at, step)| match step {
+        [below, above] if there.get(at + 1) != Some(above) => Some((below, above)),
+        _ => None,
+    });
+    let statement = taken_out
+        .map(|(below, above)| format!(" (alter table {} detach partition {})", above.quoted(), below.quoted()));
+    format!(
+        "columns of the partitioned table {schema}.{name} are not what they were, and table {part} is below it here, but not on production: \
+         take out here first what was taken out there{}",
+        statement.unwrap_or_default()
+    )
 }
 
 #[cfg(test)]
@@ -268,11 +323,29 @@ mod tests {
         assert_eq!(check(&[(1, Some("p")), (2, Some("p"))]), Ok(9));
         assert_eq!(check(&[(1, Some("p"))]), Ok(9), "the other one is not there any more");
         for other in [None, Some("q")] {
-            let why = check(&[(1, Some("p")), (2, other)]).unwrap_err();
-            assert!(why.contains("table s.p ") && why.contains(r#"detach partition "s"."p_2""#), "{why}");
+            assert_eq!(check(&[(1, Some("p")), (2, other)]), Err(Unlike::Elsewhere(2)));
         }
-        assert!(check(&[(1, Some("renamed")), (2, Some("renamed"))]).is_err());
-        assert!(check(&[(2, Some("p"))]).unwrap_err().contains("dropped"));
+        assert_eq!(check(&[(1, Some("renamed")), (2, Some("renamed"))]), Err(Unlike::Elsewhere(1)));
+        assert_eq!(check(&[(2, Some("p"))]), Err(Unlike::Dropped));
+    }
+
+    #[test]
+    fn what_was_taken_out_is_named_where_that_was() {
+        let names = |names: &[&str]| {
+            let name = |name: &&str| TableName { schema: "s".into(), name: (*name).into() };
+            names.iter().map(name).collect::<Vec<TableName>>()
+        };
+        let here = names(&["p_2xa", "p_2x", "p_2", "p"]);
+        let check = |there: &[&str], statement: &str| {
+            let why = detached(("s", "p"), "s.p_2xa", &here, &names(there));
+            assert!(why.contains("table s.p ") && why.contains("table s.p_2xa is below it"), "{why}");
+            assert!(why.ends_with(statement), "{why}");
+        };
+        check(&[], r#"(alter table "s"."p_2x" detach partition "s"."p_2xa")"#);
+        check(&["p_2xa", "p_2x"], r#"(alter table "s"."p_2" detach partition "s"."p_2x")"#);
+        check(&["p_2xa", "p_2x", "p_2"], r#"(alter table "s"."p" detach partition "s"."p_2")"#);
+        check(&["p_2xa", "p_2x", "p_2", "q"], r#"(alter table "s"."p" detach partition "s"."p_2")"#);
+        assert!(detached(("s", "p"), "s.p_1", &[], &[]).ends_with("taken out there"));
     }
 
     #[test]

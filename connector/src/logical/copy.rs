@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
-use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, LogicalSlot, SlotLifetime};
+use ardent_pg_wire::{ConnectConfig, Connection, LogicalSlot, SlotLifetime};
 use ardent_types::sql::{literal, qualified};
 
 use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
@@ -19,7 +19,7 @@ use crate::logical::error::{LogicalError, reading, root, source};
 use crate::logical::relation::root_columns;
 use crate::logical::row_format::SourceColumns;
 use crate::logical::same_columns::{SameColumns, SourceNumbers};
-use crate::logical::session::{connect_root, connect_source, read_source};
+use crate::logical::session::{connect_root, connect_source, read_source, replicate_source};
 use crate::logical::state::{LogicalState, TableState};
 
 /// Tables that are copied at the same time.
@@ -38,7 +38,7 @@ impl Moment {
     /// Makes a slot, and keeps the snapshot of where it begins.
     pub async fn take(config: &LogicalConfig, slot: &str, lifetime: SlotLifetime) -> Result<Moment, LogicalError> {
         let connect = config.connector.connect_config()?;
-        let mut connection = Connection::connect(&connect, ConnectMode::Logical).await?;
+        let mut connection = replicate_source(&connect).await?;
         let slot = connection.create_logical_slot(slot, lifetime).await?;
         Ok(Moment { slot, _connection: connection })
     }

@@ -170,12 +170,9 @@ async fn added(
 ) -> Result<Result<Vec<String>, String>, LogicalError> {
     let column = &relation.columns[index];
     let name = &column.name;
-    let mut all_hold = Held::NoRows;
+    let mut all = Vec::new();
     for table in &altered.followed {
-        let found = SourceColumn::read(production, table.oid, name).await?;
-        let Some(found) = found else {
-            return Ok(Err(format!("column {name} was added, and is not there any more")));
-        };
+        let Some(found) = SourceColumn::read(production, table.oid, name).await? else { return Ok(Err(is_gone(name))) };
         if found.kind != ColumnType(column.type_oid, column.type_modifier) {
             return Ok(Err(format!("column {name} was added, and its type was changed since")));
         }
@@ -185,7 +182,44 @@ async fn added(
                  went that may have had its name"
             )));
         }
-        all_hold = match (all_hold, held(production, client, table, name, &found).await?) {
+        all.push(found);
+    }
+    add_to_all(production, client, name, altered, &all).await
+}
+
+/// The statements that add a column as production has it now, where no change came since it was made there; or why there are none.
+pub(crate) async fn as_it_is(
+    production: &Client,
+    client: &Client,
+    name: &str,
+    altered: &Altered,
+) -> Result<Result<Vec<String>, String>, LogicalError> {
+    let mut all = Vec::new();
+    for table in &altered.followed {
+        match SourceColumn::read(production, table.oid, name).await? {
+            Some(found) => all.push(found),
+            None => return Ok(Err(is_gone(name))),
+        }
+    }
+    add_to_all(production, client, name, altered, &all).await
+}
+
+fn is_gone(name: &str) -> String {
+    format!("column {name} was added, and is not there any more")
+}
+
+/// The statements that add a column with what rows hold in it, or why there are none. `all`: it, as the followed tables have it on
+/// production, in their order.
+async fn add_to_all(
+    production: &Client,
+    client: &Client,
+    name: &str,
+    altered: &Altered,
+    all: &[SourceColumn],
+) -> Result<Result<Vec<String>, String>, LogicalError> {
+    let mut all_hold = Held::NoRows;
+    for (table, found) in altered.followed.iter().zip(all) {
+        all_hold = match (all_hold, held(production, client, table, name, found).await?) {
             (Held::NoRows, held) | (held, Held::NoRows) => held,
             (one, other) if one == other => one,
             _ => {
@@ -197,9 +231,7 @@ async fn added(
         };
     }
     // A partitioned table has a default of its own.
-    let Some(found) = SourceColumn::read(production, altered.oid, name).await? else {
-        return Ok(Err(format!("column {name} was added, and is not there any more")));
-    };
+    let Some(found) = SourceColumn::read(production, altered.oid, name).await? else { return Ok(Err(is_gone(name))) };
     Ok(add(&altered.quoted(), name, &found, &all_hold))
 }
 

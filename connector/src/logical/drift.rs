@@ -11,6 +11,7 @@ use ardent_types::sql::{qualified, quoted};
 use crate::logical::altered::renaming;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::partitions::{Fate, Partitions, TableName};
+use crate::logical::replaced::ToldReplaced;
 use crate::logical::state::LogicalState;
 use crate::logical::tables::SourceTable;
 
@@ -28,16 +29,18 @@ pub(crate) async fn schema_differences(
 }
 
 /// The same for somebody who is to act on it while changes are still to come: names and columns, which follow by themselves or stop
-/// what follows, are told in words, and tables that are not followed are left out. `found`: production's tables.
+/// what follows, are told in words, and tables that are not followed are left out. `found`: production's tables. `replaced`: those with
+/// columns that are other ones by now, of which nothing else is told: it would be of the wrong columns.
 pub(crate) async fn changes(
     production: &Client,
     client: &Client,
     options: &LogicalOptions,
     found: &[SourceTable],
     state: &LogicalState,
+    replaced: &ToldReplaced,
 ) -> Result<Vec<String>, LogicalError> {
     let partitions = Partitions::read(production, client, state).await?;
-    Ok(tell(&differing(production, client, options).await?, found, state, &partitions))
+    Ok(tell(&differing(production, client, options).await?, found, state, &partitions, replaced))
 }
 
 async fn differing(
@@ -163,8 +166,14 @@ struct OtherColumns {
     gone: Vec<String>,
 }
 
-fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, partitions: &Partitions) -> Vec<String> {
-    let mut told = Vec::new();
+fn tell(
+    differing: &[Statement],
+    found: &[SourceTable],
+    state: &LogicalState,
+    partitions: &Partitions,
+    replaced: &ToldReplaced,
+) -> Vec<String> {
+    let mut told = replaced.told.clone();
     // What is said of these here, or elsewhere, is not said again.
     let mut spoken_for: Vec<&SourceTable> = Vec::new();
     let mut old_names: Vec<String> = Vec::new();
@@ -192,7 +201,12 @@ fn tell(differing: &[Statement], found: &[SourceTable], state: &LogicalState, pa
     let new_names = spoken_for.iter().map(|table| table.full_name());
     let other_names =
         gone.renamed.iter().map(TableName::full_name).chain(gone.names.iter().map(|name| (*name).to_owned()));
-    let names: Vec<String> = old_names.into_iter().chain(new_names).chain(other_names).collect();
+    let mut names: Vec<String> = old_names.into_iter().chain(new_names).chain(other_names).collect();
+    for table in &replaced.tables {
+        let full_name = table.full_name();
+        names.extend(partitions.below(&full_name).map(str::to_owned));
+        names.extend([full_name, ardent_schema_diff::qualified(&table.schema, &table.name)]);
+    }
     let is_owner = |statement: &Statement| {
         spoken_for.iter().any(|table| is_owner(statement, &table.schema, &table.name))
             || gone.renamed.iter().any(|table| is_owner(statement, &table.schema, &table.name))
@@ -400,14 +414,14 @@ mod tests {
             statement(Action::Drop, "table", "s.gone", "DROP TABLE s.gone"),
         ];
         let partitions = Partitions::default();
-        let told = tell(&differing, &found, &state, &partitions);
+        let told = tell(&differing, &found, &state, &partitions, &ToldReplaced::default());
         let left = [11, 12, 13, 14, 15, 16].map(|index: usize| differing[index].sql.clone());
         assert_eq!(told.len(), 2 + left.len(), "{told:#?}");
         assert!(told[0].contains("table s.old is called s.new now"), "{told:?}");
         assert!(told[1].contains("column a no more, and column b now"), "{told:?}");
         assert!(told[1].contains(r#"alter table "s"."t" rename column "a" to "b""#), "{told:?}");
         assert_eq!(told[2..], left);
-        let told = tell(&differing[8..10], &found, &state, &partitions);
+        let told = tell(&differing[8..10], &found, &state, &partitions, &ToldReplaced::default());
         assert!(told.iter().any(|text| text.contains("column b now: it is added here")), "{told:?}");
     }
 
@@ -450,16 +464,16 @@ mod tests {
             default("p_2a"),
             added("e", "ADD COLUMN r int"),
         ];
-        let told = tell(&differing, &[], &state, &partitions);
+        let told = tell(&differing, &[], &state, &partitions, &ToldReplaced::default());
         assert_eq!(told.len(), 2, "{told:#?}");
         assert!(told[0].contains("table s.p has column r now"), "{told:?}");
         assert_eq!(told[1], differing[6].sql, "no change of its partitions will come");
         // One that only a partition has: it is one here still, and no more on production.
-        let told = tell(&differing[2..4], &[], &state, &partitions);
+        let told = tell(&differing[2..4], &[], &state, &partitions, &ToldReplaced::default());
         assert!(told.len() == 1 && told[0].contains("table s.p_1 has column r now"), "{told:?}");
         // What would lose rows in all of them.
         let gone = statement(Action::Drop, "column", "q of table s.p", "ALTER TABLE s.p DROP COLUMN q");
-        let told = tell(&[gone, added("p", "ADD COLUMN r int")], &[], &state, &partitions);
+        let told = tell(&[gone, added("p", "ADD COLUMN r int")], &[], &state, &partitions, &ToldReplaced::default());
         assert!(told.len() == 1 && told[0].contains(r#"alter table "s"."p" rename column "q" to "r""#), "{told:?}");
     }
 
@@ -502,7 +516,7 @@ mod tests {
             let partitions = Partitions::of(pairs.clone().into_iter(), &state);
             let partitions =
                 partitions.with_production(production.iter().map(above).collect(), ["s.m".to_owned()].into());
-            let told = tell(differing, &[], &state, &partitions);
+            let told = tell(differing, &[], &state, &partitions, &ToldReplaced::default());
             assert_eq!(told.len(), expect.len(), "{told:#?}");
             assert!(told.iter().zip(expect).all(|(told, expect)| told.contains(expect)), "{told:#?}");
             let mut statements = told.iter().filter(|told| told.starts_with("DROP TABLE"));
@@ -518,6 +532,30 @@ mod tests {
         check(&gone, &[], &["partitioned table s.p is on production no more, nor are its partitions", alone]);
         check(&gone[..1], &[(2, &["p"])], &["table s.p_1 is on production no more"]);
         check(&gone[3..], &[(3, &[])], &["table s.alone is not in the schemas that were chosen on production now"]);
+    }
+
+    #[test]
+    fn nothing_hides_columns_that_are_other_ones() {
+        let replaced = ToldReplaced { told: vec!["column b was made anew".into()], tables: [table_name("t")].into() };
+        let differing = [
+            statement(
+                Action::Alter,
+                "default",
+                "b of column b of table s.t",
+                "ALTER TABLE s.t ALTER b SET DEFAULT 'nb'",
+            ),
+            statement(Action::Drop, "column", "c of table s.t", "ALTER TABLE s.t DROP COLUMN c"),
+            statement(Action::Create, "index", "j of table s.t", "CREATE INDEX j ON s.t (a)"),
+            statement(Action::Create, "index", "j of table s.u", "CREATE INDEX j ON s.u (a)"),
+        ];
+        let tell_of = |replaced: &ToldReplaced| {
+            let pairs = [[table_name("t"), table_name("p")]].into_iter();
+            let state = LogicalState::default();
+            tell(&differing, &[], &state, &Partitions::of(pairs, &state), replaced)
+        };
+        assert_eq!(tell_of(&replaced), ["column b was made anew", "CREATE INDEX j ON s.u (a)"]);
+        let above = ToldReplaced { tables: [table_name("p")].into(), ..replaced };
+        assert_eq!(tell_of(&above), ["column b was made anew", "CREATE INDEX j ON s.u (a)"]);
     }
 
     #[test]

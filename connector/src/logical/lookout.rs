@@ -20,6 +20,7 @@ use crate::logical::drift::changes;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::new_tables::{NewOnProduction, add_tables};
 use crate::logical::publication;
+use crate::logical::replaced::{Replaced, ToldReplaced};
 use crate::logical::rewrites::{self, Files};
 use crate::logical::run::{LogicalHandle, LogicalStatus};
 use crate::logical::same_columns::SourceNumbers;
@@ -44,32 +45,60 @@ const SNAPSHOT: &str = "begin isolation level repeatable read read only; select 
 
 /// One text for what is in the catalogs: another one when a definition has changed. What only moves a table's rows to another file
 /// (`TRUNCATE`, a refreshed view), and temporary tables, leave it as it is.
+///
+/// Of each catalog it has the number of rows and the sum of a hash of 64 bits of each: of what tells the row from others, and of the
+/// transaction that wrote it, which is another one for each change that is seen (and stays the same when the row is frozen or moved).
+/// Sums need no order, and those of different rows agree by chance alone, once in 2^64. Of `pg_class`, whose rows are written for much
+/// else, it is what definitions are of.
 const FINGERPRINT: &str = "
     with schemas as (
-        select oid, nspname, xmin::text::bigint as v from pg_catalog.pg_namespace
-        where nspname !~ '^pg_' and nspname <> 'information_schema'),
+        select oid from pg_catalog.pg_namespace where nspname !~ '^pg_' and nspname <> 'information_schema'),
     own as (
         select c.oid, pg_catalog.hashtextextended(pg_catalog.concat_ws(',', c.oid, c.relname, c.relnamespace, c.relkind, c.relpersistence,
-            c.relreplident, c.relispartition, c.relowner, c.relacl, c.reloptions, c.relrowsecurity, c.relforcerowsecurity,
-            pg_catalog.pg_get_expr(c.relpartbound, c.oid)), 0) as v
-        from pg_catalog.pg_class c join schemas s on s.oid = c.relnamespace),
+            c.relreplident, c.relispartition, c.relowner, c.relacl, c.reloptions, t.reloptions, c.relrowsecurity, c.relforcerowsecurity,
+            c.relam, c.reltablespace, c.reloftype, pg_catalog.pg_get_expr(c.relpartbound, c.oid)), 0) as hash
+        from pg_catalog.pg_class c left join pg_catalog.pg_class t on t.oid = c.reltoastrelid
+        where c.relnamespace in (select oid from schemas)),
+    written (part, oid, place, version) as (
+        select 1, oid, 0, xmin from pg_catalog.pg_namespace where oid in (select oid from schemas)
+        union all select 2, attrelid, attnum, xmin from pg_catalog.pg_attribute where attrelid in (select oid from own)
+        union all select 3, oid, 0, xmin from pg_catalog.pg_attrdef where adrelid in (select oid from own)
+        union all select 4, oid, 0, xmin from pg_catalog.pg_constraint where connamespace in (select oid from schemas)
+        union all select 5, indexrelid, 0, xmin from pg_catalog.pg_index where indrelid in (select oid from own)
+        union all select 6, oid, 0, xmin from pg_catalog.pg_trigger where tgrelid in (select oid from own)
+        union all select 7, oid, 0, xmin from pg_catalog.pg_rewrite where ev_class in (select oid from own)
+        union all select 8, seqrelid, 0, xmin from pg_catalog.pg_sequence where seqrelid in (select oid from own)
+        union all select 9, inhrelid, inhseqno, xmin from pg_catalog.pg_inherits where inhrelid in (select oid from own)
+        union all select 10, ftrelid, 0, xmin from pg_catalog.pg_foreign_table where ftrelid in (select oid from own)
+        union all select 11, oid, 0, xmin from pg_catalog.pg_type where typnamespace in (select oid from schemas)
+        union all select 12, oid, 0, xmin from pg_catalog.pg_enum
+        union all select 13, rngtypid, 0, xmin from pg_catalog.pg_range
+        union all select 14, oid, 0, xmin from pg_catalog.pg_proc where pronamespace in (select oid from schemas)
+        union all select 15, aggfnoid::oid, 0, xmin from pg_catalog.pg_aggregate
+        union all select 16, oid, 0, xmin from pg_catalog.pg_cast
+        union all select 17, oid, 0, xmin from pg_catalog.pg_operator where oprnamespace in (select oid from schemas)
+        union all select 18, oid, 0, xmin from pg_catalog.pg_opclass where opcnamespace in (select oid from schemas)
+        union all select 19, oid, 0, xmin from pg_catalog.pg_opfamily where opfnamespace in (select oid from schemas)
+        union all select 20, oid, 0, xmin from pg_catalog.pg_collation where collnamespace in (select oid from schemas)
+        union all select 21, oid, 0, xmin from pg_catalog.pg_statistic_ext where stxnamespace in (select oid from schemas)
+        union all select 22, oid, 0, xmin from pg_catalog.pg_ts_config where cfgnamespace in (select oid from schemas)
+        union all select 23, mapcfg, maptokentype * 256 + mapseqno, xmin from pg_catalog.pg_ts_config_map
+        union all select 24, oid, 0, xmin from pg_catalog.pg_ts_dict where dictnamespace in (select oid from schemas)
+        union all select 25, oid, 0, xmin from pg_catalog.pg_ts_parser where prsnamespace in (select oid from schemas)
+        union all select 26, oid, 0, xmin from pg_catalog.pg_ts_template where tmplnamespace in (select oid from schemas)
+        union all select 27, oid, 0, xmin from pg_catalog.pg_foreign_data_wrapper
+        union all select 28, oid, 0, xmin from pg_catalog.pg_foreign_server
+        union all select 29, oid, 0, xmin from pg_catalog.pg_policy
+        union all select 30, oid, 0, xmin from pg_catalog.pg_event_trigger
+        union all select 31, oid, 0, xmin from pg_catalog.pg_default_acl
+        union all select 32, oid, 0, xmin from pg_catalog.pg_extension
+        union all select 33, objoid, classoid::bigint * 4096 + objsubid, xmin from pg_catalog.pg_description),
     parts as (
-        select 1 as part, v from schemas
-        union all select 2, v from own
-        union all select 3, xmin::text::bigint from pg_catalog.pg_attribute where attrelid in (select oid from own)
-        union all select 4, xmin::text::bigint from pg_catalog.pg_attrdef where adrelid in (select oid from own)
-        union all select 5, xmin::text::bigint from pg_catalog.pg_constraint where connamespace in (select oid from schemas)
-        union all select 6, xmin::text::bigint from pg_catalog.pg_index where indrelid in (select oid from own)
-        union all select 7, xmin::text::bigint from pg_catalog.pg_trigger where tgrelid in (select oid from own)
-        union all select 8, xmin::text::bigint from pg_catalog.pg_type where typnamespace in (select oid from schemas)
-        union all select 9, xmin::text::bigint from pg_catalog.pg_enum
-        union all select 10, xmin::text::bigint from pg_catalog.pg_proc where pronamespace in (select oid from schemas)
-        union all select 11, xmin::text::bigint from pg_catalog.pg_policy
-        union all select 12, xmin::text::bigint from pg_catalog.pg_inherits where inhrelid in (select oid from own)
-        union all select 13, xmin::text::bigint from pg_catalog.pg_description
-        union all select 14, xmin::text::bigint from pg_catalog.pg_extension)
+        select 0 as part, hash from own
+        union all select part, pg_catalog.hashoidextended(oid, pg_catalog.hashint8extended(place::bigint, version::text::bigint))
+        from written)
     select pg_catalog.string_agg(t.text, ' ' order by t.part) from (
-        select part, pg_catalog.concat_ws('/', part, pg_catalog.count(*), pg_catalog.sum(v)) as text from parts group by part) t";
+        select part, pg_catalog.concat_ws('/', part, pg_catalog.count(*), pg_catalog.sum(hash)) as text from parts group by part) t";
 
 /// The catalogs as they were looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +112,7 @@ struct Looked {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Compared {
     Both,
-    /// The root has yet to have what production had.
+    /// The root has yet to have what production had: it is to be done again.
     Nothing,
 }
 
@@ -212,6 +241,11 @@ impl<'a> Lookout<'a> {
             self.ended = Some(Instant::now());
             match looked {
                 Ok(()) => {
+                    // Nobody waits to be told that nothing is new.
+                    self.status.send_if_modified(|status| {
+                        status.looked_at = Some(self.began);
+                        false
+                    });
                     self.tell_failure(None);
                     askers.into_iter().for_each(answer);
                     self.add().await;
@@ -284,25 +318,43 @@ impl<'a> Lookout<'a> {
         let at = self.branch.wake().await.map_err(LogicalError::Branch)?;
         let database = self.config.connector.connect_config()?.database().to_owned();
         let client = connect_root(&at, &database).await?;
-        // What is kept, the root, production, in this order: what comes meanwhile is told as what is still to come, and nothing that is
-        // there already as what production has no more.
+        let state = self.begin_snapshots(production, &client).await?;
+        let suspected = Replaced::find(production, &client, &state).await?;
+        end_snapshots(production, &client).await?;
+        // What was on its way then is here the second time.
+        if !suspected.is_empty() && !self.reach(production).await? {
+            return Ok(Compared::Nothing);
+        }
+        let state = self.begin_snapshots(production, &client).await?;
+        let compared = self.compare_in_snapshots(production, &client, &state, &suspected).await?;
+        end_snapshots(production, &client).await?;
+        Ok(compared)
+    }
+
+    /// What is kept, the root, production, in this order: what comes meanwhile is told as what is still to come, and nothing that is there
+    /// already as what production has no more.
+    async fn begin_snapshots(&self, production: &Client, client: &Client) -> Result<LogicalState, LogicalError> {
         let state = LogicalState::read(self.branch.as_ref())?;
         client.batch_execute(SNAPSHOT).await.map_err(root("beginning a snapshot"))?;
         production.batch_execute(SNAPSHOT).await.map_err(source("beginning a snapshot"))?;
-        let compared = self.compare_in_snapshots(production, &client, &state).await;
-        production.batch_execute("rollback").await.map_err(source("ending a snapshot"))?;
-        compared.map(|()| Compared::Both)
+        Ok(state)
     }
 
+    /// `suspected`: tables that had other columns at a moment that the root has reached.
     async fn compare_in_snapshots(
         &mut self,
         production: &Client,
         client: &Client,
         state: &LogicalState,
-    ) -> Result<(), LogicalError> {
+        suspected: &[Replaced],
+    ) -> Result<Compared, LogicalError> {
         let found = tables(production, &self.config.options).await?;
         let new = NewOnProduction::of(&found, state);
-        let changes = changes(production, client, &self.config.options, &found, state).await?;
+        let replaced = Replaced::find(production, client, state).await?;
+        let (replaced, unsure): (Vec<Replaced>, Vec<Replaced>) =
+            replaced.into_iter().partition(|table| table.was_found(suspected));
+        let replaced = ToldReplaced::of(&replaced, production, client, state).await?;
+        let changes = changes(production, client, &self.config.options, &found, state, &replaced).await?;
         self.changes = Some(changes);
         let told = self.told(state).unwrap_or_default();
         let new_tables: Vec<String> = new.can_be_added.iter().map(|table| table.full_name()).collect();
@@ -316,7 +368,7 @@ impl<'a> Lookout<'a> {
                 status.adding_error = None;
             }
         });
-        Ok(())
+        Ok(if unsure.is_empty() { Compared::Both } else { Compared::Nothing })
     }
 
     /// Waits until all that production has committed by now is on the root. Whether it is: how far it is behind is said elsewhere.
@@ -401,6 +453,11 @@ impl<'a> Lookout<'a> {
             }
         }
     }
+}
+
+async fn end_snapshots(production: &Client, client: &Client) -> Result<(), LogicalError> {
+    production.batch_execute("rollback").await.map_err(source("ending a snapshot"))?;
+    client.batch_execute("rollback").await.map_err(root("ending a snapshot"))
 }
 
 /// Whether a look that began so long ago tells how things are.

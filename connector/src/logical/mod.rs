@@ -41,6 +41,7 @@ mod preflight;
 pub(crate) mod program;
 mod publication;
 mod relation;
+mod replaced;
 mod rewrites;
 mod root_sessions;
 mod row_format;

@@ -118,6 +118,11 @@ impl Partitions {
         self.above.get(table).is_some_and(|all| all.iter().any(|name| name == above))
     }
 
+    /// Full names of the tables below one.
+    pub fn below<'a>(&'a self, above: &'a str) -> impl Iterator<Item = &'a str> {
+        self.above.keys().map(String::as_str).filter(move |table| self.is_below(table, above))
+    }
+
     /// The partitioned table of this full name, if followed ones are below it.
     pub fn followed(&self, table: &str) -> Option<&TableName> {
         self.followed.get(table)

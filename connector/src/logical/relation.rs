@@ -53,6 +53,13 @@ const COLUMNS: &str = "
     from pg_attribute a
     where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped
     order by a.attnum";
+/// The same of many tables, without what indexes say of them.
+const ALL_COLUMNS: &str = "
+    select a.attname::text, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod), a.attidentity = 'a', a.attgenerated <> '',
+        null::text, false, a.attrelid, a.attnum
+    from pg_attribute a
+    where a.attrelid = any ($1) and a.attnum > 0 and not a.attisdropped
+    order by a.attrelid, a.attnum";
 
 /// Whether the root has a relation of this name.
 pub(crate) async fn is_on_root(client: &Client, schema: &str, name: &str) -> Result<bool, LogicalError> {
@@ -64,7 +71,24 @@ pub(crate) async fn is_on_root(client: &Client, schema: &str, name: &str) -> Res
 pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> Result<Vec<RootColumn>, LogicalError> {
     let rows = client.query(COLUMNS, &[&qualified(schema, name)]).await;
     let rows = rows.map_err(root(format!("looking at table {schema}.{name}")))?;
-    let column = |row: &tokio_postgres::Row| RootColumn {
+    Ok(rows.iter().map(root_column).collect())
+}
+
+/// The columns of several tables of the root, by the tables' OIDs there, without what indexes say of them.
+pub(crate) async fn all_root_columns(
+    client: &Client,
+    oids: &[u32],
+) -> Result<HashMap<u32, Vec<RootColumn>>, LogicalError> {
+    let rows = client.query(ALL_COLUMNS, &[&oids]).await;
+    let mut columns: HashMap<u32, Vec<RootColumn>> = HashMap::new();
+    for column in rows.map_err(root("looking at its tables' columns"))?.iter().map(root_column) {
+        columns.entry(column.table_oid).or_default().push(column);
+    }
+    Ok(columns)
+}
+
+fn root_column(row: &tokio_postgres::Row) -> RootColumn {
+    RootColumn {
         table_oid: row.get(8),
         attnum: row.get(9),
         name: row.get(0),
@@ -75,8 +99,7 @@ pub(crate) async fn root_columns(client: &Client, schema: &str, name: &str) -> R
         is_generated: row.get(5),
         equals: row.get(6),
         is_primary: row.get(7),
-    };
-    Ok(rows.iter().map(column).collect())
+    }
 }
 
 /// The names of types whose OIDs are production's own.

@@ -22,10 +22,13 @@ const FILES: &str = "
             from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0), ''))
     from pg_catalog.pg_class c where c.oid = any ($1)";
 
-/// A table's `relfilenode`, and which versions the definitions of its columns are (a hash).
+/// A table's `relfilenode`, and which versions the definitions of its columns are (a hash). [`EMPTIED`]: the file is not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "KeptFile")]
 pub(crate) struct TableFile(u32, i32);
+
+/// In place of the file of a table whose `TRUNCATE` has come: it is in another one by now.
+const EMPTIED: u32 = 0;
 
 /// As it is kept; earlier versions kept a hash of the columns' types as well.
 #[derive(Deserialize)]
@@ -64,6 +67,14 @@ pub(crate) fn compare(state: &mut LogicalState, before: &Files, now: &Files, emp
     for (oid, file) in now {
         match state.files.get(oid) {
             Some(kept) if kept == file => {}
+            // Rows that have come since may have been written anew.
+            Some(TableFile(EMPTIED, columns)) => {
+                let is_settled = before.get(oid) == Some(file) && !emptied.contains(oid);
+                if file.1 != *columns {
+                    state.rewritten.insert(*oid);
+                }
+                state.files.insert(*oid, TableFile(if is_settled { file.0 } else { EMPTIED }, file.1));
+            }
             Some(TableFile(old, columns)) => {
                 if file.0 != *old && file.1 != *columns {
                     state.rewritten.insert(*oid);
@@ -89,19 +100,23 @@ pub(crate) fn tell(state: &LogicalState) -> Vec<String> {
     names
         .map(|name| {
             format!(
-                "table {name} was written anew on production while its columns changed (ALTER TABLE ... TYPE ... USING), and nobody was \
+                "table {name} was written anew (or emptied) on production while its columns changed (ALTER TABLE ... TYPE ... USING), and nobody was \
                  sent what its rows hold now: ardent connector verify NAME compares them, and takes this line away where they are equal"
             )
         })
         .collect()
 }
 
-/// These tables are being emptied: that they are in other files from here on is no wonder.
+/// These tables are being emptied: that they are in other files from here on is no wonder. That definitions of their columns change
+/// before they are looked at again is one.
 pub(crate) fn forget(branch: &dyn RootBranch, oids: &[u32]) -> Result<(), LogicalError> {
     let mut state = LogicalState::read(branch)?;
-    let before = state.files.len();
-    state.files.retain(|oid, _| !oids.contains(oid));
-    if state.files.len() == before {
+    let mut is_new = false;
+    for (_, file) in state.files.iter_mut().filter(|(oid, file)| oids.contains(oid) && file.0 != EMPTIED) {
+        file.0 = EMPTIED;
+        is_new = true;
+    }
+    if !is_new {
         return Ok(());
     }
     branch.save(&encode(&state)).map_err(LogicalError::Branch)
@@ -168,6 +183,28 @@ mod tests {
             state.files.contains_key(&2)
         };
         assert!(!learn(one, other, &[]) && !learn(other, other, &[2]) && learn(other, other, &[]));
+    }
+
+    #[test]
+    fn a_table_that_was_emptied_may_be_written_anew_before_it_is_seen_again() {
+        let table = json!({"schema": "s", "name": "t", "bytes": 0, "copied_at": null});
+        let kept = json!({
+            "phase": "follow", "tables": {"1": table}, "script_done": 0, "left_out": [], "files": {"1": [EMPTIED, 1]},
+        });
+        let check = |looks: &[(TableFile, TableFile, &[u32])], expect: TableFile, is_told: bool| {
+            let mut state: LogicalState = serde_json::from_value(kept.clone()).expect("it is a state");
+            for (before, now, emptied) in looks {
+                let (before, now) = (Files::from([(1, *before)]), Files::from([(1, *now)]));
+                compare(&mut state, &before, &now, &emptied.iter().copied().collect());
+            }
+            assert_eq!((state.files.get(&1), !tell(&state).is_empty()), (Some(&expect), is_told));
+        };
+        let (old, new, anew) = (TableFile(100, 1), TableFile(101, 1), TableFile(102, 2));
+        // The first look may be from before the TRUNCATE.
+        check(&[(old, old, &[1])], TableFile(EMPTIED, 1), false);
+        check(&[(old, new, &[1]), (new, new, &[])], new, false);
+        check(&[(old, anew, &[1])], TableFile(EMPTIED, 2), true);
+        check(&[(old, new, &[1]), (new, anew, &[]), (anew, anew, &[])], anew, true);
     }
 
     #[test]

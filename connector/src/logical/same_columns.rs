@@ -4,7 +4,7 @@
 //! look in it as they did before. Their numbers (`attnum`) tell: no table gives one twice. Those of production are read from its catalog,
 //! which is ahead of the changes that are being applied; so what they cannot say for sure stops, and nothing is done because of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use ardent_pg_wire::Connection;
 use ardent_pgoutput::Relation;
@@ -14,10 +14,10 @@ use tokio_postgres::Client;
 use crate::logical::error::{LogicalError, reading, source};
 use crate::logical::relation::RootColumn;
 
-/// Followed by the table's OID.
+/// Followed by which tables, by their OIDs.
 const COLUMNS: &str = "
     select c.relfilenode::text, a.attnum::text, case when not a.attisdropped then a.attname::text end, a.atttypid::text,
-        a.atttypmod::text
+        a.atttypmod::text, c.oid
     from pg_catalog.pg_class c left join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0
     where c.oid =";
 const READING: &str = "looking at a table's columns";
@@ -37,9 +37,22 @@ impl SourceNumbers {
     /// As they are at this moment.
     pub async fn read(production: &Client, oid: u32) -> Result<SourceNumbers, LogicalError> {
         let rows = production.query(&format!("{COLUMNS} {oid}"), &[]).await.map_err(source(READING))?;
-        let texts = |row: &tokio_postgres::Row| [row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)];
         let texts: Vec<[Option<String>; 5]> = rows.iter().map(texts).collect();
         SourceNumbers::of(texts.iter().map(|texts| texts.as_slice()))
+    }
+
+    /// Those of all of these tables that are there, by their OIDs.
+    pub async fn read_all(production: &Client, oids: &[u32]) -> Result<HashMap<u32, SourceNumbers>, LogicalError> {
+        let rows = production.query(&format!("{COLUMNS} any ($1)"), &[&oids]).await.map_err(source(READING))?;
+        let mut found: HashMap<u32, Vec<[Option<String>; 5]>> = HashMap::new();
+        for row in &rows {
+            found.entry(row.get(5)).or_default().push(texts(row));
+        }
+        let mut numbers = HashMap::new();
+        for (oid, rows) in found {
+            numbers.insert(oid, SourceNumbers::of(rows.iter().map(|texts| texts.as_slice()))?);
+        }
+        Ok(numbers)
     }
 
     /// As the transaction of a session that reads tables sees them.
@@ -53,7 +66,7 @@ impl SourceNumbers {
         let unusable = || LogicalError::State("production's list of a table's columns is not one".into());
         let mut numbers = SourceNumbers::default();
         for row in rows {
-            let [Some(filenode), attnum, name, oid, modifier] = row else { return Err(unusable()) };
+            let [Some(filenode), attnum, name, oid, modifier, ..] = row else { return Err(unusable()) };
             numbers.filenode = filenode.parse().map_err(|_| unusable())?;
             let Some(attnum) = attnum else { continue };
             let attnum: i16 = attnum.parse().map_err(|_| unusable())?;
@@ -78,6 +91,11 @@ impl SourceNumbers {
         self.by_name.get(name).copied()
     }
 
+    /// The name of the column of this number.
+    pub fn name_of(&self, attnum: i16) -> Option<&str> {
+        self.by_name.iter().find(|(_, number)| **number == attnum).map(|(name, _)| name.as_str())
+    }
+
     /// Whether the column that had this number is gone.
     pub fn is_dropped(&self, attnum: i16) -> bool {
         self.dropped.contains(&attnum)
@@ -86,6 +104,11 @@ impl SourceNumbers {
     fn highest(&self) -> i16 {
         self.by_name.values().chain(&self.dropped).copied().max().unwrap_or(0)
     }
+}
+
+/// A column's row in such a list.
+fn texts(row: &tokio_postgres::Row) -> [Option<String>; 5] {
+    [row.get(0), row.get(1), row.get(2), row.get(3), row.get(4)]
 }
 
 /// A column's type and its modifier, with which every server means the same.
@@ -131,6 +154,34 @@ pub(crate) struct SameColumns {
     pub highest: i16,
     /// The file that production's table was seen in.
     pub file: Option<SeenFile>,
+}
+
+/// A column of production's that has the name of another one on the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OtherColumn {
+    pub name: String,
+    /// What it is called on the root; none: it is not there.
+    pub here: Option<String>,
+    /// What production calls the one that has the name on the root; none: it was dropped.
+    pub now: Option<String>,
+}
+
+impl OtherColumn {
+    /// What happened.
+    pub fn why(&self) -> String {
+        let OtherColumn { name, here, now } = self;
+        match (here, now) {
+            (Some(here), _) => {
+                format!("column {name} is by now what column {here} is on the root branch: it was renamed")
+            }
+            (None, None) => format!(
+                "column {name} is another one by now: it was dropped and made anew, so what rows held in it before is gone"
+            ),
+            (None, Some(now)) => format!(
+                "column {name} is another one by now: it was renamed to {now}, and one that is new has its name"
+            ),
+        }
+    }
 }
 
 /// A file of production's, and the highest number that a column had when it was seen.
@@ -245,26 +296,47 @@ impl SameColumns {
 
     /// Which of the relation's columns is another one than the root's of that name, and why; `None`: none that is known.
     pub fn other(&self, relation: &Relation, source: &SourceNumbers, root: &[RootColumn]) -> Option<String> {
+        let names = relation.columns.iter().map(|column| column.name.as_str());
+        self.others(names, source, root).first().map(OtherColumn::why)
+    }
+
+    /// Which columns of these names are other ones than the root's of the same name.
+    pub fn others<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        source: &SourceNumbers,
+        root: &[RootColumn],
+    ) -> Vec<OtherColumn> {
         if root.first().is_none_or(|column| column.table_oid != self.root_oid) {
-            return None;
+            return Vec::new();
         }
-        relation.columns.iter().find_map(|column| {
-            let name = &column.name;
+        let other = |name: &str| {
             let theirs = source.of_name(name)?;
-            let known = self.pairs.get(&number_on_root(root, name)?)?;
-            if *known == theirs {
+            let known = *self.pairs.get(&number_on_root(root, name)?)?;
+            if known == theirs {
                 return None;
             }
-            let own = root.iter().find(|here| self.pairs.get(&here.attnum) == Some(&theirs));
-            Some(match own {
-                Some(here) => {
-                    format!("column {name} is by now what column {} is on the root branch: it was renamed", here.name)
-                }
-                None => format!(
-                    "column {name} is another one by now: it was dropped and made anew, so what rows held in it before is gone"
-                ),
-            })
-        })
+            let here = root.iter().find(|here| self.pairs.get(&here.attnum) == Some(&theirs));
+            let now = source.name_of(known).map(str::to_owned);
+            Some(OtherColumn { name: name.to_owned(), here: here.map(|here| here.name.clone()), now })
+        };
+        names.filter_map(other).collect()
+    }
+
+    /// The root's columns that production calls otherwise: their names here, and there.
+    pub fn renamed(&self, source: &SourceNumbers, root: &[RootColumn]) -> Vec<(String, String)> {
+        let names = root.iter().filter_map(|here| {
+            let now = source.name_of(*self.pairs.get(&here.attnum)?)?;
+            (now != here.name).then(|| (here.name.clone(), now.to_owned()))
+        });
+        names.collect()
+    }
+
+    /// The root's columns that production has dropped.
+    pub fn dropped(&self, source: &SourceNumbers, root: &[RootColumn]) -> Vec<String> {
+        let is_dropped =
+            |here: &&RootColumn| self.pairs.get(&here.attnum).is_some_and(|known| source.is_dropped(*known));
+        root.iter().filter(is_dropped).map(|here| here.name.clone()).collect()
     }
 
     /// Whether a column that the root lacks is the first of its name: it was not there under another one, and none came and went before
@@ -365,6 +437,30 @@ mod tests {
         check(&anew, &root(50, &[(1, "id"), (4, "n"), (3, "m")]), None);
         check(&swapped, &root(50, &[(1, "id"), (2, "m"), (3, "n")]), None);
         check(&anew, &root(51, &[(1, "id"), (2, "n"), (3, "m")]), None);
+    }
+
+    #[test]
+    fn what_became_of_columns_is_told_by_their_numbers_alone() {
+        let here = root(50, &[(1, "id"), (2, "n"), (3, "m")]);
+        let check = |theirs: &[(i16, Option<&str>)], whys: &[&str], renamed: &[(&str, &str)], dropped: &[&str]| {
+            let (same, theirs) = (copied(), source(7, theirs));
+            let others = same.others(here.iter().map(|column| column.name.as_str()), &theirs, &here);
+            assert_eq!(others.len(), whys.len(), "{others:?}");
+            assert!(others.iter().zip(whys).all(|(other, why)| other.why().contains(why)), "{others:?}");
+            let names: Vec<(String, String)> =
+                renamed.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect();
+            assert_eq!(same.renamed(&theirs, &here), names);
+            assert_eq!(same.dropped(&theirs, &here), dropped);
+        };
+        check(&[(1, Some("id")), (3, Some("n")), (4, Some("m"))], &[], &[], &[]);
+        let swapped = [(1, Some("id")), (3, Some("m")), (4, Some("n"))];
+        check(&swapped, &["what column m is", "what column n is"], &[("n", "m"), ("m", "n")], &[]);
+        let anew = [(1, Some("id")), (3, None), (4, Some("m")), (5, Some("n"))];
+        check(&anew, &["dropped and made anew"], &[], &["n"]);
+        let behind = [(1, Some("id")), (3, Some("x")), (4, Some("m")), (5, Some("n"))];
+        check(&behind, &["it was renamed to x, and one that is new"], &[("n", "x")], &[]);
+        // What comes with the next change is no other column.
+        check(&[(1, Some("id")), (3, Some("x")), (4, None), (5, Some("y"))], &[], &[("n", "x")], &["m"]);
     }
 
     #[test]

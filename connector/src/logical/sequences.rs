@@ -1,7 +1,8 @@
 //! Sequences: their values are not among the changes, so they are read and set.
 //!
 //! On the root they are ahead of production's, by about what production takes until they are read again, so that no branch gives a value
-//! that a row has already.
+//! that a row has already. One whose bounds were widened on production ends at those that it has here, which is no error: it gives no
+//! value then. That its definition is another one is told with the rest of the schema.
 
 use std::collections::HashMap;
 
@@ -16,7 +17,7 @@ const VALUES: &str = "
     from pg_catalog.pg_sequences s
     where s.schemaname !~ '^pg_' and (cardinality($1::text[]) = 0 or s.schemaname = any ($1)) and s.last_value is not null";
 
-/// One of production's sequences that has given a value.
+/// A sequence that has given a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SequenceValue {
     pub schema: String,
@@ -87,11 +88,13 @@ impl SequenceValue {
     }
 }
 
-/// Sets a sequence of the root. Of one that production has made since the import, nothing is known there.
+/// Sets a sequence of the root, within the bounds that it has there. Of one that production has made since the import, nothing is known
+/// there.
 fn set(sequence: &SequenceValue, value: i64) -> String {
     let name = literal(&qualified(&sequence.schema, &sequence.name));
     format!(
-        "select pg_catalog.setval(c.oid, {value}) from (select pg_catalog.to_regclass({name}) as oid) c where c.oid is not null"
+        "select pg_catalog.setval(s.seqrelid, least(greatest('{value}'::bigint, s.seqmin), s.seqmax)) \
+         from pg_catalog.pg_sequence s where s.seqrelid = pg_catalog.to_regclass({name})"
     )
 }
 
@@ -159,10 +162,11 @@ mod tests {
         sequences.learn(vec![sequence(5, 1, false)]);
         assert!(sequences.statements(&[sequence(5, 1, false)]).is_empty());
         let made = sequences.statements(&[sequence(10, 1, false)]);
-        assert!(made.len() == 1 && made[0].contains("(c.oid, 42)"), "{made:?}");
+        assert!(made.len() == 1 && made[0].contains("greatest('42'::bigint"), "{made:?}");
         assert!(sequences.statements(&[sequence(42, 1, false)]).is_empty(), "it is ahead yet");
         let made = sequences.statements(&[sequence(442, 1, false)]);
-        assert!(made[0].contains("(c.oid, 1000)"), "never past its end: {made:?}");
+        assert!(made[0].contains("'1000'::bigint"), "never past its end: {made:?}");
+        assert!(made[0].contains("s.seqmin), s.seqmax)"), "nor past the one that it has here: {made:?}");
         assert_eq!(sequence(10, -1, false).ahead(None), -22);
         assert_eq!(sequence(10, 1, true).ahead(None), 10);
     }

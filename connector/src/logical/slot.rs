@@ -168,6 +168,12 @@ async fn drop_slot(production: &Client, name: &str) -> Result<(), LogicalError> 
 }
 
 async fn drop_publication(production: &Client, name: &str) -> Result<(), LogicalError> {
+    const IS_THERE: &str = "select exists (select 1 from pg_catalog.pg_publication where pubname = $1)";
+    let is_there = production.query_one(IS_THERE, &[&name]).await.map_err(source("looking for the publication"))?;
+    // A server that lets nothing be written refuses to drop what was never made as well.
+    if !is_there.get::<_, bool>(0) {
+        return Ok(());
+    }
     let drop = format!("drop publication if exists {}", quoted(name));
     production.batch_execute(&drop).await.map_err(source("dropping the publication"))
 }

@@ -37,6 +37,8 @@ pub struct LogicalStatus {
     pub schema_changes: Vec<String>,
     /// Why production's schema cannot be looked at, where that has failed for a while.
     pub look_error: Option<String>,
+    /// When the last look at production's schema that succeeded began: what is said of it is of then.
+    pub looked_at: Option<Instant>,
     /// Transactions of production's that have to end before it goes on.
     pub waits_for: Vec<String>,
     /// Tables whose `TRUNCATE` has come since the lookout took these.
@@ -47,7 +49,15 @@ pub struct LogicalStatus {
     pub last_error: Option<String>,
 }
 
+/// What was seen of production's schema so long ago is of this moment to whoever asks.
+const LOOK_AGE_MAX: Duration = Duration::from_secs(5);
+
 impl LogicalStatus {
+    /// How old what is said of production's schema is, if that is more than a few seconds.
+    pub fn look_age(&self) -> Option<Duration> {
+        self.looked_at.map(|at| at.elapsed()).filter(|age| *age > LOOK_AGE_MAX)
+    }
+
     /// Bytes of production's log that are not applied.
     pub fn lag_bytes(&self) -> u64 {
         self.production_lsn.saturating_sub(self.applied_lsn)
@@ -59,5 +69,19 @@ impl LogicalStatus {
             return Some(Duration::ZERO);
         }
         self.caught_up_at.map(|at| at.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_look_is_said_to_be_one() {
+        let looked = |ago: Duration| LogicalStatus { looked_at: Instant::now().checked_sub(ago), ..Default::default() };
+        assert_eq!(looked(Duration::ZERO).look_age(), None);
+        let age = looked(2 * LOOK_AGE_MAX).look_age().expect("the host has been up for so long");
+        assert!(age >= 2 * LOOK_AGE_MAX, "{age:?}");
+        assert_eq!(LogicalStatus::default().look_age(), None, "nothing was looked at yet");
     }
 }

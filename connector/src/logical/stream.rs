@@ -8,7 +8,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_postgres::Client;
 
-use ardent_pg_wire::{ConnectMode, Connection, ReplicationMessage, ReplicationStream, StandbyStatus, WireError};
+use ardent_pg_wire::{ReplicationMessage, ReplicationStream, StandbyStatus, WireError};
 use ardent_pgoutput::Message;
 use ardent_types::Lsn;
 
@@ -19,7 +19,7 @@ use crate::logical::copy::encode;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::run::{Hold, LogicalStatus, Request};
 use crate::logical::sequences::{self, Sequences};
-use crate::logical::session::{FORMATS, connect_source};
+use crate::logical::session::{connect_source, replicate_source};
 use crate::logical::state::LogicalState;
 use crate::logical::{publication, rewrites, slot};
 
@@ -72,8 +72,7 @@ impl<'a> Stream<'a> {
     ) -> Result<Stream<'a>, LogicalError> {
         let name = config.connector.slot_name();
         let connect = config.connector.connect_config()?;
-        let mut connection = Connection::connect(&connect, ConnectMode::Logical).await?;
-        connection.query(FORMATS).await?;
+        let connection = replicate_source(&connect).await?;
         let replication = connection.start_logical(&name, Lsn::INVALID, &name).await;
         let mut replication = replication.map_err(|error| LogicalError::of_start(error, &name))?;
         // From here on nobody else can move the slot.

@@ -17,6 +17,7 @@ use crate::logical::copy::Moment;
 use crate::logical::drift::schema_differences;
 use crate::logical::error::{LogicalError, root, source};
 use crate::logical::outside::outside_parts;
+use crate::logical::replaced::Replaced;
 use crate::logical::rewrites::found_equal;
 use crate::logical::run::LogicalHandle;
 use crate::logical::sequences::{self, is_behind};
@@ -69,6 +70,8 @@ pub async fn verify(
     // The second statement takes the snapshot.
     let begin = "begin isolation level repeatable read read only; select 1";
     client.batch_execute(begin).await.map_err(root("taking a snapshot"))?;
+    // The root is at that very moment: nothing is on its way.
+    let replaced = Replaced::find(&production, &client, &LogicalState::read(branch)?).await?;
     drop(held);
     let found = tables(&production, &config.options).await?;
     let mut reply = VerifyReply {
@@ -89,7 +92,8 @@ pub async fn verify(
             reply.not_followed.push(full_name);
             continue;
         }
-        reply.tables.push(verify_table(&production, &client, &table).await?);
+        let replaced = replaced.iter().find(|replaced| replaced.table.oid == table.oid);
+        reply.tables.push(verify_table(&production, &client, &table, replaced).await?);
     }
     // Their rows show in tables that are equal otherwise.
     let parts = outside_parts(&production, &config.options).await?;
@@ -112,11 +116,13 @@ pub async fn verify(
 }
 
 /// Holds one of production's tables and the root's of its name against one another. Both sessions are in transactions with a snapshot
-/// each, which does not keep what columns are: that is looked up as it is when a table is read.
+/// each, which does not keep what columns are: that is looked up as it is when a table is read. `replaced`: columns of it that are other
+/// ones than the root's of the same name, whatever they hold.
 async fn verify_table(
     production: &Client,
     client: &Client,
     table: &SourceTable,
+    replaced: Option<&Replaced>,
 ) -> Result<VerifiedTable, LogicalError> {
     let full_name = table.full_name();
     let theirs = columns(production, &table.quoted()).await.map_err(source("listing a table's columns"))?;
@@ -133,6 +139,8 @@ async fn verify_table(
         (Some(_), Some(_)) => columns_differ(&theirs, &ours),
         _ => Some("they were changed while they were looked at".to_owned()),
     };
+    let differ: Vec<String> = replaced.map(Replaced::why).into_iter().chain(columns_differ).collect();
+    let columns_differ = (!differ.is_empty()).then(|| differ.join("; "));
     let rows = |sum: &Option<Sum>| sum.as_ref().map_or(0, |sum| u64::try_from(sum.rows).unwrap_or_default());
     Ok(VerifiedTable {
         table: full_name,

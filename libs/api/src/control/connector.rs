@@ -74,6 +74,9 @@ pub struct LogicalInfo {
     /// What else changed in production's schema and is otherwise on the root branch, each with what to do.
     #[serde(default)]
     pub schema_changes: Vec<String>,
+    /// How old what is said of production's schema is, in seconds, where it could not be looked at just now.
+    #[serde(default)]
+    pub look_age_s: Option<u64>,
 }
 
 /// Answer of `POST /v1/connectors/{name}/verify`.
