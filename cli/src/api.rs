@@ -1,6 +1,6 @@
 //! The server's HTTP API, as commands use it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -21,6 +21,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client of the API.
 pub struct Api {
+    /// For what changes nothing: keeps its connections.
+    reading: ureq::Agent,
+    /// For all else: makes a connection for each request. One that was kept may be closed by the server just when a request is on its way, and
+    /// whether that was done would not be known.
     agent: ureq::Agent,
     session: Session,
     /// Longest wait for an answer that is no long one.
@@ -38,17 +42,27 @@ impl Api {
         Ok(Api { patience, ..Self::new(url_flag)? })
     }
 
+    /// A client for the same, which waits for an answer no longer than this.
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        let Api { reading, agent, session, .. } = self;
+        Api { reading: reading.clone(), agent: agent.clone(), session: session.clone(), patience }
+    }
+
     /// A client for this server and token.
     pub fn with_session(session: Session) -> Self {
-        let config = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            // A connection for each request: a server that answers before it has read all of a request closes it, which the next request on
-            // it would meet.
-            .max_idle_connections(0)
-            // The server is this host's or a private one: a proxy for the web has no part in it, and must not see the token.
-            .proxy(None);
-        Api { agent: config.build().into(), session, patience: ANSWER_TIMEOUT }
+        let config = || {
+            ureq::Agent::config_builder()
+                .http_status_as_error(false)
+                .timeout_connect(Some(CONNECT_TIMEOUT))
+                // The server is this host's or a private one: a proxy for the web has no part in it, and must not see the token.
+                .proxy(None)
+        };
+        Api {
+            reading: config().build().into(),
+            agent: config().max_idle_connections(0).build().into(),
+            session,
+            patience: ANSWER_TIMEOUT,
+        }
     }
 
     /// The server's address.
@@ -58,7 +72,13 @@ impl Api {
 
     /// `GET`.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.answer(self.prepare(self.agent.get(self.address(path))).call())
+        let ask = |agent: &ureq::Agent| self.prepare(agent.get(self.address(path))).call();
+        let answer = match ask(&self.reading) {
+            // Over a connection of its own it meets no earlier end.
+            Err(ureq::Error::Io(error)) if is_closed(&error) => ask(&self.agent),
+            answer => answer,
+        };
+        self.answer(answer)
     }
 
     /// `DELETE`.
@@ -218,5 +238,87 @@ impl Api {
             error,
         )
         .hint("see whether server and client have the same version: ardent status, ardent --version")
+    }
+}
+
+/// Whether a connection has ended before the answer came.
+fn is_closed(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// The first line of the next request on a connection.
+    fn next_request(connection: &TcpStream) -> String {
+        let mut reader = BufReader::new(connection);
+        let mut line = || {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a connection can be read");
+            line.trim_end().to_owned()
+        };
+        let first = line();
+        let mut body = Vec::new();
+        loop {
+            let header = line().to_ascii_lowercase();
+            if header.is_empty() {
+                break;
+            }
+            if let Some(length) = header.strip_prefix("content-length:") {
+                body.resize(length.trim().parse().expect("a number"), 0);
+            }
+        }
+        reader.read_exact(&mut body).expect("the body comes");
+        first
+    }
+
+    fn answer(mut connection: &TcpStream, number: u32) {
+        write!(connection, "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}")
+            .expect("a connection can be written");
+    }
+
+    #[test]
+    fn what_changes_nothing_goes_over_kept_connections_and_again_where_one_has_ended() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let server = std::thread::spawn(move || {
+            let accept = || listener.accept().expect("a connection").0;
+            let first = accept();
+            for (path, number) in [("/a", 1), ("/b", 2)] {
+                assert_eq!(next_request(&first), format!("GET {path} HTTP/1.1"));
+                answer(&first, number);
+            }
+            // Closed with the request on its way.
+            assert_eq!(next_request(&first), "GET /c HTTP/1.1");
+            drop(first);
+            let second = accept();
+            assert_eq!(next_request(&second), "GET /c HTTP/1.1");
+            answer(&second, 3);
+            let kept = accept();
+            assert_eq!(next_request(&kept), "GET /d HTTP/1.1");
+            answer(&kept, 4);
+            for (request, number) in [("POST /e HTTP/1.1", 5), ("DELETE /f HTTP/1.1", 6)] {
+                let own = accept();
+                assert_eq!(next_request(&own), request);
+                answer(&own, number);
+            }
+            let refused = accept();
+            assert_eq!(next_request(&refused), "POST /g HTTP/1.1");
+        });
+        let api = Api::with_session(Session { url: format!("http://{address}"), token: None });
+        for (path, number) in [("/a", 1), ("/b", 2), ("/c", 3), ("/d", 4)] {
+            assert_eq!(api.get::<u32>(path).expect("answered"), number);
+        }
+        assert_eq!(api.post::<u32>("/e", &()).expect("answered"), 5);
+        assert_eq!(api.delete::<u32>("/f").expect("answered"), 6);
+        // Whether it was done is not known: it is not sent again.
+        let failure = api.post::<u32>("/g", &()).expect_err("the connection was closed");
+        assert_eq!(failure.info.code, ApiErrorCode::StorageUnavailable);
+        server.join().expect("each request came as expected");
     }
 }

@@ -240,17 +240,29 @@ impl Context {
         match self.page_service.wait_lsn(parent.tenant, parent.timeline, lsn, FRESHNESS_TIMEOUT).await {
             Ok(_) => Ok(began.elapsed()),
             Err(error) if error.kind == StorageErrorKind::Timeout => {
-                let message = format!(
-                    "the page server has not ingested {} up to {lsn} within {} s",
-                    parent.name,
-                    FRESHNESS_TIMEOUT.as_secs()
-                );
-                Err(ErrorInfo::new(ApiErrorCode::Timeout, message)
-                    .with_hint("ardent connector status shows the lag; --at latest does not wait"))
+                Err(not_ingested((parent.name.as_str(), parent.timeline), lsn, &self.page_service.problems()))
             }
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What is said of a wait for the page server that was in vain: with what of its own work fails, where that is known.
+fn not_ingested((name, timeline): (&str, TimelineId), lsn: Lsn, problems: &[(TimelineId, String)]) -> ErrorInfo {
+    let seconds = FRESHNESS_TIMEOUT.as_secs();
+    let message = format!("the page server has not ingested {name} up to {lsn} within {seconds} s");
+    // What one timeline cannot write is memory that another lacks.
+    let problem = problems.iter().find(|(of, _)| *of == timeline).or(problems.first());
+    let message = match problem {
+        None => {
+            return ErrorInfo::new(ApiErrorCode::Timeout, message)
+                .with_hint("ardent connector status shows the lag; --at latest does not wait");
+        }
+        Some((of, problem)) if *of == timeline => format!("{message}: {problem}"),
+        Some((of, problem)) => format!("{message}; of timeline {of}: {problem}"),
+    };
+    ErrorInfo::new(ApiErrorCode::Timeout, message)
+        .with_hint("see whether the store is there, has room and can be written: ardent status shows all that fails; then give the command again")
 }
 
 pub(crate) fn unexpected_reply(request: &str, reply: &ManageReply) -> StorageError {
@@ -312,6 +324,24 @@ mod tests {
             let error = local.parse::<PointSpec>().expect_err(local);
             assert!(error.message.contains("time zone"), "{error}");
         }
+    }
+
+    #[test]
+    fn who_waited_in_vain_hears_what_fails_of_the_store() {
+        let (own, other) = (TimelineId::generate(), TimelineId::generate());
+        let check = |problems: &[(TimelineId, &str)], message: &str, hint: &str| {
+            let problems: Vec<_> = problems.iter().map(|(of, problem)| (*of, (*problem).to_owned())).collect();
+            let error = not_ingested(("main", own), Lsn::new(0x10), &problems);
+            assert_eq!(error.code, ApiErrorCode::Timeout);
+            assert_eq!(
+                error.message,
+                format!("the page server has not ingested main up to 0/00000010 within 60 s{message}")
+            );
+            assert!(error.hint.as_ref().is_some_and(|found| found.contains(hint)), "{:?}", error.hint);
+        };
+        check(&[], "", "--at latest");
+        check(&[(other, "stuck"), (own, "read-only")], ": read-only", "ardent status");
+        check(&[(other, "stuck")], &format!("; of timeline {other}: stuck"), "ardent status");
     }
 
     #[test]

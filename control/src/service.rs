@@ -24,6 +24,7 @@ use ardent_api::page_service::ManageRequest;
 use ardent_api::token::KeyError;
 use ardent_trusted_clock::KeptClock;
 
+use crate::apply::Confirmations;
 use crate::compute::{ComputePool, PoolConfig, end_process, sweep_discarded};
 use crate::connectors::Connectors;
 use crate::context::{Context, LEASE_TTL};
@@ -161,6 +162,7 @@ pub struct Control {
     pub(crate) host: Option<Arc<dyn SafekeeperHost>>,
     pub(crate) changing: Changing,
     pub(crate) slots: Slots,
+    pub(crate) confirmations: Confirmations,
     /// By which branches get old.
     pub(crate) clock: KeptClock,
     pub(crate) config: ControlConfig,
@@ -254,6 +256,7 @@ impl Control {
             host: dependencies.safekeeper_host,
             changing: Changing::default(),
             slots: Slots::default(),
+            confirmations: Confirmations::default(),
             clock: KeptClock::open(data_dir.clock()),
             config,
             tasks: TaskTracker::new(),
@@ -509,7 +512,8 @@ fn disk_bytes(folder: &Path) -> Option<(u64, u64)> {
     Some((bytes(disk.blocks_available()), bytes(disk.blocks())))
 }
 
-async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
+/// Listens where the API is to be reached.
+pub async fn listen_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(address).await.map_err(|source| match source.kind() {
         io::ErrorKind::AddrInUse => StartError::PortInUse { address },
         _ => StartError::Listen { address: address.to_string(), source },

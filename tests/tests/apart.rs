@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use ardent_test_pg::{StopMode, TestPg};
-use ardent_tests::{Apart, Session, production_options, sql, wait_until};
+use ardent_tests::{Apart, Session, production_options, side_by_side, sql, wait_until};
 
 #[test]
 fn a_safekeeper_and_the_page_server_die_and_no_commit_is_lost() {
@@ -48,6 +48,14 @@ fn a_safekeeper_and_the_page_server_die_and_no_commit_is_lost() {
 }
 
 #[test]
+fn one_safekeeper_or_a_quorum_is_away_for_a_while() {
+    // One waits until control tries again what could not be done, the other until a receiver lets go.
+    side_by_side(&[
+        ("one is away", with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_told_later),
+        ("a quorum is away", without_a_quorum_production_still_stops_and_nothing_of_it_is_lost),
+    ]);
+}
+
 fn with_one_safekeeper_away_branches_are_made_compared_and_deleted_and_it_is_told_later() {
     let production = TestPg::start(production_options());
     production.sql("create table t (n int primary key); insert into t select generate_series(1, 100)");
@@ -169,7 +177,6 @@ fn wal_that_no_page_server_takes_goes_to_the_store_and_comes_back_from_there() {
 }
 
 /// A server that is told to stop waits for its receivers to confirm what it has sent: ours must let go when it cannot.
-#[test]
 fn without_a_quorum_production_still_stops_and_nothing_of_it_is_lost() {
     let mut production = TestPg::start(production_options());
     production.sql("create table t (n int primary key)");

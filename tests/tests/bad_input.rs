@@ -86,13 +86,26 @@ fn two_servers_share_neither_folder_nor_port() {
 
     let (listen, api) = house.ports();
     let elsewhere = data.with_file_name("elsewhere");
-    let elsewhere = elsewhere.to_string_lossy();
-    let other = |listen: u16, api: u16| {
-        let (listen, api) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{api}"));
-        house.ardent(&["up", "--data-dir", &elsewhere, "--listen", &listen, "--api-listen", &api])
+    let other = |listen: u16, api: &str, more: &[&str]| {
+        let (folder, listen) = (elsewhere.to_string_lossy(), format!("127.0.0.1:{listen}"));
+        let up = ["up", "--data-dir", &folder, "--listen", &listen, "--api-listen", api];
+        house.ardent(&[&up[..], more].concat())
     };
-    other(listen, 0).refused(6, &[&listen.to_string()]);
-    other(0, api).refused(6, &[&api.to_string()]);
+    let (free, api_taken) = ("127.0.0.1:0", format!("127.0.0.1:{api}"));
+    let refuse_all = || {
+        other(listen, free, &[]).refused(6, &[&listen.to_string(), "--listen"]);
+        other(0, &api_taken, &[]).refused(6, &[&api.to_string(), "--api-listen"]);
+        other(0, free, &["--metrics-listen", &api_taken]).refused(6, &[&api.to_string(), "--metrics-listen"]);
+        other(0, free, &["--metrics-listen", "0.0.0.0:0"]).refused(2, &["--metrics-listen"]);
+        other(0, "0.0.0.0:0", &[]).refused(2, &["--api-listen"]);
+    };
+    refuse_all();
+    assert!(!elsewhere.exists(), "nothing is left of what was refused");
+    // Nor in a folder that was there.
+    std::fs::create_dir(&elsewhere).expect("a folder can be made");
+    refuse_all();
+    let mut left = std::fs::read_dir(&elsewhere).expect("it can be listed");
+    assert!(left.next().is_none(), "something is left of what was refused");
     // The first one has not noticed.
     let said = house.ok(&["status"]);
     assert!(said.contains("free (data directory, safekeeper 1)"), "{said}");

@@ -186,6 +186,23 @@ fn an_object_store_that_cannot_be_written_loses_nothing() {
 }
 
 #[test]
+fn who_makes_a_branch_hears_what_it_waits_for() {
+    let production = production();
+    let house = House::start();
+    house.connect("main", &production.tcp_url("postgres", "postgres"));
+    let relay = Relay::in_front_of(&house.data_dir().join("run/safekeeper.sock"));
+    relay.hold_all();
+    let refused = house.ardent(&["branch", "create", "late", "--from", "main"]);
+    refused.refused(1, &["still waiting for branch late: the page server", "safekeeper", "ardent status"]);
+    assert_eq!(refused.stdout, "");
+    // One line of JSON, for who reads that.
+    let refused = house.ardent(&["--json", "branch", "create", "later", "--from", "main"]);
+    assert_eq!((refused.code, refused.stdout.as_str(), refused.stderr.lines().count()), (1, "", 1), "{refused:?}");
+    relay.release();
+    house.branch("at-once", "main");
+}
+
+#[test]
 fn a_store_without_room_refuses_an_import_and_goes_on() {
     let (small, large) = (production(), production());
     let words = "(select string_agg(md5((n * i)::text), '') from generate_series(1, 28) i)";

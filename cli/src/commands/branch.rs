@@ -12,7 +12,7 @@ use ardent_api::control::{
 
 use ardent_api::policy::BranchPolicy;
 
-use super::{checkpoint, deletion, history, path_name, psql};
+use super::{checkpoint, deletion, history, path_name, psql, waiting};
 use crate::api::Api;
 use crate::args::{
     BranchCommand, BranchCreateArgs, BranchInfoArgs, BranchListArgs, BranchPasswordArgs, BranchPolicyArgs,
@@ -73,7 +73,10 @@ fn create(output: &Output, api: &Api, args: &BranchCreateArgs) -> Result<(), Fai
         },
         password_expires_s: args.expires,
     };
-    let reply: CreateBranchReply = api.post("/v1/branches", &request)?;
+    let what = format!(
+        "branch {name}: the page server must have all that its parent has committed, and storage must take the branch"
+    );
+    let reply: CreateBranchReply = waiting::told(output, api, &what, || api.post("/v1/branches", &request))?;
     let reindexed: Option<ReindexReply> = match args.reindex_collations {
         // As long as it takes.
         true => {

@@ -25,6 +25,8 @@ mod safekeeper_change;
 mod safekeepers;
 pub mod session;
 mod storage;
+pub mod undo_file;
+mod waiting;
 
 use ardent_api::control::{BranchName, ErrorInfo};
 

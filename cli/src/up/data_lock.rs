@@ -14,6 +14,8 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo};
 
 use crate::failure::Failure;
 
+/// In the data directory.
+const LOCK_FILE: &str = "ardent.lock";
 /// How long a process that was killed is waited for, whose lock is not free before all of its memory is.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Of the flags in `/proc/PID/stat`, the one of a process that is ending: `PF_EXITING` of Linux.
@@ -28,7 +30,7 @@ pub struct DataLock {
 impl DataLock {
     /// Takes the lock, or says who has it.
     pub fn take(data_dir: &Path) -> Result<Self, Failure> {
-        let path = data_dir.join("ardent.lock");
+        let path = data_dir.join(LOCK_FILE);
         let failed = |error: std::io::Error| {
             let failure = Failure::local(format!("{} cannot be used", path.display()), &error);
             match error.kind() {
@@ -57,6 +59,11 @@ impl DataLock {
         let failure = ErrorInfo::new(ApiErrorCode::Conflict, message)
             .with_hint("use that one (ardent status), stop it, or choose another folder with --data-dir");
         Err(failure.into())
+    }
+
+    /// Whether somebody ever took it.
+    pub fn was_taken(data_dir: &Path) -> bool {
+        data_dir.join(LOCK_FILE).exists()
     }
 
     /// Leaves this process's id for whoever comes next.
@@ -94,7 +101,9 @@ mod tests {
     #[test]
     fn the_second_is_refused_until_the_first_has_ended() {
         let folder = tempfile::tempdir().expect("folder");
+        assert!(!DataLock::was_taken(folder.path()));
         let first = DataLock::take(folder.path()).expect("free");
+        assert!(DataLock::was_taken(folder.path()));
         let failure = DataLock::take(folder.path()).expect_err("taken");
         assert_eq!(failure.info.code, ApiErrorCode::Conflict);
         assert!(failure.info.message.contains(&std::process::id().to_string()), "{}", failure.info.message);

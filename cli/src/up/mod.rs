@@ -6,6 +6,7 @@
 pub mod alone;
 mod connectors;
 pub mod data_lock;
+mod first_start;
 pub mod keys;
 pub mod library;
 pub mod logging;

@@ -31,7 +31,7 @@ use super::logical::LogicalConnectors;
 use super::metrics::Metrics;
 use super::object_store::{OpenStore, StorePlace};
 use super::safekeepers::{self, Safekeepers};
-use super::{keys, library, lost_control, names, object_store, wal_archive};
+use super::{first_start, keys, library, lost_control, names, object_store, wal_archive};
 use crate::args::{ComputeArgs, FrontArgs, KeepArgs, SourcesArgs, StoreArgs, UpArgs};
 use crate::failure::Failure;
 
@@ -55,10 +55,11 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Starts everything, or nothing.
+    /// Starts everything, or nothing. What is refused at the first start makes nothing.
     pub async fn start(args: &UpArgs, root: &Path) -> Result<Self, Failure> {
         // Before anything is made in a new folder; and again with the lock, as somebody else may have begun there meanwhile.
         refuse_if_lost(root, args.store.clone()).await?;
+        first_start::check(args, root).await?;
         let place = Place::open(root)?;
         let lock = DataLock::take(root)?;
         refuse_if_lost(root, args.store.clone()).await?;
@@ -352,7 +353,8 @@ pub async fn start_page_server(
     Ok((Task { running: tokio::spawn(server.run()), cancel }, engine))
 }
 
-fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {
+/// How computes are confined here.
+pub fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {
     if no_sandbox {
         warn!(
             "computes run without a sandbox: a branch's users can reach the files and networks that its Postgres can"
@@ -368,7 +370,7 @@ fn confinement(no_sandbox: bool) -> Result<Sandbox, Failure> {
 }
 
 /// The API is plain HTTP: tokens would go over the network for all to read.
-fn refuse_off_host(api_listen: SocketAddr) -> Result<(), Failure> {
+pub fn refuse_off_host(api_listen: SocketAddr) -> Result<(), Failure> {
     if api_listen.ip().is_loopback() {
         return Ok(());
     }

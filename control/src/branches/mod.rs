@@ -480,7 +480,7 @@ fn undone_later(branch: &BranchRow, error: ErrorInfo) -> ErrorInfo {
     );
     let hint = match &error.hint {
         Some(hint) if error.code != ApiErrorCode::StorageUnavailable => format!("{hint}; {begun}"),
-        _ => begun,
+        _ => format!("{begun}; ardent status and the server's log may say more"),
     };
     error.with_hint(hint)
 }

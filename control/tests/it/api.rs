@@ -51,6 +51,53 @@ async fn the_proxys_routes_are_on_the_unix_socket_only() {
     assert_eq!(world.internal("GET", "/v1/status", None).await.0, 401, "the public routes ask for a token there too");
 }
 
+/// Longer than what one read of a connection gives.
+static LONG_BODY: [u8; 512 << 10] = [b' '; 512 << 10];
+
+#[tokio::test]
+async fn a_connection_goes_on_after_a_body_that_nobody_wanted() {
+    let world = World::connected().await;
+    let request = |method: &str, path: &str| (method.to_owned(), path.to_owned());
+    let document = world.get("/v1/openapi.json").await;
+    let mut routes = vec![request("GET", "/v1/no-such-route")];
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        let methods = item.as_object().expect("methods").keys();
+        routes.extend(methods.map(|method| request(&method.to_uppercase(), path)));
+    }
+    let strangers = world.call_in_turn(&routes, &LONG_BODY, None).await;
+    assert_eq!(strangers, vec![401; routes.len()]);
+    let requests = [
+        request("POST", "/v1/branches/no/wake"),
+        request("POST", "/v1/branches/no/suspend"),
+        request("GET", "/v1/status"),
+        request("POST", "/v1/branches"),
+        request("PUT", "/v1/branches"),
+        request("GET", "/v1/no-such-route"),
+        request("GET", "/v1/whoami"),
+    ];
+    let answers = world.call_in_turn(&requests, &LONG_BODY, Some(&world.token)).await;
+    assert_eq!(answers, [404, 404, 200, 400, 404, 404, 200]);
+    let requests = [request("GET", "/internal/v1/auth?branch=no&role=app"), request("POST", "/internal/v1/wake")];
+    assert_eq!(world.internal_in_turn(&requests, &LONG_BODY).await, [404, 400]);
+}
+
+/// The connection ends with the answer, which says so, where the rest of a body is too long or does not come.
+#[tokio::test]
+async fn a_connection_whose_body_is_not_read_is_closed() {
+    let world = World::connected().await;
+    let head = |token: &str, length: usize| {
+        format!(
+            "POST /v1/branches/no/wake HTTP/1.1\r\nhost: ardent\r\nauthorization: Bearer {token}\r\ncontent-length: {length}\r\n\r\n"
+        )
+    };
+    let token = world.token.as_str();
+    for (token, length, status) in [(token, 2 << 20, 404), ("wrong", 2 << 20, 401), (token, 5, 404)] {
+        let answer = world.call_with_bytes(head(token, length).as_bytes()).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(answer.contains("connection: close\r\n") && answer.contains("\"schema_version\""), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn bad_requests_are_errors_like_all_others() {
     let world = World::connected().await;

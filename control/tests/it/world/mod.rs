@@ -9,18 +9,20 @@ mod wal_service;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 
 use ardent_api::compute::Sandbox;
 use ardent_api::control::ApiErrorCode;
 use ardent_control::{Control, ControlConfig, Dependencies, PoolConfig, PublicAddress, RunningControl};
 
-use client::request;
+use client::{request, requests_in_turn};
 pub use fakes::{FakeState, FakeTimeline, Fakes, Held};
 pub use wal_service::stall;
 
@@ -142,6 +144,10 @@ impl World {
         self.running.as_ref().expect("it runs").control()
     }
 
+    fn address(&self) -> SocketAddr {
+        self.running.as_ref().expect("it runs").address()
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("run/control.sock")
     }
@@ -153,9 +159,29 @@ impl World {
     }
 
     pub async fn call_raw(&self, method: &str, path: &str, body: Option<Value>, token: Option<&str>) -> (u16, String) {
-        let address = self.running.as_ref().expect("it runs").address();
-        let stream = tokio::net::TcpStream::connect(address).await.expect("connects");
+        let stream = tokio::net::TcpStream::connect(self.address()).await.expect("connects");
         request(stream, method, path, body, token).await
+    }
+
+    /// Requests with the same body on one TCP connection, each after the answer to the one before; the status of each.
+    pub async fn call_in_turn(&self, requests: &[(String, String)], body: &[u8], token: Option<&str>) -> Vec<u16> {
+        let stream = tokio::net::TcpStream::connect(self.address()).await.expect("connects");
+        requests_in_turn(stream, requests, body, token).await
+    }
+
+    /// The same on the Unix socket.
+    pub async fn internal_in_turn(&self, requests: &[(String, String)], body: &[u8]) -> Vec<u16> {
+        let stream = tokio::net::UnixStream::connect(self.socket()).await.expect("connects");
+        requests_in_turn(stream, requests, body, None).await
+    }
+
+    /// What comes on a TCP connection on which these bytes are sent, up to its end.
+    pub async fn call_with_bytes(&self, bytes: &[u8]) -> String {
+        let mut stream = tokio::net::TcpStream::connect(self.address()).await.expect("connects");
+        stream.write_all(bytes).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer, and the end of the connection");
+        answer
     }
 
     /// A request on the Unix socket without a token.
