@@ -58,6 +58,11 @@ impl NamesThen<'_, '_> {
 }
 
 impl Leaving {
+    /// Whether a table leaves its place before anything else is done: what is done to the table above does not come to it.
+    pub fn leaves_first(&self, planner: &Planner<'_>, place: &ObjectId) -> bool {
+        planner.drops.contains(place) && !self.held.contains(place)
+    }
+
     /// Statements that are run before everything else.
     pub fn before_all(&self, planner: &Planner<'_>) -> Vec<Statement> {
         let mut statements = Vec::new();

@@ -317,9 +317,11 @@ impl<'a> Planner<'a> {
     }
 
     fn plan(mut self) -> Plan {
-        let renames = Renames::find(&self);
         let leaving = self.leaving();
-        let mut statements = leaving.before_all(&self);
+        let renames = Renames::find(&self, &leaving);
+        // While the type is there.
+        let mut statements = self.renamed_labels();
+        statements.extend(leaving.before_all(&self));
         let schemas: Vec<ObjectId> =
             self.creates.iter().filter(|id| self.new.objects[*id].kind == Kind::Schema).cloned().collect();
         let making = self.making();
@@ -330,7 +332,6 @@ impl<'a> Planner<'a> {
                 sql.into_iter().map(|sql| self.statement(Section::BeforeRows, Action::Create, self.new, object, sql)),
             );
         }
-        statements.extend(self.renamed_labels());
         let (renaming, temporary) = renames.statements(&self, &leaving.that_stay_for_a_while());
         statements.extend(renaming);
         let names = NamesThen { planner: &self, renames: &renames, temporary };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::catalog::{Kind, Object, ObjectId};
+use crate::leaving::Leaving;
 use crate::name::identifier;
 use crate::phrase::{phrase, whole_name};
 use crate::plan::{Action, Planner, Section, Statement};
@@ -23,7 +24,7 @@ pub(crate) struct Renames {
 }
 
 impl Renames {
-    pub fn find(planner: &Planner<'_>) -> Renames {
+    pub fn find(planner: &Planner<'_>, leaving: &Leaving) -> Renames {
         let mut schemas = BTreeMap::new();
         for (id, old) in planner.old.objects.iter().filter(|(_, object)| object.kind == Kind::Schema) {
             if let Some(new) = planner.new.objects.get(id) {
@@ -44,7 +45,10 @@ impl Renames {
                     | Kind::DefaultPrivileges
                     | Kind::Extension
             );
-            if nameless || (inherited && (matches!(old.kind, Kind::Column) || old.text("type") == Some("c"))) {
+            // By the statement for the table above, while it is above.
+            let is_alone = old.parent_id().is_some_and(|table| leaving.leaves_first(planner, &table.place()));
+            let comes = inherited && !is_alone && (matches!(old.kind, Kind::Column) || old.text("type") == Some("c"));
+            if nameless || comes {
                 continue;
             }
             let schema = old.schema.as_ref().map(|schema| schemas.get(schema).unwrap_or(schema));

@@ -164,7 +164,7 @@ const INHERITED: &str =
      alter table parted_1 alter id set not null, alter v set statistics 60; comment on column parted_1.id is 'the partition''s'";
 
 /// Each in a schema of its own: its name, what it begins with, and what changes it. What failed once.
-const CASES: [(&str, &str, &str); 19] = [
+const CASES: [(&str, &str, &str); 21] = [
     // Columns that come with those of another table have settings of their own.
     (
         "columns_of_a_parent",
@@ -304,6 +304,17 @@ const CASES: [(&str, &str, &str); 19] = [
         "alter table q detach partition q1; alter table q1 drop column v, drop constraint positive; alter table q1 drop constraint q1_pkey;
          alter table q detach partition q2; alter table q add column x int; alter table q2 add column x int;
          alter table q attach partition q2 for values in (2, 3)",
+    ),
+    (
+        "detached_and_renamed",
+        "create table q (id int, k int, v text, primary key (id, k), constraint filled check (v <> '')) partition by list (k);
+         create table q1 partition of q for values in (1); create table q2 partition of q for values in (2)",
+        "alter table q detach partition q1; alter table q rename column v to w; alter table q1 rename column v to w",
+    ),
+    (
+        "labels_of_an_enum_that_nobody_uses",
+        "create type mood as enum ('bad', 'good')",
+        "alter type mood rename value 'good' to 'fine'; alter type mood add value 'best'",
     ),
     (
         "keys_of_partitions",
