@@ -362,3 +362,21 @@ fn a_segment_of_version_1_is_read_and_another_one_begun() {
     bytes[44..48].copy_from_slice(&checksum.to_le_bytes());
     assert_eq!(SegmentHeader::decode(&bytes), None);
 }
+
+/// Somebody else has written the log up to now, of sessions that go on.
+#[test]
+fn sessions_are_known_again_by_who_goes_on_with_their_log() {
+    // Of a Postgres that was started before its sessions, and of a later one, whose processes have the same numbers.
+    for (since_us, expect) in [(10, [Outcome::RolledBack, Outcome::Committed]), (11, [Outcome::Open, Outcome::Open])] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+        let (one, other) = (ran(1, "update a", 700), ran(1, "update b", 701));
+        append(&mut writer, &[(0, session(7)), (0, one), (2, session(8)), (2, other)]);
+        drop(writer);
+        let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened again");
+        writer.resume(&[7, 0, 8, 9], since_us).expect("resumed");
+        append(&mut writer, &[(0, ended(End::RolledBack, 700, 1, 1, &[])), (2, ended(End::Committed, 701, 1, 1, &[]))]);
+        let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
+        assert_eq!(entries.iter().map(|entry| entry.outcome).collect::<Vec<_>>(), expect, "since {since_us}");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever is killed in between, what was appended is read again, up to the last whole block.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -97,22 +97,26 @@ impl LogWriter {
     /// that it is none of the others.
     pub fn resume(&mut self, owners: &[u32], since_us: i64) -> io::Result<()> {
         let mut found: HashMap<u32, Arc<Context>> = HashMap::new();
-        let is_known = |found: &HashMap<u32, _>| owners.iter().all(|pid| *pid == 0 || found.contains_key(pid));
+        let mut missing: HashSet<u32> = owners.iter().copied().filter(|pid| *pid != 0).collect();
         for file in segments(&self.folder)?.iter().rev() {
-            if is_known(&found) {
+            if missing.is_empty() {
                 break;
             }
             // One that is damaged says nothing of them, and is reported when the log is read.
             let Ok(segment) = Segment::read(file) else { continue };
-            let mut here = HashMap::new();
+            let (mut here, mut is_older) = (HashMap::new(), true);
             for (key, record) in segment.entries() {
-                let is_wanted = key.started_us >= since_us && owners.contains(&key.pid);
+                is_older &= key.started_us < since_us;
+                let is_wanted = key.started_us >= since_us && missing.contains(&key.pid);
                 if is_wanted && matches!(Record::decode(record), Ok(Record::Session(_))) {
                     here.insert(key.pid, Arc::new(Context { key, record: record.to_vec() }));
                 }
             }
-            for (pid, context) in here {
-                found.entry(pid).or_insert(context);
+            missing.retain(|pid| !here.contains_key(pid));
+            found.extend(here);
+            // It is all of sessions from before, and what is before it is older still.
+            if is_older && segment.entries().next().is_some() {
+                break;
             }
         }
         for (slot, pid) in (0_u32..).zip(owners) {

@@ -41,6 +41,11 @@ impl Timeline {
         // Only where a record ends can a branch be made (PS-11).
         let found = if horizon > oldest.end { self.last_boundary(horizon)? } else { oldest };
         let record = if found.end > oldest.end { found } else { oldest };
+        if record.end < self.retained_from() {
+            // An older version gave up history within a record that is not here whole yet.
+            let as_it_is = *self.retained_record.read();
+            return self.collect(self.retained_from(), as_it_is);
+        }
         self.collect(record.end, Some(record))
     }
 
@@ -193,6 +198,20 @@ mod tests {
     }
 
     #[test]
+    fn history_that_was_given_up_within_a_record_to_come_stays_given_up() {
+        let house = House::new();
+        let engine = house.engine();
+        let timeline = root(&engine, 4);
+        let within = Lsn::new(end(4).get() + 1);
+        timeline.commit(|manifest| manifest.retained_from = within, |_| ()).expect("committed");
+        drop((timeline, engine));
+        let engine = house.engine();
+        let timeline = engine.timeline(TENANT, ROOT).expect("loaded");
+        timeline.collect_garbage(end(9)).expect("collected");
+        assert_eq!(timeline.retained_from(), within);
+    }
+
+    #[test]
     fn history_that_was_given_up_within_a_record_begins_with_the_next_one() {
         let house = House::new();
         let engine = house.engine();
@@ -205,7 +224,7 @@ mod tests {
         assert_eq!(timeline.retained_from(), within);
         check(&timeline, 3);
         // From then on it is known.
-        timeline.collect_garbage(end(1)).unwrap();
+        timeline.collect_garbage(end(1)).expect("collected");
         assert_eq!(timeline.retained_from(), end(3));
         drop((timeline, engine));
         let engine = house.engine();
