@@ -5,9 +5,12 @@ cd "$(dirname "$0")/.."
 . scripts/test-programs.sh
 trap 'rm -f "$programs"' EXIT
 
-# Test programs one after the other, with what they print. All are run, also after one that failed.
+# Whether a test program failed. What comes after it is run all the same: a long run that ends at its first failure has to be made again.
+failed=0
+
+# Test programs one after the other, with what they print.
 run_tests() { # as of test_programs_of, then, after --, arguments of the programs
-    local wanted=() crate folder program result=0
+    local wanted=() crate folder program
     while [ $# -gt 0 ] && [ "$1" != -- ]; do wanted+=("$1"); shift; done
     [ $# -eq 0 ] || shift
     for crate in "${wanted[@]}"; do
@@ -16,9 +19,8 @@ run_tests() { # as of test_programs_of, then, after --, arguments of the program
     done
     while IFS= read -rd '' crate && IFS= read -rd '' folder && IFS= read -rd '' program; do
         echo "-- $crate: $(test_program_name "$program")"
-        (cd "$folder" && CARGO_MANIFEST_DIR=$folder "$program" "$@" </dev/null) || { echo "FAILED: $crate $program"; result=1; }
+        (cd "$folder" && CARGO_MANIFEST_DIR=$folder "$program" "$@" </dev/null) || { echo "FAILED: $crate $program"; failed=1; }
     done < <(test_programs_of "${wanted[@]}")
-    return $result
 }
 
 # Those that make test passes over and this area does not, with the variable that the caller sets.
@@ -58,7 +60,8 @@ case "${1:-}" in
                 ARDENT_TEST_MAJORS=$(IFS=,; echo "${newest[*]}")
                 run_tests libs/redo-oracle:other_majors
                 run_tests libs/pg-format libs/pg-ingest
-            )
+                exit $failed
+            ) || failed=1
         fi
         run_tests tests:majors -- --nocapture
         # Extensions that do not come with Postgres, with 15; pgvector with those of the others that have it.
@@ -147,3 +150,4 @@ case "${1:-}" in
         exit 2
         ;;
 esac
+exit $failed

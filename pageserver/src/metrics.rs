@@ -125,6 +125,7 @@ impl Collector for AtScrape {
         let ingest = shared.followers.ingest();
         let gauges = [
             ("memory_layer_bytes", "Versions in memory that are not durable yet", stats.memory_layer_bytes),
+            ("spilled_bytes", "Local files that hold versions until these are in the store", stats.spilled_bytes),
             ("page_cache_bytes", "Rebuilt pages in memory", stats.page_cache_bytes),
             ("block_cache_bytes", "Blocks of layer files in memory", stats.block_cache_bytes),
             ("timelines_loaded", "Timelines in memory", stats.timelines_loaded),

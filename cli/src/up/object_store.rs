@@ -90,6 +90,8 @@ pub struct OpenStore {
     pub uncached: Arc<dyn ObjectStore>,
     /// What it counts.
     pub metrics: StoreMetrics,
+    /// Whether it is on another machine, as far as is known.
+    pub is_far: bool,
 }
 
 /// Opens the store of the page server whose files are below `folder`. Blocks; asks an S3 server only at the first start.
@@ -114,6 +116,7 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
                 store: counted.clone(),
                 uncached: counted.clone(),
                 metrics: StoreMetrics { counted, cache: None },
+                is_far: false,
             }
         }
         StorePlace::S3(location) => {
@@ -130,6 +133,7 @@ pub fn open(folder: &Path, args: &StoreArgs) -> Result<OpenStore, Failure> {
                 store: cache.clone(),
                 uncached: far.clone(),
                 metrics: StoreMetrics { counted: far, cache: Some(cache) },
+                is_far: true,
             }
         }
     };

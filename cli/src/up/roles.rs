@@ -337,7 +337,7 @@ pub async fn start_page_server(
 ) -> Result<(Task, Weak<Engine>), Failure> {
     let store = keeping.store;
     let config = PageserverConfig {
-        engine: EngineConfig::new(keeping.folder.join("local"), store.store),
+        engine: EngineConfig { spill: store.is_far, ..EngineConfig::new(keeping.folder.join("local"), store.store) },
         retention: keeping.retention,
         listen: listen.to_vec(),
         verifier,

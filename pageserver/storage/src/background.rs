@@ -1,4 +1,4 @@
-//! The engine's threads: one writes frozen layers, one compacts, one looks after what is old or idle.
+//! The engine's threads: one stores frozen layers, one may write them to local files before, one compacts, one looks after what is old or idle.
 
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -8,7 +8,7 @@ use ardent_types::with_causes;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded, unbounded};
 
 use crate::engine::{Engine, WeakEngine};
-use crate::error::ErrorKind;
+use crate::error::{CommitError, ErrorKind};
 use crate::shared::Shared;
 use crate::timeline::Timeline;
 
@@ -33,14 +33,20 @@ impl Background {
         let (queue, frozen) = unbounded();
         let only_once = engine.shared().flush_queue.set(queue);
         assert!(only_once.is_ok(), "the background is started once");
+        let spill = engine.shared().config.spill.then(|| {
+            let (queue, to_spill) = unbounded();
+            let only_once = engine.shared().spill_queue.set(queue);
+            assert!(only_once.is_ok(), "the background is started once");
+            (to_spill, stopped.clone())
+        });
         let flush_stop = stopped.clone();
         let (compact_stop, compact_weak) = (stopped.clone(), Arc::downgrade(engine));
         let at_work = AtWork::begin(engine.shared());
         let weak = Arc::downgrade(engine);
-        let threads = vec![
+        let mut threads = vec![
             std::thread::Builder::new()
                 .name("ardent-flush".to_owned())
-                .spawn(move || flush_loop(&frozen, &flush_stop))?,
+                .spawn(move || frozen_loop(&frozen, &flush_stop, "a flush failed", Timeline::flush_frozen))?,
             std::thread::Builder::new().name("ardent-compact".to_owned()).spawn(move || {
                 let _at_work = at_work;
                 stand_back();
@@ -48,6 +54,12 @@ impl Background {
             })?,
             std::thread::Builder::new().name("ardent-tend".to_owned()).spawn(move || tend_loop(&weak, &stopped))?,
         ];
+        if let Some((frozen, stopped)) = spill {
+            let spill = |timeline: &Timeline| timeline.spill_frozen().map_err(Arc::new);
+            let what = "a layer could not be written to a local file";
+            let thread = std::thread::Builder::new().name("ardent-spill".to_owned());
+            threads.push(thread.spawn(move || frozen_loop(&frozen, &stopped, what, spill))?);
+        }
         Ok(Background { stop, threads })
     }
 
@@ -66,7 +78,13 @@ impl Background {
     }
 }
 
-fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
+/// Does `work` on each timeline that comes with frozen layers, and again where it failed.
+fn frozen_loop(
+    frozen: &Receiver<Weak<Timeline>>,
+    stopped: &Receiver<()>,
+    failure: &'static str,
+    work: impl Fn(&Timeline) -> Result<(), Arc<CommitError>>,
+) {
     let mut failed: Vec<Weak<Timeline>> = Vec::new();
     loop {
         let wait = if failed.is_empty() { Duration::MAX } else { RETRY_AFTER };
@@ -78,8 +96,8 @@ fn flush_loop(frozen: &Receiver<Weak<Timeline>>, stopped: &Receiver<()>) {
         let due = next.into_iter().chain(if frozen.is_empty() { std::mem::take(&mut failed) } else { Vec::new() });
         for weak in due {
             let Some(timeline) = weak.upgrade() else { continue };
-            if let Err(error) = timeline.flush_frozen() {
-                tracing::warn!(timeline = %timeline.id(), error = %with_causes(&error), "a flush failed");
+            if let Err(error) = work(&timeline) {
+                tracing::warn!(timeline = %timeline.id(), error = %with_causes(&error), "{failure}");
                 // A timeline that is another's now has nothing to write. Anything else, a failing disk even, may be mended, and until it is
                 // written again its writers wait.
                 if !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::NotFound) {
@@ -145,7 +163,8 @@ fn tend_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
 fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), Arc<crate::CommitError>> {
     let config = &engine.shared().config;
     let is_old = timeline.writer.lock().open_since.is_some_and(|since| since.elapsed() >= config.open_layer_age_max);
-    if is_old {
+    // While the store is away, one layer that grows is better than many that wait.
+    if is_old && timeline.flush_state.lock().last_error.is_none() {
         timeline.freeze();
     }
     if timeline.idle_for() >= config.idle_unload_after && !timeline.is_importing() {

@@ -105,9 +105,13 @@ impl Timeline {
 
     fn last_known_boundary(&self, at: Lsn) -> Result<RecordPosition, TimelineError> {
         let set = self.layer_set();
-        let memory = std::iter::once(&set.open).chain(set.frozen.iter().rev().map(|frozen| &frozen.layer));
-        if let Some(position) = memory.filter_map(|layer| layer.boundary_at(at)).next() {
+        if let Some(position) = set.open.boundary_at(at) {
             return Ok(position);
+        }
+        for frozen in set.frozen.iter().rev() {
+            if let Some(position) = frozen.boundary_at(at)? {
+                return Ok(position);
+            }
         }
         // A frozen layer without versions leaves no file; the durable position stands for its records.
         let durable = self.durable_record();

@@ -69,6 +69,9 @@ pub struct EngineConfig {
     pub images_at_deltas_per_key: u64,
     /// Compacted files are cut at about this size.
     pub layer_file_bytes: u64,
+    /// Frozen layers become local files at once, and memory is free before they are stored: for a store that is slower than the disk, or
+    /// may be away.
+    pub spill: bool,
     /// Whether threads flush, compact and unload by themselves. Without them the caller does it; for tests that must be repeatable.
     pub background: bool,
     /// Fail points, for tests.
@@ -93,6 +96,7 @@ impl EngineConfig {
             images_at_delta_files: 2,
             images_at_deltas_per_key: 24,
             layer_file_bytes: 64 << 20,
+            spill: false,
             background: true,
             faults: Arc::new(FailPoints::new()),
         }

@@ -75,6 +75,11 @@ impl DebtLimits {
         }
     }
 
+    /// Most level-0 files, with what is about to be some.
+    pub(crate) fn files_max(&self) -> usize {
+        2 * self.compact_at_l0_files * HARD as usize
+    }
+
     /// Amounts of debt and their soft limits.
     fn shares(&self, debt: &Debt) -> [(u64, u64); 4] {
         let files = 2 * self.compact_at_l0_files as u64;

@@ -452,6 +452,7 @@ impl Engine {
             compactions_failing: loaded.iter().filter(|timeline| timeline.compaction_failed.lock().is_some()).count()
                 as u64,
             memory_layer_bytes: self.shared.memory.load(Ordering::Relaxed) as u64,
+            spilled_bytes: loaded.iter().map(|timeline| timeline.spilled_bytes()).sum(),
             page_cache_bytes: self.shared.pages.bytes() as u64,
             block_cache_bytes: self.shared.blocks.bytes() as u64,
             ..self.shared.stats.read()
@@ -463,7 +464,8 @@ impl Engine {
         let problems = |timeline: &Arc<Timeline>| {
             let (id, is_ours) = (timeline.id(), timeline.owned.load(Ordering::Acquire));
             let flush = timeline.flush_state.lock().last_error.clone().filter(|_| is_ours).map(|error| {
-                let consequence = "its layers cannot be written, so its ingest stops when memory for them is used up";
+                let consequence =
+                    "its layers cannot be written, so its ingest stops when there is no more room for them";
                 format!("{consequence}: {}", with_causes(&*error))
             });
             let compaction = timeline.compaction_failed.lock().as_ref().map(|failed| failed.error.clone());

@@ -5,6 +5,7 @@ use ardent_pg_redo::ReconstructError;
 use ardent_types::{Generation, Key, Lsn, RelTag, TenantId, Term, TimelineId};
 
 use crate::layer::{LayerCorrupt, LayerError};
+use crate::spill::SPILLED;
 
 /// What a caller does about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,9 +36,7 @@ fn store_kind(error: &StoreError) -> ErrorKind {
 
 /// A file in the store is not what was written.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{file} is corrupt at offset {offset}: expected {expected}; reads of {keys} are concerned; restore the file from a copy of the store"
-)]
+#[error("{file} is corrupt at offset {offset}: expected {expected}; reads of {keys} are concerned; {}", remedy(file))]
 pub struct CorruptFile {
     /// The object's name.
     pub file: String,
@@ -47,6 +46,14 @@ pub struct CorruptFile {
     pub expected: String,
     /// The keys that the file speaks for.
     pub keys: String,
+}
+
+fn remedy(file: &str) -> &'static str {
+    if file.starts_with(SPILLED) {
+        "it is not in the store yet: restart the server, which reads that WAL again"
+    } else {
+        "restore the file from a copy of the store"
+    }
 }
 
 impl From<LayerCorrupt> for CorruptFile {
@@ -251,8 +258,8 @@ pub enum PutError {
         /// What it is doing.
         state: &'static str,
     },
-    /// Memory is full because layers can't be written. Comes back to life by itself.
-    #[error("timeline {timeline} can't write its layers, and memory for more WAL is used up")]
+    /// Memory, or what may wait on the disk, is full because layers can't be stored. Comes back to life by itself.
+    #[error("timeline {timeline} can't write its layers, and there is no more room for WAL")]
     Stalled {
         /// Timeline.
         timeline: TimelineId,

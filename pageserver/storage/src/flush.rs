@@ -1,11 +1,12 @@
 //! Frozen layers become files, in order; only then does the durable position move (PS-1).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::error::CommitError;
 use crate::layer::{Effort, FinishedLayer, Layer, LayerDesc, LayerKind, LayerWriter};
-use crate::layer_map::{Frozen, LayerMap};
+use crate::layer_map::{Frozen, LayerMap, Versions};
 use crate::manifest::Manifest;
 use crate::mem_layer::MemLayer;
 use crate::stats::count;
@@ -20,45 +21,51 @@ impl Timeline {
     }
 
     pub(crate) fn ask_for_flush(&self) {
-        if let Some(queue) = self.shared.flush_queue.get() {
-            // The queue is closed only when the engine ends; whoever ends it flushes first.
+        for queue in [&self.shared.spill_queue, &self.shared.flush_queue].into_iter().filter_map(|queue| queue.get()) {
+            // A queue is closed only when the engine ends; whoever ends it flushes first.
             let _ = queue.send(self.this.clone());
         }
     }
 
-    /// Writes the frozen layers, oldest first.
+    /// Stores the frozen layers, oldest first.
     pub(crate) fn flush_frozen(&self) -> Result<(), Arc<CommitError>> {
         let _flushing = self.flushing.lock();
         loop {
             let Some(frozen) = self.layer_set().frozen.first().cloned() else { return Ok(()) };
-            let result = self.flush_one(&frozen);
-            let mut state = self.flush_state.lock();
-            match result {
-                Ok(()) => {
-                    state.waiting -= 1;
-                    state.last_error = None;
-                    drop(state);
-                    self.flushed.notify_all();
+            if self.spills() && frozen.takes_memory() {
+                // What is stored from here on is the file: memory is not held for as long as that takes.
+                let spilled = self.spill_layer(&frozen);
+                if spilled.is_err() {
+                    self.note_flush(spilled)?;
                 }
-                Err(error) => {
-                    count(&self.shared.stats.background_failures, 1);
-                    let error = Arc::new(error);
-                    state.last_error = Some(error.clone());
-                    return Err(error);
-                }
+                continue;
             }
+            let result = self.flush_one(&frozen);
+            drop(frozen);
+            self.note_flush(result)?;
+            self.flushed.notify_all();
         }
+    }
+
+    /// Keeps why flushing does not get on, for those who wait for it.
+    fn note_flush(&self, result: Result<(), CommitError>) -> Result<(), Arc<CommitError>> {
+        let result = result.map_err(Arc::new);
+        if result.is_err() {
+            count(&self.shared.stats.background_failures, 1);
+        }
+        self.flush_state.lock().last_error = result.as_ref().err().cloned();
+        result
     }
 
     fn flush_one(&self, frozen: &Arc<Frozen>) -> Result<(), CommitError> {
         // A file whose commit failed is kept for the next attempt: a full disk must not get fuller with each.
-        let mut kept = frozen.written.lock();
+        let mut kept = frozen.stored.lock();
         if kept.as_ref().map_or(Ok(false), |layer| layer.is_missing())? {
             // Removed as a leftover meanwhile.
             *kept = None;
         }
-        if kept.is_none() && !frozen.layer.is_empty() {
-            *kept = Some(self.write_memory(frozen)?);
+        if kept.is_none() {
+            *kept = self.store_frozen(frozen)?;
         }
         let written = kept.clone();
         let name = |manifest: &mut Manifest| {
@@ -68,7 +75,7 @@ impl Timeline {
         self.commit(name, |_| {
             self.change_layers(|set| {
                 let first = set.frozen.remove(0);
-                assert!(Arc::ptr_eq(&first, frozen), "layers are flushed in order");
+                assert_eq!(first.position, frozen.position, "layers are flushed in order");
                 if let Some(layer) = &written {
                     let mut layers = set.files.layers().to_vec();
                     layers.push(layer.clone());
@@ -82,12 +89,14 @@ impl Timeline {
         Ok(())
     }
 
-    fn write_memory(&self, frozen: &Frozen) -> Result<Arc<Layer>, CommitError> {
-        let finished = write_sorted(self, &frozen.layer, |writer| {
-            let boundaries = frozen.layer.boundaries();
-            writer.finish(None, Some(frozen.layer.after), frozen.position.end, &boundaries)
-        })?;
-        self.store_layer(finished, 0)
+    /// Makes a frozen layer an object. One without versions leaves none.
+    fn store_frozen(&self, frozen: &Frozen) -> Result<Option<Arc<Layer>>, CommitError> {
+        let finished = match &frozen.versions {
+            Versions::Memory(memory) if memory.is_empty() => return Ok(None),
+            Versions::Memory(memory) => write_frozen(self, frozen, memory, self.shared.temp_path())?,
+            Versions::File(spilled) => spilled.to_store(self.shared.temp_path())?,
+        };
+        self.store_layer(finished, 0).map(Some)
     }
 
     /// Makes a finished file an object, durable but not yet named by a manifest.
@@ -107,13 +116,25 @@ impl Timeline {
     }
 }
 
-/// Writes all versions of `memory` to a local file.
+/// Writes a frozen layer, whose versions are `memory`, to the local file `path`.
+pub(crate) fn write_frozen(
+    timeline: &Timeline,
+    frozen: &Frozen,
+    memory: &MemLayer,
+    path: PathBuf,
+) -> Result<FinishedLayer, CommitError> {
+    write_sorted(timeline, memory, path, |writer| {
+        writer.finish(None, Some(frozen.after), frozen.position.end, &memory.boundaries())
+    })
+}
+
+/// Writes all versions of `memory` to the local file `path`.
 pub(crate) fn write_sorted(
     timeline: &Timeline,
     memory: &MemLayer,
+    path: PathBuf,
     finish: impl FnOnce(LayerWriter<'_>) -> std::io::Result<FinishedLayer>,
 ) -> Result<FinishedLayer, CommitError> {
-    let path = timeline.shared.temp_path();
     let write = || {
         let mut writer = LayerWriter::create(&path, LayerKind::Delta, Effort::Little, &timeline.shared.config.faults)?;
         memory.for_each_sorted(|key, lsn, kind, value| writer.add(key, lsn, kind, value))?;

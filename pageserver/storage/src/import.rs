@@ -103,7 +103,8 @@ impl Timeline {
     fn spill(&self, import: &mut Import) -> Result<(), CommitError> {
         let Some(memory) = import.memory.take() else { return Ok(()) };
         let upto = self.facts.start_lsn;
-        let finished = write_sorted(self, &memory, |writer| writer.finish(None, None, upto, &[]))?;
+        let finished =
+            write_sorted(self, &memory, self.shared.temp_path(), |writer| writer.finish(None, None, upto, &[]))?;
         drop(memory);
         let store = match &import.store {
             Some(store) => store.clone(),

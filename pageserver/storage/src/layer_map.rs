@@ -1,7 +1,7 @@
 //! Which layers of a timeline a read visits.
 //!
 //! ```text
-//!  newest ──► open layer ──► frozen layers ──► delta files above the newest image that covers the key ──► that image
+//!  newest ──► open layer ──► frozen layers (memory or local files) ──► delta files above the newest image that covers the key ──► that image
 //!                                                                                  └─ none: down to the ancestor
 //! ```
 //!
@@ -18,16 +18,75 @@ use crate::debt::Debt;
 use crate::layer::{Layer, LayerError, LayerKind};
 use crate::mem_layer::MemLayer;
 use crate::position::RecordPosition;
+use crate::spill::Spilled;
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::version::Gathered;
 
-/// A layer that takes no more versions and waits to be written.
+/// A layer that takes no more versions and waits to be stored.
+#[derive(Clone)]
 pub(crate) struct Frozen {
-    pub(crate) layer: Arc<MemLayer>,
+    pub(crate) versions: Versions,
+    /// It has everything after this LSN.
+    pub(crate) after: Lsn,
     /// The last record in it.
     pub(crate) position: RecordPosition,
-    /// Its file, written but not yet named by a manifest.
-    pub(crate) written: Mutex<Option<Arc<Layer>>>,
+    /// Its object, stored but not yet named by a manifest.
+    pub(crate) stored: Arc<Mutex<Option<Arc<Layer>>>>,
+}
+
+/// Where a frozen layer's versions are.
+#[derive(Clone)]
+pub(crate) enum Versions {
+    Memory(Arc<MemLayer>),
+    File(Arc<Spilled>),
+}
+
+impl Frozen {
+    /// Without versions it is in memory and takes none.
+    pub(crate) fn takes_memory(&self) -> bool {
+        matches!(&self.versions, Versions::Memory(memory) if !memory.is_empty())
+    }
+
+    /// Memory that its versions take, in bytes.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        match &self.versions {
+            Versions::Memory(memory) => memory.bytes(),
+            Versions::File(_) => 0,
+        }
+    }
+
+    /// The last record in it that ends at or below `lsn`.
+    pub(crate) fn boundary_at(&self, lsn: Lsn) -> Result<Option<RecordPosition>, LayerError> {
+        match &self.versions {
+            Versions::Memory(memory) => Ok(memory.boundary_at(lsn)),
+            Versions::File(_) if lsn <= self.after => Ok(None),
+            Versions::File(spilled) => {
+                Ok(spilled.layer.boundaries()?.into_iter().rev().find(|position| position.end <= lsn))
+            }
+        }
+    }
+
+    fn gather(&self, key: &StoredKey, after: Lsn, upto: Lsn, out: &mut Gathered) -> Result<ReadCost, LayerError> {
+        match &self.versions {
+            Versions::Memory(memory) => {
+                memory.gather(key, after, upto, out);
+                Ok(ReadCost::default())
+            }
+            Versions::File(spilled) => {
+                if self.after < upto {
+                    spilled.layer.gather(key, after, upto, out)?;
+                }
+                Ok(ReadCost { files: usize::from(self.after < upto), deltas: 0 })
+            }
+        }
+    }
+
+    fn keys(&self, range: &KeyRange, after: Lsn, upto: Lsn, limit: usize) -> Result<Vec<StoredKey>, LayerError> {
+        match &self.versions {
+            Versions::Memory(memory) => Ok(memory.keys(range, after, upto, limit)),
+            Versions::File(spilled) => spilled.layer.keys(range, after, upto, limit),
+        }
+    }
 }
 
 /// All layers of a timeline at one moment.
@@ -58,14 +117,20 @@ impl LayerSet {
         upto: Lsn,
         out: &mut Gathered,
     ) -> Result<ReadCost, LayerError> {
-        let memory = std::iter::once(&self.open).chain(self.frozen.iter().rev().map(|frozen| &frozen.layer));
-        for layer in memory {
-            layer.gather(key, after, upto, out);
-            if out.complete_from().is_some() || layer.after <= after {
-                return Ok(ReadCost::default());
+        self.open.gather(key, after, upto, out);
+        let mut cost = ReadCost::default();
+        let is_done = |reaches: Lsn, out: &Gathered| out.complete_from().is_some() || reaches <= after;
+        if is_done(self.open.after, out) {
+            return Ok(cost);
+        }
+        for frozen in self.frozen.iter().rev() {
+            cost.files += frozen.gather(key, after, upto, out)?.files;
+            if is_done(frozen.after, out) {
+                return Ok(cost);
             }
         }
-        self.files.gather(key, after, upto, out)
+        let files = self.files.gather(key, after, upto, out)?;
+        Ok(ReadCost { files: cost.files + files.files, ..files })
     }
 
     /// What reads at the head visit at worst. Frozen layers count as the files that they are about to be.
@@ -88,8 +153,9 @@ impl LayerSet {
                 keys.pop_last();
             }
         };
-        for layer in std::iter::once(&self.open).chain(self.frozen.iter().map(|frozen| &frozen.layer)) {
-            add(layer.keys(range, after, upto, limit));
+        add(self.open.keys(range, after, upto, limit));
+        for frozen in &self.frozen {
+            add(frozen.keys(range, after, upto, limit)?);
         }
         for layer in self.files.layers() {
             let desc = &layer.desc;

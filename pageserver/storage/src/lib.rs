@@ -29,8 +29,8 @@
 //!   `layer/reader.rs`).
 //! - PS-7: damaged bytes are an error that names file, offset and keys for the reads that need them, never content
 //!   (`layer/block.rs`).
-//! - PS-8: memory is bounded: writers wait for flushes, caches have sizes, merges hold one group per input (`put.rs`,
-//!   `clock_cache.rs`, `merge.rs`).
+//! - PS-8: memory is bounded: writers wait for flushes, or, before a store that is slower than the disk, for local files (`spill.rs`);
+//!   caches have sizes, merges hold one group per input (`put.rs`, `clock_cache.rs`, `merge.rs`).
 //! - PS-9: what a read visits and applies is bounded: writers are slowed in proportion to what compaction has yet to do, and wait for it
 //!   at a limit for as long as it takes (`debt.rs`, `put.rs`); unless compaction fails, which is told.
 //! - PS-10: a root that was cut from a timeline has what that held at one LSN, and no version, ancestor or relation besides, so that
@@ -79,6 +79,7 @@ mod put;
 mod read;
 mod retention;
 mod shared;
+mod spill;
 mod stats;
 mod stored_key;
 mod survey;

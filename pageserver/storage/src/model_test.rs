@@ -69,6 +69,7 @@ impl World {
         config.images_at_delta_files = rng.random_range(1..4);
         config.images_at_deltas_per_key = rng.random_range(1..6);
         config.page_cache_bytes = *[0, 20_000, 1 << 20].choose(&mut rng).unwrap();
+        config.spill = rng.random_bool(0.5);
         let engine = Engine::open(config.clone()).unwrap();
         let root = engine.create_root(TENANT, timeline_id(1), facts(START)).unwrap();
         let mut versions = BTreeMap::new();

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use ardent_pg_redo::Value;
 use ardent_types::{Key, Lsn};
-use parking_lot::Mutex;
 
 use crate::debt::{DebtLimits, Pace, Wait};
 use crate::error::PutError;
-use crate::layer_map::{Frozen, LayerSet};
+use crate::layer_map::{Frozen, LayerSet, Versions};
 use crate::limits::{FROZEN_LAYERS_MAX, VALUE_BYTES_MAX};
 use crate::mem_layer::{Disorder, MemLayer};
 use crate::position::RecordPosition;
@@ -165,24 +164,33 @@ impl Timeline {
     /// Back-pressure: memory is bounded because writers wait here.
     fn wait_for_room(&self) -> Result<(), PutError> {
         let config = &self.shared.config;
+        let stalled = |source| PutError::Stalled { timeline: self.id(), source };
         if !config.background {
-            let waiting = self.flush_state.lock().waiting;
-            let room = if waiting >= FROZEN_LAYERS_MAX { self.flush_frozen() } else { Ok(()) };
-            return room.map_err(|source| PutError::Stalled { timeline: self.id(), source });
+            if !self.has_room() && self.spills() {
+                self.spill_frozen().map_err(|error| stalled(Arc::new(error)))?;
+            }
+            return if self.has_room() { Ok(()) } else { self.flush_frozen().map_err(stalled) };
         }
         let deadline = Instant::now() + STALL_AFTER;
         let mut state = self.flush_state.lock();
-        while state.waiting >= FROZEN_LAYERS_MAX {
-            if self.flushed.wait_until(&mut state, deadline).timed_out() && state.waiting >= FROZEN_LAYERS_MAX {
+        while !self.has_room() {
+            if self.flushed.wait_until(&mut state, deadline).timed_out() && !self.has_room() {
                 if let Some(source) = state.last_error.clone() {
-                    return Err(PutError::Stalled { timeline: self.id(), source });
+                    return Err(stalled(source));
                 }
                 // Slow, or nobody is at it: lend a hand.
                 drop(state);
-                return self.flush_frozen().map_err(|source| PutError::Stalled { timeline: self.id(), source });
+                return self.flush_frozen().map_err(stalled);
             }
         }
         Ok(())
+    }
+
+    /// Whether another layer may be frozen: memory has room for it, and reads do not visit too many for it.
+    fn has_room(&self) -> bool {
+        let set = self.layer_set();
+        let in_memory = set.frozen.iter().filter(|frozen| frozen.takes_memory() || !self.spills()).count();
+        in_memory < FROZEN_LAYERS_MAX && set.frozen.len() < DebtLimits::of(&self.shared.config).files_max()
     }
 
     /// Ends the open layer, so that it can be written. What is in it stays readable.
@@ -193,14 +201,19 @@ impl Timeline {
 
     pub(crate) fn freeze_open(&self, writer: &mut Writer) {
         let position = self.progress.last();
-        let mut flush = self.flush_state.lock();
+        let _flush = self.flush_state.lock();
         self.change_layers(|set| {
             // Without versions there may still be records: the durable position moves with them (checklist 7).
             if position.end > set.open.after {
                 let open = Arc::new(MemLayer::new(position.end, self.shared.memory.clone()));
                 let layer = std::mem::replace(&mut set.open, open);
-                set.frozen.push(Arc::new(Frozen { layer, position, written: Mutex::new(None) }));
-                flush.waiting += 1;
+                let after = layer.after;
+                set.frozen.push(Arc::new(Frozen {
+                    versions: Versions::Memory(layer),
+                    after,
+                    position,
+                    stored: Arc::default(),
+                }));
             }
         });
         writer.open_since = None;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
+use ardent_object_store::{LocalFolder, ObjectStore};
 use ardent_types::{Lsn, TenantId, TimelineId};
 use bytes::Bytes;
 use crossbeam_channel::Sender;
@@ -39,6 +40,10 @@ pub(crate) struct Shared {
     pub(crate) blocks: Arc<BlockCache>,
     pub(crate) memory: MemoryGauge,
     pub(crate) stats: Stats,
+    /// The folder of [`crate::spill`]'s files, to read them.
+    pub(crate) spilled: Arc<dyn ObjectStore>,
+    /// Set where frozen layers become local files first.
+    pub(crate) spill_queue: OnceLock<Sender<Weak<Timeline>>>,
     pub(crate) flush_queue: OnceLock<Sender<Weak<Timeline>>>,
     pub(crate) engine: OnceLock<Weak<Engine>>,
     next_file: AtomicU64,
@@ -49,6 +54,10 @@ pub(crate) struct Shared {
     compacting: AtomicBool,
 }
 
+fn temp_folder(config: &EngineConfig) -> PathBuf {
+    config.local_dir.join("writing")
+}
+
 impl Shared {
     pub(crate) fn new(config: EngineConfig) -> Self {
         Shared {
@@ -57,6 +66,8 @@ impl Shared {
             writer: format!("{:016x}", rand::random::<u64>()),
             memory: MemoryGauge::default(),
             stats: Stats::default(),
+            spilled: Arc::new(LocalFolder::look_at(&temp_folder(&config))),
+            spill_queue: OnceLock::new(),
             flush_queue: OnceLock::new(),
             engine: OnceLock::new(),
             next_file: AtomicU64::new(0),
@@ -70,18 +81,22 @@ impl Shared {
 
     /// A name for a layer file that no other process and no other call gives.
     pub(crate) fn next_file_name(&self, kind: char, level: u8, upto: Lsn) -> String {
-        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number();
         format!("{kind}{level}-{:016x}-{}-{number:x}", upto.get(), self.writer)
     }
 
     /// Where a file is written before it becomes an object.
     pub(crate) fn temp_path(&self) -> PathBuf {
-        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
-        self.temp_folder().join(format!("{number:x}"))
+        self.temp_folder().join(format!("{:x}", self.next_number()))
     }
 
     pub(crate) fn temp_folder(&self) -> PathBuf {
-        self.config.local_dir.join("writing")
+        temp_folder(&self.config)
+    }
+
+    /// A number for a file that no other call gives.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.next_file.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn next_instance(&self) -> u64 {

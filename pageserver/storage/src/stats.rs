@@ -15,6 +15,8 @@ macro_rules! stats {
             $($(#[$doc])* pub $name: u64,)*
             /// Memory in open and frozen layers now, in bytes.
             pub memory_layer_bytes: u64,
+            /// Local files that hold frozen layers until these are in the store, in bytes now.
+            pub spilled_bytes: u64,
             /// Memory in the page cache now, in bytes.
             pub page_cache_bytes: u64,
             /// Memory in the block cache now, in bytes.

@@ -57,7 +57,9 @@ pub struct Timeline {
     pub(crate) import: Mutex<Option<Import>>,
     /// What a compute that is being suspended has sent of its state so far.
     pub(crate) incoming_state: Mutex<Option<Incoming>>,
-    /// Held while a frozen layer is written.
+    /// Held while a frozen layer is written to a local file that stays one for a while.
+    pub(crate) spilling: Mutex<()>,
+    /// Held while a frozen layer is stored.
     pub(crate) flushing: Mutex<()>,
     pub(crate) flush_state: Mutex<FlushState>,
     pub(crate) flushed: Condvar,
@@ -85,7 +87,6 @@ pub(crate) struct Writer {
 /// How flushing goes.
 #[derive(Default)]
 pub(crate) struct FlushState {
-    pub(crate) waiting: usize,
     pub(crate) last_error: Option<Arc<CommitError>>,
 }
 
@@ -151,6 +152,7 @@ impl Timeline {
             importing: AtomicBool::new(manifest.importing),
             import: Mutex::new(import),
             incoming_state: Mutex::new(None),
+            spilling: Mutex::new(()),
             flushing: Mutex::new(()),
             flush_state: Mutex::default(),
             flushed: Condvar::new(),
@@ -318,7 +320,7 @@ impl Timeline {
             stored_bytes: layers.iter().map(|layer| layer.desc.bytes).sum(),
             files: layers.len(),
             uncompacted_files: set.files.debt().level_0_files,
-            memory_bytes: set.open.bytes() + set.frozen.iter().map(|frozen| frozen.layer.bytes()).sum::<usize>(),
+            memory_bytes: set.open.bytes() + set.frozen.iter().map(|frozen| frozen.memory_bytes()).sum::<usize>(),
             files_per_read_max: set.files.debt().files_per_read(),
             deltas_per_key_max: set.files.debt().deltas_per_key,
         }

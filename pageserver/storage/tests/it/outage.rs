@@ -1,7 +1,8 @@
-//! A store that is away for long: WAL is taken until memory for it is used up, what was taken stays readable, and when the store is back
-//! everything goes on by itself.
+//! A store that is away for long: WAL is taken until there is no more room for it, in memory or on the disk, what was taken stays readable,
+//! and when the store is back everything goes on by itself. A store that is only slow holds nobody up.
 
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use ardent_object_store::{
 };
 use ardent_storage::{Engine, EngineConfig, ErrorKind, PutError, Timeline, survey};
 use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
 
 use crate::support::*;
 
@@ -28,19 +30,36 @@ const ALL: u64 = 5000;
 const COMPACT_AT: usize = 2;
 const IMAGES_AT_FILES: usize = 2;
 
-/// A store that refuses every call while it is away.
+/// A store that refuses every call while it is away, and whose uploads of files wait while they are held.
 #[derive(Debug, Default)]
 struct Far {
     store: MemoryStore,
     is_away: AtomicBool,
+    are_held: Mutex<bool>,
+    let_go: Condvar,
 }
 
 impl Far {
+    fn hold_uploads(&self) -> HeldUploads<'_> {
+        *self.are_held.lock() = true;
+        HeldUploads(self)
+    }
+
     fn there(&self, name: &str) -> Result<&MemoryStore, StoreError> {
         if self.is_away.load(Ordering::SeqCst) {
             return Err(StoreError::new(StoreErrorKind::Retry, "call", name, "the store is away"));
         }
         Ok(&self.store)
+    }
+}
+
+/// While it is there, uploads of files wait.
+struct HeldUploads<'a>(&'a Far);
+
+impl Drop for HeldUploads<'_> {
+    fn drop(&mut self) {
+        *self.0.are_held.lock() = false;
+        self.0.let_go.notify_all();
     }
 }
 
@@ -52,6 +71,11 @@ impl ObjectStore for Far {
         self.there(name.as_str())?.put_if_absent(name, body)
     }
     fn put_file(&self, name: &ObjectName, path: &Path) -> Result<(), StoreError> {
+        let mut are_held = self.are_held.lock();
+        while *are_held {
+            self.let_go.wait(&mut are_held);
+        }
+        drop(are_held);
         self.there(name.as_str())?.put_file(name, path)
     }
     fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
@@ -78,9 +102,10 @@ impl ObjectStore for Far {
 }
 
 /// An engine whose limits are small, on `store`; what reads need comes from files, not from memory.
-fn open_on(store: Arc<dyn ObjectStore>, folder: &Path) -> Arc<Engine> {
+fn open_on(store: Arc<dyn ObjectStore>, folder: &Path, spill: bool) -> Arc<Engine> {
     let config = EngineConfig {
         store,
+        spill,
         background: true,
         open_layer_bytes_max: 4000,
         open_layer_age_max: Duration::from_secs(1),
@@ -126,11 +151,20 @@ fn check_content(root: &Timeline, upto: u64) {
 
 #[test]
 fn nothing_is_lost_and_all_goes_on_by_itself_when_a_store_comes_back() {
+    go_through_an_outage(false);
+}
+
+#[test]
+fn the_same_with_room_on_the_disk() {
+    go_through_an_outage(true);
+}
+
+fn go_through_an_outage(spill: bool) {
     let folder = tempfile::tempdir().unwrap();
     let far = Arc::new(Far::default());
     let options = CacheOptions { folder: folder.path().join("cache"), bytes_max: 1 << 30 };
     let near: Arc<dyn ObjectStore> = Arc::new(CachedStore::open(far.clone(), options).unwrap());
-    let engine = open_on(near, folder.path());
+    let engine = open_on(near, folder.path(), spill);
     let root = empty_root(&engine, 1);
     let (refused, why) = mpsc::channel();
     insist(&root, 0..BEFORE, &refused);
@@ -148,7 +182,9 @@ fn nothing_is_lost_and_all_goes_on_by_itself_when_a_store_comes_back() {
         let taken = (last.get() - 0x100) / 8;
         assert!(taken > BEFORE && taken < ALL, "{taken} records were taken");
         let in_memory = root.sizes().memory_bytes;
-        assert!(in_memory < 10 * 4000, "{in_memory} bytes wait in memory");
+        let layers_in_memory = if spill { 2 } else { 10 };
+        assert!(in_memory < layers_in_memory * 4000, "{in_memory} bytes wait in memory");
+        assert_eq!(engine.stats().spilled_bytes > 0, spill, "what waits on the disk");
         // All of it, from memory and from files that are cached.
         check_content(&root, taken);
         check_content(&root, BEFORE);
@@ -181,12 +217,94 @@ fn nothing_is_lost_and_all_goes_on_by_itself_when_a_store_comes_back() {
 
     // All of it is in the store: a page server that has nothing else finds it.
     let elsewhere = tempfile::tempdir().unwrap();
-    let engine = open_on(far.clone(), elsewhere.path());
+    let engine = open_on(far.clone(), elsewhere.path(), spill);
     let root = engine.timeline(TENANT, timeline_id(1)).unwrap();
     assert_eq!(root.disk_consistent_lsn(), all);
     check_content(&root, ALL);
     check_content(&root, BEFORE);
     let found = survey(&*far).unwrap();
     assert_eq!((found.problems, found.unknown), Default::default());
+    engine.shutdown().unwrap();
+}
+
+/// Writes records until so many files wait for the store, and says how many records there are then.
+fn write_until_files_wait(engine: &Engine, root: &Timeline, mut n: u64, bytes: u64) -> u64 {
+    let deadline = Instant::now() + PATIENCE;
+    while engine.stats().spilled_bytes < bytes {
+        assert!(Instant::now() < deadline, "{:?} after {n} records", root.sizes());
+        let value = if n < BLOCKS { image("i") } else { delta("+") };
+        root.put(vec![(block((n % BLOCKS) as u32), lsn(end_of(n)), value)], at(end_of(n))).unwrap();
+        n += 1;
+    }
+    n
+}
+
+#[test]
+fn a_store_that_takes_its_time_holds_up_no_writer_and_no_reader() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = Arc::new(Far::default());
+    let engine = open_on(far.clone(), folder.path(), true);
+    let root = empty_root(&engine, 1);
+    let files = root.sizes().files;
+    let held = far.hold_uploads();
+    // Of layers of 4,000 bytes in memory, which are a few hundred in files.
+    let written = write_until_files_wait(&engine, &root, 0, 1500);
+    let sizes = root.sizes();
+    assert_eq!((sizes.files, root.disk_consistent_lsn()), (files, lsn(0x100)), "nothing is in the store");
+    assert!(sizes.memory_bytes < 3 * 4000, "{} bytes in memory", sizes.memory_bytes);
+    for upto in [written, written / 2, BLOCKS] {
+        check_content(&root, upto);
+    }
+    // Records inside such a file are known, and which keys they changed.
+    let (_, point) = root.branch_point(Some(lsn(end_of(written / 2) + 3))).unwrap();
+    assert_eq!(point.lsn, lsn(end_of(written / 2)));
+    let scanned = root.scan(block(0)..=block(BLOCKS as u32), lsn(end_of(written - 1))).unwrap();
+    assert_eq!(scanned.len(), BLOCKS as usize);
+
+    drop(held);
+    root.flush().unwrap();
+    assert_eq!(root.disk_consistent_lsn(), root.last_record().end);
+    assert_eq!(engine.stats().spilled_bytes, 0);
+    check_content(&root, written);
+    let left = std::fs::read_dir(folder.path().join("local/writing")).unwrap().count();
+    assert_eq!(left, 0, "files that nobody needs");
+    engine.shutdown().unwrap();
+}
+
+#[test]
+fn a_file_that_is_damaged_while_it_waits_is_not_stored_and_its_wal_comes_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = Arc::new(Far::default());
+    let engine = open_on(far.clone(), folder.path(), true);
+    let root = empty_root(&engine, 1);
+    far.is_away.store(true, Ordering::SeqCst);
+    let written = write_until_files_wait(&engine, &root, 0, 1);
+    // A first attempt has failed before it is damaged.
+    let deadline = Instant::now() + PATIENCE;
+    while engine.problems().is_empty() {
+        assert!(Instant::now() < deadline, "an attempt fails");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for entry in std::fs::read_dir(folder.path().join("local/writing")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        // In place: the engine may have given it a second name.
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().write_all_at(&bytes, 0).unwrap();
+    }
+    far.is_away.store(false, Ordering::SeqCst);
+    let error = root.flush().unwrap_err();
+    let text = ardent_types::with_causes(&error);
+    assert!(text.contains("spilled-") && text.contains("restart the server"), "{text}");
+    assert_eq!(root.disk_consistent_lsn(), lsn(0x100));
+    drop((root, engine));
+
+    let engine = open_on(far.clone(), folder.path(), true);
+    let root = engine.timeline(TENANT, timeline_id(1)).unwrap();
+    assert_eq!(root.last_record().end, lsn(0x100));
+    let (refused, _why) = mpsc::channel();
+    insist(&root, 0..written, &refused);
+    root.flush().unwrap();
+    check_content(&root, written);
     engine.shutdown().unwrap();
 }
