@@ -94,7 +94,7 @@ impl Timeline {
         let finished = match &frozen.versions {
             Versions::Memory(memory) if memory.is_empty() => return Ok(None),
             Versions::Memory(memory) => write_frozen(self, frozen, memory, self.shared.temp_path())?,
-            Versions::File(spilled) => spilled.to_store(self.shared.temp_path())?,
+            Versions::File(spilled) => spilled.to_store(self.shared.temp_path(), &self.shared.config.faults)?,
         };
         self.store_layer(finished, 0).map(Some)
     }

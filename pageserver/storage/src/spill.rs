@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ardent_object_store::ObjectName;
+use ardent_object_store::fault::FailPoints;
 
 use crate::error::CommitError;
 use crate::flush::write_frozen;
@@ -36,7 +37,7 @@ pub(crate) struct Spilled {
 
 impl Spilled {
     /// The file under a second name, which whoever stores it may take away.
-    pub(crate) fn to_store(&self, second: PathBuf) -> Result<FinishedLayer, CommitError> {
+    pub(crate) fn to_store(&self, second: PathBuf, faults: &FailPoints) -> Result<FinishedLayer, CommitError> {
         let failed = |path: &Path, source| CommitError::Local { path: path.display().to_string(), source };
         if self.was_tried.swap(true, Ordering::Relaxed) || self.written.elapsed() > TRUSTED_FOR {
             match self.layer.verify() {
@@ -48,10 +49,9 @@ impl Spilled {
                 }
             }
         }
-        std::fs::hard_link(&self.path, &second)
-            // There are file systems without a second name for a file.
-            .or_else(|_| std::fs::copy(&self.path, &second).map(drop))
-            .map_err(|source| failed(&second, source))?;
+        // There are file systems without a second name for a file.
+        let link = || std::fs::hard_link(&self.path, &second).or_else(|_| std::fs::copy(&self.path, &second).map(drop));
+        faults.pass("spill.link").and_then(|()| link()).map_err(|source| failed(&second, source))?;
         Ok(FinishedLayer { path: second, desc: self.layer.desc.clone() })
     }
 }

@@ -58,7 +58,7 @@ const PROMISED: &str = "promised:";
 /// Tells a process of this test that it is to die, where, and in which folder.
 const CHILD: &str = "ARDENT_FAULTS_CHILD";
 
-/// Small layers, and a store that may fail at each call.
+/// Small layers, which wait on the disk for a store that may fail at each call.
 fn small(folder: &Path, faults: &Arc<FailPoints>) -> EngineConfig {
     let config = config(folder, faults);
     let store = FaultyStore::new(config.store.clone(), faults.clone(), kind_of);
@@ -67,6 +67,7 @@ fn small(folder: &Path, faults: &Arc<FailPoints>) -> EngineConfig {
         layer_file_bytes: 600,
         compact_at_l0_files: 3,
         images_at_delta_files: 1,
+        spill: true,
         store: Arc::new(store),
         ..config
     }
@@ -357,6 +358,7 @@ fn points() -> Vec<(String, u64)> {
         "manifest.before",
         "open.clear",
         "open.mkdir",
+        "spill.link",
     ]
     .map(String::from)
     .into();
