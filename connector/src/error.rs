@@ -42,7 +42,7 @@ pub enum ConnectorError {
     #[error("production's {name} is {value:?}, which can't be used")]
     Setting {
         /// Setting.
-        name: &'static str,
+        name: String,
         /// Value.
         value: String,
     },

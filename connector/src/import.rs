@@ -67,8 +67,9 @@ pub async fn import(
     config: &ConnectorConfig,
     progress: mpsc::Sender<ImportProgress>,
 ) -> Result<Imported, ConnectorError> {
-    let (superuser, settings) = read_settings(&mut config.sql().await?).await?;
+    let found = read_settings(&mut config.sql().await?).await?;
     let mut connection = config.replication().await?;
+    let (superuser, settings) = (found.superuser.clone(), found.server_wide(&mut connection).await?);
     let source = Source::read(&mut connection).await?;
     let slot = config.slot_name();
     drop_slot(&mut connection, &slot).await?;
@@ -254,16 +255,17 @@ impl Source {
         }
         let size = show(connection, "wal_segment_size").await?;
         let bytes = parse_size(&size).and_then(|bytes| WalSegmentSize::new(bytes).ok());
-        let wal_segment_size = bytes.ok_or(ConnectorError::Setting { name: "wal_segment_size", value: size })?;
+        let wal_segment_size =
+            bytes.ok_or(ConnectorError::Setting { name: "wal_segment_size".to_owned(), value: size })?;
         let data_checksums = show(connection, "data_checksums").await? == "on";
         Ok(Source { major, system_id, wal_segment_size, data_checksums })
     }
 }
 
-async fn show(connection: &mut Connection, name: &'static str) -> Result<String, ConnectorError> {
+async fn show(connection: &mut Connection, name: &str) -> Result<String, ConnectorError> {
     let result = connection.query(&format!("SHOW {name}")).await?;
     let value = result.rows.first().and_then(|row| row.first()).and_then(Clone::clone);
-    value.ok_or(ConnectorError::Setting { name, value: String::new() })
+    value.ok_or_else(|| ConnectorError::Setting { name: name.to_owned(), value: String::new() })
 }
 
 /// `16MB`, `1GB`, `512kB`.
@@ -281,9 +283,11 @@ fn parse_size(text: &str) -> Option<u32> {
 
 /// Settings of production that a branch takes over: what sessions see, and what must be as large as on production for prepared
 /// transactions and locks to fit. Archiving, replication, logging, memory and authentication are the branch's own.
+/// Null: only for the connector's role or database, and so no value of the server.
 const SETTINGS: &str = "
-    select name, setting from pg_settings
-    where setting is distinct from boot_val and source <> 'client' and source <> 'session' and name in (
+    select name, case when source not in ('database', 'user', 'database user') then setting end as setting from pg_settings
+    where (setting is distinct from boot_val or source in ('database', 'user', 'database user'))
+        and source <> 'client' and source <> 'session' and name in (
         'max_connections', 'max_worker_processes', 'max_prepared_transactions', 'max_locks_per_transaction',
         'max_pred_locks_per_transaction', 'track_commit_timestamp', 'shared_preload_libraries', 'output_plugin_libraries',
         'DateStyle', 'IntervalStyle', 'TimeZone', 'timezone_abbreviations', 'extra_float_digits', 'bytea_output',
@@ -294,15 +298,47 @@ const SETTINGS: &str = "
         'row_security', 'statement_timeout', 'transaction_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout',
         'gin_fuzzy_search_limit', 'vacuum_freeze_min_age', 'vacuum_freeze_table_age', 'autovacuum_freeze_max_age')";
 
-pub(crate) async fn read_settings(sql: &mut Connection) -> Result<(String, BTreeMap<String, String>), ConnectorError> {
+/// What a session found of production's settings.
+#[derive(Clone, Debug)]
+pub(crate) struct FoundSettings {
+    /// The bootstrap superuser's name.
+    pub(crate) superuser: String,
+    /// Those that hold for the whole server.
+    pub(crate) known: BTreeMap<String, String>,
+    /// Names of those that are set for the session's role or database, which hide the server's values.
+    pub(crate) hidden: Vec<String>,
+}
+
+impl FoundSettings {
+    /// All of them, as they are where nothing is set for a role or database. The connection is of physical replication: such a one
+    /// is in no database, and Postgres applies nothing to it that is set for roles.
+    pub(crate) async fn server_wide(
+        self,
+        replication: &mut Connection,
+    ) -> Result<BTreeMap<String, String>, ConnectorError> {
+        let mut settings = self.known;
+        for name in self.hidden {
+            let value = show(replication, &name).await?;
+            settings.insert(name, value);
+        }
+        Ok(settings)
+    }
+}
+
+/// Reads the settings that branches take over.
+pub(crate) async fn read_settings(sql: &mut Connection) -> Result<FoundSettings, ConnectorError> {
     let role = sql.query("select rolname from pg_roles where oid = 10").await?;
     let superuser = role.value("rolname").unwrap_or("postgres").to_owned();
-    let rows = sql.query(SETTINGS).await?.rows;
-    let pair = |row: Vec<Option<String>>| {
+    let mut found = FoundSettings { superuser, known: BTreeMap::new(), hidden: Vec::new() };
+    for row in sql.query(SETTINGS).await?.rows {
         let mut values = row.into_iter();
-        Some((values.next()??, values.next()??))
-    };
-    Ok((superuser, rows.into_iter().filter_map(pair).collect()))
+        match (values.next().flatten(), values.next().flatten()) {
+            (Some(name), Some(value)) => drop(found.known.insert(name, value)),
+            (Some(name), None) => found.hidden.push(name),
+            (None, _) => {}
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]

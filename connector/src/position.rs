@@ -182,5 +182,5 @@ pub(crate) async fn drop_slot(connection: &mut Connection, slot: &str) -> Result
 
 fn parse_lsn(name: &'static str, value: Option<&str>) -> Result<Lsn, ConnectorError> {
     let value = value.unwrap_or_default();
-    value.parse().map_err(|_| ConnectorError::Setting { name, value: value.to_owned() })
+    value.parse().map_err(|_| ConnectorError::Setting { name: name.to_owned(), value: value.to_owned() })
 }

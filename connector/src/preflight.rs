@@ -67,6 +67,7 @@ pub(crate) const FACTS: &str = "
         current_setting('max_replication_slots')::int as slots,
         (select count(*) from pg_replication_slots) as slots_used,
         (select setting::bigint from pg_settings where name = 'max_slot_wal_keep_size') as keep_mb,
+        current_setting('allow_alter_system', true) as alter_system,
         current_user as me, quote_ident(current_user) as me_quoted,
         (select rolsuper or rolreplication from pg_roles where rolname = current_user) as replication,
         (select rolname from pg_roles where oid = 10) as superuser,
@@ -128,6 +129,25 @@ pub(crate) fn number(facts: &QueryResult, name: &str) -> i64 {
 
 pub(crate) fn major(facts: &QueryResult) -> u32 {
     u32::try_from(number(facts, "version_num") / 10_000).unwrap_or(0)
+}
+
+/// When a server takes a changed setting over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TakenOver {
+    WhenReloaded,
+    AtStart,
+}
+
+/// What changes a setting of the server: SQL, or a line of its configuration file where SQL may not (`allow_alter_system`, since 17).
+pub(crate) fn change_setting(facts: &QueryResult, setting: &str, taken_over: TakenOver) -> String {
+    let then = match taken_over {
+        TakenOver::WhenReloaded => "select pg_reload_conf()",
+        TakenOver::AtStart => "-- then restart",
+    };
+    if facts.value("alter_system") == Some("off") {
+        return format!("in the configuration file (allow_alter_system is off): {setting}; {then}");
+    }
+    format!("alter system set {setting}; {then}")
 }
 
 pub(crate) fn server(checks: &mut Checks, facts: &QueryResult, host: &HostFacts) {
@@ -200,14 +220,14 @@ fn wal(checks: &mut Checks, facts: &QueryResult) {
         level != "minimal",
         format!("wal_level is {level}"),
         "wal_level is minimal: WAL does not hold everything; a change needs a restart",
-        Some("alter system set wal_level = replica; -- then restart".to_owned()),
+        Some(change_setting(facts, "wal_level = replica", TakenOver::AtStart)),
     );
     checks.warn(
         "full_page_writes",
         fact("full_page_writes") == "on",
         "full_page_writes is on",
         "full_page_writes is off: it is forced on while the base backup runs, which writes more WAL",
-        Some("alter system set full_page_writes = on; select pg_reload_conf()".to_owned()),
+        Some(change_setting(facts, "full_page_writes = on", TakenOver::WhenReloaded)),
     );
     let free = number(facts, "senders") - number(facts, "senders_used");
     let wanted = number(facts, "senders_used") + 2;
@@ -216,7 +236,7 @@ fn wal(checks: &mut Checks, facts: &QueryResult) {
         free >= 2,
         format!("{free} WAL senders are free"),
         format!("{free} WAL senders are free, 2 are needed; a change needs a restart"),
-        Some(format!("alter system set max_wal_senders = {}; -- then restart", wanted.max(10))),
+        Some(change_setting(facts, &format!("max_wal_senders = {}", wanted.max(10)), TakenOver::AtStart)),
     );
 }
 
@@ -257,7 +277,7 @@ pub(crate) fn slots(checks: &mut Checks, facts: &QueryResult) {
         free >= 1,
         format!("{free} replication slots are free"),
         "no replication slot is free; a change needs a restart",
-        Some(format!("alter system set max_replication_slots = {}; -- then restart", wanted.max(10))),
+        Some(change_setting(facts, &format!("max_replication_slots = {}", wanted.max(10)), TakenOver::AtStart)),
     );
     let keep_mb = number(facts, "keep_mb");
     checks.warn(
@@ -265,7 +285,7 @@ pub(crate) fn slots(checks: &mut Checks, facts: &QueryResult) {
         keep_mb >= 0,
         format!("production keeps at most {keep_mb} MB of WAL for a slot; when Ardent is away for longer, the connector must be made again"),
         "max_slot_wal_keep_size is unlimited: when Ardent is away for long, its slot fills production's disk",
-        Some("alter system set max_slot_wal_keep_size = '50GB'; select pg_reload_conf()".to_owned()),
+        Some(change_setting(facts, "max_slot_wal_keep_size = '50GB'", TakenOver::WhenReloaded)),
     );
 }
 
@@ -380,4 +400,25 @@ fn checksums_and_role(checks: &mut Checks, facts: &QueryResult) {
         None,
     );
     checks.add("superuser", CheckOutcome::Ok, format!("the bootstrap superuser is {}", fact("superuser")), None);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_changed_in_the_file_where_sql_may_not() {
+        let facts = |value: Option<&str>| QueryResult {
+            columns: vec!["alter_system".to_owned()],
+            rows: vec![vec![value.map(str::to_owned)]],
+        };
+        // Earlier majors do not know the setting.
+        for may in [None, Some("on")] {
+            let fix = change_setting(&facts(may), "wal_level = replica", TakenOver::AtStart);
+            assert_eq!(fix, "alter system set wal_level = replica; -- then restart");
+        }
+        let fix = change_setting(&facts(Some("off")), "max_slot_wal_keep_size = '50GB'", TakenOver::WhenReloaded);
+        assert!(fix.starts_with("in the configuration file") && !fix.contains("alter system"), "{fix}");
+        assert!(fix.ends_with("max_slot_wal_keep_size = '50GB'; select pg_reload_conf()"), "{fix}");
+    }
 }

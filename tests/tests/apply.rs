@@ -49,6 +49,11 @@ fn changes_are_shown_applied_and_undone() {
 
     let before = table_sums(&url);
     production.sql("update users set name = 'mine' where id = 7");
+    // A change set is not lost by a slip.
+    house
+        .ardent(&["branch", "apply", file, "--to", &url, "--inverse", file])
+        .refused(2, &["would be replaced by its own inverse", "--inverse"]);
+    house.ardent(&["branch", "diff", "work", "-o", file, "--sql"]).refused(2, &["--sql"]);
     let refused = house.ardent(&["branch", "apply", file, "--to", &url]);
     assert_eq!(refused.code, 6, "{}", refused.stderr);
     assert!(refused.stdout.contains("name: was user 7, branch changed, target mine"), "{}", refused.stdout);

@@ -5,7 +5,10 @@
 use std::path::Path;
 
 use ardent_test_pg::{StopMode, TestPg, bin_dir_of, clients_dir_of, other_majors, server_command, temp_dir};
-use ardent_tests::{House, Ledger, Load, Process, in_database, pg_program, production_options, sql, table_sums};
+use ardent_tests::{
+    House, Ledger, Load, Process, in_database, pg_program, production_options, sql, table_sums, wait_until,
+};
+use serde_json::json;
 
 const SHOP: &str = "
     create table customers (id int primary key, name text, mail text unique);
@@ -163,7 +166,7 @@ fn upgrade(old: &TestPg, new: &TestPg) {
 
 fn what_it_ran_is_known(house: &House, name: &str) {
     let failed = house.json(&["branch", "log", name, "--failed", "--limit", "1"]);
-    assert_eq!(failed["entries"], serde_json::json!([]), "{failed}");
+    assert_eq!(failed["entries"], json!([]), "{failed}");
     let log = house.json(&["branch", "log", name, "--grep", "documents set body"]);
     let entry = &log["entries"][0];
     assert_eq!((&entry["rows"], &entry["outcome"]), (&67.into(), &"committed".into()), "{log}");
@@ -220,12 +223,70 @@ fn indexes_are_made_anew_where_texts_sort_otherwise(house: &House, old: &Shop) {
     assert!(!clean && said.contains("words_word"), "{said}");
     let mended = house.json(&["branch", "create", "sorted", "--from", &old.root(), "--reindex-collations"]);
     let reindexed = &mended["reindexed"][0];
-    assert_eq!(reindexed["indexes"], serde_json::json!(["public.words_plain", "public.words_word"]), "{mended}");
+    assert_eq!(reindexed["indexes"], json!(["public.words_plain", "public.words_word"]), "{mended}");
     let (clean, said) = amcheck(&branch, "sorted");
     assert!(clean, "{said}");
     let again = house.json(&["branch", "create", "sorted", "--from", &old.root(), "--reindex-collations"]);
-    assert_eq!(again["reindexed"], serde_json::json!([]), "{again}");
+    assert_eq!(again["reindexed"], json!([]), "{again}");
     house.ok(&["branch", "delete", "sorted"]);
+}
+
+/// Production ends transactions that last longer than a second, since 17, and this one waits longer than that for a lock.
+fn apply_in_spite_of_locks_and_timeouts(house: &House, shop: &Shop, changes: &str, undo: &str) {
+    if shop.major >= 17 {
+        shop.production.sql("alter database postgres set transaction_timeout = '1s'");
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let unhurried = if shop.major >= 17 { "set transaction_timeout = 0; " } else { "" };
+            shop.production
+                .sql(&format!("{unhurried}begin; select 1 from customers limit 1; select pg_sleep(3); commit"));
+        });
+        wait_until("the lock is held", 30, || {
+            let held = shop.production.sql(
+                "select count(*) from pg_locks where relation = 'customers'::regclass and granted and pid <> pg_backend_pid()",
+            );
+            (held != "0").then_some(())
+        });
+        house.ok(&["branch", "apply", changes, "--to", &shop.url(), "--inverse", undo]);
+    });
+    if shop.major >= 17 {
+        shop.production.sql("alter database postgres reset transaction_timeout");
+    }
+}
+
+/// A trigger that looks before it writes keeps no query of an agent's out; one that does not is named.
+fn queries_in_spite_of_login_triggers(house: &House, name: &str, branch: &str) {
+    let mut mcp = house.mcp(&[], None);
+    let count = json!({ "branch": name, "sql": "select count(*) >= 0 from logins" });
+    sql(
+        branch,
+        "create table logins (at timestamptz);
+         create function note() returns event_trigger language plpgsql as $$ begin
+             if current_setting('transaction_read_only') = 'off' then insert into logins values (now()); end if;
+         end $$;
+         create event trigger note on login execute function note()",
+    );
+    assert_eq!(mcp.ok("query", count.clone())["rows"], json!([["t"]]));
+    sql(
+        branch,
+        "create or replace function note() returns event_trigger language plpgsql as
+             $$ begin insert into logins values (now()); end $$",
+    );
+    let error = mcp.refused("query", count.clone());
+    assert!(error["message"].as_str().is_some_and(|message| message.contains("login event trigger")), "{error}");
+    mcp.ok("execute", json!({ "branch": name, "sql": "alter event trigger note disable" }));
+    assert_eq!(mcp.ok("query", count)["rows"], json!([["t"]]));
+}
+
+/// A summarizer would keep a server from being stopped in time.
+fn what_17_can_summarize_is_off(house: &House, name: &str, branch: &str) {
+    sql(branch, "alter system set summarize_wal = on");
+    sql(branch, "select pg_reload_conf()");
+    sql(branch, "create table after_it as select 1 as n");
+    assert_eq!(sql(branch, "show summarize_wal"), "off");
+    house.ok(&["branch", "suspend", name]);
+    assert_eq!(sql(branch, "select n from after_it"), "1");
 }
 
 fn the_whole_job(house: &House, shop: &Shop) {
@@ -283,6 +344,10 @@ fn the_whole_job(house: &House, shop: &Shop) {
     assert_eq!(table_sums(&child), before);
     sql(&child, "delete from customers; create index on documents (id)");
     assert_eq!(table_sums(&branch), before);
+    if shop.major >= 17 {
+        queries_in_spite_of_login_triggers(house, &format!("child-{}", shop.major), &child);
+        what_17_can_summarize_is_off(house, &format!("child-{}", shop.major), &child);
+    }
 
     // What was changed is shown, brought into production, and taken back.
     sql(
@@ -303,7 +368,7 @@ fn the_whole_job(house: &House, shop: &Shop) {
     house.ok(&["branch", "diff", &name, "-o", &changes]);
     assert!(Path::new(&changes).exists());
     let production_before = table_sums(&shop.url());
-    house.ok(&["branch", "apply", &changes, "--to", &shop.url(), "--inverse", &undo]);
+    apply_in_spite_of_locks_and_timeouts(house, shop, &changes, &undo);
     let without_view =
         |sums: String| sums.lines().filter(|line| !line.starts_with("initials")).collect::<Vec<_>>().join("\n");
     assert_eq!(without_view(table_sums(&shop.url())), without_view(table_sums(&branch)));

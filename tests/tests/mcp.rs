@@ -61,6 +61,14 @@ fn an_agent_works_on_branches_and_asks_before_it_destroys() {
     assert_eq!(done["statements"][1]["result"]["rows"], json!([["7"]]), "{done}");
     let error = mcp.refused("execute", json!({ "branch": "work", "sql": "delete from users; select nothing" }));
     assert_eq!((&error["code"], &error["sqlstate"]), (&json!("sql"), &json!("42703")), "{error}");
+    for copy in ["copy users from stdin", "copy users to stdout", "select 1; copy users (id) from stdin; select 2"] {
+        let error = mcp.refused("execute", json!({ "branch": "work", "sql": copy }));
+        let said = error.to_string();
+        assert!(
+            error["code"] == "invalid_arguments" && said.contains("COPY") && said.contains("ardent psql work"),
+            "{error}"
+        );
+    }
 
     let diff = mcp.ok("diff", json!({ "branch": "work" }));
     assert_eq!(

@@ -172,6 +172,11 @@ fn a_source_that_goes_away_in_the_middle() {
         let status = house.json(&["connector", "status", "shop"]);
         (status["following"] == false && status["problem"].is_string()).then_some(())
     });
+    // So does the server's own status, once that lasts.
+    wait_until("the server's status says so", 60, || {
+        let said = house.ardent(&["status", "--exit-code"]);
+        (said.code == 3 && said.stderr.contains("connector shop: production has not been followed for")).then_some(())
+    });
     // What is here goes on: a consistent state, though not the newest.
     house.ok(&["branch", "create", "latest", "--from", "shop", "--at", "latest"]);
     let latest = house.ok(&["branch", "info", "latest", "--print-url"]);
@@ -183,6 +188,8 @@ fn a_source_that_goes_away_in_the_middle() {
     wait_until("production is followed again", 90, || {
         (house.json(&["connector", "status", "shop"])["following"] == true).then_some(())
     });
+    let said = house.ardent(&["status"]);
+    assert!(said.code == 0 && !said.stderr.contains("has not been followed"), "{said:?}");
     production.sql("insert into t values (-1)");
     let now = house.branch("now", "shop");
     assert_eq!(sql(&now, "select count(*), min(n) from t"), "60001|-1");

@@ -30,7 +30,7 @@ pub struct BranchDiffArgs {
     #[arg(long, conflicts_with_all = ["stat", "json"])]
     pub ndjson: bool,
     /// Write a change set, for ardent branch apply
-    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["table", "schema_only", "data_only"])]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["table", "schema_only", "data_only", "sql", "ndjson"])]
     pub output: Option<PathBuf>,
     /// Only the schema
     #[arg(long, conflicts_with = "data_only")]

@@ -73,6 +73,12 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     };
     // Where it goes is known, and can be written, before anything is changed.
     let undo_path = (!args.dry_run).then(|| args.inverse.clone().unwrap_or_else(|| undo_file_name(source.name())));
+    if let (Source::File(file), Some(undo)) = (&source, &undo_path)
+        && is_same_file(file, undo)
+    {
+        let message = format!("{} would be replaced by its own inverse", file.display());
+        return Err(Failure::usage(message).hint("give --inverse another name"));
+    }
     let undo = undo_path.map(UndoFile::at).transpose();
     let undo = undo.map_err(|failure| failure.hint("choose another place with --inverse"))?;
     let wish = Wish {
@@ -86,7 +92,15 @@ pub fn run(output: &Output, api: &Api, args: &BranchApplyArgs) -> Result<(), Fai
     for other in &done.other_databases {
         output.warning(&format!("database {other} has changes too: they are applied with --database {other}"));
     }
-    print(output, args, done.applied, undo.as_ref())
+    print(output, args, done.applied, undo.as_ref()).map_err(|failure| match &undo {
+        Some(undo) => failure.hint(format!("the target was changed; {} undoes it", undo.display())),
+        _ => failure,
+    })
+}
+
+/// Whether both paths lead to one file.
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// What is neither a file nor a branch's name.

@@ -140,16 +140,7 @@ struct Progress {
 impl Progress {
     fn new(output: &Output) -> Self {
         let terminal = std::io::stderr().is_terminal();
-        let bar = (!output.json && terminal).then(|| {
-            let bar = ProgressBar::new(0);
-            let style =
-                ProgressStyle::with_template("{prefix:12} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left");
-            // The template is fixed; were it wrong, the default look does.
-            if let Ok(style) = style {
-                bar.set_style(style);
-            }
-            bar
-        });
+        let bar = (!output.json && terminal).then(|| ProgressBar::new(0));
         Progress { bar, plain: !output.json && !terminal, last: None, waits_for: Vec::new() }
     }
 
@@ -168,7 +159,14 @@ impl Progress {
 
     fn show(&mut self, phase: &str, done: u64, total: u64, elapsed_ms: u64) {
         if let Some(bar) = &self.bar {
-            bar.set_prefix(phase.replace('_', " "));
+            let prefix = phase.replace('_', " ");
+            // The templates are fixed; were one wrong, the default look does.
+            if bar.prefix() != prefix
+                && let Ok(style) = ProgressStyle::with_template(bar_template(phase))
+            {
+                bar.set_style(style);
+            }
+            bar.set_prefix(prefix);
             bar.set_length(total.max(done));
             bar.set_position(done);
             return;
@@ -182,11 +180,10 @@ impl Progress {
         };
         if self.plain && due {
             let name = phase.replace('_', " ");
-            let rate = done.saturating_mul(1000).checked_div(elapsed_ms).unwrap_or(0);
             match (done, total) {
-                // Nothing that is counted in bytes, or nothing known yet.
+                // Nothing that is counted, or nothing known yet.
                 (0, 0) => say(&name),
-                _ => say(&format!("{name}: {} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate))),
+                _ => say(&format!("{name}: {}", counted_text(phase, done, total, elapsed_ms))),
             }
             self.last = Some((Instant::now(), phase.to_owned(), is_counted));
         }
@@ -197,6 +194,25 @@ impl Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// The phase that counts statements, which make indexes, keys and triggers; all others count bytes, if anything.
+const INDEX_PHASE: &str = "index";
+
+fn bar_template(phase: &str) -> &'static str {
+    if phase == INDEX_PHASE {
+        "{prefix:12} [{bar:30}] {pos}/{len} statements"
+    } else {
+        "{prefix:12} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta} left"
+    }
+}
+
+fn counted_text(phase: &str, done: u64, total: u64, elapsed_ms: u64) -> String {
+    if phase == INDEX_PHASE {
+        return format!("{done} of {total} statements");
+    }
+    let rate = done.saturating_mul(1000).checked_div(elapsed_ms).unwrap_or(0);
+    format!("{} of {} ({}/s)", bytes_text(done), bytes_text(total), bytes_text(rate))
 }
 
 fn connector_text(connector: &ConnectorInfo) -> String {
@@ -506,6 +522,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn phases_say_what_they_count() {
+        assert_eq!(counted_text("index", 11, 27, 5000), "11 of 27 statements");
+        let copied = counted_text("copy", 11, 27, 1000);
+        assert!(copied.contains("11 B of 27 B") && copied.ends_with("/s)"), "{copied}");
+        for phase in ["index", "copy"] {
+            assert!(ProgressStyle::with_template(bar_template(phase)).is_ok(), "{phase}");
+        }
+    }
 
     #[test]
     fn a_lag_that_nobody_asked_for_is_left_out() {

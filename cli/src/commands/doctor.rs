@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use serde::Serialize;
 
 use ardent_agent::ServerPrograms;
-use ardent_api::control::{ApiErrorCode, CheckOutcome, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply};
+use ardent_api::control::{
+    ApiErrorCode, CheckOutcome, ConnectorInfo, ConnectorList, ErrorInfo, PreflightCheck, SCHEMA_VERSION, StatusReply,
+};
 use ardent_pg_format::PgMajor;
 
 use super::disk_space;
@@ -171,12 +173,12 @@ fn store(place: &StorePlace, args: &StoreArgs) -> PreflightCheck {
 fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     let asked = Api::new(url_flag).and_then(|api| {
         let status = api.get::<StatusReply>("/v1/status")?;
-        Ok((status, api.url().to_owned(), safekeepers::ask(&api)))
+        Ok((status, api.url().to_owned(), api.get::<ConnectorList>("/v1/connectors"), safekeepers::ask(&api)))
     });
     let failed = |name: &str, failure: Failure| {
         check(name, CheckOutcome::Warning, failure.info.message, failure.info.hint.as_deref())
     };
-    let (status, url, safekeepers) = match asked {
+    let (status, url, connectors, safekeepers) = match asked {
         Ok(told) => told,
         Err(failure) => return vec![failed("server", failure)],
     };
@@ -190,6 +192,10 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
     );
     if let Some(problem) = status.clock_problem {
         checks.push(check("clock", CheckOutcome::Warning, problem, Some("date; timedatectl status")));
+    }
+    match connectors {
+        Ok(list) => checks.extend(list.connectors.iter().flat_map(connector_warnings)),
+        Err(failure) => checks.push(failed("connectors", failure)),
     }
     let safekeepers = match safekeepers {
         Ok(safekeepers) => safekeepers,
@@ -209,6 +215,15 @@ fn server(url_flag: Option<&str>) -> Vec<PreflightCheck> {
         |concern: Concern| check("safekeepers", CheckOutcome::Warning, concern.message, Some(concern.fix.as_str()));
     checks.extend(concerns.into_iter().map(warning));
     checks
+}
+
+/// What is to be known of a production.
+fn connector_warnings(connector: &ConnectorInfo) -> Vec<PreflightCheck> {
+    let fix = format!("ardent connector status {}", connector.name);
+    let warning = |warning: &String| {
+        check("connectors", CheckOutcome::Warning, format!("connector {}: {warning}", connector.name), Some(&fix))
+    };
+    connector.warnings.iter().map(warning).collect()
 }
 
 /// Whether there is room on the server's disks.

@@ -4,6 +4,7 @@
 //! give rows and write none. What a function could still do besides, the library in the compute refuses to this session, superuser
 //! or not.
 
+use std::error::Error as _;
 use std::time::Duration;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo, WakeReply};
@@ -40,6 +41,8 @@ const STATEMENTS_MAX: usize = 50;
 const DECLARE: &str = "DECLARE ardent_query NO SCROLL CURSOR FOR ";
 /// The setting that makes the library hold a session to reading.
 const READ_ONLY: &str = "ardent.read_only_session";
+/// SQLSTATE of what is refused to sessions that only read.
+const READ_ONLY_STATE: &str = "25006";
 
 /// SQL for a branch.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -292,7 +295,9 @@ impl Session {
             config.dbname(database);
         }
         config.options(options(&config, args, rights));
-        let connecting = async { config.connect(tls.clone()).await.map_err(|error| told(&error, 0, &args.branch)) };
+        let connecting = async {
+            config.connect(tls.clone()).await.map_err(|error| not_opened(told(&error, 0, &args.branch), rights))
+        };
         let (client, connection) = tokio::select! {
             connected = connecting => connected?,
             () = call.cancelled.cancelled() => return Err(Trouble::Cancelled),
@@ -369,7 +374,8 @@ fn options(config: &Config, args: &SqlArgs, rights: Rights) -> String {
     let given = config.get_options().unwrap_or_default();
     let mut options = format!("{given} -c statement_timeout={}s", args.timeout_s());
     if rights == Rights::Reading {
-        options.push_str(&format!(" -c {READ_ONLY}=on"));
+        // The library holds what the session does; what runs before its first statement, a login event trigger, is told by this.
+        options.push_str(&format!(" -c {READ_ONLY}=on -c default_transaction_read_only=on"));
     }
     options.trim_start().to_owned()
 }
@@ -403,6 +409,13 @@ impl From<tokio_postgres::Error> for Stopped {
 impl Stopped {
     fn trouble(&self, shift: usize, branch: &str) -> Trouble {
         match self {
+            Stopped::Postgres(error) if is_copy(error) => {
+                let hint = format!(
+                    "INSERT the rows, or SELECT them; for files there is psql: ardent psql {branch} -- -c '\\copy TABLE from FILE'. \
+                     Statements beside a COPY to the client may have been run"
+                );
+                Failure::usage("COPY from or to the client is not possible with this tool").hint(hint).into()
+            }
             Stopped::Postgres(error) => told(error, shift, branch),
             Stopped::LacksValues => {
                 let what = "the statement has parameters such as $1, and there is nothing to put in their place";
@@ -414,6 +427,29 @@ impl Stopped {
 
 fn check_parameters(statement: &tokio_postgres::Statement) -> Result<(), Stopped> {
     if statement.params().is_empty() { Ok(()) } else { Err(Stopped::LacksValues) }
+}
+
+/// Whether Postgres wants or sends the rows of a `COPY`: of what answers a statement, that alone is not understood.
+fn is_copy(error: &tokio_postgres::Error) -> bool {
+    error.as_db_error().is_none() && error.source().is_none() && !error.is_closed()
+}
+
+/// What kept a session from being opened. Before its first statement only a login event trigger can have been refused to write.
+fn not_opened(trouble: Trouble, rights: Rights) -> Trouble {
+    match trouble {
+        Trouble::Sql(mut said) if rights == Rights::Reading && said.sqlstate.as_deref() == Some(READ_ONLY_STATE) => {
+            said.message = format!(
+                "a login event trigger of the branch does what a session that only reads may not: {}",
+                said.message
+            );
+            let hint = "let its function write only where current_setting('transaction_read_only') is off, or turn it off on the \
+                branch with execute: ALTER EVENT TRIGGER name DISABLE; SELECT evtname FROM pg_event_trigger WHERE evtevent = 'login' \
+                names it";
+            said.hint = Some(hint.to_owned());
+            Trouble::Sql(said)
+        }
+        other => other,
+    }
 }
 
 /// What Postgres says of an error. `shift`: characters that stand before the statement that was given.
@@ -451,6 +487,45 @@ mod tests {
         {
             check(sql, None);
         }
+    }
+
+    #[test]
+    fn who_keeps_a_session_from_being_opened_is_named() {
+        let check = |sqlstate: &str, rights: Rights, is_trigger: bool| {
+            let said = SqlTrouble {
+                message: "cannot execute INSERT".to_owned(),
+                sqlstate: Some(sqlstate.to_owned()),
+                ..SqlTrouble::default()
+            };
+            let Trouble::Sql(said) = not_opened(Trouble::Sql(Box::new(said)), rights) else {
+                panic!("another trouble")
+            };
+            assert!(said.message.ends_with("cannot execute INSERT"), "{said:?}");
+            assert_eq!(said.message.contains("login event trigger"), is_trigger, "{said:?}");
+            assert_eq!(said.hint.is_some_and(|hint| hint.contains("ALTER EVENT TRIGGER")), is_trigger);
+        };
+        check("25006", Rights::Reading, true);
+        check("25006", Rights::All, false);
+        check("28000", Rights::Reading, false);
+    }
+
+    #[test]
+    fn a_reading_session_says_so_from_its_beginning() {
+        let args = SqlArgs {
+            branch: "work".to_owned(),
+            sql: String::new(),
+            database: None,
+            role: None,
+            max_rows: None,
+            timeout_s: None,
+        };
+        let mut config = Config::new();
+        config.options("branch=work");
+        assert_eq!(
+            options(&config, &args, Rights::Reading),
+            "branch=work -c statement_timeout=30s -c ardent.read_only_session=on -c default_transaction_read_only=on"
+        );
+        assert_eq!(options(&config, &args, Rights::All), "branch=work -c statement_timeout=30s");
     }
 
     #[test]

@@ -191,6 +191,10 @@ fn guards(input: &SettingsInput<'_>) -> Vec<(&'static str, String)> {
         guards.push(("ardent.statement_rings", text(&input.view.rings)));
         guards.push(("ardent.statement_bell", text(&input.view.door.join(BELL_SOCKET))));
     }
+    if input.major >= PgMajor::V17 {
+        // Nobody takes incremental backups of a compute, and a summarizer keeps a server that is told to stop waiting for it.
+        guards.push(("summarize_wal", "off".to_owned()));
+    }
     if input.major >= PgMajor::V18 {
         // What nobody reads for a while is still the agent's to read.
         guards.push(("idle_replication_slot_timeout", "0".to_owned()));
@@ -319,6 +323,17 @@ mod tests {
         with_wishes_on(PgMajor::V17, &[], |_, arguments| {
             assert!(!arguments.iter().any(|argument| argument.starts_with("io_method")), "{arguments:?}");
         });
+    }
+
+    #[test]
+    fn no_server_summarizes_its_wal() {
+        let summarizes =
+            |arguments: Vec<String>| arguments.iter().find_map(|a| a.strip_prefix("summarize_wal=").map(str::to_owned));
+        for (major, expect) in [(PgMajor::V16, None), (PgMajor::V17, Some("off")), (PgMajor::V18, Some("off"))] {
+            with_wishes_on(major, &[("summarize_wal", "on")], |_, arguments| {
+                assert_eq!(summarizes(arguments).as_deref(), expect, "{major:?}");
+            });
+        }
     }
 
     #[test]

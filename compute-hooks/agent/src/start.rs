@@ -674,9 +674,18 @@ impl Compute {
         // Postgres's to come up.
         let look = async { if self.spec.roles_known { None } else { roles.look().await } };
         let (sender, first_roles) = tokio::join!(shipper.connect(), look);
-        let sender = sender.map_err(|error| refused(error.to_string()))?;
+        let sender = sender.map_err(|error| refused(with_way_out(&with_causes(&error), &self.spec.branch)))?;
         Ok((pid, shipper, sender, first_roles))
     }
+}
+
+/// Why a Postgres that runs does not let its agent in, and what can be done: nobody can connect to take back what keeps everybody out,
+/// such as a `transaction_timeout` of a millisecond.
+fn with_way_out(why: &str, branch: &str) -> String {
+    format!(
+        "{why} (if a setting of the branch is the cause, as after ALTER SYSTEM: ardent branch restore {branch} --at TIME makes the branch \
+         what it was before; ardent branch create OTHER --from {branch} makes another one with its data and without that setting)"
+    )
 }
 
 /// Postgres's user: root must name one, anybody else is it.
@@ -713,4 +722,17 @@ fn empty_folder(folder: &Path) -> Result<(), ComputeError> {
         std::fs::remove_file(&path).map_err(ComputeError::io("cannot remove", &path))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_branch_that_lets_nobody_in_comes_with_the_way_out() {
+        let said = with_way_out("terminating connection due to transaction timeout", "dev");
+        for words in ["transaction timeout (", "ardent branch restore dev --at TIME", "create OTHER --from dev"] {
+            assert!(said.contains(words), "no {words:?} in {said}");
+        }
+    }
 }

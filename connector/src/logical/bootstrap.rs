@@ -1,6 +1,7 @@
 //! An empty cluster of the source's major, encoding and locale, with an empty database by the name of the source's, imported as any
 //! production server is: the root branch begins with it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -102,7 +103,7 @@ impl Likeness {
 /// the page server has ingested it. Settings are production's.
 pub async fn bootstrap(config: &LogicalConfig) -> Result<Imported, LogicalError> {
     let likeness = Likeness::read(&config.connector.url).await?;
-    let (_, mut settings) = read_settings(&mut config.connector.sql().await?).await?;
+    let mut settings = settings(&config.connector).await?;
     settings.retain(|name, _| !SIZES.iter().any(|prefix| name.starts_with(prefix)));
     let folder = program::folder().map_err(cannot_make(&std::env::temp_dir()))?;
     let mut server = EmptyServer::start(config, &likeness, folder.path()).await?;
@@ -116,6 +117,25 @@ pub async fn bootstrap(config: &LogicalConfig) -> Result<Imported, LogicalError>
     let imported = import_all(&local).await;
     server.stop().await;
     Ok(Imported { settings, ..imported? })
+}
+
+/// Production's settings. Those that are set for the connector's role or database can be asked only where physical replication is let in;
+/// elsewhere they are left at Postgres's defaults. What is set for the database and for roles comes to the root branch by itself.
+async fn settings(config: &ConnectorConfig) -> Result<BTreeMap<String, String>, LogicalError> {
+    let found = read_settings(&mut config.sql().await?).await?;
+    if found.hidden.is_empty() {
+        return Ok(found.known);
+    }
+    let (known, hidden) = (found.known.clone(), found.hidden.join(", "));
+    let asked = async { found.server_wide(&mut config.replication().await?).await };
+    Ok(asked.await.unwrap_or_else(|error| {
+        tracing::warn!(
+            settings = hidden,
+            error = %error.chain(),
+            "settings are hidden by what is set for the connector's role or database: branches have Postgres's defaults"
+        );
+        known
+    }))
 }
 
 /// Imports the empty server, and follows it until the page server has all that makes the copy consistent.

@@ -81,7 +81,8 @@ pub enum LogicalError {
     },
     /// No folder has this program.
     #[error(
-        "the program {name} is not installed: install the client programs of Postgres {major} or later on this host"
+        "the program {name} is not installed: install the client programs of Postgres {major} or later on this host. They are looked for \
+         beside the server programs of these majors (--pg-bin), then in the PATH that the server was started with"
     )]
     Missing {
         /// Its name.

@@ -14,7 +14,9 @@ use crate::logical::outside::{NeededOutside, OutsidePart, needed_outside, outsid
 use crate::logical::program;
 use crate::logical::session::connect_source;
 use crate::logical::tables::{SourceTable, tables};
-use crate::preflight::{Checks, FACTS, HostFacts, LOCALES, locales, major, number, server, slots};
+use crate::preflight::{
+    Checks, FACTS, HostFacts, LOCALES, TakenOver, change_setting, locales, major, number, server, slots,
+};
 
 /// Names that one message lists.
 const LISTED_MAX: usize = 20;
@@ -73,7 +75,10 @@ fn dump_program(checks: &mut Checks, facts: &QueryResult, folders: &[PathBuf]) {
         found.is_ok(),
         "pg_dump is here, to read the schema with",
         format!("no pg_dump of Postgres {major} or later is here, to read the schema with"),
-        Some(format!("apt-get install postgresql-client-{major}")),
+        Some(format!(
+            "apt-get install postgresql-client-{major}. It is looked for beside the server programs of Postgres {major} and later \
+             (--pg-bin), then in the PATH that the server was started with"
+        )),
     );
 }
 
@@ -85,9 +90,9 @@ fn wal(checks: &mut Checks, facts: &QueryResult) {
         "wal_level is logical",
         format!("wal_level is {level}: changes cannot be decoded; a change needs a restart"),
         Some(
-            "alter system set wal_level = logical; -- then restart. A managed service has a parameter for it, \
-             such as rds.logical_replication = 1 or cloudsql.logical_decoding = on"
-                .to_owned(),
+            change_setting(facts, "wal_level = logical", TakenOver::AtStart)
+                + ". A managed service has a parameter for it, \
+                   such as rds.logical_replication = 1 or cloudsql.logical_decoding = on",
         ),
     );
     let free = number(facts, "senders") - number(facts, "senders_used");
@@ -96,9 +101,10 @@ fn wal(checks: &mut Checks, facts: &QueryResult) {
         free >= 2,
         format!("{free} WAL senders are free"),
         format!("{free} WAL senders are free, 2 are needed; a change needs a restart"),
-        Some(format!(
-            "alter system set max_wal_senders = {}; -- then restart",
-            (number(facts, "senders_used") + 2).max(10)
+        Some(change_setting(
+            facts,
+            &format!("max_wal_senders = {}", (number(facts, "senders_used") + 2).max(10)),
+            TakenOver::AtStart,
         )),
     );
 }

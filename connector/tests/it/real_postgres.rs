@@ -69,7 +69,7 @@ async fn imports_follows_reconnects_and_cleans_up() {
 
 async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
     let options = TestPgOptions::default().major(major).with_tcp().set("default_text_search_config", "simple");
-    let options = options.set("shared_preload_libraries", "pg_stat_statements");
+    let options = options.set("shared_preload_libraries", "pg_stat_statements").set("lock_timeout", "90s");
     let mut server = TestPg::start(options);
     server.sql("create table t as select generate_series(1, 1000) a");
     let url = server.tcp_url("postgres", "postgres");
@@ -131,12 +131,19 @@ async fn imports_follows_reconnects_and_cleans_up_with(major: u32) {
         token: issuer.issue(&claims),
     };
 
+    // What the connector's role and database have set is not what the server has.
+    server.sql("alter role postgres set default_text_search_config = 'pg_catalog.english'");
+    server.sql("alter role postgres set lock_timeout = 0");
+    server.sql("alter database postgres set xmlbinary = 'hex'");
+    server.sql("alter role postgres in database postgres set array_nulls = off");
     let (progress, mut steps) = mpsc::channel(100);
     let imported = import(&config, progress).await.unwrap();
     pageserver.await.unwrap();
     assert!(steps.recv().await.is_some());
     assert_eq!((imported.superuser.as_str(), imported.spec.pg_major), ("postgres", major));
-    assert_eq!(imported.settings.get("default_text_search_config").map(String::as_str), Some("simple"));
+    let setting = |name: &str| imported.settings.get(name).map(String::as_str);
+    assert_eq!((setting("default_text_search_config"), setting("lock_timeout")), (Some("simple"), Some("90s")));
+    assert_eq!((setting("xmlbinary"), setting("array_nulls")), (Some("base64"), Some("on")));
     assert!(imported.end_lsn > imported.spec.start_lsn);
     let control = ControlFile::decode(&files.lock().unwrap()["global/pg_control"]).unwrap();
     assert_eq!(control.system_id, imported.spec.system_id);

@@ -1,8 +1,10 @@
 //! Following production: one task for each connector, which begins again whenever it ends, until it is stopped.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -17,16 +19,49 @@ use crate::store::ConnectorRow;
 const FOLLOW_PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// A follower that ran this long starts over with the shortest pause.
 const FOLLOW_STEADY: Duration = Duration::from_secs(60);
+/// Why a connector is not followed that has no follower.
+const NOBODY_FOLLOWS: &str = "nobody tries to, as while the connector is moved or resumed, or as long as the page server is away \
+     (the server's log says which)";
 
 /// A root timeline that is being followed.
 pub(super) struct Follower {
     cancel: CancellationToken,
     problem: watch::Receiver<Option<String>>,
+    /// Since when there has been a problem.
+    interrupted: watch::Receiver<Option<Instant>>,
     /// Set while it does not try, because of what waiting alone does not mend.
     given_up: watch::Receiver<Option<String>>,
     ended: CancellationToken,
     /// Rung when it has to begin again with what control knows now.
     anew: Arc<Notify>,
+}
+
+/// Since when connectors have no follower.
+pub(super) struct Unfollowed {
+    /// None has one before.
+    begun: Instant,
+    left: Mutex<HashMap<String, Instant>>,
+}
+
+impl Default for Unfollowed {
+    fn default() -> Self {
+        Unfollowed { begun: Instant::now(), left: Mutex::default() }
+    }
+}
+
+impl Unfollowed {
+    /// Notes that it has none from now on, if that is not noted yet.
+    fn note(&self, connector: &str) {
+        self.left.lock().entry(connector.to_owned()).or_insert_with(Instant::now);
+    }
+
+    pub(super) fn forget(&self, connector: &str) {
+        self.left.lock().remove(connector);
+    }
+
+    fn since(&self, connector: &str) -> Instant {
+        self.left.lock().get(connector).copied().unwrap_or(self.begun)
+    }
 }
 
 impl Control {
@@ -42,16 +77,25 @@ impl Control {
         let ended = CancellationToken::new();
         let (problem_in, problem) = watch::channel(None);
         let (given_up_in, given_up) = watch::channel(None);
+        let (interrupted_in, interrupted) = watch::channel(None);
         let anew = Arc::new(Notify::new());
-        let follower =
-            Follower { cancel: cancel.clone(), problem, given_up, ended: ended.clone(), anew: Arc::clone(&anew) };
+        let follower = Follower {
+            cancel: cancel.clone(),
+            problem: problem.clone(),
+            interrupted,
+            given_up,
+            ended: ended.clone(),
+            anew: Arc::clone(&anew),
+        };
         if self.connectors.followers.lock().insert(row.name.clone(), follower).is_some() {
             warn!(connector = %row.name, "was followed already");
         }
+        self.connectors.unfollowed.forget(&row.name);
         let (control, row) = (self.clone(), row.clone());
         self.tasks.spawn(async move {
             tokio::join!(
                 control.follow(&row, cancel.clone(), &anew, problem_in, given_up_in),
+                note_interruptions(problem, interrupted_in),
                 control.watch_slot(&row, cancel.clone())
             );
             ended.cancel();
@@ -127,6 +171,18 @@ impl Control {
         }
     }
 
+    /// For how long production has not been followed, and why, if it is not at this moment.
+    pub(super) fn interruption(&self, name: &str) -> Option<(Duration, String)> {
+        let followers = self.connectors.followers.lock();
+        let Some(follower) = followers.get(name) else {
+            let since = self.connectors.unfollowed.since(name);
+            return Some((since.elapsed(), NOBODY_FOLLOWS.to_owned()));
+        };
+        let since = *follower.interrupted.borrow();
+        let problem = follower.problem.borrow().as_deref().map(|why| for_connector(why, name));
+        since.zip(problem).map(|(since, problem)| (since.elapsed(), problem))
+    }
+
     /// Lets whoever follows it begin again with what control knows now. It stays followed, whatever is away meanwhile.
     pub(crate) fn follow_anew(&self, name: &str) {
         if let Some(follower) = self.connectors.followers.lock().get(name) {
@@ -148,10 +204,32 @@ impl Control {
     }
 
     pub(crate) async fn stop_following(&self, name: &str) {
-        let follower = self.connectors.followers.lock().remove(name);
+        let follower = {
+            let mut followers = self.connectors.followers.lock();
+            // Before it is seen to have none.
+            self.connectors.unfollowed.note(name);
+            followers.remove(name)
+        };
         if let Some(follower) = follower {
             follower.cancel.cancel();
             follower.ended.cancelled().await;
+        }
+    }
+}
+
+/// Keeps since when there has been a problem, until nobody tells of any more.
+async fn note_interruptions(mut problem: watch::Receiver<Option<String>>, interrupted: watch::Sender<Option<Instant>>) {
+    loop {
+        let is_interrupted = problem.borrow_and_update().is_some();
+        interrupted.send_if_modified(|since| {
+            let changed = since.is_some() != is_interrupted;
+            if changed {
+                *since = is_interrupted.then(Instant::now);
+            }
+            changed
+        });
+        if problem.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -166,6 +244,34 @@ pub(crate) fn for_connector(why: &str, name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_interruption_begins_with_its_first_problem_and_ends_with_the_last() {
+        let (problem, problem_out) = watch::channel(None);
+        let (interrupted_in, mut interrupted) = watch::channel(None);
+        let noting = tokio::spawn(note_interruptions(problem_out, interrupted_in));
+        problem.send_replace(Some("connection refused".to_owned()));
+        let since = *interrupted.wait_for(Option::is_some).await.expect("it is noted");
+        problem.send_replace(Some("no route to host".to_owned()));
+        problem.send_replace(None);
+        drop(interrupted.wait_for(Option::is_none).await.expect("it is noted"));
+        problem.send_replace(Some("connection refused".to_owned()));
+        let again = *interrupted.wait_for(Option::is_some).await.expect("it is noted");
+        assert!(again > since, "another interruption");
+        drop(problem);
+        noting.await.expect("it ends");
+    }
+
+    #[test]
+    fn connectors_have_no_follower_since_the_start_or_since_they_lost_it() {
+        let unfollowed = Unfollowed::default();
+        assert_eq!(unfollowed.since("shop"), unfollowed.begun);
+        unfollowed.note("shop");
+        assert!(unfollowed.since("shop") > unfollowed.begun);
+        assert_eq!(unfollowed.since("other"), unfollowed.begun);
+        unfollowed.forget("shop");
+        assert_eq!(unfollowed.since("shop"), unfollowed.begun);
+    }
 
     #[test]
     fn commands_can_be_typed_as_they_are_said() {

@@ -28,8 +28,8 @@ use crate::pgurl::PgUrl;
 use crate::service::Control;
 use crate::store::{BranchRow, ConnectorRow, NotInserted, now_us, template_name_of};
 
-use following::Follower;
 pub(crate) use following::for_connector;
+use following::{Follower, Unfollowed};
 
 /// Longest wait for the WAL of the base backup's time to be ingested without any progress.
 const CATCH_UP_STALL: Duration = Duration::from_secs(300);
@@ -52,6 +52,7 @@ pub(crate) struct Creation {
 #[derive(Default)]
 pub(crate) struct Connectors {
     followers: Mutex<HashMap<String, Follower>>,
+    unfollowed: Unfollowed,
     creations: Mutex<HashMap<String, watch::Receiver<Creation>>>,
 }
 
@@ -383,6 +384,7 @@ impl Control {
     /// Deletes a connector that is marked for it. A slot that cannot be dropped is a warning: production may be gone for good.
     pub(crate) async fn finish_delete_connector(&self, row: &ConnectorRow) -> Result<Option<String>, ErrorInfo> {
         self.stop_following(&row.name).await;
+        self.connectors.unfollowed.forget(&row.name);
         self.slots.forget(&row.name);
         let spec = self.connector_spec_of(row)?;
         let dropping = match row.logical {

@@ -10,6 +10,8 @@ use crate::store::{ConnectorRow, iso8601, now_us};
 
 /// Longest wait for production's position in a status.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// Being away for less is no news: a restart of production, a network that was gone for a moment.
+const INTERRUPTED_WARN: Duration = Duration::from_secs(10);
 
 impl Control {
     /// All connectors, without asking production.
@@ -46,7 +48,17 @@ impl Control {
     pub(crate) fn connector_warnings(&self, row: &ConnectorRow) -> Vec<String> {
         let mut warnings = self.slot_warnings(&row.name);
         warnings.extend(self.logical_warnings(row));
+        warnings.extend(self.interruption_warning(row));
         warnings
+    }
+
+    /// That production is not followed, though it should be, once that lasts.
+    fn interruption_warning(&self, row: &ConnectorRow) -> Option<String> {
+        if row.state != ConnectorState::Ready {
+            return None;
+        }
+        let (lasts, why) = self.interruption(&row.name)?;
+        warning(lasts, &why)
     }
 
     pub(crate) fn connector_info(
@@ -98,5 +110,24 @@ impl Control {
             unmasked_first: unmasked.map(|(_, first)| first).unwrap_or_default(),
             logical,
         })
+    }
+}
+
+/// What there is to say of a connector that is not followed.
+fn warning(lasts: Duration, why: &str) -> Option<String> {
+    (lasts >= INTERRUPTED_WARN).then(|| format!("production has not been followed for {} s: {why}", lasts.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interruption_is_told_of_once_it_lasts() {
+        assert_eq!(warning(Duration::from_secs(9), "connection refused"), None);
+        assert_eq!(
+            warning(Duration::from_secs(12), "connection refused").as_deref(),
+            Some("production has not been followed for 12 s: connection refused")
+        );
     }
 }

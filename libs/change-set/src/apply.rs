@@ -207,6 +207,7 @@ impl<'a> Run<'a> {
         self.read_losses(&mut tables, key_types, progress).await?;
         let snapshots = self.snapshots(&tables).await?;
         let may_go = self.sequences_that_may_go().await?;
+        let sequences = self.sequences_before().await?;
         // Before columns go and tables are rewritten, which moves rows to other places.
         self.places(&tables).await?;
         if !self.applied.conflicts.is_empty() {
@@ -234,8 +235,8 @@ impl<'a> Run<'a> {
         }
         self.applied.inverse.tables = self.tables_back(&tables, snapshots, catalogs).await?;
         // Last: a sequence does not go back with a transaction.
-        for change in self.check_sequences().await? {
-            self.sequence(change).await?;
+        for setting in self.check_sequences(&sequences).await? {
+            self.sequence(setting).await?;
         }
         Ok(())
     }

@@ -116,7 +116,10 @@ pub fn write(out: &mut (impl Write + Seek), content: &ChangeSetFile) -> Result<(
 fn pack(out: &mut impl Write, content: &ChangeSetFile) -> Result<(u64, u32, u64), FileError> {
     let packer = zstd::Encoder::new(Counted { inner: out, len: 0, checksum: 0 }, COMPRESSION_LEVEL)?;
     let mut json = Counted { inner: BufWriter::with_capacity(BUFFER_LEN, packer), len: 0, checksum: 0 };
-    serde_json::to_writer(&mut json, content)?;
+    serde_json::to_writer(&mut json, content).map_err(|error| match error.is_io() {
+        true => FileError::Io(error.into()),
+        false => FileError::Content(error),
+    })?;
     let packer = json.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
     let packed = packer.finish()?;
     Ok((packed.len, packed.checksum, json.len))

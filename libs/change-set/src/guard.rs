@@ -188,7 +188,7 @@ pub(crate) async fn table<'a>(
     let key = key_places(change);
     if change.state == TableState::Dropped {
         target.run(&format!("lock table only {name} in access exclusive mode")).await?;
-    } else if key.is_empty() || !change.columns_dropped.is_empty() {
+    } else if (key.is_empty() && !change.rows.is_empty()) || !change.columns_dropped.is_empty() {
         target.run(&format!("lock table only {name} in share row exclusive mode")).await?;
     }
     if !change.columns_dropped.is_empty() {

@@ -1,8 +1,7 @@
 //! The change set that undoes another.
 
 use ardent_diff::{
-    ChangeSet, LargeObjectChange, PageChange, RowChange, SequenceChange, Sides, Spool, SpoolError, TableChange,
-    TableState,
+    ChangeSet, LargeObjectChange, PageChange, RowChange, Sides, Spool, SpoolError, TableChange, TableState,
 };
 
 use crate::guard::{Guarded, base_columns, key_places};
@@ -59,17 +58,6 @@ pub(crate) fn table(guarded: &Guarded<'_>) -> Result<TableChange, SpoolError> {
         rows,
         copies: Spool::default(),
     })
-}
-
-pub(crate) fn sequence(change: &SequenceChange) -> SequenceChange {
-    SequenceChange {
-        schema: change.schema.clone(),
-        name: change.name.clone(),
-        old: change.new,
-        old_called: change.new_called,
-        new: change.old,
-        new_called: change.old_called,
-    }
 }
 
 pub(crate) fn large_object(change: &LargeObjectChange) -> Result<LargeObjectChange, SpoolError> {

@@ -138,7 +138,7 @@ pub enum ApplyError {
     /// Rows that memory has no room for could not be kept.
     #[error("the rows to be changed could not be kept")]
     Spool(#[from] ardent_diff::SpoolError),
-    /// What is chosen is not there, or needs what is not chosen.
+    /// What is chosen is not there, needs what is not chosen, or cannot be told from something else.
     #[error("{what}")]
     Choice {
         /// Which, and why.
@@ -169,7 +169,8 @@ impl ApplyError {
                 "nothing was changed; --lock-timeout and --statement-timeout give it more time".to_owned()
             }
             _ if self.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
-                "nothing was changed; apply as a role that owns what is to be changed".to_owned()
+                "nothing was changed; apply as a role that owns what is to be changed, and has BYPASSRLS where row-level security is forced on owners"
+                    .to_owned()
             }
             _ => "nothing was changed; --dry-run shows what would be".to_owned(),
         }

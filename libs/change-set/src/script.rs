@@ -2,13 +2,18 @@
 
 use std::io::{self, Write};
 
-use ardent_diff::{ChangeSet, RowChange, TableState};
+use ardent_diff::{ChangeSet, RowChange, TableChange, TableState};
 use ardent_schema_diff::{Section, Statement, identifier, literal, qualified};
 
 use crate::dml;
-use crate::guard::{base_columns, key_places};
+use crate::guard::{base_columns, base_table, key_places};
 use crate::large_object;
 use crate::target::SETTINGS;
+
+const BEGIN_ROWS: &str =
+    "-- What triggers, rules and foreign keys did on the branch is among the rows. This needs a superuser.
+SET LOCAL session_replication_role = replica;";
+const END_ROWS: &str = "SET LOCAL session_replication_role = origin;";
 
 /// The script that turns the branch point's database into the branch's, in one transaction. It is not guarded: it expects a
 /// database as it was at the branch point.
@@ -21,17 +26,21 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
     for what in &set.schema.not_covered {
         writeln!(out, "-- not covered: {what}")?;
     }
-    statements(out, &set.schema.statements, Section::BeforeRows)?;
     let tables: Vec<_> =
         set.tables.iter().filter(|table| !table.materialized_view && table.state != TableState::Dropped).collect();
+    let is_without_key = |table: &&&TableChange| table.state == TableState::Kept && key_places(table).is_empty();
+    if tables.iter().filter(is_without_key).any(|table| !table.rows.is_empty()) {
+        writeln!(out, "{BEGIN_ROWS}")?;
+        for table in tables.iter().filter(is_without_key) {
+            deletes_without_key(out, table)?;
+        }
+        writeln!(out, "{END_ROWS}")?;
+    }
+    statements(out, &set.schema.statements, Section::BeforeRows)?;
     let has_rows = tables.iter().any(|table| !table.rows.is_empty());
     if has_rows {
         writeln!(out, "SET CONSTRAINTS ALL DEFERRED;")?;
-        writeln!(
-            out,
-            "-- What triggers, rules and foreign keys did on the branch is among the rows. This needs a superuser."
-        )?;
-        writeln!(out, "SET LOCAL session_replication_role = replica;")?;
+        writeln!(out, "{BEGIN_ROWS}")?;
     }
     for table in &tables {
         let name = qualified(&table.schema, &table.name);
@@ -41,18 +50,7 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
         };
         for row in table.rows.iter() {
             match row.map_err(io::Error::other)? {
-                RowChange::Delete { old } if key.is_empty() => {
-                    let columns = base_columns(table);
-                    let same: Vec<String> = columns
-                        .iter()
-                        .map(|(place, _)| dml::looks_like(&table.columns[*place], old[*place].as_deref()))
-                        .collect();
-                    let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
-                    writeln!(
-                        out,
-                        "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {same} LIMIT 1);"
-                    )?;
-                }
+                RowChange::Delete { .. } if key.is_empty() => {}
                 RowChange::Delete { old } => {
                     let key = wanted(&old);
                     let key: Vec<_> = key.iter().map(|(name, value)| (name.as_str(), value)).collect();
@@ -82,7 +80,7 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
         }
     }
     if has_rows {
-        writeln!(out, "SET LOCAL session_replication_role = origin;")?;
+        writeln!(out, "{END_ROWS}")?;
     }
     statements(out, &set.schema.statements, Section::AfterRows)?;
     for view in set.tables.iter().filter(|table| table.materialized_view && table.state == TableState::Kept) {
@@ -101,6 +99,20 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
         writeln!(out, "SELECT setval({}, {value}, {called});", literal(&qualified(&sequence.schema, &sequence.name)))?;
     }
     writeln!(out, "COMMIT;")
+}
+
+/// Rows without a key go before the schema is changed: they are told by their values, which have other texts when types, or labels of
+/// enums, are others.
+fn deletes_without_key(out: &mut dyn Write, table: &TableChange) -> io::Result<()> {
+    let (name, columns) = (base_table(table), base_columns(table));
+    for row in table.rows.iter() {
+        let RowChange::Delete { old } = row.map_err(io::Error::other)? else { continue };
+        let looks_like = |(place, column): &(usize, &str)| dml::looks_like(column, old[*place].as_deref());
+        let same: Vec<String> = columns.iter().map(looks_like).collect();
+        let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
+        writeln!(out, "DELETE FROM ONLY {name} WHERE ctid = (SELECT ctid FROM ONLY {name} WHERE {same} LIMIT 1);")?;
+    }
+    Ok(())
 }
 
 fn statements(out: &mut dyn Write, statements: &[Statement], section: Section) -> io::Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_diff::{ChangeSet, Part, RowChange, SequenceChange, Spool, TableChange, TableState};
+use ardent_schema_diff::{literal, reused_labels};
 
 use crate::apply::ApplyOptions;
 use crate::choice::{RowChoice, names_table};
@@ -35,6 +36,9 @@ pub(crate) fn select(
     };
     let schema = SchemaChoice::new(&set.schema, &wanted, Some(there))?;
     let rows = if is_chosen { Rows::These } else { Rows::of(options.part) };
+    let wants_rows =
+        if is_chosen { !(options.tables.is_empty() && options.rows.is_empty()) } else { rows == Rows::All };
+    check_labels(set, &schema, wants_rows)?;
     let mut selection = Selection {
         set: ChangeSet {
             database: set.database.clone(),
@@ -78,6 +82,24 @@ pub(crate) fn select(
         selection.set.large_objects.clone_from(&set.large_objects);
     }
     Ok(selection)
+}
+
+/// A change set has rows as text. Where a label's name was another label's at the branch point, a row that went from one to the other is not
+/// in it, and one that nobody touched is.
+fn check_labels(set: &ChangeSet, schema: &SchemaChoice<'_>, wants_rows: bool) -> Result<(), ApplyError> {
+    for (touched, label) in reused_labels(&set.schema.statements, &set.schema.touched) {
+        let is_left = schema.of_old(&touched.path).is_some_and(|(_, state)| state == State::Left);
+        if wants_rows || !is_left {
+            let what = format!(
+                "label {} of {} has a name that another one of its labels had at the branch point: rows could get the wrong one",
+                literal(&label),
+                touched.path
+            );
+            let hint = "on a new branch, give labels only names that the type never had".to_owned();
+            return Err(ApplyError::Choice { what, hint });
+        }
+    }
+    Ok(())
 }
 
 /// Which rows are wanted.
@@ -241,7 +263,11 @@ impl Table<'_> {
                     Ok(None)
                 }
             },
-            TableState::Kept => self.kept(notes).map(Some),
+            TableState::Kept => {
+                let kept = self.kept(notes)?;
+                // One of which nothing is wanted is neither read nor locked.
+                Ok((wants_rows || !kept.columns_dropped.is_empty()).then_some(kept))
+            }
         }
     }
 

@@ -12,6 +12,9 @@ pub(crate) const SETTINGS: &str = "set local search_path = pg_catalog; set local
      set local timezone = 'UTC'; set local bytea_output = 'hex'; set local extra_float_digits = 1; set local xmlbinary = 'base64'; \
      set local lc_monetary = 'C'; set local row_security = off; set local check_function_bodies = off; \
      set local idle_in_transaction_session_timeout = 0; set local standard_conforming_strings = on";
+/// A target that ends long transactions does not end this one, where it knows the setting (since 17).
+const PATIENCE: &str =
+    "select pg_catalog.set_config(name, '0', true) from pg_catalog.pg_settings where name = 'transaction_timeout'";
 /// What is read of a target's catalogs is compared with what other servers say; a script reads none.
 const READING: &str = "set local quote_all_identifiers = off";
 
@@ -34,7 +37,7 @@ impl<'a> Target<'a> {
     ) -> Result<Target<'a>, ApplyError> {
         let target = Target { client };
         target.run("BEGIN").await?;
-        target.run(&format!("{SETTINGS}; {READING}")).await?;
+        target.run(&format!("{SETTINGS}; {READING}; {PATIENCE}")).await?;
         target
             .run(&format!(
                 "set local lock_timeout = {lock_timeout_ms}; set local statement_timeout = {statement_timeout_ms}"

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::catalog::{self, Catalog, Column, Table, tables_of_prepared_transactions};
-use ardent_schema_diff::{Identity, Touched, plan as plan_schema};
+use ardent_schema_diff::{Identity, Touched, plan as plan_schema, reused_labels};
 
 use crate::change_set::{ChangeSet, LargeObjectChange, SchemaChange, SequenceChange, TableChange, TableState};
 use crate::error::DiffError;
@@ -84,10 +84,15 @@ impl CompareOptions {
                 if kind == "table" { Some(object) } else { object.split_once(" of table ").map(|(_, table)| table) };
             table.and_then(|table| table.split_once('.')).is_some_and(|(schema, name)| self.wants(schema, name))
         };
-        schema.statements.retain(|statement| about(&statement.kind, &statement.object));
+        // Rows of wanted tables may have labels that are not told by their names: whoever applies them must know.
+        let reused = reused_labels(&schema.statements, &schema.touched);
+        let reused: BTreeSet<String> = reused.into_iter().map(|(touched, _)| touched.path.clone()).collect();
+        schema
+            .statements
+            .retain(|statement| about(&statement.kind, &statement.object) || reused.contains(&statement.part));
         schema.undo.retain(|statement| about(&statement.kind, &statement.object));
         let wanted = |touched: &Touched| touched.path.split_once(' ').is_some_and(|(kind, object)| about(kind, object));
-        schema.touched.retain(wanted);
+        schema.touched.retain(|touched| wanted(touched) || reused.contains(&touched.path));
         schema.undo_touched.retain(wanted);
         schema.not_covered.clear();
         schema.undo_not_covered.clear();

@@ -53,7 +53,7 @@ pub use lines::{DiffEnd, END_LINE, ERROR_LINE, write_end, write_error, write_lin
 pub use pairing::{Order, Pairing, RowValues};
 pub use render::{Style, render_people, render_stat};
 pub use report::DiffReport;
-pub use sequences::SequenceFooting;
+pub use sequences::{LOGGED_AHEAD, SequenceFooting};
 pub use session::Session;
 pub use spool::{Item, MEMORY_BYTES_MAX, Spool, SpoolError, memory_bytes, spill_into};
 pub use stat::{ChangeSetStat, DiffStat, LargeObjectStat, ObjectStat, SchemaStat, TableStat};

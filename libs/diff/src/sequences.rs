@@ -12,7 +12,7 @@ use crate::error::DiffError;
 use crate::session::Session;
 
 /// How many values Postgres logs a sequence ahead, at most (`SEQ_LOG_VALS` in `sequence.c`).
-const LOGGED_AHEAD: u64 = 32;
+pub const LOGGED_AHEAD: u64 = 32;
 
 /// Which values of a sequence count as one. Postgres logs a sequence some values ahead of what it gave out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use crate::create::{
     column_type, enabling, identity_of_other_type, identity_options, identity_sequence, index_flags, sequence_options,
     set_option, table_flags,
 };
+use crate::labels::{Labels, rename_value};
 use crate::name::identifier;
 use crate::phrase::{full_name, grant_target, phrase, whole_name};
 use crate::plan::Identity;
@@ -267,30 +268,19 @@ impl Change<'_> {
     }
 
     fn labels(&self) -> Alteration {
-        if !self.any(&["labels"]) && self.old.list("labels") == self.new.list("labels") {
+        let labels = Labels::of(self.old, self.new, self.identity);
+        let Labels { old, new, old_ids, new_ids } = &labels;
+        if old == new && old_ids == new_ids {
             return Alteration::InPlace(Vec::new());
         }
         let name = full_name(self.new);
-        let (old, new) = (self.old.list("labels"), self.new.list("labels"));
-        let ids = |object: &Object, labels: &[String]| -> Vec<Value> {
-            match self.identity {
-                Identity::Oid => object.s.get("labels").and_then(Value::as_array).cloned().unwrap_or_default(),
-                Identity::Name => labels.iter().cloned().map(Value::String).collect(),
-            }
-        };
-        let (old_ids, new_ids) = (ids(self.old, &old), ids(self.new, &new));
         let kept: Vec<&Value> = new_ids.iter().filter(|id| old_ids.contains(id)).collect();
         // Labels cannot be taken away or put into another order.
         if kept != old_ids.iter().collect::<Vec<_>>() {
             return Alteration::Replace;
         }
-        let mut statements = Vec::new();
-        for (label, id) in new.iter().zip(&new_ids) {
-            let before = old_ids.iter().position(|old_id| old_id == id);
-            if let Some(was) = before.map(|place| &old[place]).filter(|was| *was != label) {
-                statements.push(format!("ALTER TYPE {name} RENAME VALUE {} TO {}", literal(was), literal(label)));
-            }
-        }
+        let mut statements: Vec<String> =
+            labels.renamed().map(|(was, label)| rename_value(&name, was, label)).collect();
         for (place, label) in new.iter().enumerate() {
             if old_ids.contains(&new_ids[place]) {
                 continue;

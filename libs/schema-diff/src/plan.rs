@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ardent_types::sql::literal;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::alter::{Alteration, Change, retype};
 use crate::catalog::{Catalog, Kind, Object, ObjectId, Uncovered};
 use crate::create::{Making, is_inherited};
+use crate::labels::{Labels, rename_value};
 use crate::leaving::NamesThen;
 use crate::name::qualified;
 use crate::order::{self, Edges};
@@ -157,6 +157,16 @@ impl<'a> Planner<'a> {
             let change = Change { identity: self.identity, new_catalog: self.new, old, new };
             if old.kind == Kind::Column && (change.differs("type") || change.differs("collation")) {
                 retyped.insert(old.id.clone());
+            }
+            if old.kind == Kind::Enum {
+                let labels = Labels::of(old, new, self.identity);
+                self.not_covered.extend(labels.reused().map(|label| {
+                    format!(
+                        "{}: label {} has a name that another one had: which of them rows have is not told by it",
+                        self.new.path(new),
+                        literal(label)
+                    )
+                }));
             }
             match change.alteration() {
                 Alteration::InPlace(statements) if statements.is_empty() => {}
@@ -349,22 +359,15 @@ impl<'a> Planner<'a> {
     /// Labels of enums that are made again: columns go over to the new type by their text.
     fn renamed_labels(&self) -> Vec<Statement> {
         let mut statements = Vec::new();
-        for id in self.drops.intersection(&self.creates).filter(|_| self.identity == Identity::Oid) {
+        for id in self.drops.intersection(&self.creates) {
             let (old, new) = (&self.old.objects[id], &self.new.objects[id]);
             if old.kind != Kind::Enum {
                 continue;
             }
-            let (labels, new_labels) = (old.list("labels"), new.list("labels"));
-            let ids = |object: &Object| object.s.get("labels").and_then(Value::as_array).cloned().unwrap_or_default();
-            for (label, label_id) in new_labels.iter().zip(ids(new)) {
-                let place = ids(old).iter().position(|old_id| *old_id == label_id);
-                let Some(was) = place.and_then(|place| labels.get(place)).filter(|was| *was != label) else { continue };
-                // Where the old type has another label of that name, no row can be carried over by text.
-                if !labels.contains(label) {
-                    let name = whole_type(old);
-                    let sql = format!("ALTER TYPE {name} RENAME VALUE {} TO {}", literal(was), literal(label));
-                    statements.push(self.statement(Section::BeforeRows, Action::Alter, self.old, old, sql));
-                }
+            let name = whole_type(old);
+            for (was, label) in Labels::of(old, new, self.identity).renamed() {
+                let sql = rename_value(&name, was, label);
+                statements.push(self.statement(Section::BeforeRows, Action::Alter, self.old, old, sql));
             }
         }
         statements

@@ -96,3 +96,16 @@ fn what_is_not_counted_is_said() {
     );
     pair.assert_equal("target", "head", "nothing was done", &set);
 }
+
+/// Another table is changed beside it, and is neither read nor locked.
+#[test]
+fn a_table_that_was_not_chosen_is_left_alone() {
+    let pair = Pair::new();
+    let set = prepare(&pair, "insert into app.plain values (9, 'new'); update app.others set v = 2");
+    pair.copy("base", "target");
+    let options = ApplyOptions { tables: vec!["app.others".to_owned()], ..ApplyOptions::default() };
+    let applied = pair.while_locked("target", "app.plain", || pair.apply("target", &set, &options));
+    assert_eq!((&applied.conflicts[..], applied.rows.updated, applied.rows.inserted), (&[][..], 1, 0));
+    let tables: Vec<&str> = applied.inverse.tables.iter().map(|table| table.name.as_str()).collect();
+    assert_eq!(tables, ["others"]);
+}

@@ -7,9 +7,11 @@ mod columns;
 mod concurrent;
 mod foreign_keys;
 mod keyless;
+mod labels;
 mod large_objects;
 mod losses;
 mod pair;
+mod sequences;
 
 use ardent_change_set::{ApplyOptions, Conflict};
 use ardent_diff::Part;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use ardent_api::page_service::{BlockRange, ChangedRelation};
 use ardent_change_set::{Applied, ApplyError, ApplyOptions, apply, prepare};
-use ardent_diff::{ChangeSet, CompareOptions, Session, compare};
+use ardent_diff::{ChangeSet, CompareOptions, Identity, Session, compare};
 use ardent_test_pg::{RandomTables, TestPg, TestPgOptions, differing_lines, program, rows, server_command, state};
 use ardent_types::{ForkNumber, RelTag, oid};
 use tokio::runtime::{Builder, Runtime};
@@ -218,6 +218,22 @@ impl Pair {
     }
 
     fn diff_where(&self, head: &'static str, condition: &str) -> ChangeSet {
+        self.diff_between("base", head, condition, &CompareOptions::default())
+    }
+
+    /// What leads from one branch to another, both of the branch point, if only blocks of such relations are others.
+    pub fn diff_by_name(&self, base: &'static str, head: &'static str, condition: &str) -> ChangeSet {
+        let options = CompareOptions { identity: Identity::Name, ..CompareOptions::default() };
+        self.diff_between(base, head, condition, &options)
+    }
+
+    fn diff_between(
+        &self,
+        base: &'static str,
+        head: &'static str,
+        condition: &str,
+        options: &CompareOptions,
+    ) -> ChangeSet {
         let dbnode = self.ask(head, "select oid from pg_database where datname = current_database()");
         let dbnode: u32 = dbnode.parse().expect("an OID");
         let sql = format!(
@@ -225,7 +241,7 @@ impl Pair {
              where relkind in ('r', 'm', 'S') and pg_relation_filenode(oid) is not null and {condition}"
         );
         let mut changed = Vec::new();
-        for side in ["base", head] {
+        for side in [base, head] {
             for line in self.ask(side, &sql).lines() {
                 let (relnode, count) = line.split_once('|').expect("two fields");
                 let (relnode, count): (u32, u32) =
@@ -236,9 +252,9 @@ impl Pair {
             }
         }
         self.runtime.block_on(async {
-            let (base, _) = Session::open(self.connect("base").await, "branch point", "base").await.expect("a session");
+            let (base, _) = Session::open(self.connect(base).await, "branch point", base).await.expect("a session");
             let (head, _) = Session::open(self.connect(head).await, head, head).await.expect("a session");
-            compare(&base, &head, dbnode, &changed, &CompareOptions::default()).await.expect("compared")
+            compare(&base, &head, dbnode, &changed, options).await.expect("compared")
         })
     }
 
@@ -252,6 +268,16 @@ impl Pair {
             let cause = std::error::Error::source(&error).map(|source| format!("{source:?}")).unwrap_or_default();
             panic!("{error}: {cause}\n{}", script(set))
         })
+    }
+
+    /// While another session keeps everybody out of a table.
+    pub fn while_locked<T>(&self, database: &str, table: &str, run: impl FnOnce() -> T) -> T {
+        let client = self.runtime.block_on(self.connect(database));
+        let lock = format!("begin; lock table {table} in access exclusive mode");
+        self.runtime.block_on(client.batch_execute(&lock)).expect("locked");
+        let result = run();
+        self.runtime.block_on(client.batch_execute("rollback")).expect("answered");
+        result
     }
 
     /// Applies, and ends the session before that is committed.
