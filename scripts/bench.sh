@@ -473,7 +473,7 @@ case_suite() {
 # Single records, and whole pages, redone in memory.
 case_redo() {
     local name ns target
-    cargo test --manifest-path "$top/Cargo.toml" --workspace --bench=redo -- --bench --output-format bencher >"$work/redo.out" 2>"$work/redo.log" ||
+    cargo test --manifest-path "$top/Cargo.toml" --workspace --features=ardent-pg-redo/bench --bench=redo -- --bench --output-format bencher >"$work/redo.out" 2>"$work/redo.log" ||
         { cat "$work/redo.log" >&2; return 1; }
     sed -nE 's|^test (.*) \.\.\. bench: +([0-9,]+) ns/iter.*|\1;\2|p' "$work/redo.out" | tr -d , >"$work/redo.figures"
     [ -s "$work/redo.figures" ] || { cat "$work/redo.out" >&2; return 1; }

@@ -307,7 +307,7 @@ impl Control {
         };
         let connectors = connectors.iter().filter(|row| row.state == ConnectorState::Ready);
         let failing = connectors.filter_map(|row| {
-            let problem = self.following(&row.name).1?;
+            let problem = self.following(&row.name).1.or_else(|| self.why_unfollowed(&row.name))?;
             Some(format!("connector {}: {problem}", row.name))
         });
         let stuck = branches.iter().filter_map(|row| {
@@ -384,6 +384,7 @@ impl Control {
             for row in pending {
                 if let Err(error) = self.start_following(&row).await {
                     warn!(connector = %row.name, %error, "the page server cannot follow yet");
+                    self.note_unfollowed(&row.name, &error);
                     later.push(row);
                 }
             }

@@ -41,11 +41,13 @@ pub(super) struct Unfollowed {
     /// None has one before.
     begun: Instant,
     left: Mutex<HashMap<String, Instant>>,
+    /// Why the last attempt to give one a follower failed.
+    failed: Mutex<HashMap<String, String>>,
 }
 
 impl Default for Unfollowed {
     fn default() -> Self {
-        Unfollowed { begun: Instant::now(), left: Mutex::default() }
+        Unfollowed { begun: Instant::now(), left: Mutex::default(), failed: Mutex::default() }
     }
 }
 
@@ -57,6 +59,16 @@ impl Unfollowed {
 
     pub(super) fn forget(&self, connector: &str) {
         self.left.lock().remove(connector);
+        self.failed.lock().remove(connector);
+    }
+
+    /// Keeps why it could not be given one.
+    fn fail(&self, connector: &str, why: &ErrorInfo) {
+        self.failed.lock().insert(connector.to_owned(), why.to_string());
+    }
+
+    fn why(&self, connector: &str) -> Option<String> {
+        self.failed.lock().get(connector).cloned()
     }
 
     fn since(&self, connector: &str) -> Instant {
@@ -171,12 +183,23 @@ impl Control {
         }
     }
 
+    /// That it could not be given a follower, after a start or a change.
+    pub(crate) fn note_unfollowed(&self, name: &str, why: &ErrorInfo) {
+        self.connectors.unfollowed.fail(name, why);
+    }
+
+    /// Why it has no follower, if giving it one has failed.
+    pub(crate) fn why_unfollowed(&self, name: &str) -> Option<String> {
+        self.connectors.unfollowed.why(name)
+    }
+
     /// For how long production has not been followed, and why, if it is not at this moment.
     pub(super) fn interruption(&self, name: &str) -> Option<(Duration, String)> {
         let followers = self.connectors.followers.lock();
         let Some(follower) = followers.get(name) else {
             let since = self.connectors.unfollowed.since(name);
-            return Some((since.elapsed(), NOBODY_FOLLOWS.to_owned()));
+            let why = self.connectors.unfollowed.why(name);
+            return Some((since.elapsed(), why.unwrap_or_else(|| NOBODY_FOLLOWS.to_owned())));
         };
         let since = *follower.interrupted.borrow();
         let problem = follower.problem.borrow().as_deref().map(|why| for_connector(why, name));

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use ardent_api::control::{ConnectorInfo, ConnectorState, ErrorInfo, SCHEMA_VERSION};
+use ardent_api::page_service::TimelineStatus;
 use ardent_types::Lsn;
+use tokio::time::error::Elapsed;
 
 use crate::service::Control;
 use crate::store::{ConnectorRow, iso8601, now_us};
 
-/// Longest wait for production's position in a status.
+/// Longest wait for production's position, and for what the page server knows, in a status.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Being away for less is no news: a restart of production, a network that was gone for a moment.
 const INTERRUPTED_WARN: Duration = Duration::from_secs(10);
@@ -16,9 +18,12 @@ const INTERRUPTED_WARN: Duration = Duration::from_secs(10);
 impl Control {
     /// All connectors, without asking production.
     pub async fn list_connectors(&self) -> Result<Vec<ConnectorInfo>, ErrorInfo> {
-        let mut list = Vec::new();
+        let (mut list, mut answers) = (Vec::new(), true);
         for row in self.context.store.connectors()? {
-            let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+            // A page server whose store is away does not answer, of none of them.
+            let status = if answers { self.page_server_status(&row).await } else { Ok(None) };
+            answers &= status.is_ok();
+            let status = status.ok().flatten();
             list.push(self.connector_info(&row, status.as_ref(), None)?);
         }
         Ok(list)
@@ -40,8 +45,14 @@ impl Control {
         // Side by side: a production that does not answer is waited for once.
         let (production, ()) = tokio::join!(tokio::time::timeout(STATUS_TIMEOUT, asked), looked);
         let production = production.ok().and_then(Result::ok);
-        let status = self.context.timeline_status(row.tenant, row.timeline).await.ok();
+        let status = self.page_server_status(row).await.ok().flatten();
         self.connector_info(row, status.as_ref(), production)
+    }
+
+    /// What the page server says of its timeline, if it does in time; nothing where it has none yet.
+    async fn page_server_status(&self, row: &ConnectorRow) -> Result<Option<TimelineStatus>, Elapsed> {
+        let asked = self.context.timeline_status(row.tenant, row.timeline);
+        Ok(tokio::time::timeout(STATUS_TIMEOUT, asked).await?.ok())
     }
 
     /// What will hurt if nothing is done.

@@ -95,7 +95,13 @@ fn frozen_loop(
         };
         let due = next.into_iter().chain(if frozen.is_empty() { std::mem::take(&mut failed) } else { Vec::new() });
         for weak in due {
-            let Some(timeline) = weak.upgrade() else { continue };
+            if stopped.try_recv() != Err(TryRecvError::Empty) {
+                return;
+            }
+            // What comes of it once comes of all that is queued for it: a store that is away takes its time to say so.
+            let Some(timeline) = weak.upgrade().filter(|_| !failed.iter().any(|other| other.ptr_eq(&weak))) else {
+                continue;
+            };
             if let Err(error) = work(&timeline) {
                 tracing::warn!(timeline = %timeline.id(), error = %with_causes(&error), "{failure}");
                 // A timeline that is another's now has nothing to write. Anything else, a failing disk even, may be mended, and until it is
@@ -164,7 +170,8 @@ fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), Arc<crate::Commi
     let config = &engine.shared().config;
     let is_old = timeline.writer.lock().open_since.is_some_and(|since| since.elapsed() >= config.open_layer_age_max);
     // While the store is away, one layer that grows is better than many that wait.
-    if is_old && timeline.flush_state.lock().last_error.is_none() {
+    let is_awaited = timeline.flush_state.lock().last_error.is_some() || engine.shared().is_store_away();
+    if is_old && !is_awaited {
         timeline.freeze();
     }
     if timeline.idle_for() >= config.idle_unload_after && !timeline.is_importing() {

@@ -503,8 +503,22 @@ impl Engine {
         if let Some(background) = self.background.lock().take() {
             background.stop();
         }
-        let results: Vec<_> = self.loaded().iter().map(|timeline| timeline.flush()).collect();
-        results.into_iter().collect()
+        let (mut result, mut left) = (Ok(()), 0);
+        for timeline in self.loaded() {
+            // A store that is away lets every call wait. Nothing is lost: what is not in it comes again as WAL.
+            if self.shared.is_store_away() {
+                left += u64::from(timeline.has_unflushed());
+                continue;
+            }
+            result = result.and(timeline.flush());
+        }
+        if left > 0 {
+            tracing::warn!(
+                timelines = left,
+                "the store is away: what it does not have of these is read again from the safekeepers at the next start"
+            );
+        }
+        result
     }
 }
 

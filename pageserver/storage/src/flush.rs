@@ -20,6 +20,11 @@ impl Timeline {
         self.flush_frozen()
     }
 
+    /// Whether something was ingested that is not durable yet.
+    pub(crate) fn has_unflushed(&self) -> bool {
+        self.disk_consistent_lsn() < self.progress.end()
+    }
+
     pub(crate) fn ask_for_flush(&self) {
         for queue in [&self.shared.spill_queue, &self.shared.flush_queue].into_iter().filter_map(|queue| queue.get()) {
             // A queue is closed only when the engine ends; whoever ends it flushes first.
@@ -50,6 +55,11 @@ impl Timeline {
     /// Keeps why flushing does not get on, for those who wait for it.
     fn note_flush(&self, result: Result<(), CommitError>) -> Result<(), Arc<CommitError>> {
         let result = result.map_err(Arc::new);
+        match &result {
+            Ok(()) => self.shared.note_store(false),
+            Err(error) if matches!(**error, CommitError::Store(_)) => self.shared.note_store(true),
+            Err(_) => {}
+        }
         if result.is_err() {
             count(&self.shared.stats.background_failures, 1);
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ardent_object_store::{LocalFolder, ObjectStore};
 use ardent_types::{Lsn, TenantId, TimelineId};
@@ -18,6 +18,9 @@ use crate::mem_layer::MemoryGauge;
 use crate::stats::Stats;
 use crate::stored_key::StoredKey;
 use crate::timeline::Timeline;
+
+/// A store that has failed a flush is away for this long, unless it takes another before. Longer than a call of it is tried for.
+const STORE_AWAY_FOR: Duration = Duration::from_secs(120);
 
 /// Rebuilt content of a key: right for every LSN from `version` to `valid_to`, both included.
 #[derive(Clone)]
@@ -52,6 +55,8 @@ pub(crate) struct Shared {
     /// By which leases end, in seconds since the Unix epoch; 0 until it is told.
     told_s: AtomicU64,
     compacting: AtomicBool,
+    /// When the store last failed a flush, in milliseconds after the engine was opened; 0: since then it has taken one.
+    store_failed_ms: AtomicU64,
 }
 
 fn temp_folder(config: &EngineConfig) -> PathBuf {
@@ -75,6 +80,7 @@ impl Shared {
             opened: Instant::now(),
             told_s: AtomicU64::new(0),
             compacting: AtomicBool::new(false),
+            store_failed_ms: AtomicU64::new(0),
             config,
         }
     }
@@ -115,6 +121,17 @@ impl Shared {
 
     pub(crate) fn set_compacting(&self, is_compacting: bool) {
         self.compacting.store(is_compacting, Ordering::Release);
+    }
+
+    /// Keeps whether the store took what was flushed.
+    pub(crate) fn note_store(&self, is_away: bool) {
+        self.store_failed_ms.store(if is_away { self.now_ms().max(1) } else { 0 }, Ordering::Relaxed);
+    }
+
+    /// Whether the store has failed a flush lately, and taken none since.
+    pub(crate) fn is_store_away(&self) -> bool {
+        let failed_ms = self.store_failed_ms.load(Ordering::Relaxed);
+        failed_ms > 0 && self.now_ms().saturating_sub(failed_ms) < STORE_AWAY_FOR.as_millis() as u64
     }
 
     /// The time by which leases end, in seconds since the Unix epoch. What is not told does not pass.

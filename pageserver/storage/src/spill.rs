@@ -7,7 +7,7 @@
 //! A local file promises nothing: the durable position moves with the manifest (PS-1), and what a crash takes away comes again as WAL.
 //! So uploads hold writers back only where there are as many files as debt may have (`debt.rs`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -38,20 +38,19 @@ pub(crate) struct Spilled {
 impl Spilled {
     /// The file under a second name, which whoever stores it may take away.
     pub(crate) fn to_store(&self, second: PathBuf, faults: &FailPoints) -> Result<FinishedLayer, CommitError> {
-        let failed = |path: &Path, source| CommitError::Local { path: path.display().to_string(), source };
         if self.was_tried.swap(true, Ordering::Relaxed) || self.written.elapsed() > TRUSTED_FOR {
             match self.layer.verify() {
                 Ok(_) => {}
                 Err(LayerError::Store(error)) => return Err(error.into()),
-                Err(LayerError::Corrupt(error)) => {
-                    let source = std::io::Error::new(std::io::ErrorKind::InvalidData, crate::CorruptFile::from(error));
-                    return Err(failed(&self.path, source));
-                }
+                Err(LayerError::Corrupt(error)) => return Err(CommitError::Corrupt(error.into())),
             }
         }
         // There are file systems without a second name for a file.
         let link = || std::fs::hard_link(&self.path, &second).or_else(|_| std::fs::copy(&self.path, &second).map(drop));
-        faults.pass("spill.link").and_then(|()| link()).map_err(|source| failed(&second, source))?;
+        faults.pass("spill.link").and_then(|()| link()).map_err(|source| {
+            let path = second.display().to_string();
+            CommitError::Local { path, source }
+        })?;
         Ok(FinishedLayer { path: second, desc: self.layer.desc.clone() })
     }
 }

@@ -244,7 +244,8 @@ impl Timeline {
     pub(crate) fn why_corrupt(&self, file: CorruptFile) -> CommitError {
         let mut timeline = self;
         loop {
-            if let Err(lost) = timeline.look_for_owner() {
+            // Where the store does not say whose it is, what is known is that the file is damaged.
+            if let Err(lost @ (CommitError::Fenced { .. } | CommitError::Deleted { .. })) = timeline.look_for_owner() {
                 return lost;
             }
             match timeline.parent() {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ const IMAGES_AT_FILES: usize = 2;
 struct Far {
     store: MemoryStore,
     is_away: AtomicBool,
+    /// How often it was asked for anything while it was away.
+    in_vain: AtomicU64,
     are_held: Mutex<bool>,
     let_go: Condvar,
 }
@@ -47,6 +49,7 @@ impl Far {
 
     fn there(&self, name: &str) -> Result<&MemoryStore, StoreError> {
         if self.is_away.load(Ordering::SeqCst) {
+            self.in_vain.fetch_add(1, Ordering::SeqCst);
             return Err(StoreError::new(StoreErrorKind::Retry, "call", name, "the store is away"));
         }
         Ok(&self.store)
@@ -103,7 +106,11 @@ impl ObjectStore for Far {
 
 /// An engine whose limits are small, on `store`; what reads need comes from files, not from memory.
 fn open_on(store: Arc<dyn ObjectStore>, folder: &Path, spill: bool) -> Arc<Engine> {
-    let config = EngineConfig {
+    Engine::open(small_on(store, folder, spill)).unwrap()
+}
+
+fn small_on(store: Arc<dyn ObjectStore>, folder: &Path, spill: bool) -> EngineConfig {
+    EngineConfig {
         store,
         spill,
         background: true,
@@ -115,8 +122,7 @@ fn open_on(store: Arc<dyn ObjectStore>, folder: &Path, spill: bool) -> Arc<Engin
         page_cache_bytes: 0,
         block_cache_bytes: 0,
         ..config(folder, &Arc::new(FailPoints::new()))
-    };
-    Engine::open(config).unwrap()
+    }
 }
 
 fn end_of(n: u64) -> u64 {
@@ -306,5 +312,32 @@ fn a_file_that_is_damaged_while_it_waits_is_not_stored_and_its_wal_comes_again()
     insist(&root, 0..written, &refused);
     root.flush().unwrap();
     check_content(&root, written);
+    engine.shutdown().unwrap();
+}
+
+#[test]
+fn an_engine_that_ends_while_the_store_is_away_does_not_wait_for_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = Arc::new(Far::default());
+    let config = EngineConfig { background: false, ..small_on(far.clone(), folder.path(), true) };
+    let engine = Engine::open(config.clone()).unwrap();
+    let roots: Vec<_> = (1..=5).map(|number| empty_root(&engine, number)).collect();
+    for root in &roots {
+        root.put(vec![(block(0), lsn(0x110), image("i"))], at(0x110)).unwrap();
+    }
+    far.is_away.store(true, Ordering::SeqCst);
+    roots[0].flush().unwrap_err();
+    let before = far.in_vain.load(Ordering::SeqCst);
+    engine.shutdown().unwrap();
+    assert_eq!(far.in_vain.load(Ordering::SeqCst), before, "each call of a store that is away takes its time");
+    drop((roots, engine));
+
+    // What it does not have comes again as WAL.
+    far.is_away.store(false, Ordering::SeqCst);
+    let engine = Engine::open(config).unwrap();
+    for number in 1..=5 {
+        let root = engine.timeline(TENANT, timeline_id(number)).unwrap();
+        assert_eq!(root.last_record().end, lsn(0x100));
+    }
     engine.shutdown().unwrap();
 }
