@@ -66,7 +66,7 @@ impl Control {
         let lister = connect_anywhere(&at, &branch).await?;
         lister.batch_execute(ALONE).await.map_err(failed)?;
         let listed = lister
-            .query("select datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
+            .query("select datname::text from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 order by datname", &[])
             .await
             .map_err(failed)?;
         let mut databases = Vec::new();

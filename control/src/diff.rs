@@ -506,7 +506,7 @@ fn ready(branch: &BranchRow) -> Result<(), ErrorInfo> {
 async fn open_side(branch: &BranchRow, at: &WakeReply, name: &str) -> Result<Side, ErrorInfo> {
     let lister = connect_anywhere(at, branch).await?;
     let listed = lister
-        .query("select oid, datname::text from pg_catalog.pg_database where datallowconn order by datname", &[])
+        .query("select oid, datname::text from pg_catalog.pg_database where datallowconn and datconnlimit <> -2 order by datname", &[])
         .await
         .map_err(|error| query_failed(branch, &error))?;
     let opening = listed.iter().map(|row| async move {

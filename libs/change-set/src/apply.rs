@@ -2,6 +2,7 @@
 
 mod actions;
 mod computed;
+mod labels;
 mod large_objects;
 mod losses;
 mod making_way;
@@ -159,13 +160,18 @@ async fn select_and_run(
     // What tables and columns are called depends on it even where only rows are wanted.
     let before = if set.schema.touched.is_empty() { Catalog::default() } else { target.catalog().await? };
     let there = before.definitions();
+    let touched = &set.schema.touched;
     let Selection { mut set, rows_chosen, taken_along, already_there, notes, conflicts } =
         select(set, options, &there)?;
+    labels::leave_out(&mut set.labels, touched);
     let losses = Losses::find(target, &before, &mut set).await?;
     let inverse = inverse::of(&set);
     let applied = Applied { inverse, taken_along, already_there, notes, conflicts, ..Applied::default() };
     let mut run = Run { target, set: &set, losses: &losses, options, rows_chosen, applied };
     run.check_schema(&there);
+    if !run.are_labels_known().await? {
+        return Ok(run.applied);
+    }
     losses.check(&mut run.applied);
     run.all(&before, progress).await?;
     Ok(run.applied)

@@ -79,5 +79,5 @@ pub(crate) fn large_object(change: &LargeObjectChange) -> Result<LargeObjectChan
 
 /// An empty inverse for this database.
 pub(crate) fn of(set: &ChangeSet) -> ChangeSet {
-    ChangeSet { database: set.database.clone(), ..ChangeSet::default() }
+    ChangeSet { database: set.database.clone(), labels: set.labels.clone(), ..ChangeSet::default() }
 }

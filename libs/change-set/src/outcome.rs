@@ -168,6 +168,10 @@ impl ApplyError {
             _ if self.is_timeout() => {
                 "nothing was changed; --lock-timeout and --statement-timeout give it more time".to_owned()
             }
+            _ if self.sql_state() == Some(&SqlState::UNSAFE_NEW_ENUM_VALUE_USAGE) => {
+                "nothing was changed; a label cannot be used in the transaction that adds it: apply with --schema-only, then with --data-only"
+                    .to_owned()
+            }
             _ if self.sql_state() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 "nothing was changed; apply as a role that owns what is to be changed, and has BYPASSRLS where row-level security is forced on owners"
                     .to_owned()

@@ -43,6 +43,7 @@ pub(crate) fn select(
         set: ChangeSet {
             database: set.database.clone(),
             schema: schema.change(!is_chosen && options.part != Part::Rows),
+            labels: set.labels.clone(),
             ..ChangeSet::default()
         },
         rows_chosen: is_chosen,

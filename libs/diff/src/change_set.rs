@@ -4,6 +4,7 @@ use ardent_schema_diff::{LargeObjectAccess, Plan, Statement, Touched, comment_on
 use serde::{Deserialize, Serialize};
 
 use crate::compare::Piece;
+use crate::labels::EnumLabel;
 use crate::spool::{Spool, SpoolError};
 
 /// All changes of one database.
@@ -14,6 +15,9 @@ pub struct ChangeSet {
     /// The schema.
     #[serde(default, skip_serializing_if = "SchemaChange::is_empty")]
     pub schema: SchemaChange,
+    /// Labels of enums at the branch point, by which rows name theirs. Empty where there are no rows, and in what older programs wrote.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<EnumLabel>,
     /// Tables with changes, by schema and name.
     pub tables: Vec<TableChange>,
     /// Sequences whose state changed, by schema and name.
@@ -288,6 +292,7 @@ impl ChangeSet {
     pub fn add(&mut self, piece: Piece) {
         match piece {
             Piece::Schema(schema) => self.schema = schema,
+            Piece::Labels(labels) => self.labels = labels,
             Piece::Table(table) => self.tables.push(table),
             Piece::Sequence(sequence) => self.sequences.push(sequence),
             Piece::LargeObject(object) => self.large_objects.push(object),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::catalog::{self, Catalog, Column, Table, tables_of_prepared_transactions};
+use crate::labels::{EnumLabel, labels};
 use ardent_schema_diff::{Identity, Touched, plan as plan_schema, reused_labels};
 
 use crate::change_set::{ChangeSet, LargeObjectChange, SchemaChange, SequenceChange, TableChange, TableState};
@@ -116,6 +117,8 @@ pub struct Found {
 pub enum Piece {
     /// The schema, if it changed.
     Schema(SchemaChange),
+    /// Labels of enums, before the first table.
+    Labels(Vec<EnumLabel>),
     /// A table with all its rows.
     Table(TableChange),
     /// A sequence.
@@ -204,8 +207,12 @@ pub async fn compare_in_pieces(
         let (before, after) = plan.tables(&old, &new);
         after.or(before).map(|table| (table.schema.clone(), table.name.clone()))
     });
+    let mut has_labels = false;
     for plan in &plans {
         if let Some(table) = compare_table(base, head, plan.tables(&old, &new), &plan.extent, options).await? {
+            if !std::mem::replace(&mut has_labels, true) {
+                send(Piece::Labels(labels(base).await?)).await?;
+            }
             send(Piece::Table(table)).await?;
         }
     }

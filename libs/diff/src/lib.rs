@@ -27,6 +27,7 @@ mod catalog;
 mod change_set;
 mod compare;
 mod error;
+mod labels;
 mod large_objects;
 mod lines;
 mod pairing;
@@ -49,6 +50,7 @@ pub use compare::{
     CompareOptions, Found, PAIRING_BYTES_MAX, PIECES_WAITING_MAX, Part, Piece, compare, compare_in_pieces,
 };
 pub use error::DiffError;
+pub use labels::{ENUM_LABELS, EnumLabel};
 pub use lines::{DiffEnd, END_LINE, ERROR_LINE, write_end, write_error, write_lines};
 pub use pairing::{Order, Pairing, RowValues};
 pub use render::{Style, render_people, render_stat};

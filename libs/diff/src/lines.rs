@@ -136,6 +136,8 @@ pub fn write_lines(out: &mut dyn Write, database: &str, piece: &Piece) -> io::Re
             }
             Ok(())
         }
+        // Not what changed.
+        Piece::Labels(_) => Ok(()),
         Piece::Sequence(sequence) => put(out, &Line::Sequence { database, sequence }),
         Piece::LargeObject(object) => put(out, &Line::LargeObject { database, large_object: object }),
     }

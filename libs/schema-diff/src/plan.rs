@@ -455,6 +455,15 @@ impl<'a> Planner<'a> {
         object.kind == Kind::Column && is_inherited(object) && !is_written && !is_apart
     }
 
+    /// Names of the sequences of columns that stay and are identity columns no longer, with these.
+    fn names_of_identities_that_go(&self) -> BTreeMap<String, &ObjectId> {
+        let name_of = |id: &ObjectId| {
+            let (old, new) = (self.old.objects.get(id)?, self.new.objects.get(id)?);
+            old.text("identity_name").filter(|_| new.text("identity").is_none()).map(str::to_owned)
+        };
+        self.altered.keys().filter_map(|id| Some((name_of(id)?, id))).collect()
+    }
+
     /// Statements that change and make things, in order, and what could not be put in order.
     fn ordered_makings(&self, done: &[ObjectId]) -> (Vec<Statement>, Vec<String>) {
         let mut nodes: BTreeSet<ObjectId> = BTreeSet::new();
@@ -505,6 +514,15 @@ impl<'a> Planner<'a> {
             let before = above.filter_map(|id| stands_for.get(&id).cloned());
             edges.entry(id.clone()).or_default().extend(before);
         }
+        // What has the name of an identity column's sequence is made when the column is none any more.
+        let freed = self.names_of_identities_that_go();
+        for id in nodes.iter().filter(|id| self.creates.contains(id)) {
+            let object = &self.new.objects[id];
+            let column = is_relation(object.kind).then(|| freed.get(&whole_type(object))).flatten();
+            if let Some(column) = column.and_then(|column| stands_for.get(*column)) {
+                edges.entry(id.clone()).or_default().insert(column.clone());
+            }
+        }
         // Columns in their order, all else by name.
         let rank = |id: &ObjectId| {
             self.new
@@ -542,6 +560,20 @@ impl<'a> Planner<'a> {
         });
         (statements, cycles.collect())
     }
+}
+
+/// Whether it has a name that no sequence beside it may have.
+fn is_relation(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Sequence
+            | Kind::Table
+            | Kind::ForeignTable
+            | Kind::View
+            | Kind::MaterializedView
+            | Kind::Index
+            | Kind::Composite
+    )
 }
 
 fn whole_type(object: &Object) -> String {

@@ -123,14 +123,14 @@ impl Run<'_> {
             };
             let Some(target) = target else {
                 let back = base.map(|base| moved(&known_as, branch, base));
-                wanted.push(Setting { name, to: branch, back });
+                wanted.push(Setting { name, to: branch, back, seen: None });
                 continue;
             };
             let increment = was.map_or(now.stride.increment, |was| was.stride.increment);
             match decide(now.stride, increment, base, branch, target) {
                 Decision::There if is_new => {
                     let back = Some(moved(&known_as, target, target));
-                    wanted.push(Setting { name, to: target, back });
+                    wanted.push(Setting { name, to: target, back, seen: None });
                 }
                 Decision::There => self.applied.already_there += 1,
                 Decision::Set { on_both_sides } => {
@@ -145,7 +145,9 @@ impl Run<'_> {
                         });
                     }
                     let back = Some(moved(&known_as, branch, target));
-                    wanted.push(Setting { name, to: branch, back });
+                    // Nobody else takes numbers of one that was made just now.
+                    let seen = (!is_new).then(|| Seen { at: now.position, base, known_as });
+                    wanted.push(Setting { name, to: branch, back, seen });
                 }
             }
         }
@@ -178,15 +180,43 @@ impl Run<'_> {
         Ok(found)
     }
 
-    /// Sets a sequence; a dry run could not take that back.
-    pub(super) async fn sequence(&mut self, setting: Setting) -> Result<(), ApplyError> {
-        let Setting { name, to: Position { value, called }, back } = setting;
-        if !self.options.dry_run {
-            self.target.run(&format!("select setval({}, {value}, {called})", literal(&name))).await?;
+    /// Sets a sequence, if nobody has taken a number since it was looked at; else it is looked at again. A dry run could not take that back.
+    pub(super) async fn sequence(&mut self, mut setting: Setting) -> Result<(), ApplyError> {
+        while !self.options.dry_run && !self.is_set(&setting).await? {
+            match self.decided_again(setting).await? {
+                Some(again) => setting = again,
+                None => {
+                    self.applied.already_there += 1;
+                    return Ok(());
+                }
+            }
         }
         self.applied.sequences += 1;
-        self.applied.inverse.sequences.extend(back);
+        self.applied.inverse.sequences.extend(setting.back);
         Ok(())
+    }
+
+    /// Sets it, by one statement that looks where it is. False if it is not where it was seen.
+    async fn is_set(&self, setting: &Setting) -> Result<bool, ApplyError> {
+        let Setting { name, to: Position { value, called }, seen, .. } = setting;
+        let mut sql = format!("select setval({}, {value}, {called}) from {name} s", literal(name));
+        if let Some(Seen { at: Position { value, called }, .. }) = seen {
+            sql.push_str(&format!(" where s.last_value = {value} and s.is_called = {called}"));
+        }
+        Ok(!self.target.rows(&sql).await?.is_empty())
+    }
+
+    /// What becomes of a sequence that has gone on since it was seen; nothing, if it is further by now.
+    async fn decided_again(&mut self, setting: Setting) -> Result<Option<Setting>, ApplyError> {
+        let Setting { name, to, seen, .. } = setting;
+        let (Some(seen), Some(now)) = (seen, self.sequence_there(&name).await?) else {
+            return Err(ApplyError::Unexpected { what: format!("nothing for the state of sequence {name}") });
+        };
+        if decide(now.stride, now.stride.increment, seen.base, to, now.position) == Decision::There {
+            return Ok(None);
+        }
+        let back = Some(moved(&seen.known_as, to, now.position));
+        Ok(Some(Setting { name, to, back, seen: Some(Seen { at: now.position, ..seen }) }))
     }
 }
 
@@ -262,6 +292,18 @@ pub(super) struct Setting {
     to: Position,
     /// What takes it back; absent: it goes.
     back: Option<SequenceChange>,
+    /// Where it is to be when it is set; absent: nobody else sees it.
+    seen: Option<Seen>,
+}
+
+/// A sequence when it was decided what becomes of it.
+#[derive(Debug)]
+struct Seen {
+    at: Position,
+    /// Where it was at the branch point.
+    base: Option<Position>,
+    /// Schema and name by which it is taken back.
+    known_as: (String, String),
 }
 
 /// The change that takes a sequence back, by the name that it has then.

@@ -118,3 +118,40 @@ fn a_name_that_was_another_labels_is_refused() {
         check("two", &pair.diff_by_name("two", "head", "relname not like 'plain%'"));
     }
 }
+
+/// The branch has rows alone, and nothing in them says that the target's label of that name is another one.
+#[test]
+fn labels_that_the_target_renamed_are_a_conflict_with_rows() {
+    let pair = Pair::new();
+    pair.new_base(&[BEFORE.to_owned()]);
+    pair.copy("base", "head");
+    pair.sql_in("head", "insert into app.keyed values (20, 'sad'); delete from app.plain where m = 'sad'");
+    let set = pair.diff();
+    assert!(!set.labels.is_empty());
+    let renamed: [&[&str]; 3] = [
+        // Exchanged, given to a new one, and plainly another one.
+        &[
+            "alter type app.state rename value 'sad' to 'other'",
+            "alter type app.state rename value 'ok' to 'sad'",
+            "alter type app.state rename value 'other' to 'ok'",
+        ],
+        &["alter type app.state rename value 'sad' to 'old'", "alter type app.state add value 'sad'"],
+        &["alter type app.state rename value 'sad' to 'blue'"],
+    ];
+    for statements in renamed {
+        pair.copy("base", "target");
+        statements.iter().for_each(|statement| _ = pair.sql_in("target", statement));
+        let before = pair.rows("target");
+        let applied = pair.apply("target", &set, &ApplyOptions::default());
+        let text = format!("{:?}", applied.conflicts);
+        assert!(applied.conflicts.len() == 1 && text.contains("type app.state"), "{statements:?}: {text}");
+        assert_eq!(pair.rows("target"), before, "{statements:?}");
+    }
+    // One more is none, and neither is what was applied before.
+    pair.copy("base", "target");
+    pair.sql_in("target", "alter type app.state add value 'new' before 'sad'");
+    for already_there in [0, 1] {
+        let applied = pair.apply("target", &set, &ApplyOptions::default());
+        assert_eq!((&applied.conflicts[..], applied.rows.inserted), (&[][..], 1 - already_there), "{applied:?}");
+    }
+}

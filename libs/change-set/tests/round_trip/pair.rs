@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -278,6 +278,35 @@ impl Pair {
         let result = run();
         self.runtime.block_on(client.batch_execute("rollback")).expect("answered");
         result
+    }
+
+    /// While another session runs a statement again and again, whose answers are given as well.
+    pub fn while_repeated<T>(&self, database: &str, sql: &str, run: impl FnOnce() -> T) -> (T, Vec<String>) {
+        self.forget(database);
+        let (url, is_done) = (self.url(database), AtomicBool::new(false));
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let repeat = || {
+            let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (client, connection) = tokio_postgres::connect(&url, NoTls).await.expect("connected");
+                tokio::spawn(connection);
+                let mut answers = Vec::new();
+                while !is_done.load(Ordering::Relaxed) {
+                    answers.push(lines(&client.simple_query(sql).await.expect("answered")));
+                    // Nobody waits for a second one.
+                    let _ = begun.send(());
+                }
+                answers
+            })
+        };
+        std::thread::scope(|scope| {
+            let repeating = scope.spawn(repeat);
+            has_begun.recv().expect("a first answer");
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+            is_done.store(true, Ordering::Relaxed);
+            let answers = repeating.join().expect("it ends");
+            (result.unwrap_or_else(|panic| std::panic::resume_unwind(panic)), answers)
+        })
     }
 
     /// Applies, and ends the session before that is committed.
