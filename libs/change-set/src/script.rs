@@ -29,11 +29,11 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
     let tables: Vec<_> =
         set.tables.iter().filter(|table| !table.materialized_view && table.state != TableState::Dropped).collect();
     let is_without_key = |table: &&&TableChange| table.state == TableState::Kept && key_places(table).is_empty();
-    if tables.iter().filter(is_without_key).any(|table| !table.rows.is_empty()) {
-        writeln!(out, "{BEGIN_ROWS}")?;
-        for table in tables.iter().filter(is_without_key) {
-            deletes_without_key(out, table)?;
-        }
+    let mut has_deletes = false;
+    for table in tables.iter().filter(is_without_key) {
+        deletes_without_key(out, table, &mut has_deletes)?;
+    }
+    if has_deletes {
         writeln!(out, "{END_ROWS}")?;
     }
     statements(out, &set.schema.statements, Section::BeforeRows)?;
@@ -103,10 +103,13 @@ pub fn script(out: &mut dyn Write, set: &ChangeSet) -> io::Result<()> {
 
 /// Rows without a key go before the schema is changed: they are told by their values, which have other texts when types, or labels of
 /// enums, are others.
-fn deletes_without_key(out: &mut dyn Write, table: &TableChange) -> io::Result<()> {
+fn deletes_without_key(out: &mut dyn Write, table: &TableChange, has_deletes: &mut bool) -> io::Result<()> {
     let (name, columns) = (base_table(table), base_columns(table));
     for row in table.rows.iter() {
         let RowChange::Delete { old } = row.map_err(io::Error::other)? else { continue };
+        if !std::mem::replace(has_deletes, true) {
+            writeln!(out, "{BEGIN_ROWS}")?;
+        }
         let looks_like = |(place, column): &(usize, &str)| dml::looks_like(column, old[*place].as_deref());
         let same: Vec<String> = columns.iter().map(looks_like).collect();
         let same = if same.is_empty() { "true".to_owned() } else { same.join(" AND ") };
