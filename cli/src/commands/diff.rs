@@ -127,6 +127,7 @@ fn without_undo(report: &mut DiffReport) {
         set.schema.undo_not_covered.clear();
         set.schema.touched.clear();
         set.schema.undo_touched.clear();
+        set.labels.clear();
         for table in &mut set.tables {
             table.base_columns.clear();
             table.copies = Default::default();
@@ -173,4 +174,33 @@ fn show(output: &Output, args: &BranchDiffArgs, report: &mut DiffReport) -> Resu
         if args.stat { render_stat(out, sets) } else { render_people(out, sets, style) }
     };
     if terminal { pager::show(output, write) } else { output.stream(write) }
+}
+
+#[cfg(test)]
+mod tests {
+    use ardent_diff::{ChangeSet, EnumLabel};
+    use ardent_types::Lsn;
+
+    use super::*;
+
+    #[test]
+    fn json_has_nothing_that_is_for_files_alone() {
+        let label = EnumLabel { schema: "s".to_owned(), name: "mood".to_owned(), oid: 16_384, label: "sad".to_owned() };
+        let set = ChangeSet { database: "shop".to_owned(), labels: vec![label], ..ChangeSet::default() };
+        let mut report = DiffReport {
+            schema_version: SCHEMA_VERSION,
+            branch: "work".to_owned(),
+            against: None,
+            from_lsn: Lsn::INVALID,
+            to_lsn: Lsn::INVALID,
+            changed_blocks: 1,
+            pages_read_branch_point: 1,
+            pages_read_head: 1,
+            databases: vec![set],
+            databases_not_compared: Vec::new(),
+        };
+        assert!(serde_json::to_string(&report).expect("plain data").contains("mood"), "a file has it");
+        let shown = Shown::of(&mut report, false).expect("all of it");
+        assert!(!serde_json::to_string(&shown).expect("plain data").contains("mood"));
+    }
 }

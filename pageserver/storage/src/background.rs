@@ -16,6 +16,8 @@ use crate::timeline::Timeline;
 const COMPACTION_NICE: i32 = 5;
 /// How often the others look around.
 const ROUND: Duration = Duration::from_secs(1);
+/// For how long an open layer is kept that is old, in the age that makes it old, when the store has failed another timeline.
+const WAITS_FOR_OTHERS: u32 = 10;
 /// How long to leave a timeline alone whose flush has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -168,10 +170,11 @@ fn tend_loop(engine: &WeakEngine, stopped: &Receiver<()>) {
 
 fn tend(engine: &Engine, timeline: Arc<Timeline>) -> Result<(), Arc<crate::CommitError>> {
     let config = &engine.shared().config;
-    let is_old = timeline.writer.lock().open_since.is_some_and(|since| since.elapsed() >= config.open_layer_age_max);
-    // While the store is away, one layer that grows is better than many that wait.
-    let is_awaited = timeline.flush_state.lock().last_error.is_some() || engine.shared().is_store_away();
-    if is_old && !is_awaited {
+    let age = timeline.writer.lock().open_since.map(|since| since.elapsed()).unwrap_or_default();
+    // While the store is away, one layer that grows is better than many that wait. What fails another timeline alone is no reason to wait for ever.
+    let is_awaited = timeline.flush_state.lock().last_error.is_some()
+        || (engine.shared().is_store_away() && age < WAITS_FOR_OTHERS * config.open_layer_age_max);
+    if age >= config.open_layer_age_max && !is_awaited {
         timeline.freeze();
     }
     if timeline.idle_for() >= config.idle_unload_after && !timeline.is_importing() {

@@ -7,6 +7,7 @@ use ardent_schema_diff::{Touched, qualified};
 
 use super::Run;
 use crate::outcome::{ApplyError, Conflict};
+use crate::target::TextRow;
 
 /// Leaves out the types that the branch did something to: that is looked at with the schema, whatever part of it is wanted.
 pub(super) fn leave_out(labels: &mut Vec<EnumLabel>, touched: &[Touched]) {
@@ -30,9 +31,7 @@ impl Run<'_> {
         }
         let mut there = Vec::new();
         for row in self.target.rows(ENUM_LABELS).await? {
-            let [Some(schema), Some(name), Some(oid), Some(label)] = &row[..] else { continue };
-            let Ok(oid) = oid.parse() else { continue };
-            there.push(EnumLabel { schema: schema.clone(), name: name.clone(), oid, label: label.clone() });
+            there.push(label_of(&row).ok_or_else(|| ApplyError::Unexpected { what: format!("{row:?} for a label") })?);
         }
         let renamed = renamed(&self.set.labels, &there);
         let are_known = renamed.is_empty();
@@ -48,6 +47,12 @@ impl Run<'_> {
         }
         Ok(are_known)
     }
+}
+
+/// From schema and name of the type, OID and text.
+fn label_of(row: &TextRow) -> Option<EnumLabel> {
+    let [Some(schema), Some(name), Some(oid), Some(label)] = &row[..] else { return None };
+    Some(EnumLabel { schema: schema.clone(), name: name.clone(), oid: oid.parse().ok()?, label: label.clone() })
 }
 
 /// Types of which a label is called otherwise there, with all their labels before and there. Nobody can drop a label: a type that lacks one is

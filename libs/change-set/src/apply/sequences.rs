@@ -62,8 +62,10 @@ impl Run<'_> {
         }
         let sql = "select c.oid, n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.relkind = 'S'";
         for row in self.target.rows(sql).await? {
-            let Ok([Some(oid), Some(schema), Some(name)]) = <[_; 3]>::try_from(row) else { continue };
-            before.names.insert(oid, (schema, name));
+            let [Some(oid), Some(schema), Some(name)] = &row[..] else {
+                return Err(ApplyError::Unexpected { what: format!("{row:?} for a sequence") });
+            };
+            before.names.insert(oid.clone(), (schema.clone(), name.clone()));
         }
         // Statements may use a sequence, or make one anew for a column that stays.
         if self.rows_chosen || self.set.schema.statements.is_empty() {

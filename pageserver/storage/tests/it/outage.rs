@@ -37,6 +37,11 @@ struct Far {
     is_away: AtomicBool,
     /// How often it was asked for anything while it was away.
     in_vain: AtomicU64,
+    /// Names of files that it was given, and whether it took them.
+    files: Mutex<Vec<(String, bool)>>,
+    was_given: Condvar,
+    /// Objects of which it takes none: those whose names have this in them.
+    never: Mutex<Option<String>>,
     are_held: Mutex<bool>,
     let_go: Condvar,
 }
@@ -52,7 +57,19 @@ impl Far {
             self.in_vain.fetch_add(1, Ordering::SeqCst);
             return Err(StoreError::new(StoreErrorKind::Retry, "call", name, "the store is away"));
         }
+        if self.never.lock().as_ref().is_some_and(|part| name.contains(part)) {
+            return Err(StoreError::new(StoreErrorKind::Denied, "call", name, "not this one"));
+        }
         Ok(&self.store)
+    }
+
+    /// Waits until it has taken, or refused, a file of this timeline.
+    fn wait_for_file(&self, timeline: u8, is_taken: bool) {
+        let of = format!("{}/", timeline_id(timeline));
+        let mut files = self.files.lock();
+        while !files.iter().any(|(name, taken)| name.contains(&of) && *taken == is_taken) {
+            assert!(!self.was_given.wait_for(&mut files, PATIENCE).timed_out(), "it was given {files:?}");
+        }
     }
 }
 
@@ -79,7 +96,10 @@ impl ObjectStore for Far {
             self.let_go.wait(&mut are_held);
         }
         drop(are_held);
-        self.there(name.as_str())?.put_file(name, path)
+        let result = self.there(name.as_str()).and_then(|store| store.put_file(name, path));
+        self.files.lock().push((name.to_string(), result.is_ok()));
+        self.was_given.notify_all();
+        result
     }
     fn get(&self, name: &ObjectName) -> Result<Bytes, StoreError> {
         self.there(name.as_str())?.get(name)
@@ -286,11 +306,7 @@ fn a_file_that_is_damaged_while_it_waits_is_not_stored_and_its_wal_comes_again()
     far.is_away.store(true, Ordering::SeqCst);
     let written = write_until_files_wait(&engine, &root, 0, 1);
     // A first attempt has failed before it is damaged.
-    let deadline = Instant::now() + PATIENCE;
-    while engine.problems().is_empty() {
-        assert!(Instant::now() < deadline, "an attempt fails");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    far.wait_for_file(1, false);
     for entry in std::fs::read_dir(folder.path().join("local/writing")).unwrap() {
         let path = entry.unwrap().path();
         let mut bytes = std::fs::read(&path).unwrap();
@@ -340,4 +356,22 @@ fn an_engine_that_ends_while_the_store_is_away_does_not_wait_for_it_again() {
         assert_eq!(root.last_record().end, lsn(0x100));
     }
     engine.shutdown().unwrap();
+}
+
+#[test]
+fn a_timeline_that_the_store_refuses_keeps_no_other_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let far = Arc::new(Far::default());
+    let age = Duration::from_millis(200);
+    let config = EngineConfig { open_layer_age_max: age, ..small_on(far.clone(), folder.path(), true) };
+    let engine = Engine::open(config).unwrap();
+    let (refused, other) = (empty_root(&engine, 1), empty_root(&engine, 2));
+    *far.never.lock() = Some(format!("{}/", timeline_id(1)));
+    let put = |root: &Timeline| root.put(vec![(block(0), lsn(0x110), image("i"))], at(0x110)).unwrap();
+    put(&refused);
+    far.wait_for_file(1, false);
+    far.files.lock().clear();
+    put(&other);
+    far.wait_for_file(2, true);
+    assert_eq!(refused.disk_consistent_lsn(), lsn(0x100));
 }
