@@ -119,7 +119,7 @@ async fn copy(backup: &mut BaseBackup, import: &mut Import<'_>, report: impl Fn(
                 prefix = archive_prefix(&name);
             }
             BackupEvent::Data(data) => {
-                tar.feed(&data);
+                tar.feed(data);
                 while let Some(event) = tar.next()? {
                     send(event, &prefix, &mut wanted, import).await?;
                 }

@@ -1,6 +1,6 @@
 //! The tar archives of a base backup, as their bytes come. Postgres writes plain ustar headers without extensions.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 
 const BLOCK_LEN: usize = 512;
 
@@ -28,7 +28,7 @@ pub struct TarError {
 /// Reads one archive.
 #[derive(Debug, Default)]
 pub(crate) struct TarStream {
-    received: BytesMut,
+    received: Bytes,
     /// Bytes of the current file that are still to come.
     data_left: u64,
     /// Zeros behind it.
@@ -39,8 +39,9 @@ pub(crate) struct TarStream {
 }
 
 impl TarStream {
-    pub(crate) fn feed(&mut self, bytes: &[u8]) {
-        self.received.extend_from_slice(bytes);
+    /// Nearly always all that came before is taken by then, so nothing is copied.
+    pub(crate) fn feed(&mut self, bytes: Bytes) {
+        self.received = if self.received.is_empty() { bytes } else { [&self.received[..], &bytes].concat().into() };
     }
 
     /// The next event; `None` until more bytes are fed.
@@ -52,7 +53,7 @@ impl TarStream {
             }
             self.data_left -= length as u64;
             self.offset += length as u64;
-            return Ok(Some(TarEvent::Data(self.received.split_to(length).freeze())));
+            return Ok(Some(TarEvent::Data(self.received.split_to(length))));
         }
         let padding = self.received.len().min(self.padding_left as usize);
         self.received.advance(padding);
@@ -66,7 +67,7 @@ impl TarStream {
         if self.padding_left > 0 || self.received.len() < BLOCK_LEN {
             return Ok(None);
         }
-        let header = self.received.split_to(BLOCK_LEN).freeze();
+        let header = self.received.split_to(BLOCK_LEN);
         self.header(&header)
     }
 
@@ -143,7 +144,7 @@ mod tests {
     fn read(archive: &[u8], piece: usize) -> Result<(Vec<(String, Vec<u8>)>, bool), TarError> {
         let (mut stream, mut files) = (TarStream::default(), Vec::<(String, Vec<u8>)>::new());
         for piece in archive.chunks(piece) {
-            stream.feed(piece);
+            stream.feed(Bytes::copy_from_slice(piece));
             while let Some(event) = stream.next()? {
                 match event {
                     TarEvent::File { path, .. } => files.push((path, Vec::new())),

@@ -117,7 +117,7 @@ fn import(base: &Path, control: &ControlFile) -> Root {
         let name = path.to_str().expect("names are plain");
         import.begin_file(name, content.len() as u64, &mut batch).expect("the file is taken");
         for part in content.chunks(4 << 20) {
-            import.data(part, &mut batch).expect("the bytes are taken");
+            import.data(bytes::Bytes::copy_from_slice(part), &mut batch).expect("the bytes are taken");
             store(&mut batch);
         }
     }

@@ -140,11 +140,21 @@ impl Connection<'_> {
                 self.answer(Request::decode(frame)?)?;
             }
             self.output.flush()?;
-            let length = self.input.read(&mut chunk)?;
+            let length = if self.import.is_some() {
+                // What comes is much, and goes on without a copy of it.
+                let before = input.len();
+                input.resize(before + chunk.len(), 0);
+                let read = self.input.read(&mut input[before..]);
+                input.truncate(before + *read.as_ref().unwrap_or(&0));
+                read?
+            } else {
+                let length = self.input.read(&mut chunk)?;
+                input.extend_from_slice(&chunk[..length]);
+                length
+            };
             if length == 0 {
                 return Ok(());
             }
-            input.extend_from_slice(&chunk[..length]);
         }
     }
 

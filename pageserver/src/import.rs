@@ -65,7 +65,7 @@ impl Connection<'_> {
     }
 
     pub(crate) fn import_data(&mut self, data: Bytes) -> Result<(), Failure> {
-        self.feed(|running| running.files.data(&data, &mut running.batch))
+        self.feed(|running| running.files.data(data, &mut running.batch))
     }
 
     fn feed(&mut self, step: impl FnOnce(&mut Running) -> Result<(), ImportError>) -> Result<(), Failure> {

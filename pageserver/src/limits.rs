@@ -18,7 +18,7 @@ pub const SIZES_PER_CONNECTION_MAX: usize = 1024;
 /// Bytes of WAL that are decoded before their values are handed to storage, unless a chunk ends earlier.
 pub const BATCH_BYTES: usize = 4 << 20;
 /// Bytes of imported pages that are handed to storage at a time.
-pub const IMPORT_BATCH_BYTES: usize = 8 << 20;
+pub const IMPORT_BATCH_BYTES: usize = 1 << 20;
 /// First and longest pause before WAL is asked for again after a failure.
 pub const RECONNECT_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A timeline that was followed only because somebody waited is left alone after this long without WAL or readers.

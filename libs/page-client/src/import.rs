@@ -2,7 +2,7 @@
 
 use ardent_api::page_service::{ImportSpec, ManageReply, ManageRequest, Request, Response};
 use ardent_types::Lsn;
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::client::PageClient;
@@ -28,7 +28,9 @@ impl PageClient {
 impl Import<'_> {
     /// Announces the next file and its length in bytes; [`Self::data`] must add up to it.
     pub async fn file(&mut self, path: &str, length: u64) -> Result<(), PageError> {
-        self.post(Request::ImportFile { path: path.to_owned(), length }).await
+        let mut out = BytesMut::new();
+        Request::ImportFile { path: path.to_owned(), length }.encode(&mut out);
+        self.post(out).await
     }
 
     /// The next bytes of the file.
@@ -36,7 +38,8 @@ impl Import<'_> {
         let mut rest = data;
         while !rest.is_empty() {
             let chunk = rest.split_to(rest.len().min(IMPORT_DATA_LEN_MAX));
-            self.post(Request::ImportData { data: chunk }).await?;
+            let header = Request::import_data_header(chunk.len());
+            self.post(Buf::chain(&header[..], chunk)).await?;
         }
         Ok(())
     }
@@ -51,10 +54,8 @@ impl Import<'_> {
 
     /// Sends a message that has no answer, and notices at once when the server refuses the import meanwhile: a server that
     /// has stopped reading would otherwise leave us writing into a full socket for ever.
-    async fn post(&mut self, request: Request) -> Result<(), PageError> {
+    async fn post(&mut self, mut out: impl Buf) -> Result<(), PageError> {
         self.client.step_out()?;
-        let mut out = BytesMut::new();
-        request.encode(&mut out);
         let addr = self.client.addr().clone();
         let (stream, received) = self.client.stream_mut();
         let (mut reader, mut writer) = tokio::io::split(stream);
@@ -65,7 +66,7 @@ impl Import<'_> {
                 Ok(_) => Ok(false),
                 Err(error) => Err(error),
             },
-            written = writer.write_all(&out) => written.map(|()| true),
+            written = writer.write_all_buf(&mut out) => written.map(|()| true),
         };
         match written {
             Ok(true) => self.client.finish(()),

@@ -1,6 +1,6 @@
 //! The transport under a client: a Unix socket or loopback TCP.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -63,6 +63,24 @@ impl AsyncWrite for PageStream {
         match self.get_mut() {
             PageStream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
             PageStream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            PageStream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            PageStream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            PageStream::Unix(stream) => stream.is_write_vectored(),
+            PageStream::Tcp(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -71,7 +71,7 @@ fn import(data_dir: &Path) -> (Small, Lsn, ControlFile) {
             let content = fs::read(&path).expect("a file can be read");
             let name = path.strip_prefix(data_dir).expect("it is below").to_str().expect("names are plain");
             import.begin_file(name, content.len() as u64, &mut batch).expect("taken");
-            import.data(&content, &mut batch).expect("taken");
+            import.data(content.into(), &mut batch).expect("taken");
             batch.clear();
         }
     }

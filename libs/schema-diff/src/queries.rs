@@ -129,7 +129,7 @@ pub const MISSING_IN_PARTITIONS: &str = "left join (select pg_partition_root(p.a
 
 // Newer minors keep a version of their own among a column's options (`ATTRIBUTE_VERSION_ATTOPTION` of pg_attribute.h). Since 17 a
 // partition's column has its identity from the parent, with whose sequence it gets it when it is attached. Since 18 a constraint with a
-// name makes a column not null. An identity's sequence has its column's type, unless LIKE copied it: then it is a bigint.
+// name makes a column not null; Postgres gives it the usual one where nothing in the schema has that, as LIKE copies it to other tables. An identity's sequence has its column's type, unless LIKE copied it: then it is a bigint.
 fn columns() -> String {
     format!(
         "select jsonb_build_object('class', 'pg_class', 'oid', c.oid::bigint, 'sub', a.attnum, \
@@ -140,7 +140,8 @@ fn columns() -> String {
            'collation', (select format('%I.%I', {}, l.collname) from pg_collation l, pg_type b \
              where l.oid = a.attcollation and b.oid = a.atttypid and b.typcollation <> a.attcollation), \
            'not_null', a.attnotnull, 'not_null_name', quote_ident(k.conname), \
-           'not_null_usual', k.conname = c.relname || '_' || a.attname || '_not_null', 'generated', case when a.attgenerated <> '' then pg_get_expr(g.adbin, g.adrelid) end, \
+           'not_null_usual', k.conname = c.relname || '_' || a.attname || '_not_null' and not exists (select from pg_constraint o \
+              where o.conname = k.conname and o.connamespace = k.connamespace and o.oid <> k.oid), 'generated', case when a.attgenerated <> '' then pg_get_expr(g.adbin, g.adrelid) end, \
            'virtual', a.attgenerated = 'v', \
            'storage', case when a.attstorage <> y.typstorage then case a.attstorage when 'p' then 'plain' when 'm' then 'main' \
               when 'x' then 'extended' else 'external' end end, \

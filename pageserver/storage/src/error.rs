@@ -4,6 +4,7 @@ use ardent_object_store::StoreError;
 use ardent_pg_redo::ReconstructError;
 use ardent_types::{Generation, Key, Lsn, RelTag, TenantId, Term, TimelineId};
 
+use crate::import::{PACKED_IN_MEMORY, RUN};
 use crate::layer::{LayerCorrupt, LayerError};
 use crate::spill::SPILLED;
 
@@ -51,6 +52,8 @@ pub struct CorruptFile {
 fn remedy(file: &str) -> &'static str {
     if file.starts_with(SPILLED) {
         "it is not in the store yet: restart the server, which reads that WAL again"
+    } else if file.starts_with(RUN) || file == PACKED_IN_MEMORY {
+        "nothing of the import is used: import again"
     } else {
         "restore the file from a copy of the store"
     }

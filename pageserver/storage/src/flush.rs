@@ -133,22 +133,10 @@ pub(crate) fn write_frozen(
     memory: &MemLayer,
     path: PathBuf,
 ) -> Result<FinishedLayer, CommitError> {
-    write_sorted(timeline, memory, path, |writer| {
-        writer.finish(None, Some(frozen.after), frozen.position.end, &memory.boundaries())
-    })
-}
-
-/// Writes all versions of `memory` to the local file `path`.
-pub(crate) fn write_sorted(
-    timeline: &Timeline,
-    memory: &MemLayer,
-    path: PathBuf,
-    finish: impl FnOnce(LayerWriter<'_>) -> std::io::Result<FinishedLayer>,
-) -> Result<FinishedLayer, CommitError> {
     let write = || {
         let mut writer = LayerWriter::create(&path, LayerKind::Delta, Effort::Little, &timeline.shared.config.faults)?;
         memory.for_each_sorted(|key, lsn, kind, value| writer.add(key, lsn, kind, value))?;
-        finish(writer)
+        writer.finish(None, Some(frozen.after), frozen.position.end, &memory.boundaries())
     };
     write().map_err(|source| CommitError::Local { path: path.display().to_string(), source })
 }

@@ -38,6 +38,22 @@ impl<'a> ImageWriter<'a> {
         kind: VersionKind,
         content: &[u8],
     ) -> Result<(), CommitError> {
+        self.file_for(key)?.add(key, version, kind, content).map_err(Self::local)
+    }
+
+    /// Adds what neighbours have since `version`: see [`LayerWriter::add_packed`].
+    pub(crate) fn add_packed(
+        &mut self,
+        first: &StoredKey,
+        count: u32,
+        version: Lsn,
+        block: &[u8],
+    ) -> Result<(), CommitError> {
+        self.file_for(first)?.add_packed(first, count, version, block).map_err(Self::local)
+    }
+
+    /// The file that takes `key`.
+    fn file_for(&mut self, key: &StoredKey) -> Result<&mut LayerWriter<'a>, CommitError> {
         let full =
             self.current.as_ref().is_some_and(|writer| writer.bytes() >= self.timeline.shared.config.layer_file_bytes);
         if full {
@@ -48,8 +64,7 @@ impl<'a> ImageWriter<'a> {
         if self.current.is_none() {
             self.current = Some(self.create().map_err(Self::local)?);
         }
-        let writer = self.current.as_mut().expect("made above");
-        writer.add(key, version, kind, content).map_err(Self::local)
+        Ok(self.current.as_mut().expect("made above"))
     }
 
     fn create(&self) -> std::io::Result<LayerWriter<'a>> {

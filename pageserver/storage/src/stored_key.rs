@@ -88,15 +88,22 @@ impl StoredKey {
 
     /// The next possible key; `None` after the last.
     pub(crate) fn successor(&self) -> Option<StoredKey> {
+        self.checked_add(1)
+    }
+
+    /// The possible key so many further on; `None` behind the last.
+    pub(crate) fn checked_add(&self, distance: u32) -> Option<StoredKey> {
+        let (tail, head) = (u64::from_be_bytes(*self.0.last_chunk().expect("8 of 18 bytes")), &self.0[..KEY_LEN - 8]);
+        let (tail, wrapped) = tail.overflowing_add(u64::from(distance));
         let mut bytes = self.0;
-        for byte in bytes.iter_mut().rev() {
-            let (next, wrapped) = byte.overflowing_add(1);
-            *byte = next;
-            if !wrapped {
-                return Some(StoredKey(bytes));
-            }
+        bytes[KEY_LEN - 8..].copy_from_slice(&tail.to_be_bytes());
+        if !wrapped {
+            return Some(StoredKey(bytes));
         }
-        None
+        let last = head.iter().rposition(|byte| *byte < u8::MAX)?;
+        bytes[last] += 1;
+        bytes[last + 1..KEY_LEN - 8].fill(0);
+        Some(StoredKey(bytes))
     }
 
     /// A hash that is part of the layer format (`docs/formats/layers.md`, "filter") and so must never change.

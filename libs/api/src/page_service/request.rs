@@ -7,7 +7,9 @@ use ardent_types::{Lsn, RelTag, TenantId, TimelineId};
 use super::codec::*;
 use super::manage::ManageRequest;
 use super::{BlockRange, Hello, KEPT_PART_LEN_MAX, KeptAt, MAGIC, PAGES_PER_REQUEST_MAX};
-use crate::frame::{DecodeError, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame};
+use crate::frame::{
+    DecodeError, FRAME_HEADER_LEN, FRAME_LEN_MAX, Fields, Frame, put_blob, put_json, take_json, take_lsn, write_frame,
+};
 
 /// A client's message after the hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +107,16 @@ pub enum Request {
 }
 
 impl Request {
+    /// What goes before so many bytes of [`Request::ImportData`], for a sender that does not copy them. Panics where a frame can't be as
+    /// long.
+    pub fn import_data_header(length: usize) -> [u8; FRAME_HEADER_LEN] {
+        let length = length + 1;
+        assert!(length <= FRAME_LEN_MAX, "frame of {length} bytes");
+        let mut header = [IMPORT_DATA; FRAME_HEADER_LEN];
+        header[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        header
+    }
+
     /// Appends the request's frame to `out`.
     pub fn encode(&self, out: &mut BytesMut) {
         match self {

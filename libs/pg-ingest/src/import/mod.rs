@@ -1,7 +1,7 @@
 //! From the files of a base backup to values at the backup's start.
 //!
 //! Files come in any order, their bytes in any chunks; only `pg_control` must be among them. Memory: one page, the list of segments
-//! seen, and small files.
+//! seen, and small files. Pages that lie whole in a chunk are not copied: their values share its memory.
 
 use ardent_api::page_service::ImportSpec;
 use ardent_pg_format::PgMajor;
@@ -161,7 +161,7 @@ impl Import {
     }
 
     /// The next bytes of the file.
-    pub fn data(&mut self, data: &[u8], out: &mut Batch) -> Result<(), ImportError> {
+    pub fn data(&mut self, data: Bytes, out: &mut Batch) -> Result<(), ImportError> {
         let Some(file) = &mut self.file else {
             return Err(ImportError::TooLong { path: String::new(), length: 0 });
         };
@@ -173,33 +173,29 @@ impl Import {
             ImportPath::Relation { .. } | ImportPath::Slru { .. } => self.pages(data, out),
             ImportPath::Skipped => Ok(()),
             _ => {
-                file.content.extend_from_slice(data);
+                file.content.extend_from_slice(&data);
                 Ok(())
             }
         }
     }
 
     /// Cuts the bytes into pages. A last part that is no whole page does not exist for Postgres either.
-    fn pages(&mut self, mut data: &[u8], out: &mut Batch) -> Result<(), ImportError> {
+    fn pages(&mut self, mut data: Bytes, out: &mut Batch) -> Result<(), ImportError> {
         while !data.is_empty() {
             if self.partial.is_empty() && data.len() >= BLCKSZ {
-                let (page, rest) = data.split_at(BLCKSZ);
-                self.page(page.try_into().expect("one page"), out)?;
-                data = rest;
+                self.page(data.split_to(BLCKSZ), out)?;
             } else {
-                let (part, rest) = data.split_at(data.len().min(BLCKSZ - self.partial.len()));
-                self.partial.extend_from_slice(part);
-                data = rest;
+                self.partial.extend_from_slice(&data.split_to(data.len().min(BLCKSZ - self.partial.len())));
                 if self.partial.len() == BLCKSZ {
                     let page = std::mem::replace(&mut self.partial, Vec::with_capacity(BLCKSZ));
-                    self.page(page[..].try_into().expect("one page"), out)?;
+                    self.page(page.into(), out)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn page(&mut self, content: &PageBytes, out: &mut Batch) -> Result<(), ImportError> {
+    fn page(&mut self, content: Bytes, out: &mut Batch) -> Result<(), ImportError> {
         let file = self.file.as_mut().expect("pages are only cut while a file is open");
         let number = file.pages;
         file.pages += 1;
@@ -216,7 +212,7 @@ impl Import {
                 let page =
                     page.filter(|page| *page <= slru::page_of(*kind, u32::MAX) && number < slru::PAGES_PER_SEGMENT);
                 let page = page.ok_or_else(past_end)?;
-                out.push(slru::key(*kind, page), self.spec.start_lsn, Value::Image(Bytes::copy_from_slice(content)));
+                out.push(slru::key(*kind, page), self.spec.start_lsn, Value::Image(content));
             }
             _ => {}
         }
@@ -279,12 +275,13 @@ fn file_error(path: &str, problem: String) -> ImportError {
 
 /// A page's value. Pages from after the start may be torn: WAL has an image of each of them (checklist 63). Older ones must be as
 /// Postgres wrote them (checklist 65); one that isn't may be torn as well, so it only counts until an image comes.
-fn relation_page(spec: &ImportSpec, rel: RelTag, block: BlockNumber, content: &PageBytes) -> Value {
-    if content.iter().all(|&byte| byte == 0) {
+fn relation_page(spec: &ImportSpec, rel: RelTag, block: BlockNumber, content: Bytes) -> Value {
+    let page: &PageBytes = content[..].try_into().expect("one page");
+    if page.iter().all(|&byte| byte == 0) {
         return zero_page();
     }
-    let settled = page::lsn(content) <= spec.start_lsn;
-    if spec.data_checksums && settled && !page::page_checksum_matches(content, block) {
+    let settled = page::lsn(page) <= spec.start_lsn;
+    if spec.data_checksums && settled && !page::page_checksum_matches(page, block) {
         // Maps are hints: Postgres reads a damaged page of one as zeros.
         if matches!(rel.fork, ForkNumber::Fsm | ForkNumber::Vm) {
             return zero_page();
@@ -294,5 +291,5 @@ fn relation_page(spec: &ImportSpec, rel: RelTag, block: BlockNumber, content: &P
             spec.start_lsn
         ));
     }
-    Value::Image(Bytes::copy_from_slice(content))
+    Value::Image(content)
 }

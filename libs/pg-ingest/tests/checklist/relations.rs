@@ -6,6 +6,7 @@ use ardent_pg_format::{ControlFile, PgMajor, rmgr};
 use ardent_pg_ingest::{BackupPoint, Batch, Import, ImportError, Progress, ReadState, base_backup};
 use ardent_pg_redo::vm_bits;
 use ardent_types::{BLCKSZ, ForkNumber, Key, Lsn, PgTli, RelTag, SystemId, WalSegmentSize};
+use bytes::Bytes;
 
 use crate::support::store::Store;
 use crate::support::timeline::{START, Timeline, checkpoint, control_file, rel, words};
@@ -479,7 +480,7 @@ fn import(spec: ImportSpec, files: &[(&str, &[u8])]) -> Result<(Store, ardent_pg
     for (path, content) in files {
         import.begin_file(path, content.len() as u64, &mut batch)?;
         for chunk in content.chunks(5000) {
-            import.data(chunk, &mut batch)?;
+            import.data(Bytes::copy_from_slice(chunk), &mut batch)?;
         }
     }
     let imported = import.finish(&mut batch)?;
@@ -571,9 +572,9 @@ fn checklist_60_65_a_cut_off_or_foreign_backup_is_refused() {
     let mut batch = Batch::default();
     let mut cut = Import::new(spec()).expect("begins");
     cut.begin_file("base/5/1", 8192, &mut batch).expect("begins");
-    cut.data(&[0; 100], &mut batch).expect("taken");
+    cut.data(Bytes::from_static(&[0; 100]), &mut batch).expect("taken");
     assert!(matches!(cut.finish(&mut batch), Err(ImportError::CutOff { received: 100, length: 8192, .. })));
     let mut long = Import::new(spec()).expect("begins");
     long.begin_file("base/5/1", 10, &mut batch).expect("begins");
-    assert!(matches!(long.data(&[0; 11], &mut batch), Err(ImportError::TooLong { .. })));
+    assert!(matches!(long.data(Bytes::from_static(&[0; 11]), &mut batch), Err(ImportError::TooLong { .. })));
 }

@@ -7,6 +7,7 @@ use ardent_api::page_service::ImportSpec;
 use ardent_pg_format::{ControlFile, DecodedRecord, WalDecoder};
 use ardent_pg_ingest::{Batch, Import, Imported};
 use ardent_types::Lsn;
+use bytes::Bytes;
 
 use super::store::Store;
 
@@ -56,7 +57,7 @@ pub fn import(spec: ImportSpec, data_dir: &Path, store: &mut Store) -> Imported 
         let content = fs::read(data_dir.join(&path)).expect("a file can be read");
         import.begin_file(&path, content.len() as u64, &mut batch).expect("the file is taken");
         for chunk in content.chunks(70_001) {
-            import.data(chunk, &mut batch).expect("the bytes are taken");
+            import.data(Bytes::copy_from_slice(chunk), &mut batch).expect("the bytes are taken");
         }
         store.apply(&mut batch);
     }

@@ -153,7 +153,7 @@ impl EndState {
         for path in directory.files()? {
             let content = directory.read(&path)?;
             import.begin_file(&path, content.len() as u64, &mut batch)?;
-            import.data(&content, &mut batch)?;
+            import.data(content.into(), &mut batch)?;
             contents.apply(&mut batch);
         }
         import.finish(&mut batch)?;

@@ -77,15 +77,18 @@ thread_local! {
         RefCell::new(zstd::bulk::Decompressor::new().expect("without a dictionary only memory is needed"));
 }
 
+/// Whether these are the bytes that [`BlockPacker::pack`] made; else what was expected.
+pub(crate) fn check_block(block: &[u8]) -> Result<(), String> {
+    let Some((crc, rest)) = block.split_first_chunk().filter(|_| block.len() >= FRAME_LEN) else {
+        return Err(format!("a block of {FRAME_LEN} bytes or more, found {}", block.len()));
+    };
+    if crc32fast::hash(rest) == u32::from_le_bytes(*crc) { Ok(()) } else { Err("the block's checksum".to_owned()) }
+}
+
 /// The bytes that [`BlockPacker::pack`] was given; what was expected where the block is damaged.
 pub(crate) fn unpack(block: &Bytes) -> Result<Bytes, String> {
-    if block.len() < FRAME_LEN {
-        return Err(format!("a block of {FRAME_LEN} bytes or more, found {}", block.len()));
-    }
+    check_block(block)?;
     let u32_at = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().expect("4 bytes"));
-    if crc32fast::hash(&block[4..]) != u32_at(0) {
-        return Err("the block's checksum".to_owned());
-    }
     let raw_length = u32_at(8);
     if raw_length > BLOCK_LEN_MAX {
         return Err(format!("a block of at most {BLOCK_LEN_MAX} bytes, found {raw_length}"));
@@ -135,6 +138,11 @@ impl GroupBuilder {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Versions in it.
+    pub(crate) fn count(&self) -> u32 {
+        self.count
     }
 
     pub(crate) fn values_len(&self) -> usize {

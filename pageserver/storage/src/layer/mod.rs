@@ -12,7 +12,7 @@ mod filter;
 mod reader;
 mod writer;
 
-pub(crate) use block::{BlockCache, Effort};
+pub(crate) use block::{BlockCache, BlockPacker, Effort, Group, GroupBuilder, check_block, unpack};
 pub(crate) use file::{LayerCorrupt, LayerError};
 pub(crate) use reader::{Layer, LayerCursor, describe};
 pub(crate) use writer::{FinishedLayer, LayerWriter};

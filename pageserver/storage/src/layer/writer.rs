@@ -44,13 +44,21 @@ struct BlockFile<'a> {
 impl BlockFile<'_> {
     fn write(&mut self, raw: &[u8]) -> io::Result<Section> {
         let block = self.packer.pack(raw)?;
-        let length = u32::try_from(block.len()).map_err(|_| io::Error::other("a block of 4 GiB or more"))?;
-        self.faults.pass("layer.write")?;
-        self.out.write_all(block)?;
-        let section = Section { offset: self.offset, length };
-        self.offset += u64::from(length);
-        Ok(section)
+        put(&mut self.out, &mut self.offset, self.faults, block)
     }
+
+    fn write_packed(&mut self, block: &[u8]) -> io::Result<Section> {
+        put(&mut self.out, &mut self.offset, self.faults, block)
+    }
+}
+
+fn put(out: &mut impl Write, offset: &mut u64, faults: &FailPoints, block: &[u8]) -> io::Result<Section> {
+    let length = u32::try_from(block.len()).map_err(|_| io::Error::other("a block of 4 GiB or more"))?;
+    faults.pass("layer.write")?;
+    out.write_all(block)?;
+    let section = Section { offset: *offset, length };
+    *offset += u64::from(length);
+    Ok(section)
 }
 
 /// A complete file and what the manifest will say of it.
@@ -110,20 +118,45 @@ impl<'a> LayerWriter<'a> {
         Ok(())
     }
 
+    /// Adds a group that is packed already: neighbours without a gap, each with a version of this LSN, none of them a hole.
+    pub(crate) fn add_packed(&mut self, first: &StoredKey, count: u32, lsn: Lsn, block: &[u8]) -> io::Result<()> {
+        assert!(self.last.is_none_or(|last| last < (*first, lsn)), "versions are written in order");
+        if !self.group.is_empty() {
+            self.end_group()?;
+        }
+        let mut last = *first;
+        for at in 0..count {
+            last = first.checked_add(at).expect("whoever packed it had all its keys");
+            self.hashes.push(last.stable_hash());
+        }
+        let section = self.blocks.write_packed(block)?;
+        self.note_group((*first, lsn), section);
+        self.first.get_or_insert(*first);
+        self.last = Some((last, lsn));
+        self.oldest = self.oldest.min(lsn);
+        self.newest = self.newest.max(lsn);
+        self.entries += u64::from(count);
+        Ok(())
+    }
+
     /// Bytes written so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.blocks.offset
     }
 
     fn end_group(&mut self) -> io::Result<()> {
-        let (key, lsn) = self.group_first.take().expect("a group that ends has a first entry");
+        let first = self.group_first.take().expect("a group that ends has a first entry");
         let section = self.blocks.write(self.group.finish())?;
         self.group.clear();
+        self.note_group(first, section);
+        Ok(())
+    }
+
+    fn note_group(&mut self, (key, lsn): (StoredKey, Lsn), section: Section) {
         self.index.extend_from_slice(key.as_bytes());
         self.index.extend_from_slice(&lsn.get().to_le_bytes());
         self.index.extend_from_slice(&section.offset.to_le_bytes());
         self.index.extend_from_slice(&section.length.to_le_bytes());
-        Ok(())
     }
 
     /// Completes the file; whoever makes it an object makes it durable. `keys` and `after` may say more than the versions do: that an

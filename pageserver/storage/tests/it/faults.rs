@@ -341,6 +341,8 @@ fn points() -> Vec<(String, u64)> {
     let passed = faults.passed();
     let mut expected: Vec<String> = [
         "import.clear",
+        "import.create",
+        "import.write",
         "layer.create",
         "layer.finish",
         "layer.write",
