@@ -4,9 +4,10 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::process::Command;
 
-use ardent_test_pg::{RandomTables, TestPg, differing_lines, state};
-use ardent_tests::{House, pg_program, production_options, sql, try_sql};
+use ardent_test_pg::{RandomTables, TestPg, differing_lines, program, state};
+use ardent_tests::{House, production_options, sql, try_sql};
 use rand::Rng as _;
 use serde_json::Value;
 
@@ -51,14 +52,14 @@ fn there_and_back(house: &House, random: &mut RandomTables, work: &str, copy: &s
         let change = if random.rng.random_bool(0.5) { random.of_rows(&ask) } else { random.of_schema(&ask) };
         make(work, change);
     }
-    let (original, wanted) = (state_at(copy), state_at(work));
+    let (original, wanted) = (state_at(house, "copy", copy), state_at(house, "work", work));
     assert_ne!(original, wanted, "no change was made");
     let [changes, undo, redo] = ["work", "undo", "redo"].map(|name| file(house, name));
     house.ok(&["branch", "diff", "work", "-o", &changes]);
     apply(house, &changes, copy, &undo);
-    assert_same(copy, &wanted, "applied");
+    assert_same(house, copy, &wanted, "applied");
     apply(house, &undo, copy, &redo);
-    assert_same(copy, &original, "undone");
+    assert_same(house, copy, &original, "undone");
 }
 
 /// One that Postgres refuses is none.
@@ -68,13 +69,21 @@ fn make(url: &str, change: Option<String>) {
     }
 }
 
-fn state_at(url: &str) -> String {
-    state(&|query: &str| sql(url, query), pg_program("pg_dump").arg("-d").arg(url))
+/// `pg_dump` reads at the compute's own socket: those of other majors speak no TLS.
+fn state_at(house: &House, branch: &str, url: &str) -> String {
+    let awake = house.json(&["branch", "wake", branch]);
+    let folder = awake["socket_dir"].as_str().expect("a wake tells the folder of its socket");
+    let (port, (_, database)) = (&awake["port"], url.rsplit_once('/').expect("a URL with a database"));
+    let database = database.split('?').next().expect("a text has a beginning");
+    // By whoever runs the test, to whom the server's folders belong.
+    let mut pg_dump = Command::new(program("pg_dump"));
+    pg_dump.args(["-h", folder, "-p", &port.to_string(), "-U", "postgres", "-d", database]);
+    state(&|query: &str| sql(url, query), &mut pg_dump)
 }
 
 #[track_caller]
-fn assert_same(url: &str, wanted: &str, what: &str) {
-    let got = state_at(url);
+fn assert_same(house: &House, copy: &str, wanted: &str, what: &str) {
+    let got = state_at(house, "copy", copy);
     assert!(got == wanted, "{what}: {}", differing_lines(wanted, &got));
 }
 

@@ -127,7 +127,10 @@ fn a_store_that_ignores_conditions_is_refused_by_name() {
     house.up();
     let elsewhere = format!("file:{}", house.data_dir().join("x").display());
     house.stop();
-    let moved = house.ardent(&["up", "--data-dir", &house.data_dir().to_string_lossy(), "--store", &elsewhere]);
+    let (listen, api) = [listen, api].map(|port| format!("127.0.0.1:{port}")).into();
+    let data_dir = house.data_dir().display().to_string();
+    let at = ["--data-dir", &data_dir, "--listen", &listen, "--api-listen", &api];
+    let moved = house.ardent(&[&["up"], &at[..], &["--store", &elsewhere]].concat());
     assert_ne!(moved.code, 0);
     assert!(moved.stderr.contains("data is in s3://pages/refused/"), "{}", moved.stderr);
 }
