@@ -144,7 +144,12 @@ impl Followers {
         };
         timeline.wait_for(lsn, deadline).map_err(|error| {
             let problem = state.as_ref().and_then(|state| state.problem.lock().clone());
-            let why = problem.unwrap_or_else(|| "no more WAL has come from the safekeepers".to_owned());
+            let committed = state.as_ref().map_or(0, |state| state.committed.load(Ordering::Relaxed));
+            let why = problem.unwrap_or_else(|| match committed.saturating_sub(error.last.get()) {
+                0 => "no more WAL has come from the safekeepers".to_owned(),
+                _ if timeline.is_held_by_compaction() => "its WAL waits for compaction, which is behind".to_owned(),
+                bytes => format!("{bytes} bytes of WAL are on their way"),
+            });
             Failure::new(ErrorCode::Timeout, format!("{} is not ingested yet, {} is: {why}", error.lsn, error.last))
         })
     }

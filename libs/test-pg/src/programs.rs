@@ -43,14 +43,16 @@ pub fn program(name: &str) -> PathBuf {
     /// Read files of their own major only.
     const READING: [&str; 2] = ["pg_waldump", "pg_controldata"];
     let major = test_major();
-    let clients_of = match major {
-        15 => return bin_dir().join(name),
-        _ if REFUSING.contains(&name) => 18,
-        _ if READING.contains(&name) => major,
-        _ => return bin_dir().join(name),
-    };
-    let own = bin_dir_of(major).join(name);
-    let path = if own.exists() { own } else { majors_dir().join(format!("clients/{clients_of}/bin")).join(name) };
+    if major == 15 || !(REFUSING.contains(&name) || READING.contains(&name)) {
+        return bin_dir().join(name);
+    }
+    let clients_of = |major: u32| majors_dir().join(format!("clients/{major}/bin")).join(name);
+    // What `pg_basebackup` writes for a standby, an older one's server may not understand.
+    let mut paths = vec![bin_dir_of(major).join(name), clients_of(major)];
+    if REFUSING.contains(&name) {
+        paths.push(clients_of(18));
+    }
+    let path = paths.iter().find(|path| path.exists()).unwrap_or(&paths[1]).clone();
     assert!(
         path.exists(),
         "there is no {name} for Postgres {major} ({}): run scripts/setup-majors.sh clients",

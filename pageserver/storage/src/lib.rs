@@ -4,7 +4,7 @@
 //!  put(batch) ──► open layer ──freeze──► frozen layers ──flush──► level-0 delta files ──merge──► delta files by key range
 //!                 (memory)               (memory)                      │                              │
 //!                                                                      └────────── manifest ──────────┤ images
-//!  import_images ──► sorted runs ──merge──► image files ─────────────────────────────┘                ▼
+//!  import_images ──► packed groups, sorted runs ──merge──► image files ───────────────┘                ▼
 //!                                                                                             image files
 //!  get(key, lsn) ──► page cache ──► open, frozen ──► delta files above the newest image ──► that image ──► redo
 //!                                                                        └─ none: the same on the ancestor

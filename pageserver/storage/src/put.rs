@@ -124,15 +124,21 @@ impl Timeline {
         PutError::Disorder { timeline: self.id(), rule }
     }
 
+    /// Whether writers are slowed down, or wait, until compaction has less to do.
+    pub fn is_held_by_compaction(&self) -> bool {
+        let config = &self.shared.config;
+        config.background && DebtLimits::of(config).pace(&self.layer_set().debt(), 1) != Pace::Free
+    }
+
     /// Back-pressure: what reads visit and apply is bounded because writers wait here (PS-9). No batch waits for what does not come: a damaged
     /// file may keep compaction from ever finishing; that is told by [`crate::Engine::problems`].
     fn wait_for_compaction(&self, batch: &[(Key, Lsn, Value)]) {
         let config = &self.shared.config;
         // The common case costs a look.
-        let limits = DebtLimits::of(config);
-        if !config.background || limits.pace(&self.layer_set().debt(), 1) == Pace::Free {
+        if !self.is_held_by_compaction() {
             return;
         }
+        let limits = DebtLimits::of(config);
         let bytes = batch.iter().map(|(_, _, value)| VersionKind::of(value).1.len()).sum();
         let began = Instant::now();
         let mut state = self.flush_state.lock();
