@@ -5,12 +5,12 @@
 //! that ends with the log: a kill in the middle of truncating leaves it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use ardent_api::wal_service::{RecordEnd, TimelineSpec};
 use ardent_object_store::fault::FailPoints;
@@ -114,18 +114,14 @@ impl SegmentNames {
             }
             Err(source) => return Err(WalFileError::Io { action: "open", path, source }),
         };
-        let mut bytes = BytesMut::zeroed(length);
-        let mut filled = 0;
-        while filled < length {
-            match file.read_at(&mut bytes[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(WalFileError::Io { action: "read", path, source }),
-            }
-        }
-        bytes.truncate(filled);
-        Ok(bytes.freeze())
+        let mut bytes = Vec::with_capacity(length);
+        let mut read = || {
+            (&file).seek(SeekFrom::Start(offset))?;
+            // Into memory that nobody fills with zeros first.
+            (&file).take(length as u64).read_to_end(&mut bytes)
+        };
+        read().map_err(|source| WalFileError::Io { action: "read", path, source })?;
+        Ok(bytes.into())
     }
 }
 
@@ -299,9 +295,13 @@ impl WalFiles {
 
     /// Writes `data` at `at`, the end of the log; not durable before [`WalFiles::sync`]. What follows is filled with zeros a step at a
     /// time: a file system must commit its journal, and wait for everybody else's changes in it, when bytes land in a hole; bytes
-    /// that replace others it just writes.
+    /// that replace others it just writes. Where much comes at once there is a step for nearly every piece anyway, and everything would be
+    /// written twice.
     pub(crate) fn append(&mut self, at: Lsn, data: &[u8]) -> Result<(), WalFileError> {
         self.write(at, data)?;
+        if data.len() as u64 >= FILL_STEP_BYTES / 4 {
+            return Ok(());
+        }
         let (end, size) = (at.advance(data.len() as u64), self.names.size);
         // A log that ends with its segment has nothing behind it there.
         let Some(open) = self.current.as_mut().filter(|open| open.number == end.segment_number(size)) else {
@@ -520,5 +520,27 @@ mod tests {
         assert!(bytes[FILL_STEP_BYTES as usize..bytes.len() - 10].iter().all(|byte| *byte == 0));
         let next = fs::read(files.names.path(4)).expect("readable");
         assert!(next[..10].iter().all(|byte| *byte == 7) && next[10..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn what_comes_at_once_in_large_pieces_is_written_once() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let size = WalSegmentSize::DEFAULT;
+        let names = SegmentNames { dir: dir.path().to_owned(), tli: PgTli::new(1), size };
+        let mut files = WalFiles::new(names, &Arc::default());
+        let (start, piece) = (Lsn::new(3 * size.bytes()), vec![7; FILL_STEP_BYTES as usize / 2]);
+        let mut at = start;
+        for _ in 0..5 {
+            files.append(at, &piece).expect("appended");
+            at = at.advance(piece.len() as u64);
+        }
+        files.sync().expect("durable");
+        let path = files.names.path(3);
+        let allocated = || fs::metadata(&path).expect("the file is there").blocks() * 512;
+        assert_eq!(allocated(), 5 * piece.len() as u64);
+        // From there on commits find their place filled again.
+        files.append(at, &[7; 100]).expect("appended");
+        files.sync().expect("durable");
+        assert_eq!(allocated(), 6 * piece.len() as u64);
     }
 }

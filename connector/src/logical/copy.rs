@@ -15,11 +15,11 @@ use ardent_pg_wire::{ConnectConfig, Connection, LogicalSlot, SlotLifetime};
 use ardent_types::sql::{literal, qualified};
 
 use crate::logical::config::{LogicalConfig, RootAt, RootBranch};
-use crate::logical::error::{LogicalError, reading, root, source};
+use crate::logical::error::{LogicalError, filling, reading, root, source};
 use crate::logical::relation::root_columns;
 use crate::logical::row_format::SourceColumns;
 use crate::logical::same_columns::{SameColumns, SourceNumbers};
-use crate::logical::session::{connect_root, connect_source, read_source, replicate_source};
+use crate::logical::session::{connect_root, connect_source, fill_root, read_source, replicate_source};
 use crate::logical::state::{LogicalState, TableState};
 
 /// Tables that are copied at the same time.
@@ -124,11 +124,12 @@ impl Copier {
     async fn work(&self) -> Result<(), LogicalError> {
         let mut production = self.moment.reader(&self.config.connector.connect_config()?).await?;
         let client = connect_root(&self.at, &self.database).await?;
+        let mut filler = fill_root(&self.at, &self.database).await?;
         loop {
             let Some(oid) = self.waiting.lock().pop_front() else { return Ok(()) };
             let table = self.state.lock().tables.get(&oid).cloned();
             let Some(table) = table else { continue };
-            let columns = self.copy(&mut production, &client, oid, &table).await?;
+            let columns = self.copy(&mut production, &client, &mut filler, oid, &table).await?;
             // Durable on the root first: a table that is there and not remembered is copied again.
             let text = {
                 let mut state = self.state.lock();
@@ -147,54 +148,98 @@ impl Copier {
         &self,
         production: &mut Connection,
         client: &Client,
+        filler: &mut Connection,
         oid: u32,
         table: &TableState,
     ) -> Result<SameColumns, LogicalError> {
         let name = qualified(&table.schema, &table.name);
-        let doing = |what: &str| format!("{what} table {name}");
+        let copy = RowCopy::plan(production, client, oid, (&table.schema, &table.name)).await?;
         let begin = format!("begin; truncate only {name}");
-        client.batch_execute(&begin).await.map_err(root(doing("emptying")))?;
-        let columns = copy_rows(production, client, oid, (&table.schema, &table.name), &self.pace).await?;
-        client.batch_execute("commit").await.map_err(root(doing("filling")))?;
-        Ok(columns)
+        filler.query(&begin).await.map_err(filling(format!("emptying table {name}")))?;
+        let failed = || filling(copy.action.clone());
+        let mut sink = filler.copy_in(&copy.into).await.map_err(failed())?;
+        let mut rows = production.copy_out(&copy.out).await.map_err(reading(READING))?;
+        let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
+        loop {
+            let more_may_come = rows.fill(&mut piece, PIECE_LEN).await.map_err(reading(READING))?;
+            self.pace.count(piece.len()).await;
+            sink.send(piece.split().freeze()).await.map_err(failed())?;
+            if !more_may_come {
+                break;
+            }
+        }
+        sink.finish().await.map_err(failed())?;
+        filler.query("commit").await.map_err(failed())?;
+        Ok(copy.columns)
     }
 }
 
-/// Copies the rows of one of production's tables, as its session sees them, to the root's table of this schema and name. The root's
-/// session is in the transaction that made or emptied the table, so the rows are frozen: no branch will have to look at who wrote them.
-/// What comes back: which columns they came from.
+/// What is being done where production's rows are read.
+const READING: &str = "reading a table";
+
+/// How the rows of one of production's tables get to the root's.
+struct RowCopy {
+    /// For production.
+    out: String,
+    /// For the root. The session is in the transaction that made or emptied the table, so the rows are frozen: no branch will have to look at
+    /// who wrote them.
+    into: String,
+    /// What is being done meanwhile.
+    action: String,
+    /// Which columns the rows come from.
+    columns: SameColumns,
+}
+
+impl RowCopy {
+    /// From the table as production's session sees it to the one of this schema and name.
+    async fn plan(
+        production: &mut Connection,
+        client: &Client,
+        oid: u32,
+        (schema, name): (&str, &str),
+    ) -> Result<RowCopy, LogicalError> {
+        let columns = SourceColumns::read(production, oid).await?;
+        let list = columns.list();
+        let here = root_columns(client, schema, name).await?;
+        let same = SameColumns::of_copy(&SourceNumbers::read_as_of(production, oid).await?, &here);
+        let is_binary = columns.are_binary(&here);
+        let (out_options, in_options) =
+            if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
+        let name = qualified(schema, name);
+        Ok(RowCopy {
+            out: format!("copy {name}{list} to stdout{out_options}"),
+            into: format!("copy {name}{list} from stdin ({in_options})"),
+            action: format!("filling table {name}"),
+            columns: same,
+        })
+    }
+}
+
+/// Copies the rows of one of production's tables, as its session sees them, to the root's table of this schema and name, by a session that
+/// has just made it. What comes back: which columns they came from.
 pub(crate) async fn copy_rows(
     production: &mut Connection,
     client: &Client,
     oid: u32,
-    (schema, name): (&str, &str),
+    table: (&str, &str),
     pace: &Pace,
 ) -> Result<SameColumns, LogicalError> {
-    let columns = SourceColumns::read(production, oid).await?;
-    let list = columns.list();
-    let here = root_columns(client, schema, name).await?;
-    let same = SameColumns::of_copy(&SourceNumbers::read_as_of(production, oid).await?, &here);
-    let is_binary = columns.are_binary(&here);
-    let (out_options, in_options) =
-        if is_binary { (" (format binary)", "freeze, format binary") } else { ("", "freeze") };
-    let name = qualified(schema, name);
-    let filling = || root(format!("filling table {name}"));
-    let rows = production.copy_out(&format!("copy {name}{list} to stdout{out_options}")).await;
-    let mut rows = rows.map_err(reading("reading a table"))?;
-    let sink = client.copy_in(&format!("copy {name}{list} from stdin ({in_options})")).await;
-    let sink = sink.map_err(filling())?;
+    let copy = RowCopy::plan(production, client, oid, table).await?;
+    let failed = || root(copy.action.clone());
+    let mut rows = production.copy_out(&copy.out).await.map_err(reading(READING))?;
+    let sink = client.copy_in(&copy.into).await.map_err(failed())?;
     tokio::pin!(sink);
     let mut piece = BytesMut::with_capacity(2 * PIECE_LEN);
     loop {
-        let more_may_come = rows.fill(&mut piece, PIECE_LEN).await.map_err(reading("reading a table"))?;
+        let more_may_come = rows.fill(&mut piece, PIECE_LEN).await.map_err(reading(READING))?;
         pace.count(piece.len()).await;
-        sink.send(piece.split().freeze()).await.map_err(filling())?;
+        sink.send(piece.split().freeze()).await.map_err(failed())?;
         if !more_may_come {
             break;
         }
     }
-    sink.finish().await.map_err(filling())?;
-    Ok(same)
+    sink.finish().await.map_err(failed())?;
+    Ok(copy.columns)
 }
 
 /// Counts what is copied, and keeps all copies together to a rate.
@@ -212,7 +257,10 @@ impl Pace {
     async fn count(&self, bytes: usize) {
         self.progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         let pause = self.rate.lock().await.pause_after(bytes as u64, Instant::now());
-        tokio::time::sleep(pause).await;
+        // A timer of nothing is one of up to a millisecond.
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 

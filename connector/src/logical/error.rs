@@ -53,6 +53,15 @@ pub enum LogicalError {
         #[source]
         source: tokio_postgres::Error,
     },
+    /// The same, of a session that fills its tables.
+    #[error("the root branch's Postgres, {action}")]
+    Filling {
+        /// What was being done.
+        action: String,
+        /// Cause.
+        #[source]
+        source: WireError,
+    },
     /// The root branch can't be woken, or nothing can be remembered of it.
     #[error("the root branch: {0}")]
     Branch(ErrorInfo),
@@ -229,7 +238,7 @@ impl LogicalError {
             LogicalError::Source { source, .. }
             | LogicalError::Root { source, .. }
             | LogicalError::Schema { source, .. } => passes(source),
-            LogicalError::Reading { source, .. } => reading_passes(source),
+            LogicalError::Reading { source, .. } | LogicalError::Filling { source, .. } => wire_passes(source),
             LogicalError::Replication(error) => error.is_retryable() || is_busy(error),
             LogicalError::Branch(_) => true,
             _ => false,
@@ -278,7 +287,7 @@ pub(crate) fn passes(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-fn reading_passes(error: &WireError) -> bool {
+fn wire_passes(error: &WireError) -> bool {
     error.is_retryable() || error.code().is_some_and(code_passes)
 }
 
@@ -317,4 +326,10 @@ pub(crate) fn reading(action: &'static str) -> impl Fn(WireError) -> LogicalErro
 pub(crate) fn root(action: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> LogicalError {
     let action = action.into();
     move |source| LogicalError::Root { action, source }
+}
+
+/// For `map_err`: the same, of a session that fills tables.
+pub(crate) fn filling(action: impl Into<String>) -> impl FnOnce(WireError) -> LogicalError {
+    let action = action.into();
+    move |source| LogicalError::Filling { action, source }
 }

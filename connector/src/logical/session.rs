@@ -8,7 +8,7 @@ use ardent_pg_wire::{ConnectConfig, ConnectMode, Connection, WireError, driver};
 use tokio_postgres::{Client, Config, NoTls};
 
 use crate::logical::config::RootAt;
-use crate::logical::error::{LogicalError, reading, root, source};
+use crate::logical::error::{LogicalError, filling, reading, root, source};
 
 /// How values are written and read, on both sides and in the stream of changes: what is written on one side is the same on the other. No
 /// search path: names of objects in values come with their schema. Statements mean what they mean everywhere.
@@ -74,9 +74,17 @@ pub(crate) async fn connect_root(at: &RootAt, database: &str) -> Result<Arc<Clie
             tracing::debug!(%error, "a connection to the root branch ended");
         }
     });
-    let setup = format!("{ON_ROOT}; {}", settings());
-    client.batch_execute(&setup).await.map_err(root("setting up a session"))?;
+    client.batch_execute(&root_settings()).await.map_err(root("setting up a session"))?;
     Ok(Arc::new(client))
+}
+
+/// The same, to fill tables in bulk.
+pub(crate) async fn fill_root(at: &RootAt, database: &str) -> Result<Connection, LogicalError> {
+    let connect = ConnectConfig::unix(&at.socket_dir, at.port, AGENT_ROLE).with_database(database);
+    let connect = connect.with_application_name("ardent apply").with_options(ROOT_OPTIONS);
+    let mut connection = Connection::connect(&connect, ConnectMode::Sql).await.map_err(filling("connecting"))?;
+    connection.query(&root_settings()).await.map_err(filling("setting up a session"))?;
+    Ok(connection)
 }
 
 /// The same in whichever of the usual databases there is.
@@ -88,6 +96,10 @@ pub(crate) async fn connect_root_anywhere(at: &RootAt) -> Result<Arc<Client>, Lo
         }
         opened => opened,
     }
+}
+
+fn root_settings() -> String {
+    format!("{ON_ROOT}; {}", settings())
 }
 
 /// The statements that make a session's texts and transactions alike on both sides.

@@ -124,6 +124,13 @@ impl ConnectConfig {
         self
     }
 
+    /// Sets the options that the session begins with, as libpq's `options`.
+    #[must_use]
+    pub fn with_options(mut self, options: &str) -> ConnectConfig {
+        self.options = Some(options.to_owned());
+        self
+    }
+
     /// The user.
     pub fn user(&self) -> &str {
         &self.user

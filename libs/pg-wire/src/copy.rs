@@ -1,11 +1,12 @@
-//! Rows of a table as the server writes them for `COPY ... TO STDOUT`, taken out of their messages in bulk.
+//! Rows of a table in bulk: as the server writes them for `COPY ... TO STDOUT`, taken out of their messages, and as it reads them for
+//! `COPY ... FROM STDIN`.
 
-use bytes::BytesMut;
+use bytes::{Buf, Bytes, BytesMut};
 
 use crate::connection::Connection;
 use crate::error::WireError;
 use crate::handshake::unexpected;
-use crate::message::heard;
+use crate::message::{COPY_HEADER_LEN, MESSAGE_LEN_MAX, heard};
 
 /// A copy that is under way. The connection can be used for other things once all rows have come, or the server has refused; where this
 /// is dropped before, it cannot.
@@ -23,6 +24,16 @@ impl Connection {
         self.send_query(sql).await?;
         match self.messages.expect().await {
             Ok(message) if message.tag == b'H' => Ok(CopyOut { connection: self, left: 0, ended: false }),
+            Ok(message) => Err(unexpected(message.tag, "the start of a copy")),
+            Err(error) => Err(self.refused(error).await),
+        }
+    }
+
+    /// Begins a `COPY ... FROM STDIN`, in either format.
+    pub async fn copy_in(&mut self, sql: &str) -> Result<CopyIn<'_>, WireError> {
+        self.send_query(sql).await?;
+        match self.messages.expect().await {
+            Ok(message) if message.tag == b'G' => Ok(CopyIn { connection: self }),
             Ok(message) => Err(unexpected(message.tag, "the start of a copy")),
             Err(error) => Err(self.refused(error).await),
         }
@@ -65,5 +76,44 @@ impl CopyOut<'_> {
             }
         }
         Ok(!self.ended)
+    }
+}
+
+/// A copy to the server that is under way. The connection can be used for other things after [`CopyIn::finish`], and once the server has refused;
+/// where this is dropped before, it cannot.
+#[derive(Debug)]
+pub struct CopyIn<'a> {
+    connection: &'a mut Connection,
+}
+
+impl CopyIn<'_> {
+    /// Sends rows, of which a piece may end anywhere. A server that has refused what came before would let any number of others pass: that is
+    /// noticed with the next piece.
+    pub async fn send(&mut self, piece: Bytes) -> Result<(), WireError> {
+        let length = u32::try_from(piece.len() + 4).ok().filter(|length| *length as usize <= MESSAGE_LEN_MAX);
+        let length = length.ok_or_else(|| WireError::protocol(format!("a piece of {} bytes", piece.len())))?;
+        let mut header = [b'd'; COPY_HEADER_LEN];
+        header[1..].copy_from_slice(&length.to_be_bytes());
+        let mut out = Buf::chain(&header[..], piece);
+        while out.has_remaining() {
+            if self.connection.messages.write_or_hear(&mut out).await? {
+                match heard(self.connection.messages.read().await?) {
+                    Ok(None) => {}
+                    Ok(Some(message)) => return Err(unexpected(message.tag, "a copy")),
+                    Err(error) => return Err(self.connection.refused(error).await),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the copy. When this returns, the server has all rows.
+    pub async fn finish(self) -> Result<(), WireError> {
+        const DONE: [u8; COPY_HEADER_LEN] = [b'c', 0, 0, 0, 4];
+        self.connection.messages.write(&DONE).await?;
+        match self.connection.read_ready().await {
+            Err(error @ WireError::Server(_)) => Err(self.connection.refused(error).await),
+            ended => ended,
+        }
     }
 }

@@ -4,6 +4,7 @@
 //!  ConnectConfig (URL) ──► Connection (TCP, TLS or Unix socket; trust, password, md5, SCRAM)
 //!                             │ query ──────────► rows
 //!                             │ copy_out ───────► CopyOut: a table's rows, out of their messages
+//!                             │ copy_in ◄──────── CopyIn: the same the other way
 //!                             │ run_statement ──► how one statement went, and what could be seen before its transaction ended
 //!                             │ start_replication ► ReplicationStream: WAL in, standby status out
 //!                             │ start_logical ────► the same, with what the plugin pgoutput makes of WAL
@@ -35,7 +36,7 @@ mod tls;
 pub use base_backup::{BackupEvent, BackupTablespace, BaseBackup, BaseBackupOptions, CheckpointMode};
 pub use config::{ConnectConfig, ConnectMode, TlsMode};
 pub use connection::{Connection, QueryResult};
-pub use copy::CopyOut;
+pub use copy::{CopyIn, CopyOut};
 pub use driver::driver;
 pub use error::{ConfigError, ServerError, WireError};
 pub use message::MESSAGE_LEN_MAX;

@@ -10,7 +10,7 @@ use crate::stream::WireStream;
 pub const MESSAGE_LEN_MAX: usize = 64 << 20;
 const READ_BUFFER_LEN: usize = 256 << 10;
 /// The tag and the length before copied data.
-const COPY_HEADER_LEN: usize = 5;
+pub(crate) const COPY_HEADER_LEN: usize = 5;
 
 /// A message's tag and body.
 #[derive(Debug)]
@@ -107,6 +107,25 @@ impl MessageStream {
             if let Some(message) = heard(self.read().await?)? {
                 return Ok(message);
             }
+        }
+    }
+
+    /// Writes a part of `out`, unless something comes first: then `true`. That is kept, as is what was not written. Cancel-safe.
+    pub(crate) async fn write_or_hear(&mut self, out: &mut impl Buf) -> Result<bool, WireError> {
+        if !self.received.is_empty() {
+            return Ok(true);
+        }
+        let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
+        tokio::select! {
+            biased;
+            read = reader.read_buf(&mut self.received) => match read? {
+                0 => Err(WireError::Closed),
+                _ => Ok(true),
+            },
+            written = writer.write_buf(out) => match written? {
+                0 => Err(WireError::Closed),
+                _ => Ok(false),
+            },
         }
     }
 
