@@ -1,4 +1,7 @@
 //! Writes versions, in order, into delta layers of about the normal size, never splitting a key.
+//!
+//! A file speaks for all keys between its first and its last. So that tables that grow do not lie above each other in files that share only what
+//! every record touches (sizes, transaction states), files end before blocks begin, and a large one with its relation.
 
 use std::sync::Arc;
 
@@ -10,6 +13,9 @@ use crate::position::RecordPosition;
 use crate::stored_key::StoredKey;
 use crate::timeline::Timeline;
 use crate::version::VersionKind;
+
+/// A file that is at least this fraction of the normal size ends with its relation.
+const LARGE_FRACTION: u64 = 16;
 
 /// See the module's documentation.
 pub(crate) struct DeltaWriter<'a> {
@@ -59,8 +65,12 @@ impl<'a> DeltaWriter<'a> {
         value: &[u8],
     ) -> Result<(), CommitError> {
         let shared = &self.timeline.shared;
-        let is_full = self.current.as_ref().is_some_and(|writer| writer.bytes() >= shared.config.layer_file_bytes);
-        if is_full && self.last_key != Some(*key) {
+        let normal = shared.config.layer_file_bytes;
+        let (last, bytes) = (self.last_key, self.current.as_ref().map_or(0, LayerWriter::bytes));
+        let is_apart = last.is_some_and(|last| {
+            (!last.is_block() && key.is_block()) || (bytes >= normal / LARGE_FRACTION && !last.is_beside(key))
+        });
+        if last != Some(*key) && (is_apart || bytes >= normal) {
             self.end_file()?;
         }
         if self.current.is_none() {

@@ -65,6 +65,12 @@ impl StoredKey {
         self.0[0] == BLOCK_TAG
     }
 
+    /// Whether both are blocks of one fork of one relation.
+    pub(crate) fn is_beside(&self, other: &StoredKey) -> bool {
+        const BLOCK_NUMBER_LEN: usize = 4;
+        self.is_block() && self.0[..KEY_LEN - BLOCK_NUMBER_LEN] == other.0[..KEY_LEN - BLOCK_NUMBER_LEN]
+    }
+
     /// A block's key as that of the first of 16 neighbours, and its place among them.
     #[inline]
     pub(crate) fn split_group(mut self) -> (StoredKey, u8) {
