@@ -100,7 +100,14 @@ impl CopyIn<'_> {
                 match heard(self.connection.messages.read().await?) {
                     Ok(None) => {}
                     Ok(Some(message)) => return Err(unexpected(message.tag, "a copy")),
-                    Err(error) => return Err(self.connection.refused(error).await),
+                    Err(error) => {
+                        // The rest of the message: what follows would be taken for it. A connection that ends as well says no more than the
+                        // server did.
+                        if self.connection.messages.write_all_of(&mut out).await.is_err() {
+                            return Err(error);
+                        }
+                        return Err(self.connection.refused(error).await);
+                    }
                 }
             }
         }

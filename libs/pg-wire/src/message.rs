@@ -129,6 +129,12 @@ impl MessageStream {
         }
     }
 
+    /// Writes all of `out`.
+    pub(crate) async fn write_all_of(&mut self, out: &mut impl Buf) -> Result<(), WireError> {
+        self.stream.write_all_buf(out).await?;
+        Ok(())
+    }
+
     /// Writes bytes that hold whole messages.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         self.stream.write_all(bytes).await?;

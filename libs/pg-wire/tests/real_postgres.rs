@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use ardent_pg_wire::{
     BackupEvent, BaseBackupOptions, CheckpointMode, ConnectConfig, ConnectMode, Connection, ReplicationMessage,
@@ -227,4 +227,77 @@ async fn a_copy_that_the_server_refuses_or_breaks_off_says_why_and_the_connectio
     };
     assert_eq!(broken.code(), Some("22012"), "{broken}");
     assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
+}
+
+#[tokio::test]
+async fn rows_that_are_copied_in_arrive_as_they_were_sent_however_they_are_cut() {
+    let server = TestPg::start(TestPgOptions::default());
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser()).with_database("postgres");
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+    // A trigger that says something for each row: notices come while rows go.
+    sql.query(
+        "create table t (n int, text text); create function told() returns trigger language plpgsql as \
+         $$ begin raise notice 'row %', new.n; return new; end $$; \
+         create trigger told before insert on t for each row execute function told()",
+    )
+    .await
+    .unwrap();
+    let lines: String =
+        (0..3000).map(|n| format!("{n}\t{}\n", "long ".repeat(if n == 500 { 200_000 } else { n % 7 }))).collect();
+    for size in [7, 1000, 128 << 10, 64 << 20] {
+        let mut rows = sql.copy_in("copy t from stdin").await.unwrap();
+        for piece in lines.as_bytes().chunks(size) {
+            rows.send(Bytes::copy_from_slice(piece)).await.unwrap();
+        }
+        rows.finish().await.unwrap();
+        let found = "select count(*) as rows, md5(string_agg(n || text, ',' order by n)) as sum from t";
+        let found = sql.query(found).await.unwrap();
+        assert_eq!(found.value("rows"), Some("3000"), "pieces of {size} bytes");
+        let wanted = "select md5(string_agg(n || repeat('long ', case n when 500 then 200000 else n % 7 end), ',' order by n)) as sum \
+                      from generate_series(0, 2999) n";
+        assert_eq!(found.value("sum"), sql.query(wanted).await.unwrap().value("sum"), "pieces of {size} bytes");
+        sql.query("truncate t").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_rows_is_heard_before_all_are_sent_and_the_connection_serves_on() {
+    let server = TestPg::start(TestPgOptions::default());
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser()).with_database("postgres");
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+    assert_eq!(sql.copy_in("copy nothing from stdin").await.unwrap_err().code(), Some("42P01"));
+    sql.query("create table t (n int)").await.unwrap();
+
+    // Refused at once, and then while more and more comes.
+    let mut rows = sql.copy_in("copy t from stdin").await.unwrap();
+    rows.send(Bytes::from_static(b"no number\n")).await.unwrap();
+    let piece = Bytes::from("1\n".repeat(64 << 10));
+    let mut sent = 0;
+    let refused = loop {
+        match rows.send(piece.clone()).await {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+        assert!(sent < 10_000, "a refusal is not heard");
+    };
+    assert_eq!(refused.code(), Some("22P02"), "{refused}");
+    assert_eq!(sql.query("select count(*) as n from t").await.unwrap().value("n"), Some("0"));
+
+    // Refused by the last words alone.
+    let mut rows = sql.copy_in("copy t from stdin").await.unwrap();
+    rows.send(Bytes::from_static(b"1\n2 and more")).await.unwrap();
+    let refused = rows.finish().await.unwrap_err();
+    assert_eq!(refused.code(), Some("22P02"), "{refused}");
+    assert_eq!(sql.query("select count(*) as n from t").await.unwrap().value("n"), Some("0"));
+
+    // Gone in the middle.
+    let mut rows = sql.copy_in("copy t from stdin").await.unwrap();
+    let gone = "select pg_terminate_backend(pid) from pg_stat_activity where query like 'copy t from%'";
+    assert_eq!(server.sql(gone), "t");
+    let refused = loop {
+        if let Err(error) = rows.send(piece.clone()).await {
+            break error;
+        }
+    };
+    assert!(matches!(&refused, WireError::Server(_) | WireError::Closed | WireError::Io(_)), "{refused:?}");
 }

@@ -23,6 +23,7 @@ use crate::object_names::TimelineNames;
 use crate::position::RecordPosition;
 use crate::progress::Progress;
 use crate::shared::Shared;
+use crate::spill::SPILLED;
 
 /// A branch of a tenant's history: takes versions in, gives content at any retained LSN out.
 ///
@@ -240,13 +241,17 @@ impl Timeline {
         Ok(())
     }
 
-    /// Why a file could not be read: it may be gone because another page server took this timeline, or an ancestor, and removed it.
+    /// Why a file could not be read: it may be gone because another page server took this timeline, or an ancestor, and removed it. Where the store
+    /// does not say whose it is, that is the error: nobody is told of damage that may be none.
     pub(crate) fn why_corrupt(&self, file: CorruptFile) -> CommitError {
+        // Nobody else removes what is not in the store.
+        if file.file.starts_with(SPILLED) {
+            return CommitError::Corrupt(file);
+        }
         let mut timeline = self;
         loop {
-            // Where the store does not say whose it is, what is known is that the file is damaged.
-            if let Err(lost @ (CommitError::Fenced { .. } | CommitError::Deleted { .. })) = timeline.look_for_owner() {
-                return lost;
+            if let Err(error) = timeline.look_for_owner() {
+                return error;
             }
             match timeline.parent() {
                 Ok(Some(parent)) => timeline = parent,

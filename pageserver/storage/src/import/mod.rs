@@ -61,6 +61,8 @@ pub(crate) struct Import {
     sorted: Option<Arc<Vec<Piece>>>,
     runs: Vec<Run>,
     memory: Held,
+    /// Something that came is lost: only a new beginning helps.
+    is_broken: bool,
 }
 
 /// What came since the last run.
@@ -156,7 +158,7 @@ impl Import {
     pub(crate) fn new(shared: &Shared, names: TimelineNames) -> Self {
         let folder = shared.config.local_dir.join("importing").join(names.timeline.to_string());
         let memory = Held { gauge: shared.memory.clone(), bytes: 0 };
-        Import { folder, gathered: None, sorted: None, runs: Vec::new(), memory }
+        Import { folder, gathered: None, sorted: None, runs: Vec::new(), memory, is_broken: false }
     }
 
     fn discard(&mut self, faults: &FailPoints) -> std::io::Result<()> {
@@ -164,6 +166,7 @@ impl Import {
         self.gathered = None;
         self.sorted = None;
         self.memory.set(0);
+        self.is_broken = false;
         match faults.pass("import.clear").and_then(|()| std::fs::remove_dir_all(&self.folder)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
@@ -189,8 +192,8 @@ impl Timeline {
         self.check_owned()?;
         let mut import = self.import.lock();
         let Some(import) = import.as_mut() else { return Err(self.not_importing()) };
-        if import.sorted.is_some() {
-            return Err(PutError::WrongState { timeline: self.id(), state: "at the end of its import" });
+        if import.sorted.is_some() || import.is_broken {
+            return Err(self.not_importing());
         }
         let gathered = match &mut import.gathered {
             Some(gathered) => gathered,
@@ -223,11 +226,13 @@ impl Timeline {
 
     fn write_run(&self, import: &mut Import) -> Result<(), CommitError> {
         let Some(gathered) = import.gathered.take() else { return Ok(()) };
-        let pieces = gathered.finish()?;
         let faults = &self.shared.config.faults;
-        let run = Run::write(&import.folder, import.runs.len(), &pieces, self.facts.start_lsn, faults)?;
-        import.runs.push(run);
+        let write =
+            |pieces: Vec<Piece>| Run::write(&import.folder, import.runs.len(), &pieces, self.facts.start_lsn, faults);
+        let written = gathered.finish().and_then(write);
         import.memory.set(0);
+        import.is_broken = written.is_err();
+        import.runs.push(written?);
         Ok(())
     }
 
@@ -237,8 +242,13 @@ impl Timeline {
         self.check_owned()?;
         let mut slot = self.import.lock();
         let Some(import) = slot.as_mut() else { return Err(self.not_importing()) };
+        if import.is_broken {
+            return Err(self.not_importing());
+        }
         if let Some(gathered) = import.gathered.take() {
-            import.sorted = Some(Arc::new(gathered.finish()?));
+            let sorted = gathered.finish();
+            import.is_broken = sorted.is_err();
+            import.sorted = Some(Arc::new(sorted?));
         }
         let written = self.write_images(import)?;
         let layers: Vec<LayerDesc> = written.iter().map(|layer| layer.desc.clone()).collect();

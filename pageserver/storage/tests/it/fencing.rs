@@ -218,20 +218,20 @@ impl Server {
     }
 
     fn step(&mut self) -> Result<(), ErrorKind> {
-        let timeline = self.engine.timeline(TENANT, timeline_id(1)).map_err(|error| kind_of(&error))?;
+        let timeline = self.engine.timeline(TENANT, timeline_id(1)).map_err(|error| kind_of(error.kind(), &error))?;
         let last = timeline.last_record().end.get();
         match self.rng.random_range(0..100) {
             0..40 => self.put(&timeline, last),
             40..58 => {
-                timeline.flush().map_err(|error| error.kind())?;
+                timeline.flush().map_err(|error| kind_of(error.kind(), &error))?;
                 let mut promised = self.promised.lock();
                 promised.durable = promised.durable.max(timeline.disk_consistent_lsn().get());
                 Ok(())
             }
-            58..66 => timeline.compact().map_err(|error| error.kind()),
+            58..66 => timeline.compact().map_err(|error| kind_of(error.kind(), &error)),
             66..72 => {
                 let horizon = self.rng.random_range(START..=last);
-                timeline.collect_garbage(lsn(horizon)).map(|_| ()).map_err(|error| kind_of(&error))
+                timeline.collect_garbage(lsn(horizon)).map(|_| ()).map_err(|error| kind_of(error.kind(), &error))
             }
             72..78 => self.branch(&timeline, last),
             78..82 => {
@@ -241,7 +241,7 @@ impl Server {
                 match leased {
                     // Another server's garbage collection was faster.
                     Err(TimelineError::Retired { .. }) => Ok(()),
-                    Err(error) => Err(kind_of(&error)),
+                    Err(error) => Err(kind_of(error.kind(), &error)),
                     Ok(()) => {
                         self.promised.lock().leases.insert(name, at);
                         Ok(())
@@ -259,7 +259,7 @@ impl Server {
     fn put(&mut self, timeline: &Timeline, last: u64) -> Result<(), ErrorKind> {
         let first = (last - START) / 8 + 1;
         let end = START + 8 * (first + self.rng.random_range(0..6));
-        ingest(timeline, end).map_err(|error| error.kind())
+        ingest(timeline, end).map_err(|error| kind_of(error.kind(), &error))
     }
 
     fn branch(&mut self, timeline: &Timeline, last: u64) -> Result<(), ErrorKind> {
@@ -272,7 +272,7 @@ impl Server {
                 Ok(())
             }
             Err(TimelineError::Retired { .. } | TimelineError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(kind_of(&error)),
+            Err(error) => Err(kind_of(error.kind(), &error)),
         }
     }
 
@@ -286,13 +286,17 @@ impl Server {
                 Ok(())
             }
             Err(ReadError::Retired { .. }) => Ok(()),
-            Err(error) => Err(error.kind()),
+            Err(error) => Err(kind_of(error.kind(), &error)),
         }
     }
 }
 
-fn kind_of(error: &TimelineError) -> ErrorKind {
-    error.kind()
+/// The kind of an error, which is printed if no server may meet it.
+fn kind_of(kind: ErrorKind, error: &dyn std::error::Error) -> ErrorKind {
+    if !matches!(kind, ErrorKind::Retry | ErrorKind::Fenced | ErrorKind::NotFound) {
+        eprintln!("{}", ardent_types::with_causes(error));
+    }
+    kind
 }
 
 /// Runs one seed; what was called in which order, and how often a server lost.
@@ -375,15 +379,24 @@ fn check_promises(folder: &Path, store: &Arc<MemoryStore>, promised: &Promised) 
     assert_eq!((again.orphans, again.problems, again.unknown), Default::default(), "nothing is left over");
 }
 
+/// Seeds that once failed.
+const ONCE_FAILED: [u64; 1] = [
+    // The store refused to say whose the timeline is, and a file that its new owner had removed was called corrupt.
+    261,
+];
+
 #[test]
 fn any_interleaving_of_page_servers_keeps_what_was_promised() {
-    let seeds = match std::env::var("ARDENT_SEED") {
-        Ok(seed) => seed.parse().unwrap()..=seed.parse::<u64>().unwrap(),
-        Err(_) => 1..=std::env::var("ARDENT_SEEDS").map_or(40, |seeds| seeds.parse().unwrap()),
+    let seeds: Vec<u64> = match std::env::var("ARDENT_SEED") {
+        Ok(seed) => vec![seed.parse().unwrap()],
+        Err(_) => {
+            let last = std::env::var("ARDENT_SEEDS").map_or(40, |seeds| seeds.parse().unwrap());
+            ONCE_FAILED.into_iter().chain(1..=last).collect()
+        }
     };
-    assert_eq!(run(*seeds.start()).0, run(*seeds.start()).0, "the same seed gives the same interleaving");
+    assert_eq!(run(seeds[0]).0, run(seeds[0]).0, "the same seed gives the same interleaving");
     let mut fenced = 0;
-    for seed in seeds.clone() {
+    for seed in seeds.iter().copied() {
         match std::panic::catch_unwind(|| run(seed)) {
             Ok((_, losers)) => fenced += losers,
             Err(panic) => {
@@ -392,6 +405,6 @@ fn any_interleaving_of_page_servers_keeps_what_was_promised() {
             }
         }
     }
-    println!("{} interleavings, {fenced} times a page server lost the timeline", seeds.count());
+    println!("{} interleavings, {fenced} times a page server lost the timeline", seeds.len());
     assert!(fenced > 0, "servers do take timelines from each other");
 }

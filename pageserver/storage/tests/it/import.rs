@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use ardent_object_store::fault::FailPoints;
+use ardent_object_store::fault::{FailPoints, FaultAction};
 use ardent_pg_redo::Value;
 use ardent_storage::{Engine, EngineConfig, ErrorKind, Timeline, inspect_manifest};
 use ardent_types::{BLCKSZ, Key, Lsn, RelTag};
@@ -276,4 +276,23 @@ fn a_run_that_is_damaged_fails_the_import_which_can_be_made_again() {
             return;
         }
     }
+}
+
+#[test]
+fn an_import_that_lost_something_ends_only_after_a_new_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let faults = Arc::new(FailPoints::new());
+    let small = EngineConfig { open_layer_bytes_max: 1, ..config(folder.path(), &faults) };
+    let engine = Engine::open(small).unwrap();
+    let root = engine.create_root(TENANT, timeline_id(1), facts(START)).unwrap();
+    faults.arm("import.write", 1, FaultAction::Fail);
+    let values = [(Key::RelSize(REL), size_of(1)), (block(0), image("i"))];
+    assert_eq!(root.import_values(&values).unwrap_err().kind(), ErrorKind::Retry);
+    faults.reset();
+    assert_eq!(root.import_values(&values).unwrap_err().kind(), ErrorKind::Invalid);
+    assert_eq!(root.finish_import().unwrap_err().kind(), ErrorKind::Invalid);
+    let root = engine.create_root(TENANT, timeline_id(1), facts(START)).unwrap();
+    root.import_values(&values).unwrap();
+    root.finish_import().unwrap();
+    assert_eq!(text(&root, block(0), START).as_deref(), Some("i"));
 }
