@@ -15,17 +15,14 @@ build_test_programs() {
 }
 
 # The crate, its folder and the program of each test program of these crates, each ended by a zero byte. CRATE is a folder, or
-# CRATE:NAME for the one whose file or folder in tests/ is NAME. Each program comes once, where it is asked for first.
+# CRATE:NAME for the one whose file or folder in tests/ is NAME.
 test_programs_of() { # crates...
     local wanted crate name folder program
-    local -A given=()
     for wanted in "$@"; do
         crate=${wanted%%:*} name=${wanted#"$crate"}
         while read -r folder program; do
-            [ "$folder" = "$PWD/$crate" ] && [ -z "${given[$program]:-}" ] || continue
-            case $name in "" | ":$(test_program_name "$program")") ;; *) continue ;; esac
-            given[$program]=1
-            printf '%s\0%s\0%s\0' "$crate" "$folder" "$program"
+            [ "$folder" = "$PWD/$crate" ] || continue
+            case $name in "" | ":$(test_program_name "$program")") printf '%s\0%s\0%s\0' "$crate" "$folder" "$program" ;; esac
         done <"$programs"
     done
 }

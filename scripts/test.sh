@@ -8,8 +8,7 @@ declare -A crates=(
     ["formats and redo"]="libs/types libs/api libs/pg-format libs/pg-redo libs/redo-oracle libs/pg-ingest libs/pg-wire libs/pgoutput libs/test-pg"
     ["storage"]="pageserver/storage libs/object-store-s3 pageserver libs/trusted-clock libs/object-store libs/test-s3 libs/page-client"
     ["quorum"]="safekeeper libs/unix-stream libs/service-tls libs/quorum libs/wal-client"
-    ["end to end"]="libs/change-set:round_trip compute-hooks/agent:it tests:logical_changes control:it tests:time tests:members tests:logical tests:sources \
-        libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking libs/open-files cli tests"
+    ["end to end"]="libs/presence-map compute-hooks/extension-tests compute-hooks/agent connector proxy control libs/schema-diff libs/diff libs/change-set libs/sql-script libs/rehearsal libs/statement-log libs/masking libs/open-files cli tests"
 )
 declare -A minutes=(["build"]=12 ["formats and redo"]=4 ["storage"]=4 ["quorum"]=2 ["end to end"]=8)
 order=("formats and redo" "storage" "quorum" "end to end")
@@ -68,8 +67,7 @@ run_program() { # crate, folder, program
 export -f run_program test_program_name
 export programs
 
-# As many programs at once as there are processors: most have fewer tests than that. Those that take longest come first: at the end nobody waits
-# for one of them alone.
+# As many programs at once as there are processors: most have fewer tests than that. Where one takes most of an area's time, its crate is first.
 tests() { # area
     local folders
     read -ra folders <<<"${crates[$1]}"

@@ -109,7 +109,7 @@ impl StatementLog {
         let missing = || ComputeError::Invalid(format!("{} holds no rings for statements", start.rings.display()));
         let rings = rings.ok_or_else(missing)?;
         let mut writer = start.writer()?;
-        let resumed = writer.resume(&rings.owners(), since_us);
+        let resumed = writer.resume(&rings.sessions(), since_us);
         resumed.map_err(ComputeError::io("cannot read the log of statements in", &start.spec.dir))?;
         Self::run(start, writer, rings)
     }
@@ -324,7 +324,7 @@ fn take(rings: &mut RingReader, writer: &mut LogWriter) -> Result<bool, Trouble>
         }
         writer.append(batch.records(), batch.damaged, now_us()).map_err(Trouble::Log)?;
         taken = true;
-        rings.confirm(&batch).map_err(Trouble::Rings)?;
+        rings.confirm(&batch, |slot| writer.session_of(slot)).map_err(Trouble::Rings)?;
         if let Err(error) = writer.tidy() {
             tracing::warn!(%error, "a segment of the log of statements cannot be closed yet");
         }

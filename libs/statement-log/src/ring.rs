@@ -27,6 +27,8 @@ pub(crate) const FRAME_HEADER_LEN: usize = 8;
 pub(crate) const SLEEPING_AT: u64 = 16;
 /// Within a control: how much was ever taken, and the same with its bits inverted.
 pub(crate) const TAKEN_IN_CONTROL: usize = 24;
+/// Whose the record before that was: when the session began, and its process.
+pub(crate) const SESSION_IN_CONTROL: usize = 40;
 
 /// The first page.
 #[repr(C)]
@@ -46,11 +48,16 @@ struct Control {
     written_inverted: AtomicU64,
     taken: AtomicU64,
     taken_inverted: AtomicU64,
-    _rest: [u64; 3],
+    /// The agent's alone.
+    session_started_us: AtomicU64,
+    session_pid: AtomicU32,
+    _rest: [u32; 3],
 }
 
 const _: () = assert!(size_of::<Control>() == CONTROL_LEN);
 const _: () = assert!(std::mem::offset_of!(Control, taken) == TAKEN_IN_CONTROL);
+const _: () = assert!(std::mem::offset_of!(Control, session_started_us) == SESSION_IN_CONTROL);
+const _: () = assert!(std::mem::offset_of!(Control, session_pid) == SESSION_IN_CONTROL + 8);
 const _: () = assert!(std::mem::offset_of!(Header, sleeping) as u64 == SLEEPING_AT);
 
 /// Where the ring of slot `slot` of `slots` begins.

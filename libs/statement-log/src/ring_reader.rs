@@ -8,9 +8,10 @@ use std::path::Path;
 
 use crate::record::RECORD_MAX;
 use crate::ring::{
-    CONTROL_LEN, CONTROLS_AT, FRAME_HEADER_LEN, MAGIC, SLEEPING_AT, SLOT_LEN, SLOTS_MAX, TAKEN_IN_CONTROL, data_at,
-    file_len,
+    CONTROL_LEN, CONTROLS_AT, FRAME_HEADER_LEN, MAGIC, SESSION_IN_CONTROL, SLEEPING_AT, SLOT_LEN, SLOTS_MAX,
+    TAKEN_IN_CONTROL, data_at, file_len,
 };
+use crate::segment::SessionKey;
 
 /// Takes records out of the rings.
 #[derive(Debug)]
@@ -103,10 +104,13 @@ impl RingReader {
         }
     }
 
-    /// The process that has each slot, as the file said when it was looked at last; 0: none.
-    pub fn owners(&self) -> Vec<u32> {
-        let owner = |control: &[u8]| u32::from_ne_bytes([control[0], control[1], control[2], control[3]]);
-        self.controls.chunks_exact(CONTROL_LEN).map(owner).collect()
+    /// Whose the last record was that was taken of each slot, as the file said when it was looked at last; process 0: nobody's that is known.
+    pub fn sessions(&self) -> Vec<SessionKey> {
+        let session = |control: &[u8]| SessionKey {
+            started_us: i64::from_ne_bytes(control[..8].try_into().expect("8 bytes")),
+            pid: u32::from_ne_bytes(control[8..12].try_into().expect("4 bytes")),
+        };
+        self.controls.chunks_exact(CONTROL_LEN).map(|control| session(&control[SESSION_IN_CONTROL..])).collect()
     }
 
     /// The file, to be given to its owner.
@@ -191,12 +195,16 @@ impl RingReader {
         self.file.read_exact_at(&mut out[at + first..], data)
     }
 
-    /// What was taken is kept: its room in the rings is free.
-    pub fn confirm(&mut self, batch: &Batch) -> io::Result<()> {
+    /// What was taken is kept: its room in the rings is free. `session_of`: whose the last of it was in a slot. What that session says next may
+    /// be read by another agent, when it has left the slot or somebody else has it.
+    pub fn confirm(&mut self, batch: &Batch, session_of: impl Fn(u32) -> SessionKey) -> io::Result<()> {
         for (slot, taken) in &batch.ends {
-            let mut bytes = [0; 16];
+            let session = session_of(*slot);
+            let mut bytes = [0; 28];
             bytes[..8].copy_from_slice(&taken.to_ne_bytes());
-            bytes[8..].copy_from_slice(&(!taken).to_ne_bytes());
+            bytes[8..16].copy_from_slice(&(!taken).to_ne_bytes());
+            bytes[16..24].copy_from_slice(&session.started_us.to_ne_bytes());
+            bytes[24..].copy_from_slice(&session.pid.to_ne_bytes());
             let at = CONTROLS_AT + *slot as usize * CONTROL_LEN + TAKEN_IN_CONTROL;
             self.file.write_all_at(&bytes, at as u64)?;
             self.taken[*slot as usize] = *taken;
@@ -277,7 +285,7 @@ mod tests {
 
     fn taken(reader: &mut RingReader) -> Vec<(u32, Vec<u8>)> {
         let batch = reader.take(1 << 20).expect("read");
-        reader.confirm(&batch).expect("written");
+        reader.confirm(&batch, |_| SessionKey::default()).expect("written");
         batch.records().map(|(slot, record)| (slot, record.to_vec())).collect()
     }
 
@@ -355,7 +363,7 @@ mod tests {
                 slot.push(&[0; 100]);
             }
             let batch = reader.take(1).expect("read");
-            reader.confirm(&batch).expect("written");
+            reader.confirm(&batch, |_| SessionKey::default()).expect("written");
             seen.extend(batch.records().map(|(slot, _)| slot));
         }
         assert_eq!(seen, [0, 1, 1, 0, 0, 1, 1], "in turns");
@@ -366,11 +374,18 @@ mod tests {
         let (folder, mut reader, ring) = rings(2);
         let slot: Slot = ring.claim(1).expect("a slot");
         assert_eq!(slot.push(b"seen"), Pushed::Done { wake: false });
-        assert_eq!(taken(&mut reader).len(), 1);
+        let batch = reader.take(1 << 20).expect("read");
+        let whose = SessionKey { pid: 1, started_us: 0x0102_0304_0506_0708 };
+        reader.confirm(&batch, |_| whose).expect("written");
         assert_eq!(slot.push(b"left"), Pushed::Done { wake: false });
+        // Whoever has the slot then.
+        slot.release();
         drop(reader);
         let path = folder.path().join("rings");
         let mut next = RingReader::open_left(&path).expect("read").expect("it is there");
+        let mut sessions = next.sessions();
+        sessions.sort_unstable();
+        assert_eq!(sessions, [SessionKey::default(), whose]);
         assert_eq!(taken(&mut next).into_iter().map(|(_, record)| record).collect::<Vec<_>>(), [b"left"]);
         std::fs::write(&path, b"something else").expect("written");
         assert!(RingReader::open_left(&path).expect("read").is_none());
@@ -387,10 +402,10 @@ mod tests {
         reader.file.write_all_at(b"X", at + 12 + 8).expect("written");
         let batch = reader.take(1 << 20).expect("read");
         assert_eq!((batch.records().count(), batch.damaged), (1, 0), "it may be on its way");
-        reader.confirm(&batch).expect("written");
+        reader.confirm(&batch, |_| SessionKey::default()).expect("written");
         let batch = reader.take(1 << 20).expect("read");
         assert_eq!((batch.records().count(), batch.damaged), (0, 1));
-        reader.confirm(&batch).expect("written");
+        reader.confirm(&batch, |_| SessionKey::default()).expect("written");
         slot.push(b"more");
         assert_eq!(taken(&mut reader).len(), 1);
     }
@@ -415,7 +430,7 @@ mod tests {
             reader.file.write_all_at(&bytes, CONTROLS_AT as u64).expect("written");
             for _ in 0..3 {
                 let batch = reader.take(1 << 20).expect("read");
-                reader.confirm(&batch).expect("written");
+                reader.confirm(&batch, |_| SessionKey::default()).expect("written");
             }
             reader.file.set_len(4100).expect("cut");
             prop_assert!(reader.take(1 << 20).is_err());

@@ -374,9 +374,41 @@ fn sessions_are_known_again_by_who_goes_on_with_their_log() {
         append(&mut writer, &[(0, session(7)), (0, one), (2, session(8)), (2, other)]);
         drop(writer);
         let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened again");
-        writer.resume(&[7, 0, 8, 9], since_us).expect("resumed");
+        writer.resume(&[key(7), SessionKey::default(), key(8), key(9)], since_us).expect("resumed");
         append(&mut writer, &[(0, ended(End::RolledBack, 700, 1, 1, &[])), (2, ended(End::Committed, 701, 1, 1, &[]))]);
         let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
         assert_eq!(entries.iter().map(|entry| entry.outcome).collect::<Vec<_>>(), expect, "since {since_us}");
     }
+}
+
+fn key(pid: u32) -> SessionKey {
+    SessionKey { pid, started_us: 10 }
+}
+
+/// Its last words may be read only when it has left its slot, or another session has it.
+#[test]
+fn what_a_session_said_last_is_its_own_for_who_goes_on_with_its_log() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+    append(&mut writer, &[(0, session(7)), (0, ran(1, "update a", 700))]);
+    // It had not run anything yet.
+    append(&mut writer, &[(1, session(8))]);
+    let sessions = [0, 1, 2].map(|slot| writer.session_of(slot));
+    assert_eq!(sessions, [key(7), key(8), SessionKey::default()]);
+    drop(writer);
+    let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened again");
+    writer.resume(&sessions, 10).expect("resumed");
+    append(
+        &mut writer,
+        &[
+            (0, ended(End::Committed, 700, 1, 1, &[])),
+            (0, session(9)),
+            (0, ran(2, "update c", 0)),
+            (1, ran(3, "update b", 0)),
+        ],
+    );
+    let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
+    let found: Vec<_> = entries.iter().map(|entry| (&entry.statement[..], &entry.role[..], entry.pid)).collect();
+    assert_eq!(found, [("update a", "app", 7), ("update c", "app", 9), ("update b", "app", 8)]);
+    assert_eq!(entries[0].outcome, Outcome::Committed);
 }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: whatever is killed in between, what was appended is read again, up to the last whole block.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -92,40 +92,46 @@ impl LogWriter {
         }
     }
 
-    /// Goes on with the sessions of a Postgres that runs since `since_us`, whose records somebody else has appended up to now. `owners`: the process
-    /// that has each slot, 0 for none. Who they are stands in the log, as each says it once; of one that has not said it yet no more is known than
-    /// that it is none of the others.
-    pub fn resume(&mut self, owners: &[u32], since_us: i64) -> io::Result<()> {
-        let mut found: HashMap<u32, Arc<Context>> = HashMap::new();
-        let mut missing: HashSet<u32> = owners.iter().copied().filter(|pid| *pid != 0).collect();
+    /// Goes on with the sessions of a Postgres that runs since `since_us`, whose records somebody else has appended up to now. `sessions`: whose the last
+    /// record of each slot was ([`crate::RingReader::sessions`]). Who they are stands in the log, as each says it once; of one that is not known no
+    /// more is known than that it is none of the others.
+    pub fn resume(&mut self, sessions: &[SessionKey], since_us: i64) -> io::Result<()> {
+        let mut found: HashMap<SessionKey, Arc<Context>> = HashMap::new();
+        let is_known = |key: &SessionKey| key.pid != 0 && key.started_us >= since_us;
+        let mut missing: HashSet<SessionKey> = sessions.iter().copied().filter(is_known).collect();
         for file in segments(&self.folder)?.iter().rev() {
             if missing.is_empty() {
                 break;
             }
             // One that is damaged says nothing of them, and is reported when the log is read.
             let Ok(segment) = Segment::read(file) else { continue };
-            let (mut here, mut is_older) = (HashMap::new(), true);
+            let mut is_older = true;
             for (key, record) in segment.entries() {
                 is_older &= key.started_us < since_us;
-                let is_wanted = key.started_us >= since_us && missing.contains(&key.pid);
-                if is_wanted && matches!(Record::decode(record), Ok(Record::Session(_))) {
-                    here.insert(key.pid, Arc::new(Context { key, record: record.to_vec() }));
+                if missing.contains(&key) && matches!(Record::decode(record), Ok(Record::Session(_))) {
+                    missing.remove(&key);
+                    found.insert(key, Arc::new(Context { key, record: record.to_vec() }));
                 }
             }
-            missing.retain(|pid| !here.contains_key(pid));
-            found.extend(here);
             // It is all of sessions from before, and what is before it is older still.
             if is_older && segment.entries().next().is_some() {
                 break;
             }
         }
-        for (slot, pid) in (0_u32..).zip(owners) {
-            let unknown = || SessionKey { pid: *pid, started_us: i64::from(slot) + 1 };
-            let context = found.get(pid).cloned();
-            let context = context.unwrap_or_else(|| Arc::new(Context { key: unknown(), record: Vec::new() }));
+        for (slot, session) in (0_u32..).zip(sessions) {
+            // None of the keys that there are.
+            let unknown = SessionKey { pid: 0, started_us: i64::from(slot) + 1 };
+            let key = if is_known(session) { *session } else { unknown };
+            let context = found.get(session).cloned();
+            let context = context.unwrap_or_else(|| Arc::new(Context { key, record: Vec::new() }));
             self.contexts.insert(slot, context);
         }
         Ok(())
+    }
+
+    /// Whose the last record was that was appended from this slot.
+    pub fn session_of(&self, slot: u32) -> SessionKey {
+        self.contexts.get(&slot).map(|context| context.key).unwrap_or_default()
     }
 
     /// Appends the records of a batch in the order of their times, without the passwords in them, each with the slot that it came
@@ -136,7 +142,7 @@ impl LogWriter {
         damaged: u64,
         now_us: i64,
     ) -> io::Result<()> {
-        let mut items = self.sort_out(records);
+        let (mut items, begun) = self.sort_out(records);
         if damaged > 0 {
             items.push(Item {
                 at_us: now_us,
@@ -146,13 +152,17 @@ impl LogWriter {
             });
         }
         items.sort_by_key(|item| item.at_us);
-        if items.is_empty() {
+        if items.is_empty() && begun.is_empty() {
             return Ok(());
         }
         let mut block = Vec::new();
         let mut written = self.written.clone();
         for item in items {
             put(&mut block, &mut written, item);
+        }
+        // Who a session is leaves its ring as well, and may not be lost with this process.
+        for slot in begun {
+            put_context(&mut block, &mut written, slot, &self.contexts[&slot]);
         }
         self.append_block(&block)?;
         self.written = written;
@@ -165,9 +175,9 @@ impl LogWriter {
         if self.len >= (HEADER_LEN + SEGMENT_LEN) as u64 { self.close() } else { Ok(()) }
     }
 
-    /// Gives every record its time and its session, and takes the passwords out.
-    fn sort_out<'a>(&mut self, records: impl Iterator<Item = (u32, &'a [u8])>) -> Vec<Item> {
-        let mut items = Vec::new();
+    /// Gives every record its time and its session, and takes the passwords out. Also the slots in which sessions have begun.
+    fn sort_out<'a>(&mut self, records: impl Iterator<Item = (u32, &'a [u8])>) -> (Vec<Item>, BTreeSet<u32>) {
+        let (mut items, mut begun) = (Vec::new(), BTreeSet::new());
         // A session's clock may be set back; its records stay in their order.
         let mut latest: HashMap<u32, i64> = HashMap::new();
         for (slot, bytes) in records {
@@ -175,6 +185,7 @@ impl LogWriter {
                 Ok(Record::Session(session)) => {
                     let key = SessionKey { pid: session.pid, started_us: session.started_us };
                     self.contexts.insert(slot, Arc::new(Context { key, record: bytes.to_vec() }));
+                    begun.insert(slot);
                     continue;
                 }
                 Ok(Record::Statement(statement)) => statement.started_us.saturating_add_unsigned(statement.duration_us),
@@ -192,7 +203,7 @@ impl LogWriter {
                 record: without_secrets(bytes),
             });
         }
-        items
+        (items, begun)
     }
 
     fn append_block(&mut self, block: &[u8]) -> io::Result<()> {
@@ -241,15 +252,20 @@ impl LogWriter {
 /// Puts a record into a block, after who its session is if the segment does not say that yet.
 fn put(block: &mut Vec<u8>, written: &mut HashMap<u32, Arc<Context>>, item: Item) {
     let key = item.context.as_ref().map(|context| context.key).unwrap_or_default();
-    if let Some(context) = item.context
-        && !written.get(&item.slot).is_some_and(|known| Arc::ptr_eq(known, &context))
-    {
-        if !context.record.is_empty() {
-            put_entry(block, key, &context.record);
-        }
-        written.insert(item.slot, context);
+    if let Some(context) = &item.context {
+        put_context(block, written, item.slot, context);
     }
     put_entry(block, key, &item.record);
+}
+
+/// Puts who the session of a slot is into a block, if the segment does not say that yet.
+fn put_context(block: &mut Vec<u8>, written: &mut HashMap<u32, Arc<Context>>, slot: u32, context: &Arc<Context>) {
+    if !written.get(&slot).is_some_and(|known| Arc::ptr_eq(known, context)) {
+        if !context.record.is_empty() {
+            put_entry(block, context.key, &context.record);
+        }
+        written.insert(slot, context.clone());
+    }
 }
 
 fn put_entry(block: &mut Vec<u8>, key: SessionKey, record: &[u8]) {
