@@ -59,9 +59,10 @@ impl CopyOut<'_> {
                 break;
             }
             if self.left > 0 || messages.is_copy_data_next() {
-                messages.receive().await?;
+                messages.receive_bulk().await?;
                 continue;
             }
+            messages.end_bulk();
             match heard(messages.read().await?) {
                 Ok(None) => {}
                 Ok(Some(message)) => match message.tag {

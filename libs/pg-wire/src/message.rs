@@ -1,5 +1,7 @@
 //! Messages on the wire: a tag byte, a length, a body.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -9,6 +11,12 @@ use crate::stream::WireStream;
 /// Longest message that is read, in bytes. WAL comes in pieces of 128 KiB; rows of our own queries are small.
 pub const MESSAGE_LEN_MAX: usize = 64 << 20;
 const READ_BUFFER_LEN: usize = 256 << 10;
+/// What comes in bulk is waited for in pieces of this many bytes: a server sends 8 KiB at a time, and each would wake two processes.
+const GATHERED_LEN: usize = 64 << 10;
+/// ... once so many bytes have come without a pause.
+const BULK_LEN: usize = 1 << 20;
+/// What lasts this long is a pause.
+const PAUSE: Duration = Duration::from_millis(2);
 /// The tag and the length before copied data.
 pub(crate) const COPY_HEADER_LEN: usize = 5;
 
@@ -23,11 +31,15 @@ pub(crate) struct Message {
 pub(crate) struct MessageStream {
     stream: WireStream,
     received: BytesMut,
+    /// Bytes of bulk that have come since the last pause.
+    unpaused: usize,
+    /// Whether the kernel tells only of pieces of [`GATHERED_LEN`].
+    is_gathering: bool,
 }
 
 impl MessageStream {
     pub(crate) fn new(stream: WireStream) -> MessageStream {
-        MessageStream { stream, received: BytesMut::with_capacity(READ_BUFFER_LEN) }
+        MessageStream { stream, received: BytesMut::with_capacity(READ_BUFFER_LEN), unpaused: 0, is_gathering: false }
     }
 
     /// The next message, whatever it is. Cancel-safe: what was read stays.
@@ -48,6 +60,38 @@ impl MessageStream {
         match self.stream.read_buf(&mut self.received).await? {
             0 => Err(WireError::Closed),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits for more bytes of bulk, and keeps them: for many at once while they come without pauses. Cancel-safe.
+    pub(crate) async fn receive_bulk(&mut self) -> Result<(), WireError> {
+        let before = self.received.len();
+        self.gather(self.unpaused >= BULK_LEN);
+        if self.is_gathering {
+            match tokio::time::timeout(PAUSE, self.receive()).await {
+                Ok(received) => received?,
+                Err(_) => {
+                    self.end_bulk();
+                    self.receive().await?;
+                }
+            }
+        } else {
+            self.receive().await?;
+        }
+        self.unpaused += self.received.len() - before;
+        Ok(())
+    }
+
+    /// From here on, everything is told of as it comes.
+    pub(crate) fn end_bulk(&mut self) {
+        self.unpaused = 0;
+        self.gather(false);
+    }
+
+    fn gather(&mut self, is_gathering: bool) {
+        if self.is_gathering != is_gathering {
+            self.is_gathering = is_gathering;
+            self.stream.tell_from(if is_gathering { GATHERED_LEN as libc::c_int } else { 1 });
         }
     }
 

@@ -1,6 +1,7 @@
 //! The byte stream below a connection.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -13,6 +14,31 @@ pub(crate) enum WireStream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+}
+
+impl WireStream {
+    /// Has the kernel tell of what comes once it is this many bytes (`SO_RCVLOWAT`), or the end; of what has come, at once, if it is that many. Only
+    /// TCP knows this; elsewhere, and where it fails, each piece is told of as it comes.
+    pub(crate) fn tell_from(&self, bytes: libc::c_int) {
+        let tcp = match self {
+            WireStream::Tcp(stream) => stream,
+            WireStream::Tls(stream) => stream.get_ref().0,
+            WireStream::Unix(_) => return,
+        };
+        // SAFETY: the pointer is to a live integer of the length that is given; the descriptor is the stream's own.
+        let set = unsafe {
+            libc::setsockopt(
+                tcp.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                (&raw const bytes).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            tracing::debug!(error = %io::Error::last_os_error(), "what comes is told of in small pieces");
+        }
+    }
 }
 
 macro_rules! each {

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
@@ -129,8 +131,8 @@ async fn passwords_scram_md5_and_errors() {
     assert!(matches!(Connection::connect(&tls, ConnectMode::Sql).await.unwrap_err(), WireError::NoTls(_)));
 }
 
-#[tokio::test]
-async fn tls_modes_check_what_they_say() {
+/// A server with a certificate for another name than its address, and the certificate's file.
+fn server_with_tls() -> (TestPg, PathBuf) {
     let certificate = rcgen::generate_simple_self_signed(["db.test".to_owned()]).unwrap();
     let mut server = TestPg::init(TestPgOptions::default().with_tcp().set("ssl", "on"));
     let (crt, key) = (server.data_dir().join("server.crt"), server.data_dir().join("server.key"));
@@ -140,6 +142,12 @@ async fn tls_modes_check_what_they_say() {
     let owner = fs::metadata(server.data_dir()).unwrap();
     std::os::unix::fs::chown(&key, Some(owner.uid()), Some(owner.gid())).unwrap();
     server.start_server();
+    (server, crt)
+}
+
+#[tokio::test]
+async fn tls_modes_check_what_they_say() {
+    let (server, crt) = server_with_tls();
     let url = server.tcp_url("postgres", "postgres");
     let connect = async |parameters: String| {
         let config = ConnectConfig::parse(&format!("{url}?{parameters}")).unwrap();
@@ -204,6 +212,40 @@ async fn rows_of_a_copy_come_whole_in_pieces_of_any_size() {
         assert!(whole == expected.as_bytes(), "{} bytes of {}", whole.len(), expected.len());
         assert!(!rows.fill(&mut piece, enough).await.unwrap() && piece.is_empty(), "nothing comes after the end");
         // The connection serves on.
+        assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
+    }
+}
+
+#[tokio::test]
+async fn rows_that_come_one_by_one_after_many_are_not_waited_for_together() {
+    let (server, _) = server_with_tls();
+    for mode in ["disable", "require"] {
+        let url = format!("{}?sslmode={mode}", server.tcp_url("postgres", "postgres"));
+        let config = ConnectConfig::parse(&url).unwrap();
+        let mut gate = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+        let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+        gate.query("select pg_advisory_lock(n) from generate_series(1, 5) n").await.unwrap();
+        // The server waits for each of the last five rows until the one before has been seen here. It keeps what does not fill 8 KiB.
+        let copy = "copy (select repeat('-', 1000) from generate_series(1, 4000) \
+             union all select pg_advisory_lock(n)::text || repeat(n::text, 20000) from generate_series(1, 5) n) to stdout";
+        let mut rows = sql.copy_out(copy).await.unwrap();
+        let (mut whole, mut piece, mut seen) = (Vec::new(), BytesMut::new(), 0);
+        loop {
+            let filled = tokio::time::timeout(Duration::from_secs(30), rows.fill(&mut piece, 4 << 10)).await;
+            let more_may_come = filled.expect("what has come is not waited with").unwrap();
+            whole.extend_from_slice(&piece.split());
+            // The end of the many stays with the server until the first of the five fills its buffer.
+            let last_seen = whole.iter().rev().find(|byte| byte.is_ascii_digit()).map_or(0, |digit| digit - b'0');
+            if whole.len() >= 3990 * 1001 && seen <= last_seen && seen < 5 {
+                seen += 1;
+                gate.query(&format!("select pg_advisory_unlock({seen})")).await.unwrap();
+            }
+            if !more_may_come {
+                break;
+            }
+        }
+        assert_eq!(whole.len(), 4000 * 1001 + 5 * 20001, "{mode}");
+        // And small messages as ever.
         assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
     }
 }
