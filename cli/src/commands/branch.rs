@@ -341,7 +341,9 @@ fn password(output: &Output, api: &Api, args: &BranchPasswordArgs) -> Result<(),
 }
 
 fn wake(output: &Output, api: &Api, args: &NameArgs) -> Result<(), Failure> {
-    let reply: WakeReply = api.post(&format!("/v1/branches/{}/wake", path_name(&args.name)?), &json!({}))?;
+    let path = format!("/v1/branches/{}/wake", path_name(&args.name)?);
+    let what = format!("branch {}: its Postgres starts as soon as storage gives what it starts from", args.name);
+    let reply: WakeReply = waiting::told(output, api, &what, || api.post(&path, &json!({})))?;
     if let Some(missing) = missing_libraries(&reply.missing_libraries) {
         output.warning(&missing);
     }

@@ -6,7 +6,7 @@ use ardent_api::control::{
 };
 
 use super::branch::branch_text;
-use super::path_name;
+use super::{path_name, waiting};
 use crate::api::Api;
 use crate::args::{BranchRenameArgs, BranchResetArgs, BranchRestoreArgs, BranchUndeleteArgs, NameArgs};
 use crate::failure::Failure;
@@ -15,7 +15,10 @@ use crate::output::{Output, table};
 /// `ardent branch reset`.
 pub fn reset(output: &Output, api: &Api, args: &BranchResetArgs) -> Result<(), Failure> {
     let request = ResetRequest { at: args.at.clone() };
-    let reply: SwitchReply = api.post(&format!("/v1/branches/{}/reset", path_name(&args.name)?), &request)?;
+    let path = format!("/v1/branches/{}/reset", path_name(&args.name)?);
+    let what =
+        format!("branch {}: what its parent has committed must be ingested, and storage must take it", args.name);
+    let reply: SwitchReply = waiting::told(output, api, &what, || api.post(&path, &request))?;
     let parent = reply.branch.parent.as_deref().unwrap_or("its parent");
     let what = format!("branch {} is what {parent} was at {}", reply.branch.name, reply.at_lsn);
     say_what_was_done(output, &reply, &what)
@@ -24,7 +27,9 @@ pub fn reset(output: &Output, api: &Api, args: &BranchResetArgs) -> Result<(), F
 /// `ardent branch restore`.
 pub fn restore(output: &Output, api: &Api, args: &BranchRestoreArgs) -> Result<(), Failure> {
     let request = RestoreRequest { at: args.at.clone() };
-    let reply: SwitchReply = api.post(&format!("/v1/branches/{}/restore", path_name(&args.name)?), &request)?;
+    let path = format!("/v1/branches/{}/restore", path_name(&args.name)?);
+    let what = format!("branch {}: storage must take what it was", args.name);
+    let reply: SwitchReply = waiting::told(output, api, &what, || api.post(&path, &request))?;
     let what = format!("branch {} is what it was at {}", reply.branch.name, reply.at_lsn);
     say_what_was_done(output, &reply, &what)
 }

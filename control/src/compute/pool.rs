@@ -185,7 +185,15 @@ impl ComputePool {
     }
 
     fn wake_timed_out(&self, branch: &BranchRow, limit: Duration) -> ErrorInfo {
-        let message = format!("branch {} did not start within {} s", branch.name, limit.as_secs());
+        let problems = self.context.page_service.problems();
+        // A store that takes nothing of one timeline takes nothing of the others, as a rule.
+        let of_storage = problems.iter().find(|(timeline, _)| *timeline == branch.timeline).or(problems.first());
+        let why = match (of_storage, self.problem(branch.id)) {
+            (Some((_, problem)), _) => format!("; the page server cannot keep up its store: {problem}"),
+            (None, Some(problem)) => format!("; the last start: {problem}"),
+            (None, None) => String::new(),
+        };
+        let message = format!("branch {} did not start within {} s{why}", branch.name, limit.as_secs());
         ErrorInfo::new(ApiErrorCode::Timeout, message)
             .with_hint(format!("it goes on starting; see ardent branch info {}", branch.name))
     }

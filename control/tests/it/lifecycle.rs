@@ -1,5 +1,7 @@
 //! Branches and connectors from birth to death, with faults and restarts in between.
 
+use std::time::Duration;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -287,6 +289,28 @@ async fn a_compute_that_cannot_start_says_why() {
     }
     let error = world.fails("POST", "/v1/branches/shop/wake", None, ApiErrorCode::RootBranch).await;
     assert!(error["hint"].as_str().expect("hint").contains("ardent branch create NAME --from shop"), "{error}");
+}
+
+#[tokio::test]
+async fn a_start_that_takes_too_long_says_what_of_storage_fails_meanwhile() {
+    let mut world = World::connected().await;
+    world.stop().await;
+    world.wake_timeout = Duration::from_millis(300);
+    world.start().await;
+    let made = world.create_branch(json!({ "name": "slow" })).await;
+    let timeline = made["timeline_id"].as_str().expect("a timeline").parse().expect("an id");
+    let said = async |problems: Vec<(TimelineId, String)>| {
+        world.fakes.state.lock().page_server_problems = problems;
+        let error = world.fails("POST", "/v1/branches/slow/wake", None, ApiErrorCode::Timeout).await;
+        error["message"].as_str().expect("message").to_owned()
+    };
+    let plain = "branch slow did not start within 0 s";
+    assert_eq!(said(Vec::new()).await, plain);
+    let of_other = (TimelineId::from_bytes([7; 16]), "no answer from the store".to_owned());
+    let told = "; the page server cannot keep up its store: ";
+    assert_eq!(said(vec![of_other.clone()]).await, format!("{plain}{told}no answer from the store"));
+    let own = (timeline, "its layers cannot be written".to_owned());
+    assert_eq!(said(vec![of_other, own]).await, format!("{plain}{told}its layers cannot be written"));
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub struct World {
     pub retention: Duration,
     /// What suspended computes may leave, from the next start on.
     pub warm_bytes_max: Option<u64>,
+    /// How long a start is waited for, from the next start on.
+    pub wake_timeout: Duration,
     running: Option<RunningControl>,
     /// Control's own, so that it can end as in a crash.
     runtime: Option<tokio::runtime::Runtime>,
@@ -59,6 +61,7 @@ impl World {
             keep_deleted: Duration::ZERO,
             retention: Duration::from_secs(7 * 86_400),
             warm_bytes_max: None,
+            wake_timeout: Duration::from_secs(20),
             running: None,
             runtime: None,
         };
@@ -101,7 +104,7 @@ impl World {
                 limits: ardent_api::compute::ComputeLimits::default(),
                 warm_bytes_max: self.warm_bytes_max,
                 statement_log: ardent_control::StatementLogs { dir: root.join("logs"), bytes_max: 0 },
-                wake_timeout: Duration::from_secs(20),
+                wake_timeout: self.wake_timeout,
                 stop_deadline: Duration::from_secs(5),
             },
             retention: self.retention,
