@@ -20,7 +20,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ardent_api::compute::{RunAs, StatementLogSpec};
-use ardent_statement_log::{Batch, LogWriter, RingReader, SegmentHeader};
+use ardent_statement_log::{Batch, LogWriter, RingReader, SegmentHeader, SessionKey};
 use tokio::sync::oneshot;
 
 use crate::error::ComputeError;
@@ -84,7 +84,12 @@ impl StatementLog {
         let mut writer = start.writer()?;
         let rings_failed = || ComputeError::io("cannot use the rings for statements", path);
         if let Some(mut left) = RingReader::open_left(path).map_err(rings_failed())? {
-            match take(&mut left, &mut writer) {
+            // Their first words are in the log already.
+            let sessions = left.sessions_left();
+            resume(&mut writer, spec, &sessions, oldest(&sessions).max(made_at(&left)))?;
+            let taken = take(&mut left, &mut writer);
+            writer.forget_sessions();
+            match taken {
                 Ok(_) => {}
                 Err(Trouble::Rings(error)) => {
                     tracing::warn!(%error, "what sessions said before the last crash cannot be read")
@@ -109,8 +114,7 @@ impl StatementLog {
         let missing = || ComputeError::Invalid(format!("{} holds no rings for statements", start.rings.display()));
         let rings = rings.ok_or_else(missing)?;
         let mut writer = start.writer()?;
-        let resumed = writer.resume(&rings.sessions(), since_us);
-        resumed.map_err(ComputeError::io("cannot read the log of statements in", &start.spec.dir))?;
+        resume(&mut writer, start.spec, &rings.sessions(), since_us)?;
         Self::run(start, writer, rings)
     }
 
@@ -332,6 +336,30 @@ fn take(rings: &mut RingReader, writer: &mut LogWriter) -> Result<bool, Trouble>
     Ok(taken)
 }
 
+fn resume(
+    writer: &mut LogWriter,
+    spec: &StatementLogSpec,
+    sessions: &[SessionKey],
+    since_us: i64,
+) -> Result<(), ComputeError> {
+    let resumed = writer.resume(sessions, since_us, now_us());
+    resumed.map_err(ComputeError::io("cannot read the log of statements in", &spec.dir))
+}
+
+/// When the first of the sessions began that are known, in microseconds since 1970.
+fn oldest(sessions: &[SessionKey]) -> i64 {
+    let known = sessions.iter().filter(|session| session.pid != 0);
+    known.map(|session| session.started_us).min().unwrap_or(i64::MAX)
+}
+
+/// When the rings were made, just before their Postgres was started, as far as the file system knows: how far back the log is searched for who
+/// its sessions are does not rest on what loaded code may have written there.
+fn made_at(rings: &RingReader) -> i64 {
+    let made = rings.file().metadata().and_then(|file| file.created()).ok();
+    let since = made.and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+    since.map_or(i64::MIN, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
 fn now_us() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
@@ -351,25 +379,135 @@ fn listen(path: &Path) -> io::Result<UnixDatagram> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ardent_statement_log::{Amount, LOG_LEN_MIN, LogFilter, read_log};
-    use ardent_types::TimelineId;
+    use std::ops::ControlFlow;
+
+    use ardent_statement_log::{
+        Amount, End, LOG_LEN_MIN, LogEntry, LogFilter, Outcome, RECORD_MAX, Record, Ring, Session, Slot, Statement,
+        TransactionEnd, read_log,
+    };
+    use ardent_types::{Lsn, TimelineId};
+
+    /// A branch's folder, and where its agents look.
+    struct Place {
+        folder: tempfile::TempDir,
+        spec: StatementLogSpec,
+        rings: PathBuf,
+    }
+
+    impl Place {
+        fn new() -> Place {
+            let folder = tempfile::tempdir().expect("a folder");
+            let spec = StatementLogSpec { dir: folder.path().join("log"), bytes_max: LOG_LEN_MIN };
+            Place { rings: folder.path().join("rings"), spec, folder }
+        }
+
+        fn start(&self) -> LogStart<'_> {
+            let header = SegmentHeader { timeline: TimelineId::NONE, first_xid: 3 };
+            let (spec, rings, bell) = (&self.spec, &self.rings, self.folder.path().join("bell"));
+            LogStart { spec, rings, bell, header, sessions_max: 4, run_as: None }
+        }
+
+        fn entries(&self) -> Vec<LogEntry> {
+            let mut entries = Vec::new();
+            let read = read_log(&self.spec.dir, &LogFilter::default(), Amount::All, |entry| {
+                entries.push(entry);
+                ControlFlow::Continue(())
+            });
+            read.expect("read");
+            entries
+        }
+    }
+
+    /// A slot of the rings as a session has it. The mapping outlives the test.
+    fn claim(rings: &RingReader, pid: u32) -> Slot {
+        let mapped = memmap2::MmapOptions::new().map_raw(rings.file()).expect("mapped");
+        let (base, len) = (mapped.as_mut_ptr(), mapped.len());
+        std::mem::forget(mapped);
+        // SAFETY: a shared mapping of the whole file, never unmapped.
+        let ring = unsafe { Ring::attach(base, len) }.expect("it is ours");
+        ring.claim(pid).expect("there are some")
+    }
+
+    fn say(slot: &Slot, record: Record<'_>) {
+        let mut bytes = [0; RECORD_MAX];
+        let len = record.encode(&mut bytes).expect("there is room");
+        slot.push(&bytes[..len]);
+    }
+
+    /// What a session says of itself, of its only statement, and of how that ended.
+    fn words(pid: u32, xid: u64) -> [Record<'static>; 3] {
+        let (started_us, lsn) = (now_us(), Lsn::new(0x1000));
+        let session = Session {
+            pid,
+            started_us,
+            is_own: false,
+            database: b"shop",
+            session_role: b"app",
+            role: b"app",
+            application: b"psql",
+            client: b"",
+        };
+        let text = b"update t set v = 1";
+        let statement = Statement {
+            number: 1,
+            started_us,
+            duration_us: 5,
+            rows: Some(1),
+            xid,
+            wal: (lsn, Lsn::new(0x1100)),
+            failed: None,
+            text_len: text.len() as u64,
+            text,
+            parameters_count: 0,
+            parameters: b"",
+        };
+        let end = TransactionEnd {
+            end: End::Committed,
+            at_us: started_us + 10,
+            xid,
+            lsn: Lsn::new(0x1200),
+            first: 1,
+            last: 1,
+            children_count: 0,
+            children: b"",
+        };
+        [Record::Session(session), Record::Statement(statement), Record::Transaction(end)]
+    }
+
+    /// The agent had taken none, one or two of a session's three records, and is killed with its Postgres.
+    #[tokio::test]
+    async fn what_sessions_said_just_before_agent_and_postgres_ended_is_their_own() {
+        let place = Place::new();
+        for (taken, pid) in [(0, 11), (1, 12), (2, 13)] {
+            let mut writer = place.start().writer().expect("opened");
+            let mut rings = RingReader::create(&place.rings, 4).expect("made");
+            let slot = claim(&rings, pid);
+            let words = words(pid, 100 + u64::from(pid));
+            for word in &words[..taken] {
+                say(&slot, *word);
+                take(&mut rings, &mut writer).expect("taken");
+            }
+            words[taken..].iter().for_each(|word| say(&slot, *word));
+            drop((rings, writer));
+            let mut log = StatementLog::open(&place.start()).expect("opened");
+            log.finish().await;
+        }
+        let entries = place.entries();
+        let found: Vec<_> = entries.iter().map(|entry| (entry.pid, &entry.role[..], entry.outcome)).collect();
+        assert_eq!(found, [11, 12, 13].map(|pid| (pid, "app", Outcome::Committed)), "{entries:?}");
+    }
 
     #[tokio::test]
     async fn an_idle_log_is_written_when_asked_and_finished_twice() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (rings, bell) = (folder.path().join("rings"), folder.path().join("bell"));
-        let spec = StatementLogSpec { dir: folder.path().join("log"), bytes_max: LOG_LEN_MIN };
-        let header = SegmentHeader { timeline: TimelineId::NONE, first_xid: 3 };
-        let start = LogStart { spec: &spec, rings: &rings, bell, header, sessions_max: 4, run_as: None };
-        let mut log = StatementLog::open(&start).expect("opened");
+        let place = Place::new();
+        let mut log = StatementLog::open(&place.start()).expect("opened");
         log.write().await;
         log.finish().await;
         log.finish().await;
         log.write().await;
-        let mut log = StatementLog::open(&start).expect("opened again");
+        let mut log = StatementLog::open(&place.start()).expect("opened again");
         log.write().await;
         log.finish().await;
-        let count = read_log(&spec.dir, &LogFilter::default(), Amount::All, |_| std::ops::ControlFlow::Continue(()));
-        assert_eq!(count.expect("read").shown, 0);
+        assert!(place.entries().is_empty());
     }
 }

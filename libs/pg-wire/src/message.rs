@@ -8,8 +8,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::error::{ServerError, WireError};
 use crate::stream::WireStream;
 
-/// Longest message that is read, in bytes. WAL comes in pieces of 128 KiB; rows of our own queries are small.
-pub const MESSAGE_LEN_MAX: usize = 64 << 20;
+/// Longest message that is read, in bytes: Postgres writes none that is longer, as its own buffers end there. A row of production's, or a change of one,
+/// is one message, however long its values are. Memory is taken as it comes.
+pub const MESSAGE_LEN_MAX: usize = 1 << 30;
+/// Room that is made for a message whose beginning says that it is long.
+const AHEAD_LEN: usize = 16 << 20;
 const READ_BUFFER_LEN: usize = 256 << 10;
 /// What comes in bulk is waited for in pieces of this many bytes: a server sends 8 KiB at a time, and each would wake two processes.
 const GATHERED_LEN: usize = 64 << 10;
@@ -136,7 +139,7 @@ impl MessageStream {
             return Err(WireError::protocol(format!("a message of {length} bytes")));
         }
         if self.received.len() < length + 1 {
-            self.received.reserve(length + 1 - self.received.len());
+            self.received.reserve((length + 1 - self.received.len()).min(AHEAD_LEN));
             return Ok(None);
         }
         let mut message = self.received.split_to(length + 1).freeze();

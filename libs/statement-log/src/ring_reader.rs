@@ -113,6 +113,13 @@ impl RingReader {
         self.controls.chunks_exact(CONTROL_LEN).map(|control| session(&control[SESSION_IN_CONTROL..])).collect()
     }
 
+    /// The same of those slots alone in which something is left that was not taken.
+    pub fn sessions_left(&self) -> Vec<SessionKey> {
+        let is_left = |slot: u32| self.number(slot, 8) != self.taken[slot as usize];
+        let left = (0..self.slots).zip(self.sessions());
+        left.map(|(slot, session)| if is_left(slot) { session } else { SessionKey::default() }).collect()
+    }
+
     /// The file, to be given to its owner.
     pub fn file(&self) -> &File {
         &self.file

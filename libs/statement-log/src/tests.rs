@@ -374,7 +374,7 @@ fn sessions_are_known_again_by_who_goes_on_with_their_log() {
         append(&mut writer, &[(0, session(7)), (0, one), (2, session(8)), (2, other)]);
         drop(writer);
         let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened again");
-        writer.resume(&[key(7), SessionKey::default(), key(8), key(9)], since_us).expect("resumed");
+        writer.resume(&[key(7), SessionKey::default(), key(8), key(9)], since_us, 1_000_000).expect("resumed");
         append(&mut writer, &[(0, ended(End::RolledBack, 700, 1, 1, &[])), (2, ended(End::Committed, 701, 1, 1, &[]))]);
         let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
         assert_eq!(entries.iter().map(|entry| entry.outcome).collect::<Vec<_>>(), expect, "since {since_us}");
@@ -397,7 +397,7 @@ fn what_a_session_said_last_is_its_own_for_who_goes_on_with_its_log() {
     assert_eq!(sessions, [key(7), key(8), SessionKey::default()]);
     drop(writer);
     let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened again");
-    writer.resume(&sessions, 10).expect("resumed");
+    writer.resume(&sessions, 10, 1_000_000).expect("resumed");
     append(
         &mut writer,
         &[
@@ -411,4 +411,20 @@ fn what_a_session_said_last_is_its_own_for_who_goes_on_with_its_log() {
     let found: Vec<_> = entries.iter().map(|entry| (&entry.statement[..], &entry.role[..], entry.pid)).collect();
     assert_eq!(found, [("update a", "app", 7), ("update c", "app", 9), ("update b", "app", 8)]);
     assert_eq!(entries[0].outcome, Outcome::Committed);
+}
+
+/// Two crashes, and each time a session in the same slot of which nothing is known.
+#[test]
+fn a_session_that_is_not_known_is_never_another_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let unknown = [SessionKey::default()];
+    let words = [ran(1, "update a", 700), ended(End::Committed, 701, 1, 1, &[])];
+    for (now_us, words) in [(1_000_000, &words[..1]), (2_000_000, &words[1..])] {
+        let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+        writer.resume(&unknown, i64::MIN, now_us).expect("resumed");
+        append(&mut writer, &[(0, words[0].clone())]);
+    }
+    let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
+    let found: Vec<_> = entries.iter().map(|entry| (&entry.statement[..], entry.outcome)).collect();
+    assert_eq!(found, [("update a", Outcome::Open)], "{entries:?}");
 }

@@ -92,10 +92,10 @@ impl LogWriter {
         }
     }
 
-    /// Goes on with the sessions of a Postgres that runs since `since_us`, whose records somebody else has appended up to now. `sessions`: whose the last
-    /// record of each slot was ([`crate::RingReader::sessions`]). Who they are stands in the log, as each says it once; of one that is not known no
-    /// more is known than that it is none of the others.
-    pub fn resume(&mut self, sessions: &[SessionKey], since_us: i64) -> io::Result<()> {
+    /// Goes on with the sessions of a Postgres that was started at `since_us`, whose records somebody else has appended up to `now_us`. `sessions`: whose
+    /// the last record of each slot was ([`crate::RingReader::sessions`]). Who they are stands in the log, as each says it once; of one that is not
+    /// known no more is known than that it is none of the others, nor of those that were not known another time: it has no process, and begins now.
+    pub fn resume(&mut self, sessions: &[SessionKey], since_us: i64, now_us: i64) -> io::Result<()> {
         let mut found: HashMap<SessionKey, Arc<Context>> = HashMap::new();
         let is_known = |key: &SessionKey| key.pid != 0 && key.started_us >= since_us;
         let mut missing: HashSet<SessionKey> = sessions.iter().copied().filter(is_known).collect();
@@ -119,14 +119,18 @@ impl LogWriter {
             }
         }
         for (slot, session) in (0_u32..).zip(sessions) {
-            // None of the keys that there are.
-            let unknown = SessionKey { pid: 0, started_us: i64::from(slot) + 1 };
+            let unknown = SessionKey { pid: 0, started_us: now_us.saturating_add(i64::from(slot)) };
             let key = if is_known(session) { *session } else { unknown };
             let context = found.get(session).cloned();
             let context = context.unwrap_or_else(|| Arc::new(Context { key, record: Vec::new() }));
             self.contexts.insert(slot, context);
         }
         Ok(())
+    }
+
+    /// What comes from here on is of other sessions, whatever slots they have.
+    pub fn forget_sessions(&mut self) {
+        self.contexts.clear();
     }
 
     /// Whose the last record was that was appended from this slot.
