@@ -39,10 +39,13 @@ impl Connection {
         }
     }
 
-    /// The error, once the server takes commands again.
+    /// The error, once the server takes commands again, or has closed the connection: what it said before tells why.
     async fn refused(&mut self, error: WireError) -> WireError {
         match error {
-            WireError::Server(_) => self.read_ready().await.err().unwrap_or(error),
+            WireError::Server(_) => match self.read_ready().await {
+                Err(later @ WireError::Server(_)) => later,
+                _ => error,
+            },
             error => error,
         }
     }

@@ -1,5 +1,6 @@
 //! Messages on the wire: a tag byte, a length, a body.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -60,10 +61,7 @@ impl MessageStream {
         if self.received.capacity() - self.received.len() < READ_BUFFER_LEN / 4 {
             self.received.reserve(READ_BUFFER_LEN);
         }
-        match self.stream.read_buf(&mut self.received).await? {
-            0 => Err(WireError::Closed),
-            _ => Ok(()),
-        }
+        is_open(self.stream.read_buf(&mut self.received).await)
     }
 
     /// Waits for more bytes of bulk, and keeps them: for many at once while they come without pauses. Cancel-safe.
@@ -165,10 +163,7 @@ impl MessageStream {
         let (mut reader, mut writer) = tokio::io::split(&mut self.stream);
         tokio::select! {
             biased;
-            read = reader.read_buf(&mut self.received) => match read? {
-                0 => Err(WireError::Closed),
-                _ => Ok(true),
-            },
+            read = reader.read_buf(&mut self.received) => is_open(read).map(|()| true),
             written = writer.write_buf(out) => match written? {
                 0 => Err(WireError::Closed),
                 _ => Ok(false),
@@ -187,6 +182,15 @@ impl MessageStream {
         self.stream.write_all(bytes).await?;
         self.stream.flush().await?;
         Ok(())
+    }
+}
+
+/// What a read says of the connection. A server that is ended says no farewell, which TLS has a word of its own for.
+fn is_open(read: io::Result<usize>) -> Result<(), WireError> {
+    match read {
+        Ok(0) => Err(WireError::Closed),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(WireError::Closed),
+        read => Ok(read.map(drop)?),
     }
 }
 

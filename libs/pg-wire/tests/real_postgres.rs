@@ -245,8 +245,19 @@ async fn rows_that_come_one_by_one_after_many_are_not_waited_for_together() {
             }
         }
         assert_eq!(whole.len(), 4000 * 1001 + 5 * 20001, "{mode}");
-        // And small messages as ever.
+        // A row that is longer than all buffers, and small messages as ever.
+        let long = sql.query("select repeat('long ', 20000000) as x").await.unwrap();
+        assert_eq!(long.value("x").map(str::len), Some(100_000_000), "{mode}");
         assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
+        // A server that ends the session says why, and that is what is told of it.
+        let mut rows = sql.copy_out("copy (select pg_terminate_backend(pg_backend_pid())) to stdout").await.unwrap();
+        let ended = loop {
+            match rows.fill(&mut piece, 1 << 20).await {
+                Ok(more_may_come) => assert!(more_may_come, "it cannot end well"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(ended.code(), Some("57P01"), "{mode}: {ended}");
     }
 }
 
