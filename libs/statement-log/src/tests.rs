@@ -427,4 +427,16 @@ fn a_session_that_is_not_known_is_never_another_one() {
     let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
     let found: Vec<_> = entries.iter().map(|entry| (&entry.statement[..], entry.outcome)).collect();
     assert_eq!(found, [("update a", Outcome::Open)], "{entries:?}");
+
+    // Whoever goes on with the same rings finds whose they were.
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut sessions = unknown;
+    for (now_us, word) in [(1_000_000, ran(1, "update b", 701)), (2_000_000, words[1].clone())] {
+        let mut writer = LogWriter::open(folder.path(), header(1, 700), LOG_LEN_MIN).expect("opened");
+        writer.resume(&sessions, i64::MIN, now_us).expect("resumed");
+        append(&mut writer, &[(0, word)]);
+        sessions = [writer.session_of(0)];
+    }
+    let (entries, _) = read(folder.path(), &LogFilter::default(), Amount::All);
+    assert_eq!(entries.iter().map(|entry| entry.outcome).collect::<Vec<_>>(), [Outcome::Committed], "{entries:?}");
 }

@@ -94,7 +94,8 @@ impl LogWriter {
 
     /// Goes on with the sessions of a Postgres that was started at `since_us`, whose records somebody else has appended up to `now_us`. `sessions`: whose
     /// the last record of each slot was ([`crate::RingReader::sessions`]). Who they are stands in the log, as each says it once; of one that is not
-    /// known no more is known than that it is none of the others, nor of those that were not known another time: it has no process, and begins now.
+    /// known no more is known than that it is none of the others, nor of those that were not known another time: it has no process, and begins now, or
+    /// when it was first not known.
     pub fn resume(&mut self, sessions: &[SessionKey], since_us: i64, now_us: i64) -> io::Result<()> {
         let mut found: HashMap<SessionKey, Arc<Context>> = HashMap::new();
         let is_known = |key: &SessionKey| key.pid != 0 && key.started_us >= since_us;
@@ -119,8 +120,9 @@ impl LogWriter {
             }
         }
         for (slot, session) in (0_u32..).zip(sessions) {
+            let was_unknown = session.pid == 0 && session.started_us != 0;
             let unknown = SessionKey { pid: 0, started_us: now_us.saturating_add(i64::from(slot)) };
-            let key = if is_known(session) { *session } else { unknown };
+            let key = if is_known(session) || was_unknown { *session } else { unknown };
             let context = found.get(session).cloned();
             let context = context.unwrap_or_else(|| Arc::new(Context { key, record: Vec::new() }));
             self.contexts.insert(slot, context);
