@@ -186,11 +186,14 @@ impl ComputePool {
 
     fn wake_timed_out(&self, branch: &BranchRow, limit: Duration) -> ErrorInfo {
         let problems = self.context.page_service.problems();
-        // A store that takes nothing of one timeline takes nothing of the others, as a rule.
-        let of_storage = problems.iter().find(|(timeline, _)| *timeline == branch.timeline).or(problems.first());
+        let of_storage = problems.iter().find(|(timeline, _)| *timeline == branch.timeline);
         let why = match (of_storage, self.problem(branch.id)) {
             (Some((_, problem)), _) => format!("; the page server cannot keep up its store: {problem}"),
             (None, Some(problem)) => format!("; the last start: {problem}"),
+            // It may be the same, or nothing to do with this one.
+            (None, None) if !problems.is_empty() => {
+                "; the page server cannot keep up its store for other branches: ardent status tells why".to_owned()
+            }
             (None, None) => String::new(),
         };
         let message = format!("branch {} did not start within {} s{why}", branch.name, limit.as_secs());

@@ -307,10 +307,11 @@ async fn a_start_that_takes_too_long_says_what_of_storage_fails_meanwhile() {
     let plain = "branch slow did not start within 0 s";
     assert_eq!(said(Vec::new()).await, plain);
     let of_other = (TimelineId::from_bytes([7; 16]), "no answer from the store".to_owned());
-    let told = "; the page server cannot keep up its store: ";
-    assert_eq!(said(vec![of_other.clone()]).await, format!("{plain}{told}no answer from the store"));
+    let told = "; the page server cannot keep up its store";
+    let elsewhere = format!("{plain}{told} for other branches: ardent status tells why");
+    assert_eq!(said(vec![of_other.clone()]).await, elsewhere);
     let own = (timeline, "its layers cannot be written".to_owned());
-    assert_eq!(said(vec![of_other, own]).await, format!("{plain}{told}its layers cannot be written"));
+    assert_eq!(said(vec![of_other, own]).await, format!("{plain}{told}: its layers cannot be written"));
 }
 
 #[tokio::test]

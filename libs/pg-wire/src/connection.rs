@@ -33,7 +33,12 @@ impl QueryResult {
 impl Connection {
     /// Connects and authenticates, within the connection string's `connect_timeout` (10 s by default) for each host.
     pub async fn connect(config: &ConnectConfig, mode: ConnectMode) -> Result<Connection, WireError> {
-        Ok(Connection { messages: connect(config, mode).await? })
+        let mut messages = connect(config, mode).await?;
+        // Not before the server is who it should be.
+        if mode == ConnectMode::Logical {
+            messages.allow_long_changes();
+        }
+        Ok(Connection { messages })
     }
 
     /// Runs SQL, or a replication command; gives the rows of the last statement that has any.

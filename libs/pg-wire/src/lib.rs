@@ -14,8 +14,8 @@
 //! Ordinary drivers (tokio-postgres among them) can't stream physical replication, end a transaction before anybody could look at its
 //! locks, and hand out rows of a copy one at a time: that is what this crate adds to them.
 //!
-//! Invariants: nothing from the server panics; a message longer than [`MESSAGE_LEN_MAX`] is refused before it is read; passwords are
-//! never printed.
+//! Invariants: nothing from the server panics; a message longer than [`MESSAGE_LEN_MAX`], or [`CHANGE_LEN_MAX`] in a logical stream, is
+//! refused before it is read; passwords are never printed.
 //!
 //! Knows nothing of WAL's content, timelines of Ardent, or storage.
 
@@ -39,7 +39,7 @@ pub use connection::{Connection, QueryResult};
 pub use copy::{CopyIn, CopyOut};
 pub use driver::driver;
 pub use error::{ConfigError, ServerError, WireError};
-pub use message::MESSAGE_LEN_MAX;
+pub use message::{CHANGE_LEN_MAX, MESSAGE_LEN_MAX};
 pub use replication::{
     LogicalSlot, ReplicationMessage, ReplicationStream, SlotLifetime, SlotState, StandbyStatus, SystemIdentity,
 };

@@ -9,9 +9,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::error::{ServerError, WireError};
 use crate::stream::WireStream;
 
-/// Longest message that is read, in bytes: Postgres writes none that is longer, as its own buffers end there. A row of production's, or a change of one,
-/// is one message, however long its values are. Memory is taken as it comes.
-pub const MESSAGE_LEN_MAX: usize = 1 << 30;
+/// Longest message that is read, in bytes, where nothing else is said. WAL comes in pieces of 128 KiB; rows of our own queries are small.
+pub const MESSAGE_LEN_MAX: usize = 64 << 20;
+/// The same of a logical stream: a change of a row is one message, however long its values are, and Postgres writes none that is longer, as its own
+/// buffers end there. Memory is taken as it comes.
+pub const CHANGE_LEN_MAX: usize = 1 << 30;
 /// Room that is made for a message whose beginning says that it is long.
 const AHEAD_LEN: usize = 16 << 20;
 const READ_BUFFER_LEN: usize = 256 << 10;
@@ -35,6 +37,8 @@ pub(crate) struct Message {
 pub(crate) struct MessageStream {
     stream: WireStream,
     received: BytesMut,
+    /// Longest message that is read.
+    len_max: usize,
     /// Bytes of bulk that have come since the last pause.
     unpaused: usize,
     /// Whether the kernel tells only of pieces of [`GATHERED_LEN`].
@@ -43,7 +47,13 @@ pub(crate) struct MessageStream {
 
 impl MessageStream {
     pub(crate) fn new(stream: WireStream) -> MessageStream {
-        MessageStream { stream, received: BytesMut::with_capacity(READ_BUFFER_LEN), unpaused: 0, is_gathering: false }
+        let received = BytesMut::with_capacity(READ_BUFFER_LEN);
+        MessageStream { stream, received, len_max: MESSAGE_LEN_MAX, unpaused: 0, is_gathering: false }
+    }
+
+    /// From here on, messages may be as long as [`CHANGE_LEN_MAX`].
+    pub(crate) fn allow_long_changes(&mut self) {
+        self.len_max = CHANGE_LEN_MAX;
     }
 
     /// The next message, whatever it is. Cancel-safe: what was read stays.
@@ -133,8 +143,9 @@ impl MessageStream {
             return Ok(None);
         }
         let length = u32::from_be_bytes(self.received[1..5].try_into().expect("4 bytes")) as usize;
-        if !(4..=MESSAGE_LEN_MAX).contains(&length) {
-            return Err(WireError::protocol(format!("a message of {length} bytes")));
+        if !(4..=self.len_max).contains(&length) {
+            let most = self.len_max;
+            return Err(WireError::protocol(format!("a message of {length} bytes, where {most} are the most")));
         }
         if self.received.len() < length + 1 {
             self.received.reserve((length + 1 - self.received.len()).min(AHEAD_LEN));

@@ -245,9 +245,7 @@ async fn rows_that_come_one_by_one_after_many_are_not_waited_for_together() {
             }
         }
         assert_eq!(whole.len(), 4000 * 1001 + 5 * 20001, "{mode}");
-        // A row that is longer than all buffers, and small messages as ever.
-        let long = sql.query("select repeat('long ', 20000000) as x").await.unwrap();
-        assert_eq!(long.value("x").map(str::len), Some(100_000_000), "{mode}");
+        // And small messages as ever.
         assert_eq!(sql.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
         // A server that ends the session says why, and that is what is told of it.
         let mut rows = sql.copy_out("copy (select pg_terminate_backend(pg_backend_pid())) to stdout").await.unwrap();
@@ -259,6 +257,20 @@ async fn rows_that_come_one_by_one_after_many_are_not_waited_for_together() {
         };
         assert_eq!(ended.code(), Some("57P01"), "{mode}: {ended}");
     }
+}
+
+#[tokio::test]
+async fn only_a_logical_stream_may_send_long_messages() {
+    let server = TestPg::start(TestPgOptions::default());
+    let config = ConnectConfig::unix(server.socket_dir(), server.port(), server.superuser()).with_database("postgres");
+    let long = "select repeat('long ', 20000000) as x";
+    let mut logical = Connection::connect(&config, ConnectMode::Logical).await.unwrap();
+    assert_eq!(logical.query(long).await.unwrap().value("x").map(str::len), Some(100_000_000));
+    assert_eq!(logical.query("select 'x' as x").await.unwrap().value("x"), Some("x"));
+    let mut sql = Connection::connect(&config, ConnectMode::Sql).await.unwrap();
+    let refused = sql.query(long).await.unwrap_err();
+    assert!(matches!(refused, WireError::Protocol(_)), "{refused}");
+    assert!(refused.to_string().contains("where 67108864 are the most"), "{refused}");
 }
 
 #[tokio::test]
