@@ -36,6 +36,8 @@
 //! - `CH-7`: a session that asked to be held to reading leaves nothing behind that outlasts its transactions (`reading_session`).
 //! - `CH-8`: what a client hears as done is in the ring for the agent by then, or is counted as lost there.
 //!
+//! Beside all that, `huge_pages` has the server's code and shared memory lie in huge pages, where the kernel makes them.
+//!
 //! What it does not know: tokens, tenants, timelines, safekeepers. The agent hands it a connection that is bound and
 //! authenticated. Start reading in `storage_hooks.rs`.
 
@@ -45,8 +47,10 @@ mod chunk_locks;
 mod claims;
 mod commands;
 mod commit_guard;
+mod executable;
 mod fetcher;
 mod filler;
+mod huge_pages;
 mod page_client;
 #[cfg(not(pg_from = "17"))]
 mod page_run;
@@ -135,6 +139,7 @@ pub unsafe extern "C-unwind" fn _PG_init() {
         if !(&raw const pg::process_shared_preload_libraries_in_progress).read() {
             refuse_start(format_args!("ardent_compute must be loaded by shared_preload_libraries"));
         }
+        huge_pages::install();
         settings::define();
         storage_hooks::install();
         commands::install();

@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::huge_pages;
 use crate::pg;
 use crate::report::Text;
 use crate::storage_hooks;
@@ -24,6 +25,7 @@ static mut STATEMENT_RINGS: *mut c_char = std::ptr::null_mut();
 static mut STATEMENT_BELL: *mut c_char = std::ptr::null_mut();
 static mut CLIENT_ADDRESS: *mut c_char = std::ptr::null_mut();
 static mut COUNTERS: *mut c_char = std::ptr::null_mut();
+static mut HUGE_PAGES: *mut c_char = std::ptr::null_mut();
 static mut FETCH_TIMEOUT_MS: c_int = FETCH_TIMEOUT_DEFAULT_MS;
 static mut READ_AHEAD_BLOCKS: c_int = READ_AHEAD_BLOCKS_MAX as c_int;
 static mut UNACKNOWLEDGED_WAL_MAX_MB: c_int = 0;
@@ -246,6 +248,14 @@ pub unsafe fn define() {
         pg::PGC_INTERNAL,
         pg::GUC_NOT_IN_SAMPLE | pg::GUC_DISALLOW_IN_FILE | pg::GUC_NO_SHOW_ALL,
         Some(show_counters as unsafe extern "C-unwind" fn() -> *const c_char),
+    );
+    string(
+        huge_pages::SETTING,
+        c"How much of this compute's code and shared memory was made huge pages.",
+        &raw mut HUGE_PAGES,
+        pg::PGC_INTERNAL,
+        pg::GUC_NOT_IN_SAMPLE | pg::GUC_DISALLOW_IN_FILE | pg::GUC_NO_SHOW_ALL,
+        Some(huge_pages::show as unsafe extern "C-unwind" fn() -> *const c_char),
     );
     number(
         c"ardent.fetch_timeout",

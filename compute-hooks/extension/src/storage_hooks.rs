@@ -13,6 +13,7 @@ use ardent_types::{ForkNumber, Lsn, RelTag};
 
 use crate::chunk_locks;
 use crate::claims::Claims;
+use crate::executable::server_symbol;
 use crate::filler::Place;
 use crate::pg::{self, BlockNumber, SMgrRelation};
 use crate::policy;
@@ -20,7 +21,7 @@ use crate::relation::{self, Locator};
 use crate::report::refuse_start;
 use crate::settings;
 use crate::storage_abi::{self, slots};
-use crate::storage_table::{Table, server_symbol};
+use crate::storage_table::Table;
 use crate::transfers;
 use crate::wal_brake;
 

@@ -12,6 +12,7 @@ use ardent_types::{BLCKSZ, RelTag};
 use crate::chunk_locks::CHUNK_BLOCKS;
 use crate::fetcher::Target;
 use crate::filler;
+use crate::huge_pages;
 #[cfg(not(pg_from = "17"))]
 use crate::page_run;
 use crate::pg::{self, BlockNumber, SMgrRelation};
@@ -82,6 +83,7 @@ mod hooks {
         page: *mut c_void,
     ) {
         let storage = installed();
+        huge_pages::touched(page);
         // SAFETY: Postgres passes a valid handle and room for a page.
         unsafe {
             if !fill(storage, handle, fork, block..block.saturating_add(1), page) {
@@ -107,6 +109,7 @@ mod hooks {
         skip_fsync: bool,
     ) {
         let storage = installed();
+        huge_pages::touched(page);
         // SAFETY: Postgres passes a valid handle and page.
         unsafe {
             let original = || (storage.original.write)(handle, fork, block, page, skip_fsync);
@@ -125,6 +128,13 @@ mod hooks {
 
     use super::*;
 
+    unsafe fn touched(pages: *const *const c_void, count: BlockNumber) {
+        for at in 0..count as usize {
+            // SAFETY: so many there are.
+            huge_pages::touched(unsafe { *pages.add(at) });
+        }
+    }
+
     pub unsafe extern "C-unwind" fn read(
         handle: SMgrRelation,
         fork: pg::ForkNumber,
@@ -135,6 +145,7 @@ mod hooks {
         let storage = installed();
         // SAFETY: Postgres passes a valid handle and room for so many pages, at least one.
         unsafe {
+            touched(pages.cast(), count);
             let out = if count == 1 { *pages } else { std::ptr::null_mut() };
             if !fill(storage, handle, fork, block..block.saturating_add(count), out) {
                 (storage.original.read)(handle, fork, block, pages, count);
@@ -156,6 +167,7 @@ mod hooks {
         // SAFETY: Postgres passes a valid handle and room for so many pages. An error raised while filling leaves the read
         // defined but not started, as an error of Postgres's own function does.
         unsafe {
+            touched(pages.cast(), count);
             fill(storage, handle, fork, block..block.saturating_add(count), std::ptr::null_mut());
             (storage.original.start_read)(io, handle, fork, block, pages, count);
         }
@@ -187,6 +199,7 @@ mod hooks {
         let blocks = block..block.saturating_add(count);
         // SAFETY: Postgres passes a valid handle and so many pages.
         unsafe {
+            touched(pages, count);
             let original = || (storage.original.write)(handle, fork, block, pages, count, skip_fsync);
             match find(storage, &relation::of(handle), fork) {
                 Some((_, entry)) if blocks.clone().any(|block| entry.is_absent(block)) => {
