@@ -240,22 +240,29 @@ impl Context {
         match self.page_service.wait_lsn(parent.tenant, parent.timeline, lsn, FRESHNESS_TIMEOUT).await {
             Ok(_) => Ok(began.elapsed()),
             Err(error) if error.kind == StorageErrorKind::Timeout => {
-                Err(not_ingested((parent.name.as_str(), parent.timeline), lsn, &self.page_service.problems()))
+                let branch = (parent.name.as_str(), parent.timeline);
+                Err(not_ingested(branch, lsn, &error.message, &self.page_service.problems()))
             }
             Err(error) => Err(error.into()),
         }
     }
 }
 
-/// What is said of a wait for the page server that was in vain: with what of its own work fails, where that is known.
-fn not_ingested((name, timeline): (&str, TimelineId), lsn: Lsn, problems: &[(TimelineId, String)]) -> ErrorInfo {
+/// What is said of a wait for the page server that was in vain: with what of its own work fails, where that is known, and else with what
+/// it said (`said`).
+fn not_ingested(
+    (name, timeline): (&str, TimelineId),
+    lsn: Lsn,
+    said: &str,
+    problems: &[(TimelineId, String)],
+) -> ErrorInfo {
     let seconds = FRESHNESS_TIMEOUT.as_secs();
     let message = format!("the page server has not ingested {name} up to {lsn} within {seconds} s");
     // What one timeline cannot write is memory that another lacks.
     let problem = problems.iter().find(|(of, _)| *of == timeline).or(problems.first());
     let message = match problem {
         None => {
-            return ErrorInfo::new(ApiErrorCode::Timeout, message)
+            return ErrorInfo::new(ApiErrorCode::Timeout, format!("{message} ({said})"))
                 .with_hint("ardent connector status shows the lag; --at latest does not wait");
         }
         Some((of, problem)) if *of == timeline => format!("{message}: {problem}"),
@@ -331,7 +338,7 @@ mod tests {
         let (own, other) = (TimelineId::generate(), TimelineId::generate());
         let check = |problems: &[(TimelineId, &str)], message: &str, hint: &str| {
             let problems: Vec<_> = problems.iter().map(|(of, problem)| (*of, (*problem).to_owned())).collect();
-            let error = not_ingested(("main", own), Lsn::new(0x10), &problems);
+            let error = not_ingested(("main", own), Lsn::new(0x10), "compaction is behind", &problems);
             assert_eq!(error.code, ApiErrorCode::Timeout);
             assert_eq!(
                 error.message,
@@ -339,7 +346,7 @@ mod tests {
             );
             assert!(error.hint.as_ref().is_some_and(|found| found.contains(hint)), "{:?}", error.hint);
         };
-        check(&[], "", "--at latest");
+        check(&[], " (compaction is behind)", "--at latest");
         check(&[(other, "stuck"), (own, "read-only")], ": read-only", "ardent status");
         check(&[(other, "stuck")], &format!("; of timeline {other}: stuck"), "ardent status");
     }

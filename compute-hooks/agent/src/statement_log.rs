@@ -87,10 +87,10 @@ impl StatementLog {
             // Their first words are in the log already.
             let sessions = left.sessions_left();
             resume(&mut writer, spec, &sessions, oldest(&sessions).max(made_at(&left)))?;
-            let taken = take(&mut left, &mut writer);
+            let taken = take_rest(&mut left, &mut writer);
             writer.forget_sessions();
             match taken {
-                Ok(_) => {}
+                Ok(()) => {}
                 Err(Trouble::Rings(error)) => {
                     tracing::warn!(%error, "what sessions said before the last crash cannot be read")
                 }
@@ -302,8 +302,13 @@ impl Keeper {
 
     fn end(mut self) {
         let until = Instant::now() + END_PATIENCE;
-        while self.take().is_err() && Instant::now() < until {
-            std::thread::sleep(RETRY_PAUSE);
+        loop {
+            match self.take() {
+                Ok(false) => break,
+                _ if Instant::now() >= until => break,
+                Ok(true) => {}
+                Err(()) => std::thread::sleep(RETRY_PAUSE),
+            }
         }
         self.sync();
         tracing::debug!(ran_s = self.opened.elapsed().as_secs(), "the log of statements is finished");
@@ -317,7 +322,7 @@ enum Served {
     Finish,
 }
 
-/// Takes what is in the rings, in portions; whether that was anything.
+/// Takes what is in the rings, in portions, and not all of it if that is very much; whether that was anything.
 fn take(rings: &mut RingReader, writer: &mut LogWriter) -> Result<bool, Trouble> {
     let mut taken = false;
     // Orders are served between, however much sessions say.
@@ -334,6 +339,12 @@ fn take(rings: &mut RingReader, writer: &mut LogWriter) -> Result<bool, Trouble>
         }
     }
     Ok(taken)
+}
+
+/// Takes all that is in the rings of sessions that have ended.
+fn take_rest(rings: &mut RingReader, writer: &mut LogWriter) -> Result<(), Trouble> {
+    while take(rings, writer)? {}
+    Ok(())
 }
 
 fn resume(
@@ -495,6 +506,27 @@ mod tests {
         let entries = place.entries();
         let found: Vec<_> = entries.iter().map(|entry| (entry.pid, &entry.role[..], entry.outcome)).collect();
         assert_eq!(found, [11, 12, 13].map(|pid| (pid, "app", Outcome::Committed)), "{entries:?}");
+    }
+
+    #[test]
+    fn the_rest_of_very_many_sessions_is_taken_whole() {
+        let place = Place::new();
+        let mut writer = place.start().writer().expect("opened");
+        // Each about 120 kB: more than is taken between two orders.
+        let count = (PORTIONS_MAX * BATCH_LEN / 110_000) as u32;
+        let mut rings = RingReader::create(&place.rings, count).expect("made");
+        let text = [b'x'; 10_000];
+        for pid in 1..=count {
+            let slot = claim(&rings, pid);
+            let [session, Record::Statement(statement), _] = words(pid, 0) else { unreachable!() };
+            say(&slot, session);
+            let statement = Statement { text: &text, text_len: text.len() as u64, ..statement };
+            (0..12).for_each(|_| say(&slot, Record::Statement(statement)));
+        }
+        assert!(take(&mut rings, &mut writer).expect("taken"));
+        assert!(!rings.take(BATCH_LEN).expect("readable").is_empty(), "there is a rest");
+        take_rest(&mut rings, &mut writer).expect("taken");
+        assert!(rings.take(BATCH_LEN).expect("readable").is_empty(), "nothing is left");
     }
 
     #[tokio::test]
