@@ -21,7 +21,8 @@ pub enum ConnectorCommand {
   ardent connector create postgresql 'postgresql://...' --max-rate 20M
   ardent connector create postgresql 'postgresql://...' --logical --schemas shop,billing
 
-The copy goes on when this command is interrupted; the same command again shows how far it is.")]
+The copy goes on when this command is interrupted; the same command again shows how far it is. If the server itself ends before
+that, a physical copy is undone at its next start: give the command again.")]
     Create(ConnectorCreateArgs),
     /// List connectors
     #[command(after_help = "Examples:\n  ardent connector list\n  ardent connector list --json")]
