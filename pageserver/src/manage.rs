@@ -215,6 +215,7 @@ impl Connection<'_> {
             last_commit_us: None,
             oldest_lsn: None,
             oldest_commit_us: None,
+            waits_for_compaction: false,
             problem: None,
             pages_sent: self.shared.pages_sent.of(bound.tenant, timeline).load(Ordering::Relaxed),
         }
@@ -240,6 +241,7 @@ impl Connection<'_> {
             last_commit_us: None,
             oldest_lsn: None,
             oldest_commit_us: None,
+            waits_for_compaction: timeline.is_held_by_compaction(),
             problem: self.shared.followers.problem(timeline),
             pages_sent: self.shared.pages_sent.of(timeline.tenant(), timeline.id()).load(Ordering::Relaxed),
         }

@@ -14,6 +14,8 @@ use crate::store::{ConnectorRow, iso8601, now_us};
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
 /// Being away for less is no news: a restart of production, a network that was gone for a moment.
 const INTERRUPTED_WARN: Duration = Duration::from_secs(10);
+/// Being behind by less is soon over, whatever compaction does.
+const LAG_WARN_BYTES: u64 = 64 << 20;
 
 impl Control {
     /// All connectors, without asking production.
@@ -92,6 +94,9 @@ impl Control {
             (Some(_), Some(at_us)) => u64::try_from(now_us().saturating_sub(at_us) / 1_000_000).ok(),
             _ => None,
         };
+        let waits = status.is_some_and(|status| status.waits_for_compaction);
+        let mut warnings = self.connector_warnings(row);
+        warnings.extend(lag_bytes.filter(|_| waits).and_then(compaction_warning));
         let branches = self.context.store.branches()?;
         let (following, problem) = self.following(&row.name);
         let unmasked = self.unmasked(row)?;
@@ -113,7 +118,7 @@ impl Control {
             lag_seconds,
             logical_size_bytes: status.and_then(|status| status.logical_size_bytes),
             slot: self.slots.last(&row.name),
-            warnings: self.connector_warnings(row),
+            warnings,
             branches: branches.iter().filter(|b| b.connector == row.name && !b.is_root() && b.is_listed()).count()
                 as u64,
             masked_only: row.masked_only,
@@ -129,9 +134,27 @@ fn warning(lasts: Duration, why: &str) -> Option<String> {
     (lasts >= INTERRUPTED_WARN).then(|| format!("production has not been followed for {} s: {why}", lasts.as_secs()))
 }
 
+/// What there is to say of a page server that is so far behind production, and whose compaction is behind.
+fn compaction_warning(lag_bytes: u64) -> Option<String> {
+    (lag_bytes >= LAG_WARN_BYTES).then(|| {
+        format!(
+            "the page server is {} MB behind, as compaction of what came before takes longer than the WAL to come: it catches up by itself when less is \
+             written, or with more processors; branch create waits for it, with --at latest it does not",
+            lag_bytes >> 20
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn compaction_that_holds_wal_back_is_told_of_when_it_is_much() {
+        assert_eq!(compaction_warning(LAG_WARN_BYTES - 1), None);
+        let warning = compaction_warning(100 << 20).expect("it is much");
+        assert!(warning.contains("is 100 MB behind") && warning.contains("--at latest"), "{warning}");
+    }
 
     #[test]
     fn an_interruption_is_told_of_once_it_lasts() {

@@ -114,6 +114,7 @@ impl Fakes {
                     last_commit_us: Some(1_000_000),
                     oldest_lsn: Some(found.branch_lsn.max(Lsn::new(1))),
                     oldest_commit_us: Some(1),
+                    waits_for_compaction: false,
                 }))
             }
             ManageRequest::FollowWal { .. } if state.follow_wal_fails => Err(down("page server")),

@@ -306,4 +306,7 @@ pub struct TimelineStatus {
     /// Commit time of the last commit at or before that, microseconds since the Unix epoch.
     #[serde(default)]
     pub oldest_commit_us: Option<i64>,
+    /// Whether its WAL is taken in slowly, or not at all, because compaction is behind.
+    #[serde(default)]
+    pub waits_for_compaction: bool,
 }
