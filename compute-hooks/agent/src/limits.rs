@@ -10,8 +10,9 @@
 //! When memory runs out, a compute's processes are the first that the kernel ends: their `oom_score_adj` says so.
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ardent_api::compute::ComputeLimits;
 use nix::sys::signal::Signal;
@@ -28,6 +29,9 @@ const MEMORY_SHARE: u64 = 2;
 const CPU_WEIGHT: u32 = 100;
 /// What a limit of processors is counted over.
 const CPU_PERIOD_US: u64 = 100_000;
+/// How often it is tried to remove a group that is not empty yet, and how long is waited between.
+const REMOVALS_MAX: u32 = 20;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 /// The file of a control group that lists its processes, and takes new ones.
 const MEMBERS: &str = "cgroup.procs";
 
@@ -152,8 +156,13 @@ fn write_existing(path: &Path, text: &str) -> std::io::Result<()> {
 impl Drop for ControlGroup {
     fn drop(&mut self) {
         for folder in &self.folders {
-            // Not empty yet: it costs next to nothing, and the compute's next start uses it again.
-            let _ = fs::remove_dir(folder);
+            // Its last processes are on their way out. One that stays costs next to nothing, and the compute's next start uses it again.
+            for _ in 0..REMOVALS_MAX {
+                match fs::remove_dir(folder) {
+                    Err(error) if error.kind() == ErrorKind::ResourceBusy => std::thread::sleep(REMOVAL_PAUSE),
+                    _ => break,
+                }
+            }
         }
     }
 }

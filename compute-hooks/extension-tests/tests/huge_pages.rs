@@ -61,7 +61,7 @@ fn huge_of(pid: &str) -> Huge {
         let mut words = line.split_ascii_whitespace();
         match (words.next().unwrap_or_default(), words.next().unwrap_or_default()) {
             (range, protection) if range.contains('-') => is_code = protection == "r-xp",
-            ("AnonHugePages:", kilobytes) if is_code => huge.code += kilobytes.parse::<u64>().expect("a number"),
+            ("ShmemPmdMapped:", kilobytes) if is_code => huge.code += kilobytes.parse::<u64>().expect("a number"),
             ("ShmemPmdMapped:", kilobytes) => huge.shared += kilobytes.parse::<u64>().expect("a number"),
             _ => {}
         }

@@ -12,6 +12,8 @@ pub struct Segment {
     pub start: usize,
     /// Where what the file has of it ends.
     pub end: usize,
+    /// Where it begins in the file, in bytes.
+    pub file_offset: u64,
     protection: c_int,
 }
 
@@ -193,7 +195,8 @@ unsafe extern "C" fn collect(info: *mut libc::dl_phdr_info, _size: libc::size_t,
         let writable = if is(libc::PF_W) { libc::PROT_WRITE } else { 0 };
         let executable_flag = if is(libc::PF_X) { libc::PROT_EXEC } else { 0 };
         let protection = libc::PROT_READ | writable | executable_flag;
-        let segment = |len: u64| Segment { start, end: start + len as usize, protection };
+        let file_offset = header.p_offset;
+        let segment = |len: u64| Segment { start, end: start + len as usize, file_offset, protection };
         match header.p_type {
             libc::PT_LOAD if is(libc::PF_R) && executable.count < Executable::SEGMENTS_MAX => {
                 executable.found[executable.count] = Some(segment(header.p_filesz));

@@ -6,7 +6,7 @@
 //! the system's settings for transparent huge pages are, if the memory lies right:
 //!
 //! - code: the executable's pages are the file's, which few file systems keep in huge ones. What of them fills huge pages is
-//!   copied to memory of the postmaster's own, which takes the place of the file's. Its children inherit it.
+//!   copied to a file in memory, which takes the place of the executable's. The postmaster's children inherit it.
 //! - shared memory: Postgres lets the kernel choose where. So `mmap` is called through a function here that has the kernel
 //!   choose a multiple of a huge page. Buffers become huge pages when the first of the small ones in it is used, so
 //!   that a compute that does little takes little. What was used before that, one by one with them. None of it happens
@@ -14,13 +14,16 @@
 //!
 //! Where the kernel does not do it, is out of such pages, or `huge_pages` is `off`, everything stays as it would be without this.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::executable::Executable;
+use crate::executable::{Executable, Segment};
 use crate::pg;
 use crate::report::Text;
 
@@ -31,6 +34,8 @@ const SMALL_PAGE_LEN: usize = 4096;
 const SHARED_MEMORY_LEN_MIN: usize = 8 << 20;
 /// `MADV_COLLAPSE`.
 const COLLAPSE: c_int = 25;
+/// `MFD_EXEC`.
+const MAY_HOLD_CODE: c_uint = 0x10;
 /// For so long after its start a server leaves its memory as it is.
 const LEFT_ALONE_FOR: Duration = Duration::from_secs(1);
 /// How many of those that were used before are looked at with each that is used now.
@@ -43,9 +48,11 @@ const IMPORTS_MAX: usize = 4;
 struct SharedMemory {
     base: usize,
     made_at: Instant,
-    /// For each whole huge page of it whether it was tried to make it one; shared by all processes.
+    /// For each whole huge page of it whether it was tried to make it one; shared by all processes, as what follows.
     tried: &'static [AtomicBool],
-    /// Whether the kernel has refused one; shared by all processes.
+    /// Which of them are.
+    made: &'static [AtomicBool],
+    /// Whether the kernel has refused one.
     refused: &'static AtomicBool,
 }
 
@@ -70,13 +77,9 @@ pub unsafe fn install() {
         return;
     }
     let executable = Executable::new();
-    for segment in executable.segments().filter(|segment| segment.is_code()) {
-        let whole = segment.start.next_multiple_of(HUGE_PAGE_LEN)..segment.end / HUGE_PAGE_LEN * HUGE_PAGE_LEN;
+    for segment in executable.segments().filter(Segment::is_code) {
         // SAFETY: one thread, and this function is not in there.
-        if whole.start < whole.end && unsafe { move_code(&whole) } {
-            // SAFETY: one thread.
-            unsafe { CODE_LEN += whole.len() };
-        }
+        unsafe { CODE_LEN += move_code(&segment) };
     }
     for place in executable.imports::<IMPORTS_MAX>(c"mmap").into_iter().flatten() {
         let replacement =
@@ -86,31 +89,84 @@ pub unsafe fn install() {
     }
 }
 
-/// Puts a copy in huge pages in place of the code. False: it stays as it is.
+/// Puts a copy in huge pages in place of what of the code fills such pages. Gives how many bytes that is: 0, and it stays as it is,
+/// where they cannot be had.
 ///
 /// # Safety
-/// With one thread; `code` are whole huge pages of the executable's code.
-unsafe fn move_code(code: &Range<usize>) -> bool {
-    let len = code.len();
-    // SAFETY: new memory, written before it takes the place of what has the same content; at each moment there is
-    // something to run there.
-    unsafe {
-        let Some(room) = reserve(len) else { return false };
-        let copy = room.aligned as *mut c_void;
-        let writable = libc::PROT_READ | libc::PROT_WRITE;
-        let made = libc::mprotect(copy, len, writable) == 0 && {
-            // Before it is written, so that it is huge from the first byte on where the kernel needs no other asking.
-            libc::madvise(copy, len, libc::MADV_HUGEPAGE);
-            std::ptr::copy_nonoverlapping(code.start as *const u8, copy.cast(), len);
-            libc::madvise(copy, len, COLLAPSE) == 0
-        };
-        let moved = made
-            && libc::mprotect(copy, len, libc::PROT_READ | libc::PROT_EXEC) == 0
-            && libc::mremap(copy, len, len, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, code.start as *mut c_void)
-                != libc::MAP_FAILED;
-        room.give_back(if moved { room.aligned..room.aligned + len } else { room.aligned..room.aligned });
-        moved
+/// With one thread; `segment` is code of the executable's.
+unsafe fn move_code(segment: &Segment) -> usize {
+    let code = segment.start.next_multiple_of(HUGE_PAGE_LEN)..segment.end / HUGE_PAGE_LEN * HUGE_PAGE_LEN;
+    if code.is_empty() {
+        return 0;
     }
+    let (Ok(executable), Ok(copy)) = (File::open("/proc/self/exe"), file_in_memory(c"ardent-code")) else { return 0 };
+    if copy.set_len(code.len() as u64).is_err() || !copy_code(&code, &copy) {
+        return 0;
+    }
+    let offset = segment.file_offset + (code.start - segment.start) as u64;
+    // Of the file's as it was: what a session might write there is its own.
+    let put = |file: &File, offset: u64| {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_FIXED);
+        // SAFETY: the same code as is there; this runs elsewhere, and signals are blocked while libraries are loaded.
+        let put = unsafe {
+            libc::mmap(
+                code.start as *mut c_void,
+                code.len(),
+                protection,
+                flags,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        put != libc::MAP_FAILED
+    };
+    if put(&copy, 0) {
+        return code.len();
+    }
+    // The kernel may have taken away what was there before it found that it cannot.
+    if !put(&executable, offset) {
+        std::process::abort();
+    }
+    0
+}
+
+/// Copies code to a file whose memory becomes huge pages. Whether it did.
+fn copy_code(code: &Range<usize>, copy: &File) -> bool {
+    let len = code.len();
+    let Some(room) = reserve(len) else { return false };
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
+    // SAFETY: over address space that was reserved for it; it is given back, and the file keeps what was written.
+    unsafe {
+        let at = libc::mmap(room.aligned as *mut c_void, len, protection, flags, copy.as_raw_fd(), 0);
+        let made = at != libc::MAP_FAILED && {
+            // The kernel makes none of nothing: a byte of each, then the rest is copied to huge pages at once.
+            for page in (0..len).step_by(HUGE_PAGE_LEN) {
+                at.cast::<u8>().add(page).write_volatile(0);
+            }
+            let made = libc::madvise(at, len, COLLAPSE) == 0;
+            if made {
+                std::ptr::copy_nonoverlapping(code.start as *const u8, at.cast(), len);
+            }
+            made
+        };
+        room.give_back(room.aligned..room.aligned);
+        made
+    }
+}
+
+/// A new file in memory that may hold code.
+fn file_in_memory(name: &CStr) -> io::Result<File> {
+    // Older kernels than 6.3 do not know the second flag, and allow it anyway.
+    for flags in [libc::MFD_CLOEXEC | MAY_HOLD_CODE, libc::MFD_CLOEXEC] {
+        // SAFETY: a name that C can read; the descriptor is nobody else's.
+        unsafe {
+            let fd = libc::memfd_create(name.as_ptr(), flags);
+            if fd >= 0 {
+                return Ok(File::from_raw_fd(fd));
+            }
+        }
+    }
+    Err(io::Error::last_os_error())
 }
 
 /// Address space that nothing is in yet.
@@ -173,8 +229,8 @@ unsafe extern "C" fn map(
 /// New shared memory that begins with a huge page. None: it can't be had so.
 fn map_shared(len: usize, protection: c_int, flags: c_int) -> Option<*mut c_void> {
     let count = len / HUGE_PAGE_LEN;
-    // One more for the refusal.
-    let tried = shared_flags(count + 1)?;
+    // Two of each, and the refusal.
+    let flags_of_pages = shared_flags(2 * count + 1)?;
     let room = reserve(len)?;
     // SAFETY: over address space that was reserved for it.
     let base = unsafe { libc::mmap(room.aligned as *mut c_void, len, protection, flags | libc::MAP_FIXED, -1, 0) };
@@ -183,12 +239,13 @@ fn map_shared(len: usize, protection: c_int, flags: c_int) -> Option<*mut c_void
         return None;
     }
     room.give_back(room.aligned..room.aligned + len.next_multiple_of(SMALL_PAGE_LEN));
-    let (refused, tried) = tried.split_first()?;
+    let (refused, flags_of_pages) = flags_of_pages.split_first()?;
+    let (tried, made) = flags_of_pages.split_at(count);
     // SAFETY: the memory that was just made; one thread.
     unsafe {
         // Where the system leaves it to the program, they are huge from the first use on.
         libc::madvise(base, len, libc::MADV_HUGEPAGE);
-        SHARED_MEMORY = Some(SharedMemory { base: base as usize, made_at: Instant::now(), tried, refused });
+        SHARED_MEMORY = Some(SharedMemory { base: base as usize, made_at: Instant::now(), tried, made, refused });
     }
     Some(base)
 }
@@ -249,6 +306,7 @@ impl SharedMemory {
         }
         // SAFETY: within the shared memory; its content stays the same.
         let made = unsafe { libc::madvise(self.address(at), HUGE_PAGE_LEN, COLLAPSE) } == 0;
+        self.made[at].store(made, Ordering::Relaxed);
         // In use by the kernel at this very moment, or locked: only this one stays small.
         let is_refusal = || !matches!(last_error(), libc::EAGAIN | libc::EBUSY);
         if !made && is_refusal() {
@@ -270,10 +328,10 @@ impl SharedMemory {
 }
 
 fn last_error() -> c_int {
-    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
-/// `SHOW ardent.huge_pages`: what was asked for, and whether the kernel gave it.
+/// `SHOW ardent.huge_pages`: how much code, how many huge pages of shared memory, and whether the kernel has refused any.
 pub unsafe extern "C-unwind" fn show() -> *const c_char {
     let place = &raw mut SHOWN;
     // SAFETY: single-threaded process; Postgres copies the text before anybody asks again.
@@ -281,9 +339,9 @@ pub unsafe extern "C-unwind" fn show() -> *const c_char {
     *out = Text::new();
     let _cut = write!(out, "code={}kB", code / 1024);
     if let Some(memory) = shared_memory() {
-        let tried = memory.tried.iter().filter(|tried| tried.load(Ordering::Relaxed)).count();
+        let made = memory.made.iter().filter(|made| made.load(Ordering::Relaxed)).count();
         let refused = if memory.refused.load(Ordering::Relaxed) { " refused=1" } else { "" };
-        let _cut = write!(out, " shared={tried}/{}{refused}", memory.tried.len());
+        let _cut = write!(out, " shared={made}/{}{refused}", memory.made.len());
     }
     out.as_c_str().as_ptr()
 }
