@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::executable::{Executable, Segment};
@@ -40,6 +40,10 @@ const MAY_HOLD_CODE: c_uint = 0x10;
 const LEFT_ALONE_FOR: Duration = Duration::from_secs(1);
 /// How many of those that were used before are looked at with each that is used now.
 const LOOKS_MAX: usize = 16;
+/// How often one is tried that the kernel has in hand at that very moment.
+const TRIES_MAX: u8 = 5;
+/// The state of one that was made; below it, how often it was tried; [`TRIES_MAX`]: it stays small.
+const MADE: u8 = u8::MAX;
 /// Places in the executable that take the address of `mmap`: one as it is linked today.
 const IMPORTS_MAX: usize = 4;
 
@@ -48,12 +52,10 @@ const IMPORTS_MAX: usize = 4;
 struct SharedMemory {
     base: usize,
     made_at: Instant,
-    /// For each whole huge page of it whether it was tried to make it one; shared by all processes, as what follows.
-    tried: &'static [AtomicBool],
-    /// Which of them are.
-    made: &'static [AtomicBool],
-    /// Whether the kernel has refused one.
-    refused: &'static AtomicBool,
+    /// What became of each whole huge page of it; shared by all processes, as what follows.
+    states: &'static [AtomicU8],
+    /// Whether the kernel has refused one: a number that is not 0.
+    refused: &'static AtomicU8,
 }
 
 static mut SHARED_MEMORY: Option<SharedMemory> = None;
@@ -229,8 +231,8 @@ unsafe extern "C" fn map(
 /// New shared memory that begins with a huge page. None: it can't be had so.
 fn map_shared(len: usize, protection: c_int, flags: c_int) -> Option<*mut c_void> {
     let count = len / HUGE_PAGE_LEN;
-    // Two of each, and the refusal.
-    let flags_of_pages = shared_flags(2 * count + 1)?;
+    // One more for the refusal.
+    let (refused, states) = shared_numbers(count + 1)?.split_first()?;
     let room = reserve(len)?;
     // SAFETY: over address space that was reserved for it.
     let base = unsafe { libc::mmap(room.aligned as *mut c_void, len, protection, flags | libc::MAP_FIXED, -1, 0) };
@@ -239,24 +241,22 @@ fn map_shared(len: usize, protection: c_int, flags: c_int) -> Option<*mut c_void
         return None;
     }
     room.give_back(room.aligned..room.aligned + len.next_multiple_of(SMALL_PAGE_LEN));
-    let (refused, flags_of_pages) = flags_of_pages.split_first()?;
-    let (tried, made) = flags_of_pages.split_at(count);
     // SAFETY: the memory that was just made; one thread.
     unsafe {
         // Where the system leaves it to the program, they are huge from the first use on.
         libc::madvise(base, len, libc::MADV_HUGEPAGE);
-        SHARED_MEMORY = Some(SharedMemory { base: base as usize, made_at: Instant::now(), tried, made, refused });
+        SHARED_MEMORY = Some(SharedMemory { base: base as usize, made_at: Instant::now(), states, refused });
     }
     Some(base)
 }
 
-/// Flags that all processes share. They stay for the life of the server: a few bytes for each time that it starts over.
-fn shared_flags(count: usize) -> Option<&'static [AtomicBool]> {
+/// Numbers that all processes share. They stay for the life of the server: a few bytes for each time that it starts over.
+fn shared_numbers(count: usize) -> Option<&'static [AtomicU8]> {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
     // SAFETY: a new mapping; it is never unmapped and is zero.
     unsafe {
         let memory = libc::mmap(std::ptr::null_mut(), count, protection, flags, -1, 0);
-        (memory != libc::MAP_FAILED).then(|| std::slice::from_raw_parts(memory.cast::<AtomicBool>(), count))
+        (memory != libc::MAP_FAILED).then(|| std::slice::from_raw_parts(memory.cast::<AtomicU8>(), count))
     }
 }
 
@@ -269,8 +269,8 @@ fn shared_memory() -> Option<SharedMemory> {
 #[inline]
 pub fn touched(page: *const c_void) {
     if let Some(memory) = shared_memory()
-        && let Some(tried) = memory.tried.get((page as usize).wrapping_sub(memory.base) / HUGE_PAGE_LEN)
-        && !tried.load(Ordering::Relaxed)
+        && let Some(state) = memory.states.get((page as usize).wrapping_sub(memory.base) / HUGE_PAGE_LEN)
+        && state.load(Ordering::Relaxed) < TRIES_MAX
     {
         memory.touched_first(page);
     }
@@ -287,30 +287,38 @@ impl SharedMemory {
         unsafe { &*page.cast::<AtomicU8>() }.load(Ordering::Relaxed);
         self.enlarge((page as usize - self.base) / HUGE_PAGE_LEN);
         let place = &raw mut LAST_LOOK;
-        for _ in 0..LOOKS_MAX.min(self.tried.len()) {
+        for _ in 0..LOOKS_MAX.min(self.states.len()) {
             // SAFETY: single-threaded process.
             let at = unsafe {
-                place.write((place.read() + 1) % self.tried.len());
+                place.write((place.read() + 1) % self.states.len());
                 place.read()
             };
-            if !self.tried[at].load(Ordering::Relaxed) && self.is_used(at) {
+            if self.states[at].load(Ordering::Relaxed) < TRIES_MAX && self.is_used(at) {
                 return self.enlarge(at);
             }
         }
     }
 
-    /// Makes it one, once.
+    /// Makes it one. Several processes that do it at once do it once.
     fn enlarge(&self, at: usize) {
-        if self.tried[at].swap(true, Ordering::Relaxed) || self.refused.load(Ordering::Relaxed) {
-            return;
+        let state = &self.states[at];
+        if self.refused.load(Ordering::Relaxed) != 0 {
+            return state.store(TRIES_MAX, Ordering::Relaxed);
         }
         // SAFETY: within the shared memory; its content stays the same.
         let made = unsafe { libc::madvise(self.address(at), HUGE_PAGE_LEN, COLLAPSE) } == 0;
-        self.made[at].store(made, Ordering::Relaxed);
-        // In use by the kernel at this very moment, or locked: only this one stays small.
-        let is_refusal = || !matches!(last_error(), libc::EAGAIN | libc::EBUSY);
-        if !made && is_refusal() {
-            self.refused.store(true, Ordering::Relaxed);
+        match last_error() {
+            _ if made => state.store(MADE, Ordering::Relaxed),
+            // A small page of it is in use by the kernel, or locked.
+            libc::EAGAIN | libc::EBUSY => {
+                let tried = |tries: u8| (tries < TRIES_MAX).then_some(tries + 1);
+                // One that another process has made meanwhile stays that.
+                let _ = state.fetch_update(Ordering::Relaxed, Ordering::Relaxed, tried);
+            }
+            _ => {
+                self.refused.store(1, Ordering::Relaxed);
+                state.store(TRIES_MAX, Ordering::Relaxed);
+            }
         }
     }
 
@@ -339,9 +347,9 @@ pub unsafe extern "C-unwind" fn show() -> *const c_char {
     *out = Text::new();
     let _cut = write!(out, "code={}kB", code / 1024);
     if let Some(memory) = shared_memory() {
-        let made = memory.made.iter().filter(|made| made.load(Ordering::Relaxed)).count();
-        let refused = if memory.refused.load(Ordering::Relaxed) { " refused=1" } else { "" };
-        let _cut = write!(out, " shared={made}/{}{refused}", memory.made.len());
+        let made = memory.states.iter().filter(|state| state.load(Ordering::Relaxed) == MADE).count();
+        let refused = if memory.refused.load(Ordering::Relaxed) != 0 { " refused=1" } else { "" };
+        let _cut = write!(out, " shared={made}/{}{refused}", memory.states.len());
     }
     out.as_c_str().as_ptr()
 }
