@@ -224,7 +224,6 @@ impl WalFiles {
             tracker = tracker.with_previous_record(commit.start);
         }
         let mut at = commit.end;
-        let limit = Lsn::new(limit.get() & !7);
         while at < limit {
             let step = SCAN_STEP_BYTES.min(limit.saturating_sub(at).min(usize::MAX as u64) as usize);
             let bytes = match self.names.read_what_is_there(at, step) {

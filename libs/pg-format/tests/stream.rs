@@ -4,7 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use ardent_pg_format::encode::{RecordBuilder, WalStream, WalWriter};
-use ardent_pg_format::{PgMajor, WalDecoder, WalError, WalProblem};
+use ardent_pg_format::{PgMajor, RecordBoundaryTracker, WalDecoder, WalError, WalProblem};
 use ardent_types::{Lsn, PgTli, SystemId, WalSegmentSize};
 
 const START: Lsn = Lsn::new(0x100_0000 - 16_000);
@@ -103,6 +103,31 @@ fn checklist_08_10_damage_is_named() {
     bytes[second..second + 4].fill(0);
     let error = decode(&bytes).1.unwrap();
     assert!(error.problem == WalProblem::ZeroLength && error.may_be_end_of_wal());
+}
+
+/// Who cuts a log at its last whole record cuts a record without its padding, and must not have told of it before.
+#[test]
+fn a_record_is_whole_when_its_padding_has_come() {
+    let (bytes, spans) = sample();
+    let mut tracker = RecordBoundaryTracker::new(START, PgMajor::V15, WalSegmentSize::new(1 << 20).unwrap());
+    tracker = tracker.with_previous_record(PREV);
+    let (mut last, mut padding) = ((PREV, START), 0);
+    let mut expected = spans.iter().peekable();
+    for byte in &bytes {
+        let given = tracker.feed_slice(&[*byte]).unwrap().map(|span| (span.start, span.end));
+        let whole = expected.next_if(|(_, end)| *end == tracker.fed_to());
+        assert_eq!(given, whole.copied(), "at {}", tracker.fed_to());
+        last = whole.copied().unwrap_or(last);
+        assert_eq!((tracker.start_of_last_record(), tracker.end_of_last_record()), (Some(last.0), last.1));
+    }
+    assert_eq!(expected.next(), None);
+    for cut in 1..8 {
+        let mut tracker = RecordBoundaryTracker::new(START, PgMajor::V15, WalSegmentSize::new(1 << 20).unwrap());
+        let given = tracker.feed_slice(&bytes[..bytes.len() - cut]).unwrap().expect("records");
+        assert_eq!((given.start, given.end), spans[spans.len() - 2]);
+        padding += usize::from(decode(&bytes[..bytes.len() - cut]).0 == spans);
+    }
+    assert_eq!(padding, 7, "the last record has that much padding");
 }
 
 proptest! {

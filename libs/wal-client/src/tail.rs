@@ -60,8 +60,6 @@ impl TailReader {
     ) -> Result<RecordEnd, ClientError> {
         let mut tracker = shape.tracker(from);
         let mut at = from.end;
-        // A record ends behind its padding: one whose padding is not all there is not whole.
-        let to = Lsn::new(to.get() & !7);
         while at < to {
             let bytes = self.read(at, to).await?;
             if bytes.is_empty() {

@@ -17,22 +17,33 @@ pub struct RecordSpan {
     pub end: Lsn,
 }
 
-/// Follows a stream of WAL bytes, cut anywhere, and knows the last whole record in it. Checks pages, links and CRCs as the decoder does,
-/// but doesn't look into records.
+/// Follows a stream of WAL bytes, cut anywhere, and knows the last whole record in it: one whose padding has come, too. Checks pages, links
+/// and CRCs as the decoder does, but doesn't look into records.
 #[derive(Debug)]
 pub struct RecordBoundaryTracker {
     framer: Framer,
+    unpadded: Option<Unpadded>,
+}
+
+/// A record that is there but for its padding.
+#[derive(Debug)]
+struct Unpadded {
+    record: RecordSpan,
+    end_before: Lsn,
+    start_before: Option<Lsn>,
 }
 
 impl RecordBoundaryTracker {
     /// A tracker of the stream that starts at `start`, a record's end or start.
     pub fn new(start: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> RecordBoundaryTracker {
-        RecordBoundaryTracker { framer: Framer::new(start, StreamStart::RecordBoundary, major, segment_size) }
+        let framer = Framer::new(start, StreamStart::RecordBoundary, major, segment_size);
+        RecordBoundaryTracker { framer, unpadded: None }
     }
 
     /// A tracker of a stream that starts with a page, which may begin with the rest of an earlier record.
     pub fn at_page(page: Lsn, major: PgMajor, segment_size: WalSegmentSize) -> RecordBoundaryTracker {
-        RecordBoundaryTracker { framer: Framer::new(page, StreamStart::Page, major, segment_size) }
+        let framer = Framer::new(page, StreamStart::Page, major, segment_size);
+        RecordBoundaryTracker { framer, unpadded: None }
     }
 
     /// Sets where the record before the stream starts; the first record's link is then checked exactly.
@@ -53,11 +64,18 @@ impl RecordBoundaryTracker {
     /// before it count: ask [`RecordBoundaryTracker::end_of_last_record`].
     pub fn feed(&mut self, bytes: impl Into<Bytes>) -> Result<Option<RecordSpan>, WalError> {
         self.framer.feed(bytes.into());
-        let mut last = None;
-        while let Some(record) = self.framer.next_record()? {
-            last = Some(RecordSpan { start: record.start_lsn, end: record.end_lsn });
+        let fed_to = self.framer.fed_to();
+        let mut last = self.unpadded.take_if(|unpadded| unpadded.record.end <= fed_to).map(|unpadded| unpadded.record);
+        loop {
+            let (end_before, start_before) = (self.framer.end_of_last_record(), self.framer.start_of_last_record());
+            let Some(record) = self.framer.next_record()? else { return Ok(last) };
+            let record = RecordSpan { start: record.start_lsn, end: record.end_lsn };
+            if record.end <= fed_to {
+                last = Some(record);
+            } else {
+                self.unpadded = Some(Unpadded { record, end_before, start_before });
+            }
         }
-        Ok(last)
     }
 
     /// [`RecordBoundaryTracker::feed`], with a copy of the bytes.
@@ -78,12 +96,12 @@ impl RecordBoundaryTracker {
 
     /// End of the last whole record, or where the stream started.
     pub fn end_of_last_record(&self) -> Lsn {
-        self.framer.end_of_last_record()
+        self.unpadded.as_ref().map_or_else(|| self.framer.end_of_last_record(), |unpadded| unpadded.end_before)
     }
 
     /// Start of the last whole record, or what [`RecordBoundaryTracker::with_previous_record`] said.
     pub fn start_of_last_record(&self) -> Option<Lsn> {
-        self.framer.start_of_last_record()
+        self.unpadded.as_ref().map_or_else(|| self.framer.start_of_last_record(), |unpadded| unpadded.start_before)
     }
 
     /// The highest Postgres timeline id of the pages read.
