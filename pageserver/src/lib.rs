@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Beside them `retention` finds the LSN of a moment, and `collector` gives up history that is too old, without loading what is idle, by a
-//! clock that believes no jump of the host's (`libs/trusted-clock`).
+//! clock that believes no jump of the host's (`libs/trusted-clock`). Connections' threads have short turns on a processor (`turns`).
 //!
 //! This crate is the shell: sockets, threads, tokens. What a record means is in `pg-ingest`, what is kept is in `storage`.
 //!
@@ -40,6 +40,7 @@ mod running;
 mod server;
 mod socket;
 mod state;
+mod turns;
 mod unnamed_files;
 
 pub use description::DESCRIPTION;

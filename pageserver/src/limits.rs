@@ -13,6 +13,8 @@ pub const OUTPUT_FLUSH_BYTES: usize = 256 << 10;
 pub const SOCKET_BUFFER_BYTES: usize = 1 << 20;
 /// Connections at one time.
 pub const CONNECTIONS_MAX: usize = 8192;
+/// A turn of a connection's thread on a processor that others want, too: about what a page costs that has to be put together.
+pub const CONNECTION_TURN: Duration = Duration::from_micros(100);
 /// Relation sizes that a connection remembers, some 40 bytes each.
 pub const SIZES_PER_CONNECTION_MAX: usize = 1024;
 /// Bytes of WAL that are decoded before their values are handed to storage, unless a chunk ends earlier.

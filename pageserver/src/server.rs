@@ -28,6 +28,7 @@ use crate::metrics::{self, Metrics};
 use crate::pages_sent::PagesSent;
 use crate::retention;
 use crate::socket::Socket;
+use crate::turns::ask_for_short_turns;
 
 /// Why it listens nowhere else.
 const NOT_LOCAL: &str = "pages are served on this host alone, on Unix sockets and loopback addresses: computes are given connections that the \
@@ -252,6 +253,9 @@ impl Connections {
         let shared = Arc::clone(shared);
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name(format!("page-client-{number}")).spawn(move || {
+            if let Err(error) = ask_for_short_turns() {
+                tracing::debug!(%error, "a connection's turns are as long as everybody's");
+            }
             if let Err(error) = connection::serve(&shared, socket) {
                 tracing::debug!(%error, "a page service connection ended");
             }
