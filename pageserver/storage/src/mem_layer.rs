@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A version costs 32 bytes and its value's bytes, and no allocation of its own. Readers take a shared lock and copy what
-//! they need; the one writer takes the lock once per batch.
+//! they need; the one writer lets those that wait in between after every few values. That shows them parts of a batch, which they
+//! pass over: they ask for nothing that is so new.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ardent_types::Lsn;
 use bytes::Bytes;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use crate::position::RecordPosition;
 use crate::stored_key::{KeyHashing, KeyRange, StoredKey};
@@ -33,6 +34,9 @@ const GROUP_COST_BYTES: usize = 120;
 const GROUP_BLOCKS: u32 = 16;
 /// Added to the numbers of keys that are not blocks.
 const OTHERS_FROM: KeyNumber = 1 << 31;
+
+/// Values after which a batch's writer lets readers in: some 20 us apart.
+const VALUES_BETWEEN_READERS: usize = 64;
 
 /// Versions whose memory is looked at ahead of its use.
 const AT_ONCE: usize = 32;
@@ -247,10 +251,13 @@ impl MemLayer {
         batch: impl Iterator<Item = (StoredKey, Lsn, VersionKind, &'a [u8])>,
         boundaries: &[RecordPosition],
     ) -> Result<(), Disorder> {
-        let mut inner = self.inner.write();
-        let inner = &mut *inner;
+        let mut guard = self.inner.write();
         let mut bytes = 0;
-        for (key, lsn, kind, value) in batch {
+        for (count, (key, lsn, kind, value)) in batch.enumerate() {
+            if count % VALUES_BETWEEN_READERS == VALUES_BETWEEN_READERS - 1 {
+                RwLockWriteGuard::bump(&mut guard);
+            }
+            let inner = &mut *guard;
             let next = u32::try_from(inner.slots.len()).expect("the size limit keeps a layer below 2^32 versions");
             let (number, head, cost) = inner.heads.entry(&key);
             let mut previous = *head;
@@ -276,7 +283,8 @@ impl MemLayer {
             *head = next;
             bytes += cost + value.len() + size_of::<Slot>();
         }
-        inner.boundaries.extend_from_slice(boundaries);
+        guard.boundaries.extend_from_slice(boundaries);
+        drop(guard);
         bytes += size_of_val(boundaries);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.gauge.fetch_add(bytes, Ordering::Relaxed);
@@ -372,5 +380,53 @@ impl MemLayer {
 impl Drop for MemLayer {
     fn drop(&mut self) {
         self.gauge.fetch_sub(self.bytes(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use ardent_types::{ForkNumber, Key, RelTag};
+
+    use super::*;
+
+    /// The last ones take a millisecond each.
+    const VALUES_MAX: usize = 1_000_000 + 5_000;
+
+    /// A batch that goes on until a reader that came in the middle of it has its answer, which has nothing of the batch.
+    #[test]
+    fn who_reads_does_not_wait_for_the_end_of_a_batch() {
+        let layer = MemLayer::new(Lsn::new(8), MemoryGauge::default());
+        let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
+        let key = StoredKey::from(&Key::RelBlock(rel, 7));
+        layer.put([(key, Lsn::new(16), VersionKind::Image, &b"old"[..])].into_iter(), &[]).expect("in order");
+        let (begun, answered) = (AtomicBool::new(false), AtomicBool::new(false));
+        let mut put = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !begun.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+                let mut found = Gathered::default();
+                layer.gather(&key, Lsn::INVALID, Lsn::new(16), &mut found);
+                assert_eq!((found.len(), found.newest()), (1, Some(Lsn::new(16))));
+                answered.store(true, Ordering::Release);
+            });
+            let batch = (0..VALUES_MAX).map_while(|count| {
+                put = count;
+                begun.store(true, Ordering::Release);
+                if count >= 1_000_000 {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                let lsn = Lsn::new(24 + 8 * count as u64);
+                (!answered.load(Ordering::Acquire)).then_some((key, lsn, VersionKind::Delta, &b"new"[..]))
+            });
+            layer.put(batch, &[]).expect("in order");
+        });
+        assert!((1..VALUES_MAX - 1).contains(&put), "the reader came in after {put} values");
+        let mut found = Gathered::default();
+        layer.gather(&key, Lsn::INVALID, Lsn::MAX, &mut found);
+        assert_eq!(found.len(), put + 1);
     }
 }
