@@ -37,6 +37,8 @@ pub(crate) struct Layout {
     pub(crate) rings: PathBuf,
     pub(crate) log: PathBuf,
     pub(crate) warm_marker: PathBuf,
+    /// The control groups that were made, for whoever discards the folder when no agent has removed them.
+    pub(crate) groups: PathBuf,
     /// What `ALTER SYSTEM` wrote in the last data directory.
     pub(crate) kept_settings: PathBuf,
     pub(crate) memory: PathBuf,
@@ -68,6 +70,7 @@ impl Layout {
             rings: compute_dir.join("statements"),
             log: compute_dir.join("postgres.log"),
             warm_marker: compute_dir.join("warm.json"),
+            groups: compute_dir.join("groups"),
             kept_settings: compute_dir.join("auto.conf"),
             memory: compute_dir.join("agent.json"),
             serving: compute_dir.join("serving.json"),

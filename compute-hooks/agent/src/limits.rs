@@ -86,6 +86,11 @@ impl ControlGroup {
         }
     }
 
+    /// Its folders, a line each.
+    pub(crate) fn listing(&self) -> String {
+        self.folders.iter().map(|folder| format!("{}\n", folder.display())).collect()
+    }
+
     /// The files to write a process's id to.
     pub(crate) fn members(&self) -> Vec<PathBuf> {
         self.folders.iter().map(|folder| folder.join(MEMBERS)).collect()

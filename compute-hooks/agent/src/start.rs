@@ -632,6 +632,10 @@ impl Compute {
         if group.is_none() && is_asked {
             tracing::warn!("no control group can be made here: memory and processors are not limited");
         }
+        let listing = group.as_ref().map(ControlGroup::listing).unwrap_or_default();
+        if let Err(error) = std::fs::write(&self.layout.groups, listing) {
+            tracing::warn!(%error, "a control group may stay if this agent is killed: {} cannot be written", self.layout.groups.display());
+        }
         group
     }
 

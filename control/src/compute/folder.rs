@@ -1,6 +1,7 @@
 //! Discarding a compute's folder.
 //!
-//! It gets another name first, in one step: whatever interrupts the removal, nobody starts from half a folder.
+//! It gets another name first, in one step: whatever interrupts the removal, nobody starts from half a folder. With it go the control groups
+//! that it lists: an agent that ends in order has removed them, one that was killed has not.
 
 use std::fs;
 use std::io;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ardent_api::control::{ApiErrorCode, ErrorInfo};
-use ardent_types::ComputeId;
+use ardent_types::{ComputeId, TimelineId};
 use tracing::warn;
 
 use crate::compute::end_process;
@@ -17,6 +18,13 @@ use crate::store::BranchRow;
 
 /// Ending of the names of folders that nobody will use again.
 const DISCARDED: &str = "discarded";
+/// In a compute's folder: its control groups' folders, a line each.
+const GROUPS: &str = "groups";
+/// Where all control groups are.
+const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
+/// How often it is tried to remove a group whose last processes are on their way out, and how long is waited between.
+const GROUP_REMOVALS_MAX: u32 = 20;
+const GROUP_REMOVAL_PAUSE: Duration = Duration::from_millis(10);
 
 impl ComputePool {
     /// Stops the branch's compute, and removes its folder. Its row stays. To be called with the branch's gate closed, or when
@@ -30,13 +38,38 @@ impl ComputePool {
                 return Err(ErrorInfo::new(ApiErrorCode::Internal, message));
             }
         }
-        let computes = self.context().pool.computes_dir.clone();
-        let removed = tokio::task::spawn_blocking(move || remove(&computes, compute.id));
+        let (computes, timeline) = (self.context().pool.computes_dir.clone(), branch.timeline);
+        let removed = tokio::task::spawn_blocking(move || {
+            remove_groups(&computes.join(compute.id.to_string()), timeline, Path::new(CONTROL_GROUPS));
+            remove(&computes, compute.id)
+        });
         let removed = removed.await.map_err(|_| crate::branches::shutting_down())?;
         removed.map_err(|error| {
             let message = format!("the folder of branch {} cannot be removed: {error}", branch.known_name());
             ErrorInfo::new(ApiErrorCode::Internal, message)
         })
+    }
+}
+
+/// Removes the control groups below `root` that the compute's folder lists. One that stays costs next to nothing, but starts on a host with
+/// thousands of them are slow.
+fn remove_groups(folder: &Path, timeline: TimelineId, root: &Path) {
+    let listing = match fs::read_to_string(folder.join(GROUPS)) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => {
+            return warn!(folder = %folder.display(), %error, "which control groups a compute has left cannot be read");
+        }
+    };
+    let name = format!("ardent-{timeline}");
+    let is_its = |group: &&Path| group.starts_with(root) && group.file_name() == Some(name.as_ref());
+    for group in listing.lines().map(Path::new).filter(is_its) {
+        for _ in 0..GROUP_REMOVALS_MAX {
+            match fs::remove_dir(group) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(GROUP_REMOVAL_PAUSE),
+                _ => break,
+            }
+        }
     }
 }
 
@@ -91,6 +124,25 @@ pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_groups_that_are_listed_are_removed_and_nothing_else() {
+        let (folder, root) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let timeline = TimelineId::generate();
+        remove_groups(folder.path(), timeline, root.path());
+        let its = |place: &str| root.path().join(place).join(format!("ardent-{timeline}"));
+        let (memory, pids, elsewhere) =
+            (its("memory/of-us"), its("pids"), folder.path().join(format!("ardent-{timeline}")));
+        let others = root.path().join("pids").join(format!("ardent-{}", TimelineId::generate()));
+        for group in [&memory, &pids, &elsewhere, &others] {
+            fs::create_dir_all(group).expect("made");
+        }
+        let gone = its("unified");
+        let listed = [&gone, &memory, &elsewhere, &others, &pids].map(|group| format!("{}\n", group.display()));
+        fs::write(folder.path().join(GROUPS), listed.concat()).expect("written");
+        remove_groups(folder.path(), timeline, root.path());
+        assert_eq!([&memory, &pids, &elsewhere, &others].map(|group| group.exists()), [false, false, true, true]);
+    }
 
     #[test]
     fn a_folder_is_gone_with_its_specification_and_leftovers_are_swept() {
