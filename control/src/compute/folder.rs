@@ -1,7 +1,7 @@
 //! Discarding a compute's folder.
 //!
 //! It gets another name first, in one step: whatever interrupts the removal, nobody starts from half a folder. With it go the control groups
-//! that it lists: an agent that ends in order has removed them, one that was killed has not.
+//! that it lists, and what still runs in them: an agent that ends in order has removed them, one that was killed has not.
 
 use std::fs;
 use std::io;
@@ -12,8 +12,8 @@ use ardent_api::control::{ApiErrorCode, ErrorInfo};
 use ardent_types::{ComputeId, TimelineId};
 use tracing::warn;
 
-use crate::compute::end_process;
 use crate::compute::pool::ComputePool;
+use crate::compute::{ProcessIdentity, end_process};
 use crate::store::BranchRow;
 
 /// Ending of the names of folders that nobody will use again.
@@ -22,9 +22,8 @@ const DISCARDED: &str = "discarded";
 const GROUPS: &str = "groups";
 /// Where all control groups are.
 const CONTROL_GROUPS: &str = "/sys/fs/cgroup";
-/// How often it is tried to remove a group whose last processes are on their way out, and how long is waited between.
-const GROUP_REMOVALS_MAX: u32 = 20;
-const GROUP_REMOVAL_PAUSE: Duration = Duration::from_millis(10);
+/// The file of a control group that lists its processes.
+const MEMBERS: &str = "cgroup.procs";
 
 impl ComputePool {
     /// Stops the branch's compute, and removes its folder. Its row stays. To be called with the branch's gate closed, or when
@@ -38,11 +37,9 @@ impl ComputePool {
                 return Err(ErrorInfo::new(ApiErrorCode::Internal, message));
             }
         }
-        let (computes, timeline) = (self.context().pool.computes_dir.clone(), branch.timeline);
-        let removed = tokio::task::spawn_blocking(move || {
-            remove_groups(&computes.join(compute.id.to_string()), timeline, Path::new(CONTROL_GROUPS));
-            remove(&computes, compute.id)
-        });
+        let computes = self.context().pool.computes_dir.clone();
+        remove_groups(&computes.join(compute.id.to_string()), branch.timeline, Path::new(CONTROL_GROUPS)).await;
+        let removed = tokio::task::spawn_blocking(move || remove(&computes, compute.id));
         let removed = removed.await.map_err(|_| crate::branches::shutting_down())?;
         removed.map_err(|error| {
             let message = format!("the folder of branch {} cannot be removed: {error}", branch.known_name());
@@ -51,9 +48,9 @@ impl ComputePool {
     }
 }
 
-/// Removes the control groups below `root` that the compute's folder lists. One that stays costs next to nothing, but starts on a host with
-/// thousands of them are slow.
-fn remove_groups(folder: &Path, timeline: TimelineId, root: &Path) {
+/// Removes the control groups below `root` that the compute's folder lists, with what runs in them: a sandbox whose maker was killed before it
+/// was finished waits for ever. A group that stays costs next to nothing, but starts on a host with thousands of them are slow.
+async fn remove_groups(folder: &Path, timeline: TimelineId, root: &Path) {
     let listing = match fs::read_to_string(folder.join(GROUPS)) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -64,11 +61,14 @@ fn remove_groups(folder: &Path, timeline: TimelineId, root: &Path) {
     let name = format!("ardent-{timeline}");
     let is_its = |group: &&Path| group.starts_with(root) && group.file_name() == Some(name.as_ref());
     for group in listing.lines().map(Path::new).filter(is_its) {
-        for _ in 0..GROUP_REMOVALS_MAX {
-            match fs::remove_dir(group) {
-                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => std::thread::sleep(GROUP_REMOVAL_PAUSE),
-                _ => break,
+        let members = fs::read_to_string(group.join(MEMBERS)).unwrap_or_default();
+        for process in members.split_whitespace().filter_map(|pid| ProcessIdentity::of(pid.parse().ok()?)) {
+            if !end_process(&process, Duration::ZERO).await {
+                warn!(pid = process.pid, "a process that a compute has left cannot be ended");
             }
+        }
+        if let Err(error) = gone(fs::remove_dir(group)) {
+            warn!(group = %group.display(), %error, "a control group that a compute has left stays");
         }
     }
 }
@@ -123,13 +123,15 @@ pub(super) fn gone(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
 
-    #[test]
-    fn the_groups_that_are_listed_are_removed_and_nothing_else() {
+    #[tokio::test]
+    async fn the_groups_that_are_listed_are_removed_and_nothing_else() {
         let (folder, root) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
         let timeline = TimelineId::generate();
-        remove_groups(folder.path(), timeline, root.path());
+        remove_groups(folder.path(), timeline, root.path()).await;
         let its = |place: &str| root.path().join(place).join(format!("ardent-{timeline}"));
         let (memory, pids, elsewhere) =
             (its("memory/of-us"), its("pids"), folder.path().join(format!("ardent-{timeline}")));
@@ -140,8 +142,21 @@ mod tests {
         let gone = its("unified");
         let listed = [&gone, &memory, &elsewhere, &others, &pids].map(|group| format!("{}\n", group.display()));
         fs::write(folder.path().join(GROUPS), listed.concat()).expect("written");
-        remove_groups(folder.path(), timeline, root.path());
+        remove_groups(folder.path(), timeline, root.path()).await;
         assert_eq!([&memory, &pids, &elsewhere, &others].map(|group| group.exists()), [false, false, true, true]);
+    }
+
+    #[tokio::test]
+    async fn what_runs_in_a_group_ends_with_it() {
+        let (folder, root) = (tempfile::tempdir().expect("folder"), tempfile::tempdir().expect("folder"));
+        let timeline = TimelineId::generate();
+        let group = root.path().join(format!("ardent-{timeline}"));
+        fs::create_dir(&group).expect("made");
+        let mut left = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().expect("it runs");
+        fs::write(group.join(MEMBERS), format!("{}\n", left.id().expect("it runs"))).expect("written");
+        fs::write(folder.path().join(GROUPS), format!("{}\n", group.display())).expect("written");
+        let (ended, ()) = tokio::join!(left.wait(), remove_groups(folder.path(), timeline, root.path()));
+        assert_eq!(ended.expect("a child").signal(), Some(9));
     }
 
     #[test]

@@ -385,14 +385,16 @@ impl Drop for MemLayer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     use ardent_types::{ForkNumber, Key, RelTag};
 
     use super::*;
 
-    /// The last ones take a millisecond each.
-    const VALUES_MAX: usize = 1_000_000 + 5_000;
+    /// Before each time that readers are let in, the batch waits this long for the answer of the one that came.
+    const PATIENCE: Duration = Duration::from_millis(10);
+    const VALUES_MAX: usize = 1000 * VALUES_BETWEEN_READERS;
 
     /// A batch that goes on until a reader that came in the middle of it has its answer, which has nothing of the batch.
     #[test]
@@ -401,30 +403,33 @@ mod tests {
         let rel = RelTag { spcnode: 1663, dbnode: 5, relnode: 16384, fork: ForkNumber::Main };
         let key = StoredKey::from(&Key::RelBlock(rel, 7));
         layer.put([(key, Lsn::new(16), VersionKind::Image, &b"old"[..])].into_iter(), &[]).expect("in order");
-        let (begun, answered) = (AtomicBool::new(false), AtomicBool::new(false));
+        let ((begin, begun), (answer, answered)) = (channel(), channel());
         let mut put = 0;
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !begun.load(Ordering::Acquire) {
-                    std::thread::yield_now();
-                }
+            let layer = &layer;
+            scope.spawn(move || {
+                begun.recv().expect("the batch has begun");
                 let mut found = Gathered::default();
                 layer.gather(&key, Lsn::INVALID, Lsn::new(16), &mut found);
-                assert_eq!((found.len(), found.newest()), (1, Some(Lsn::new(16))));
-                answered.store(true, Ordering::Release);
+                // The batch has ended where nobody was let in.
+                let _ = answer.send((found.len(), found.newest()));
             });
             let batch = (0..VALUES_MAX).map_while(|count| {
-                put = count;
-                begun.store(true, Ordering::Release);
-                if count >= 1_000_000 {
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                if count == 0 {
+                    begin.send(()).expect("the reader waits for it");
                 }
-                let lsn = Lsn::new(24 + 8 * count as u64);
-                (!answered.load(Ordering::Acquire)).then_some((key, lsn, VersionKind::Delta, &b"new"[..]))
+                if count % VALUES_BETWEEN_READERS == 0
+                    && let Ok(found) = answered.recv_timeout(PATIENCE)
+                {
+                    assert_eq!(found, (1, Some(Lsn::new(16))));
+                    return None;
+                }
+                put = count + 1;
+                Some((key, Lsn::new(24 + 8 * count as u64), VersionKind::Delta, &b"new"[..]))
             });
             layer.put(batch, &[]).expect("in order");
         });
-        assert!((1..VALUES_MAX - 1).contains(&put), "the reader came in after {put} values");
+        assert!((1..VALUES_MAX).contains(&put), "the reader came in after {put} values");
         let mut found = Gathered::default();
         layer.gather(&key, Lsn::INVALID, Lsn::MAX, &mut found);
         assert_eq!(found.len(), put + 1);
