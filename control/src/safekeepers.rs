@@ -16,7 +16,8 @@ impl Control {
         let branches = self.context.store.branches()?;
         let names: HashMap<TimelineId, String> =
             branches.into_iter().filter(|row| row.is_listed()).map(|row| (row.timeline, row.name)).collect();
-        let membership = self.context.wal_service.membership();
+        let (known, change) = self.context.store.membership_and_change()?;
+        let membership = known.unwrap_or_else(|| self.context.wal_service.membership());
         let asked = self.context.wal_service.safekeepers().await;
         let addresses: Vec<ServiceAddr> = asked.iter().map(|(address, _)| address.clone()).collect();
         let numbers = self.numbers_of(&addresses);
@@ -28,7 +29,7 @@ impl Control {
             schema_version: SCHEMA_VERSION,
             safekeepers: safekeepers.collect(),
             generation: membership.generation.get(),
-            change: self.safekeeper_change()?,
+            change: change.map(|change| self.describe_change(&change)),
         })
     }
 }

@@ -132,17 +132,20 @@ impl Control {
 
     /// The change that is on its way, for people.
     pub(crate) fn safekeeper_change(&self) -> Result<Option<SafekeeperChange>, ErrorInfo> {
-        let Some(change) = self.context.store.member_change()? else { return Ok(None) };
+        Ok(self.context.store.member_change()?.map(|change| self.describe_change(&change)))
+    }
+
+    pub(crate) fn describe_change(&self, change: &MemberChange) -> SafekeeperChange {
         let progress = self.changing.progress.lock().clone();
         let texts = |members: Vec<Member>| members.iter().map(|member| member.address.to_string()).collect();
-        Ok(Some(SafekeeperChange {
+        SafekeeperChange {
             phase: change.phase,
             adding: texts(change.joining()),
             removing: texts(change.leaving()),
             timelines_done: progress.done,
             timelines: progress.all,
             problem: progress.problem,
-        }))
+        }
     }
 
     /// Whether a branch is ready on a timeline that `is_it` is true for: most safekeepers have that.
@@ -201,7 +204,8 @@ impl Control {
     /// Does what the change that is on its way needs next. False: there is none.
     async fn advance_change(self: &Arc<Self>) -> Result<bool, ChangeError> {
         let store = &self.context.store;
-        let (Some(change), Some(current)) = (store.member_change()?, self.membership()?) else { return Ok(false) };
+        let (Some(current), Some(change)) = store.membership_and_change()? else { return Ok(false) };
+        let current = self.context.tokens.seal(&current);
         let Some(service) = self.context.wal_service.members() else {
             return Err(ChangeError::Waits("the safekeepers of this server cannot be changed".to_owned()));
         };

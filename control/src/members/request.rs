@@ -162,8 +162,9 @@ impl Control {
         let service = self.member_service()?;
         loop {
             let nothing = || ErrorInfo::new(ApiErrorCode::NotFound, "no change of the safekeepers is on its way");
-            let change = self.context.store.member_change()?.ok_or_else(nothing)?;
-            let current = self.membership()?.ok_or_else(nothing)?;
+            let (current, change) = self.context.store.membership_and_change()?;
+            let change = change.ok_or_else(nothing)?;
+            let current = self.context.tokens.seal(&current.ok_or_else(nothing)?);
             let next = match change.phase {
                 ChangePhase::Copying => current.clone(),
                 ChangePhase::Joint => {

@@ -114,6 +114,11 @@ impl Store {
         self.read(change)
     }
 
+    /// Both of one moment: a step changes them together.
+    pub fn membership_and_change(&self) -> Result<(Option<Membership>, Option<MemberChange>), StoreError> {
+        self.read(|connection| Ok((membership(connection)?, change(connection)?)))
+    }
+
     /// Begins a change from the members of `current` to `to`; at the first one `current` is written down as well. While a connector is being made
     /// whose root timeline may not be there yet nothing is changed: its name is the error.
     pub fn begin_member_change(

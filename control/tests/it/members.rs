@@ -1,6 +1,9 @@
 //! Which safekeepers there are changes: control ends in any phase and goes on, gives it up, or refuses it and has changed nothing.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
 
 use ardent_api::control::{ApiErrorCode, ChangePhase};
 
@@ -80,6 +83,27 @@ async fn control_that_dies_in_any_phase_goes_on() {
         assert_eq!(told["generation"], 3, "{phase:?}");
         assert_eq!(world.fakes.state.lock().members.list.as_ref().map(|list| list.members.len()), Some(3));
     }
+}
+
+/// While the safekeepers are asked how they are a change goes on: who they are and where it is are not told of two moments.
+#[tokio::test]
+async fn what_is_told_of_a_change_is_of_one_moment() {
+    let world = World::connected().await;
+    hold(&world, Some(ChangePhase::Joint));
+    change(&world, json!({ "count": 3 })).await;
+    until_held(&world).await;
+    let held = Arc::new(Barrier::new(2));
+    world.fakes.state.lock().answer_held = Some(held.clone());
+    let goes_on = async {
+        held.wait().await;
+        world.fakes.state.lock().answer_held = None;
+        hold(&world, None);
+        until_over(&world).await;
+        held.wait().await;
+    };
+    let (told, ()) = tokio::join!(world.get("/v1/safekeepers"), goes_on);
+    assert_eq!((&told["generation"], &told["change"]["phase"]), (&json!(2), &json!("joint")), "{told}");
+    assert_eq!(until_over(&world).await["generation"], 3);
 }
 
 #[tokio::test]

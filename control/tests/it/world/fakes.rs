@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Barrier, watch};
 
 use ardent_api::addr::ServiceAddr;
 use ardent_api::control::SlotInfo;
@@ -74,6 +74,8 @@ pub struct FakeState {
     /// How long history is kept, where that was said.
     pub retention_s: BTreeMap<TimelineId, u64>,
     pub members: FakeMembers,
+    /// Safekeepers that are asked how they are meet the test here, and again before they answer.
+    pub answer_held: Option<Arc<Barrier>>,
     /// Where the page server was told that the safekeepers are, each time.
     pub named: Vec<Vec<ServiceAddr>>,
     /// It is of a version that cannot be told.

@@ -112,7 +112,14 @@ impl WalService for Fakes {
             (address, said)
         });
         let all = all.collect();
-        Box::pin(async move { all })
+        let held = state.answer_held.clone();
+        Box::pin(async move {
+            if let Some(held) = held {
+                held.wait().await;
+                held.wait().await;
+            }
+            all
+        })
     }
 
     fn delete_on<'a>(
