@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::delta_writer::DeltaWriter;
 use crate::error::{CommitError, CorruptFile, ErrorKind, ReadError};
 use crate::image_writer::ImageWriter;
-use crate::layer::{Layer, LayerDesc, LayerKind};
+use crate::layer::{CursorUse, Layer, LayerDesc, LayerKind};
 use crate::layer_map::LayerMap;
 use crate::merge::Merge;
 use crate::plan::{Job, Policy, image_floor, plan};
@@ -116,7 +116,7 @@ impl Timeline {
     /// row, some of them become images of what they make, so that no read has to apply them all.
     pub(crate) fn merge_deltas(&self, inputs: &[Arc<Layer>]) -> Result<(), CommitError> {
         let mut outputs = DeltaWriter::of_layers(self, inputs)?;
-        let mut merge = Merge::new(inputs, &KeyRange::ALL)?;
+        let mut merge = Merge::new(inputs, &KeyRange::ALL, CursorUse::Alone)?;
         let mut row = self.has_all_between(inputs).then(|| DeltaRow::new(self));
         while let Some((key, mut version)) = merge.next()? {
             if let Some(row) = &mut row {
@@ -169,7 +169,7 @@ impl Timeline {
             is_within && desc.keys.overlaps(&keys)
         };
         let layers: Vec<_> = files.layers().iter().filter(concerned).cloned().collect();
-        let mut merge = Merge::new(&layers, &keys)?;
+        let mut merge = Merge::new(&layers, &keys, CursorUse::KeysAreRead)?;
         let mut sizes = RelationSizes { timeline: self, lsn, last: None };
         let mut current: Option<(StoredKey, Lsn)> = None;
         loop {

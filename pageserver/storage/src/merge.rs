@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ardent_types::Lsn;
 
-use crate::layer::{Layer, LayerCursor, LayerError};
+use crate::layer::{CursorUse, Layer, LayerCursor, LayerError};
 use crate::stored_key::{KeyRange, StoredKey};
 use crate::version::Version;
 
@@ -22,8 +22,9 @@ pub(crate) struct Merge {
 
 impl Merge {
     /// The versions of the keys in `range` in `layers`, oldest layer first.
-    pub(crate) fn new(layers: &[Arc<Layer>], range: &KeyRange) -> Result<Self, LayerError> {
-        let cursors = layers.iter().map(|layer| layer.cursor(range.first)).collect::<Result<Vec<_>, _>>()?;
+    pub(crate) fn new(layers: &[Arc<Layer>], range: &KeyRange, usage: CursorUse) -> Result<Self, LayerError> {
+        let cursor = |layer: &Arc<Layer>| layer.cursor_with(range.first, usage);
+        let cursors = layers.iter().map(cursor).collect::<Result<Vec<_>, _>>()?;
         let heads = cursors.iter().map(|_| None).collect();
         let mut merge = Merge { cursors, heads, heap: BinaryHeap::new(), last_key: range.last, given: None };
         for index in 0..merge.cursors.len() {

@@ -14,7 +14,7 @@ mod writer;
 
 pub(crate) use block::{BlockCache, BlockPacker, Effort, Group, GroupBuilder, check_block, unpack};
 pub(crate) use file::{LayerCorrupt, LayerError};
-pub(crate) use reader::{Layer, LayerCursor, describe};
+pub(crate) use reader::{CursorUse, Layer, LayerCursor, describe};
 pub(crate) use writer::{FinishedLayer, LayerWriter};
 
 use ardent_types::Lsn;

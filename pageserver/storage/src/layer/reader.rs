@@ -223,9 +223,13 @@ impl Layer {
 
     /// A cursor over all versions from `key` on, by key, then LSN.
     pub(crate) fn cursor(self: &Arc<Self>, key: StoredKey) -> Result<LayerCursor, LayerError> {
+        self.cursor_with(key, CursorUse::Alone)
+    }
+
+    pub(crate) fn cursor_with(self: &Arc<Self>, key: StoredKey, usage: CursorUse) -> Result<LayerCursor, LayerError> {
         let opened = self.opened()?;
         let group = opened.groups_through(&key, Lsn::INVALID).saturating_sub(1);
-        let mut cursor = LayerCursor { layer: self.clone(), opened, next_group: group, group: None, at: 0 };
+        let mut cursor = LayerCursor { layer: self.clone(), usage, opened, next_group: group, group: None, at: 0 };
         cursor.skip_to(key)?;
         Ok(cursor)
     }
@@ -358,9 +362,19 @@ fn delete_object(store: &dyn ObjectStore, name: &ObjectName) {
     }
 }
 
-/// Goes over a layer's versions in order. Reads past the block cache, so that a compaction doesn't push out what readers use.
+/// Whether what a cursor unpacks is of use to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CursorUse {
+    /// It reads past the block cache, so that a merge doesn't push out what readers use.
+    Alone,
+    /// The keys that it gives are read at once: what it unpacks is left in the block cache for that.
+    KeysAreRead,
+}
+
+/// Goes over a layer's versions in order.
 pub(crate) struct LayerCursor {
     layer: Arc<Layer>,
+    usage: CursorUse,
     opened: Arc<Opened>,
     next_group: usize,
     group: Option<Arc<Group>>,
@@ -379,8 +393,7 @@ impl LayerCursor {
             if self.next_group >= self.opened.groups() {
                 return Ok(None);
             }
-            self.group = Some(self.layer.group_uncached(&self.opened, self.next_group)?);
-            self.next_group += 1;
+            self.take_next_group()?;
             self.at = 0;
         }
     }
@@ -389,12 +402,18 @@ impl LayerCursor {
         if self.next_group >= self.opened.groups() {
             return Ok(());
         }
-        let group = self.layer.group_uncached(&self.opened, self.next_group)?;
-        self.at = group.count_through(&key, Lsn::INVALID);
         // An entry with LSN 0 does not occur; without it, "through (key, 0)" is "before key".
-        self.group = Some(group);
-        self.next_group += 1;
+        self.at = self.take_next_group()?.count_through(&key, Lsn::INVALID);
         Ok(())
+    }
+
+    fn take_next_group(&mut self) -> Result<&Group, LayerError> {
+        let group = match self.usage {
+            CursorUse::Alone => self.layer.group_uncached(&self.opened, self.next_group)?,
+            CursorUse::KeysAreRead => self.layer.group(&self.opened, self.next_group)?,
+        };
+        self.next_group += 1;
+        Ok(self.group.insert(group))
     }
 }
 
