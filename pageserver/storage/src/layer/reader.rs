@@ -23,6 +23,11 @@ const INDEX_ENTRY_LEN: usize = KEY_LEN + 8 + 8 + 4;
 /// Most groups that [`Layer::load`] takes: 2 MiB of pages.
 const LOAD_GROUPS_MAX: usize = 32;
 
+/// Most bytes of a file that a cursor reads at once, unless a single group has more.
+const AHEAD_BYTES_MAX: u64 = 256 << 10;
+/// How many times as many groups it reads with each read.
+const AHEAD_GROWS_BY: usize = 4;
+
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The parts of a file that every read needs; loaded with the first one.
@@ -229,7 +234,15 @@ impl Layer {
     pub(crate) fn cursor_with(self: &Arc<Self>, key: StoredKey, usage: CursorUse) -> Result<LayerCursor, LayerError> {
         let opened = self.opened()?;
         let group = opened.groups_through(&key, Lsn::INVALID).saturating_sub(1);
-        let mut cursor = LayerCursor { layer: self.clone(), usage, opened, next_group: group, group: None, at: 0 };
+        let mut cursor = LayerCursor {
+            layer: self.clone(),
+            usage,
+            opened,
+            next_group: group,
+            ahead: Ahead::default(),
+            group: None,
+            at: 0,
+        };
         cursor.skip_to(key)?;
         Ok(cursor)
     }
@@ -330,11 +343,20 @@ impl Layer {
     }
 
     fn group(&self, opened: &Opened, group: usize) -> Result<Arc<Group>, LayerError> {
+        self.group_with(group, || self.group_uncached(opened, group))
+    }
+
+    /// A group from the block cache, or what `unpack_group` gives, which stays there.
+    fn group_with(
+        &self,
+        group: usize,
+        unpack_group: impl FnOnce() -> Result<Arc<Group>, LayerError>,
+    ) -> Result<Arc<Group>, LayerError> {
         let key = (self.number, group as u32);
         if let Some(group) = self.cache.get(&key) {
             return Ok(group);
         }
-        let unpacked = self.group_uncached(opened, group)?;
+        let unpacked = unpack_group()?;
         self.cache.insert(key, unpacked.clone(), unpacked.weight());
         Ok(unpacked)
     }
@@ -377,8 +399,65 @@ pub(crate) struct LayerCursor {
     usage: CursorUse,
     opened: Arc<Opened>,
     next_group: usize,
+    ahead: Ahead,
     group: Option<Arc<Group>>,
     at: usize,
+}
+
+/// Packed groups that a cursor read from the file at once: first one, then more with each read.
+#[derive(Default)]
+struct Ahead {
+    groups: Range<usize>,
+    /// Where in the file `bytes` begin.
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Ahead {
+    /// The packed group, if its bytes were read.
+    fn block(&self, opened: &Opened, group: usize) -> Option<Bytes> {
+        let section = opened.section(group);
+        let at = usize::try_from(section.offset.checked_sub(self.start)?).ok()?;
+        let end = at.checked_add(section.length as usize).filter(|end| *end <= self.bytes.len())?;
+        Some(self.bytes.slice(at..end))
+    }
+
+    /// A group that is not in the block cache.
+    fn group(&mut self, layer: &Layer, opened: &Opened, group: usize) -> Result<Arc<Group>, LayerError> {
+        if !self.groups.contains(&group) {
+            self.read(layer, opened, group)?;
+        }
+        match self.block(opened, group).map(|block| unpack(&block).and_then(Group::parse)) {
+            Some(Ok(unpacked)) => Ok(Arc::new(unpacked)),
+            // A damaged one may be damaged in a nearer copy alone.
+            Some(Err(_)) | None => layer.group_uncached(opened, group),
+        }
+    }
+
+    /// Reads `group` and some of those that follow. Where only one would be read, or the file ends too early, nothing is: each is then read by
+    /// itself, which tells what is wrong.
+    fn read(&mut self, layer: &Layer, opened: &Opened, group: usize) -> Result<(), LayerError> {
+        let most = (self.groups.len() * AHEAD_GROWS_BY).max(1);
+        let start = opened.section(group).offset;
+        let (mut groups, mut end) = (group..group + 1, start);
+        for number in group..opened.groups().min(group + most) {
+            let section = opened.section(number);
+            let Some(next) = section.offset.checked_add(u64::from(section.length)) else { break };
+            if next < end || next > layer.desc.bytes || next - start > AHEAD_BYTES_MAX {
+                break;
+            }
+            (groups.end, end) = (number + 1, next);
+        }
+        let bytes = match groups.len() {
+            1 => Bytes::new(),
+            _ => match layer.read(start..end) {
+                Err(LayerError::Corrupt(_)) => Bytes::new(),
+                bytes => bytes?,
+            },
+        };
+        *self = Ahead { groups, start, bytes };
+        Ok(())
+    }
 }
 
 impl LayerCursor {
@@ -408,9 +487,11 @@ impl LayerCursor {
     }
 
     fn take_next_group(&mut self) -> Result<&Group, LayerError> {
+        let (layer, opened, number) = (&self.layer, &self.opened, self.next_group);
+        let ahead = &mut self.ahead;
         let group = match self.usage {
-            CursorUse::Alone => self.layer.group_uncached(&self.opened, self.next_group)?,
-            CursorUse::KeysAreRead => self.layer.group(&self.opened, self.next_group)?,
+            CursorUse::Alone => ahead.group(layer, opened, number)?,
+            CursorUse::KeysAreRead => layer.group_with(number, || ahead.group(layer, opened, number))?,
         };
         self.next_group += 1;
         Ok(self.group.insert(group))
@@ -454,10 +535,9 @@ mod tests {
         RecordPosition { end: Lsn::new(0x130), start: Lsn::new(0x110) },
     ];
 
-    fn read_back(file: &[u8]) {
+    /// The layer that a file is.
+    fn layer(file: &[u8]) -> Arc<Layer> {
         let trailer = Trailer::decode(&file[file.len() - TRAILER_LEN..]).unwrap();
-        assert_eq!((trailer.after, trailer.upto), (Lsn::new(0x100), Lsn::new(0x130)));
-        assert_eq!(trailer.keys, KeyRange { first: StoredKey::from(&Key::Checkpoint), last: key(99) });
         let desc = LayerDesc {
             file: "golden".to_owned(),
             kind: trailer.kind,
@@ -474,7 +554,69 @@ mod tests {
         let name = ObjectName::new("golden").unwrap();
         let store = Arc::new(MemoryStore::new());
         store.put(&name, file).unwrap();
-        let layer = Layer::new(desc, name, store, Arc::new(ClockCache::new(1 << 20)));
+        Layer::new(desc, name, store, Arc::new(ClockCache::new(1 << 20)))
+    }
+
+    /// Of a file, what a cursor gives before it ends or fails.
+    fn given(file: &[u8], usage: CursorUse) -> (Vec<(StoredKey, Bytes)>, Option<LayerError>) {
+        let mut cursor = layer(file).cursor_with(StoredKey::MIN, usage).unwrap();
+        let mut given = Vec::new();
+        loop {
+            match cursor.next() {
+                Ok(Some((key, version))) => given.push((key, version.bytes)),
+                Ok(None) => return (given, None),
+                Err(error) => return (given, Some(error)),
+            }
+        }
+    }
+
+    #[test]
+    fn a_cursor_gives_everything_before_a_damaged_group_and_names_that() {
+        let folder = tempfile::tempdir().unwrap();
+        let faults = FailPoints::new();
+        let mut writer =
+            LayerWriter::create(&folder.path().join("f"), LayerKind::Delta, Effort::Usual, &faults).unwrap();
+        let mut state = 1u64;
+        let mut values = Vec::new();
+        for block in 0..200 {
+            // Noise, so that a few groups are as much as is read at once.
+            let noise = |_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            };
+            let value = Bytes::from_iter((0..8192).map(noise));
+            writer.add(&key(block), Lsn::new(0x110), VersionKind::Image, &value).unwrap();
+            values.push((key(block), value));
+        }
+        let finished = writer.finish(None, None, Lsn::new(0x110), &[]).unwrap();
+        let written = std::fs::read(finished.path).unwrap();
+        let opened = layer(&written).opened().unwrap();
+        assert!(opened.groups() > 80, "{} groups", opened.groups());
+        for usage in [CursorUse::Alone, CursorUse::KeysAreRead] {
+            let (all, error) = given(&written, usage);
+            assert!(error.is_none() && all == values);
+            for group in [0, 1, 2, 7, 50, opened.groups() - 1] {
+                let mut damaged = written.clone();
+                let offset = opened.section(group).offset;
+                damaged[offset as usize + 100] ^= 1;
+                if group == 0 {
+                    assert!(layer(&damaged).cursor_with(StoredKey::MIN, usage).is_err());
+                    continue;
+                }
+                let (before, error) = given(&damaged, usage);
+                let keys = values.iter().take_while(|(key, _)| *key < opened.first(group).0).count();
+                assert!(before == values[..keys], "group {group}: {} of {keys}", before.len());
+                let Some(LayerError::Corrupt(corrupt)) = error else { panic!("group {group}: {error:?}") };
+                assert_eq!(corrupt.offset, offset);
+            }
+        }
+    }
+
+    fn read_back(file: &[u8]) {
+        let trailer = Trailer::decode(&file[file.len() - TRAILER_LEN..]).unwrap();
+        assert_eq!((trailer.after, trailer.upto), (Lsn::new(0x100), Lsn::new(0x130)));
+        assert_eq!(trailer.keys, KeyRange { first: StoredKey::from(&Key::Checkpoint), last: key(99) });
+        let layer = layer(file);
         assert_eq!(layer.verify().unwrap(), versions().len() as u64);
         assert_eq!(layer.boundaries().unwrap(), BOUNDARIES);
         let mut cursor = layer.cursor(StoredKey::MIN).unwrap();
