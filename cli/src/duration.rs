@@ -130,6 +130,16 @@ pub fn parse_cache_size(text: &str) -> Result<u64, String> {
     size.ok_or_else(|| format!("{text:?} is not a size: write bytes such as 500M, 10G or 2T"))
 }
 
+/// Bytes as [`parse_cache_size`] has them, of a cache in memory: in a smaller one the parts of layer files have no room.
+pub fn parse_page_cache_size(text: &str) -> Result<u64, String> {
+    const LEAST: u64 = 16 << 20;
+    let size = parse_cache_size(text)?;
+    if size < LEAST {
+        return Err(format!("{text:?} is too little to keep pages in: give it 16M or more"));
+    }
+    if usize::try_from(size).is_err() { Err(format!("{text:?} is more than there can be")) } else { Ok(size) }
+}
+
 /// A number of bytes for people.
 pub fn bytes_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
@@ -207,6 +217,8 @@ mod tests {
                 && parse_cache_size("T").is_err()
                 && parse_cache_size("99999999999T").is_err()
         );
+        assert_eq!((parse_page_cache_size("16M"), parse_page_cache_size("4G")), (Ok(16 << 20), Ok(4 << 30)));
+        assert!(parse_page_cache_size("15M").is_err_and(|error| error.contains("16M or more")));
         assert_eq!((bytes_text(5).as_str(), bytes_text(1536).as_str()), ("5 B", "1.5 kB"));
     }
 }

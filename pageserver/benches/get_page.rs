@@ -6,7 +6,7 @@
 //! from a Unix socket, `pread`s the page from a file that is in memory, and answers: what the way there and back costs.
 //!
 //! `BENCH_TABLE_MB` (default 512), `BENCH_REQUESTS` (default 4000; of each client and kind in a round), `BENCH_CLIENTS` (default 2), `BENCH_PAUSE_US`
-//! (default 500) and `BENCH_ROUNDS` (default 3) set the size.
+//! (default 500), `BENCH_ROUNDS` (default 3) and `BENCH_PAGE_CACHE_MB` (default 192, as of `ardent up`) set the size.
 
 #[path = "../tests/it/workload.rs"]
 mod workload;
@@ -47,9 +47,17 @@ const CHUNK_BYTES: usize = 128 << 10;
 enum Kind {
     /// Some that the page cache has.
     Cached,
-    /// Every other one is any page of the table, of which the caches hold a part.
-    Mixed,
+    /// One in so many is any page of the table, of which the caches hold a part.
+    Mixed(u32),
 }
+
+/// The mixes that are measured, with the one that compares with earlier figures last.
+const KINDS: [(&str, Kind); 4] = [
+    ("cached", Kind::Cached),
+    ("every tenth one of the whole table", Kind::Mixed(10)),
+    ("every fourth one of the whole table", Kind::Mixed(4)),
+    ("every other one of the whole table", Kind::Mixed(2)),
+];
 
 /// A connection that does one thing at a time, as a backend's.
 trait Client {
@@ -156,7 +164,8 @@ struct House {
 
 fn engine_config(folder: &Path) -> EngineConfig {
     let store = LocalFolder::open(&folder.join("store")).expect("the store opens");
-    EngineConfig::new(folder.join("local"), Arc::new(store))
+    let cache_mb = number_from("BENCH_PAGE_CACHE_MB", 192) as usize;
+    EngineConfig::new(folder.join("local"), Arc::new(store)).with_caches_of(cache_mb << 20)
 }
 
 fn make_root(folder: &Path, workload: &mut Workload) {
@@ -223,7 +232,7 @@ fn measure(client: &mut dyn Client, kind: Kind, blocks: u32, requests: u32, paus
     let mut took = Vec::with_capacity(requests as usize);
     for number in 0..requests {
         let block = match kind {
-            Kind::Mixed if number % 2 == 1 => below(blocks),
+            Kind::Mixed(one_in) if number % one_in == one_in - 1 => below(blocks),
             _ => below(HOT.min(blocks)),
         };
         std::thread::sleep(pause);
@@ -288,7 +297,7 @@ fn main() {
     let house = runtime.block_on(House::start(folder.path()));
     print_header();
     let mut shares = Vec::new();
-    for (name, kind) in [("cached", Kind::Cached), ("every other one of the whole table", Kind::Mixed)] {
+    for (name, kind) in KINDS {
         let (mut ours, mut peer) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             for is_ours in [true, false] {
@@ -320,7 +329,7 @@ fn main() {
         peer.sort_unstable_by(f64::total_cmp);
         let (median, p99) = match kind {
             Kind::Cached => ("<= 15 us", "-"),
-            Kind::Mixed => ("<= 50 us", "<= 1 ms"),
+            Kind::Mixed(_) => ("<= 50 us", "<= 1 ms"),
         };
         row(&format!("a page, {name}, median"), &ours, &peer, 50.0, median);
         row(&format!("a page, {name}, p99"), &ours, &peer, 99.0, p99);

@@ -127,7 +127,9 @@ impl Collector for AtScrape {
             ("memory_layer_bytes", "Versions in memory that are not durable yet", stats.memory_layer_bytes),
             ("spilled_bytes", "Local files that hold versions until these are in the store", stats.spilled_bytes),
             ("page_cache_bytes", "Rebuilt pages in memory", stats.page_cache_bytes),
+            ("page_cache_bytes_max", "Most of them", stats.page_cache_bytes_max),
             ("block_cache_bytes", "Blocks of layer files in memory", stats.block_cache_bytes),
+            ("block_cache_bytes_max", "Most of them", stats.block_cache_bytes_max),
             ("timelines_loaded", "Timelines in memory", stats.timelines_loaded),
             (
                 "compaction_debt_files",

@@ -44,7 +44,8 @@ fn metrics_follow_what_happens_and_are_for_who_has_the_token() {
     production.sql("alter system set max_slot_wal_keep_size = '1GB'");
     production.sql("select pg_reload_conf()");
     let port = free_port();
-    let mut house = House::prepare().with_arguments(&["--metrics-listen", &format!("127.0.0.1:{port}")]);
+    let listen = format!("127.0.0.1:{port}");
+    let mut house = House::prepare().with_arguments(&["--metrics-listen", &listen, "--page-cache-size", "48M"]);
     house.up();
     let token = fs::read_to_string(house.data_dir().join("keys/metrics.token")).expect("up writes it");
     let token = token.trim();
@@ -56,6 +57,8 @@ fn metrics_follow_what_happens_and_are_for_who_has_the_token() {
     }
     let told = get(port, "/metrics", Some(token)).1;
     assert_eq!(value(&told, "ardent_control_branches"), 0.0);
+    assert_eq!(value(&told, "ardent_pageserver_page_cache_bytes_max"), f64::from(32 << 20));
+    assert_eq!(value(&told, "ardent_pageserver_block_cache_bytes_max"), f64::from(16 << 20));
     assert!(told.ends_with("# EOF\n"), "{told}");
 
     house.connect("main", &production.tcp_url("postgres", "postgres"));

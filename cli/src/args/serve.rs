@@ -9,7 +9,7 @@ use ardent_api::addr::{ListenAddr, ServiceAddr};
 use ardent_connector::RestoreCommand;
 
 use super::history::{KeepArgs, RetentionArgs};
-use crate::duration::{parse_cache_size, parse_size};
+use crate::duration::{parse_cache_size, parse_page_cache_size, parse_size};
 use crate::up::object_store::StorePlace;
 
 /// `ardent up`.
@@ -41,6 +41,9 @@ pub struct UpArgs {
     /// Where pages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// What a page server keeps in memory.
+    #[command(flatten)]
+    pub memory: PageMemoryArgs,
     /// Whether WAL goes to the store too, a segment at a time, and is kept there as long as history: then the safekeepers' own disks hold
     /// little even while pages cannot be made of it. Once on, it stays on [default: on with an S3 store, off with a folder]
     #[arg(long, value_name = "on|off", value_parser = parse_on_off)]
@@ -106,6 +109,14 @@ pub struct StoreArgs {
     /// Largest size of the cache on local disk in front of an S3 store
     #[arg(long, value_name = "SIZE", default_value = "10G", value_parser = parse_cache_size)]
     pub cache_size: u64,
+}
+
+/// What a page server keeps in memory to be read again.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct PageMemoryArgs {
+    /// Most memory for pages that branches may ask for again, and for the parts of layer files that they come from; 16M at least
+    #[arg(long, value_name = "SIZE", default_value = "192M", value_parser = parse_page_cache_size)]
+    pub page_cache_size: u64,
 }
 
 /// How computes run.
@@ -221,6 +232,9 @@ pub struct PageserverArgs {
     /// Where pages are kept.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// What a page server keeps in memory.
+    #[command(flatten)]
+    pub memory: PageMemoryArgs,
     /// How long history is kept.
     #[command(flatten)]
     pub history: RetentionArgs,

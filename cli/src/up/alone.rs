@@ -79,7 +79,7 @@ pub fn page_server(output: &Output, args: &PageserverArgs) -> Result<(), Failure
         let verifier: TokenVerifier = read_verifier(&args.key)?;
         let (folder, retention) = (args.data_dir.clone(), args.history.retention());
         let store = open_store(folder.clone(), args.store.clone()).await?;
-        let keeping = PageKeeping { folder, store, retention };
+        let keeping = PageKeeping { folder, store, page_cache_size: args.memory.page_cache_size, retention };
         let mut metrics = Metrics::bind(&args.metrics).await?;
         let (listen, telling) = (&args.listen, verifier.clone());
         let (server, _) = start_page_server(keeping, listen, &args.safekeeper, verifier, token, &mut metrics).await?;

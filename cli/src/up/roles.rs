@@ -81,7 +81,8 @@ impl Roles {
         if args.metrics.metrics_listen.is_some() {
             keys::metrics_token(&place)?;
         }
-        let keeping = PageKeeping { folder, store, retention: args.keep.history.retention() };
+        let (page_cache_size, retention) = (args.memory.page_cache_size, args.keep.history.retention());
+        let keeping = PageKeeping { folder, store, page_cache_size, retention };
         let listen = [page_server_addr.clone()];
         let started = start_page_server(keeping, &listen, &safekeeper_addrs, verifier, wal_token, &mut metrics).await;
         let (page_server, engine) = match started {
@@ -296,6 +297,8 @@ pub struct PageKeeping {
     pub folder: PathBuf,
     /// Its store.
     pub store: OpenStore,
+    /// What it keeps in memory, in bytes.
+    pub page_cache_size: u64,
     /// How long it keeps history.
     pub retention: Duration,
 }
@@ -336,8 +339,10 @@ pub async fn start_page_server(
     metrics: &mut Metrics,
 ) -> Result<(Task, Weak<Engine>), Failure> {
     let store = keeping.store;
+    let engine = EngineConfig::new(keeping.folder.join("local"), store.store);
+    let page_cache_size = usize::try_from(keeping.page_cache_size).unwrap_or(usize::MAX);
     let config = PageserverConfig {
-        engine: EngineConfig { spill: store.is_far, ..EngineConfig::new(keeping.folder.join("local"), store.store) },
+        engine: EngineConfig { spill: store.is_far, ..engine.with_caches_of(page_cache_size) },
         retention: keeping.retention,
         listen: listen.to_vec(),
         verifier,

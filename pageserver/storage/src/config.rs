@@ -101,4 +101,10 @@ impl EngineConfig {
             faults: Arc::new(FailPoints::new()),
         }
     }
+
+    /// With caches of so many bytes together: two thirds for rebuilt pages, the rest for parts of layer files.
+    pub fn with_caches_of(self, bytes: usize) -> Self {
+        let block_cache_bytes = bytes / 3;
+        EngineConfig { page_cache_bytes: bytes - block_cache_bytes, block_cache_bytes, ..self }
+    }
 }

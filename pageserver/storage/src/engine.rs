@@ -454,7 +454,9 @@ impl Engine {
             memory_layer_bytes: self.shared.memory.load(Ordering::Relaxed) as u64,
             spilled_bytes: loaded.iter().map(|timeline| timeline.spilled_bytes()).sum(),
             page_cache_bytes: self.shared.pages.bytes() as u64,
+            page_cache_bytes_max: self.shared.config.page_cache_bytes as u64,
             block_cache_bytes: self.shared.blocks.bytes() as u64,
+            block_cache_bytes_max: self.shared.config.block_cache_bytes as u64,
             ..self.shared.stats.read()
         }
     }

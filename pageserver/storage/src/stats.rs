@@ -19,8 +19,12 @@ macro_rules! stats {
             pub spilled_bytes: u64,
             /// Memory in the page cache now, in bytes.
             pub page_cache_bytes: u64,
+            /// Most that there may be in it.
+            pub page_cache_bytes_max: u64,
             /// Memory in the block cache now, in bytes.
             pub block_cache_bytes: u64,
+            /// Most that there may be in it.
+            pub block_cache_bytes_max: u64,
             /// Timelines that are loaded now.
             pub timelines_loaded: u64,
             /// Files that compaction has yet to merge, of the loaded timeline that has most of them now.
