@@ -69,7 +69,8 @@ struct Ours {
     rel: RelTag,
     lsn: Lsn,
     out: BytesMut,
-    body: Vec<u8>,
+    /// An answer comes in one read here, as with the computes' client.
+    room: Vec<u8>,
 }
 
 impl Ours {
@@ -84,7 +85,7 @@ impl Ours {
         let token = house.issuer.issue(&claims);
         let ServiceAddr::Unix(path) = &house.address else { unreachable!("it listens on a Unix socket") };
         let stream = UnixStream::connect(path).expect("connects");
-        let mut client = Ours { stream, rel, lsn, out: BytesMut::new(), body: Vec::new() };
+        let mut client = Ours { stream, rel, lsn, out: BytesMut::new(), room: vec![0; 2 * BLCKSZ] };
         let hello = Hello { version: PROTOCOL_VERSION, capabilities: 0, tenant: TENANT, timeline: ROOT, token };
         assert!(matches!(client.ask(&Request::Hello(hello)), Response::HelloOk { .. }));
         client
@@ -94,12 +95,17 @@ impl Ours {
         self.out.clear();
         request.encode(&mut self.out);
         self.stream.write_all(&self.out).expect("the request goes out");
-        let mut header = [0; FRAME_HEADER_LEN];
-        self.stream.read_exact(&mut header).expect("an answer comes");
-        let (kind, length) = Frame::parse_header(header).expect("a frame");
-        self.body.resize(length, 0);
-        self.stream.read_exact(&mut self.body).expect("all of it comes");
-        Frame { kind, payload: bytes::Bytes::copy_from_slice(&self.body) }
+        let mut received = 0;
+        loop {
+            let more = self.stream.read(&mut self.room[received..]).expect("an answer comes");
+            assert!(more > 0, "the connection stays");
+            received += more;
+            let Some((header, body)) = self.room[..received].split_first_chunk::<FRAME_HEADER_LEN>() else { continue };
+            let (kind, length) = Frame::parse_header(*header).expect("a frame");
+            if body.len() >= length {
+                return Frame { kind, payload: bytes::Bytes::copy_from_slice(body) };
+            }
+        }
     }
 
     fn ask(&mut self, request: &Request) -> Response {
