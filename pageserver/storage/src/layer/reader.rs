@@ -231,6 +231,7 @@ impl Layer {
         self.cursor_with(key, CursorUse::Alone)
     }
 
+    /// The same, with what it is for.
     pub(crate) fn cursor_with(self: &Arc<Self>, key: StoredKey, usage: CursorUse) -> Result<LayerCursor, LayerError> {
         let opened = self.opened()?;
         let group = opened.groups_through(&key, Lsn::INVALID).saturating_sub(1);
