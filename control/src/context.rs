@@ -7,6 +7,7 @@ use ardent_api::control::ErrorInfo;
 use ardent_api::token::TokenIssuer;
 use ardent_types::BranchId;
 
+use crate::branches::not_found;
 use crate::compute::PoolConfig;
 use crate::deps::{ConnectorRuntime, LogicalRuntime, PageService, WalService};
 use crate::metrics::Metrics;
@@ -51,14 +52,16 @@ impl Context {
     }
 
     /// The connection string of a branch with the role's password; a role that has none, or whose has expired, gets one.
-    /// `None`: it was set by SQL, and only its verifier is known.
+    /// `None`: it was set by SQL, and only its verifier is known. A branch that was deleted since it was looked up is not found.
     pub fn url_with_password(&self, branch: &BranchRow, role: &str) -> Result<Option<String>, ErrorInfo> {
         let stored = self.store.credential(branch.id, role)?;
         let credential = match stored.filter(|credential| credential.expires_us.is_none_or(|at| at > now_us())) {
             Some(credential) => credential,
             None => {
                 let made = self.new_credential(branch, role)?;
-                self.store.put_credential(branch.id, &made)?;
+                if !self.store.put_credential(branch.id, &made)? {
+                    return Err(not_found(&branch.name));
+                }
                 made
             }
         };

@@ -127,10 +127,17 @@ impl Control {
         } else {
             task.await.map_err(|_| shutting_down())??
         };
-        let row = self.context.store.branch_by_id(made.branch.id)?.unwrap_or(made.branch);
+        let gone = || {
+            let message =
+                format!("branch {} is gone again: somebody has deleted it, or it could not be made", made.branch.name);
+            ErrorInfo::new(ApiErrorCode::Conflict, message).with_hint("create it again, or take another name")
+        };
+        let row = self.context.store.branch_by_id(made.branch.id)?.ok_or_else(gone)?;
         let mut branch = self.branch_info(&row)?;
         // One that was set by SQL is not known here.
-        if let Some(url) = self.context.url_with_password(&row, &row.role)? {
+        let url = self.context.url_with_password(&row, &row.role);
+        let url = url.map_err(|error| if error.code == ApiErrorCode::NotFound { gone() } else { error })?;
+        if let Some(url) = url {
             branch.url = url;
         }
         Ok(CreateBranchReply {
@@ -414,7 +421,9 @@ impl Control {
         let role = request.role.clone().unwrap_or_else(|| branch.role.clone());
         let mut credential = self.context.new_credential(&branch, &role)?;
         credential.expires_us = request.expires_s.filter(|seconds| *seconds > 0).map(expiry);
-        self.context.store.put_credential(branch.id, &credential)?;
+        if !self.context.store.put_credential(branch.id, &credential)? {
+            return Err(not_found(name));
+        }
         let url = self.context.url_with_password(&branch, &role)?.unwrap_or_default();
         self.url_reply(branch, role, url)
     }

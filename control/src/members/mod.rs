@@ -234,7 +234,6 @@ impl Control {
             ChangePhase::Cancelled => {
                 service.set_joining(change.joining());
                 self.end_change(service, &change, change.joining(), &current).await?;
-                service.set_joining(Vec::new());
             }
         }
         *self.changing.progress.lock() = Progress::default();
@@ -305,6 +304,8 @@ impl Control {
                 removed.map_err(|error| ChangeError::Waits(error.to_string()))?;
             }
         }
+        // Before anybody can see that it is over: nobody joins any more.
+        service.set_joining(Vec::new());
         self.context.store.end_member_change(&leaving, &current.members)?;
         info!(generation = %current.generation, "the change of the safekeepers is over");
         Ok(())

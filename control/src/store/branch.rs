@@ -598,8 +598,15 @@ impl Store {
         })
     }
 
-    /// Sets a role's password on a branch.
-    pub fn put_credential(&self, branch: BranchId, credential: &CredentialRow) -> Result<(), StoreError> {
-        self.write(|transaction| put_credential(transaction, branch, credential))
+    /// Sets a role's password on a branch. False: there is no such branch any more.
+    pub fn put_credential(&self, branch: BranchId, credential: &CredentialRow) -> Result<bool, StoreError> {
+        self.write(|transaction| {
+            let query = "SELECT EXISTS (SELECT 1 FROM branches WHERE id = ?1)";
+            let is_there = transaction.query_row(query, params![branch.to_string()], |row| row.get(0))?;
+            if is_there {
+                put_credential(transaction, branch, credential)?;
+            }
+            Ok(is_there)
+        })
     }
 }

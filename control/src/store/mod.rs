@@ -81,6 +81,13 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
+    /// A row that the change needs is not there any more.
+    #[error("what this is about has been deleted meanwhile")]
+    Gone {
+        /// The foreign key that it fails on.
+        #[source]
+        source: rusqlite::Error,
+    },
     /// A row that this program did not write.
     #[error("the database {path} is damaged: {what}")]
     Damaged {
@@ -97,8 +104,16 @@ impl From<StoreError> for ErrorInfo {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
         };
-        ErrorInfo::new(ApiErrorCode::Internal, message).with_hint("see whether the disk is full or read-only")
+        match error {
+            StoreError::Gone { .. } => ErrorInfo::new(ApiErrorCode::Conflict, error.to_string())
+                .with_hint("ardent branch list shows which branches there are"),
+            _ => ErrorInfo::new(ApiErrorCode::Internal, message).with_hint("see whether the disk is full or read-only"),
+        }
     }
+}
+
+fn fails_on_foreign_key(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
 
 /// The open store.
@@ -179,6 +194,7 @@ impl Store {
             rusqlite::Error::FromSqlConversionFailure(_, _, cause) => {
                 StoreError::Damaged { path: self.path.clone(), what: cause.to_string() }
             }
+            source if fails_on_foreign_key(&source) => StoreError::Gone { source },
             source => StoreError::Sqlite { path: self.path.clone(), action, source },
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use ardent_api::control::{ApiErrorCode, SlotInfo};
 use ardent_control::compute::ProcessIdentity;
@@ -345,6 +345,29 @@ async fn deleting_a_running_branch_leaves_nothing() {
     assert!(!folder.exists() && !folder.with_extension("spec").exists());
     assert_eq!(world.fakes.timelines(), (1, 0));
     world.fails("DELETE", "/v1/branches/a", None, ApiErrorCode::NotFound).await;
+}
+
+/// Of a branch that somebody else makes and deletes all the time each request says that it is there or that it is not, and nothing else.
+#[tokio::test]
+async fn what_is_asked_of_a_branch_that_comes_and_goes_is_answered() {
+    const ROUNDS: usize = 150;
+    let world = World::connected().await;
+    let over_and_over = async |method: &str, path: &str, body: Option<Value>, allowed: &[u16]| {
+        for _ in 0..ROUNDS {
+            let (status, value) = world.call(method, path, body.clone()).await;
+            assert!(allowed.contains(&status), "{method} {path}: {status} {value}");
+        }
+    };
+    let branch = || Some(json!({ "name": "a" }));
+    tokio::join!(
+        over_and_over("POST", "/v1/branches", branch(), &[200, 409]),
+        over_and_over("POST", "/v1/branches", branch(), &[200, 409]),
+        over_and_over("DELETE", "/v1/branches/a", None, &[200, 404, 409]),
+        over_and_over("DELETE", "/v1/branches/a", None, &[200, 404, 409]),
+        over_and_over("GET", "/v1/branches/a/url", None, &[200, 404]),
+        over_and_over("POST", "/v1/branches/a/password", Some(json!({})), &[200, 404]),
+        over_and_over("POST", "/v1/branches/a/checkpoints", Some(json!({})), &[200, 404, 409]),
+    );
 }
 
 #[tokio::test]
