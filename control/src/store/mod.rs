@@ -81,8 +81,8 @@ pub enum StoreError {
         #[source]
         source: rusqlite::Error,
     },
-    /// A row that the change needs is not there any more.
-    #[error("what this is about has been deleted meanwhile")]
+    /// A row that the change needs is not there any more, or one that is to go is needed yet.
+    #[error("what this is about has been deleted meanwhile, or something hangs on it")]
     Gone {
         /// The foreign key that it fails on.
         #[source]
@@ -105,7 +105,7 @@ impl From<StoreError> for ErrorInfo {
             None => error.to_string(),
         };
         match error {
-            StoreError::Gone { .. } => ErrorInfo::new(ApiErrorCode::Conflict, error.to_string())
+            StoreError::Gone { .. } => ErrorInfo::new(ApiErrorCode::Conflict, message)
                 .with_hint("ardent branch list shows which branches there are"),
             _ => ErrorInfo::new(ApiErrorCode::Internal, message).with_hint("see whether the disk is full or read-only"),
         }
@@ -316,6 +316,18 @@ mod tests {
         connection.execute_batch("CREATE TABLE someone(elses)").expect("made");
         drop(connection);
         assert!(matches!(Store::open(&other), Err(StoreError::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_change_whose_row_is_gone_is_a_conflict_and_keeps_its_cause() {
+        let folder = tempfile::tempdir().expect("folder");
+        let store = Store::open(&folder.path().join("control.db")).expect("made");
+        let query = "INSERT INTO roles (branch_id, oid, name, can_login) VALUES ('gone', 10, 'r', 1)";
+        let error = store.write(|transaction| transaction.execute(query, [])).expect_err("there is no such branch");
+        assert!(matches!(error, StoreError::Gone { .. }), "{error:?}");
+        let told = ErrorInfo::from(error);
+        assert_eq!(told.code, ApiErrorCode::Conflict);
+        assert!(told.message.contains("deleted meanwhile") && told.message.contains("FOREIGN KEY"), "{}", told.message);
     }
 
     #[test]
